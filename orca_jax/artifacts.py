@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MANIFEST = "manifest.json"
+STARTED = ".started.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 
@@ -97,8 +98,17 @@ def is_finished(directory: str | os.PathLike[str], made_by: Mapping[str, Any], i
     manifest = read_manifest(directory)
     if manifest["fingerprint"] == fingerprint(made_by, inputs):
         return True
-    changed = _changes(manifest["made_by"], dict(made_by)) + _changes(manifest["inputs"], dict(inputs))
-    raise ArtifactError(
+    raise _made_otherwise(directory, manifest, made_by, inputs)
+
+
+def _made_otherwise(
+    directory: str | os.PathLike[str],
+    there: Mapping[str, Any],
+    made_by: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> ArtifactError:
+    changed = _changes(there["made_by"], dict(made_by)) + _changes(there["inputs"], dict(inputs))
+    return ArtifactError(
         f"{directory} was made with other settings ({'; '.join(changed) or 'unknown'}). "
         "Use another workdir, or remove that directory to make it again."
     )
@@ -113,6 +123,22 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -
         elif before != after:
             changes.append(f"{prefix}{key}: {before!r:.60} there, {after!r:.60} now")
     return changes
+
+
+def begin(directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Marks an unfinished artifact with what makes it, so that only the same program goes on with it.
+
+    Raises:
+      ArtifactError: something else began it.
+    """
+    path, mark = Path(directory) / STARTED, fingerprint(made_by, inputs)
+    if not path.exists():
+        with atomic_write(path) as file:
+            json.dump({"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str)
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun["fingerprint"] != mark:
+        raise _made_otherwise(directory, begun, made_by, inputs)
 
 
 def finish(

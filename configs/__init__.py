@@ -1,0 +1,1 @@
+"""One file an experiment; each file's docstring is its document."""

@@ -1,0 +1,41 @@
+"""The embedded default: a 1.6M-parameter student learns puzzles from two procedural oracles."""
+
+from ml_collections import ConfigDict
+
+from configs.arguments import parse
+
+FAMILIES = ("web_of_lies", "navigate", "object_counting", "boolean_expressions", "tracking_shuffled_objects")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default|full`, `runlocal` (seconds instead of minutes)."""
+    args = parse(arg, variant=("default", "full"))
+    config = ConfigDict()
+    config.name = "mini"
+    config.seed = 0
+    config.bbh_folder = ""
+    config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+    config.puzzles = dict(
+        families=FAMILIES, difficulties=(1, 2, 3), per_family=4000, messages={"1": 1.0, "7": 2.0, "4": 0.5, "8": 0.5}
+    )
+    config.teachers = [
+        dict(name="apprentice", brevity=0.3, reach=2, error_rate=0.05, bare_reply="The answer is {answer}."),
+        dict(name="expert", share=0.5),
+    ]
+    config.data = dict(row_length=512, max_segments=32)
+    config.student = dict(vocab_size=2048, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False)
+    config.curriculum = [
+        dict(name="apprentice", datasets={"apprentice": 1.0}, epochs=1, learning_rate=1.5e-3, warmup_steps=50, final_fraction=0.5),
+        dict(name="expert", datasets={"expert": 1.0}, epochs=2, learning_rate=1.5e-3, warmup_steps=20),
+    ]
+    config.optimizer = dict()
+    config.train = dict(batch_rows=8, checkpoint_every=100, log_every=10)
+    config.mesh = dict()
+    config.evaluation = dict(per_family=60)
+    if args.runlocal:
+        config.puzzles.per_family = 40
+        config.student.update(hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8, vocab_size=512)
+        for stage in config.curriculum:
+            stage.update(steps=3, warmup_steps=1)
+        config.evaluation.update(per_family=3, max_tokens=16)
+    return config

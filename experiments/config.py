@@ -1,0 +1,145 @@
+"""What an experiment's config file may say, as dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orca_jax import settings
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.sharding import MeshConfig
+from orca_jax.training.curriculum import StageConfig
+from orca_jax.training.optimizer import OptimizerConfig
+from orca_jax.training.trainer import TrainConfig
+
+MAX_KEYS = 60
+TEACHER_KINDS = ("oracle", "file")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PuzzlesConfig:
+    """Which puzzles are asked.
+
+    Attributes:
+      families, difficulties: of the training queries.
+      per_family: training queries a family.
+      messages: system message id (as text) to its share of the queries; ids for multiple choice only
+        are drawn where the puzzle has options.
+    """
+
+    families: tuple[str, ...] = ()
+    difficulties: tuple[int, ...] = (1, 2, 3)
+    per_family: int = 1000
+    messages: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0, "7": 1.0})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One teacher, and the data set of its traces, which has its name.
+
+    Attributes:
+      kind: `oracle` (procedural, see queries.puzzles.oracles) or `file` (traces from a file).
+      path: of the file.
+      share: of the queries that it is asked; a smaller share is a part of every greater one.
+      brevity, reach, error_rate: the oracle's knobs.
+      bare_reply: how the oracle gives an answer alone.
+    """
+
+    name: str
+    kind: str = "oracle"
+    path: str = ""
+    share: float = 1.0
+    brevity: float = 0.0
+    reach: int = 1_000_000
+    error_rate: float = 0.0
+    bare_reply: str = "{answer}"
+
+    def __post_init__(self) -> None:
+        if self.kind not in TEACHER_KINDS:
+            raise ValueError(f"teacher {self.name!r}: kind {self.kind!r}; known: {', '.join(TEACHER_KINDS)}")
+        if (self.kind == "file") != bool(self.path):
+            raise ValueError(f"teacher {self.name!r}: a path goes with kind 'file', and only with it")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """From traces to rows. `tokenizer` is a SentencePiece file or folder; empty: train one."""
+
+    tokenizer: str = ""
+    layout: str = "orca"
+    row_length: int = 512
+    max_segments: int = 32
+    overlong: str = "truncate"
+    validation_fraction: float = 0.02
+    workers: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What the student is examined on. `messages` are ids of system messages; temperature 0 is greedy."""
+
+    per_family: int = 100
+    difficulties: tuple[int, ...] = (1, 2, 3)
+    messages: tuple[int, ...] = (1, 7)
+    bbh_modes: tuple[str, ...] = ("orca", "orca_cot")
+    max_tokens: int = 256
+    max_length: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A whole experiment. `bbh_folder` is examined, and its questions never reach training."""
+
+    name: str
+    seed: int = 0
+    bbh_folder: str = ""
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    puzzles: PuzzlesConfig
+    teachers: tuple[TeacherConfig, ...]
+    data: DataConfig
+    student: LlamaConfig
+    curriculum: tuple[StageConfig, ...]
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) < len(names) or "validation" in names:
+            raise ValueError(f"teachers need distinct names other than 'validation'; got {', '.join(names)}")
+        for stage in self.curriculum:
+            unknown = sorted(set(stage.datasets) - set(names))
+            if unknown:
+                raise ValueError(
+                    f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "
+                    f"the teachers are {', '.join(names)}"
+                )
+
+
+def load(config: Any) -> ExperimentConfig:
+    """Turns a ConfigDict (or a plain mapping) into dataclasses.
+
+    Raises:
+      SettingsError: a key is unknown, missing or ill-typed, or there are more than 60 keys.
+    """
+    values = json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else config
+    keys = settings.count_keys(values)
+    if keys > MAX_KEYS:
+        raise settings.SettingsError(f"the config has {keys} keys; at most {MAX_KEYS} are allowed")
+    return settings.build(ExperimentConfig, values)
+
+
+def plain(part: Any) -> Any:
+    """A dataclass, or a tuple of them, as JSON values, for manifests."""
+    if isinstance(part, tuple):
+        return [plain(entry) for entry in part]
+    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part

@@ -1,0 +1,29 @@
+"""The whole road: queries, traces, tokens, student, replies, table. Run again, it goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments import collect, evaluate, launch, prepare, tables, train
+from experiments.config import ExperimentConfig, load
+
+log = logging.getLogger(__name__)
+PROGRAMS = (collect, prepare, train, evaluate, tables)
+
+
+def run(config: Any, workdir: str | Path) -> str:
+    """Runs an experiment in `workdir` and returns its table. A notebook may call this."""
+    experiment = config if isinstance(config, ExperimentConfig) else load(config)
+    table = ""
+    for program in PROGRAMS:
+        started = time.monotonic()
+        table = program.run(experiment, Path(workdir)) or ""
+        log.info("%s took %.0f s", program.__name__.rpartition(".")[2], time.monotonic() - started)
+    return table
+
+
+if __name__ == "__main__":
+    launch.main(run)

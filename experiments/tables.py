@@ -1,0 +1,53 @@
+"""Scores to the table: what is printed at a run's end, and kept as table.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments import launch
+from experiments.config import ExperimentConfig
+from orca_jax import artifacts
+from orca_jax.reporting import tables
+
+ORACLE_NOTE = (
+    "The teachers are procedural oracles that know each puzzle's solution, not language models: "
+    "these numbers say what this miniature student learned from them, and nothing about ChatGPT or GPT-4."
+)
+MESSAGE_NAMES = {1: "empty message", 7: "step by step"}
+
+
+def scores(workdir: Path, name: str) -> dict[str, Any]:
+    directory = workdir / "evaluation" / name
+    artifacts.read_manifest(directory)
+    return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
+
+
+def render(config: ExperimentConfig, workdir: Path) -> str:
+    """The Markdown of everything that was examined."""
+    parts = [f"# {config.name}"]
+    if config.puzzles.families:
+        by_message = {
+            MESSAGE_NAMES.get(i, f"message {i}"): scores(workdir, f"puzzles-message-{i}")
+            for i in config.evaluation.messages
+        }
+        oracles = any(teacher.kind == "oracle" for teacher in config.teachers)
+        table = tables.puzzle_table(by_message, note=ORACLE_NOTE if oracles else "")
+        parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
+    if config.bbh_folder:
+        by_run = {f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes}
+        parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def run(config: ExperimentConfig, workdir: Path) -> str:
+    text = render(config, workdir)
+    with artifacts.atomic_write(workdir / "table.md") as file:
+        file.write(text)
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    launch.main(run)

@@ -1,0 +1,1 @@
+"""One engine that puts questions to anything that chats, and pays for no answer twice."""

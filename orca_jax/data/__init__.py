@@ -1,0 +1,1 @@
+"""From traces to rows: tokenizer, prompt layouts, token store, packing plan, loader."""

@@ -1,0 +1,131 @@
+"""Batches by step: each process builds the rows that its own devices hold, ahead of the loop, with Grain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from orca_jax.data.packing import PackingPlan, make_plan
+from orca_jax.data.rows import Row, build_row, stack
+from orca_jax.data.tokens import TokenStore
+
+
+class RowBuilder:
+    """Rows of several token stores by (data set, epoch, row), under one packing.
+
+    Plans are kept for the few epochs in use; stores are read at random.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, TokenStore],
+        *,
+        row_length: int,
+        max_segments: int,
+        overlong: str,
+        pad_id: int,
+        seed: int,
+    ):
+        self.stores = dict(stores)
+        self.row_length = row_length
+        self.max_segments = max_segments
+        self.pad_id = pad_id
+        self.seed = seed
+        self.lengths = {name: store.effective_lengths(row_length, overlong) for name, store in stores.items()}
+        self.plan_of = functools.lru_cache(maxsize=8)(self._plan)
+
+    def _plan(self, dataset: str, epoch: int) -> PackingPlan:
+        """The packing plan of a data set's epoch."""
+        if dataset not in self.stores:
+            raise ValueError(f"the curriculum names data set {dataset!r}; known: {', '.join(self.stores)}")
+        return make_plan(
+            self.lengths[dataset],
+            row_length=self.row_length,
+            max_segments=self.max_segments,
+            seed=self.seed,
+            epoch=epoch,
+        )
+
+    def examples(self, dataset: str, epoch: int, row: int) -> np.ndarray:
+        """Which examples a row holds, int64; none past the plan's end."""
+        return self.plan_of(dataset, epoch).row(row)
+
+    def row(self, dataset: str, epoch: int, row: int) -> Row:
+        store = self.stores[dataset]
+        examples = [store[index] for index in self.examples(dataset, epoch, row)]
+        return build_row(examples, self.row_length, self.pad_id)
+
+
+class Batch(NamedTuple):
+    """The rows of a step that this process holds, and where they stand in the global batch."""
+
+    step: int
+    indices: tuple[int, ...]
+    rows: Row
+
+
+def held_rows(rows: int, placement: NamedSharding) -> tuple[int, ...]:
+    """Which rows of a global batch this process's devices hold."""
+    slices = placement.addressable_devices_indices_map((rows,)).values()
+    held = {index for (part,) in slices for index in range(rows)[part]}
+    return tuple(sorted(held))
+
+
+class _Source:
+    """Random access by step, for Grain."""
+
+    def __init__(self, refs: Callable[[int], Sequence[Any]], steps: int, builder: RowBuilder, held: tuple[int, ...]):
+        self.refs = refs
+        self.steps = steps
+        self.builder = builder
+        self.held = held
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        refs = self.refs(step)
+        return Batch(step, self.held, stack([self.builder.row(*refs[index]) for index in self.held]))
+
+
+def batches(
+    refs: Callable[[int], Sequence[Any]],
+    *,
+    start: int,
+    stop: int,
+    rows: int,
+    builder: RowBuilder,
+    placement: NamedSharding,
+    threads: int = 2,
+    ahead: int = 8,
+) -> Iterator[Batch]:
+    """Batches of steps `start` to `stop`, in order, built `ahead` of their use.
+
+    Args:
+      refs: the global batch's (data set, epoch, row) triples of a step.
+      rows: rows in a global batch.
+      placement: how a global batch is laid over the devices.
+    """
+    import grain
+
+    source = _Source(refs, stop, builder, held_rows(rows, placement))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(source)[start:stop].to_iter_dataset(options))
+
+
+def on_devices(batch: Batch, rows: int, placement: NamedSharding) -> Row:
+    """The global batch as arrays [rows, row_length] over all processes' devices."""
+    place = {index: i for i, index in enumerate(batch.indices)}
+
+    def array(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return local[[place[row] for row in range(rows)[index[0]]]]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), placement, part)
+
+    return Row(*map(array, batch.rows))

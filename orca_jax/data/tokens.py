@@ -1,0 +1,243 @@
+"""The token store: traces as token ids and loss weights, in order, in the TFDS on-disk format.
+
+A store is a folder of ArrayRecord shards that `tfds.builder_from_directory` reads; beside them stand
+`lengths.npy` (what packing needs) and `columns.npz` (what the rows are counted and grouped by). Each
+shard has a `.npz` of its own, renamed into place after it, so a killed run goes on with the shard it
+was at.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orca_jax import artifacts
+from orca_jax.data import layouts
+from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.records import Outcome, Trace
+
+NAME = "traces"
+SPLIT = "train"
+SHARD_SIZE = 4096
+GROUPS = ("collection", "task", "teacher", "system_message_id")
+
+
+def features() -> Any:
+    """The TFDS features of one example; tokens and weights as raw little-endian bytes."""
+    import tensorflow_datasets as tfds
+
+    def vector(dtype: Any) -> Any:
+        return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
+
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "tokens": vector(np.int32),
+            "weights": vector(np.float32),
+            "roles": vector(np.uint8),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns a trace into tokens: the same for every worker."""
+
+    tokenizer: Tokenizer
+    layout: str
+
+    def __call__(self, trace: Trace) -> layouts.Encoded:
+        return layouts.encode(trace.messages, self.layout, self.tokenizer)
+
+
+def shard_path(directory: Path, index: int, shards: int) -> Path:
+    return directory / f"{NAME}-{SPLIT}.array_record-{index:05d}-of-{shards:05d}"
+
+
+def _sidecar(directory: Path, index: int) -> Path:
+    return directory / f".shard-{index:05d}.npz"
+
+
+def trainable(trace: Trace) -> bool:
+    return trace.outcome is Outcome.OK and bool(trace.answer.strip())
+
+
+def write_shard(directory: Path, index: int, shards: int, traces: Sequence[Trace], encode: Encoder) -> int:
+    """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
+
+    Traces that do not train (outcome other than ok, empty answer) are counted in the sidecar.
+
+    Raises:
+      LayoutError: a conversation does not fit the layout; names the trace.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    spec, columns = features(), collections.defaultdict(list)
+    path = shard_path(directory, index, shards)
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    for trace in filter(trainable, traces):
+        encoded = _encode(trace, encode)
+        writer.write(spec.serialize_example({"id": trace.id, **_arrays(encoded)}))
+        for name, value in _columns(trace, encoded).items():
+            columns[name].append(value)
+    writer.close()
+    os.replace(temporary, path)
+    dropped = collections.Counter(str(t.outcome) if t.outcome != Outcome.OK else "empty" for t in traces if not trainable(t))
+    arrays = {name: np.array(values) for name, values in columns.items()}
+    with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
+        np.savez(file, dropped=np.array(sorted(dropped.elements())), **arrays)
+    return sum(map(trainable, traces))
+
+
+def _encode(trace: Trace, encode: Encoder) -> layouts.Encoded:
+    try:
+        return encode(trace)
+    except layouts.LayoutError as error:
+        raise layouts.LayoutError(f"trace {trace.id!r}: {error}") from error
+
+
+def _arrays(encoded: layouts.Encoded) -> dict[str, np.ndarray]:
+    return {"tokens": encoded.tokens, "weights": encoded.weights, "roles": encoded.roles.astype(np.uint8)}
+
+
+def _columns(trace: Trace, encoded: layouts.Encoded) -> dict[str, Any]:
+    """What is known of an example without its tokens; positions are those of a row (see `rows`)."""
+    supervised = np.flatnonzero(encoded.weights[1:])
+    return {
+        "length": len(encoded.tokens) - 1,
+        "first_supervised": supervised[0] if len(supervised) else -1,
+        "supervised": len(supervised),
+        "collection": trace.collection,
+        "task": trace.task,
+        "teacher": trace.teacher,
+        "system_message_id": -1 if trace.system_message_id is None else trace.system_message_id,
+    }
+
+
+def write_store(
+    directory: str | os.PathLike[str],
+    traces: Iterable[Trace],
+    count: int,
+    encode: Encoder,
+    *,
+    workers: int = 1,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes the shards that are missing, then the store's metadata; returns its counts.
+
+    Args:
+      count: how many traces there are, which fixes the number of shards.
+      workers: processes that encode; the bytes written do not depend on it.
+      on_shard: called with (shards done, shards) as they are written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = max(1, math.ceil(count / SHARD_SIZE))
+    jobs = (job for job in _jobs(traces, shards) if not _sidecar(directory, job[0]).exists())
+    done = sum(_sidecar(directory, index).exists() for index in range(shards))
+    work = functools.partial(_write_job, directory, shards, encode)
+    for _ in _mapped(work, jobs, workers):
+        done += 1
+        if on_shard:
+            on_shard(done, shards)
+    return _finish(directory, shards)
+
+
+def _jobs(traces: Iterable[Trace], shards: int) -> Iterator[tuple[int, list[Trace]]]:
+    iterator = iter(traces)
+    for index in range(shards):
+        yield index, list(itertools.islice(iterator, SHARD_SIZE))
+
+
+def _write_job(directory: Path, shards: int, encode: Encoder, job: tuple[int, list[Trace]]) -> int:
+    return write_shard(directory, job[0], shards, job[1], encode)
+
+
+def _mapped(work: Callable[[Any], int], jobs: Iterable[Any], workers: int) -> Iterator[int]:
+    """`work` over `jobs` in this process or in several, with at most two jobs a worker in memory."""
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pending: collections.deque[concurrent.futures.Future[int]] = collections.deque()
+        for job in jobs:
+            pending.append(pool.submit(work, job))
+            if len(pending) >= 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _finish(directory: Path, shards: int) -> dict[str, Any]:
+    """Joins the sidecars and writes TFDS's metadata."""
+    import tensorflow_datasets as tfds
+
+    parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
+    dropped = collections.Counter(itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts))
+    lengths = [len(part.get("length", ())) for part in parts]
+    full = [part for part in parts if len(part)]
+    columns = {name: np.concatenate([part[name] for part in full]) for name in full[0]} if full else {}
+    with artifacts.atomic_write(directory / "lengths.npy", "wb") as file:
+        np.save(file, columns.pop("length", np.zeros(0)).astype(np.int64))
+    with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
+        np.savez(file, **columns)
+    size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))
+    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=features(), split_infos=[split], check_data=False
+    )
+    return {"examples": sum(lengths), "shards": shards, "dropped": dict(sorted(dropped.items()))}
+
+
+class TokenStore:
+    """Random access to a finished store, and the columns beside it.
+
+    Attributes:
+      lengths: int64 [n], positions an example fills in a row (its tokens less one).
+      columns: arrays [n]: `first_supervised`, `supervised` and the names in GROUPS.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        import tensorflow_datasets as tfds
+
+        self.directory = Path(directory)
+        self.manifest = artifacts.read_manifest(directory)
+        self.lengths = np.load(self.directory / "lengths.npy")
+        with np.load(self.directory / "columns.npz") as columns:
+            self.columns = {name: columns[name] for name in columns.files}
+        self._source = tfds.builder_from_directory(os.fspath(directory)).as_data_source(SPLIT)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`id` (str), `tokens` int32 [n], `weights` float32 [n], `roles` uint8 [n]."""
+        example = self._source[int(index)]
+        return {**example, "id": example["id"].decode()}
+
+    def effective_lengths(self, row_length: int, overlong: str) -> np.ndarray:
+        """Lengths int64 [n] as they are packed: 0 for what is left out.
+
+        Args:
+          overlong: `truncate` cuts the answer's end off what exceeds a row, `drop` leaves it out. An
+            example that has nothing supervised left is left out too.
+        """
+        if overlong not in ("truncate", "drop"):
+            raise ValueError(f"data.overlong={overlong!r}; known: truncate, drop")
+        lengths = self.lengths
+        cut = np.minimum(lengths, row_length) if overlong == "truncate" else np.where(lengths > row_length, 0, lengths)
+        first = self.columns["first_supervised"]
+        return np.where((first >= 0) & (first < cut), cut, 0)

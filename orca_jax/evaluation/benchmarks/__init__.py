@@ -1,0 +1,1 @@
+"""One benchmark a file: its reader, its prompts and its known faults; each makes `Question`s."""

@@ -1,0 +1,201 @@
+"""Big-Bench Hard (arXiv 2210.09261): reader, prompts and known faults of its 27 files.
+
+Two modes:
+  `orca`      the paper's multiple-choice form (section 4.2.2), in AGIEval's wording: a one-line task
+              description, question, options and "Among A through D, the answer is"; the first capital
+              letter of the reply counts. The paper does not print its descriptions nor say how it
+              lettered the yes/no tasks: the descriptions are ours, and words are lettered in the order
+              in which the files list them. 23 tasks: those with free answers have no such form.
+  `orca_cot`  the file's own question and a step-by-step cue; the last well-formed answer counts
+              (`extraction.robust`). All 27 tasks.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orca_jax.evaluation import extraction
+from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.scoring import Group
+
+BENCHMARK = "bbh"
+MODES = ("orca", "orca_cot")
+
+
+class BbhError(ValueError):
+    """A BBH file is missing, incomplete or not what it should be."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """`words` are the answers of a yes/no-type task; without them and not `free`, options are lettered."""
+
+    name: str
+    description: str
+    size: int = 250
+    words: tuple[str, ...] = ()
+    free: bool = False
+
+
+_TASK_LIST = (
+    Task("boolean_expressions", "Work out the value of a Boolean expression.", words=("True", "False")),
+    Task("causal_judgement", "Judge what caused an event.", size=187, words=("Yes", "No")),
+    Task("date_understanding", "Work out a date from what is said."),
+    Task("disambiguation_qa", "Say whom an ambiguous pronoun refers to."),
+    Task("dyck_languages", "Close all open brackets in the right order.", free=True),
+    Task("formal_fallacies", "Tell valid arguments from fallacies.", words=("valid", "invalid")),
+    Task("geometric_shapes", "Name the shape that an SVG path draws."),
+    Task("hyperbaton", "Choose the right order of adjectives."),
+    Task("logical_deduction_five_objects", "Deduce the order of five objects."),
+    Task("logical_deduction_seven_objects", "Deduce the order of seven objects."),
+    Task("logical_deduction_three_objects", "Deduce the order of three objects."),
+    Task("movie_recommendation", "Choose the movie that is most like those named."),
+    Task("multistep_arithmetic_two", "Solve an arithmetic problem of several steps.", free=True),
+    Task("navigate", "Say whether the instructions lead back to the start.", words=("Yes", "No")),
+    Task("object_counting", "Count the objects that are asked for.", free=True),
+    Task("penguins_in_a_table", "Answer a question about a table of penguins.", size=146),
+    Task("reasoning_about_colored_objects", "Answer a question about colored objects."),
+    Task("ruin_names", "Choose the funniest change to a name."),
+    Task("salient_translation_error_detection", "Name the kind of error in a translation."),
+    Task("snarks", "Choose the sarcastic one of two statements.", size=178),
+    Task("sports_understanding", "Say whether a sentence about sports is plausible.", words=("yes", "no")),
+    Task("temporal_sequences", "Find the time at which something could have happened."),
+    Task("tracking_shuffled_objects_five_objects", "Track five objects through swaps."),
+    Task("tracking_shuffled_objects_seven_objects", "Track seven objects through swaps."),
+    Task("tracking_shuffled_objects_three_objects", "Track three objects through swaps."),
+    Task("web_of_lies", "Say whether a person tells the truth.", words=("Yes", "No")),
+    Task("word_sorting", "Sort words alphabetically.", free=True),
+)
+TASKS: Mapping[str, Task] = {task.name: task for task in _TASK_LIST}
+PAPER_TASKS = tuple(task.name for task in _TASK_LIST if not task.free)
+GROUPS = (Group("paper23", PAPER_TASKS, "macro"), Group("all27", tuple(TASKS), "micro"))
+
+# Rows (from 0) whose target is none of their options; they can never be right and are not scored. Odd but
+# scored: ruin_names 51 lists three options, and snarks 88 only one, so that chance there is 1.
+UNSCORED: Mapping[str, tuple[int, ...]] = {"movie_recommendation": (163,), "ruin_names": (99, 144)}
+
+_OPTIONS_HEAD = "\nOptions:\n"
+_OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Example:
+    """One row: the file's `input` as it is, and taken apart. `labels` is empty for free answers."""
+
+    task: Task
+    row: int
+    input: str
+    stem: str
+    labels: tuple[str, ...]
+    options: tuple[str, ...]
+    target: str
+
+
+def questions(directory: str | Path, *, mode: str) -> list[Question]:
+    """The scored questions of every BBH file in `directory`, in file order.
+
+    In mode `orca` the free-answer tasks are left out.
+
+    Raises:
+      BbhError: the mode is unknown, there is no BBH file, or one is truncated, damaged or has a target
+        that is not an option (known faults apart); the message names file and row.
+    """
+    if mode not in MODES:
+        raise BbhError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
+    files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
+    if not files:
+        raise BbhError(f"{directory} holds no BBH file; expected <task>.json, for example navigate.json")
+    made = []
+    for path in files:
+        task = TASKS[path.stem]
+        if not (mode == "orca" and task.free):
+            made += _task_questions(_read(path, task), mode)
+    return made
+
+
+def counts(examined: Iterable[Question]) -> dict[str, Any]:
+    """Questions and tasks examined, and the rows left out for known faults, for a manifest."""
+    sizes = collections.Counter(question.task for question in examined)
+    unscored = {task: len(UNSCORED[task]) for task in sizes if task in UNSCORED}
+    return {"questions": sizes.total(), "tasks": len(sizes), "unscored": unscored}
+
+
+def _read(path: Path, task: Task) -> list[_Example]:
+    try:
+        examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
+        rows = [(str(example["input"]), str(example["target"])) for example in examples]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BbhError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
+    if len(rows) != task.size:
+        raise BbhError(f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again")
+    known = UNSCORED.get(task.name, ())
+    return [_example(task, row, *texts, path=path) for row, texts in enumerate(rows) if row not in known]
+
+
+def _example(task: Task, row: int, text: str, target: str, *, path: Path) -> _Example:
+    if task.free:
+        return _Example(task, row, text, text, (), (), target)
+    stem, _, tail = text.rpartition(_OPTIONS_HEAD) if _OPTIONS_HEAD in text else (text, "", "")
+    lines = map(_OPTION.match, tail.split("\n"))
+    options = task.words or tuple(match[2].strip() for match in lines if match)
+    labels = task.words or tuple(_letters(len(options)))
+    target = target if task.words else target.removeprefix("(").removesuffix(")")
+    if target not in labels:
+        known = ", ".join(labels) or "none found"
+        raise BbhError(f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again")
+    return _Example(task, row, text, stem, labels, options, target)
+
+
+def _letters(count: int) -> str:
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
+
+
+def _task_questions(examples: list[_Example], mode: str) -> list[Question]:
+    targets = collections.Counter(example.target for example in examples)
+    majority = max(targets.values()) / len(examples)
+    if mode == "orca_cot":
+        return [_cot_question(example, majority) for example in examples]
+    letters = extraction.widened(_letters(max(len(example.labels) for example in examples)))
+    return [_orca_question(example, majority, letters) for example in examples]
+
+
+def _orca_question(example: _Example, majority: float, letters: str) -> Question:
+    labels = _letters(len(example.labels))
+    options = " ".join(f"({letter}) {option}" for letter, option in zip(labels, example.options))
+    text = (
+        f"{example.task.description}\n\nQ: {example.stem} Answer Choices: {options}\n"
+        f"A: Among A through {labels[-1]}, the answer is"
+    )
+    return Question(
+        benchmark=BENCHMARK,
+        task=example.task.name,
+        id=f"{example.task.name}-{example.row}",
+        text=text,
+        target=labels[example.labels.index(example.target)],
+        choices=tuple(labels),
+        chance=1 / len(labels),
+        majority=majority,
+        mode="orca",
+        extra={"letters": letters},
+    )
+
+
+def _cot_question(example: _Example, majority: float) -> Question:
+    return Question(
+        benchmark=BENCHMARK,
+        task=example.task.name,
+        id=f"{example.task.name}-{example.row}",
+        text=f"Q: {example.input}\nA: Let's think step by step.",
+        target=example.target,
+        choices=example.labels,
+        chance=1 / len(example.labels) if example.labels else 0.0,
+        majority=majority,
+        mode="orca_cot",
+        extra={"options": list(example.options)} if example.options and not example.task.words else {},
+    )

@@ -1,0 +1,54 @@
+"""Procedural puzzles as an examination: a task is a family, and items keep difficulty and step scores."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from orca_jax.evaluation.questions import Question
+from orca_jax.queries.puzzles.base import Puzzle
+from orca_jax.queries.puzzles.checking import check_steps
+from orca_jax.records import Reply
+
+BENCHMARK = "puzzles"
+
+
+def questions(puzzles: Sequence[Puzzle], *, mode: str = "robust") -> list[Question]:
+    """One question a puzzle; the prompt is the puzzle's text and nothing else."""
+    targets: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for puzzle in puzzles:
+        targets[puzzle.family][puzzle.target] += 1
+    majority = {family: max(counts.values()) / counts.total() for family, counts in targets.items()}
+    return [_question(puzzle, mode, majority[puzzle.family]) for puzzle in puzzles]
+
+
+def _question(puzzle: Puzzle, mode: str, majority: float) -> Question:
+    return Question(
+        benchmark=BENCHMARK,
+        task=puzzle.family,
+        id=puzzle.id,
+        text=puzzle.question,
+        target=_label(puzzle.target) if puzzle.choices else puzzle.target,
+        choices=tuple(map(_label, puzzle.choices)),
+        chance=puzzle.chance,
+        majority=majority,
+        mode=mode,
+        extra={"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task},
+    )
+
+
+def _label(choice: str) -> str:
+    return choice.removeprefix("(").removesuffix(")")
+
+
+def details(puzzles: Iterable[Puzzle]) -> Callable[[Question, Reply], dict[str, Any]]:
+    """What `scoring.score` adds to a puzzle's items: family, difficulty and the reply's step scores."""
+    by_id = {puzzle.id: puzzle for puzzle in puzzles}
+
+    def of_reply(question: Question, reply: Reply) -> dict[str, Any]:
+        steps = check_steps(by_id[question.id], reply.text)
+        return {**question.extra, "steps": dataclasses.asdict(steps)}
+
+    return of_reply

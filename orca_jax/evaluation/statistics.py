@@ -1,0 +1,138 @@
+"""Sampling error and significance of accuracies; all accuracies are fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    value: float
+    stderr: float
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class McNemar(NamedTuple):
+    """`only_first` items were right in the first examination alone; `p_value` is two-sided."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+class Bootstrap(NamedTuple):
+    """`difference` is first minus second, with a percentile interval and a two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def binomial_standard_error(accuracy: float, n: int) -> float:
+    """sqrt(p (1 - p) / n): the sampling error of `n` independent items."""
+    if n < 1 or not 0 <= accuracy <= 1:
+        raise ValueError(f"need n >= 1 and an accuracy in [0, 1], got n={n}, accuracy={accuracy}")
+    return float(np.sqrt(accuracy * (1 - accuracy) / n))
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """The mean over items, float [items]; for zeros and ones its error is the binomial one.
+
+    Items asked under several seeds enter as their mean over seeds, since replies to one question
+    are not independent.
+    """
+    array = np.asarray(values, float)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"need a non-empty [items] array, got shape {array.shape}")
+    return Estimate(float(array.mean()), float(array.std() / np.sqrt(array.size)))
+
+
+def macro_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean over tasks, as in the paper's averages."""
+    return micro_mean(estimates, [1] * len(estimates))
+
+
+def micro_mean(estimates: Sequence[Estimate], sizes: Sequence[int]) -> Estimate:
+    """The mean over tasks weighted by their number of items; errors are pooled within tasks."""
+    if not estimates or len(estimates) != len(sizes):
+        raise ValueError(f"need one size a task, got {len(estimates)} tasks and {len(sizes)} sizes")
+    values, errors = np.array(estimates, float).T
+    shares = np.asarray(sizes, float) / sum(sizes)
+    return Estimate(float(shares @ values), float(np.linalg.norm(shares * errors)))
+
+
+def wilson_interval(correct: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval for an accuracy."""
+    return _interval(correct, n, confidence, "wilson")
+
+
+def clopper_pearson_interval(correct: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """The exact binomial interval for an accuracy; never narrower than it promises."""
+    return _interval(correct, n, confidence, "exact")
+
+
+def _interval(correct: int, n: int, confidence: float, method: str) -> Interval:
+    interval = stats.binomtest(correct, n).proportion_ci(confidence, method=method)
+    return Interval(float(interval.low), float(interval.high))
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
+    """The exact test on two examinations with the same items (and one seed), bool [items] each."""
+    one, two = np.asarray(first, bool), np.asarray(second, bool)
+    if one.shape != two.shape or one.ndim != 1:
+        raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")
+    only_first, only_second = int(np.sum(one & ~two)), int(np.sum(two & ~one))
+    discordant = only_first + only_second
+    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p_value)
+
+
+def paired_bootstrap(
+    first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Bootstrap:
+    """Compares two systems over seeds and items, both drawn with replacement.
+
+    Args:
+      first, second: right or wrong, [seeds, items]; items are the same and drawn together, seeds
+        (their number may differ) are drawn for each system alone.
+      seed: of the resampling.
+    """
+    systems = [np.atleast_2d(np.asarray(scores, float)) for scores in (first, second)]
+    if systems[0].shape[1] != systems[1].shape[1]:
+        raise ValueError(f"the systems have {systems[0].shape[1]} and {systems[1].shape[1]} items")
+    random = np.random.default_rng(seed)
+    differences = np.array([_resampled_difference(systems, random) for _ in range(resamples)])
+    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
+    p_value = min(1.0, 2 * float(tail + 1) / (resamples + 1))
+    return Bootstrap(float(systems[0].mean() - systems[1].mean()), float(low), float(high), p_value)
+
+
+def _resampled_difference(systems: Sequence[np.ndarray], random: np.random.Generator) -> float:
+    items = random.integers(systems[0].shape[1], size=systems[0].shape[1])
+    first, second = (
+        scores[random.integers(len(scores), size=len(scores))][:, items].mean() for scores in systems
+    )
+    return float(first - second)
+
+
+def above_chance(correct: ArrayLike, chances: ArrayLike) -> float:
+    """The one-sided p-value of at least this many right answers if every reply were a blind guess.
+
+    Args:
+      correct: bool [items].
+      chances: each item's probability of a lucky guess, [items] or a scalar. Where they differ the
+        binomial with their mean is used, whose variance is the larger: the test errs on the safe side.
+    """
+    right = np.asarray(correct, bool)
+    chance = float(np.mean(np.broadcast_to(np.asarray(chances, float), right.shape)))
+    return float(stats.binomtest(int(right.sum()), right.size, chance, alternative="greater").pvalue)

@@ -1,0 +1,109 @@
+"""Procedural teachers: endpoints that know the puzzles and answer as the system message asks.
+
+An expert writes full traces for all difficulties; an apprentice, in the place of the weaker teacher,
+skips steps, errs now and then and only guesses beyond its reach. Lengths differ in the direction
+that Orca reports (arXiv 2306.02707, Figure 9): the expert's answers are the shorter under the messages
+that want a bare answer, and the longer ones under the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Sequence
+
+from orca_jax import artifacts, records
+from orca_jax.queries import system_messages
+from orca_jax.queries.puzzles import FAMILIES
+from orca_jax.queries.puzzles.base import Puzzle, Solution
+from orca_jax.queries.puzzles.checking import ANSWER_FIRST, ANSWER_SENTENCE
+from orca_jax.queries.system_messages import Style
+
+UNKNOWN_QUESTION = "Sorry, I can only answer the puzzles that I was given."
+ALL_DIFFICULTIES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Knobs:
+    """How good a teacher is, in separate knobs.
+
+    Attributes:
+      brevity: the share, 0 to 1, of the steps before the last that it skips.
+      reach: the greatest difficulty it can solve; beyond it, it guesses.
+      error_rate: the share, 0 to 1, of puzzles within reach on which it makes one mistake.
+      bare_reply: what it says where the answer alone is wanted.
+    """
+
+    brevity: float
+    reach: int
+    error_rate: float
+    bare_reply: str = "{answer}"
+
+    def __post_init__(self) -> None:
+        for name in ("brevity", "error_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+
+
+EXPERT = Knobs(brevity=0.0, reach=ALL_DIFFICULTIES, error_rate=0.0)
+APPRENTICE = Knobs(brevity=0.5, reach=2, error_rate=0.05, bare_reply="The answer is {answer}.")
+
+
+class OracleTeacher:
+    """An endpoint that answers the puzzles it was given; it refuses any other question.
+
+    The same messages and sampling seed get the same reply; other seeds give other samples.
+    """
+
+    def __init__(self, name: str, puzzles: Iterable[Puzzle], knobs: Knobs, seed: int = 0):
+        self.knobs = knobs
+        self.identity = f"{name}-{artifacts.digest([dataclasses.asdict(knobs), seed])[:8]}"
+        self._puzzles = {puzzle.question: puzzle for puzzle in puzzles}
+
+    async def reply(self, messages: Sequence[records.Message], sampling: records.Sampling) -> records.Reply:
+        """Answers the last user message. Outcomes: ok, length (cut at `max_tokens` words) or refused."""
+        question = next((m.content for m in reversed(messages) if m.role == "user"), "")
+        prompt_tokens = sum(len(message.content.split()) for message in messages)
+        puzzle = self._puzzles.get(question)
+        if puzzle is None:
+            usage = records.Usage(prompt_tokens, len(UNKNOWN_QUESTION.split()))
+            return records.Reply(records.Outcome.REFUSED, UNKNOWN_QUESTION, usage)
+        rng = random.Random(repr((self.identity, tuple(messages), sampling.seed)))
+        text = self._answer(puzzle, _style(messages), rng)
+        kept = _first_words(text, sampling.max_tokens)
+        outcome = records.Outcome.OK if kept == text else records.Outcome.LENGTH
+        return records.Reply(outcome, kept, records.Usage(prompt_tokens, len(kept.split())))
+
+    def _answer(self, puzzle: Puzzle, style: Style, rng: random.Random) -> str:
+        solution = self._solve(puzzle, rng)
+        if style is Style.BARE:
+            return self.knobs.bare_reply.format(answer=solution.answer)
+        steps = [step for step in solution.steps[:-1] if rng.random() >= self.knobs.brevity]
+        steps += solution.steps[-1:]
+        if style is Style.SIMPLE:
+            steps = list(map(FAMILIES[puzzle.family].simple, steps))
+        if style is Style.ANSWER_FIRST:
+            return "\n".join([ANSWER_FIRST.format(answer=solution.answer), *steps])
+        return "\n".join([*steps, ANSWER_SENTENCE.format(answer=solution.answer)])
+
+    def _solve(self, puzzle: Puzzle, rng: random.Random) -> Solution:
+        family = FAMILIES[puzzle.family]
+        if puzzle.difficulty > self.knobs.reach:
+            answer = family.guess(puzzle, rng)
+            return Solution((f"I think it is {answer}.",), answer)
+        if rng.random() < self.knobs.error_rate:
+            return family.mistaken(puzzle, rng)
+        return Solution(puzzle.steps, puzzle.target)
+
+
+def _style(messages: Sequence[records.Message]) -> Style:
+    """What the system message asks for; one that is none of the 16 gets steps."""
+    system = next((m.content for m in messages if m.role == "system"), None)
+    message_id = system_messages.recognise(system)
+    return Style.STEPS if message_id is None else system_messages.get(message_id).style
+
+
+def _first_words(text: str, limit: int) -> str:
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    return text if len(ends) <= limit else text[: ends[limit - 1]] if limit > 0 else ""

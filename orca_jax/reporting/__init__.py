@@ -1,0 +1,1 @@
+"""Tables out of scores and of the paper's own cells."""

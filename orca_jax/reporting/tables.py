@@ -1,0 +1,253 @@
+"""Markdown tables out of scores and published cells.
+
+Numbers are accuracies in per cent, ± one standard error. Averages, the published ones too, are worked
+out here from the cells shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from orca_jax.evaluation import statistics
+from orca_jax.evaluation.statistics import Estimate
+from orca_jax.reporting import published
+
+PUBLISHED_SYSTEMS = {
+    "chatgpt": "ChatGPT",
+    "gpt-4": "GPT-4",
+    "vicuna-13b": "Vicuna-13B",
+    "orca-13b": "Orca-13B",
+}
+ABSENT = "–"
+Scores = Mapping[str, Any]
+Column = Mapping[str, "Cell"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """An accuracy (a fraction), the number of items, one standard error and where it comes from."""
+
+    value: float
+    n: int | None
+    stderr: float | None
+    source: str
+
+    def __str__(self) -> str:
+        error = "" if self.stderr is None else f" ± {100 * self.stderr:.1f}"
+        return f"{100 * self.value:.1f}{error}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table with columns of even width: the first to the left, the others to the right.
+
+    Raises:
+      ValueError: a row has more or fewer cells than the header.
+    """
+    lines = [[_escaped(entry) for entry in row] for row in (header, *rows)]
+    for line in lines:
+        if len(line) != len(header):
+            raise ValueError(f"a row of {len(line)} cells under {len(header)} columns: {' | '.join(line)}")
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "".join(_line(line, widths) for line in (lines[0], rule, *lines[1:]))
+
+
+def _escaped(entry: object) -> str:
+    return str(entry).replace("|", "\\|").replace("\n", " ")
+
+
+def _line(entries: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(entries, widths)
+    padded = [first[0].ljust(first[1]), *(entry.rjust(width) for entry, width in others)]
+    return f"| {' | '.join(padded)} |\n"
+
+
+def measured_column(scores: Scores, *, source: str) -> dict[str, Cell]:
+    """The tasks' cells of one `scores.json`; `source` names the run."""
+    return {
+        task: Cell(row["accuracy"], row["n"], row["stderr"], source) for task, row in scores["tasks"].items()
+    }
+
+
+def published_column(system: str, *, table: str, benchmark: str) -> dict[str, Cell]:
+    """A published system's cells by task, its printed average left out; the error is the binomial one."""
+    found = published.cells(table=table, benchmark=benchmark, system=system, metric="accuracy")
+    return {cell.task: _published_cell(cell) for cell in found if cell.task != published.AVERAGE}
+
+
+def _published_cell(cell: published.PublishedCell) -> Cell:
+    value = cell.value / 100
+    stderr = statistics.binomial_standard_error(value, cell.n) if cell.n else None
+    return Cell(value, cell.n, stderr, cell.source)
+
+
+def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
+    """The unweighted mean over `tasks`, or None where the column lacks one of them."""
+    cells = [column.get(task) for task in tasks]
+    present = [cell for cell in cells if cell is not None]
+    if not cells or len(present) < len(cells):
+        return None
+    errors = [cell.stderr for cell in present if cell.stderr is not None]
+    value, stderr = statistics.macro_mean([Estimate(cell.value, cell.stderr or 0.0) for cell in present])
+    sizes = [cell.n for cell in present if cell.n is not None]
+    whole = len(errors) == len(sizes) == len(cells)
+    return Cell(value, sum(sizes) if whole else None, stderr if whole else None, present[0].source)
+
+
+def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "") -> str:
+    """Accuracy and format failures by puzzle family, under each system message.
+
+    Args:
+      scores_by_message: the scores under each system message, by the column's heading.
+      note: a line under the table, for example what the teachers were.
+    """
+    columns = {name: measured_column(scores, source=name) for name, scores in scores_by_message.items()}
+    families = _all_tasks(columns.values())
+    header = ["Family", "n", "Chance"]
+    for name in columns:
+        header += [name, f"unparsed, {name}"]
+    rows = [_puzzle_row(family, scores_by_message, columns) for family in families]
+    rows.append(_puzzle_means(families, scores_by_message, columns))
+    caption = (
+        "Accuracy in per cent ± one standard error; unparsed: share of replies without a well-formed answer."
+    )
+    return _with_notes(markdown(header, rows), [caption, note])
+
+
+def _puzzle_row(family: str, scores: Mapping[str, Scores], columns: Mapping[str, Column]) -> list[str]:
+    of_family = {name: message["tasks"].get(family) for name, message in scores.items()}
+    known = [row for row in of_family.values() if row]
+    entries = [family, _sizes(row["n"] for row in known), f"{100 * known[0]['chance']:.1f}"]
+    for name, row in of_family.items():
+        entries += [_shown(columns[name].get(family)), _percent(row["unparsed"]) if row else ABSENT]
+    return entries
+
+
+def _puzzle_means(
+    families: Sequence[str], scores: Mapping[str, Scores], columns: Mapping[str, Column]
+) -> list[str]:
+    common = _common(families, columns.values())
+    means = {name: mean_cell(column, common) for name, column in columns.items()}
+    tasks = [message["tasks"] for message in scores.values()]
+    chance = _mean(tasks[0][family]["chance"] for family in common) if tasks else None
+    entries = [_mean_label(common), _sizes(cell.n for cell in means.values() if cell), _percent(chance)]
+    for name, message in zip(columns, tasks):
+        unparsed = _mean(message[family]["unparsed"] for family in common)
+        entries += [_shown(means[name]), _percent(unparsed)]
+    return entries
+
+
+def bbh_table(
+    scores_by_run: Mapping[str, Scores] | None = None, *, tasks: Sequence[str] | None = None
+) -> str:
+    """Table 11 of the paper beside what was measured, each measured column with its mode.
+
+    Args:
+      scores_by_run: BBH scores by the name of the run they come from; without any, the published cells
+        alone.
+      tasks: the rows; by default the measured tasks, or else all of Table 11.
+
+    Raises:
+      ValueError: the scores are of another benchmark, or there is no such task.
+    """
+    measured = {_heading(run, scores): scores for run, scores in (scores_by_run or {}).items()}
+    columns: dict[str, Column] = {
+        name: published_column(system, table="table_11", benchmark="bbh")
+        for system, name in PUBLISHED_SYSTEMS.items()
+    }
+    columns |= {name: measured_column(scores, source=name) for name, scores in measured.items()}
+    known = _all_tasks(columns.values())
+    rows = sorted(tasks or _all_tasks(columns[name] for name in measured) or known)
+    if unknown := set(rows) - set(known):
+        raise ValueError(f"no BBH scores for {', '.join(sorted(unknown))}; known tasks: {', '.join(known)}")
+    table = markdown(*_bbh_cells(rows, columns, measured))
+    return _with_notes(table, _bbh_notes(measured))
+
+
+def _heading(run: str, scores: Scores) -> str:
+    if scores["benchmark"] != "bbh":
+        raise ValueError(f"{run} has scores of {scores['benchmark']}, not of bbh")
+    return f"{run} ({scores['mode']})"
+
+
+def _bbh_cells(
+    tasks: Sequence[str], columns: Mapping[str, Column], measured: Mapping[str, Scores]
+) -> tuple[list[str], list[list[str]]]:
+    chance = _bbh_chance(tasks, measured)
+    header = ["Task", "n", "Chance", *columns, *(f"unparsed, {name}" for name in measured)]
+    rows = []
+    for task in tasks:
+        cells = [column.get(task) for column in columns.values()]
+        failures = [_unparsed(scores, [task]) for scores in measured.values()]
+        rows.append(
+            [task, _sizes(c.n for c in cells if c), _percent(chance[task]), *map(_shown, cells), *failures]
+        )
+    common = _common(tasks, columns.values())
+    means = [mean_cell(column, common) for column in columns.values()]
+    failures = [_unparsed(scores, common) for scores in measured.values()]
+    mean_chance = _percent(_mean(chance[task] for task in common))
+    sizes = _sizes(cell.n for cell in means if cell)
+    rows.append([_mean_label(common), sizes, mean_chance, *map(_shown, means), *failures])
+    return header, rows
+
+
+def _bbh_chance(tasks: Sequence[str], measured: Mapping[str, Scores]) -> dict[str, float]:
+    derived = published_column("random_guess", table="derived", benchmark="bbh")
+    chance = {task: cell.value for task, cell in derived.items()}
+    for scores in measured.values():
+        chance = {task: row["chance"] for task, row in scores["tasks"].items()} | chance
+    return {task: chance[task] for task in tasks}
+
+
+def _bbh_notes(measured: Mapping[str, Scores]) -> list[str]:
+    modes = sorted({scores["mode"] for scores in measured.values()})
+    ours = f"Measured here, in the mode named (unparsed beside): {', '.join(measured)}." if measured else ""
+    mixed = "Columns of different modes are not comparable." if len(modes) > 1 else ""
+    return [
+        "Accuracy in per cent ± one standard error (published cells: binomial, from n). Means are unweighted "
+        "over the tasks that every column has.",
+        f"Published: Orca paper, Table 11, its own runs: {', '.join(PUBLISHED_SYSTEMS.values())}.",
+        ours,
+        mixed,
+    ]
+
+
+def _unparsed(scores: Scores, tasks: Sequence[str]) -> str:
+    rows = [scores["tasks"].get(task) for task in tasks]
+    return _percent(_mean(row["unparsed"] for row in rows if row))
+
+
+def _all_tasks(columns: Iterable[Column]) -> list[str]:
+    return sorted({task for column in columns for task in column})
+
+
+def _common(tasks: Iterable[str], columns: Iterable[Column]) -> list[str]:
+    wanted = list(columns)
+    return [task for task in tasks if all(task in column for column in wanted)]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def _mean_label(tasks: Sequence[str]) -> str:
+    return f"Mean of {len(tasks)}"
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _shown(cell: Cell | None) -> str:
+    return ABSENT if cell is None else str(cell)
+
+
+def _sizes(sizes: Iterable[int | None]) -> str:
+    return " / ".join(str(size) for size in sorted({size for size in sizes if size})) or ABSENT
+
+
+def _with_notes(table: str, notes: Iterable[str]) -> str:
+    return table + "".join(f"\n{note}\n" for note in notes if note)

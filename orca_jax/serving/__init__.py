@@ -1,0 +1,1 @@
+"""The student serves: in this process here, over HTTP later."""

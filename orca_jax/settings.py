@@ -1,0 +1,85 @@
+"""From a config file's dictionary to frozen dataclasses, once, with errors that name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(ValueError):
+    """A config key is unknown, missing or ill-typed; the message names it and the nearest known one."""
+
+
+def build(settings_type: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+    """Builds a dataclass, nested ones included, from a mapping.
+
+    Raises:
+      SettingsError: a key is unknown, missing, ill-typed or refused by its dataclass.
+    """
+    hints = typing.get_type_hints(settings_type)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, settings_type))}
+    for key in values:
+        if key not in fields:
+            raise SettingsError(f"unknown config key '{where}{key}'{_nearest(key, list(fields))}")
+    missing = [name for name, field in fields.items() if name not in values and _required(field)]
+    if missing:
+        raise SettingsError(f"config key '{where}{missing[0]}' is missing")
+    built = {key: convert(hints[key], value, f"{where}{key}") for key, value in values.items()}
+    try:
+        return settings_type(**built)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"config{f' at {where[:-1]}' if where else ''}: {error}") from error
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1, 0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(known)}"
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or SettingsError naming `where`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), _mapping(value, where), f"{where}.")
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise SettingsError(f"config key '{where}' must be a list, got {value!r:.60}")
+        return tuple(convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        return {key: convert(arguments[1], entry, f"{where}.{key}") for key, entry in _mapping(value, where).items()}
+    return _scalar(hint, value, where)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"config key '{where}' must be a mapping, got {value!r:.60}")
+    return value
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise SettingsError(f"config key '{where}' must be {hint.__name__}, got {value!r:.60}")
+    return value
+
+
+def count_keys(values: Any) -> int:
+    """Keys of a config, entries of lists not counted."""
+    if not isinstance(values, Mapping):
+        return 0
+    return sum(count_keys(v) if isinstance(v, Mapping) else 1 for v in values.values())

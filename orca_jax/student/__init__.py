@@ -1,0 +1,1 @@
+"""The student: a LLaMA-family decoder as a pure function over a tree of parameters."""

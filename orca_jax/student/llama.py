@@ -1,0 +1,250 @@
+"""A LLaMA decoder in linen (Touvron et al., arXiv 2302.13971): RMS norm, rotary positions, SwiGLU.
+
+Axis letters: b batch, t query position, s key position, n query heads, k key-value heads, h head
+dimension, d hidden size, f feed-forward size, v (padded) vocabulary, l layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from orca_jax.student import attention
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.sharding import constrain
+
+Params = dict[str, Any]
+INIT = nn.initializers.normal(stddev=0.02)
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, each [b, s, k, h]; slot `i` holds the token at position `i`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+Cache = tuple[LayerCache, ...]
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the rotary angles, each float32 [b, t, 1, h / 2]."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
+    """Rotary angles (Su et al., arXiv 2104.09864) of int32 positions [b, t]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+    """Turns the pairs (i, i + h/2) of [b, t, n, h]: the half-split layout of released weights."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * inverse * scale).astype(x.dtype)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=INIT, name=name)
+
+
+class Attention(nn.Module):
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        c = self.config
+        query = rotate(self._heads(x, c.num_heads, "query"), by)
+        key = rotate(self._heads(x, c.num_kv_heads, "key"), by)
+        value = self._heads(x, c.num_kv_heads, "value")
+        if cache is None:
+            mixed = attention.attend(query, key, value, segment_ids, backend=c.attention)
+        else:
+            cache = write(cache, key, value, positions)
+            mixed = attention.attend_to_cache(query, cache.keys, cache.values, positions)
+        mixed = mixed.reshape(*x.shape[:2], c.num_heads * c.head_dim)
+        return dense(c.hidden_size, self.dtype, "output")(mixed), cache
+
+    def _heads(self, x: jax.Array, count: int, name: str) -> jax.Array:
+        projected = dense(count * self.config.head_dim, self.dtype, name)(x)
+        heads = projected.reshape(*x.shape[:2], count, self.config.head_dim)
+        return constrain(heads, "batch", None, "tensor", None)
+
+
+def write(cache: LayerCache, key: jax.Array, value: jax.Array, positions: jax.Array) -> LayerCache:
+    """Puts key and value [b, t, k, h] into the slots `positions` [b, t] of a layer's cache."""
+    rows = jnp.arange(key.shape[0])[:, None]
+    return LayerCache(
+        cache.keys.at[rows, positions].set(key.astype(cache.keys.dtype)),
+        cache.values.at[rows, positions].set(value.astype(cache.values.dtype)),
+    )
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = self.config.intermediate_size
+        gate = nn.silu(dense(size, self.dtype, "gate")(x))
+        hidden = constrain(gate * dense(size, self.dtype, "up")(x), "batch", None, "tensor")
+        return dense(self.config.hidden_size, self.dtype, "down")(hidden)
+
+
+class Block(nn.Module):
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array,
+        by: Rotation,
+        positions: jax.Array,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        epsilon = self.config.norm_epsilon
+        normed = RMSNorm(epsilon, name="attention_norm")(x)
+        mixed, cache = Attention(self.config, self.dtype, name="attention")(
+            normed, segment_ids, by, positions, cache
+        )
+        x = x + mixed
+        normed = RMSNorm(epsilon, name="feed_forward_norm")(x)
+        x = x + FeedForward(self.config, self.dtype, name="feed_forward")(normed)
+        return constrain(x, "batch", None, None), cache
+
+
+class Llama(nn.Module):
+    """The decoder. `dtype` is the compute type; parameters are float32 masters."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed = nn.Embed(c.padded_vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=INIT)
+        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat == "full" else Block
+        if c.scan_layers:
+            stack = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                length=c.num_layers,
+            )
+            self.layers = stack(c, self.dtype)
+        else:
+            self.layers = [block(c, self.dtype, name=f"layer_{i}") for i in range(c.num_layers)]
+        self.norm = RMSNorm(c.norm_epsilon)
+        if not c.tie_embeddings:
+            self.unembed = self.param("unembed", INIT, (c.hidden_size, c.padded_vocab_size), jnp.float32)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
+        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        x = constrain(self.embed(tokens), "batch", None, None)
+        if self.config.scan_layers:
+            if cache is not None:
+                raise ValueError("decoding uses the per-layer view: see student.parameters.per_layer")
+            x, _ = self.layers(x, segment_ids, by, positions)
+        else:
+            x, cache = self._unrolled(x, segment_ids, by, positions, cache)
+        return self.norm(x), cache
+
+    def _unrolled(
+        self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
+        before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
+        after = []
+        for layer, layer_cache in zip(self.layers, before, strict=True):
+            x, layer_cache = layer(x, segment_ids, by, positions, layer_cache)
+            after.append(layer_cache)
+        return x, tuple(after) if cache else None
+
+    def head(self) -> jax.Array:
+        """The unembedding matrix, float32 [d, v]."""
+        return self.embed.embedding.T if self.config.tie_embeddings else self.unembed
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Float32 logits [b, t, v] with padding ids at -inf, and the updated cache.
+
+        Args:
+          tokens: int32 [b, t].
+          positions: int32 [b, t], counted from 0 in each segment.
+          segment_ids: int32 [b, t]; 0 is padding. Tokens attend within their segment only.
+          cache: keys and values seen so far; then each row is one segment and `segment_ids` is unused.
+        """
+        hidden, cache = self.hidden(tokens, positions, segment_ids, cache)
+        return logits(hidden, self.head(), self.config.vocab_size), cache
+
+
+def logits(hidden: jax.Array, head: jax.Array, vocab_size: int) -> jax.Array:
+    """Float32 [..., v] of hidden [..., d] and head [d, v]; ids from `vocab_size` on get -inf."""
+    scores = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.where(jnp.arange(head.shape[-1]) < vocab_size, scores, -jnp.inf)
+
+
+def init(config: LlamaConfig, seed: int) -> Params:
+    """Fresh float32 parameters: normal(0.02), norms one. Scanned and unrolled inits differ."""
+    dummy = jnp.zeros((1, 8), jnp.int32)
+    return Llama(config).init(jax.random.key(seed), dummy, dummy, dummy)["params"]
+
+
+def apply(
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    cache: Cache | None = None,
+    *,
+    config: LlamaConfig,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, Cache | None]:
+    """The student as a pure function: see `Llama.__call__`."""
+    return Llama(config, dtype).apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    """Zeros for `length` positions of `batch` rows."""
+    shape = (batch, length, config.num_kv_heads, config.head_dim)
+    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))

@@ -1,0 +1,40 @@
+"""Stacked (scanned) and per-layer parameters: two views of one tree."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.llama import Params
+
+
+
+def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
+    """The view with one subtree a layer, which decoding uses, and the config that fits it."""
+    unrolled = dataclasses.replace(config, scan_layers=False)
+    if not config.scan_layers:
+        return params, unrolled
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = {
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)
+    }
+    return {**rest, **layers}, unrolled
+
+
+def stacked(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
+    """The view with a leading layer axis, which scanning uses, and the config that fits it."""
+    scanned = dataclasses.replace(config, scan_layers=True)
+    if config.scan_layers:
+        return params, scanned
+    names = [f"layer_{i}" for i in range(config.num_layers)]
+    rest = {name: value for name, value in params.items() if name not in names}
+    layers = jax.tree.map(lambda *leaves: _stack(leaves), *(params[name] for name in names))
+    return {**rest, "layers": layers}, scanned
+
+
+def _stack(leaves: tuple[jax.Array | np.ndarray, ...]) -> jax.Array | np.ndarray:
+    return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)

@@ -1,0 +1,1 @@
+"""Explanation tuning: the loss on the teacher's tokens, the curriculum over teachers, the training loop."""

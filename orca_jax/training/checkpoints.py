@@ -1,0 +1,158 @@
+"""Checkpoints with Orbax, each with a checksum an array that is verified at restore.
+
+Orbax finds a missing or truncated file, but loads a flipped byte silently. The checksums are computed
+on the devices, from the bits and their places, so they do not depend on how an array is sharded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from orca_jax.student.sharding import path_name
+
+log = logging.getLogger(__name__)
+WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint can be restored; the message says which were tried and why they failed."""
+
+
+def checksum(array: jax.Array) -> jax.Array:
+    """A uint32 that any change of one word alters, the same for every sharding.
+
+    The sum, modulo 2**32, of every element's bits times an odd number that depends on its place: an odd
+    factor is invertible, so one changed word always changes the sum.
+    """
+    bits = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        place = place * jnp.uint32(1_000_003) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    place = (place ^ (place >> 15)) * jnp.uint32(0x85EBCA6B)
+    return jnp.sum(bits * (place | 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    return jax.tree.map(checksum, tree)
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """Checksums of a tree's arrays by path."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(_checksums(tree))
+    return {path_name(path): int(value) for path, value in flat}
+
+
+class Restored(NamedTuple):
+    step: int
+    state: Any
+    note: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the newest `keep` preserved.
+
+    `note` is JSON saved with a step (fingerprint of the run, versions).
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int, note: Mapping[str, Any]):
+        self.directory = Path(directory).absolute()
+        self.note = dict(note)
+        self._keep = keep
+        self._orbax = self._open()
+        self._pending: Any = None
+
+    def _open(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            self.directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving `state` after `step` steps; errors of the save before surface here."""
+        self.wait()
+        metadata = {"note": self.note, "checksums": checksums(state)}
+        self._pending = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
+
+    def wait(self) -> None:
+        """Waits for the save under way and raises its error, if it had one."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    def restore(self, abstract: Any) -> Restored | None:
+        """The newest whole checkpoint in the layout of `abstract`; None if there is none at all.
+
+        A checkpoint that is incomplete, of other shapes or fails its checksums is set aside under
+        `damaged-STEP`, the log says why, and the one before is tried.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none is whole.
+        """
+        faults = []
+        for step in reversed(self.steps()):
+            try:
+                return self._load(step, abstract)
+            except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
+                faults.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0]:.200}")
+                log.warning("checkpoint of %s; trying the one before", faults[-1])
+                self._set_aside(step)
+        if faults:
+            raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(faults)}")
+        return None
+
+    def _load(self, step: int, abstract: Any) -> Restored:
+        metadata = self._orbax.metadata(step).custom_metadata
+        if not isinstance(metadata, Mapping) or "checksums" not in metadata:
+            raise CheckpointError("its checksums are missing")
+        state = self._orbax.load(step, abstract)
+        found, expected = checksums(state), metadata["checksums"]
+        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        if wrong:
+            raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
+        return Restored(step, state, metadata.get("note", {}))
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            damaged = self.directory / f"damaged-{step}"
+            shutil.rmtree(damaged, ignore_errors=True)
+            os.rename(self.directory / str(step), damaged)
+        self._orbax.close()
+        self._orbax = self._open()
+
+    def close(self) -> None:
+        self.wait()
+        self._orbax.close()
+
+
+def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
+    """Parameters of a run's newest whole checkpoint as numpy arrays, and its step.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    checkpoints = Checkpoints(directory, keep=1_000_000, note={})
+    try:
+        restored = checkpoints.restore(None)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"no checkpoint in {directory}; train first")
+    state = restored.state
+    params = state["params"] if isinstance(state, Mapping) else state[0]
+    return restored.step, jax.tree.map(np.asarray, params)

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+
+from orca_jax.evaluation.examination import ExaminationError, examine, read_replies
+from orca_jax.evaluation.questions import Question
+from orca_jax.records import Outcome, RecordError, Reply, Sampling, Usage
+
+QUESTIONS = [
+    Question(benchmark="b", task="t", id=str(i), text="x" * (7 * i % 11), target=str(i)) for i in range(10)
+]
+LINE_SEPARATOR = "\u2028"
+
+
+class Model:
+    """Answers with the prompt's length and its batch's seed; may be killed after some batches."""
+
+    def __init__(self, killed_after=None):
+        self.batches, self.killed_after = [], killed_after
+
+    def __call__(self, conversations, sampling):
+        if len(self.batches) == self.killed_after:
+            raise KeyboardInterrupt
+        self.batches.append([len(messages[-1].content) for messages in conversations])
+        texts = [f"{len(m[-1].content)}{LINE_SEPARATOR}{sampling.seed} {len(m)}" for m in conversations]
+        return [Reply(Outcome.OK, text, Usage(1, 2), {"finish": "stop"}) for text in texts]
+
+
+def run(directory, model, *, questions=QUESTIONS, seed=3, system_text="", **options):
+    return examine(
+        questions, model, directory, sampling=Sampling(temperature=0.7), seed=seed, system_message_id=1,
+        system_text=system_text, batch_size=3, **options,
+    )  # fmt: skip
+
+
+def test_every_question_gets_its_own_reply_in_order_and_batches_are_of_like_length(tmp_path):
+    model, seen = Model(), []
+    pairs = run(tmp_path, model, progress=lambda done, total: seen.append((done, total)))
+    assert [question for question, _ in pairs] == QUESTIONS
+    assert all(reply.text.startswith(f"{len(question.text)}{LINE_SEPARATOR}") for question, reply in pairs)
+    asked = [length for batch in model.batches for length in batch]
+    assert asked == sorted(len(question.text) for question in QUESTIONS)
+    assert seen == [(3, 10), (6, 10), (9, 10), (10, 10)]
+
+
+def test_a_finished_examination_asks_nothing_again(tmp_path):
+    first = run(tmp_path, Model())
+    assert run(tmp_path, Model(killed_after=0)) == first
+
+
+@pytest.mark.parametrize("torn", [0, 1, 25, 400])
+def test_an_interrupted_examination_ends_with_the_same_replies(tmp_path, torn):
+    whole = run(tmp_path / "whole", Model())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Model(killed_after=2))
+    path = tmp_path / "killed" / "replies.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - torn])
+    model = Model()
+    assert run(tmp_path / "killed", model) == whole
+    assert len(model.batches) < 4
+    assert len(read_replies(path)) == len(QUESTIONS)
+    assert len({recorded.request for recorded in read_replies(path)}) == len(QUESTIONS)
+
+
+def test_batches_and_seeds_draw_differently(tmp_path):
+    seeds = {reply.text.split()[1] for _, reply in run(tmp_path / "a", Model())}
+    others = {reply.text.split()[1] for _, reply in run(tmp_path / "b", Model(), seed=4)}
+    assert len(seeds) == len(others) == 4
+    assert not seeds & others
+
+
+def test_rows_say_what_was_asked(tmp_path):
+    run(tmp_path, Model(), system_text="Think.")
+    with open(tmp_path / "replies.jsonl", encoding="utf-8") as file:
+        row = json.loads(file.readline())
+    expected = {"benchmark": "b", "task": "t", "mode": "robust", "seed": 3, "system_message_id": 1}
+    assert {key: row[key] for key in expected} == expected
+    assert (row["outcome"], row["raw"]) == ("ok", {"finish": "stop"})
+    assert row["text"].endswith(" 2")
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"system_text": "Think."}, {"questions": QUESTIONS[:5]}])
+def test_replies_to_other_requests_are_refused(tmp_path, change):
+    run(tmp_path, Model())
+    with pytest.raises(ExaminationError, match="use another directory"):
+        run(tmp_path, Model(), **change)
+
+
+def test_too_few_replies_and_repeated_questions_are_errors(tmp_path):
+    with pytest.raises(ExaminationError, match="asked 3 questions at once and got 1"):
+        run(tmp_path, lambda conversations, sampling: [Reply(Outcome.OK, "x")])
+    with pytest.raises(ExaminationError, match="same benchmark, task and id"):
+        run(tmp_path, Model(), questions=[QUESTIONS[0], QUESTIONS[0]])
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    run(tmp_path, Model())
+    path.write_bytes(path.read_bytes() + b"{oops\n")
+    with pytest.raises(RecordError, match=r"replies\.jsonl:11"):
+        run(tmp_path, Model())

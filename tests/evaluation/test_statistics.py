@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.evaluation import statistics
+from orca_jax.evaluation.statistics import Estimate
+
+few = settings(max_examples=40, deadline=None)
+outcomes = st.lists(st.booleans(), min_size=1, max_size=60)
+
+
+def test_binomial_standard_error_known_values():
+    assert statistics.binomial_standard_error(0.5, 250) == pytest.approx(0.0316228, abs=1e-6)
+    assert statistics.binomial_standard_error(1.0, 10) == 0
+    with pytest.raises(ValueError, match="n=0"):
+        statistics.binomial_standard_error(0.5, 0)
+
+
+@few
+@given(outcomes)
+def test_mean_of_right_and_wrong_has_the_binomial_error(correct):
+    estimate = statistics.mean(correct)
+    expected = statistics.binomial_standard_error(sum(correct) / len(correct), len(correct))
+    assert estimate == pytest.approx((sum(correct) / len(correct), expected))
+
+
+def test_mean_over_seeds_is_less_noisy_than_more_items():
+    by_seed = np.array([[1, 0, 1, 1], [1, 1, 1, 1]], float)
+    assert statistics.mean(by_seed.mean(axis=0)).stderr == pytest.approx(np.std([1, 0.5, 1, 1]) / 2)
+
+
+def test_macro_and_micro_means():
+    tasks = [Estimate(0.2, 0.03), Estimate(0.8, 0.04)]
+    assert statistics.macro_mean(tasks) == pytest.approx((0.5, 0.025))
+    assert statistics.micro_mean(tasks, [3, 1]) == pytest.approx((0.35, math.hypot(0.75 * 0.03, 0.25 * 0.04)))
+    with pytest.raises(ValueError, match="2 tasks and 1 sizes"):
+        statistics.micro_mean(tasks, [3])
+
+
+@few
+@given(st.lists(outcomes, min_size=1, max_size=5))
+def test_micro_mean_is_the_accuracy_of_all_items_together(tasks):
+    pooled = statistics.micro_mean([statistics.mean(task) for task in tasks], [len(task) for task in tasks])
+    assert pooled.value == pytest.approx(np.mean([right for task in tasks for right in task]))
+
+
+def test_intervals_known_values():
+    assert statistics.wilson_interval(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
+    assert statistics.clopper_pearson_interval(0, 10) == pytest.approx((0, 0.30850), abs=1e-4)
+
+
+@few
+@given(st.integers(1, 80), st.data())
+def test_the_exact_interval_holds_the_accuracy_and_is_wider_at_more_confidence(n, data):
+    correct = data.draw(st.integers(0, n))
+    narrow = statistics.clopper_pearson_interval(correct, n, confidence=0.8)
+    wide = statistics.clopper_pearson_interval(correct, n, confidence=0.99)
+    assert wide.low <= narrow.low <= correct / n <= narrow.high <= wide.high
+
+
+def test_mcnemar_on_the_papers_agieval_disagreements():
+    first = np.repeat([True, False, True], [450, 325, 900])
+    second = np.repeat([False, True, True], [450, 325, 900])
+    result = statistics.mcnemar(first, second)
+    assert (result.only_first, result.only_second) == (450, 325)
+    assert 1e-6 < result.p_value < 1e-5
+
+
+@few
+@given(outcomes)
+def test_mcnemar_sees_no_difference_between_a_run_and_itself(correct):
+    assert statistics.mcnemar(correct, correct) == (0, 0, 1.0)
+
+
+def test_mcnemar_small_case_is_the_binomial_tail():
+    assert statistics.mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]).p_value == pytest.approx(2 / 32)
+    with pytest.raises(ValueError, match="equal"):
+        statistics.mcnemar([1, 0], [1])
+
+
+def test_paired_bootstrap_finds_a_difference_and_only_where_there_is_one():
+    random = np.random.default_rng(1)
+    weak = random.random((2, 300)) < 0.4
+    strong = weak | (random.random((3, 300)).any(axis=0) & (random.random(300) < 0.3))
+    found = statistics.paired_bootstrap(strong, weak, resamples=300)
+    assert found.low > 0
+    assert found.p_value < 0.01
+    assert found.low < found.difference < found.high
+    same = statistics.paired_bootstrap(weak, weak, resamples=300)
+    assert same.difference == 0
+    assert same.low <= 0 <= same.high
+    assert same.p_value > 0.5
+
+
+def test_paired_bootstrap_gains_from_pairing():
+    correct = np.random.default_rng(0).random((1, 400)) < 0.5
+    better = correct.copy()
+    better[0, :20] = True
+    paired = statistics.paired_bootstrap(better, correct, resamples=300)
+    unpaired_error = math.sqrt(2) * statistics.binomial_standard_error(0.5, 400)
+    assert (paired.high - paired.low) / 2 < 1.96 * unpaired_error / 2
+
+
+def test_paired_bootstrap_refuses_other_items():
+    with pytest.raises(ValueError, match="3 and 2 items"):
+        statistics.paired_bootstrap([[1, 0, 1]], [[1, 0]])
+
+
+def test_above_chance():
+    assert statistics.above_chance([True] * 5, 0.5) == pytest.approx(1 / 32)
+    assert statistics.above_chance([False] * 5, 0.5) == 1
+    assert statistics.above_chance([True] * 30 + [False] * 70, [0.25] * 100) > 0.05
+    assert statistics.above_chance([True] * 60 + [False] * 40, [0.25] * 100) < 1e-9

@@ -1,0 +1,117 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.reporting import tables
+
+
+def scores(tasks, *, benchmark="bbh", mode="orca"):
+    """{task: (n, accuracy, stderr, unparsed, chance)} as `scoring.summarise` gives it."""
+    names = ("n", "accuracy", "stderr", "unparsed", "chance")
+    return {
+        "benchmark": benchmark,
+        "mode": mode,
+        "tasks": {t: dict(zip(names, row)) for t, row in tasks.items()},
+    }
+
+
+def parsed(text):
+    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|")]
+    header, _, *others = [[entry.strip() for entry in row] for row in rows]
+    return {row[0]: dict(zip(header[1:], row[1:])) for row in others}
+
+
+def test_a_cell_prints_per_cent_and_error():
+    assert str(tables.Cell(0.4567, 250, 0.0315, "run")) == "45.7 ± 3.1"
+    assert str(tables.Cell(1.0, None, None, "paper")) == "100.0"
+
+
+def test_markdown_is_aligned():
+    assert tables.markdown(["Task", "n"], [["a|b", 5], ["longer", 12345]]) == (
+        "| Task   |     n |\n| ------ | ----: |\n| a\\|b   |     5 |\n| longer | 12345 |\n"
+    )
+    with pytest.raises(ValueError, match="3 cells under 2 columns"):
+        tables.markdown(["a", "b"], [[1, 2, 3]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.text(max_size=8), min_size=3, max_size=3), max_size=5))
+def test_markdown_has_one_line_a_row_all_of_one_width(rows):
+    lines = tables.markdown(["x", "y", "z"], rows).removesuffix("\n").split("\n")
+    assert len(lines) == len(rows) + 2
+    assert len({len(line) for line in lines}) == 1
+
+
+MESSAGES = {
+    "empty": scores(
+        {"navigate": (100, 0.5, 0.05, 0.1, 0.5), "web": (50, 0.7, 0.06, 0.0, 0.5)}, benchmark="puzzles"
+    ),
+    "step by step": scores({"navigate": (100, 0.9, 0.03, 0.0, 0.5), "web": (50, 0.8, 0.04, 0.2, 0.5)}),
+}
+
+
+def test_puzzle_table_has_both_messages_beside_chance_and_failures():
+    text = tables.puzzle_table(MESSAGES, note="Teachers are procedural oracles.")
+    rows = parsed(text)
+    assert rows["navigate"] == {
+        "n": "100", "Chance": "50.0", "empty": "50.0 ± 5.0", "unparsed, empty": "10.0",
+        "step by step": "90.0 ± 3.0", "unparsed, step by step": "0.0",
+    }  # fmt: skip
+    means = rows["Mean of 2"]
+    assert means["empty"] == "60.0 ± 3.9"
+    assert means["step by step"] == "85.0 ± 2.5"
+    assert (means["n"], means["unparsed, step by step"]) == ("150", "10.0")
+    assert text.endswith("Teachers are procedural oracles.\n")
+
+
+def test_puzzle_table_averages_only_what_every_message_has():
+    partial = {**MESSAGES, "other": scores({"web": (50, 0.1, 0.0, 0.0, 0.5)})}
+    rows = parsed(tables.puzzle_table(partial))
+    assert rows["navigate"]["other"] == tables.ABSENT
+    assert rows["Mean of 1"]["empty"] == "70.0 ± 6.0"
+
+
+def test_bbh_table_without_measurements_is_table_11_with_our_averages():
+    rows = parsed(tables.bbh_table())
+    assert set(rows) == {*bbh.PAPER_TASKS, "Mean of 23"}
+    snarks = rows["snarks"]
+    assert (snarks["n"], snarks["Chance"], snarks["GPT-4"]) == ("178", "50.3", "87.6 ± 2.5")
+    means = {name: rows["Mean of 23"][name].split()[0] for name in tables.PUBLISHED_SYSTEMS.values()}
+    assert means == {"ChatGPT": "48.9", "GPT-4": "67.4", "Vicuna-13B": "23.3", "Orca-13B": "49.7"}
+    assert rows["Mean of 23"]["n"] == "5508"
+    assert rows["Mean of 23"]["Chance"] == "31.3"
+
+
+def test_bbh_table_puts_runs_beside_published_cells_and_names_their_modes():
+    runs = {
+        "mini-1": scores({"snarks": (178, 0.5, 0.0375, 0.25, 0.5028), "navigate": (250, 0.6, 0.031, 0, 0.5)}),
+        "mini-2": scores(
+            {"word_sorting": (250, 0.1, 0.02, 0.5, 0.0), "snarks": (178, 0.4, 0.04, 0, 0.5)}, mode="orca_cot"
+        ),
+    }
+    text = tables.bbh_table(runs)
+    rows = parsed(text)
+    assert set(rows) == {"snarks", "navigate", "word_sorting", "Mean of 1"}
+    assert rows["snarks"]["mini-1 (orca)"] == "50.0 ± 3.8"
+    assert rows["snarks"]["unparsed, mini-1 (orca)"] == "25.0"
+    assert rows["snarks"]["Orca-13B"] == "62.4 ± 3.6"
+    assert rows["word_sorting"]["Orca-13B"] == tables.ABSENT
+    assert rows["word_sorting"]["Chance"] == "0.0"
+    assert rows["Mean of 1"]["mini-2 (orca_cot)"] == "40.0 ± 4.0"
+    assert "not comparable" in text
+    assert "not comparable" not in tables.bbh_table({"mini-1": runs["mini-1"]})
+
+
+def test_bbh_table_refuses_other_scores_and_unknown_tasks():
+    with pytest.raises(ValueError, match="run-7 has scores of puzzles"):
+        tables.bbh_table({"run-7": MESSAGES["empty"]})
+    with pytest.raises(ValueError, match="no BBH scores for snark"):
+        tables.bbh_table(tasks=["snark"])
+
+
+def test_a_mean_needs_every_task():
+    column = {"a": tables.Cell(0.2, 10, 0.03, "r"), "b": tables.Cell(0.4, 10, 0.04, "r")}
+    assert tables.mean_cell(column, ["a", "b"]).value == pytest.approx(0.3)
+    assert tables.mean_cell(column, ["a", "c"]) is None
+    assert tables.mean_cell(column, []) is None
