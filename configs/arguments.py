@@ -27,5 +27,7 @@ def parse(arg: str | None, *, variant: tuple[str, ...]) -> Arguments:
         elif part == "runlocal":
             runlocal = True
         else:
-            raise ValueError(f"unknown config argument {part!r}; known: runlocal, variant={'|'.join(variant)}")
+            raise ValueError(
+                f"unknown config argument {part!r}; known: runlocal, variant={'|'.join(variant)}"
+            )
     return Arguments(chosen, runlocal)

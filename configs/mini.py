@@ -16,16 +16,28 @@ def get_config(arg: str = "") -> ConfigDict:
     config.bbh_folder = ""
     config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(
-        families=FAMILIES, difficulties=(1, 2, 3), per_family=4000, messages={"1": 1.0, "7": 2.0, "4": 0.5, "8": 0.5}
+        families=FAMILIES,
+        difficulties=(1, 2, 3),
+        per_family=4000,
+        messages={"1": 1.0, "7": 2.0, "4": 0.5, "8": 0.5},
     )
     config.teachers = [
         dict(name="apprentice", brevity=0.3, reach=2, error_rate=0.05, bare_reply="The answer is {answer}."),
         dict(name="expert", share=0.5),
     ]
     config.data = dict(row_length=512, max_segments=32)
-    config.student = dict(vocab_size=2048, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False)
+    config.student = dict(
+        vocab_size=2048, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False
+    )
     config.curriculum = [
-        dict(name="apprentice", datasets={"apprentice": 1.0}, epochs=1, learning_rate=1.5e-3, warmup_steps=50, final_fraction=0.5),
+        dict(
+            name="apprentice",
+            datasets={"apprentice": 1.0},
+            epochs=1,
+            learning_rate=1.5e-3,
+            warmup_steps=50,
+            final_fraction=0.5,
+        ),
         dict(name="expert", datasets={"expert": 1.0}, epochs=2, learning_rate=1.5e-3, warmup_steps=20),
     ]
     config.optimizer = dict()

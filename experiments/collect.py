@@ -53,7 +53,9 @@ def assign_message(query_id: str, multiple_choice: bool, shares: dict[str, float
     return max(allowed)
 
 
-def training_puzzles(config: PuzzlesConfig, seed: int, bbh_texts: Iterable[str] = ()) -> tuple[list[Puzzle], int]:
+def training_puzzles(
+    config: PuzzlesConfig, seed: int, bbh_texts: Iterable[str] = ()
+) -> tuple[list[Puzzle], int]:
     """The training puzzles, none of which a benchmark file asks, and how many were left out for that."""
     made = [
         puzzle
@@ -74,7 +76,12 @@ def bbh_texts(folder: str) -> list[str]:
 def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     """Writes queries/queries.jsonl: puzzles with their system messages."""
     directory = workdir / "queries"
-    made_by = {"program": "queries", "seed": config.seed, "puzzles": plain(config.puzzles), "bbh": config.bbh_folder}
+    made_by = {
+        "program": "queries",
+        "seed": config.seed,
+        "puzzles": plain(config.puzzles),
+        "bbh": config.bbh_folder,
+    }
     if artifacts.is_finished(directory, made_by, {}):
         return artifacts.read_manifest(directory)
     made, known = training_puzzles(config.puzzles, config.seed, bbh_texts(config.bbh_folder))

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments import launch
 from experiments.collect import TRACES, unit_hash
-from experiments.config import ExperimentConfig, plain
+from experiments.config import ExperimentConfig
 from orca_jax import artifacts, record_files
 from orca_jax.data import layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
@@ -50,7 +50,12 @@ def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, st
     size, controls = config.student.vocab_size, layouts.CONTROL_TOKENS.get(config.data.layout, ())
     if not controls:
         raise ValueError(f"data.layout={config.data.layout!r}; known: {', '.join(layouts.LAYOUTS)}")
-    made_by = {"program": "tokenizer", "source": config.data.tokenizer, "vocab_size": size, "control": controls}
+    made_by = {
+        "program": "tokenizer",
+        "source": config.data.tokenizer,
+        "vocab_size": size,
+        "control": controls,
+    }
     if not artifacts.is_finished(directory, made_by, inputs):
         if config.data.tokenizer:
             made = tokenizers.load(config.data.tokenizer, controls)
@@ -61,8 +66,8 @@ def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, st
     loaded = tokenizers.load(directory)
     if loaded.vocab_size != size:
         raise TokenizerError(
-            f"the tokenizer has {loaded.vocab_size} ids (control tokens counted) and student.vocab_size is {size}; "
-            f"set student.vocab_size={loaded.vocab_size}"
+            f"the tokenizer has {loaded.vocab_size} ids, control tokens counted, and student.vocab_size is "
+            f"{size}; set student.vocab_size={loaded.vocab_size}"
         )
     return loaded
 
@@ -76,7 +81,9 @@ def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
         yield "".join(piece.text for piece in pieces if not piece.control)
 
 
-def make_store(config: ExperimentConfig, workdir: Path, name: str, tokenizer: Tokenizer, inputs: dict[str, str]) -> dict[str, Any]:
+def make_store(
+    config: ExperimentConfig, workdir: Path, name: str, tokenizer: Tokenizer, inputs: dict[str, str]
+) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
     directory = workdir / "tokens" / name
     made_by = {

@@ -36,7 +36,9 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
         table = tables.puzzle_table(by_message, note=ORACLE_NOTE if oracles else "")
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
     if config.bbh_folder:
-        by_run = {f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes}
+        by_run = {
+            f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes
+        }
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -61,7 +61,9 @@ def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
             "rows": plan.rows,
             "examples_per_row": round(plan.packing_factor, 3),
             "fill": round(plan.fill, 5),
-            "supervised_share": round(float(store.columns["supervised"].sum() / max(1, store.lengths.sum())), 4),
+            "supervised_share": round(
+                float(store.columns["supervised"].sum() / max(1, store.lengths.sum())), 4
+            ),
             "cut_or_too_long": int((store.lengths > rows.row_length).sum()),
             "left_out": len(plan.left_out),
             "nothing_supervised": int((first < 0).sum()),

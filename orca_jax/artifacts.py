@@ -87,7 +87,9 @@ def fingerprint(made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     return digest({"made_by": made_by, "inputs": inputs})
 
 
-def is_finished(directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+def is_finished(
+    directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs: Mapping[str, str]
+) -> bool:
     """Whether `directory` already holds what `made_by` would make of `inputs`.
 
     Raises:
@@ -134,7 +136,9 @@ def begin(directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs:
     path, mark = Path(directory) / STARTED, fingerprint(made_by, inputs)
     if not path.exists():
         with atomic_write(path) as file:
-            json.dump({"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str)
+            json.dump(
+                {"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str
+            )
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
     if begun["fingerprint"] != mark:

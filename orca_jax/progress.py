@@ -8,7 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Report = Callable[..., None]
 PLAIN_SECONDS = 15.0
@@ -42,6 +49,8 @@ def _plain(title: str, total: int | None, done: int) -> Report:
         rate = (done - first) / max(now - started, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 and not finished else ""
         of = f"/{total}" if total is not None else ""
-        print(f"{title}: {done}{of}, {now - started:.0f} s{left} {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{title}: {done}{of}, {now - started:.0f} s{left} {note}".rstrip(), file=sys.stderr, flush=True
+        )
 
     return report

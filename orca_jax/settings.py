@@ -54,13 +54,20 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), _mapping(value, where), f"{where}.")
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(next(a for a in arguments if a is not type(None)), value, where)
+        return (
+            None
+            if value is None
+            else convert(next(a for a in arguments if a is not type(None)), value, where)
+        )
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise SettingsError(f"config key '{where}' must be a list, got {value!r:.60}")
         return tuple(convert(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
-        return {key: convert(arguments[1], entry, f"{where}.{key}") for key, entry in _mapping(value, where).items()}
+        return {
+            key: convert(arguments[1], entry, f"{where}.{key}")
+            for key, entry in _mapping(value, where).items()
+        }
     return _scalar(hint, value, where)
 
 

@@ -38,7 +38,9 @@ def check_turns(messages: Sequence[Message]) -> None:
     spoken = turns[1:] if turns[:1] == ["system"] else turns
     expected = [("user", "assistant")[i % 2] for i in range(len(spoken))]
     if not spoken or spoken != expected:
-        raise LayoutError(f"turns must be [system], user, assistant, user, ...; got {', '.join(turns) or 'nothing'}")
+        raise LayoutError(
+            f"turns must be [system], user, assistant, user, ...; got {', '.join(turns) or 'nothing'}"
+        )
 
 
 def orca(messages: Sequence[Message]) -> list[Piece]:

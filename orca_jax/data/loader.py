@@ -71,15 +71,16 @@ class Batch(NamedTuple):
 
 def held_rows(rows: int, placement: NamedSharding) -> tuple[int, ...]:
     """Which rows of a global batch this process's devices hold."""
-    slices = placement.addressable_devices_indices_map((rows,)).values()
-    held = {index for (part,) in slices for index in range(rows)[part]}
-    return tuple(sorted(held))
+    slices: Any = placement.addressable_devices_indices_map((rows,)).values()
+    return tuple(sorted({index for (part,) in slices for index in range(rows)[part]}))
 
 
 class _Source:
     """Random access by step, for Grain."""
 
-    def __init__(self, refs: Callable[[int], Sequence[Any]], steps: int, builder: RowBuilder, held: tuple[int, ...]):
+    def __init__(
+        self, refs: Callable[[int], Sequence[Any]], steps: int, builder: RowBuilder, held: tuple[int, ...]
+    ):
         self.refs = refs
         self.steps = steps
         self.builder = builder
@@ -123,7 +124,7 @@ def on_devices(batch: Batch, rows: int, placement: NamedSharding) -> Row:
     place = {index: i for i, index in enumerate(batch.indices)}
 
     def array(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return local[[place[row] for row in range(rows)[index[0]]]]
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), placement, part)

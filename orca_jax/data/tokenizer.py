@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from orca_jax import artifacts
 
@@ -54,7 +55,8 @@ class Tokenizer:
     @functools.cached_property
     def _continuing(self) -> sentencepiece.SentencePieceProcessor:
         """The same pieces without the space that SentencePiece puts before a text."""
-        proto = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+        proto = messages.ModelProto.FromString(self.model)
         proto.normalizer_spec.add_dummy_prefix = False
         return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
 
@@ -80,7 +82,9 @@ class Tokenizer:
           TokenizerError: this tokenizer was made without it.
         """
         if token not in self.control_ids:
-            raise TokenizerError(f"tokenizer has no control token {token!r}, only {', '.join(self.control_ids)}")
+            raise TokenizerError(
+                f"tokenizer has no control token {token!r}, only {', '.join(self.control_ids)}"
+            )
         return self.control_ids[token]
 
     def encode(self, text: str, *, first: bool) -> list[int]:

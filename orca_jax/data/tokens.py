@@ -94,8 +94,10 @@ def write_shard(directory: Path, index: int, shards: int, traces: Sequence[Trace
             columns[name].append(value)
     writer.close()
     os.replace(temporary, path)
-    dropped = collections.Counter(str(t.outcome) if t.outcome != Outcome.OK else "empty" for t in traces if not trainable(t))
-    arrays = {name: np.array(values) for name, values in columns.items()}
+    dropped = collections.Counter(
+        str(t.outcome) if t.outcome != Outcome.OK else "empty" for t in traces if not trainable(t)
+    )
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
     with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
         np.savez(file, dropped=np.array(sorted(dropped.elements())), **arrays)
     return sum(map(trainable, traces))
@@ -186,10 +188,13 @@ def _finish(directory: Path, shards: int) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
-    dropped = collections.Counter(itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts))
+    dropped = collections.Counter(
+        itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts)
+    )
     lengths = [len(part.get("length", ())) for part in parts]
     full = [part for part in parts if len(part)]
-    columns = {name: np.concatenate([part[name] for part in full]) for name in full[0]} if full else {}
+    names = full[0] if full else ()
+    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in full]) for name in names}
     with artifacts.atomic_write(directory / "lengths.npy", "wb") as file:
         np.save(file, columns.pop("length", np.zeros(0)).astype(np.int64))
     with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
@@ -238,6 +243,10 @@ class TokenStore:
         if overlong not in ("truncate", "drop"):
             raise ValueError(f"data.overlong={overlong!r}; known: truncate, drop")
         lengths = self.lengths
-        cut = np.minimum(lengths, row_length) if overlong == "truncate" else np.where(lengths > row_length, 0, lengths)
+        cut = (
+            np.minimum(lengths, row_length)
+            if overlong == "truncate"
+            else np.where(lengths > row_length, 0, lengths)
+        )
         first = self.columns["first_supervised"]
         return np.where((first >= 0) & (first < cut), cut, 0)

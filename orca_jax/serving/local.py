@@ -47,7 +47,9 @@ class LocalStudent:
             seed=sampling.seed or 0,
         )
         replies = {i: self._reply(len(prompts[i]), g, sampling) for i, g in zip(fits, generated)}
-        too_long = Reply(Outcome.ERROR, "", raw={"error": f"prompt exceeds {self.generator.max_length} tokens"})
+        too_long = Reply(
+            Outcome.ERROR, "", raw={"error": f"prompt exceeds {self.generator.max_length} tokens"}
+        )
         return [replies.get(i, too_long) for i in range(len(prompts))]
 
     def _reply(self, prompt_tokens: int, generated: Generated, sampling: Sampling) -> Reply:

@@ -58,7 +58,9 @@ def _bounds(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
 
-def _block_scores(query: jax.Array, key: jax.Array, segment_ids: jax.Array, start: int, end: int) -> jax.Array:
+def _block_scores(
+    query: jax.Array, key: jax.Array, segment_ids: jax.Array, start: int, end: int
+) -> jax.Array:
     """Masked scores [b, n, end - start, end] of one block; inputs are [b, n, t, h]."""
     scores = jnp.einsum(
         "bnth,bnsh->bnts", query[:, :, start:end], key[:, :, :end], preferred_element_type=jnp.float32
@@ -94,7 +96,9 @@ def _causal_backward(saved, gradient):  # type: ignore[no-untyped-def]
     d_query, d_key, d_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
     for (start, end), weights in zip(_bounds(length), probabilities, strict=True):
         block = gradient[:, :, start:end]
-        d_weights = jnp.einsum("bnth,bnsh->bnts", block, value[:, :, :end], preferred_element_type=jnp.float32)
+        d_weights = jnp.einsum(
+            "bnth,bnsh->bnts", block, value[:, :, :end], preferred_element_type=jnp.float32
+        )
         d_scores = (weights * (d_weights - inner[:, :, start:end])).astype(query.dtype)
         d_query.append(jnp.einsum("bnts,bnsh->bnth", d_scores, key[:, :, :end]))
         d_key = d_key.at[:, :, :end].add(jnp.einsum("bnts,bnth->bnsh", d_scores, query[:, :, start:end]))

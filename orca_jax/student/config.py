@@ -32,7 +32,14 @@ class LlamaConfig:
     remat: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_multiple"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "vocab_multiple",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"student.{name} must be at least 1, got {getattr(self, name)}")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:

@@ -73,17 +73,17 @@ def _generate(
     """Drawn ids [b, new] and how many were drawn before a stop id [b] (`limit` where none was)."""
     batch, width = prompts.shape
     stops = jnp.array(stop_ids, jnp.int32)
-    model = llama.Llama(config, dtype)
 
     def choose(hidden: jax.Array, drawn: jax.Array) -> jax.Array:
-        head = model.apply({"params": params}, method="head")
-        scores = llama.logits(hidden, head, config.vocab_size)
+        scores = llama.logits(hidden, llama.head(params, config), config.vocab_size)
         at = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, drawn)
         return draw(scores, at, temperature, top_p)
 
     def forward(tokens: jax.Array, positions: jax.Array, cache: llama.Cache) -> tuple[jax.Array, llama.Cache]:
         ones = jnp.ones_like(tokens)
-        return model.apply({"params": params}, tokens, positions, ones, cache, method="hidden")
+        last, filled = llama.hidden(params, tokens, positions, ones, cache, config=config, dtype=dtype)
+        assert filled is not None
+        return last, filled
 
     def going(state: _Decoding) -> jax.Array:
         return (state.drawn < limit) & ~state.done.all()
@@ -162,7 +162,13 @@ class Generator:
         return [replies[index] for index in range(len(prompts))]
 
     def _batch(
-        self, prompts: Sequence[np.ndarray], chosen: list[int], max_tokens: int, temperature: float, top_p: float, seed: int
+        self,
+        prompts: Sequence[np.ndarray],
+        chosen: list[int],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
     ) -> list[Generated]:
         longest = max(len(prompts[i]) for i in chosen)
         limit = min(max_tokens, self.max_length - longest)

@@ -75,7 +75,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: LayerCache | None
+        self,
+        x: jax.Array,
+        segment_ids: jax.Array,
+        by: Rotation,
+        positions: jax.Array,
+        cache: LayerCache | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         c = self.config
         query = rotate(self._heads(x, c.num_heads, "query"), by)
@@ -160,7 +165,7 @@ class Llama(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
                 length=c.num_layers,
             )
-            self.layers = stack(c, self.dtype)
+            self.layers: Any = stack(c, self.dtype)
         else:
             self.layers = [block(c, self.dtype, name=f"layer_{i}") for i in range(c.num_layers)]
         self.norm = RMSNorm(c.norm_epsilon)
@@ -195,10 +200,6 @@ class Llama(nn.Module):
             after.append(layer_cache)
         return x, tuple(after) if cache else None
 
-    def head(self) -> jax.Array:
-        """The unembedding matrix, float32 [d, v]."""
-        return self.embed.embedding.T if self.config.tie_embeddings else self.unembed
-
     def __call__(
         self,
         tokens: jax.Array,
@@ -214,14 +215,17 @@ class Llama(nn.Module):
           segment_ids: int32 [b, t]; 0 is padding. Tokens attend within their segment only.
           cache: keys and values seen so far; then each row is one segment and `segment_ids` is unused.
         """
-        hidden, cache = self.hidden(tokens, positions, segment_ids, cache)
-        return logits(hidden, self.head(), self.config.vocab_size), cache
+        last, cache = self.hidden(tokens, positions, segment_ids, cache)
+        matrix = self.embed.embedding.T if self.config.tie_embeddings else self.unembed
+        return logits(last, matrix, self.config.vocab_size), cache
 
 
-def logits(hidden: jax.Array, head: jax.Array, vocab_size: int) -> jax.Array:
+def logits(last: jax.Array, matrix: jax.Array, vocab_size: int) -> jax.Array:
     """Float32 [..., v] of hidden [..., d] and head [d, v]; ids from `vocab_size` on get -inf."""
-    scores = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return jnp.where(jnp.arange(head.shape[-1]) < vocab_size, scores, -jnp.inf)
+    scores = jnp.matmul(last, matrix.astype(last.dtype), preferred_element_type=jnp.float32)
+    if vocab_size == matrix.shape[-1]:
+        return scores
+    return jnp.where(jnp.arange(matrix.shape[-1]) < vocab_size, scores, -jnp.inf)
 
 
 def init(config: LlamaConfig, seed: int) -> Params:
@@ -241,10 +245,33 @@ def apply(
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, Cache | None]:
     """The student as a pure function: see `Llama.__call__`."""
-    return Llama(config, dtype).apply({"params": params}, tokens, positions, segment_ids, cache)
+    model: Any = Llama(config, dtype)
+    return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+def hidden(
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    cache: Cache | None = None,
+    *,
+    config: LlamaConfig,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, Cache | None]:
+    """`apply` without the unembedding: see `Llama.hidden`."""
+    model: Any = Llama(config, dtype)
+    return model.apply({"params": params}, tokens, positions, segment_ids, cache, method="hidden")
+
+
+def head(params: Params, config: LlamaConfig) -> jax.Array:
+    """The unembedding matrix, float32 [d, v]."""
+    return params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
 
 
 def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
     """Zeros for `length` positions of `batch` rows."""
     shape = (batch, length, config.num_kv_heads, config.head_dim)
-    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+    return tuple(
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
+    )

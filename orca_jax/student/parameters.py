@@ -12,7 +12,6 @@ from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import Params
 
 
-
 def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
     """The view with one subtree a layer, which decoding uses, and the config that fits it."""
     unrolled = dataclasses.replace(config, scan_layers=False)
@@ -20,7 +19,8 @@ def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]
         return params, unrolled
     rest = {name: value for name, value in params.items() if name != "layers"}
     layers = {
-        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+        for i in range(config.num_layers)
     }
     return {**rest, **layers}, unrolled
 

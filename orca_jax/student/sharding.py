@@ -48,7 +48,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
-        raise ValueError(f"mesh.{{{shown}}} does not divide {len(devices)} devices; at most one axis may be -1")
+        raise ValueError(
+            f"mesh.{{{shown}}} does not divide {len(devices)} devices; at most one axis may be -1"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -79,7 +81,9 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if axes is None:
         raise ValueError(f"no sharding rule for parameter {path!r} of shape {shape}; add one to RULES")
     axes = (None,) * (len(shape) - len(axes)) + axes
-    return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape)))
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape))
+    )
 
 
 def path_name(path: tuple[Any, ...]) -> str:

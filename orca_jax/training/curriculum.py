@@ -55,7 +55,11 @@ class StageConfig:
     @property
     def shares(self) -> dict[str, float]:
         total = sum(self.datasets.values())
-        return {name: weight / total for name, weight in self.datasets.items()} if total > 0 else dict(self.datasets)
+        return (
+            {name: weight / total for name, weight in self.datasets.items()}
+            if total > 0
+            else dict(self.datasets)
+        )
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at step `step` of the stage's `steps`."""
@@ -128,7 +132,11 @@ class Curriculum:
         names = {name for stage in stages for name in stage.datasets}
         self._plans = plans
         self._streams = [
-            {name: _Stream(name, self._shifted(index), batch_rows) for name in names if name in stage.datasets}
+            {
+                name: _Stream(name, self._shifted(index), batch_rows)
+                for name in names
+                if name in stage.datasets
+            }
             for index, stage in enumerate(stages)
         ]
         lengths = [self._stage_steps(index) for index in range(len(stages))]
@@ -184,6 +192,8 @@ class Curriculum:
 
     def _drawn(self, stage: int, blocks: int) -> list[int]:
         """Rows drawn of each data set in the first `blocks` blocks; they add up to all of them."""
-        ends = np.floor(np.cumsum(list(self.stages[stage].shares.values())) * blocks * BLOCK + 1e-6).astype(int)
+        ends = np.floor(np.cumsum(list(self.stages[stage].shares.values())) * blocks * BLOCK + 1e-6).astype(
+            int
+        )
         ends[-1] = blocks * BLOCK
         return np.diff(ends, prepend=0).tolist()

@@ -34,10 +34,10 @@ class StepMetrics(NamedTuple):
 
 def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -> Loss:
     """The loss pair of rows [b, t]."""
-    model = llama.Llama(config, dtype)
-    variables = {"params": params}
-    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segment_ids, method="hidden")
-    head = model.apply(variables, method="head")
+    hidden, _ = llama.hidden(
+        params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
+    )
+    head = llama.head(params, config)
     total = cross_entropy(hidden, head, batch.targets, batch.loss_weights, config.vocab_size)
     return Loss(total, jnp.sum(batch.loss_weights))
 
@@ -96,12 +96,10 @@ def update(
 
 def token_losses(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -> jax.Array:
     """Weighted cross-entropy of every position, float32 [b, t], for validation by example."""
-    model = llama.Llama(config, dtype)
-    variables = {"params": params}
-    hidden, _ = model.apply(variables, batch.tokens, batch.positions, batch.segment_ids, method="hidden")
-    losses, _ = token_cross_entropy(
-        hidden, model.apply(variables, method="head"), batch.targets, config.vocab_size
+    hidden, _ = llama.hidden(
+        params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
+    losses, _ = token_cross_entropy(hidden, llama.head(params, config), batch.targets, config.vocab_size)
     return losses * batch.loss_weights
 
 

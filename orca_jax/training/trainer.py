@@ -20,19 +20,19 @@ from jax.sharding import Mesh
 
 from orca_jax import artifacts
 from orca_jax.data import loader
-from orca_jax.data.rows import stack
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
 from orca_jax.student.config import LlamaConfig
+from orca_jax.training import interruption
 from orca_jax.training.checkpoints import Checkpoints
 from orca_jax.training.curriculum import Curriculum, Position
 from orca_jax.training.metrics import Metrics
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import StepMetrics, Steps, TrainState, make_steps
+from orca_jax.training.validation import Validation
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-GROUPED = ("collection", "teacher", "system_message_id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,25 +62,47 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_rows % self.accumulation:
-            raise ValueError(f"train.accumulation={self.accumulation} must divide batch_rows={self.batch_rows}")
+            raise ValueError(
+                f"train.accumulation={self.accumulation} must divide batch_rows={self.batch_rows}"
+            )
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Raises ValueError where the rows of an accumulation part do not divide over the mesh."""
         rows, shards = self.batch_rows // self.accumulation, sharding.batch_shards(mesh)
         if rows % shards:
             raise ValueError(
-                f"train.batch_rows / train.accumulation = {rows} rows do not divide over data x fsdp = {shards}"
+                f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
+                f"data x fsdp = {shards} devices"
             )
 
 
 class _Late(NamedTuple):
-    """A step whose metrics are still on the devices."""
+    """A step whose metrics are still on the devices; `waited` seconds for its data."""
 
     step: int
     position: Position
     metrics: StepMetrics
-    seconds: float
     waited: float
+
+
+class _Speed:
+    """Tokens and seconds since the last record, so that a rate is a mean over whole steps."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.since, self.tokens, self.waited = time.perf_counter(), 0, 0.0
+
+    def add(self, tokens: int, waited: float) -> None:
+        self.tokens += tokens
+        self.waited += waited
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.since
+        values = {"tokens_per_second": self.tokens / seconds, "data_wait": self.waited / seconds}
+        self.restart()
+        return values
 
 
 class Trainer:
@@ -114,8 +136,10 @@ class Trainer:
         self.rows = rows
         self.mesh = mesh
         self.seed = seed
-        self.validation = validation
         self.placement = sharding.batch_sharding(mesh)
+        self.validation = validation and Validation(
+            validation, rows, batch_rows=train.batch_rows, placement=self.placement
+        )
         self.note = {"fingerprint": fingerprint, "versions": artifacts.versions(), "mesh": dict(mesh.shape)}
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep, note=self.note)
         self.steps: Steps = make_steps(
@@ -130,62 +154,50 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Trains to the curriculum's end; returns the last metrics.
 
-        On Ctrl-C or any error the steps done are saved first.
+        On Ctrl-C or SIGTERM the steps done are saved first, and KeyboardInterrupt is raised.
+
+        Raises:
+          ArtifactError: the directory holds another run's checkpoints.
+          CheckpointError: it holds checkpoints, and none is whole.
+          FloatingPointError: the loss is not finite; the last checkpoint is from before.
         """
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), interruption.held() as interrupted:
             step, state = self._start()
-            metrics = Metrics(self.directory, step)
+            self.metrics, self.speed = Metrics(self.directory, step), _Speed()
             try:
-                last = self._loop(step, state, metrics)
+                return self._loop(step, state, interrupted)
             finally:
-                metrics.close()
+                self.metrics.close()
                 self.checkpoints.close()
-        return last
 
     def _start(self) -> tuple[int, TrainState]:
         restored = self.checkpoints.restore(self.steps.abstract)
         if restored is None:
-            params = llama.init(self.student, self.seed)
-            return 0, self.steps.init(params)
-        for warning in changed_environment(restored.note, self.note):
-            log.warning("resuming at step %d: %s", restored.step, warning)
+            return 0, self.steps.init(llama.init(self.student, self.seed))
         if restored.note.get("fingerprint") != self.note["fingerprint"]:
             raise artifacts.ArtifactError(
                 f"{self.directory} holds checkpoints of another run; use another workdir, or remove it"
             )
+        for warning in changed_environment(restored.note, self.note):
+            log.warning("resuming at step %d: %s", restored.step, warning)
         log.info("resuming at step %d of %d", restored.step, self.curriculum.total_steps)
         return restored.step, restored.state
 
-    def _loop(self, start: int, state: TrainState, metrics: Metrics) -> dict[str, Any]:
-        total, saved, last = self.curriculum.total_steps, start, {}
+    def _loop(self, start: int, state: TrainState, interrupted: interruption.Interruption) -> dict[str, Any]:
+        total = self.curriculum.total_steps
+        last: dict[str, Any] = {}
         late: collections.deque[_Late] = collections.deque()
-        done = start
-        try:
-            with progress("training", total, start) as report:
-                batches = self._batches(start, total)
-                for step in range(start, total):
-                    began = time.perf_counter()
-                    batch = next(batches)
-                    waited = time.perf_counter() - began
-                    position = self.curriculum.position(step)
-                    state, measured = self._step(state, batch, position)
-                    done = step + 1
-                    late.append(_Late(done, position, measured, time.perf_counter() - began, waited))
-                    if len(late) > 1:
-                        last = self._record(late.popleft(), metrics) or last
-                        report(done, _shown(last))
-                    if self._validates(step):
-                        self._validate(state, done, metrics)
-                    if done % self.train.checkpoint_every == 0 or done == total:
-                        self.checkpoints.save(done, state)
-                        saved = done
-                while late:
-                    last = self._record(late.popleft(), metrics, force=True) or last
-        except BaseException:
-            if done > saved:
-                self.checkpoints.save(done, state)
-                log.warning("interrupted: saved step %d; run the same command again to go on", done)
-            raise
+        batches = self._batches(start, total)
+        with progress("training", total, start) as report:
+            for done in range(start + 1, total + 1):
+                state, step = self._step(state, done, batches)
+                late.append(step)
+                if len(late) > 1:
+                    last = self._record(late.popleft()) or last
+                    report(done, _shown(last))
+                self._after(state, done, interrupted)
+        while late:
+            last = self._record(late.popleft(), force=True) or last
         return last
 
     def _batches(self, start: int, stop: int) -> Iterator[loader.Batch]:
@@ -198,24 +210,51 @@ class Trainer:
             placement=self.placement,
         )
 
-    def _step(self, state: TrainState, batch: loader.Batch, position: Position) -> tuple[TrainState, StepMetrics]:
+    def _step(
+        self, state: TrainState, done: int, batches: Iterator[loader.Batch]
+    ) -> tuple[TrainState, _Late]:
+        """Starts the step that makes `done`; it runs on the devices while the loop goes on."""
+        position = self.curriculum.position(done - 1)
+        began = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - began
         stage = self.curriculum.stages[position.stage]
         if stage.reset_optimizer and position.stage_step == 0 and position.stage > 0:
             state = self.steps.reset(state)
         rows = loader.on_devices(batch, self.train.batch_rows, self.placement)
-        return self.steps.update(state, rows, np.float32(position.learning_rate))
+        state, measured = self.steps.update(state, rows, jnp.float32(position.learning_rate))
+        return state, _Late(done, position, measured, waited)
 
-    def _record(self, late: _Late, metrics: Metrics, force: bool = False) -> dict[str, Any] | None:
-        """Fetches a step's metrics, which blocks only while that step still runs, and writes some."""
-        if late.step % self.train.log_every and late.step > 1 and not force:
-            late.metrics.loss.total.block_until_ready()
-            return None
+    def _after(self, state: TrainState, done: int, interrupted: interruption.Interruption) -> None:
+        """Validates and saves where it is time; leaves where a signal has come."""
+        if self.validation and self._validates(done):
+            values = self.validation(state.params, self.steps.token_losses)
+            log.info("validation after step %d: loss %.4f", done, values["loss"])
+            self._write("validation", done, values)
+            self.speed.restart()
+        if (
+            done % self.train.checkpoint_every == 0
+            or done == self.curriculum.total_steps
+            or interrupted.signal
+        ):
+            self.checkpoints.save(done, state)
+        if interrupted.signal:
+            self.checkpoints.wait()
+            log.warning(
+                "%s: saved step %d; run the same command again to go on", interrupted.signal.name, done
+            )
+            raise KeyboardInterrupt
+
+    def _record(self, late: _Late, force: bool = False) -> dict[str, Any] | None:
+        """Fetches a step's metrics, which waits only for that step, and writes every few of them."""
         measured = jax.device_get(late.metrics)
+        self.speed.add(int(measured.tokens), late.waited)
         if not np.isfinite(measured.loss.total):
             raise FloatingPointError(
                 f"the loss is {measured.loss.total} at step {late.step}; lower the learning rate"
             )
-        positions = self.train.batch_rows * self.rows.row_length
+        if late.step % self.train.log_every and late.step > 1 and not force:
+            return None
         values = {
             "stage": self.curriculum.stages[late.position.stage].name,
             "epoch": late.position.epoch,
@@ -223,54 +262,19 @@ class Trainer:
             "gradient_norm": float(measured.gradient_norm),
             "learning_rate": late.position.learning_rate,
             "supervised_tokens": float(measured.loss.weight),
-            "fill": int(measured.tokens) / positions,
-            "tokens_per_second": int(measured.tokens) / late.seconds,
-            "data_wait": late.waited / late.seconds,
+            "fill": int(measured.tokens) / (self.train.batch_rows * self.rows.row_length),
+            **self.speed.read(),
         }
-        if jax.process_index() == 0:
-            metrics.write("train", late.step, values)
+        self._write("train", late.step, values)
         return values
 
-    def _validates(self, step: int) -> bool:
-        if self.validation is None:
-            return False
-        every = self.train.validate_every
-        return step + 1 in self.curriculum.starts or bool(every and (step + 1) % every == 0)
-
-    def _validate(self, state: TrainState, step: int, metrics: Metrics) -> None:
-        """Mean loss a supervised token on the validation set, over all and by group."""
-        losses, weights, columns = self._validation_losses(state.params)
-        values: dict[str, Any] = {"loss": losses.sum() / max(weights.sum(), 1e-30), "examples": len(losses)}
-        for group in GROUPED:
-            for name in np.unique(columns[group]):
-                mine = columns[group] == name
-                values[f"loss/{group}={name}"] = losses[mine].sum() / max(weights[mine].sum(), 1e-30)
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if jax.process_index() == 0:
-            metrics.write("validation", step, {k: float(v) for k, v in values.items()})
-            log.info("validation after step %d: loss %.4f", step, values["loss"])
+            self.metrics.write(kind, step, values)
 
-    def _validation_losses(self, params: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Summed loss and weight of every validation example, and its columns."""
-        assert self.validation is not None
-        name, size = self.validation, self.train.batch_rows
-        plan = self.rows.plan_of(name, 0)
-        sums, weights = np.zeros(len(self.rows.lengths[name])), np.zeros(len(self.rows.lengths[name]))
-        for start in range(0, plan.rows, size):
-            rows = [self.rows.row(name, 0, start + i) for i in range(size)]
-            batch = loader.Batch(0, tuple(range(size)), stack(rows))
-            placed = loader.on_devices(batch, size, self.placement)
-            losses = np.asarray(self.steps.token_losses(params, placed), np.float64)
-            for i, row in enumerate(rows):
-                add_by_segment(sums, plan.row(start + i), row.segment_ids, losses[i])
-                add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)
-        columns = self.rows.stores[name].columns
-        return sums[plan.examples], weights[plan.examples], {g: columns[g][plan.examples] for g in GROUPED}
-
-
-def add_by_segment(sums: np.ndarray, examples: np.ndarray, segment_ids: np.ndarray, values: np.ndarray) -> None:
-    """Adds a row's values [row_length] to the sums [n] of the examples that its segments hold."""
-    if len(examples):
-        sums[examples] += np.bincount(segment_ids, weights=values, minlength=len(examples) + 1)[1:]
+    def _validates(self, done: int) -> bool:
+        every = self.train.validate_every
+        return done in self.curriculum.starts or bool(every and done % every == 0)
 
 
 def changed_environment(before: Any, now: Any) -> list[str]:

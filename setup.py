@@ -1,0 +1,47 @@
+"""Packaging. Version bounds are those that the tests ran with; jax 0.11 needs Python 3.12."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_text(encoding="utf-8"))[1]
+
+EXTRAS = {
+    "tpu": ["libtpu>=0.0.40"],
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "test": ["pytest>=8", "hypothesis>=6.100"],
+    "parity": ["torch==2.13.0", "transformers>=5.17,<6"],
+    "dev": ["ruff>=0.9", "mypy>=1.14"],
+}
+
+setup(
+    name="orca_jax",
+    version=VERSION,
+    description="Explanation tuning of small language models in JAX, after Orca (arXiv 2306.02707)",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["orca_jax", "orca_jax.*"]),
+    package_data={"orca_jax.queries": ["*.csv"], "orca_jax.reporting": ["*.csv"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.8",
+        "flax>=0.12,<0.13",
+        "grain>=0.2.15,<0.3",
+        "jax>=0.10,<0.12",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "protobuf>=5",
+        "pyarrow>=18",
+        "rich>=13.7",
+        "scipy>=1.14",
+        "sentencepiece>=0.2.1,<0.3",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.8,<5",
+    ],
+    extras_require=EXTRAS,
+)

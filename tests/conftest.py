@@ -1,0 +1,59 @@
+"""What all tests share: the CPU as eight devices, a cache of compiled programs, and which tests run."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEVICES = "--xla_force_host_platform_device_count=8"
+
+# Before jax is first imported; by environment, so that the processes which tests start have them too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".cache/jax-tests")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--proof", action="store_true", help="run the long tests marked `proof` too")
+    parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/ anew")
+
+
+def pytest_collection_modifyitems(config, items):
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    for item in items:
+        if item.get_closest_marker("proof") and not config.getoption("--proof"):
+            item.add_marker(pytest.mark.skip(reason="a long one: give --proof to run it"))
+        if item.get_closest_marker("parity") and missing:
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs {', '.join(missing)}: install the extra `parity`")
+            )
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The repository's root."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data files beside the repository."""
+    folder = REPOSITORY / "../shared/data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def regenerate_golden(request) -> bool:
+    """Whether golden files are to be written instead of compared."""
+    return request.config.getoption("--regenerate-golden")
