@@ -75,11 +75,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{directory} has no {MANIFEST}: it is unfinished or not an artifact") from None
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not JSON ({error}); remove the directory and run again") from error
+    if not isinstance(manifest, dict) or not {"fingerprint", "made_by", "inputs"} <= manifest.keys():
+        raise ArtifactError(f"{path} is not a manifest of this project; use another directory")
+    return manifest
 
 
 def fingerprint(made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -57,3 +58,25 @@ def shared_data() -> Path:
 def regenerate_golden(request) -> bool:
     """Whether golden files are to be written instead of compared."""
     return request.config.getoption("--regenerate-golden")
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[str]:
+    """Sentences of made-up facts, enough to train a small tokenizer on."""
+    random = np.random.default_rng(0)
+    nouns, verbs = ["cat", "dog", "house", "river", "answer"], ["takes", "sees", "leaves", "finds", "is"]
+    words = ["the", "a", "red", "blue", "step", "because", "therefore", *nouns, *verbs]
+    return [
+        " ".join(random.choice(words, 8)).capitalize() + f", {random.integers(1000)} times.\n"
+        for _ in range(400)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(corpus):
+    """A small SentencePiece tokenizer with the control tokens of every layout."""
+    from orca_jax.data import layouts
+    from orca_jax.data.tokenizer import train
+
+    names = sorted({token for tokens in layouts.CONTROL_TOKENS.values() for token in tokens})
+    return train(corpus, 400, names)

@@ -125,12 +125,16 @@ def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = No
     if not model_path.is_file():
         raise TokenizerError(f"no SentencePiece model at {model_path}")
     if path.is_dir():
+        if not (path / CONTROL_FILE).is_file():
+            raise TokenizerError(
+                f"{path} has no {CONTROL_FILE}; give the path of {MODEL_FILE} itself instead"
+            )
         control_tokens = json.loads((path / CONTROL_FILE).read_text(encoding="utf-8"))
     model = model_path.read_bytes()
     try:
         return Tokenizer(model, tuple(control_tokens or (PAD,)))
-    except RuntimeError as error:
-        raise TokenizerError(f"{model_path} is not a SentencePiece model: {error}") from error
+    except (RuntimeError, TokenizerError) as error:
+        raise TokenizerError(f"{model_path} cannot be used as a SentencePiece model: {error}") from error
 
 
 class _Sink:

@@ -33,6 +33,10 @@ SHARD_SIZE = 4096
 GROUPS = ("collection", "task", "teacher", "system_message_id")
 
 
+class StoreError(ValueError):
+    """Traces cannot become a token store; the message says which and why."""
+
+
 def features() -> Any:
     """The TFDS features of one example; tokens and weights as raw little-endian bytes."""
     import tensorflow_datasets as tfds
@@ -47,6 +51,17 @@ def features() -> Any:
             "weights": vector(np.float32),
             "roles": vector(np.uint8),
         }
+    )
+
+
+def serializer() -> Callable[[dict[str, Any]], bytes]:
+    """Like `features().serialize_example`, but equal examples give equal bytes in every process."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    spec = features()
+    serial = ExampleSerializer(spec.get_serialized_info())
+    return lambda example: serial.get_tf_example(spec.encode_example(example)).SerializeToString(
+        deterministic=True
     )
 
 
@@ -83,13 +98,13 @@ def write_shard(directory: Path, index: int, shards: int, traces: Sequence[Trace
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    spec, columns = features(), collections.defaultdict(list)
+    serialize, columns = serializer(), collections.defaultdict(list)
     path = shard_path(directory, index, shards)
     temporary = path.with_name(f".{path.name}.tmp")
     writer = ArrayRecordWriter(str(temporary), "group_size:1")
     for trace in filter(trainable, traces):
         encoded = _encode(trace, encode)
-        writer.write(spec.serialize_example({"id": trace.id, **_arrays(encoded)}))
+        writer.write(serialize({"id": trace.id, **_arrays(encoded)}))
         for name, value in _columns(trace, encoded).items():
             columns[name].append(value)
     writer.close()
@@ -147,14 +162,19 @@ def write_store(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards = max(1, math.ceil(count / SHARD_SIZE))
-    jobs = (job for job in _jobs(traces, shards) if not _sidecar(directory, job[0]).exists())
-    done = sum(_sidecar(directory, index).exists() for index in range(shards))
+    whole = {index for index in range(shards) if _is_whole(directory, index, shards)}
+    jobs = (job for job in _jobs(traces, shards) if job[0] not in whole)
+    done = len(whole)
     work = functools.partial(_write_job, directory, shards, encode)
     for _ in _mapped(work, jobs, workers):
         done += 1
         if on_shard:
             on_shard(done, shards)
     return _finish(directory, shards)
+
+
+def _is_whole(directory: Path, index: int, shards: int) -> bool:
+    return _sidecar(directory, index).exists() and shard_path(directory, index, shards).exists()
 
 
 def _jobs(traces: Iterable[Trace], shards: int) -> Iterator[tuple[int, list[Trace]]]:
@@ -193,10 +213,12 @@ def _finish(directory: Path, shards: int) -> dict[str, Any]:
     )
     lengths = [len(part.get("length", ())) for part in parts]
     full = [part for part in parts if len(part)]
-    names = full[0] if full else ()
-    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in full]) for name in names}
+    if not full:
+        left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "there were none"
+        raise StoreError(f"no trace of {directory.name!r} can be trained on: {left_out}")
+    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in full]) for name in full[0]}
     with artifacts.atomic_write(directory / "lengths.npy", "wb") as file:
-        np.save(file, columns.pop("length", np.zeros(0)).astype(np.int64))
+        np.save(file, columns.pop("length").astype(np.int64))
     with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
         np.savez(file, **columns)
     size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))

@@ -45,6 +45,7 @@ class LocalStudent:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
+            numbers=fits,
         )
         replies = {i: self._reply(len(prompts[i]), g, sampling) for i, g in zip(fits, generated)}
         too_long = Reply(

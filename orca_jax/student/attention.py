@@ -114,7 +114,8 @@ def causal_blocks(query: jax.Array, key: jax.Array, value: jax.Array, segment_id
     share = query.shape[2] // key.shape[2]
     scaled = query * (1.0 / math.sqrt(query.shape[-1]))
     heads_first = [x.transpose(0, 2, 1, 3) for x in (scaled, key, value)]
-    heads_first[1:] = [jnp.repeat(x, share, axis=1) for x in heads_first[1:]]
+    if share > 1:
+        heads_first[1:] = [jnp.repeat(x, share, axis=1) for x in heads_first[1:]]
     return _causal(*heads_first, segment_ids).transpose(0, 2, 1, 3)
 
 

@@ -38,6 +38,7 @@ class LlamaConfig:
             "intermediate_size",
             "num_layers",
             "num_heads",
+            "head_dim",
             "vocab_multiple",
         ):
             if getattr(self, name) < 1:

@@ -41,7 +41,8 @@ def nucleus(scores: jax.Array, top_p: jax.Array) -> jax.Array:
     """
     ordered = jnp.sort(scores, axis=-1)[:, ::-1]
     probabilities = jax.nn.softmax(ordered, axis=-1)
-    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < top_p
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept = ((before < top_p) | (top_p >= 1)).at[:, 0].set(True)
     threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
@@ -61,7 +62,7 @@ def _generate(
     prompts: jax.Array,
     lengths: jax.Array,
     keys: jax.Array,
-    limit: jax.Array,
+    limits: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
     *,
@@ -70,7 +71,10 @@ def _generate(
     new: int,
     stop_ids: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Drawn ids [b, new] and how many were drawn before a stop id [b] (`limit` where none was)."""
+    """Drawn ids int32 [b, new], -1 after a row's end, and whether a stop id ended it, bool [b].
+
+    Row `i` draws at most `limits[i]` ids, its stop id among them.
+    """
     batch, width = prompts.shape
     stops = jnp.array(stop_ids, jnp.int32)
 
@@ -86,13 +90,14 @@ def _generate(
         return last, filled
 
     def going(state: _Decoding) -> jax.Array:
-        return (state.drawn < limit) & ~state.done.all()
+        return ~(state.done | (state.drawn >= limits)).all()
 
     def advance(state: _Decoding) -> _Decoding:
-        out = state.out.at[:, state.drawn].set(jnp.where(state.done, -1, state.token))
+        ended = state.done | (state.drawn >= limits)
+        out = state.out.at[:, state.drawn].set(jnp.where(ended, -1, state.token))
         hidden, cache = forward(state.token[:, None], state.positions[:, None], state.cache)
         token = choose(hidden[:, 0], state.drawn + 1)
-        done = state.done | jnp.isin(token, stops)
+        done = state.done | (jnp.isin(token, stops) & (state.drawn + 1 < limits))
         return _Decoding(state.drawn + 1, token, state.positions + 1, done, out, cache)
 
     cache = llama.empty_cache(config, batch, width + new, dtype)
@@ -145,8 +150,12 @@ class Generator:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[Generated]:
-        """Replies to prompts (int32 [n] each), in their order. Prompt `i` draws from (seed, i).
+        """Replies to prompts (int32 [n] each), in their order.
+
+        Prompt `i` draws from (seed, numbers[i]), or from (seed, i); its company does not matter. A reply
+        has at most `max_tokens` tokens, its stop token among them.
 
         Raises:
           ValueError: a prompt is empty or leaves no room for a reply.
@@ -158,37 +167,43 @@ class Generator:
         replies: dict[int, Generated] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            replies |= zip(chosen, self._batch(prompts, chosen, max_tokens, temperature, top_p, seed))
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
+                np.array([i if numbers is None else numbers[i] for i in self._filled(chosen)])
+            )
+            replies |= zip(chosen, self._batch(prompts, chosen, keys, max_tokens, temperature, top_p))
         return [replies[index] for index in range(len(prompts))]
+
+    def _filled(self, chosen: list[int]) -> list[int]:
+        """A batch's prompts, the first repeated to the batch's size."""
+        return chosen + [chosen[0]] * (self.batch_size - len(chosen))
 
     def _batch(
         self,
         prompts: Sequence[np.ndarray],
         chosen: list[int],
+        keys: jax.Array,
         max_tokens: int,
         temperature: float,
         top_p: float,
-        seed: int,
     ) -> list[Generated]:
         longest = max(len(prompts[i]) for i in chosen)
-        limit = min(max_tokens, self.max_length - longest)
-        rows = [prompts[i] for i in chosen] + [prompts[chosen[0]]] * (self.batch_size - len(chosen))
+        limits = [min(max_tokens, self.max_length - len(prompts[i])) for i in chosen]
+        limits += [0] * (self.batch_size - len(chosen))
+        rows = [prompts[i] for i in self._filled(chosen)]
         padded = np.zeros((len(rows), _up(longest, BUCKET)), np.int32)
         for row, prompt in zip(padded, rows):
             row[: len(prompt)] = prompt
-        numbers = np.array(chosen + [0] * (len(rows) - len(chosen)))
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
         out, done = _generate(
             self.params,
             padded,
             np.array([len(prompt) for prompt in rows], np.int32),
             keys,
-            np.int32(limit),
+            np.array(limits, np.int32),
             np.float32(temperature),
             np.float32(top_p),
             config=self.config,
             dtype=self.dtype,
-            new=_up(limit, BUCKET),
+            new=_up(max(limits), BUCKET),
             stop_ids=self.stop_ids,
         )
         out, done = np.asarray(out), np.asarray(done)

@@ -44,7 +44,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
     rest = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and len(devices) % rest == 0:
+    if sizes.count(-1) == 1 and rest > 0 and len(devices) % rest == 0:
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())

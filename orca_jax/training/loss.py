@@ -26,13 +26,26 @@ class Loss(NamedTuple):
         return self.total / jnp.maximum(self.weight, 1e-30)
 
 
-def token_cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy float32 [...] of hidden [..., d] against targets [...], and the log-probabilities."""
-    log_probabilities = jax.nn.log_softmax(logits(hidden, head, vocab_size))
-    picked = jnp.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
-    return -picked, log_probabilities
+class _Softmax(NamedTuple):
+    """Unnormalised probabilities [..., v], their sums [..., 1] and the cross-entropies [...]."""
+
+    exponents: jax.Array
+    sums: jax.Array
+    losses: jax.Array
+
+
+def _softmax(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int) -> _Softmax:
+    scores = logits(hidden, head, vocab_size)
+    top = scores.max(axis=-1, keepdims=True)
+    exponents = jnp.exp(scores - top)
+    sums = exponents.sum(axis=-1, keepdims=True)
+    picked = jnp.take_along_axis(scores, targets[..., None], axis=-1)
+    return _Softmax(exponents, sums, (top + jnp.log(sums) - picked)[..., 0])
+
+
+def token_cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int) -> jax.Array:
+    """Cross-entropy float32 [...], in nats, of hidden [..., d] against int32 targets [...]."""
+    return _softmax(hidden, head, targets, vocab_size).losses
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -44,15 +57,14 @@ def cross_entropy(
     Its gradient is taken in the forward pass, where the probabilities are at hand: the loss is linear
     in its cotangent, so the backward pass only scales, and no logits are kept or computed twice.
     """
-    losses, _ = token_cross_entropy(hidden, head, targets, vocab_size)
-    return jnp.sum(losses * weights)
+    return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size) * weights)
 
 
 def _forward(hidden, head, targets, weights, vocab_size):  # type: ignore[no-untyped-def]
-    losses, log_probabilities = token_cross_entropy(hidden, head, targets, vocab_size)
-    columns = jnp.arange(head.shape[-1])
-    one_hot = targets[..., None] == columns
-    d_logits = ((jnp.exp(log_probabilities) - one_hot) * weights[..., None]).astype(hidden.dtype)
+    exponents, sums, losses = _softmax(hidden, head, targets, vocab_size)
+    at_target = targets[..., None] == jnp.arange(head.shape[-1])
+    scaled = exponents * (weights[..., None] / sums)
+    d_logits = jnp.where(at_target, scaled - weights[..., None], scaled).astype(hidden.dtype)
     d_hidden = jnp.matmul(d_logits, head.T.astype(hidden.dtype))
     d_head = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
     return jnp.sum(losses * weights), (d_hidden, d_head.astype(head.dtype), losses)

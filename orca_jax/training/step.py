@@ -99,7 +99,7 @@ def token_losses(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype)
     hidden, _ = llama.hidden(
         params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
-    losses, _ = token_cross_entropy(hidden, llama.head(params, config), batch.targets, config.vocab_size)
+    losses = token_cross_entropy(hidden, llama.head(params, config), batch.targets, config.vocab_size)
     return losses * batch.loss_weights
 
 

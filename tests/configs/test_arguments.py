@@ -1,0 +1,28 @@
+"""The argument after a config's path."""
+
+import pytest
+
+from configs.arguments import Arguments, parse
+
+VARIANTS = ("small", "large")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Arguments("small", False)),
+        (None, Arguments("small", False)),
+        ("runlocal", Arguments("small", True)),
+        ("variant=large", Arguments("large", False)),
+        ("variant=large,runlocal", Arguments("large", True)),
+        ("runlocal,variant=large", Arguments("large", True)),
+    ],
+)
+def test_read(text, expected):
+    assert parse(text, variant=VARIANTS) == expected
+
+
+@pytest.mark.parametrize("text", ["variant=huge", "runlocl", "variant", "runlocal=1", "large"])
+def test_unknown_arguments_are_refused_with_the_known_ones(text):
+    with pytest.raises(ValueError, match=rf"unknown config argument '{text}'; known: .*small\|large"):
+        parse(text, variant=VARIANTS)

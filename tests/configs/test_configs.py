@@ -1,0 +1,95 @@
+"""Every config, in every variant, resolves; what it resolves to is kept in tests/golden/configs."""
+
+import dataclasses
+import importlib
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.config import MAX_KEYS, load
+from orca_jax import settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "configs"
+NAMES = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")).replace("/", ".")
+    for path in FOLDER.rglob("*.py")
+    if path.stem not in ("__init__", "arguments")
+)
+
+
+def module(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+def variants(name):
+    """A config's variants, from what it says of an unknown one."""
+    with pytest.raises(ValueError) as refusal:
+        module(name).get_config("variant=?")
+    known = re.search(r"variant=([\w|]+)$", str(refusal.value))
+    assert known, refusal.value
+    return known[1].split("|")
+
+
+ARGUMENTS = [
+    (name, f"variant={variant}{local}")
+    for name in NAMES
+    for variant, local in itertools.product(variants(name), ("", ",runlocal"))
+]
+
+
+def shown(config):
+    return json.dumps(dataclasses.asdict(config), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def golden_path(name, argument):
+    stem = argument.replace("variant=", "").replace(",", "-")
+    return GOLDEN / f"{name}-{stem}.json"
+
+
+def test_there_are_configs():
+    assert "mini" in NAMES
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_resolves_to_its_golden_file(name, argument, regenerate_golden):
+    text, path = shown(load(module(name).get_config(argument))), golden_path(name, argument)
+    if regenerate_golden:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    assert path.is_file(), f"no {path}: run pytest tests/configs --regenerate-golden and look at the difference"
+    assert text == path.read_text(encoding="utf-8"), "if meant so: pytest tests/configs --regenerate-golden"
+
+
+def test_no_golden_file_is_left_over(regenerate_golden):
+    known = {golden_path(name, argument) for name, argument in ARGUMENTS}
+    left_over = set(GOLDEN.glob("*.json")) - known
+    if regenerate_golden:
+        for path in left_over:
+            path.unlink()
+    else:
+        assert not left_over
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_variant_is_the_default(name):
+    default, first = (load(module(name).get_config(a)) for a in ("", f"variant={variants(name)[0]}"))
+    assert default == first
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_document_and_few_keys(name):
+    assert module(name).__doc__.strip()
+    values = json.loads(module(name).get_config().to_json_best_effort())
+    assert settings.count_keys(values) <= MAX_KEYS
+
+
+@pytest.mark.parametrize(("name", "argument"), [pair for pair in ARGUMENTS if "runlocal" in pair[1]])
+def test_runlocal_shrinks_to_seconds(name, argument):
+    config = load(module(name).get_config(argument))
+    assert config.student.parameter_count < 200_000
+    assert all(0 < stage.steps <= 10 for stage in config.curriculum)
+    assert config.evaluation.max_tokens <= 32

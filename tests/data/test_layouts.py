@@ -1,0 +1,228 @@
+"""Layouts: a prompt's ids start the ids trained on, and control tokens come from layouts only."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.data import layouts
+from orca_jax.data.layouts import LAYOUTS, STOP_TOKENS, LayoutError, Piece, encode, joined
+from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError
+from orca_jax.records import Message
+
+PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=15)
+SPELLINGS = [
+    "</s>",
+    "<s>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "[[PAD]]",
+    "### Human:\n",
+    "\n\n",
+    " ",
+    "assistant",
+]
+TEXT = st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=4).map("".join)
+EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+@st.composite
+def conversations(draw):
+    """One to three exchanges, with a system message or none."""
+    system = [Message("system", draw(TEXT))] if draw(st.booleans()) else []
+    turns = [
+        (Message("user", draw(TEXT)), Message("assistant", draw(TEXT)))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    return [*system, *itertools.chain(*turns)]
+
+
+def exchange(answer="blue", system="Be brief."):
+    return [Message("system", system), Message("user", "What is it?"), Message("assistant", answer)]
+
+
+def prompts(messages):
+    """The conversation up to each of the user's turns."""
+    return [messages[: i + 1] for i, message in enumerate(messages) if message.role == "user"]
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_a_prompts_ids_are_the_start_of_the_ids_trained_on(layout, tokenizer, messages):
+    trained = encode(messages, layout, tokenizer).tokens
+    for prompt in prompts(messages):
+        met = encode(prompt, layout, tokenizer).tokens
+        np.testing.assert_array_equal(met, trained[: len(met)])
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_after_each_prompt_comes_the_answer_and_then_the_stop_token(layout, tokenizer, messages):
+    trained = encode(messages, layout, tokenizer)
+    stop = tokenizer.control_id(STOP_TOKENS[layout])
+    for prompt in prompts(messages):
+        answer = tokenizer.encode(messages[len(prompt)].content, first=False)
+        after = slice(len(encode(prompt, layout, tokenizer).tokens), None)
+        assert trained.tokens[after][: len(answer) + 1].tolist() == [*answer, stop]
+        assert trained.weights[after][: len(answer) + 1].all()
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_only_answers_and_their_ends_are_supervised(layout, tokenizer, messages):
+    encoded = encode(messages, layout, tokenizer)
+    answers = [m.content for m in messages if m.role == "assistant"]
+    expected = sum(len(tokenizer.encode(answer, first=False)) + 1 for answer in answers)
+    assert encoded.weights.sum() == expected
+    assert set(encoded.roles[encoded.weights > 0]) == {layouts.ROLE_NAMES.index("assistant")}
+    assert not encoded.weights[: len(encode(prompts(messages)[0], layout, tokenizer).tokens)].any()
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_control_tokens_cannot_be_injected(layout, tokenizer, messages):
+    """As many control tokens, in the same order, as when nobody says anything."""
+    silent = [Message(message.role, "") for message in messages]
+    control = set(tokenizer.control_ids.values())
+
+    def controls(conversation):
+        return [i for i in encode(conversation, layout, tokenizer).tokens.tolist() if i in control]
+
+    assert controls(messages) == controls(silent)
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=40)
+def test_every_word_that_was_said_is_in_the_ids(layout, tokenizer, messages):
+    text = tokenizer.decode(encode(messages, layout, tokenizer).tokens.tolist())
+    for message in messages:
+        assert message.content in text
+        text = text[text.index(message.content) + len(message.content) :]
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=40)
+def test_joined_text_is_tokenised_once(layout, tokenizer, messages):
+    pieces = LAYOUTS[layout](messages)
+    runs = list(joined(pieces))
+    for left, right in itertools.pairwise(runs):
+        assert left.control or right.control or left.supervised != right.supervised
+    assert "".join(p.text for p in runs) == "".join(p.text for p in pieces)
+    first = next(i for i, run in enumerate(runs) if not run.control)
+    ids = []
+    for i, run in enumerate(runs):
+        ids += (
+            [tokenizer.control_id(run.text)] if run.control else tokenizer.encode(run.text, first=i == first)
+        )
+    assert encode(messages, layout, tokenizer).tokens.tolist() == ids
+
+
+@EVERY_LAYOUT
+def test_end_of_sequence_is_supervised(layout, tokenizer):
+    encoded = encode(exchange(), layout, tokenizer)
+    assert encoded.tokens[-1] == tokenizer.control_id(STOP_TOKENS[layout])
+    assert encoded.weights[-1] == 1
+
+
+@EVERY_LAYOUT
+def test_an_empty_answer_still_ends(layout, tokenizer):
+    encoded = encode(exchange(answer=""), layout, tokenizer)
+    assert encoded.weights.tolist() == [0.0] * (len(encoded.tokens) - 1) + [1.0]
+
+
+@EVERY_LAYOUT
+def test_arrays_are_aligned_and_typed(layout, tokenizer):
+    encoded = encode(exchange(), layout, tokenizer)
+    assert (encoded.tokens.dtype, encoded.weights.dtype, encoded.roles.dtype) == (
+        np.int32,
+        np.float32,
+        np.int8,
+    )
+    assert encoded.tokens.shape == encoded.weights.shape == encoded.roles.shape
+    assert encoded.tokens[0] == tokenizer.control_id(BOS)
+
+
+@EVERY_LAYOUT
+def test_no_system_message_is_an_empty_one(layout, tokenizer):
+    without, empty = exchange()[1:], exchange(system="")
+    np.testing.assert_array_equal(
+        encode(without, layout, tokenizer).tokens, encode(empty, layout, tokenizer).tokens
+    )
+
+
+@EVERY_LAYOUT
+def test_roles_follow_the_turns(layout, tokenizer):
+    roles = encode(exchange(), layout, tokenizer).roles
+    assert [role for role, _ in itertools.groupby(roles)] in ([0, 1, 2], [0, 2])
+
+
+def test_orca_writes_the_papers_headers():
+    pieces = LAYOUTS["orca"]([*exchange(), Message("user", "Sure?")])
+    assert "".join(piece.text for piece in pieces) == (
+        f"{BOS}### System:\nBe brief.\n\n### Human:\nWhat is it?\n\n### Assistant:\nblue{EOS}"
+        "\n\n### Human:\nSure?\n\n### Assistant:\n"
+    )
+
+
+def test_orca_leaves_a_bare_header_for_an_empty_system_message():
+    text = "".join(piece.text for piece in LAYOUTS["orca"](exchange(system="")))
+    assert text.startswith(f"{BOS}### System:\n### Human:\n")
+
+
+def test_chatml_writes_every_turn_between_its_control_tokens():
+    pieces = LAYOUTS["chatml"]([*exchange(), Message("user", "Sure?")])
+    assert "".join(piece.text for piece in pieces) == (
+        f"{BOS}<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is it?<|im_end|>\n"
+        "<|im_start|>assistant\nblue<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    spelled = {piece.text for piece in pieces if piece.control}
+    assert spelled == {BOS, "<|im_start|>", "<|im_end|>"}
+
+
+def test_joined_keeps_supervised_text_apart():
+    pieces = [
+        Piece("a", "user"),
+        Piece("b", "user"),
+        Piece("c", "assistant", True),
+        Piece("d", "assistant", True),
+    ]
+    assert [piece.text for piece in joined(pieces)] == ["ab", "cd"]
+    assert list(joined([])) == []
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [[], ["system"], ["assistant"], ["user", "user"], ["user", "system"], ["system", "system", "user"]],
+    ids=lambda roles: "-".join(roles) or "nothing",
+)
+@EVERY_LAYOUT
+def test_turns_out_of_order_are_refused(layout, tokenizer, roles):
+    with pytest.raises(LayoutError, match=", ".join(roles) or "nothing"):
+        encode([Message(role, "x") for role in roles], layout, tokenizer)
+
+
+def test_an_unknown_layout_is_named_with_the_known_ones(tokenizer):
+    with pytest.raises(LayoutError, match="'alpaca'; known: orca, chatml"):
+        encode(exchange(), "alpaca", tokenizer)
+
+
+def test_a_tokenizer_without_the_layouts_control_tokens_is_refused(tokenizer):
+    with pytest.raises(TokenizerError, match=r"no control token '<\|im_start\|>'"):
+        encode(exchange(), "chatml", Tokenizer(tokenizer.model, (PAD,)))
+
+
+def test_every_layout_says_what_it_needs():
+    assert set(layouts.CONTROL_TOKENS) == set(STOP_TOKENS) == set(LAYOUTS)
+    for layout, tokens in layouts.CONTROL_TOKENS.items():
+        used = {p.text for p in LAYOUTS[layout](exchange()) if p.control} - {BOS, EOS}
+        assert used <= set(tokens)
+        assert STOP_TOKENS[layout] in {*tokens, EOS}

@@ -1,0 +1,143 @@
+"""Rows: segments are their examples exactly, and one whole row is a golden file.
+
+After a wanted change: `python -m pytest tests/data/test_rows.py --regenerate-golden`.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.data.layouts import LAYOUTS, STOP_TOKENS, encode
+from orca_jax.data.rows import Row, build_row, stack
+from orca_jax.records import Message
+
+PAD = 999
+
+
+@st.composite
+def packed(draw):
+    """Examples of distinct tokens and mixed weights, and a row length that holds them."""
+    sizes = draw(st.lists(st.integers(2, 12), max_size=6))
+    weights = [draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=n, max_size=n)) for n in sizes]
+    examples = [
+        {"tokens": np.arange(n, dtype=np.int32) + 100 * i, "weights": np.array(w, np.float32)}
+        for i, (n, w) in enumerate(zip(sizes, weights))
+    ]
+    return examples, max(1, sum(sizes) - len(sizes) + draw(st.integers(0, 10)))
+
+
+@given(case=packed())
+@settings(max_examples=100)
+def test_a_rows_segments_reproduce_their_examples(case):
+    examples, row_length = case
+    row = build_row(examples, row_length, PAD)
+    for segment, example in enumerate(examples, 1):
+        here = row.segment_ids == segment
+        tokens, weights = example["tokens"], example["weights"]
+        np.testing.assert_array_equal(row.tokens[here], tokens[:-1])
+        np.testing.assert_array_equal(row.targets[here], tokens[1:])
+        np.testing.assert_array_equal(row.loss_weights[here], weights[1:])
+        np.testing.assert_array_equal(row.positions[here], np.arange(len(tokens) - 1))
+
+
+@given(case=packed())
+@settings(max_examples=100)
+def test_what_is_no_segment_is_padding_at_the_end(case):
+    examples, row_length = case
+    row = build_row(examples, row_length, PAD)
+    filled = sum(len(example["tokens"]) - 1 for example in examples)
+    assert (row.segment_ids[:filled] > 0).all()
+    assert (np.diff(row.segment_ids[:filled]) >= 0).all()
+    padding = Row(*(array[filled:] for array in row))
+    assert set(padding.tokens) | set(padding.targets) <= {PAD}
+    for array in (padding.loss_weights, padding.segment_ids, padding.positions):
+        np.testing.assert_array_equal(array, 0)
+
+
+@given(case=packed())
+@settings(max_examples=20)
+def test_rows_have_one_shape_and_type(case):
+    examples, row_length = case
+    row = build_row(examples, row_length, PAD)
+    assert {array.shape for array in row} == {(row_length,)}
+    assert [array.dtype for array in row] == [np.int32, np.int32, np.float32, np.int32, np.int32]
+
+
+@given(size=st.integers(2, 40), row_length=st.integers(1, 20))
+@settings(max_examples=50)
+def test_an_example_longer_than_the_row_is_cut_at_its_end(size, row_length):
+    tokens = np.arange(size, dtype=np.int32)
+    row = build_row([{"tokens": tokens, "weights": np.ones(size, np.float32)}], row_length, PAD)
+    kept = min(size - 1, row_length)
+    np.testing.assert_array_equal(row.tokens[:kept], tokens[:kept])
+    np.testing.assert_array_equal(row.targets[:kept], tokens[1 : kept + 1])
+    assert row.loss_weights.sum() == kept
+
+
+def test_a_row_of_nothing_weighs_nothing():
+    row = build_row([], 4, PAD)
+    assert row.tokens.tolist() == row.targets.tolist() == [PAD] * 4
+    assert row.loss_weights.sum() == row.segment_ids.sum() == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_end_of_sequence_is_a_supervised_target(layout, tokenizer):
+    messages = [Message("user", "Is it red?"), Message("assistant", "It is.")]
+    encoded = encode(messages, layout, tokenizer)
+    example = {"tokens": encoded.tokens, "weights": encoded.weights}
+    row = build_row([example, example], 2 * len(encoded.tokens), tokenizer.pad_id)
+    ends = row.loss_weights * (row.targets == tokenizer.control_id(STOP_TOKENS[layout]))
+    assert ends.sum() == 2
+    assert [row.segment_ids[i] for i in np.flatnonzero(ends)] == [1, 2]
+
+
+def test_stacked_rows_are_a_batch():
+    rows = [build_row([{"tokens": np.arange(n), "weights": np.ones(n)}], 6, PAD) for n in (3, 5, 7)]
+    batch = stack(rows)
+    assert batch.tokens.shape == (3, 6)
+    for index, row in enumerate(rows):
+        for one, many in zip(row, batch, strict=True):
+            np.testing.assert_array_equal(many[index], one)
+
+
+CONVERSATIONS = (
+    [Message("system", "You are brief."), Message("user", "2 + 3 = ?"), Message("assistant", "5")],
+    [
+        Message("user", "Does </s> end it?"),
+        Message("assistant", "No.\nIt is text."),
+        Message("user", "And now?"),
+        Message("assistant", "Bläh!"),
+    ],
+)
+
+
+def test_the_golden_row(tokenizer, repo, regenerate_golden):
+    """A changed layout, tokenization, shift, weight or padding shows up here as a diff."""
+    found = {layout: golden_row(layout, tokenizer) for layout in LAYOUTS}
+    path = repo / "tests/golden/packed_row.json"
+    if regenerate_golden:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(to_text(found), encoding="utf-8")
+    assert found == json.loads(path.read_text(encoding="utf-8"))
+
+
+def golden_row(layout, tokenizer):
+    """Position by position: input, target, its weight, segment, position; and the ids beside their texts."""
+    encoded = [encode(messages, layout, tokenizer) for messages in CONVERSATIONS]
+    examples = [{"tokens": e.tokens, "weights": e.weights} for e in encoded]
+    row = build_row(examples, 240, tokenizer.pad_id)
+    columns = (array.tolist() for array in row)
+    texts = (tokenizer.token_text(int(token)) for token in row.targets)
+    return [[text, *values] for text, values in zip(texts, zip(*columns))]
+
+
+def to_text(golden):
+    """JSON with one position a line."""
+    layouts = []
+    for layout, positions in golden.items():
+        lines = ",\n  ".join(json.dumps(position, ensure_ascii=False) for position in positions)
+        layouts.append(f" {json.dumps(layout)}: [\n  {lines}\n ]")
+    return "{\n" + ",\n".join(layouts) + "\n}\n"

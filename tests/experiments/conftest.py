@@ -1,0 +1,45 @@
+"""One finished run of the smallest experiment, which the tests of the programs read or copy."""
+
+import shutil
+
+import pytest
+
+from configs import mini as mini_file
+from experiments import config as experiment_config
+from experiments import run as road
+
+OVERRIDES = {"train.checkpoint_every": 1, "train.log_every": 1}
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """`mini(key=value)`: the config mini.py:runlocal that saves and logs every step, with changes."""
+
+    def make(**changes):
+        config = mini_file.get_config("runlocal")
+        config.update_from_flattened_dict({**OVERRIDES, **changes})
+        return experiment_config.load(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(mini, tmp_path_factory):
+    """The workdir of a finished run; copy it to change it."""
+    workdir = tmp_path_factory.mktemp("finished") / "workdir"
+    road.run(mini(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished workdir, less the parts named: `copied("training", "evaluation")`."""
+
+    def copy(*without):
+        workdir = shutil.copytree(finished, tmp_path / "workdir")
+        for name in without:
+            target = workdir / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+        return workdir
+
+    return copy

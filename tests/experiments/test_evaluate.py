@@ -1,0 +1,78 @@
+"""Examinations are kept as they come, and go on where they stopped."""
+
+import json
+
+import pytest
+
+from experiments import evaluate, tables
+from orca_jax.artifacts import ArtifactError
+from orca_jax.evaluation.examination import REPLIES
+
+NAME = "evaluation/puzzles-message-7"
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_every_puzzle_is_asked_under_every_message(finished, mini):
+    puzzles = evaluate.test_puzzles(mini())
+    assert len(puzzles) == 15
+    for message in (1, 7):
+        directory = finished / "evaluation" / f"puzzles-message-{message}"
+        rows = [json.loads(line) for line in lines(directory / "items.jsonl")]
+        assert {row["id"] for row in rows} == {puzzle.id for puzzle in puzzles}
+        assert {row["system_message_id"] for row in rows} == {message}
+        assert len(lines(directory / REPLIES)) == len(rows) == 15
+        assert (directory / "scores.json").is_file()
+
+
+def test_examined_again_the_files_are_the_same(copied, finished, mini):
+    workdir = copied(NAME)
+    evaluate.run(mini(), workdir)
+    for name in (REPLIES, "items.jsonl", "scores.json"):
+        assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
+
+
+def test_a_stopped_examination_goes_on_to_the_same_scores(copied, finished, mini):
+    workdir = copied(f"{NAME}/manifest.json", f"{NAME}/items.jsonl", f"{NAME}/scores.json")
+    kept = (workdir / NAME / REPLIES).read_bytes()[:-700]  # the last lines lost, one of them torn
+    (workdir / NAME / REPLIES).write_bytes(kept)
+    evaluate.run(mini(), workdir)
+    assert sorted(lines(workdir / NAME / REPLIES)) == sorted(lines(finished / NAME / REPLIES))
+    for name in ("items.jsonl", "scores.json"):
+        assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
+
+
+def test_a_finished_examination_loads_no_student(finished, mini, monkeypatch):
+    def never(*_):
+        raise AssertionError("there is nothing to ask")
+
+    monkeypatch.setattr(evaluate, "load_student", never)
+    evaluate.run(mini(), finished)
+
+
+def test_other_settings_are_refused_and_the_change_named(finished, mini):
+    with pytest.raises(ArtifactError, match=r"evaluation.max_tokens: 16 there, 17 now"):
+        evaluate.run(mini(**{"evaluation.max_tokens": 17}), finished)
+
+
+def test_without_a_student_it_says_what_is_missing(tmp_path, mini):
+    with pytest.raises(ArtifactError, match=r"training has no manifest\.json"):
+        evaluate.run(mini(), tmp_path)
+
+
+def test_table_has_every_family_and_says_what_the_teachers_are(finished, mini, capsys):
+    text = tables.render(mini(), finished)
+    assert text == (finished / "table.md").read_text(encoding="utf-8")
+    for family in mini().puzzles.families:
+        assert f"| {family} " in text
+    assert "procedural oracles" in text
+    assert "empty message" in text
+    assert "step by step" in text
+
+
+def test_table_without_scores_says_what_is_missing(copied, mini):
+    workdir = copied(NAME)
+    with pytest.raises(ArtifactError, match=r"puzzles-message-7 has no manifest\.json"):
+        tables.run(mini(), workdir)

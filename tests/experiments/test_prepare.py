@@ -1,0 +1,133 @@
+"""Traces to a tokenizer and token stores; the validation part is held out of both."""
+
+import numpy as np
+import pytest
+
+from experiments import prepare
+from orca_jax.artifacts import ArtifactError, read_manifest
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data import tokens
+from orca_jax.data.tokenizer import TokenizerError
+from orca_jax.data.tokens import TokenStore
+
+NAMES = ("apprentice", "expert", "validation")
+
+
+def store_bytes(workdir):
+    """All that a store is, by file."""
+    files = sorted((workdir / "tokens").rglob("*"))
+    return {str(f.relative_to(workdir)): f.read_bytes() for f in files if f.is_file() and f.suffix != ".json"}
+
+
+def ids(workdir, name):
+    store = TokenStore(workdir / "tokens" / name)
+    return {store[i]["id"] for i in range(len(store))}
+
+
+def test_stores_hold_every_trace_once(finished, mini):
+    held = {trace.id for name in NAMES[:2] for trace in prepare.part(mini(), finished, name)}
+    validation = ids(finished, "validation")
+    assert ids(finished, "apprentice") | ids(finished, "expert") == held
+    assert not held & validation
+    every = {trace.id for name in NAMES[:2] for trace in prepare.read(finished, name)}
+    assert held | validation == every
+
+
+def test_no_validation_query_is_trained_on_by_any_teacher(finished):
+    def queries(name):
+        return {example.split("/")[0] for example in ids(finished, name)}
+
+    assert queries("validation")
+    assert not queries("validation") & (queries("apprentice") | queries("expert"))
+
+
+def test_tokens_decode_to_the_trace(finished):
+    tokenizer = tokenizers.load(finished / "tokenizer")
+    by_id = {trace.id: trace for trace in prepare.read(finished, "expert")}
+    store = TokenStore(finished / "tokens" / "expert")
+    for index in range(0, len(store), 10):
+        example = store[index]
+        answer = tokenizer.decode(example["tokens"][example["weights"] > 0].tolist())
+        assert answer == by_id[example["id"]].answer
+
+
+def test_tokenizer_is_trained_on_the_training_part(finished, mini):
+    config = mini()
+    assert tokenizers.load(finished / "tokenizer").vocab_size == config.student.vocab_size
+    texts = list(prepare._texts(config, finished))
+    held = [trace for trace in prepare.part(config, finished, "validation")]
+    assert len(texts) == sum(len(list(prepare.part(config, finished, name))) for name in NAMES[:2])
+    assert held
+    for trace in held:
+        assert not any(trace.messages[1].content in text for text in texts)
+
+
+def test_prepared_again_the_bytes_are_the_same(copied, finished, mini):
+    workdir = copied("tokenizer", "tokens")
+    prepare.run(mini(), workdir)
+    assert store_bytes(workdir) == store_bytes(finished)
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, mini, monkeypatch, workers):
+    """With shards of 32 traces: the first run dies at its third shard, the second goes on with it."""
+    monkeypatch.setattr(tokens, "SHARD_SIZE", 32)
+    workdir = copied("tokens")
+    prepare.run(mini(), workdir)
+    expected = store_bytes(workdir)
+    assert sum("array_record" in name for name in expected) > 8
+    workdir.joinpath("tokens").rename(workdir / "unbroken")
+    written, write = [], tokens.write_shard
+
+    def dying(directory, index, *rest):
+        if len(written) == 2:
+            raise OSError("no space left")
+        written.append(index)
+        return write(directory, index, *rest)
+
+    monkeypatch.setattr(tokens, "write_shard", dying)
+    with pytest.raises(OSError, match="no space left"):
+        prepare.run(mini(), workdir)
+    monkeypatch.setattr(tokens, "write_shard", write)
+    prepare.run(mini(**{"data.workers": workers}), workdir)
+    assert store_bytes(workdir) == expected
+
+
+def test_validation_can_be_left_out(copied, mini):
+    workdir = copied("tokens", "tokenizer")
+    prepare.run(mini(**{"data.validation_fraction": 0.0}), workdir)
+    assert not (workdir / "tokens" / "validation").exists()
+    assert read_manifest(workdir / "tokens/apprentice")["counts"]["examples"] == 200
+
+
+def test_unfinished_store_of_other_settings_is_refused(copied, mini):
+    workdir = copied()
+    (workdir / "tokens/expert/manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"layout: 'orca' there, 'chatml' now|seed: 0 there, 1 now"):
+        prepare.run(mini(seed=1), workdir)
+
+
+def test_a_tokenizer_file_of_another_size_names_the_size_to_set(copied, finished, mini):
+    workdir = copied("tokenizer", "tokens")
+    model = str(finished / "tokenizer" / tokenizers.MODEL_FILE)
+    with pytest.raises(TokenizerError, match="set student.vocab_size=512"):
+        prepare.run(mini(**{"data.tokenizer": model, "student.vocab_size": 640}), workdir)
+
+
+def test_a_tokenizer_file_is_used_as_it_is(copied, finished, mini):
+    workdir = copied("tokenizer", "tokens")
+    model = finished / "tokenizer" / tokenizers.MODEL_FILE
+    prepare.run(mini(**{"data.tokenizer": str(model)}), workdir)
+    assert (workdir / "tokenizer" / tokenizers.MODEL_FILE).read_bytes() == model.read_bytes()
+    first, second = (TokenStore(w / "tokens/expert") for w in (workdir, finished))
+    np.testing.assert_array_equal(first[0]["tokens"], second[0]["tokens"])
+
+
+def test_unknown_layout(copied, mini):
+    with pytest.raises(ValueError, match=r"data.layout='alpaca'; known: orca, chatml"):
+        prepare.run(mini(**{"data.layout": "alpaca"}), copied("tokenizer"))
+
+
+def test_without_traces_it_says_what_is_missing(tmp_path, mini):
+    with pytest.raises(ArtifactError, match=r"traces/apprentice has no manifest\.json"):
+        prepare.run(mini(), tmp_path)

@@ -1,0 +1,86 @@
+"""The training program: what a run depends on, and what its manifest says."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import train
+from orca_jax.artifacts import ArtifactError, read_manifest
+from orca_jax.training import metrics
+from orca_jax.training.checkpoints import load_params
+
+
+def test_manifest_says_what_was_trained_on(finished):
+    counts = read_manifest(finished / "training")["counts"]
+    assert counts["steps"] == 6
+    assert set(counts["data"]) == {"apprentice", "expert", "validation"}
+    for described in counts["data"].values():
+        assert described["examples_per_row"] > 1
+        assert 0.5 < described["fill"] <= 1
+        assert 0 < described["supervised_share"] < 1
+        assert described["left_out"] == described["nothing_supervised"] == 0
+    assert counts["last"]["stage"] == "expert"
+
+
+def test_metrics_of_the_run(finished):
+    rows = metrics.read(finished / "training" / metrics.FILE)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row["stage"] for row in rows if row["kind"] == "train"] == ["apprentice"] * 3 + ["expert"] * 3
+    validation = [row for row in rows if row["kind"] == "validation"]
+    assert [row["step"] for row in validation] == [3, 6]
+    assert {"loss/teacher=apprentice", "loss/teacher=expert", "loss/system_message_id=7"} <= set(validation[0])
+
+
+def test_trained_again_the_parameters_are_bit_for_bit_the_same(copied, finished, mini):
+    workdir = copied("training")
+    train.run(mini(), workdir)
+    mine, theirs = (load_params(w / "training/checkpoints") for w in (workdir, finished))
+    assert mine[0] == theirs[0] == 6
+    jax.tree.map(np.testing.assert_array_equal, mine[1], theirs[1])
+    first, second = (read_manifest(w / "training")["fingerprint"] for w in (workdir, finished))
+    assert first == second
+
+
+def test_stopped_after_its_last_checkpoint_the_manifest_is_still_whole(copied, finished, mini):
+    workdir = copied("training/manifest.json")
+    train.run(mini(), workdir)
+    mine, theirs = (read_manifest(w / "training")["counts"] for w in (workdir, finished))
+    assert mine["last"]["loss"] == theirs["last"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", 1, "seed: 0 there, 1 now"),
+        ("student.norm_epsilon", 1e-6, "student.norm_epsilon: 1e-05 there, 1e-06 now"),
+        ("train.batch_rows", 16, "train.batch_rows: 8 there, 16 now"),
+        ("data.overlong", "drop", "data.overlong: 'truncate' there, 'drop' now"),
+        ("optimizer.beta2", 0.99, "optimizer.beta2: 0.95 there, 0.99 now"),
+    ],
+)
+def test_a_run_of_other_settings_is_refused_and_the_change_named(finished, mini, key, value, message):
+    with pytest.raises(ArtifactError, match=message):
+        train.run(changed(mini, key, value), finished)
+
+
+def changed(mini, key, value):
+    """mini's config with a key that its file need not spell out."""
+    import dataclasses
+
+    part, _, name = key.rpartition(".")
+    config = mini()
+    if not part:
+        return dataclasses.replace(config, **{name: value})
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.log_every", 3), ("train.keep", 1), ("evaluation.max_tokens", 9)])
+def test_what_changes_no_parameter_is_no_other_run(finished, mini, key, value):
+    before = (finished / "training/manifest.json").stat().st_mtime_ns
+    train.run(changed(mini, key, value), finished)
+    assert (finished / "training/manifest.json").stat().st_mtime_ns == before
+
+
+def test_without_tokens_it_says_what_is_missing(tmp_path, mini):
+    with pytest.raises(ArtifactError, match=r"tokens/apprentice has no manifest\.json"):
+        train.run(mini(), tmp_path)

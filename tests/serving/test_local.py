@@ -1,0 +1,115 @@
+"""The local student: replies in order, outcomes as an endpoint's, and an identity of its own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from orca_jax.data import layouts
+from orca_jax.records import Message, Outcome, Sampling, Usage
+from orca_jax.serving.local import LocalStudent
+from tests.student.students import SMALL, make_params
+
+SAMPLING = Sampling(max_tokens=8)
+CONVERSATIONS = [
+    [Message("user", "Is it red?")],
+    [Message("system", "Be brief."), Message("user", "2 + 2 = ?")],
+    [Message("user", "A"), Message("assistant", "B"), Message("user", "C")],
+]
+
+
+@pytest.fixture(scope="module")
+def config(tokenizer):
+    return dataclasses.replace(SMALL, vocab_size=tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def make_student(config, tokenizer):
+    def make(*, params=None, layout="chatml", checkpoint="c", max_length=128):
+        params = make_params(config) if params is None else params
+        return LocalStudent(
+            params, config, tokenizer, layout, checkpoint=checkpoint, batch_size=4, max_length=max_length
+        )
+
+    return make
+
+
+def ids_of(conversation, tokenizer, layout="chatml"):
+    return layouts.encode(conversation, layout, tokenizer).tokens
+
+
+def always(token, config):
+    """Parameters of a student that answers one token whatever it is asked."""
+    params = jax.tree.map(np.zeros_like, make_params(config))
+    params["embed"]["embedding"] = np.ones_like(params["embed"]["embedding"])
+    params["norm"]["scale"] = np.ones_like(params["norm"]["scale"])
+    params["unembed"] = np.zeros_like(params["unembed"])
+    params["unembed"][:, token] = 1
+    return params
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_replies_are_what_the_generator_says_to_the_layouts_prompt(make_student, tokenizer, layout):
+    student = make_student(layout=layout)
+    replies = student.answer(CONVERSATIONS, SAMPLING)
+    for conversation, reply in zip(CONVERSATIONS, replies, strict=True):
+        prompt = ids_of(conversation, tokenizer, layout)
+        (generated,) = student.generator.generate([prompt], max_tokens=8)
+        assert reply.text == tokenizer.decode(generated.tokens.tolist())
+        assert reply.usage == Usage(len(prompt), len(generated.tokens))
+
+
+def test_a_reply_that_the_limit_cuts_says_so(make_student, config, tokenizer):
+    (letter,) = tokenizer.encode("a", first=False)
+    (reply,) = make_student(params=always(letter, config)).answer(CONVERSATIONS[:1], SAMPLING)
+    assert (reply.outcome, reply.text) == (Outcome.LENGTH, "a" * 8)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_the_layouts_stop_token_ends_a_reply(make_student, config, tokenizer, layout):
+    stop = tokenizer.control_id(layouts.STOP_TOKENS[layout])
+    (reply,) = make_student(params=always(stop, config), layout=layout).answer(CONVERSATIONS[:1], SAMPLING)
+    assert (reply.outcome, reply.text, reply.usage.completion_tokens) == (Outcome.EMPTY, "", 0)
+
+
+def test_a_stop_text_ends_a_reply_before_it(make_student):
+    student = make_student()
+    (whole,) = student.answer(CONVERSATIONS[:1], SAMPLING)
+    stops = ("never said", whole.text[3:5], whole.text[2:4])
+    (reply,) = student.answer(CONVERSATIONS[:1], dataclasses.replace(SAMPLING, stop=stops))
+    assert whole.text.startswith(reply.text)
+    assert len(reply.text) <= 2
+    assert not any(stop in reply.text for stop in stops)
+    assert reply.outcome in (Outcome.OK, Outcome.EMPTY)
+
+
+def test_a_prompt_without_room_is_an_error_reply_and_the_others_stand(make_student):
+    student = make_student()
+    long = [Message("user", "why " * 200)]
+    replies = student.answer([CONVERSATIONS[0], long, CONVERSATIONS[1]], SAMPLING)
+    assert (replies[1].outcome, replies[1].raw) == (Outcome.ERROR, {"error": "prompt exceeds 128 tokens"})
+    assert [replies[0], replies[2]] == student.answer(CONVERSATIONS[:2], SAMPLING)
+
+
+def test_nothing_but_long_prompts_is_answered_too(make_student):
+    replies = make_student().answer([[Message("user", "why " * 200)]], SAMPLING)
+    assert [reply.outcome for reply in replies] == [Outcome.ERROR]
+
+
+def test_a_seed_repeats_a_sampled_reply(make_student):
+    student = make_student()
+    one, same, other = (
+        student.answer(CONVERSATIONS, dataclasses.replace(SAMPLING, temperature=1.0, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    assert one == same
+    assert one != other
+
+
+def test_identity_is_of_checkpoint_tokenizer_and_layout(make_student):
+    same, again = make_student().identity, make_student(max_length=100).identity
+    others = {make_student(checkpoint="d").identity, make_student(layout="orca").identity}
+    assert same == again
+    assert len({same, *others}) == 3
+    assert same.startswith("student-")

@@ -1,0 +1,256 @@
+"""The decoder computes what the papers say, whatever the view, the cache, the padding or the compute type."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from orca_jax.student import llama
+from orca_jax.student.attention import BACKENDS
+from orca_jax.student.parameters import per_layer, stacked
+from tests.student import numpy_llama
+from tests.student.students import SMALL, apply, logits, make_params, make_tokens
+
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+SHAPES = {
+    "grouped queries": SMALL,
+    "one key-value head": dataclasses.replace(SMALL, num_kv_heads=1),
+    "multi-head, tied": dataclasses.replace(SMALL, num_kv_heads=4, tie_embeddings=True, rope_theta=5e5),
+    "wide heads": dataclasses.replace(SMALL, head_dim=24, hidden_size=20, num_layers=3, norm_epsilon=1e-2),
+}
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_logits_are_those_of_the_plain_numpy_model(config):
+    params, tokens = make_params(config), make_tokens(30)
+    expected = numpy_llama.forward(params, tokens, config)
+    assert np.abs(logits(params, tokens, config) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@EVERY_BACKEND
+def test_every_backend_computes_the_plain_numpy_model(backend):
+    config = dataclasses.replace(SMALL, attention=backend)
+    params, tokens = make_params(SMALL), make_tokens(150)
+    expected = numpy_llama.forward(params, tokens, config)
+    assert np.abs(logits(params, tokens, config) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_stacked_and_per_layer_parameters_are_two_views_of_one_tree():
+    params = make_params(SMALL)
+    scanned, scan_config = stacked(params, SMALL)
+    again, config = per_layer(scanned, scan_config)
+    assert (scan_config.scan_layers, config) == (True, SMALL)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    tokens = make_tokens(30)
+    np.testing.assert_allclose(
+        logits(scanned, tokens, scan_config), logits(params, tokens, SMALL), rtol=0, atol=1e-5
+    )
+
+
+def test_views_of_what_already_has_the_view_are_the_same_tree():
+    params = make_params(SMALL)
+    scanned, scan_config = stacked(params, SMALL)
+    assert per_layer(params, SMALL)[0] is params
+    assert stacked(scanned, scan_config)[0] is scanned
+
+
+def test_views_keep_numpy_arrays_on_the_host():
+    params = jax.tree.map(np.asarray, make_params(SMALL))
+    scanned, scan_config = stacked(params, SMALL)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(scanned))
+    jax.tree.map(np.testing.assert_array_equal, per_layer(scanned, scan_config)[0], params)
+
+
+def test_initial_parameters_have_the_views_trees():
+    scan_config = dataclasses.replace(SMALL, scan_layers=True)
+    shapes = jax.eval_shape(lambda: llama.init(scan_config, 0))
+    expected = jax.eval_shape(lambda: stacked(llama.init(SMALL, 0), SMALL)[0])
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), expected
+    )
+
+
+def test_initial_parameters_are_small_random_and_depend_on_the_seed():
+    init = jax.jit(llama.init, static_argnums=(0, 1))
+    one, same, other = (init(SMALL, seed) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert not np.array_equal(one["unembed"], other["unembed"])
+    assert abs(np.std(one["unembed"]) - 0.02) < 2e-3
+    np.testing.assert_array_equal(one["norm"]["scale"], 1)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_rematerialisation_changes_no_gradient(remat, scan):
+    params, config = make_params(SMALL), dataclasses.replace(SMALL, remat=remat)
+    if scan:
+        params, config = stacked(params, config)
+    gradient, _ = per_layer(jax.jit(jax.grad(total), static_argnums=1)(params, config), config)
+    expected = jax.jit(jax.grad(total), static_argnums=1)(make_params(SMALL), SMALL)
+    difference = norm(jax.tree.map(jnp.subtract, gradient, expected))
+    assert difference <= 1e-5 * norm(expected)
+
+
+def total(params, config):
+    tokens = make_tokens(30)[None]
+    ones, positions = np.ones_like(tokens), np.arange(30)[None]
+    scores, _ = llama.apply(params, tokens, positions, ones, config=config)
+    return jnp.sum(jnp.sin(scores[..., : config.vocab_size]))
+
+
+def norm(tree):
+    return np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree)))
+
+
+def test_ids_that_pad_the_vocabulary_have_no_probability():
+    tokens = make_tokens(8)[None]
+    scores, _ = apply(make_params(SMALL), tokens, np.arange(8)[None], np.ones_like(tokens), config=SMALL)
+    assert scores.shape == (1, 8, 128)
+    assert np.isneginf(scores[..., 97:]).all()
+    assert np.isfinite(scores[..., :97]).all()
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("length", [40, 128, 201])
+def test_padding_never_changes_a_log_probability(backend, length):
+    config, params, tokens = (
+        dataclasses.replace(SMALL, attention=backend),
+        make_params(SMALL),
+        make_tokens(33),
+    )
+    bare = jax.nn.log_softmax(logits(params, tokens, config))
+    padded = jax.nn.log_softmax(logits(params, tokens, config, length=length))
+    np.testing.assert_allclose(padded, bare, rtol=0, atol=2e-5)
+
+
+@EVERY_BACKEND
+def test_what_stands_in_the_padding_does_not_matter(backend):
+    config, params = dataclasses.replace(SMALL, attention=backend), make_params(SMALL)
+    segments = (np.arange(60) < 33).astype(np.int32)[None]
+    positions = np.where(segments > 0, np.arange(60), 0)
+    rows = [np.where(segments > 0, make_tokens(60, seed=0), make_tokens(60, seed=seed)) for seed in (1, 2)]
+    one, two = (apply(params, row, positions, segments, config=config)[0][:, :33] for row in rows)
+    np.testing.assert_array_equal(one, two)
+
+
+@EVERY_BACKEND
+def test_no_token_sees_a_later_one(backend):
+    config, params = dataclasses.replace(SMALL, attention=backend), make_params(SMALL)
+    tokens = make_tokens(140)
+    changed = np.where(np.arange(140) < 100, tokens, (tokens + 1) % 97)
+    one, two = (logits(params, row, config) for row in (tokens, changed))
+    np.testing.assert_array_equal(one[:100], two[:100])
+    assert np.abs(one[100:] - two[100:]).max(axis=-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("parts", [[1] * 12, [5, 1, 6], [12]], ids=str)
+def test_cached_decoding_is_the_full_forward_pass(parts):
+    params, tokens = make_params(SMALL), make_tokens(12)
+    cache, found = llama.empty_cache(SMALL, 1, 16), []
+    for start, end in itertools.pairwise(np.cumsum([0, *parts])):
+        row, positions = tokens[None, start:end], np.arange(start, end)[None]
+        scores, cache = apply(params, row, positions, np.ones_like(row), cache, config=SMALL)
+        found.append(scores[0, :, : SMALL.vocab_size])
+    np.testing.assert_allclose(np.concatenate(found), logits(params, tokens, SMALL), rtol=0, atol=2e-5)
+
+
+def test_rows_of_a_cache_may_be_at_different_positions():
+    params, rows = make_params(SMALL), [make_tokens(9, seed=1), make_tokens(6, seed=2)]
+    prompt = np.zeros((2, 8), np.int32)
+    prompt[0], prompt[1, :5] = rows[0][:8], rows[1][:5]
+    everywhere = np.broadcast_to(np.arange(8), (2, 8))
+    _, cache = apply(
+        params, prompt, everywhere, np.ones_like(prompt), llama.empty_cache(SMALL, 2, 12), config=SMALL
+    )
+    last = np.array([[rows[0][8]], [rows[1][5]]])
+    scores, _ = apply(params, last, np.array([[8], [5]]), np.ones_like(last), cache, config=SMALL)
+    for found, row in zip(scores[:, 0, : SMALL.vocab_size], rows):
+        np.testing.assert_allclose(found, logits(params, row, SMALL)[-1], rtol=0, atol=2e-5)
+
+
+def test_the_scanned_view_refuses_a_cache():
+    params, config = stacked(make_params(SMALL), SMALL)
+    one = np.ones((1, 1), np.int32)
+    with pytest.raises(ValueError, match="per_layer"):
+        llama.apply(params, one, one, one, llama.empty_cache(config, 1, 4), config=config)
+
+
+def test_bfloat16_computes_nearly_the_same_and_returns_float32():
+    params, tokens = make_params(SMALL), make_tokens(30)
+    row, positions, ones = tokens[None], np.arange(30)[None], np.ones((1, 30), np.int32)
+    scores, _ = apply(params, row, positions, ones, config=SMALL, dtype=jnp.bfloat16)
+    expected = logits(params, tokens, SMALL)
+    assert scores.dtype == jnp.float32
+    assert np.abs(scores[0, :, :97] - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_transformers_computes_the_same_logits(config):
+    import torch
+
+    params, tokens = make_params(config), make_tokens(50)
+    with torch.no_grad():
+        theirs = (
+            transformers_model(params, config)(torch.tensor(tokens[None], dtype=torch.long)).logits[0].numpy()
+        )
+    assert np.abs(logits(params, tokens, config) - theirs).max() <= 2e-4
+
+
+def transformers_model(params, config):
+    """`LlamaForCausalLM` with these per-layer parameters, the vocabulary's padding cut off."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rms_norm_eps=config.norm_epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=config.tie_embeddings,
+        )
+    )
+    weights = {their_name(name): their_array(name, leaf) for name, leaf in numpy_llama.flat(params)}
+    vocabulary = [name for name in weights if name in ("lm_head.weight", "model.embed_tokens.weight")]
+    weights |= {name: weights[name][: config.vocab_size] for name in vocabulary}
+    if config.tie_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=True)
+    return model.eval()
+
+
+THEIRS = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "unembed": "lm_head.weight",
+    "norm/scale": "model.norm.weight",
+    "attention_norm/scale": "input_layernorm.weight",
+    "feed_forward_norm/scale": "post_attention_layernorm.weight",
+    "attention/query/kernel": "self_attn.q_proj.weight",
+    "attention/key/kernel": "self_attn.k_proj.weight",
+    "attention/value/kernel": "self_attn.v_proj.weight",
+    "attention/output/kernel": "self_attn.o_proj.weight",
+    "feed_forward/gate/kernel": "mlp.gate_proj.weight",
+    "feed_forward/up/kernel": "mlp.up_proj.weight",
+    "feed_forward/down/kernel": "mlp.down_proj.weight",
+}
+
+
+def their_name(name):
+    if not name.startswith("layer_"):
+        return THEIRS[name]
+    layer, rest = name.removeprefix("layer_").split("/", 1)
+    return f"model.layers.{layer}.{THEIRS[rest]}"
+
+
+def their_array(name, leaf):
+    transposed = name == "unembed" or name.endswith("kernel")
+    return np.array(leaf).T.copy() if transposed else np.array(leaf)

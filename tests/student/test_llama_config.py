@@ -1,0 +1,79 @@
+"""The student's sizes: counted rightly, and wrong ones named."""
+
+import dataclasses
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.student import llama
+from orca_jax.student.config import LlamaConfig
+from tests.student.students import SMALL
+
+
+@given(
+    config=st.builds(
+        LlamaConfig,
+        vocab_size=st.integers(1, 300),
+        hidden_size=st.integers(1, 40),
+        intermediate_size=st.integers(1, 40),
+        num_layers=st.integers(1, 3),
+        num_heads=st.just(4),
+        num_kv_heads=st.sampled_from([1, 2, 4]),
+        head_dim=st.sampled_from([2, 8]),
+        tie_embeddings=st.booleans(),
+        scan_layers=st.booleans(),
+        remat=st.sampled_from(["none", "full"]),
+    )
+)
+@settings(max_examples=12)
+def test_parameters_are_counted_as_they_are(config):
+    shapes = jax.eval_shape(lambda: llama.init(config, 0))
+    assert config.parameter_count == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_llama_13b_has_its_published_size():
+    """Touvron et al., table 2: 13.0 billion parameters."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=5120,
+        intermediate_size=13_824,
+        num_layers=40,
+        num_heads=40,
+        num_kv_heads=40,
+        head_dim=128,
+    )
+    assert config.parameter_count == 13_015_864_320
+
+
+@pytest.mark.parametrize("vocab_size", [1, 128, 129, 32_000, 32_001])
+def test_the_vocabulary_is_padded_to_the_next_multiple(vocab_size):
+    padded = LlamaConfig(vocab_size=vocab_size).padded_vocab_size
+    assert padded % 128 == 0
+    assert 0 <= padded - vocab_size < 128
+
+
+WRONG = {
+    "vocab_size": 0,
+    "hidden_size": 0,
+    "intermediate_size": -1,
+    "num_layers": 0,
+    "num_heads": 0,
+    "vocab_multiple": 0,
+    "num_kv_heads": 3,
+    "head_dim": 15,
+    "remat": "half",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_impossible_sizes_are_named(name):
+    with pytest.raises(ValueError, match=rf"student\.{name}"):
+        dataclasses.replace(SMALL, **{name: WRONG[name]})
+
+
+@pytest.mark.parametrize("head_dim", [0, -2])
+def test_a_head_has_at_least_one_pair(head_dim):
+    with pytest.raises(ValueError, match=r"student\.head_dim"):
+        dataclasses.replace(SMALL, head_dim=head_dim)

@@ -1,0 +1,142 @@
+"""The mesh: a rule for every parameter, errors that name sizes, and the same numbers on eight devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from orca_jax.student import llama, sharding
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.parameters import stacked
+from orca_jax.student.sharding import MeshConfig, make_mesh
+from tests.student.students import SMALL, make_params, make_tokens
+
+CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.fixture(scope="module")
+def cube():
+    return make_mesh(CUBE)
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+def test_every_parameter_has_a_rule(cube, scan, tie):
+    """Matrices are split over fsdp and tensor, vectors stay whole; so do layer axes."""
+    config = dataclasses.replace(SMALL, scan_layers=scan, tie_embeddings=tie)
+    shapes = jax.eval_shape(lambda: llama.init(config, 0))
+    for path, placed in jax.tree_util.tree_leaves_with_path(sharding.shardings(shapes, cube)):
+        name = sharding.path_name(path)
+        expected = set() if name.endswith("scale") else {"fsdp", "tensor"}
+        assert {axis for axis in placed.spec if axis} == expected, name
+        if name.startswith("layers/"):
+            assert placed.spec[0] is None
+
+
+def test_optimizer_moments_are_placed_like_their_parameters(cube):
+    params = jax.eval_shape(lambda: llama.init(SMALL, 0))
+    state = sharding.shardings(jax.eval_shape(optax.adam(1e-3).init, params), cube)
+    expected = sharding.shardings(params, cube)
+    assert state[0].mu == expected
+    assert state[0].nu == expected
+    assert state[0].count.spec == PartitionSpec()
+
+
+def test_a_parameter_without_a_rule_is_named(cube):
+    with pytest.raises(ValueError, match=r"'layer_0/router/kernel' of shape \(4, 4\); add one to RULES"):
+        sharding.shardings({"layer_0": {"router": {"kernel": np.zeros((4, 4))}}}, cube)
+
+
+def test_an_axis_that_does_not_divide_a_dimension_is_left_out(cube):
+    assert sharding.spec("query/kernel", (7, 8), cube) == PartitionSpec(None, "tensor")
+    assert sharding.spec("layers/query/kernel", (3, 8, 7), cube) == PartitionSpec(None, "fsdp", None)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8])
+def test_the_vocabulary_of_the_paper_divides_over_a_tensor_axis(tensor):
+    config = LlamaConfig(vocab_size=32_001)
+    mesh = make_mesh(MeshConfig(tensor=tensor))
+    assert config.padded_vocab_size % tensor == 0
+    assert sharding.spec("unembed", (128, config.padded_vocab_size), mesh) == PartitionSpec("fsdp", "tensor")
+    if tensor > 1:
+        assert sharding.spec("unembed", (128, config.vocab_size), mesh) == PartitionSpec("fsdp", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MeshConfig(), (1, 8, 1)),
+        (CUBE, (2, 2, 2)),
+        (MeshConfig(data=-1, fsdp=2), (4, 2, 1)),
+        (MeshConfig(fsdp=2, tensor=-1), (1, 2, 4)),
+    ],
+    ids=str,
+)
+def test_a_mesh_takes_all_devices(config, expected):
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape.values()) == expected
+    assert sharding.batch_shards(mesh) == expected[0] * expected[1]
+
+
+def test_a_mesh_may_take_given_devices():
+    devices = jax.devices()[2:4]
+    assert make_mesh(MeshConfig(), devices).devices.flatten().tolist() == devices
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MeshConfig(data=3),
+        MeshConfig(fsdp=4),
+        MeshConfig(data=-1),
+        MeshConfig(data=-1, tensor=8),
+        MeshConfig(fsdp=16),
+        MeshConfig(data=-2, fsdp=-4),
+        MeshConfig(data=0),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_named(config):
+    with pytest.raises(
+        ValueError, match=f"data={config.data}, fsdp={config.fsdp}, .* does not divide 8 devices"
+    ):
+        make_mesh(config)
+
+
+def test_constrain_does_nothing_without_a_mesh():
+    x = jnp.ones((2, 3))
+    assert sharding.constrain(x, "batch", "tensor") is x
+
+
+def test_constrain_splits_rows_over_data_and_fsdp(cube):
+    with jax.set_mesh(cube):
+        split = jax.jit(lambda x: sharding.constrain(x, "batch", None, "tensor"))(jnp.ones((4, 3, 6)))
+        whole = jax.jit(lambda x: sharding.constrain(x, "batch", None))(jnp.ones((3, 3)))
+    assert split.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+    assert whole.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    "mesh_config", [CUBE, MeshConfig(), MeshConfig(fsdp=1, tensor=8), MeshConfig(data=8, fsdp=1)], ids=str
+)
+def test_eight_devices_compute_what_one_does(mesh_config, scan):
+    params, config = stacked(make_params(SMALL), SMALL) if scan else (make_params(SMALL), SMALL)
+    tokens, segments = make_tokens((8, 40)), np.repeat([[1, 2]], 20, axis=1) * np.ones((8, 1), np.int32)
+    row = (tokens, np.tile(np.arange(20), (8, 2)), segments)
+    expected = forward(params, *row, config)
+    mesh = make_mesh(mesh_config)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(params, mesh))
+        found = forward(placed, *jax.device_put(row, sharding.batch_sharding(mesh)), config)
+    assert len(found.sharding.device_set) == 8
+    assert np.abs(found - expected)[..., :97].max() <= 1e-5 * np.abs(expected[..., :97]).max()
+
+
+@jax.jit(static_argnames="config")
+def forward(params, tokens, positions, segment_ids, config):
+    return llama.apply(params, tokens, positions, segment_ids, config=config)[0]

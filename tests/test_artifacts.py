@@ -1,0 +1,147 @@
+"""Artifacts: files whole or absent, finished work told from unfinished, and another config's work refused."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax import artifacts
+from orca_jax.artifacts import ArtifactError, atomic_write, begin, digest, finish, is_finished, read_manifest
+
+MADE_BY = {"program": "prepare", "config": {"seed": 1, "data": {"row_length": 64, "sets": ["a"]}}}
+INPUTS = {"traces": "f00d"}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.dictionaries(st.text(), x)
+)
+
+
+def changed(**data):
+    config = MADE_BY["config"]
+    return MADE_BY | {"config": config | {"data": config["data"] | data}}
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "Bläh ▁\n"), ("wb", b"\x00\xff")])
+def test_a_file_is_written_with_its_folders(tmp_path, mode, content):
+    path = tmp_path / "new/folder/file"
+    with atomic_write(path, mode) as file:
+        file.write(content)
+    assert path.read_bytes() == (content.encode() if mode == "w" else content)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_seen_before_the_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_write(path) as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("existed", [False, True])
+def test_an_exception_leaves_what_was_there(tmp_path, error, existed):
+    path = tmp_path / "file"
+    if existed:
+        path.write_text("old")
+
+    def interrupted():
+        with atomic_write(path) as file:
+            file.write("half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert [p.read_text() for p in tmp_path.iterdir()] == (["old"] if existed else [])
+
+
+@given(value=st.dictionaries(st.text(max_size=5), JSON, max_size=3))
+@settings(max_examples=50)
+def test_a_digest_depends_on_content_and_not_on_order(value):
+    assert digest(dict(reversed(value.items()))) == digest(value)
+    assert digest({**value, "more": 1}) != digest({**value, "more": 2})
+
+
+def test_a_files_digest_is_the_sha256_of_its_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert artifacts.file_digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_work_is_finished_once_the_manifest_is_written(tmp_path):
+    assert not is_finished(tmp_path, MADE_BY, INPUTS)
+    begin(tmp_path, MADE_BY, INPUTS)
+    assert not is_finished(tmp_path, MADE_BY, INPUTS)
+    finish(tmp_path, MADE_BY, INPUTS, {"examples": 3})
+    assert is_finished(tmp_path, MADE_BY, INPUTS)
+
+
+def test_a_manifest_says_what_made_it_and_what_is_in_it(tmp_path):
+    written = finish(tmp_path, MADE_BY, INPUTS, {"examples": 3})
+    assert read_manifest(tmp_path) == written
+    assert written["fingerprint"] == artifacts.fingerprint(MADE_BY, INPUTS)
+    assert (written["made_by"], written["inputs"], written["counts"]) == (MADE_BY, INPUTS, {"examples": 3})
+    assert {"python", "jax", "numpy", "XLA_FLAGS"} <= set(written["versions"])
+
+
+def test_counts_do_not_change_the_fingerprint(tmp_path):
+    one = finish(tmp_path / "a", MADE_BY, INPUTS, {"examples": 3})
+    two = finish(tmp_path / "b", MADE_BY, INPUTS, {"examples": 4})
+    assert one["fingerprint"] == two["fingerprint"]
+
+
+DIFFERENT = [
+    (changed(row_length=128), INPUTS, r"config\.data\.row_length: 64 there, 128 now"),
+    (changed(sets=["a", "b"]), INPUTS, r"config\.data\.sets: \['a'\] there, \['a', 'b'\] now"),
+    (changed(overlong="drop"), INPUTS, r"config\.data\.overlong: None there, 'drop' now"),
+    (MADE_BY, {"traces": "beef"}, "traces: 'f00d' there, 'beef' now"),
+]
+
+
+@pytest.mark.parametrize(("made_by", "inputs", "message"), DIFFERENT)
+def test_another_configs_finished_work_is_refused_and_the_change_named(tmp_path, made_by, inputs, message):
+    finish(tmp_path, MADE_BY, INPUTS, {})
+    with pytest.raises(ArtifactError, match=rf"made with other settings \({message}\).*another workdir"):
+        is_finished(tmp_path, made_by, inputs)
+
+
+@pytest.mark.parametrize(("made_by", "inputs", "message"), DIFFERENT)
+def test_another_configs_unfinished_work_is_refused_and_the_change_named(tmp_path, made_by, inputs, message):
+    begin(tmp_path, MADE_BY, INPUTS)
+    begin(tmp_path, MADE_BY, INPUTS)
+    with pytest.raises(ArtifactError, match=message):
+        begin(tmp_path, made_by, inputs)
+
+
+def test_only_what_changed_is_named(tmp_path):
+    finish(tmp_path, MADE_BY, INPUTS, {})
+    with pytest.raises(ArtifactError) as error:
+        is_finished(tmp_path, changed(row_length=128), INPUTS)
+    assert "seed" not in str(error.value)
+    assert "traces" not in str(error.value)
+
+
+def test_tuples_and_lists_are_one_to_a_fingerprint(tmp_path):
+    finish(tmp_path, {"sets": ("a", "b")}, {}, {})
+    assert is_finished(tmp_path, {"sets": ["a", "b"]}, {})
+
+
+def test_an_absent_manifest_is_told(tmp_path):
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json: it is unfinished or not an artifact"):
+        read_manifest(tmp_path)
+
+
+def test_a_damaged_manifest_is_told(tmp_path):
+    finish(tmp_path, MADE_BY, INPUTS, {})
+    path = tmp_path / artifacts.MANIFEST
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not JSON .* remove the directory"):
+        is_finished(tmp_path, MADE_BY, INPUTS)
+
+
+def test_a_foreign_manifest_is_told(tmp_path):
+    (tmp_path / artifacts.MANIFEST).write_text(json.dumps({"name": "an app"}))
+    with pytest.raises(ArtifactError):
+        is_finished(tmp_path, MADE_BY, INPUTS)

@@ -1,0 +1,63 @@
+"""Progress: seldom and plain where nobody watches, a bar on a terminal."""
+
+import pytest
+
+from orca_jax import progress as module
+from orca_jax.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that a test sets, in seconds."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_plain_lines_come_seldom_and_at_the_end(clock, capsys):
+    with progress("packing", 40) as report:
+        for done in range(1, 41):
+            clock.now += 1.0
+            report(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["packing: 15/40", "packing: 30/40", "packing: 40/40"]
+
+
+def test_time_left_is_reckoned_from_what_this_run_did(clock, capsys):
+    with progress("asking", 100, done=60) as report:
+        clock.now += 20
+        report(80, "8 refused")
+    assert capsys.readouterr().err == "asking: 80/100, 20 s, 20 s left 8 refused\n"
+
+
+def test_an_unknown_total_has_no_time_left(clock, capsys):
+    with progress("reading", None) as report:
+        clock.now += 20
+        report(7)
+    assert capsys.readouterr().err == "reading: 7, 20 s\n"
+
+
+def test_nothing_is_said_of_work_that_is_quick_or_stands_still(clock, capsys):
+    with progress("asking", 100, done=60) as report:
+        report(61)
+        clock.now += 16
+        report(60)
+    assert capsys.readouterr().err == "asking: 60/100, 16 s\n"
+
+
+def test_a_terminal_shows_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("packing", 40) as report:
+        report(40, "a note")
+    shown = capsys.readouterr().err
+    for part in ("packing", "40/40", "a note"):
+        assert part in shown

@@ -1,0 +1,61 @@
+"""Lower rooms never import upper ones."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "orca_jax"
+SHARED = {"records", "record_files", "artifacts", "settings", "progress"}
+# What each room may import, besides itself and the shared modules.
+ALLOWED = {
+    "queries": set(),
+    "asking": set(),
+    "data": set(),
+    "student": set(),
+    "training": {"data", "student"},
+    "evaluation": {"queries"},
+    "serving": {"data", "student"},
+    "reporting": {"evaluation"},
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The top-level rooms of orca_jax that a file imports, wherever in the file it does."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        assert not any(name.split(".")[0] in ("experiments", "configs") for name in names), path
+        rooms |= {name.split(".")[1] for name in names if name.startswith("orca_jax.")}
+    return rooms
+
+
+def test_every_room_is_listed():
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert rooms == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_room_imports_only_lower_rooms(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        extra = imported_rooms(path) - ALLOWED[room] - SHARED - {room, "__version__"}
+        assert not extra, f"{path.relative_to(PACKAGE)} imports {sorted(extra)}"
+
+
+def test_shared_modules_import_no_room():
+    for name in SHARED:
+        assert imported_rooms(PACKAGE / f"{name}.py") <= SHARED, name
+
+
+@pytest.mark.parametrize("room", ["queries", "asking", "evaluation", "reporting"])
+def test_room_knows_nothing_of_jax(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] in ("jax", "flax") for name in names), path

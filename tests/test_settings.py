@@ -1,0 +1,125 @@
+"""Settings: a dictionary becomes dataclasses, and what is wrong is named by its key."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.settings import SettingsError, build, count_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    name: str
+    weight: float = 1.0
+    epochs: int | None = None
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    student: Stage
+    shuffle: bool = True
+    stages: tuple[Stage, ...] = ()
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    teachers: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
+    fallback: Stage | None = None
+
+
+GOOD = {"seed": 1, "student": {"name": "s"}}
+
+
+def test_nested_dataclasses_are_built():
+    config = build(
+        Config,
+        {
+            "seed": 3,
+            "shuffle": False,
+            "student": {"name": "s", "weight": 2},
+            "stages": [{"name": "a", "epochs": 4}, {"name": "b"}],
+            "mixture": {"x": 1},
+            "teachers": {"gpt": {"name": "t"}},
+            "fallback": None,
+        },
+    )
+    stages = (Stage("a", epochs=4), Stage("b"))
+    assert config == Config(3, Stage("s", 2.0), False, stages, {"x": 1.0}, {"gpt": Stage("t")}, None)
+    assert isinstance(config.student.weight, float)
+    assert isinstance(config.mixture["x"], float)
+
+
+def test_what_is_not_given_has_its_default():
+    assert build(Config, GOOD) == Config(1, Stage("s"))
+
+
+UNKNOWN = [
+    ({"sead": 1}, r"unknown config key 'sead'; did you mean 'seed'\?"),
+    (
+        {"student": {"name": "s", "wieght": 1}},
+        r"unknown config key 'student\.wieght'; did you mean 'weight'\?",
+    ),
+    ({"zzz": 1}, r"unknown config key 'zzz'; known here: seed, student, .*fallback"),
+    (
+        {"stages": [{"name": "a"}, {"nam": "b"}]},
+        r"unknown config key 'stages\[1\]\.nam'; did you mean 'name'\?",
+    ),
+    (
+        {"teachers": {"gpt": {"names": "x"}}},
+        r"unknown config key 'teachers\.gpt\.names'; did you mean 'name'\?",
+    ),
+]
+ILL_TYPED = [
+    ({"seed": "1"}, "'seed' must be int, got '1'"),
+    ({"seed": 1.5}, r"'seed' must be int, got 1\.5"),
+    ({"seed": True}, "'seed' must be int, got True"),
+    ({"seed": None}, "'seed' must be int, got None"),
+    ({"shuffle": 1}, "'shuffle' must be bool, got 1"),
+    ({"student": "s"}, "'student' must be a mapping, got 's'"),
+    ({"student": {"name": 3}}, r"'student\.name' must be str, got 3"),
+    ({"student": {"name": "s", "weight": True}}, r"'student\.weight' must be float, got True"),
+    ({"stages": "ab"}, "'stages' must be a list, got 'ab'"),
+    ({"stages": [{"name": "a", "epochs": "many"}]}, r"'stages\[0\]\.epochs' must be int, got 'many'"),
+    ({"mixture": [1]}, r"'mixture' must be a mapping, got \[1\]"),
+    ({"mixture": {"x": "half"}}, r"'mixture\.x' must be float, got 'half'"),
+    ({"fallback": 3}, "'fallback' must be a mapping, got 3"),
+]
+REFUSED = [
+    ({"student": {"name": "s", "weight": -1}}, r"config at student: weight=-1\.0 must not be negative"),
+    ({"stages": [{"name": "s", "weight": -1}]}, r"config at stages\[0\]: weight=-1\.0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [*UNKNOWN, *ILL_TYPED, *REFUSED])
+def test_a_wrong_key_is_named(change, message):
+    with pytest.raises(SettingsError, match=message):
+        build(Config, GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("values", "key"), [({"seed": 1}, "student"), ({"seed": 1, "student": {}}, r"student\.name")]
+)
+def test_a_missing_key_is_named(values, key):
+    with pytest.raises(SettingsError, match=f"config key '{key}' is missing"):
+        build(Config, values)
+
+
+def test_what_a_whole_config_refuses_is_told_too():
+    with pytest.raises(SettingsError, match=r"^config: weight=-2\.0 must not be negative"):
+        build(Stage, {"name": "s", "weight": -2})
+
+
+@given(st.builds(Stage, st.text(), st.floats(0, 9), st.none() | st.integers()))
+@settings(max_examples=30)
+def test_a_dataclass_as_a_dictionary_is_built_back(stage):
+    assert build(Stage, dataclasses.asdict(stage)) == stage
+
+
+def test_keys_are_counted_without_entries_of_lists():
+    assert count_keys({"a": 1, "b": {"c": 2, "d": {"e": 3}}, "stages": [{"x": 1, "y": 2}]}) == 4
+    assert count_keys({}) == 0

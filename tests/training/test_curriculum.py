@@ -1,0 +1,237 @@
+"""Where a step stands: every row once, exact shares, one integer to resume from."""
+
+import collections
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.data.packing import PackingPlan
+from orca_jax.training.curriculum import BLOCK, Curriculum, StageConfig
+
+
+def plans(rows):
+    """Plans that have so many rows: a number, or one an epoch in turn."""
+
+    def plan(dataset, epoch):
+        counts = np.atleast_1d(rows[dataset])
+        count = int(counts[epoch % len(counts)])
+        return PackingPlan(np.arange(count), np.arange(count + 1), 8, count, np.zeros(0, np.int64))
+
+    return plan
+
+
+def make(stages, rows, batch_rows=4, seed=0):
+    return Curriculum(stages, plans(rows), batch_rows=batch_rows, seed=seed)
+
+
+def all_rows(curriculum, steps=None):
+    steps = range(curriculum.total_steps) if steps is None else steps
+    return list(itertools.chain.from_iterable(curriculum.position(step).rows for step in steps))
+
+
+# --- One data set
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    epochs=st.integers(1, 4),
+    batch_rows=st.sampled_from([1, 3, 8]),
+)
+def test_every_row_of_an_epoch_exactly_once(rows, epochs, batch_rows):
+    """Whatever the epoch's rows; what fills its last batch lies past the plan's end."""
+    curriculum = make([StageConfig(name="s", datasets={"a": 1.0}, epochs=epochs)], {"a": rows}, batch_rows)
+    seen = all_rows(curriculum)
+    assert len(set(seen)) == len(seen) == curriculum.total_steps * batch_rows
+    for epoch in range(epochs):
+        count = rows[epoch % len(rows)]
+        mine = [ref.row for ref in seen if ref.epoch == epoch]
+        assert mine == list(range(math.ceil(count / batch_rows) * batch_rows))
+        assert len([row for row in mine if row < count]) == count
+
+
+def test_an_epoch_ends_with_a_whole_batch():
+    curriculum = make([StageConfig(name="s", datasets={"a": 1.0}, epochs=2)], {"a": 6})
+    assert curriculum.total_steps == 4
+    assert [curriculum.position(step).epoch for step in range(4)] == [0, 0, 1, 1]
+    assert [ref.row for ref in curriculum.position(1).rows] == [4, 5, 6, 7]
+
+
+def test_steps_count_for_more_than_epochs():
+    curriculum = make([StageConfig(name="s", datasets={"a": 1.0}, epochs=9, steps=3)], {"a": 6})
+    assert curriculum.total_steps == 3
+
+
+# --- Mixtures
+
+
+def drawn(weights, seed, batch_rows, blocks=3):
+    """How many rows of every data set each block of a mixture has, [blocks, data sets]."""
+    datasets = {f"set {i}": float(weight) for i, weight in enumerate(weights)}
+    stage = StageConfig(name="mix", datasets=datasets, steps=blocks * BLOCK // batch_rows)
+    refs = all_rows(make([stage], dict.fromkeys(datasets, 50), batch_rows, seed))
+    counts = [collections.Counter(ref.dataset for ref in refs[i * BLOCK :][:BLOCK]) for i in range(blocks)]
+    return np.array([[count[name] for name in datasets] for count in counts])
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 85), min_size=1, max_size=2), st.integers(0, 9), st.sampled_from([8, 32]))
+def test_shares_of_a_mixture_are_exact_in_every_block(shares, seed, batch_rows):
+    weights = [*shares, BLOCK - sum(shares)]
+    np.testing.assert_array_equal(drawn(weights, seed, batch_rows), [weights] * 3)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0.2, 5.0), min_size=2, max_size=4), st.integers(0, 9))
+def test_shares_that_blocks_cannot_hold_stay_within_a_row_of_all_rows_so_far(weights, seed):
+    so_far = np.cumsum(drawn(weights, seed, 32), axis=0)
+    expected = np.arange(1, 4)[:, None] * BLOCK * np.array(weights) / sum(weights)
+    assert np.abs(so_far - expected).max() <= 1
+
+
+def test_rows_of_a_mixtures_data_sets_come_in_their_order_and_once():
+    stage = StageConfig(name="mix", datasets={"a": 1.0, "b": 3.0}, steps=200)
+    refs = all_rows(make([stage], {"a": 44, "b": 60}))
+    assert len(set(refs)) == len(refs)
+    for name, rows in (("a", 44), ("b", 60)):
+        mine = [(ref.epoch, ref.row) for ref in refs if ref.dataset == name]
+        assert mine == [divmod(i, rows) for i in range(len(mine))]
+
+
+def test_epochs_of_a_mixture_are_as_many_rows_as_its_data_sets_have():
+    stage = StageConfig(name="mix", datasets={"a": 1.0, "b": 1.0}, epochs=2)
+    assert make([stage], {"a": 8, "b": 12}).total_steps == 10
+
+
+def test_seed_changes_whose_turn_it_is():
+    stage = StageConfig(name="mix", datasets={"a": 1.0, "b": 1.0}, steps=20)
+    first, same, other = (
+        [ref.dataset for ref in all_rows(make([stage], {"a": 99, "b": 99}, seed=seed))] for seed in (0, 0, 1)
+    )
+    assert first == same != other
+    assert len(set(first[:8])) == 2  # they take turns, and are not laid end to end
+
+
+# --- Stages
+
+
+TWO = (
+    StageConfig(name="one", datasets={"a": 1.0}, epochs=2, learning_rate=1.0, warmup_steps=2, final_fraction=0.5),
+    StageConfig(name="two", datasets={"b": 1.0}, steps=4, learning_rate=0.1, final_fraction=0.0),
+)
+
+
+def test_stages_follow_one_another():
+    curriculum = make(TWO, {"a": 8, "b": 100})
+    assert curriculum.starts == [0, 4, 8]
+    assert curriculum.total_steps == 8
+    positions = [curriculum.position(step) for step in range(8)]
+    assert [position.stage for position in positions] == [0] * 4 + [1] * 4
+    assert [position.stage_step for position in positions] == [0, 1, 2, 3] * 2
+    assert {ref.dataset for position in positions[4:] for ref in position.rows} == {"b"}
+
+
+def test_a_data_set_of_two_stages_is_packed_anew():
+    """The second stage asks for epochs that the first has not used."""
+    asked = []
+
+    def remembered(dataset, epoch):
+        asked.append(epoch)
+        return plans({"a": 8})(dataset, epoch)
+
+    stages = [StageConfig(name=name, datasets={"a": 1.0}, epochs=2) for name in ("one", "two")]
+    Curriculum(stages, remembered, batch_rows=4, seed=0)
+    assert len(set(asked)) == 4
+
+
+@settings(max_examples=20)
+@given(steps=st.lists(st.integers(0, 199), max_size=12))
+def test_position_depends_on_the_step_alone(steps):
+    """Asked in any order, any number of times, of a fresh curriculum or a used one."""
+    stages = [
+        StageConfig(name="one", datasets={"a": 2.0, "b": 1.0}, steps=120),
+        StageConfig(name="two", datasets={"b": 1.0}, steps=80),
+    ]
+    used, rows = make(stages, {"a": [7, 9], "b": 31}), {"a": [7, 9], "b": 31}
+    for step in steps:
+        assert used.position(step) == make(stages, rows).position(step)
+
+
+def test_shuffled_order_of_questions_gives_the_streams_of_a_straight_run():
+    stage = StageConfig(name="mix", datasets={"a": 1.0, "b": 2.0}, steps=100)
+    straight = make([stage], {"a": 30, "b": 40})
+    backwards = make([stage], {"a": 30, "b": 40})
+    expected = [straight.position(step) for step in range(100)]
+    assert [backwards.position(step) for step in reversed(range(100))] == expected[::-1]
+
+
+# --- Learning rate
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine_down():
+    stage = StageConfig(
+        name="s", datasets={"a": 1.0}, steps=110, learning_rate=2.0, warmup_steps=10, final_fraction=0.1
+    )
+    rates = [make([stage], {"a": 4}).position(step).learning_rate for step in range(110)]
+    np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11))
+    assert rates[10] == 2.0
+    assert rates[60] == pytest.approx(0.5 * (2.0 + 0.2))  # half way down
+    assert rates[-1] == pytest.approx(0.2, abs=1e-3)
+    assert (np.diff(rates[10:]) < 0).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 30), st.integers(1, 60), st.floats(0, 1))
+def test_learning_rate_stays_between_its_ends(warmup, steps, final):
+    stage = StageConfig(
+        name="s", datasets={"a": 1.0}, learning_rate=3e-4, warmup_steps=warmup, final_fraction=final
+    )
+    rates = [stage.rate(step, steps) for step in range(steps)]
+    assert all(0 < rate <= 3e-4 * (1 + 1e-9) for rate in rates[:warmup])
+    assert all(3e-4 * final - 1e-12 <= rate <= 3e-4 * (1 + 1e-9) for rate in rates[warmup:])
+
+
+def test_every_stage_has_its_own_schedule():
+    curriculum = make(TWO, {"a": 8, "b": 100})
+    rates = [curriculum.position(step).learning_rate for step in range(8)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[4] == 0.1
+
+
+# --- Errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"datasets": {}}, "'late': datasets is empty"),
+        ({"datasets": {"a": 1.0}, "epochs": 0}, "'late': give epochs"),
+        ({"datasets": {"a": 1.0}, "steps": -1}, "'late': give epochs"),
+        ({"datasets": {"a": 1.0, "tiny": 1e-4}}, "share of tiny is below"),
+        ({"datasets": {"a": 0.0}}, "share of a is below"),
+        ({"datasets": {"a": 2.0, "b": -1.0}}, "share of b is below"),
+    ],
+)
+def test_stage_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        StageConfig(name="late", **settings)
+
+
+def test_no_stages():
+    with pytest.raises(ValueError, match="curriculum is empty"):
+        make([], {})
+
+
+def test_a_data_set_without_rows_is_named():
+    with pytest.raises(ValueError, match="'a' has no rows"):
+        make([StageConfig(name="s", datasets={"a": 1.0})], {"a": 0})
+
+
+@pytest.mark.parametrize("step", [-1, 8])
+def test_steps_outside(step):
+    with pytest.raises(IndexError, match=f"step {step} is outside the curriculum's 8 steps"):
+        make(TWO, {"a": 8, "b": 100}).position(step)

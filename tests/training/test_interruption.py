@@ -1,0 +1,44 @@
+"""Signals are noted while held; a second one ends the program."""
+
+import signal
+import threading
+
+import pytest
+
+from orca_jax.training import interruption
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_noted_and_the_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with interruption.held() as interrupted:
+        assert interrupted.signal is None
+        signal.raise_signal(number)
+        assert interrupted.signal is number
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_the_program():
+    with interruption.held(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="inside"), interruption.held():
+        raise RuntimeError("inside")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_outside_the_main_thread_nothing_is_held():
+    found = []
+
+    def work():
+        with interruption.held() as interrupted:
+            found.append(interrupted.signal)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]

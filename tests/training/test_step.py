@@ -1,0 +1,236 @@
+"""A step: accumulation, meshes, what it updates, what it measures."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from orca_jax.data import loader
+from orca_jax.data.rows import Row
+from orca_jax.student import llama, sharding
+from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
+from orca_jax.training.step import batch_loss, gradients, make_steps, token_losses
+from tests.training import synthetic
+
+STUDENT, STEPS = synthetic.STUDENT, 20
+
+
+@functools.cache
+def params():
+    return llama.init(STUDENT, 0)
+
+
+def uneven(batch):
+    """Every row with another share of its weights, one row with none, and some tokens weighted twice."""
+    scale = np.linspace(0, 2, len(batch.tokens), dtype=np.float32)[:, None]
+    shown = np.arange(batch.tokens.shape[1]) < np.linspace(48, 12, len(batch.tokens))[:, None]
+    return batch._replace(loss_weights=batch.loss_weights * scale * shown)
+
+
+def distance(found, expected):
+    difference = jax.tree.map(jnp.subtract, found, expected)
+    return float(optax.global_norm(difference) / optax.global_norm(expected))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_one_step_under_uneven_weights(parts):
+    batch = uneven(synthetic.batch())
+    take = jax.jit(gradients, static_argnums=(2, 3, 4))
+    loss, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
+    accumulated_loss, accumulated = take(params(), batch, STUDENT, jnp.float32, parts)
+    assert distance(accumulated, gradient) < 1e-6
+    np.testing.assert_allclose(accumulated_loss, loss, rtol=1e-6)
+
+
+def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
+    """So that the test above would notice."""
+    batch = uneven(synthetic.batch())
+    take = jax.jit(gradients, static_argnums=(2, 3, 4))
+    _, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
+    halves = [Row(*(array[i::2] for array in batch)) for i in range(2)]
+    each = [take(params(), half, STUDENT, jnp.float32, 1)[1] for half in halves]
+    assert distance(jax.tree.map(lambda a, b: (a + b) / 2, *each), gradient) > 1e-3
+
+
+def test_loss_pairs_of_parts_add_up():
+    batch = synthetic.batch()
+    whole = batch_loss(params(), batch, STUDENT, jnp.float32)
+    parts = [batch_loss(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32) for i in range(0, 8, 2)]
+    assert sum(float(part.weight) for part in parts) == float(whole.weight) == batch.loss_weights.sum()
+    np.testing.assert_allclose(sum(float(part.total) for part in parts), whole.total, rtol=1e-6)
+
+
+def test_token_losses_add_up_to_the_batch_loss():
+    batch = uneven(synthetic.batch())
+    losses = token_losses(params(), batch, STUDENT, jnp.float32)
+    assert losses.shape == batch.tokens.shape
+    assert (np.asarray(losses)[batch.loss_weights == 0] == 0).all()
+    np.testing.assert_allclose(losses.sum(), batch_loss(params(), batch, STUDENT, jnp.float32).total, rtol=1e-6)
+
+
+def test_empty_rows_change_neither_loss_nor_gradient():
+    batch = synthetic.batch()
+    empty = synthetic.row_builder().row("a", 0, 10_000)
+    assert not empty.loss_weights.any()
+    half = Row(*(array[:6] for array in batch))
+    filled = Row(*(np.concatenate([array, [blank] * 2]) for array, blank in zip(half, empty)))
+    take = jax.jit(gradients, static_argnums=(2, 3, 4))
+    loss, gradient = take(params(), half, STUDENT, jnp.float32, 1)
+    filled_loss, filled_gradient = take(params(), filled, STUDENT, jnp.float32, 1)
+    np.testing.assert_allclose(filled_loss, loss, rtol=1e-6)
+    assert distance(filled_gradient, gradient) < 1e-6
+
+
+def test_a_batch_without_weight_changes_nothing_and_is_finite():
+    batch = synthetic.batch()
+    loss, gradient = gradients(
+        params(), batch._replace(loss_weights=0 * batch.loss_weights), STUDENT, jnp.float32, 1
+    )
+    assert (loss.total, loss.weight) == (0, 0)
+    assert optax.global_norm(gradient) == 0
+
+
+class Run:
+    """Steps compiled for a mesh, and their state."""
+
+    def __init__(self, mesh, *, student=STUDENT, dtype=jnp.float32, accumulation=1):
+        self.mesh = mesh
+        with jax.set_mesh(mesh):
+            optimizer = make_optimizer(OptimizerConfig())
+            self.steps = make_steps(student, optimizer, mesh, dtype=dtype, accumulation=accumulation)
+            self.state = self.steps.init(llama.init(student, 0))
+
+    def step(self, batch, rate=3e-3):
+        placement = sharding.batch_sharding(self.mesh)
+        with jax.set_mesh(self.mesh):
+            size = len(batch.tokens)
+            rows = loader.on_devices(loader.Batch(0, tuple(range(size)), batch), size, placement)
+            self.state, metrics = self.steps.update(self.state, rows, jnp.float32(rate))
+        return metrics
+
+    def losses(self, steps=STEPS):
+        return [float(self.step(synthetic.batch(i)).loss.mean) for i in range(steps)]
+
+
+@functools.cache
+def single_device_losses():
+    return Run(synthetic.mesh()).losses()
+
+
+@pytest.mark.parametrize("axes", [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8)], ids=str)
+def test_losses_on_eight_devices_equal_those_on_one(axes):
+    losses = Run(synthetic.mesh(*axes)).losses()
+    np.testing.assert_allclose(losses, single_device_losses(), rtol=0, atol=1e-5)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_accumulated_steps_on_eight_devices_equal_plain_ones_on_one():
+    losses = Run(synthetic.mesh(2, 2, 2), accumulation=2).losses(8)
+    np.testing.assert_allclose(losses, single_device_losses()[:8], rtol=0, atol=1e-5)
+
+
+def test_parameters_are_sharded_as_the_rules_say():
+    run = Run(synthetic.mesh(2, 2, 2))
+    run.step(synthetic.batch())
+    kernel = run.state.params["layers"]["attention"]["query"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+COMPILE = """
+import os
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
+from orca_jax.training.step import make_steps
+from tests.training import synthetic
+
+mesh = synthetic.mesh(2, 2, 2)
+table = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=NamedSharding(mesh, P("tensor", "fsdp")))
+ids = jax.ShapeDtypeStruct((8, 48), jnp.int32, sharding=NamedSharding(mesh, P(("data", "fsdp"))))
+jax.jit(lambda t, i: t[i], out_shardings=NamedSharding(mesh, P(("data", "fsdp")))).lower(table, ids).compile()
+os.write(2, b"--- the student ---")
+rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), synthetic.batch())
+rate = jax.ShapeDtypeStruct((), jnp.float32)
+for axes, accumulation in (((2, 2, 2), 1), ((2, 2, 2), 2), ((1, 8, 1), 1)):
+    mesh, optimizer = synthetic.mesh(*axes), make_optimizer(OptimizerConfig())
+    steps = make_steps(synthetic.STUDENT, optimizer, mesh, dtype=jnp.float32, accumulation=accumulation)
+    with jax.set_mesh(mesh):
+        steps.update.lower(steps.abstract, rows, rate).compile()
+        steps.token_losses.lower(steps.abstract.params, rows).compile()
+"""
+REMATERIALIZED = "Involuntary full rematerialization"
+
+
+@pytest.fixture(scope="module")
+def compiler_words(repo):
+    """What the compiler says, on file descriptor 2, of a lookup that it cannot split, and of the student.
+
+    Without the cache of compiled programs, which would keep it silent.
+    """
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "1"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.split("--- the student ---")
+
+
+@pytest.mark.slow
+def test_compiler_rematerializes_nothing_in_full(compiler_words):
+    assert REMATERIALIZED in compiler_words[0], "the compiler no longer says so: find its new words"
+    assert REMATERIALIZED not in compiler_words[1]
+
+
+def test_learning_rate_zero_leaves_the_parameters():
+    run = Run(synthetic.mesh())
+    before = jax.device_get(run.state.params)
+    metrics = run.step(synthetic.batch(), rate=0.0)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.params), before)
+    assert metrics.gradient_norm > 0
+
+
+def test_metrics_are_those_of_the_batch():
+    batch = synthetic.batch()
+    metrics = Run(synthetic.mesh()).step(batch)
+    assert int(metrics.tokens) == (batch.segment_ids > 0).sum()
+    assert float(metrics.loss.weight) == batch.loss_weights.sum()
+    assert abs(float(metrics.loss.mean) - np.log(STUDENT.vocab_size)) < 0.2  # a fresh student knows nothing
+
+
+def test_first_step_moves_every_weight_by_at_most_the_rate():
+    """Adam's first update is the gradient's sign, of size one where epsilon is small against it."""
+    run = Run(synthetic.mesh())
+    before = jax.device_get(run.state.params)
+    run.step(synthetic.batch(), rate=1e-2)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), jax.device_get(run.state.params), before)
+    assert max(jax.tree.leaves(moved)) == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_reset_clears_the_moments_and_keeps_the_parameters():
+    run = Run(synthetic.mesh())
+    run.step(synthetic.batch())
+    trained = jax.device_get(run.state)
+    reset = jax.device_get(run.steps.reset(run.state))
+    jax.tree.map(np.testing.assert_array_equal, reset.params, trained.params)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(trained.optimizer))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(reset.optimizer))
+
+
+def test_bfloat16_follows_float32_and_keeps_float32_masters():
+    run = Run(synthetic.mesh(), dtype=jnp.bfloat16)
+    losses = run.losses()
+    assert {leaf.dtype for leaf in jax.tree.leaves(run.state.params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(losses, single_device_losses(), rtol=0.02)
+    assert losses != single_device_losses()
+
+
+def test_remat_changes_no_loss():
+    student = dataclasses.replace(STUDENT, remat="full")
+    losses = Run(synthetic.mesh(), student=student).losses(5)
+    np.testing.assert_allclose(losses, single_device_losses()[:5], rtol=0, atol=1e-5)
