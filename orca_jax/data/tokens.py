@@ -30,11 +30,15 @@ from orca_jax.records import Outcome, Trace
 NAME = "traces"
 SPLIT = "train"
 SHARD_SIZE = 4096
-GROUPS = ("collection", "task", "teacher", "system_message_id")
-
-
-class StoreError(ValueError):
-    """Traces cannot become a token store; the message says which and why."""
+COLUMNS = {
+    "length": np.int64,
+    "first_supervised": np.int64,
+    "supervised": np.int64,
+    "collection": np.str_,
+    "task": np.str_,
+    "teacher": np.str_,
+    "system_message_id": np.int64,
+}
 
 
 def features() -> Any:
@@ -212,10 +216,9 @@ def _finish(directory: Path, shards: int) -> dict[str, Any]:
         itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts)
     )
     lengths = [len(part.get("length", ())) for part in parts]
-    full = [part for part in parts if len(part)]
-    if not full:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "there were none"
-        raise StoreError(f"no trace of {directory.name!r} can be trained on: {left_out}")
+    full = [part for part in parts if len(part)] or [
+        {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
+    ]
     columns: dict[str, Any] = {name: np.concatenate([part[name] for part in full]) for name in full[0]}
     with artifacts.atomic_write(directory / "lengths.npy", "wb") as file:
         np.save(file, columns.pop("length").astype(np.int64))
@@ -234,7 +237,7 @@ class TokenStore:
 
     Attributes:
       lengths: int64 [n], positions an example fills in a row (its tokens less one).
-      columns: arrays [n]: `first_supervised`, `supervised` and the names in GROUPS.
+      columns: arrays [n] by the other names in COLUMNS.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -245,7 +248,9 @@ class TokenStore:
         self.lengths = np.load(self.directory / "lengths.npy")
         with np.load(self.directory / "columns.npz") as columns:
             self.columns = {name: columns[name] for name in columns.files}
-        self._source = tfds.builder_from_directory(os.fspath(directory)).as_data_source(SPLIT)
+        # TFDS opens no source without examples.
+        builder = tfds.builder_from_directory(os.fspath(directory))
+        self._source = builder.as_data_source(SPLIT) if len(self.lengths) else ()
 
     def __len__(self) -> int:
         return len(self.lengths)

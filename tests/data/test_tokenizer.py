@@ -105,7 +105,7 @@ def test_an_absent_model_is_named(tmp_path):
 def test_a_damaged_model_is_named(tmp_path):
     path = tmp_path / "broken.model"
     path.write_bytes(b"no protocol buffer at all")
-    with pytest.raises(TokenizerError, match=r"broken\.model is not a SentencePiece model"):
+    with pytest.raises(TokenizerError, match=r"broken\.model cannot be used as a SentencePiece model"):
         load(path)
 
 

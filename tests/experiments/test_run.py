@@ -1,0 +1,152 @@
+"""The whole road: run twice it does nothing, killed and run again it comes to the same end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import openorca
+from experiments import run as road
+from experiments.config import load
+from orca_jax import artifacts
+from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.queries import puzzles
+from orca_jax.training import metrics
+from orca_jax.training.checkpoints import load_params
+
+ROAD = ("queries", "traces/apprentice", "traces/expert", "tokenizer", "tokens/apprentice", "tokens/expert",
+        "tokens/validation", "training", "evaluation/puzzles-message-1", "evaluation/puzzles-message-7")  # fmt: skip
+RUN = ("-m", "experiments.run", "--config=configs/mini.py:runlocal")
+EVERY_STEP = ("--config.train.checkpoint_every=1", "--config.train.log_every=1")
+
+
+def stamps(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def store_bytes(workdir):
+    files = [f for f in (workdir / "tokens").rglob("*") if f.is_file() and f.suffix != ".json"]
+    return {str(f.relative_to(workdir)): f.read_bytes() for f in files}
+
+
+def assert_same(workdir, finished):
+    """Tokens, student and table of two runs are the same bit for bit, and each step was recorded once."""
+    assert store_bytes(workdir) == store_bytes(finished)
+    (step, mine), (last, theirs) = (load_params(w / "training/checkpoints") for w in (workdir, finished))
+    assert step == last
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    assert (workdir / "table.md").read_text() == (finished / "table.md").read_text()
+    rows = metrics.read(workdir / "training" / metrics.FILE)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, last + 1))
+
+
+def test_every_artifact_has_a_manifest_of_its_inputs(finished):
+    manifests = {name: artifacts.read_manifest(finished / name) for name in ROAD}
+    assert manifests["traces/expert"]["inputs"] == {"queries": manifests["queries"]["fingerprint"]}
+    assert manifests["training"]["inputs"]["expert"] == manifests["tokens/expert"]["fingerprint"]
+    assert manifests[ROAD[-1]]["inputs"] == {"training": manifests["training"]["fingerprint"]}
+    for manifest in manifests.values():
+        assert manifest["versions"]["jax"] == jax.__version__
+
+
+def test_run_again_it_does_nothing_and_gives_the_same_table(finished, mini):
+    before = stamps(finished)
+    table = road.run(mini(), finished)
+    after = stamps(finished)
+    assert table == (finished / "table.md").read_text()
+    assert {path.name for path in after if after[path] != before.get(path)} == {"table.md"}
+
+
+def test_one_program_after_the_other_is_the_road(finished, mini):
+    assert [program.__name__ for program in road.PROGRAMS] == [
+        f"experiments.{name}" for name in ("collect", "prepare", "train", "evaluate", "tables")
+    ]
+
+
+# --- Killed
+
+# What is on disk when the program is killed.
+MOMENTS = {
+    "between two token stores": "tokens/apprentice/manifest.json",
+    "in training": "training/checkpoints/2/commit_success.txt",
+}
+
+
+def start(repo, workdir, *command):
+    return subprocess.Popen(
+        [sys.executable, *command, f"--workdir={workdir}"], cwd=repo, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def kill_when(process, path):
+    """Kills the program, by kill -9, as soon as `path` is there."""
+    until = time.monotonic() + 180
+    while not path.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    words = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_run_again_it_comes_to_the_same_end(repo, finished, mini, tmp_path, moment):
+    kill_when(start(repo, tmp_path / "w", *RUN, *EVERY_STEP), tmp_path / "w" / MOMENTS[moment])
+    assert not (tmp_path / "w/training/manifest.json").exists()
+    table = road.run(mini(), tmp_path / "w")
+    assert table == (finished / "table.md").read_text()
+    assert_same(tmp_path / "w", finished)
+
+
+# --- Trace files, a trained tokenizer, two stages, BBH
+
+
+def conversations(teacher, count):
+    """Rows in OpenOrca's schema, long enough to train 512 ids on."""
+    made = puzzles.make_puzzles("object_counting", difficulties=(1, 2), count=count, seed=7, split="train")
+    for i, puzzle in enumerate(made):
+        response = "\n".join([*puzzle.steps, f"So the answer is {puzzle.target}."]) if teacher == "gpt4" else puzzle.target
+        yield {"id": f"flan.{i}", "system_prompt": "", "question": puzzle.question, "response": response}
+
+
+@pytest.fixture
+def openorca_config(tmp_path):
+    """configs/openorca.py:variant=two_teachers,runlocal on synthetic files and one BBH task."""
+    config = openorca.get_config("variant=two_teachers,runlocal")
+    for teacher in config.teachers:
+        teacher.path = str(tmp_path / f"{teacher.name}.jsonl")
+        rows = conversations(teacher.name, 120)
+        (tmp_path / f"{teacher.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = puzzles.make_puzzles("navigate", difficulties=(1,), count=250, seed=3, split="test")
+    examples = [{"input": puzzle.question, "target": puzzle.target} for puzzle in asked]
+    (tmp_path / "bbh").mkdir()
+    (tmp_path / "bbh/navigate.json").write_text(json.dumps({"examples": examples}))
+    config.bbh_folder = str(tmp_path / "bbh")
+    config.train.batch_rows = 8  # over the tests' eight devices
+    config.train.log_every = 1
+    config.evaluation.update(max_tokens=4, bbh_modes=("orca_cot",), batch_size=125)
+    return load(config)
+
+
+@pytest.mark.slow
+def test_trace_files_train_a_student_in_two_stages(openorca_config, tmp_path):
+    table = road.run(openorca_config, tmp_path / "w")
+    rows = metrics.read(tmp_path / "w/training" / metrics.FILE)
+    assert [row["stage"] for row in rows if row["kind"] == "train"] == ["chatgpt"] * 2 + ["gpt4"] * 2
+    held = [row for row in rows if row["kind"] == "validation"][-1]
+    assert {"loss/teacher=chatgpt", "loss/teacher=gpt4"} <= set(held)
+    supervised = {
+        name: described["supervised_share"]
+        for name, described in artifacts.read_manifest(tmp_path / "w/training")["counts"]["data"].items()
+    }
+    assert supervised["gpt4"] > 2 * supervised["chatgpt"]
+    assert "navigate" in table
+    assert "procedural" not in table
+    items = (tmp_path / "w/evaluation/bbh-orca_cot/items.jsonl").read_text().splitlines()
+    assert len(items) == len(bbh.questions(tmp_path / "bbh", mode="orca_cot")) == 250
