@@ -31,6 +31,7 @@ setup(
         "flax>=0.12,<0.13",
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.12",
+        "matplotlib>=3.9",
         "ml-collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.6,<0.3",

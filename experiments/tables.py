@@ -1,4 +1,4 @@
-"""Scores to the table: what is printed at a run's end, and kept as table.md."""
+"""Scores to the table: what is printed at a run's end, and kept as table.md, with accuracy.png."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from experiments import launch
 from experiments.config import ExperimentConfig
 from orca_jax import artifacts
-from orca_jax.reporting import tables
+from orca_jax.reporting import figures, tables
 
 ORACLE_NOTE = (
     "The teachers are procedural oracles that know each puzzle's solution, not language models: "
@@ -24,14 +24,20 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
 
+def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str, Any]]:
+    """The puzzles' scores by the name of the system message; empty where none were examined."""
+    if not config.puzzles.families:
+        return {}
+    return {
+        MESSAGE_NAMES.get(i, f"message {i}"): scores(workdir, f"puzzles-message-{i}")
+        for i in config.evaluation.messages
+    }
+
+
 def render(config: ExperimentConfig, workdir: Path) -> str:
     """The Markdown of everything that was examined."""
     parts = [f"# {config.name}"]
-    if config.puzzles.families:
-        by_message = {
-            MESSAGE_NAMES.get(i, f"message {i}"): scores(workdir, f"puzzles-message-{i}")
-            for i in config.evaluation.messages
-        }
+    if by_message := puzzle_scores(config, workdir):
         oracles = any(teacher.kind == "oracle" for teacher in config.teachers)
         table = tables.puzzle_table(by_message, note=ORACLE_NOTE if oracles else "")
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
@@ -40,6 +46,8 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
             f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes
         }
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
+    if len(parts) == 1:
+        parts.append("Nothing was examined: the config has no puzzle families and no bbh_folder.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -47,6 +55,9 @@ def run(config: ExperimentConfig, workdir: Path) -> str:
     text = render(config, workdir)
     with artifacts.atomic_write(workdir / "table.md") as file:
         file.write(text)
+    if by_message := puzzle_scores(config, workdir):
+        title = f"{config.name}: test puzzles, n and errors in table.md (teachers: procedural oracles)"
+        figures.accuracy_bars(by_message, workdir / "accuracy.png", title=title)
     print(text)
     return text
 
