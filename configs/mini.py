@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from configs.arguments import parse
 
-FAMILIES = ("web_of_lies", "navigate", "object_counting", "boolean_expressions", "tracking_shuffled_objects")
+FAMILIES = ("web_of_lies", "navigate", "object_counting", "tracking_shuffled_objects", "dyck_languages")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -17,13 +17,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(
         families=FAMILIES,
-        difficulties=(1, 2, 3),
-        per_family=4000,
-        messages={"1": 1.0, "7": 2.0, "4": 0.5, "8": 0.5},
+        difficulties=(1, 2),
+        per_family=3000,
+        messages={"1": 1.0, "4": 0.5, "7": 4.0, "8": 0.5},
     )
     config.teachers = [
-        dict(name="apprentice", brevity=0.3, reach=2, error_rate=0.05, bare_reply="The answer is {answer}."),
-        dict(name="expert", share=0.5),
+        dict(name="apprentice", brevity=0.1, reach=2, error_rate=0.05, bare_reply="The answer is {answer}."),
+        dict(name="expert", share=0.7),
     ]
     config.data = dict(row_length=512, max_segments=32)
     config.student = dict(
@@ -41,9 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(name="expert", datasets={"expert": 1.0}, epochs=2, learning_rate=1.5e-3, warmup_steps=20),
     ]
     config.optimizer = dict()
-    config.train = dict(batch_rows=8, checkpoint_every=100, log_every=10)
+    config.train = dict(batch_rows=4, checkpoint_every=100, log_every=10)
     config.mesh = dict()
-    config.evaluation = dict(per_family=60)
+    config.evaluation = dict(per_family=100, difficulties=(1, 2))
     if args.runlocal:
         config.puzzles.per_family = 40
         config.student.update(hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8, vocab_size=512)

@@ -26,7 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compiler_options = {}
     config.puzzles = {}
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name in names]
-    config.data = dict(tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.05)
+    config.data = dict(
+        tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.05
+    )
     config.student = dict(
         vocab_size=32_001,
         hidden_size=256,

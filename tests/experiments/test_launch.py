@@ -9,18 +9,19 @@ import pytest
 from experiments import launch
 from orca_jax.artifacts import ArtifactError
 
-MINI = "configs/mini.py:runlocal"
+MINI = "{repo}/configs/mini.py:runlocal"
+WORKDIR = "--workdir={tmp}/w"
 # name: (arguments, what the message says)
 CASES = {
-    "unknown key": ((f"--config={MINI}", "--config.train.batch_row=4"), ("train.batch_row", "batch_rows")),
-    "unknown key without a neighbour": ((f"--config={MINI}", "--config.optimizer.zzz=4"), ("optimizer.zzz",)),
-    "ill-typed key": ((f"--config={MINI}", "--config.seed=one"), ("config.seed", "'one'")),
-    "unknown variant": (("--config=configs/mini.py:variant=huge",), ("variant=huge", "default|full")),
-    "unknown argument": (("--config=configs/mini.py:runlocl",), ("runlocl", "runlocal")),
-    "unknown key in the file": (("--config={tmp}/own.py",), ("'student.hiden_size'", "'hidden_size'")),
-    "missing config file": (("--config=configs/none.py",), ("configs/none.py",)),
-    "missing trace file": (("--config=configs/openorca.py:runlocal",), ("gpt4.jsonl",)),
-    "no workdir": ((f"--config={MINI}", "--workdir="), ("workdir",)),
+    "unknown key": ((MINI, WORKDIR, "--config.train.batch_row=4"), ("train.batch_row", "batch_rows")),
+    "unknown key with no neighbour": ((MINI, WORKDIR, "--config.optimizer.zzz=4"), ("optimizer.zzz",)),
+    "ill-typed key": ((MINI, WORKDIR, "--config.seed=one"), ("config.seed", "'one'")),
+    "unknown variant": (("{repo}/configs/mini.py:variant=huge", WORKDIR), ("variant=huge", "default|full")),
+    "unknown argument": (("{repo}/configs/mini.py:runlocl", WORKDIR), ("runlocl", "runlocal")),
+    "unknown key in the file": (("{tmp}/own.py", WORKDIR), ("'student.hiden_size'", "'hidden_size'")),
+    "missing config file": (("{tmp}/none.py", WORKDIR), ("none.py",)),
+    "missing trace file": (("{repo}/configs/openorca.py:runlocal", WORKDIR), ("gpt4.jsonl",)),
+    "no workdir": ((MINI,), ("workdir",)),
 }
 OWN = """
 from configs.mini import get_config as mini
@@ -41,9 +42,9 @@ def said(repo, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(repo)}
     started = {}
     for name, (arguments, _) in CASES.items():
-        given = [argument.format(tmp=folder) for argument in arguments]
-        command = [sys.executable, "-m", "experiments.run", f"--workdir={folder / 'w'}", *given]
-        started[name] = subprocess.Popen(command, cwd=repo, env=environment, stderr=subprocess.PIPE, text=True)
+        config, *rest = (argument.format(tmp=folder, repo=repo) for argument in arguments)
+        command = [sys.executable, "-m", "experiments.run", f"--config={config}", *rest]
+        started[name] = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     return {name: (process.communicate()[1], process.returncode) for name, process in started.items()}
 
 

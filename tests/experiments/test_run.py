@@ -22,7 +22,6 @@ from orca_jax.training.checkpoints import load_params
 
 ROAD = ("queries", "traces/apprentice", "traces/expert", "tokenizer", "tokens/apprentice", "tokens/expert",
         "tokens/validation", "training", "evaluation/puzzles-message-1", "evaluation/puzzles-message-7")  # fmt: skip
-RUN = ("-m", "experiments.run", "--config=configs/mini.py:runlocal")
 EVERY_STEP = ("--config.train.checkpoint_every=1", "--config.train.log_every=1")
 
 
@@ -31,7 +30,8 @@ def stamps(workdir):
 
 
 def store_bytes(workdir):
-    files = [f for f in (workdir / "tokens").rglob("*") if f.is_file() and f.suffix != ".json"]
+    """All that the stores are, by file; a kill may leave a temporary file behind."""
+    files = [f for f in (workdir / "tokens").rglob("*") if f.is_file() and f.suffix not in (".json", ".tmp")]
     return {str(f.relative_to(workdir)): f.read_bytes() for f in files}
 
 
@@ -60,7 +60,9 @@ def test_run_again_it_does_nothing_and_gives_the_same_table(finished, mini):
     table = road.run(mini(), finished)
     after = stamps(finished)
     assert table == (finished / "table.md").read_text()
-    assert {path.name for path in after if after[path] != before.get(path)} == {"table.md"}
+    written = {path for path in after if after[path] != before.get(path)}
+    assert finished / "table.md" in written
+    assert {path.parent for path in written} == {finished}  # what is shown, and no artifact
 
 
 def test_one_program_after_the_other_is_the_road(finished, mini):
@@ -78,9 +80,16 @@ MOMENTS = {
 }
 
 
-def start(repo, workdir, *command):
+def start(repo, workdir):
+    """`experiments.run` in a process of its own, which works beside `workdir`."""
+    command = [sys.executable, "-m", "experiments.run", f"--config={repo}/configs/mini.py:runlocal"]
+    workdir.parent.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, *command, f"--workdir={workdir}"], cwd=repo, stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, f"--workdir={workdir}", *EVERY_STEP],
+        cwd=workdir.parent,
+        env={**os.environ, "PYTHONPATH": str(repo)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -97,7 +106,7 @@ def kill_when(process, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_run_again_it_comes_to_the_same_end(repo, finished, mini, tmp_path, moment):
-    kill_when(start(repo, tmp_path / "w", *RUN, *EVERY_STEP), tmp_path / "w" / MOMENTS[moment])
+    kill_when(start(repo, tmp_path / "w"), tmp_path / "w" / MOMENTS[moment])
     assert not (tmp_path / "w/training/manifest.json").exists()
     table = road.run(mini(), tmp_path / "w")
     assert table == (finished / "table.md").read_text()
@@ -120,9 +129,9 @@ def openorca_config(tmp_path):
     """configs/openorca.py:variant=two_teachers,runlocal on synthetic files and one BBH task."""
     config = openorca.get_config("variant=two_teachers,runlocal")
     for teacher in config.teachers:
-        teacher.path = str(tmp_path / f"{teacher.name}.jsonl")
-        rows = conversations(teacher.name, 120)
-        (tmp_path / f"{teacher.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path = tmp_path / f"{teacher['name']}.jsonl"
+        teacher["path"], rows = str(path), conversations(teacher["name"], 120)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = puzzles.make_puzzles("navigate", difficulties=(1,), count=250, seed=3, split="test")
     examples = [{"input": puzzle.question, "target": puzzle.target} for puzzle in asked]
     (tmp_path / "bbh").mkdir()
