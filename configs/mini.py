@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.arguments import parse
+from orca_jax.queries import puzzles
 
 FAMILIES = ("web_of_lies", "navigate", "object_counting", "tracking_shuffled_objects", "dyck_languages")
 
@@ -44,6 +45,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = dict(batch_rows=4, checkpoint_every=100, log_every=10)
     config.mesh = dict()
     config.evaluation = dict(per_family=100, difficulties=(1, 2))
+    if args.variant == "full":
+        config.name = "mini-full"
+        config.puzzles.update(families=tuple(puzzles.FAMILIES), difficulties=(1, 2, 3), per_family=6000)
+        config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
     if args.runlocal:
         config.puzzles.per_family = 40
         config.student.update(hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8, vocab_size=512)

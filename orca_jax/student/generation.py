@@ -13,7 +13,7 @@ import numpy as np
 from orca_jax.student import llama, parameters
 from orca_jax.student.config import LlamaConfig
 
-BUCKET = 64  # prompts and replies are padded to multiples of this, so that few shapes are compiled
+BUCKET = 128  # prompts and replies are padded to multiples of this, so that few shapes are compiled
 
 
 class Generated(NamedTuple):

@@ -60,7 +60,9 @@ def test_resolves_to_its_golden_file(name, argument, regenerate_golden):
     if regenerate_golden:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    assert path.is_file(), f"no {path}: run pytest tests/configs --regenerate-golden and look at the difference"
+    assert path.is_file(), (
+        f"no {path}: run pytest tests/configs --regenerate-golden and look at the difference"
+    )
     assert text == path.read_text(encoding="utf-8"), "if meant so: pytest tests/configs --regenerate-golden"
 
 

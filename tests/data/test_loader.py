@@ -52,7 +52,9 @@ def test_batches_are_the_rows_of_their_steps_in_order(builder, curriculum):
         assert batch.indices == tuple(range(BATCH))
         for i, ref in enumerate(curriculum.position(batch.step).rows):
             expected = builder.row(*ref)
-            jax.tree.map(lambda mine, theirs, i=i: np.testing.assert_array_equal(mine[i], theirs), batch.rows, expected)
+            jax.tree.map(
+                lambda mine, theirs, i=i: np.testing.assert_array_equal(mine[i], theirs), batch.rows, expected
+            )
 
 
 @pytest.mark.parametrize("start", [1, 9, 13])

@@ -53,7 +53,8 @@ def test_assignment_depends_on_query_and_seed_alone(query_id, seed, order):
 
 def test_seed_changes_the_assignment():
     first, second = (
-        [collect.assign_message(f"q{i}", True, {"1": 1.0, "7": 1.0}, seed) for i in range(50)] for seed in (0, 1)
+        [collect.assign_message(f"q{i}", True, {"1": 1.0, "7": 1.0}, seed) for i in range(50)]
+        for seed in (0, 1)
     )
     assert first != second
 
@@ -210,7 +211,12 @@ def write_rows(path, rows):
 def test_a_file_teachers_traces(tmp_path, mini):
     rows = [
         {"id": "cot.1", "system_prompt": "", "question": "1 + 1?", "response": "2"},
-        {"id": "cot.2", "system_prompt": system_messages.get(7).text, "question": "2 + 2?", "response": "So, 4."},
+        {
+            "id": "cot.2",
+            "system_prompt": system_messages.get(7).text,
+            "question": "2 + 2?",
+            "response": "So, 4.",
+        },
     ]
     teacher = write_rows(tmp_path / "rows.jsonl", rows)
     manifest = collect.collect(mini(), teacher, tmp_path / "workdir")

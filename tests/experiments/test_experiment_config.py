@@ -53,7 +53,11 @@ def test_lists_become_tuples_of_dataclasses():
         (("teachers", 0, "share"), 0.0, r"share=0.0 must be in \(0, 1\]"),
         (("teachers", 0, "name"), "expert", "distinct names"),
         (("teachers", 0, "name"), "validation", "distinct names other than 'validation'"),
-        (("curriculum", 0, "datasets"), {"expret": 1.0}, "'apprentice' names data set 'expret'; the teachers are"),
+        (
+            ("curriculum", 0, "datasets"),
+            {"expret": 1.0},
+            "'apprentice' names data set 'expret'; the teachers are",
+        ),
     ],
 )
 def test_errors_name_the_key(path, value, message):
@@ -69,7 +73,7 @@ def test_a_missing_key_is_named():
 
 
 def test_too_many_keys_are_refused():
-    with pytest.raises(SettingsError, match="the config has 1.. keys; at most 60"):
+    with pytest.raises(SettingsError, match=r"the config has 1.. keys; at most 60"):
         load(changed(("compiler_options",), {f"flag_{i}": "1" for i in range(80)}))
 
 

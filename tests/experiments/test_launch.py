@@ -44,7 +44,9 @@ def said(repo, tmp_path_factory):
     for name, (arguments, _) in CASES.items():
         config, *rest = (argument.format(tmp=folder, repo=repo) for argument in arguments)
         command = [sys.executable, "-m", "experiments.run", f"--config={config}", *rest]
-        started[name] = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+        started[name] = subprocess.Popen(
+            command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+        )
     return {name: (process.communicate()[1], process.returncode) for name, process in started.items()}
 
 

@@ -51,12 +51,18 @@ def test_tokens_decode_to_the_trace(finished):
         assert answer == by_id[example["id"]].answer
 
 
-def test_tokenizer_is_trained_on_the_training_part(finished, mini):
-    config = mini()
-    assert tokenizers.load(finished / "tokenizer").vocab_size == config.student.vocab_size
-    texts = list(prepare._texts(config, finished))
-    held = [trace for trace in prepare.part(config, finished, "validation")]
-    assert len(texts) == sum(len(list(prepare.part(config, finished, name))) for name in NAMES[:2])
+def test_tokenizer_is_trained_on_the_training_part(copied, mini, monkeypatch):
+    config, workdir, train, texts = mini(), copied("tokenizer"), tokenizers.train, []
+
+    def listening(given, *rest):
+        texts.extend(given)
+        return train(texts, *rest)
+
+    monkeypatch.setattr(tokenizers, "train", listening)
+    prepare.run(config, workdir)
+    assert tokenizers.load(workdir / "tokenizer").vocab_size == config.student.vocab_size
+    assert len(texts) == sum(len(list(prepare.part(config, workdir, name))) for name in NAMES[:2])
+    held = list(prepare.part(config, workdir, "validation"))
     assert held
     for trace in held:
         assert not any(trace.messages[1].content in text for text in texts)
@@ -110,7 +116,7 @@ def test_unfinished_store_of_other_settings_is_refused(copied, mini):
 def test_a_tokenizer_file_of_another_size_names_the_size_to_set(copied, finished, mini):
     workdir = copied("tokenizer", "tokens")
     model = str(finished / "tokenizer" / tokenizers.MODEL_FILE)
-    with pytest.raises(TokenizerError, match="set student.vocab_size=512"):
+    with pytest.raises(TokenizerError, match=r"set student\.vocab_size=512"):
         prepare.run(mini(**{"data.tokenizer": model, "student.vocab_size": 640}), workdir)
 
 

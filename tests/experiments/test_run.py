@@ -20,8 +20,14 @@ from orca_jax.queries import puzzles
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
 
-ROAD = ("queries", "traces/apprentice", "traces/expert", "tokenizer", "tokens/apprentice", "tokens/expert",
-        "tokens/validation", "training", "evaluation/puzzles-message-1", "evaluation/puzzles-message-7")  # fmt: skip
+ROAD = (
+    "queries",
+    *(f"traces/{name}" for name in ("apprentice", "expert")),
+    "tokenizer",
+    *(f"tokens/{name}" for name in ("apprentice", "expert", "validation")),
+    "training",
+    *(f"evaluation/puzzles-message-{message}" for message in (1, 7)),
+)
 EVERY_STEP = ("--config.train.checkpoint_every=1", "--config.train.log_every=1")
 
 
@@ -120,7 +126,11 @@ def conversations(teacher, count):
     """Rows in OpenOrca's schema, long enough to train 512 ids on."""
     made = puzzles.make_puzzles("object_counting", difficulties=(1, 2), count=count, seed=7, split="train")
     for i, puzzle in enumerate(made):
-        response = "\n".join([*puzzle.steps, f"So the answer is {puzzle.target}."]) if teacher == "gpt4" else puzzle.target
+        response = (
+            "\n".join([*puzzle.steps, f"So the answer is {puzzle.target}."])
+            if teacher == "gpt4"
+            else puzzle.target
+        )
         yield {"id": f"flan.{i}", "system_prompt": "", "question": puzzle.question, "response": response}
 
 

@@ -1,5 +1,7 @@
 """The training program: what a run depends on, and what its manifest says."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -28,7 +30,9 @@ def test_metrics_of_the_run(finished):
     assert [row["stage"] for row in rows if row["kind"] == "train"] == ["apprentice"] * 3 + ["expert"] * 3
     validation = [row for row in rows if row["kind"] == "validation"]
     assert [row["step"] for row in validation] == [3, 6]
-    assert {"loss/teacher=apprentice", "loss/teacher=expert", "loss/system_message_id=7"} <= set(validation[0])
+    assert {"loss/teacher=apprentice", "loss/teacher=expert", "loss/system_message_id=7"} <= set(
+        validation[0]
+    )
 
 
 def test_trained_again_the_parameters_are_bit_for_bit_the_same(copied, finished, mini):
@@ -65,8 +69,6 @@ def test_a_run_of_other_settings_is_refused_and_the_change_named(finished, mini,
 
 def changed(mini, key, value):
     """mini's config with a key that its file need not spell out."""
-    import dataclasses
-
     part, _, name = key.rpartition(".")
     config = mini()
     if not part:
@@ -74,7 +76,9 @@ def changed(mini, key, value):
     return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{name: value})})
 
 
-@pytest.mark.parametrize(("key", "value"), [("train.log_every", 3), ("train.keep", 1), ("evaluation.max_tokens", 9)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.log_every", 3), ("train.keep", 1), ("evaluation.max_tokens", 9)]
+)
 def test_what_changes_no_parameter_is_no_other_run(finished, mini, key, value):
     before = (finished / "training/manifest.json").stat().st_mtime_ns
     train.run(changed(mini, key, value), finished)

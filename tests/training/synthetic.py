@@ -71,9 +71,7 @@ def row_builder(**counts: int) -> RowBuilder:
     """Rows of stores with so many examples each; by default data sets a and b, and validation."""
     counts = counts or {"a": 90, "b": 70, "validation": 20}
     stores = {name: MemoryStore(count, seed) for seed, (name, count) in enumerate(counts.items())}
-    return RowBuilder(
-        stores, row_length=ROW_LENGTH, max_segments=6, overlong="truncate", pad_id=60, seed=5
-    )
+    return RowBuilder(stores, row_length=ROW_LENGTH, max_segments=6, overlong="truncate", pad_id=60, seed=5)
 
 
 def batch(index: int = 0, rows: int = BATCH_ROWS) -> Row:

@@ -34,7 +34,9 @@ def state(seed, mesh=None):
     steps = steps_on(mesh or synthetic.mesh())
     random = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jax.device_put(np.asarray(random.normal(size=leaf.shape) * 9, leaf.dtype), leaf.sharding),
+        lambda leaf: jax.device_put(
+            np.asarray(random.normal(size=leaf.shape) * 9, leaf.dtype), leaf.sharding
+        ),
         steps.abstract,
     )
 
@@ -240,7 +242,9 @@ def test_checksum_knows_the_order_of_words():
     values = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
     swapped = values.copy()
     swapped[[1, 2]] = swapped[[2, 1]]
-    sums = {int(checksum(jnp.asarray(array))) for array in (values, swapped, values.T.copy(), values[:, ::-1])}
+    sums = {
+        int(checksum(jnp.asarray(array))) for array in (values, swapped, values.T.copy(), values[:, ::-1])
+    }
     assert len(sums) == 4
 
 
@@ -254,7 +258,9 @@ def test_the_same_bit_changed_in_two_words_changes_the_checksum(bit):
     assert before != after
 
 
-@pytest.mark.parametrize("axes", [("data", None), (None, ("fsdp", "tensor")), (("data", "fsdp"), "tensor")], ids=str)
+@pytest.mark.parametrize(
+    "axes", [("data", None), (None, ("fsdp", "tensor")), (("data", "fsdp"), "tensor")], ids=str
+)
 def test_checksum_is_the_same_for_every_sharding(axes):
     values = np.random.default_rng(1).normal(size=(8, 12)).astype(np.float32)
     mesh = synthetic.mesh(2, 2, 2)

@@ -120,7 +120,9 @@ def test_seed_changes_whose_turn_it_is():
 
 
 TWO = (
-    StageConfig(name="one", datasets={"a": 1.0}, epochs=2, learning_rate=1.0, warmup_steps=2, final_fraction=0.5),
+    StageConfig(
+        name="one", datasets={"a": 1.0}, epochs=2, learning_rate=1.0, warmup_steps=2, final_fraction=0.5
+    ),
     StageConfig(name="two", datasets={"b": 1.0}, steps=4, learning_rate=0.1, final_fraction=0.0),
 )
 

@@ -17,7 +17,9 @@ def inputs(seed, vocab_size=29, scale=1.0):
     hidden = jnp.asarray(random.normal(size=(ROWS, LENGTH, WIDTH)) * scale, jnp.float32)
     head = jnp.asarray(random.normal(size=(WIDTH, PADDED)), jnp.float32)
     targets = jnp.asarray(random.integers(vocab_size, size=(ROWS, LENGTH)), jnp.int32)
-    weights = jnp.asarray(random.random((ROWS, LENGTH)) * random.integers(2, size=(ROWS, LENGTH)), jnp.float32)
+    weights = jnp.asarray(
+        random.random((ROWS, LENGTH)) * random.integers(2, size=(ROWS, LENGTH)), jnp.float32
+    )
     return hidden, head, targets, weights
 
 
@@ -68,7 +70,9 @@ def test_padded_ids_have_no_probability_and_no_gradient():
 def test_values_in_the_padding_do_not_matter():
     hidden, head, targets, weights = inputs(2)
     other = head.at[:, 29:].set(1e4)
-    assert cross_entropy(hidden, head, targets, weights, 29) == cross_entropy(hidden, other, targets, weights, 29)
+    assert cross_entropy(hidden, head, targets, weights, 29) == cross_entropy(
+        hidden, other, targets, weights, 29
+    )
 
 
 def test_unsupervised_positions_have_no_gradient():

@@ -62,7 +62,10 @@ def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
 def test_loss_pairs_of_parts_add_up():
     batch = synthetic.batch()
     whole = batch_loss(params(), batch, STUDENT, jnp.float32)
-    parts = [batch_loss(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32) for i in range(0, 8, 2)]
+    parts = [
+        batch_loss(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32)
+        for i in range(0, 8, 2)
+    ]
     assert sum(float(part.weight) for part in parts) == float(whole.weight) == batch.loss_weights.sum()
     np.testing.assert_allclose(sum(float(part.total) for part in parts), whole.total, rtol=1e-6)
 
@@ -72,7 +75,9 @@ def test_token_losses_add_up_to_the_batch_loss():
     losses = token_losses(params(), batch, STUDENT, jnp.float32)
     assert losses.shape == batch.tokens.shape
     assert (np.asarray(losses)[batch.loss_weights == 0] == 0).all()
-    np.testing.assert_allclose(losses.sum(), batch_loss(params(), batch, STUDENT, jnp.float32).total, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.sum(), batch_loss(params(), batch, STUDENT, jnp.float32).total, rtol=1e-6
+    )
 
 
 def test_empty_rows_change_neither_loss_nor_gradient():
@@ -176,7 +181,9 @@ def compiler_words(repo):
     Without the cache of compiled programs, which would keep it silent.
     """
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "1"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=repo, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=repo, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr.split("--- the student ---")
 

@@ -5,6 +5,7 @@ import functools
 import logging
 import shutil
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -51,8 +52,6 @@ class StoppingCurriculum(Curriculum):
 
 
 def in_main_thread():
-    import threading
-
     return threading.current_thread() is threading.main_thread()
 
 
@@ -140,7 +139,9 @@ def test_bfloat16_computes_near_float32(unbroken, tmp_path):
     np.testing.assert_allclose(losses, expected, rtol=0.02)
     assert losses != expected
     assert records(tmp_path, "validation") == []
-    assert {leaf.dtype for leaf in jax.tree.leaves(load_params(tmp_path / "checkpoints")[1])} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(load_params(tmp_path / "checkpoints")[1])} == {
+        np.dtype("float32")
+    }
 
 
 def test_reset_optimizer_changes_the_second_stage_only(unbroken, tmp_path):
