@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_t
 EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
-    "test": ["pytest>=8", "hypothesis>=6.100"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }

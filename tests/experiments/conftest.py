@@ -8,7 +8,14 @@ from configs import mini as mini_file
 from experiments import config as experiment_config
 from experiments import run as road
 
-OVERRIDES = {"train.checkpoint_every": 1, "train.log_every": 1}
+# Rows for the tests' eight devices; every step is saved and logged.
+OVERRIDES = {"train.batch_rows": 8, "train.checkpoint_every": 1, "train.log_every": 1}
+
+
+@pytest.fixture(scope="session")
+def overrides():
+    """What `mini` changes, as the command line says it."""
+    return [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,6 @@ ROAD = (
     "training",
     *(f"evaluation/puzzles-message-{message}" for message in (1, 7)),
 )
-EVERY_STEP = ("--config.train.checkpoint_every=1", "--config.train.log_every=1")
 
 
 def stamps(workdir):
@@ -86,12 +85,12 @@ MOMENTS = {
 }
 
 
-def start(repo, workdir):
+def start(repo, workdir, overrides):
     """`experiments.run` in a process of its own, which works beside `workdir`."""
     command = [sys.executable, "-m", "experiments.run", f"--config={repo}/configs/mini.py:runlocal"]
     workdir.parent.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [*command, f"--workdir={workdir}", *EVERY_STEP],
+        [*command, f"--workdir={workdir}", *overrides],
         cwd=workdir.parent,
         env={**os.environ, "PYTHONPATH": str(repo)},
         stderr=subprocess.PIPE,
@@ -111,8 +110,8 @@ def kill_when(process, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_run_again_it_comes_to_the_same_end(repo, finished, mini, tmp_path, moment):
-    kill_when(start(repo, tmp_path / "w"), tmp_path / "w" / MOMENTS[moment])
+def test_killed_and_run_again_it_comes_to_the_same_end(repo, finished, mini, overrides, tmp_path, moment):
+    kill_when(start(repo, tmp_path / "w", overrides), tmp_path / "w" / MOMENTS[moment])
     assert not (tmp_path / "w/training/manifest.json").exists()
     table = road.run(mini(), tmp_path / "w")
     assert table == (finished / "table.md").read_text()

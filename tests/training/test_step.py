@@ -207,7 +207,7 @@ def test_metrics_are_those_of_the_batch():
     metrics = Run(synthetic.mesh()).step(batch)
     assert int(metrics.tokens) == (batch.segment_ids > 0).sum()
     assert float(metrics.loss.weight) == batch.loss_weights.sum()
-    assert abs(float(metrics.loss.mean) - np.log(STUDENT.vocab_size)) < 0.2  # a fresh student knows nothing
+    assert abs(float(metrics.loss.mean) - np.log(STUDENT.vocab_size)) < 1  # a fresh student knows nothing
 
 
 def test_first_step_moves_every_weight_by_at_most_the_rate():

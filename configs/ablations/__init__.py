@@ -1,0 +1,1 @@
+"""Sets of arms that differ in one thing."""

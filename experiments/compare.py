@@ -1,0 +1,42 @@
+"""Two examinations of the same items, paired: which is right more often, and by which steps.
+
+    python -m experiments.compare FIRST SECOND --names answers explanations
+
+FIRST and SECOND are directories with `items.jsonl`, as `experiments.evaluate` writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments import launch
+from orca_jax import record_files
+from orca_jax.records import Item
+from orca_jax.reporting import pairs
+
+
+def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
+    """The paired tables of two examinations as Markdown."""
+    sides = [list(record_files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
+    paired = pairs.pair(*sides)
+    parts = [pairs.accuracy_table(paired, names)]
+    if any("steps" in item.extra for item in sides[0]):
+        parts.append(pairs.step_table(paired, names))
+    return "\n\n".join([*(part.strip() for part in parts), pairs.sentence(paired, names)]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--names", nargs=2, default=("first", "second"))
+    arguments = parser.parse_args()
+    names = tuple(arguments.names)
+    launch.checked(lambda: print(compare(arguments.first, arguments.second, names)))
+
+
+if __name__ == "__main__":
+    main()
