@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from configs.arguments import parse
+from experiments.config import complete
 from orca_jax.queries import puzzles
 
 FAMILIES = ("web_of_lies", "navigate", "object_counting", "tracking_shuffled_objects", "dyck_languages")
@@ -55,4 +56,4 @@ def get_config(arg: str = "") -> ConfigDict:
         for stage in config.curriculum:
             stage.update(steps=3, warmup_steps=1)
         config.evaluation.update(per_family=3, max_tokens=16)
-    return config
+    return complete(config)

@@ -13,6 +13,7 @@ The vocabulary is the model's 32,000 pieces and one pad token. Give `data.tokeni
 from ml_collections import ConfigDict
 
 from configs.arguments import parse
+from experiments.config import complete
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,4 +52,4 @@ def get_config(arg: str = "") -> ConfigDict:
         for stage in config.curriculum:
             stage.update(steps=2, warmup_steps=1)
         config.evaluation.update(max_tokens=8)
-    return config
+    return complete(config)

@@ -70,21 +70,22 @@ def training_puzzles(
 
 def bbh_texts(folder: str) -> list[str]:
     """The questions of a BBH folder; empty without one."""
-    return [str(q.extra["input"]) for q in bbh.questions(folder, mode="orca_cot")] if folder else []
+    return bbh.texts(folder) if folder else []
 
 
 def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     """Writes queries/queries.jsonl: puzzles with their system messages."""
     directory = workdir / "queries"
+    examined = bbh_texts(config.bbh_folder)
     made_by = {
         "program": "queries",
         "seed": config.seed,
         "puzzles": plain(config.puzzles),
-        "bbh": config.bbh_folder,
+        "bbh": artifacts.digest(examined),
     }
     if artifacts.is_finished(directory, made_by, {}):
         return artifacts.read_manifest(directory)
-    made, known = training_puzzles(config.puzzles, config.seed, bbh_texts(config.bbh_folder))
+    made, known = training_puzzles(config.puzzles, config.seed, examined)
     shares = dict(config.puzzles.messages)
     queries = [
         puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
@@ -155,9 +156,20 @@ def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path)
         yield to_trace(query, reply, teacher.name, sampling, created[index])
 
 
-def read_teacher(teacher: TeacherConfig) -> Iterator[Trace]:
-    """The traces of a file."""
-    return record_files.read_traces(teacher.path, teacher=teacher.name, recognise=system_messages.recognise)
+def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]:
+    """The traces of a file, without those that ask a question of `examined`."""
+    known = set(map(puzzles.question_key, examined))
+    left_out = 0
+    for trace in record_files.read_traces(
+        teacher.path, teacher=teacher.name, recognise=system_messages.recognise
+    ):
+        asked = (message.content for message in trace.messages if message.role == "user")
+        if known and any(puzzles.question_key(text) in known for text in asked):
+            left_out += 1
+            continue
+        yield trace
+    if left_out:
+        log.info("%s: left out %d traces that ask a benchmark's question", teacher.name, left_out)
 
 
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:
@@ -165,8 +177,9 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     directory = workdir / "traces" / teacher.name
     made_by: dict[str, Any] = {"program": "collect", "seed": config.seed, "teacher": plain(teacher)}
     if teacher.kind == "file":
-        inputs = {"file": artifacts.file_digest(teacher.path)}
-        traces = read_teacher(teacher)
+        examined = bbh_texts(config.bbh_folder)
+        inputs = {"file": artifacts.file_digest(teacher.path), "bbh": artifacts.digest(examined)}
+        traces = read_teacher(teacher, examined)
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
         traces = ask_teacher(config, teacher, workdir)

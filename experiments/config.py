@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from orca_jax import settings
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sharding import MeshConfig
@@ -123,6 +125,24 @@ class ExperimentConfig:
                     f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "
                     f"the teachers are {', '.join(names)}"
                 )
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with every default written out, so that each key can be overridden on a command line.
+
+    Raises:
+      SettingsError: as `load`.
+    """
+    return ConfigDict(_with_lists(plain(load(config))))
+
+
+def _with_lists(value: Any) -> Any:
+    """Tuples of mappings as lists, which alone ConfigDict makes overridable."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and value and isinstance(value[0], Mapping):
+        return [_with_lists(entry) for entry in value]
+    return value
 
 
 def load(config: Any) -> ExperimentConfig:

@@ -87,7 +87,7 @@ class Examiner:
             "program": "evaluate",
             "name": name,
             "evaluation": plain(settings),
-            "questions": artifacts.digest([q.key for q in questions]),
+            "questions": artifacts.digest([[*q.key, q.text, q.target] for q in questions]),
         }
         if artifacts.is_finished(directory, made_by, self.inputs):
             return

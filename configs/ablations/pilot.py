@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import mini
 from configs.arguments import parse
+from experiments.config import complete
 
 MESSAGES = {"answers": 1, "explanations": 7}
 
@@ -32,6 +33,6 @@ def get_config(arg: str = "") -> ConfigDict:
     ]
     config.evaluation.update(messages=(message,), difficulties=(2, 3), per_family=200)
     if args.runlocal:
-        config.curriculum[0].steps = 3
+        config.curriculum[0].update(steps=3, warmup_steps=1)
         config.evaluation.per_family = 4
-    return config
+    return complete(config)

@@ -189,7 +189,8 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
         by = rotation(positions, self.config.head_dim, self.config.rope_theta)
-        x = constrain(self.embed(tokens), "batch", None, None)
+        table = constrain(self.embed.embedding.astype(self.dtype), "tensor", None)
+        x = constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
         if self.config.scan_layers:
             if cache is not None:
                 raise ValueError("decoding uses the per-layer view: see student.parameters.per_layer")

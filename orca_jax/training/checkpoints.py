@@ -6,6 +6,7 @@ on the devices, from the bits and their places, so they do not depend on how an 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -31,15 +32,17 @@ class CheckpointError(RuntimeError):
 def checksum(array: jax.Array) -> jax.Array:
     """A uint32 that any change of one word alters, the same for every sharding.
 
-    The sum, modulo 2**32, of every element's bits times an odd number that depends on its place: an odd
-    factor is invertible, so one changed word always changes the sum.
+    The sum, modulo 2**32, of every word mixed with its place. For a given place the mixing is one to one,
+    so one changed word always changes the sum.
     """
     bits = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
         place = place * jnp.uint32(1_000_003) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    place = (place ^ (place >> 15)) * jnp.uint32(0x85EBCA6B)
-    return jnp.sum(bits * (place | 1), dtype=jnp.uint32)
+    mixed = bits ^ (place * jnp.uint32(0x9E3779B1))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 @jax.jit
@@ -95,6 +98,13 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
+    def fingerprint(self) -> str | None:
+        """Of the run that made the newest checkpoint whose note can be read; None if there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(Exception):  # a damaged one is `restore`'s to report
+                return str(self._metadata(step)["note"]["fingerprint"])
+        return None
+
     def restore(self, abstract: Any) -> Restored | None:
         """The newest whole checkpoint in the layout of `abstract`; None if there is none at all.
 
@@ -116,10 +126,14 @@ class Checkpoints:
             raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(faults)}")
         return None
 
-    def _load(self, step: int, abstract: Any) -> Restored:
+    def _metadata(self, step: int) -> Mapping[str, Any]:
         metadata = self._orbax.metadata(step).custom_metadata
         if not isinstance(metadata, Mapping) or "checksums" not in metadata:
             raise CheckpointError("its checksums are missing")
+        return metadata
+
+    def _load(self, step: int, abstract: Any) -> Restored:
+        metadata = self._metadata(step)
         state = self._orbax.load(step, abstract)
         found, expected = checksums(state), metadata["checksums"]
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))

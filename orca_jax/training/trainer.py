@@ -26,7 +26,7 @@ from orca_jax.student.config import LlamaConfig
 from orca_jax.training import interruption
 from orca_jax.training.checkpoints import Checkpoints
 from orca_jax.training.curriculum import Curriculum, Position
-from orca_jax.training.metrics import Metrics
+from orca_jax.training.metrics import FILE, Metrics, read
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import StepMetrics, Steps, TrainState, make_steps
 from orca_jax.training.validation import Validation
@@ -163,21 +163,23 @@ class Trainer:
         """
         with jax.set_mesh(self.mesh), interruption.held() as interrupted:
             step, state = self._start()
-            self.metrics, self.speed = Metrics(self.directory, step), _Speed()
+            self.speed = _Speed()
+            self.metrics = Metrics(self.directory, step) if jax.process_index() == 0 else None
             try:
                 return self._loop(step, state, interrupted)
             finally:
-                self.metrics.close()
+                if self.metrics:
+                    self.metrics.close()
                 self.checkpoints.close()
 
     def _start(self) -> tuple[int, TrainState]:
-        restored = self.checkpoints.restore(self.steps.abstract)
-        if restored is None:
-            return 0, self.steps.init(llama.init(self.student, self.seed))
-        if restored.note.get("fingerprint") != self.note["fingerprint"]:
+        if self.checkpoints.fingerprint() not in (None, self.note["fingerprint"]):
             raise artifacts.ArtifactError(
                 f"{self.directory} holds checkpoints of another run; use another workdir, or remove it"
             )
+        restored = self.checkpoints.restore(self.steps.abstract)
+        if restored is None:
+            return 0, self.steps.init(llama.init(self.student, self.seed))
         for warning in changed_environment(restored.note, self.note):
             log.warning("resuming at step %d: %s", restored.step, warning)
         log.info("resuming at step %d of %d", restored.step, self.curriculum.total_steps)
@@ -195,10 +197,24 @@ class Trainer:
                 if len(late) > 1:
                     last = self._record(late.popleft()) or last
                     report(done, _shown(last))
+                if self._saves(done, interrupted):
+                    # Nothing is saved before its metrics are written and known to be finite.
+                    while late:
+                        last = self._record(late.popleft()) or last
+                    self.checkpoints.save(done, state)
                 self._after(state, done, interrupted)
-        while late:
-            last = self._record(late.popleft(), force=True) or last
-        return last
+        return last or self._last_written()
+
+    def _last_written(self) -> dict[str, Any]:
+        """The last line of training, of a run that had nothing left to do but to end."""
+        lines = [row for row in read(self.directory / FILE) if row["kind"] == "train"]
+        return (
+            {key: value for key, value in lines[-1].items() if key not in ("kind", "step")} if lines else {}
+        )
+
+    def _saves(self, done: int, interrupted: interruption.Interruption) -> bool:
+        last = done == self.curriculum.total_steps
+        return bool(last or interrupted.signal or done % self.train.checkpoint_every == 0)
 
     def _batches(self, start: int, stop: int) -> Iterator[loader.Batch]:
         return loader.batches(
@@ -226,18 +242,12 @@ class Trainer:
         return state, _Late(done, position, measured, waited)
 
     def _after(self, state: TrainState, done: int, interrupted: interruption.Interruption) -> None:
-        """Validates and saves where it is time; leaves where a signal has come."""
+        """Validates where it is time; leaves where a signal has come."""
         if self.validation and self._validates(done):
             values = self.validation(state.params, self.steps.token_losses)
             log.info("validation after step %d: loss %.4f", done, values["loss"])
             self._write("validation", done, values)
             self.speed.restart()
-        if (
-            done % self.train.checkpoint_every == 0
-            or done == self.curriculum.total_steps
-            or interrupted.signal
-        ):
-            self.checkpoints.save(done, state)
         if interrupted.signal:
             self.checkpoints.wait()
             log.warning(
@@ -245,15 +255,16 @@ class Trainer:
             )
             raise KeyboardInterrupt
 
-    def _record(self, late: _Late, force: bool = False) -> dict[str, Any] | None:
+    def _record(self, late: _Late) -> dict[str, Any] | None:
         """Fetches a step's metrics, which waits only for that step, and writes every few of them."""
         measured = jax.device_get(late.metrics)
         self.speed.add(int(measured.tokens), late.waited)
-        if not np.isfinite(measured.loss.total):
+        if not (np.isfinite(measured.loss.total) and np.isfinite(measured.gradient_norm)):
             raise FloatingPointError(
-                f"the loss is {measured.loss.total} at step {late.step}; lower the learning rate"
+                f"the loss is {measured.loss.total} and the gradient's norm {measured.gradient_norm} at step "
+                f"{late.step}; lower the learning rate. The last checkpoint is from before"
             )
-        if late.step % self.train.log_every and late.step > 1 and not force:
+        if late.step % self.train.log_every and late.step not in (1, self.curriculum.total_steps):
             return None
         values = {
             "stage": self.curriculum.stages[late.position.stage].name,
@@ -269,7 +280,7 @@ class Trainer:
         return values
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        if jax.process_index() == 0:
+        if self.metrics:
             self.metrics.write(kind, step, values)
 
     def _validates(self, done: int) -> bool:

@@ -108,15 +108,24 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """
     if mode not in MODES:
         raise BbhError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
-    files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
-    if not files:
-        raise BbhError(f"{directory} holds no BBH file; expected <task>.json, for example navigate.json")
     made = []
-    for path in files:
+    for path in _files(directory):
         task = TASKS[path.stem]
         if not (mode == "orca" and task.free):
             made += _task_questions(_read(path, task), mode)
     return made
+
+
+def texts(directory: str | Path) -> list[str]:
+    """The inputs of a folder's files as they stand there: what must not be trained on."""
+    return [example.input for path in _files(directory) for example in _read(path, TASKS[path.stem])]
+
+
+def _files(directory: str | Path) -> list[Path]:
+    files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
+    if not files:
+        raise BbhError(f"{directory} holds no BBH file; expected <task>.json, for example navigate.json")
+    return files
 
 
 def counts(examined: Iterable[Question]) -> dict[str, Any]:

@@ -111,15 +111,16 @@ def drop_known(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> tuple[list[Pu
     Neither case, white space nor the order of lettered options counts. This keeps a benchmark's own
     questions out of training.
     """
-    known = {_question_key(text) for text in texts}
+    known = {question_key(text) for text in texts}
     kept: list[Puzzle] = []
     dropped: list[Puzzle] = []
     for puzzle in puzzles:
-        (dropped if _question_key(puzzle.question) in known else kept).append(puzzle)
+        (dropped if question_key(puzzle.question) in known else kept).append(puzzle)
     return kept, dropped
 
 
-def _question_key(question: str) -> str:
+def question_key(question: str) -> str:
+    """What two spellings of one question share: `drop_known` compares by it."""
     stem, _, options = question.lower().partition("options:")
     texts = sorted(text.strip() for text in _LABEL.split(options))
     return content_hash("\n".join([stem, *texts]))
