@@ -9,15 +9,16 @@ WORKDIR ?= runs/mini
 CONFIG ?= configs/mini.py
 
 # CPU targets say so: an installed TPU or GPU plug-in would otherwise be started.
-CPU := JAX_PLATFORMS=cpu
+# Huge pages spare XLA's buffers, which are allocated anew each step, most of their page faults.
+CPU := JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: mini test proof lint golden clean
+.PHONY: mini test proof lint benchmark golden clean
 
 mini: $(STAMP)
 	$(CPU) $(BIN)/python -m experiments.run --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +26,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 proof: $(STAMP)
-	$(BIN)/python -m pytest --proof tests/proofs tests
+	$(BIN)/python -m pytest --proof tests
+
+# The training step beside transformers and torch; EXTRAS must hold parity.
+benchmark: $(STAMP)
+	$(CPU) $(BIN)/python -m experiments.benchmark train
 
 golden: $(STAMP)
 	$(BIN)/python -m pytest --regenerate-golden tests/configs tests/data

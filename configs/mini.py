@@ -6,7 +6,7 @@ from configs.arguments import parse
 from experiments.config import complete
 from orca_jax.queries import puzzles
 
-FAMILIES = ("web_of_lies", "navigate", "object_counting", "tracking_shuffled_objects", "dyck_languages")
+FAMILIES = ("web_of_lies", "navigate", "object_counting", "dyck_languages")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.puzzles = dict(
         families=FAMILIES,
         difficulties=(1, 2),
-        per_family=3000,
+        per_family=3500,
         messages={"1": 1.0, "4": 0.5, "7": 4.0, "8": 0.5},
     )
     config.teachers = [

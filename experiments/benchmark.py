@@ -176,13 +176,14 @@ def dense_race(shape: str, alone: bool) -> list[Contestant]:
 
 
 def uneven_race(shape: str, alone: bool) -> list[Contestant]:
-    """The same uneven examples, packed by us, padded by them."""
-    config, size = SHAPES[shape], ROWS[shape]
-    examples = uneven_examples(24 * size, config.vocab_size)
+    """The same uneven examples, packed by us, padded by them; as many examples in a step of either."""
+    config, rows_a_step = SHAPES[shape], ROWS[shape]
+    examples = uneven_examples(24 * rows_a_step, config.vocab_size)
     rows = packed_rows(examples)
-    batches = [stack(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+    batches = [stack(rows[i : i + rows_a_step]) for i in range(0, len(rows) - rows_a_step + 1, rows_a_step)]
+    size = round(rows_a_step * len(examples) / len(rows))
     found = [ours("orca_jax packed, ynn dots", config, batches, YNN)]
-    padded = [padded_batch(examples[i : i + size]) for i in range(0, len(examples), size)]
+    padded = [padded_batch(examples[i : i + size]) for i in range(0, len(examples) - size + 1, size)]
     return found if alone else [*found, theirs("transformers padded", config, padded)]
 
 
