@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ]
     config.data = dict(row_length=512, max_segments=32)
     config.student = dict(
-        vocab_size=2048, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False
+        vocab_size=1536, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False
     )
     config.curriculum = [
         dict(
@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation = dict(per_family=100, difficulties=(1, 2))
     if args.variant == "full":
         config.name = "mini-full"
+        config.student.vocab_size = 2048
         config.puzzles.update(families=tuple(puzzles.FAMILIES), difficulties=(1, 2, 3), per_family=6000)
         config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
     if args.runlocal:

@@ -75,26 +75,33 @@ def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer:
     return text
 
 
-def run(config: ExperimentConfig, workdir: Path) -> None:
-    rows, tokenizer = row_builder(config, workdir), tokenizers.load(workdir / "tokenizer")
-    dataset = _DATASET.value or next(iter(config.curriculum[0].datasets))
-    console, found = Console(), segments(rows, dataset, _EPOCH.value, _ROW.value)
-    arrays = rows.row(dataset, _EPOCH.value, _ROW.value)
+def show(
+    console: Console, rows: RowBuilder, tokenizer: Tokenizer, place: tuple[str, int, int], tokens: bool
+) -> None:
+    """Prints the row at `place` (data set, epoch, row), as text or, with `tokens`, a position a line."""
+    dataset, epoch, row = place
+    found, arrays = segments(rows, *place), rows.row(*place)
     console.print(
-        f"row {_ROW.value} of {dataset}, epoch {_EPOCH.value}: {len(found)} examples, "
+        f"row {row} of {dataset}, epoch {epoch}: {len(found)} examples, "
         f"{int(np.count_nonzero(arrays.segment_ids))} of {rows.row_length} positions filled, "
         f"{int(arrays.loss_weights.sum())} supervised"
     )
     console.print(
         "colours: ", *(Text(role, colour) for role, colour in COLOURS.items()), Text("loss", "underline")
     )
-    if _TOKENS.value:
-        console.print(token_lines(rows, dataset, _EPOCH.value, _ROW.value, tokenizer))
+    if tokens:
+        console.print(token_lines(rows, *place, tokenizer))
         return
     for number, example in enumerate(found, 1):
         title = f"segment {number}: {example['id']}, system message {example['system_message_id']}"
         console.rule(title, align="left")
         console.print(running_text(example, tokenizer), soft_wrap=True, highlight=False)
+
+
+def run(config: ExperimentConfig, workdir: Path) -> None:
+    rows, tokenizer = row_builder(config, workdir), tokenizers.load(workdir / "tokenizer")
+    dataset = _DATASET.value or next(iter(config.curriculum[0].datasets))
+    show(Console(), rows, tokenizer, (dataset, _EPOCH.value, _ROW.value), _TOKENS.value)
 
 
 if __name__ == "__main__":

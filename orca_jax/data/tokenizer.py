@@ -173,5 +173,8 @@ def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] =
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise TokenizerError(f"cannot train {vocab_size} ids on these texts: {error}") from error
+        raise TokenizerError(
+            f"cannot train {vocab_size} ids, {len(control_tokens)} control tokens among them; "
+            f"set student.vocab_size otherwise: {error}"
+        ) from error
     return Tokenizer(b"".join(sink.parts), tuple(control_tokens))

@@ -8,10 +8,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -197,24 +198,22 @@ class Trainer:
                 if len(late) > 1:
                     last = self._record(late.popleft()) or last
                     report(done, _shown(last))
-                if self._saves(done, interrupted):
+                leaving = interrupted.signal
+                if leaving or done == total or done % self.train.checkpoint_every == 0:
                     # Nothing is saved before its metrics are written and known to be finite.
                     while late:
                         last = self._record(late.popleft()) or last
                     self.checkpoints.save(done, state)
-                self._after(state, done, interrupted)
+                self._validate(state, done)
+                if leaving:
+                    self._leave(leaving, done)
         return last or self._last_written()
 
     def _last_written(self) -> dict[str, Any]:
         """The last line of training, of a run that had nothing left to do but to end."""
         lines = [row for row in read(self.directory / FILE) if row["kind"] == "train"]
-        return (
-            {key: value for key, value in lines[-1].items() if key not in ("kind", "step")} if lines else {}
-        )
-
-    def _saves(self, done: int, interrupted: interruption.Interruption) -> bool:
-        last = done == self.curriculum.total_steps
-        return bool(last or interrupted.signal or done % self.train.checkpoint_every == 0)
+        values = lines[-1] if lines else {}
+        return {key: value for key, value in values.items() if key not in ("kind", "step")}
 
     def _batches(self, start: int, stop: int) -> Iterator[loader.Batch]:
         return loader.batches(
@@ -241,19 +240,19 @@ class Trainer:
         state, measured = self.steps.update(state, rows, jnp.float32(position.learning_rate))
         return state, _Late(done, position, measured, waited)
 
-    def _after(self, state: TrainState, done: int, interrupted: interruption.Interruption) -> None:
-        """Validates where it is time; leaves where a signal has come."""
-        if self.validation and self._validates(done):
+    def _validate(self, state: TrainState, done: int) -> None:
+        """Validates at a stage's end, and every few steps where configured."""
+        every = self.train.validate_every
+        if self.validation and (done in self.curriculum.starts or (every and done % every == 0)):
             values = self.validation(state.params, self.steps.token_losses)
             log.info("validation after step %d: loss %.4f", done, values["loss"])
             self._write("validation", done, values)
             self.speed.restart()
-        if interrupted.signal:
-            self.checkpoints.wait()
-            log.warning(
-                "%s: saved step %d; run the same command again to go on", interrupted.signal.name, done
-            )
-            raise KeyboardInterrupt
+
+    def _leave(self, why: signal.Signals, done: int) -> NoReturn:
+        self.checkpoints.wait()
+        log.warning("%s: saved step %d; run the same command again to go on", why.name, done)
+        raise KeyboardInterrupt
 
     def _record(self, late: _Late) -> dict[str, Any] | None:
         """Fetches a step's metrics, which waits only for that step, and writes every few of them."""
@@ -282,10 +281,6 @@ class Trainer:
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self.metrics:
             self.metrics.write(kind, step, values)
-
-    def _validates(self, done: int) -> bool:
-        every = self.train.validate_every
-        return done in self.curriculum.starts or bool(every and done % every == 0)
 
 
 def changed_environment(before: Any, now: Any) -> list[str]:

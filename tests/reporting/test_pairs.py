@@ -1,0 +1,74 @@
+"""Paired examinations: pairing by item, the tables' figures, and the sentence that they give."""
+
+import dataclasses
+import math
+
+import pytest
+
+from orca_jax.records import Item, Outcome
+from orca_jax.reporting import pairs
+
+
+def item(number, correct, *, difficulty=1, steps=(0, 0)):
+    stated, right = steps
+    extra = {"difficulty": difficulty, "steps": {"expected": 2, "stated": stated, "correct": right}}
+    return Item("puzzles", "navigate", f"i{number}", 0, "robust", Outcome.OK, correct, extra=extra)
+
+
+@pytest.fixture
+def examined():
+    """Ten items: the first arm is right on 2, the second on all but one of these and on 7 more."""
+    first = [item(i, i < 2, difficulty=1 + i % 2) for i in range(10)]
+    second = [item(i, i != 0, difficulty=1 + i % 2, steps=(2, 2 - i % 2)) for i in range(10)]
+    return first, second
+
+
+def test_items_are_paired_by_id_whatever_their_order(examined):
+    first, second = examined
+    for one, other in pairs.pair(first, second[::-1]):
+        assert one.id == other.id
+
+
+def test_what_cannot_be_paired_is_refused(examined):
+    first, second = examined
+    with pytest.raises(pairs.PairError, match="one examination only"):
+        pairs.pair(first, second[1:])
+    with pytest.raises(pairs.PairError, match="twice"):
+        pairs.pair([*first, dataclasses.replace(first[0], seed=1)], second)
+
+
+def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
+    table = pairs.accuracy_table(pairs.pair(*examined), ("answers", "explanations"))
+    last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert last[0] == "all"
+    assert last[1] == "10"
+    assert last[2].startswith("20.0 ±")
+    assert last[3].startswith("90.0 ±")
+    assert last[4:6] == ["+70.0", "1 / 8"]
+    assert float(last[6]) == pytest.approx(0.039, abs=1e-3)  # exact binomial: 1 of 9, two-sided
+    assert "navigate, difficulty 2" in table
+
+
+def test_steps_are_scored_apart_from_answers(examined):
+    _, second = examined
+    scores = pairs.step_row(second)
+    assert scores["stated"] == 1
+    assert scores["correct_steps"] == 0.75
+    assert scores["right_by_wrong_steps"] == pytest.approx(5 / 9)
+
+
+def test_without_steps_there_is_nothing_to_score(examined):
+    scores = pairs.step_row(examined[0])
+    assert scores["stated"] == 0
+    assert math.isnan(scores["correct_steps"])
+    assert "-" in pairs.step_table(pairs.pair(*examined), ("answers", "explanations"))
+
+
+def test_the_sentence_follows_the_test(examined):
+    first, second = examined
+    names = ("answers", "explanations")
+    assert pairs.sentence(pairs.pair(first, second), names).startswith("explanations is right more often")
+    assert pairs.sentence(pairs.pair(second, first), names).startswith("answers is right more often")
+    same = pairs.sentence(pairs.pair(first, first), names)
+    assert same.startswith("No significant difference")
+    assert "n = 10" in same
