@@ -1,13 +1,14 @@
 """The embedded default: a student of 1.4M parameters learns puzzles from two procedural oracles.
 
-Paper: the two stages of section 3.1.3 in miniature; the oracles stand in for ChatGPT and GPT-4 and are no language
-models. Launch, and in brackets a version of all eleven families:
+Paper: the two stages of section 3.1.3 in miniature; the oracles stand in for ChatGPT and GPT-4 and are no
+language models. Launch, the default and a version of all eleven families:
 
-    make mini                                  [make mini CONFIG=configs/mini.py:variant=full WORKDIR=runs/full]
+    make mini
+    make mini CONFIG=configs/mini.py:variant=full WORKDIR=runs/full
 
-Expected on 2 cores: 11 minutes, 1.5 GiB (`full`: planned for under 90 minutes by its number of tokens, not yet
-run to its end). Result, test puzzles unseen in training, 100 a family, per cent: empty message 64.0 ± 2.2, step by
-step 84.5 ± 1.8 (chance 25.0); by family in README.md.
+Expected on 2 cores: 11 minutes (`full` is planned for under 90 by its number of tokens, and has not been run
+to its end). Result on test puzzles unseen in training, 100 a family, in per cent: empty message 64.0 ± 2.2,
+step by step 84.5 ± 1.8, chance 25.0; by family in README.md.
 """
 
 from ml_collections import ConfigDict
