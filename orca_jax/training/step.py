@@ -90,7 +90,7 @@ def update(
     loss, gradient = gradients(state.params, batch, config, dtype, accumulation)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
-    metrics = StepMetrics(loss, optax.global_norm(gradient), jnp.sum(batch.segment_ids > 0))
+    metrics = StepMetrics(loss, optax.tree.norm(gradient), jnp.sum(batch.segment_ids > 0))
     return TrainState(params, moments), metrics
 
 

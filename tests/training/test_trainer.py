@@ -230,7 +230,7 @@ def test_no_whole_checkpoint_ends_the_run(stopped_at_six, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, log_every):
     stages = [StageConfig(name="hot", datasets={"a": 1.0}, steps=8, learning_rate=1e30)]
     settings = {"checkpoint_every": 1, "log_every": log_every}
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step [23]; lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"nan.* at step [23]; lower the learning rate"):
         synthetic.trainer(tmp_path, stages=stages, train=settings, validation=None).run()
     _, params = load_params(tmp_path / "checkpoints")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
