@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +163,10 @@ def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
     """
     checkpoints = Checkpoints(directory, keep=1_000_000, note={})
     try:
-        restored = checkpoints.restore(None)
+        with warnings.catch_warnings():
+            # No shardings are wanted: the arrays leave the devices at once.
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            restored = checkpoints.restore(None)
     finally:
         checkpoints.close()
     if restored is None:

@@ -36,7 +36,7 @@ def uneven(batch):
 
 def distance(found, expected):
     difference = jax.tree.map(jnp.subtract, found, expected)
-    return float(optax.global_norm(difference) / optax.global_norm(expected))
+    return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -99,7 +99,7 @@ def test_a_batch_without_weight_changes_nothing_and_is_finite():
         params(), batch._replace(loss_weights=0 * batch.loss_weights), STUDENT, jnp.float32, 1
     )
     assert (loss.total, loss.weight) == (0, 0)
-    assert optax.global_norm(gradient) == 0
+    assert optax.tree.norm(gradient) == 0
 
 
 class Run:
