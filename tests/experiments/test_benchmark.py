@@ -29,7 +29,7 @@ def test_contestants_take_turns():
     racers = [benchmark.Contestant(name, lambda name=name: order.append(name), 1, 1) for name in "ab"]
     timed = benchmark.race(racers, rounds=3, seconds=0)
     assert np.shape(timed) == (3, 2)
-    assert "".join(order) == "ab" + "aabb" * 3
+    assert "".join(order) == "ab" + "aaabbb" * 3
 
 
 def test_the_report_gives_rates_and_ratios(capsys):
