@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 from collections.abc import Iterator
@@ -73,12 +74,15 @@ def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, st
 
 
 def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
-    """Texts of the training part only, all teachers taking turns."""
-    parts = [part(config, workdir, teacher.name) for teacher in config.teachers]
-    turns = (trace for group in itertools.zip_longest(*parts) for trace in group if trace)
-    for trace in itertools.islice(turns, TRAINING_TEXTS):
+    """A sample of the training part of all teachers: a file's first traces may all be of one kind."""
+    every = itertools.chain.from_iterable(part(config, workdir, teacher.name) for teacher in config.teachers)
+    for trace in heapq.nsmallest(TRAINING_TEXTS, every, key=lambda trace: _draw(config, trace)):
         pieces = layouts.LAYOUTS[config.data.layout](trace.messages)
         yield "".join(piece.text for piece in pieces if not piece.control)
+
+
+def _draw(config: ExperimentConfig, trace: Trace) -> float:
+    return unit_hash("tokenizer", config.seed, trace.teacher, trace.id)
 
 
 def make_store(

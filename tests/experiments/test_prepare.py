@@ -68,6 +68,17 @@ def test_tokenizer_is_trained_on_the_training_part(copied, mini, monkeypatch):
         assert not any(trace.messages[1].content in text for text in texts)
 
 
+def test_tokenizer_sees_a_sample_of_all_kinds_of_traces(copied, mini, monkeypatch):
+    """Traces lie family by family; the first of them alone would give a tokenizer of one family."""
+    config, workdir = mini(), copied("tokenizer")
+    monkeypatch.setattr(prepare, "TRAINING_TEXTS", 40)
+    texts = list(prepare._texts(config, workdir))
+    assert len(texts) == 40
+    assert texts == list(prepare._texts(config, workdir))
+    for words in ("truth", "turn", "How many", "parenthes"):
+        assert any(words in text for text in texts), words
+
+
 def test_prepared_again_the_bytes_are_the_same(copied, finished, mini):
     workdir = copied("tokenizer", "tokens")
     prepare.run(mini(), workdir)
