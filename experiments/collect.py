@@ -19,7 +19,7 @@ from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
-from orca_jax.records import Message, Query, Reply, Sampling, Trace
+from orca_jax.records import Message, Query, RecordError, Reply, Sampling, Trace
 
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
@@ -157,9 +157,13 @@ def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path)
 
 
 def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]:
-    """The traces of a file, without those that ask a question of `examined`."""
+    """The traces of a file, without those that ask a question of `examined`.
+
+    Raises:
+      RecordError: a row cannot be read, or no trace is left.
+    """
     known = set(map(puzzles.question_key, examined))
-    left_out = 0
+    kept = left_out = 0
     for trace in record_files.read_traces(
         teacher.path, teacher=teacher.name, recognise=system_messages.recognise
     ):
@@ -167,9 +171,12 @@ def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]
         if known and any(puzzles.question_key(text) in known for text in asked):
             left_out += 1
             continue
+        kept += 1
         yield trace
     if left_out:
         log.info("%s: left out %d traces that ask a benchmark's question", teacher.name, left_out)
+    if not kept:
+        raise RecordError(f"{teacher.path}: no traces in it; give another file as the teacher's path")
 
 
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:

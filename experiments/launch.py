@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -27,10 +29,10 @@ USER_ERRORS = (
     ArtifactError,
     CheckpointError,
     ExaminationError,
-    FileNotFoundError,
     FloatingPointError,
     LayoutError,
     LedgerError,
+    OSError,
     RecordError,
     SettingsError,
     TokenizerError,
@@ -47,8 +49,10 @@ def set_up_logging() -> None:
     handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
     form = "%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
-    for noisy in ("absl", "orbax", "jax", "grain", "tensorboardX"):
+    for noisy in ("orbax", "jax", "grain", "tensorboardX"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs every error of its threads through absl, with a traceback a thread, and raises it too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
@@ -61,8 +65,13 @@ def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
     except USER_ERRORS as error:
         if traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_advice(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _advice(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC) in str(error)
+    return "\nThe disk is full: free some space and run the same command again to go on" if full else ""
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

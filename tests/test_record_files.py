@@ -186,10 +186,58 @@ class TestJsonLines:
         path.write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n")
         assert [query.text for query in read_jsonl(path, Query)] == ["a\u2028b"]
 
-    def test_a_line_of_5_mb(self, tmp_path):
-        trace = a_trace(messages=(Message("user", "é" * 2_500_000), Message("assistant", "So.")))
+    def test_a_line_of_50_mb(self, tmp_path):
+        trace = a_trace(messages=(Message("user", "é" * 25_000_000), Message("assistant", "So.")))
         write_traces(tmp_path / "t.jsonl", [trace])
         assert list(read_traces(tmp_path / "t.jsonl")) == [trace]
+
+
+def read_or_named(content, suffix):
+    """Reads a file of that content; the one error allowed is RecordError, with the file's name."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"t{suffix}"
+        path.write_bytes(content)
+        try:
+            assert all(isinstance(trace, Trace) for trace in read_traces(path))
+        except RecordError as error:
+            named = str(path) in str(error)
+            assert named
+
+
+@pytest.fixture(scope="module")
+def parquet_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "t.parquet"
+    write_traces(path, [a_trace(id=str(number)) for number in range(20)])
+    return path.read_bytes()
+
+
+COLUMNS = ["id", "system_prompt", "question", "response", "messages", "conversations", "extra", "outcome"]
+COLUMNS += ["query_id", "sample", "teacher", "usage", "sampling"]
+
+
+class TestFuzz:
+    @settings(max_examples=200, deadline=None)
+    @given(content=st.binary(max_size=200))
+    def test_any_bytes(self, content):
+        read_or_named(content, ".jsonl")
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        row=st.dictionaries(
+            st.sampled_from(COLUMNS),
+            st.recursive(
+                JSON | st.floats() | st.sampled_from(["ok", "user", "gpt"]),
+                lambda inner: (
+                    st.lists(inner, max_size=2)
+                    | st.dictionaries(
+                        st.sampled_from(["role", "content", "from", "value"]), inner, max_size=4
+                    )
+                ),
+            ),
+        )
+    )
+    def test_any_values_in_known_columns(self, row):
+        read_or_named(json.dumps(row).encode(), ".jsonl")
 
 
 class TestAppender:
@@ -348,6 +396,15 @@ class TestParquet:
         path.write_bytes(whole)
         with pytest.raises(RecordError, match=f"{path}: damaged"):
             list(read_traces(path))
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_any_damage_is_an_error_of_ours_or_harmless(self, parquet_bytes, data):
+        """Cut anywhere and with bytes changed anywhere: never an error that does not name the file."""
+        damaged = bytearray(parquet_bytes[: data.draw(st.integers(0, len(parquet_bytes)))])
+        for place in data.draw(st.lists(st.integers(0, max(0, len(damaged) - 1)), max_size=4)):
+            damaged[place : place + 1] = data.draw(st.binary(min_size=1, max_size=1))
+        read_or_named(bytes(damaged), ".parquet")
 
     @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
     def test_half_a_character_pair(self, tmp_path, suffix):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -99,20 +100,15 @@ def write_shard(directory: Path, index: int, shards: int, traces: Sequence[Trace
 
     Raises:
       LayoutError: a conversation does not fit the layout; names the trace.
+      OSError: the shard cannot be written, the disk being full for example; names the file.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     serialize, columns = serializer(), collections.defaultdict(list)
-    path = shard_path(directory, index, shards)
-    temporary = path.with_name(f".{path.name}.tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    for trace in filter(trainable, traces):
-        encoded = _encode(trace, encode)
-        writer.write(serialize({"id": trace.id, **_arrays(encoded)}))
-        for name, value in _columns(trace, encoded).items():
-            columns[name].append(value)
-    writer.close()
-    os.replace(temporary, path)
+    with _shard_writer(shard_path(directory, index, shards)) as writer:
+        for trace in filter(trainable, traces):
+            encoded = _encode(trace, encode)
+            writer.write(serialize({"id": trace.id, **_arrays(encoded)}))
+            for name, value in _columns(trace, encoded).items():
+                columns[name].append(value)
     dropped = collections.Counter(
         str(t.outcome) if t.outcome != Outcome.OK else "empty" for t in traces if not trainable(t)
     )
@@ -120,6 +116,23 @@ def write_shard(directory: Path, index: int, shards: int, traces: Sequence[Trace
     with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
         np.savez(file, dropped=np.array(sorted(dropped.elements())), **arrays)
     return sum(map(trainable, traces))
+
+
+@contextlib.contextmanager
+def _shard_writer(path: Path) -> Iterator[Any]:
+    """An ArrayRecord file that appears under `path` whole or not at all."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        yield writer
+        writer.close()
+        os.replace(temporary, path)
+    except RuntimeError as error:  # how the library says that write() failed
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _encode(trace: Trace, encode: Encoder) -> layouts.Encoded:

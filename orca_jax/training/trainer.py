@@ -141,7 +141,13 @@ class Trainer:
         self.validation = validation and Validation(
             validation, rows, batch_rows=train.batch_rows, placement=self.placement
         )
-        self.note = {"fingerprint": fingerprint, "versions": artifacts.versions(), "mesh": dict(mesh.shape)}
+        self.note = {
+            "fingerprint": fingerprint,
+            "versions": artifacts.versions(),
+            "mesh": dict(mesh.shape),
+            "devices": mesh.devices.flat[0].device_kind,
+            "compiler_options": dict(compiler_options or {}),
+        }
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep, note=self.note)
         self.steps: Steps = make_steps(
             student,
@@ -287,8 +293,9 @@ def changed_environment(before: Any, now: Any) -> list[str]:
     """What differs between two checkpoints' notes and may change the last bits of a result."""
     old, new = before.get("versions", {}), now["versions"]
     changes = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {*old, *new} if old.get(k) != new.get(k)]
-    if before.get("mesh") != now["mesh"]:
-        changes.append(f"mesh was {before.get('mesh')}, is {now['mesh']}")
+    for name in ("mesh", "devices", "compiler_options"):
+        if before.get(name) != now.get(name):
+            changes.append(f"{name} was {before.get(name)!r}, is {now.get(name)!r}")
     return sorted(changes)
 
 

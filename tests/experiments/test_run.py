@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import openorca
+from experiments import collect, prepare, train
 from experiments import run as road
 from experiments.config import load
 from orca_jax import artifacts
@@ -168,3 +169,36 @@ def test_trace_files_train_a_student_in_two_stages(openorca_config, tmp_path):
     assert "procedural" not in table
     items = (tmp_path / "w/evaluation/bbh-orca_cot/items.jsonl").read_text().splitlines()
     assert len(items) == len(bbh.questions(tmp_path / "bbh", mode="orca_cot")) == 250
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_two_teachers_answers_to_the_same_questions(shared_data, tmp_path):
+    """The answers of gpt-3.5 and gpt-4 in one file, split by teacher, train two stages."""
+    text = (shared_data / "two_teacher/prime_600.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    models = dict(zip(("chatgpt", "gpt4"), ("gpt-3.5-turbo-0301", "gpt-4-0314")))
+    config = openorca.get_config("variant=two_teachers,runlocal")
+    config.update_from_flattened_dict(
+        {
+            "data.tokenizer": str(shared_data / "tokenizer/mistral_v1_32000.model"),
+            "student.vocab_size": 32_001,
+            "train.batch_rows": 8,
+            "train.log_every": 1,
+        }
+    )
+    for teacher in config.teachers:
+        model, path = models[teacher["name"]], tmp_path / f"{teacher['name']}.jsonl"
+        said = [{"system_prompt": "", "question": row["instruction"], "response": row[model]} for row in rows]
+        path.write_text("".join(json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(said)))
+        teacher["path"] = str(path)
+    loaded = load(config)
+    for program in (collect, prepare, train):
+        program.run(loaded, tmp_path / "w")
+    rows = metrics.read(tmp_path / "w/training" / metrics.FILE)
+    assert [row["stage"] for row in rows if row["kind"] == "train"] == ["chatgpt"] * 2 + ["gpt4"] * 2
+    counts = artifacts.read_manifest(tmp_path / "w/training")["counts"]["data"]
+    for name in models:
+        held = artifacts.read_manifest(tmp_path / "w/tokens" / name)["counts"]
+        assert 520 < held["examples"] + sum(held["dropped"].values()) < 600
+        assert 0 < counts[name]["supervised_share"] < 1

@@ -115,6 +115,12 @@ def test_two_processes_of_two_devices(repo, unbroken, tmp_path, axes):
     assert_losses(tmp_path / "run", unbroken)
 
 
+def test_one_process_then_two(repo, unbroken, tmp_path):
+    run(repo, tmp_path / "run", devices=8, axes=(2, 4, 1), stop=6)
+    run(repo, tmp_path / "run", devices=2, axes=(1, 4, 1), processes=2)
+    assert_losses(tmp_path / "run", unbroken)
+
+
 def test_two_processes_then_one(repo, unbroken, tmp_path):
     run(repo, tmp_path / "run", devices=2, axes=(1, 4, 1), processes=2, stop=6)
     run(repo, tmp_path / "run", devices=8, axes=(1, 8, 1))

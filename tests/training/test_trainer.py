@@ -258,10 +258,11 @@ def test_settings_that_cannot_be(settings, message):
 
 
 def test_changed_environment_names_what_changed():
-    now = {"versions": {"jax": "2", "numpy": "1"}, "mesh": {"fsdp": 8}}
+    now = {"versions": {"jax": "2", "numpy": "1"}, "mesh": {"fsdp": 8}, "devices": "cpu"}
     assert changed_environment(now, now) == []
-    before = {"versions": {"jax": "1", "numpy": "1"}, "mesh": {"fsdp": 1}}
+    before = {"versions": {"jax": "1", "numpy": "1"}, "mesh": {"fsdp": 1}, "devices": "TPU v4"}
     assert changed_environment(before, now) == [
+        "devices was 'TPU v4', is 'cpu'",
         "jax was '1', is '2'",
         "mesh was {'fsdp': 1}, is {'fsdp': 8}",
     ]
