@@ -58,7 +58,7 @@ def test_the_road_on_a_full_disk(repo, tmp_path):
     assert "Traceback" not in said
     failures = said.count("FAILED 1")
     assert failures > 5
-    assert said.count("The disk is full: free some space") >= failures - 1  # the ledger has words of its own
+    assert said.lower().count("the disk is full: free some space") >= failures
 
     workdir = tmp_path / "unbroken"
     command = [sys.executable, "-m", "experiments.run", f"--workdir={workdir}"]
