@@ -11,7 +11,7 @@ EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
-    "parity": ["torch==2.13.0", "transformers>=5.17,<6"],
+    "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
 }
 
@@ -31,6 +31,7 @@ setup(
         "flax>=0.12,<0.13",
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.12",
+        "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "ml-collections>=1.1",
         "numpy>=2.0",
@@ -43,6 +44,7 @@ setup(
         "sentencepiece>=0.2.1,<0.3",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.8,<5",
+        "tokenizers>=0.21,<0.24",
     ],
     extras_require=EXTRAS,
 )

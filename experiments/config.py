@@ -10,13 +10,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from orca_jax import settings
-from orca_jax.student.config import LlamaConfig
+from orca_jax.student import presets
+from orca_jax.student.config import LlamaConfig, LoraConfig
 from orca_jax.student.sharding import MeshConfig
 from orca_jax.training.curriculum import StageConfig
 from orca_jax.training.optimizer import OptimizerConfig
 from orca_jax.training.trainer import TrainConfig
 
-MAX_KEYS = 60
 TEACHER_KINDS = ("oracle", "file")
 
 
@@ -69,15 +69,71 @@ class TeacherConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """From traces to rows. `tokenizer` is a SentencePiece file or folder; empty: train one."""
+    """From traces to rows. `tokenizer` is a SentencePiece file or a folder with one, or with tokenizer.json.
+
+    Empty: the tokenizer of `student.init`, or without that a new one, trained on the traces. `supervise`
+    puts the loss on `all` answers of a conversation, or on the `last` one.
+    """
 
     tokenizer: str = ""
     layout: str = "orca"
+    supervise: str = "all"
     row_length: int = 512
     max_segments: int = 32
     overlong: str = "truncate"
     validation_fraction: float = 0.02
     workers: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The student: sizes written here, a preset's, or those of weights to start from.
+
+    Attributes:
+      init: weights to start from: a Hugging Face model's folder, an imported one, or a finished workdir.
+      preset: a released shape, see student.presets. With either of these the sizes here are not used.
+      vocab_size: ids of the tokenizer, control tokens counted; with `init` it may be 0: what both need.
+    """
+
+    init: str = ""
+    preset: str = ""
+    vocab_size: int
+    hidden_size: int = 128
+    intermediate_size: int = 352
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    head_dim: int = 32
+    tie_embeddings: bool = False
+    attention: str = "auto"
+    scan_layers: bool = True
+    remat: str = "none"
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        if self.init and self.preset:
+            raise ValueError(f"student.init={self.init!r} has a shape already; remove student.preset")
+        if self.lora.rank and not self.init:
+            raise ValueError("student.lora adapts given weights; name them in student.init")
+        if not self.init:
+            self.shape(self.vocab_size)
+
+    def shape(self, vocab_size: int, of: LlamaConfig | None = None) -> LlamaConfig:
+        """The whole config for so many ids: of the given weights, of the preset, or as written here.
+
+        Raises:
+          ValueError: the sizes do not fit one another.
+        """
+        here = {"vocab_size": vocab_size, **{name: getattr(self, name) for name in RUNNING}}
+        known = of or (presets.preset(self.preset) if self.preset else None)
+        if known:
+            return dataclasses.replace(known, **here)
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in NO_SHAPE}
+        return LlamaConfig(**{**sizes, **here})
+
+
+RUNNING = ("attention", "scan_layers", "remat", "lora")  # how a student is run, whatever its weights
+NO_SHAPE = ("init", "preset")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +163,7 @@ class ExperimentConfig:
     puzzles: PuzzlesConfig
     teachers: tuple[TeacherConfig, ...]
     data: DataConfig
-    student: LlamaConfig
+    student: StudentConfig
     curriculum: tuple[StageConfig, ...]
     optimizer: OptimizerConfig
     train: TrainConfig
@@ -149,12 +205,9 @@ def load(config: Any) -> ExperimentConfig:
     """Turns a ConfigDict (or a plain mapping) into dataclasses.
 
     Raises:
-      SettingsError: a key is unknown, missing or ill-typed, or there are more than 60 keys.
+      SettingsError: a key is unknown, missing or ill-typed.
     """
     values = json.loads(config.to_json_best_effort()) if hasattr(config, "to_json_best_effort") else config
-    keys = settings.count_keys(values)
-    if keys > MAX_KEYS:
-        raise settings.SettingsError(f"the config has {keys} keys; at most {MAX_KEYS} are allowed")
     return settings.build(ExperimentConfig, values)
 
 

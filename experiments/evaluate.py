@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
+from experiments import launch, students
 from experiments.config import ExperimentConfig, plain
 from orca_jax import artifacts
 from orca_jax.data import tokenizer as tokenizers
@@ -20,7 +20,6 @@ from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Reply, Sampling
 from orca_jax.serving.local import LocalStudent
-from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)
 EMPTY_MESSAGE = 1
@@ -42,12 +41,12 @@ def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
 
 
 def load_student(config: ExperimentConfig, workdir: Path) -> LocalStudent:
-    step, params = load_params(workdir / "training" / "checkpoints")
+    step, params, shape = students.trained(workdir)
     fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
     log.info("examining the student of step %d", step)
     return LocalStudent(
         params,
-        config.student,
+        shape,
         tokenizers.load(workdir / "tokenizer"),
         config.data.layout,
         checkpoint=f"{fingerprint}-{step}",

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
+from experiments import launch, students
 from experiments.collect import TRACES, unit_hash
 from experiments.config import ExperimentConfig
 from orca_jax import artifacts, record_files
 from orca_jax.data import layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import Tokenizer, TokenizerError
+from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
 from orca_jax.progress import progress
 from orca_jax.records import Trace
 
@@ -41,36 +41,49 @@ def part(config: ExperimentConfig, workdir: Path, name: str) -> Iterator[Trace]:
     return (trace for trace in every if held_out(trace, config))
 
 
-def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, str]) -> Tokenizer:
+def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, str]) -> TokenizerLike:
     """The configured tokenizer with the layout's control tokens, or one trained on the traces.
 
     Raises:
       TokenizerError: it has another number of ids than the student's vocabulary.
     """
     directory = workdir / "tokenizer"
-    size, controls = config.student.vocab_size, layouts.CONTROL_TOKENS.get(config.data.layout, ())
-    if not controls:
-        raise ValueError(f"data.layout={config.data.layout!r}; known: {', '.join(layouts.LAYOUTS)}")
+    size, source = config.student.vocab_size, students.tokenizer_path(config)
+    controls = _control_tokens(config.data.layout, source)
     made_by = {
         "program": "tokenizer",
-        "source": config.data.tokenizer,
+        "source": source,
         "vocab_size": size,
         "control": controls,
     }
     if not artifacts.is_finished(directory, made_by, inputs):
-        if config.data.tokenizer:
-            made = tokenizers.load(config.data.tokenizer, controls)
+        if source:
+            made = tokenizers.load(source, controls)
         else:
             made = tokenizers.train(_texts(config, workdir), size, controls)
         made.save(directory)
         artifacts.finish(directory, made_by, inputs, {"vocab_size": made.vocab_size})
     loaded = tokenizers.load(directory)
-    if loaded.vocab_size != size:
+    # Weights to start from may have more ids than their tokenizer uses; see students.shape.
+    if loaded.vocab_size != size and not config.student.init:
         raise TokenizerError(
             f"the tokenizer has {loaded.vocab_size} ids, control tokens counted, and student.vocab_size is "
             f"{size}; set student.vocab_size={loaded.vocab_size}"
         )
     return loaded
+
+
+def _control_tokens(layout: str, source: str) -> tuple[str, ...]:
+    """The control tokens that a layout needs.
+
+    Raises:
+      ValueError: the layout is unknown, or is a tokenizer's own and no tokenizer is given.
+    """
+    if layout not in layouts.CONTROL_TOKENS:
+        raise ValueError(f"data.layout={layout!r}; known: {', '.join(layouts.CONTROL_TOKENS)}")
+    if layout == layouts.TEMPLATE and not source:
+        raise ValueError("data.layout='template' is a tokenizer's own; name one in data.tokenizer")
+    return layouts.CONTROL_TOKENS[layout]
 
 
 def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
@@ -86,7 +99,7 @@ def _draw(config: ExperimentConfig, trace: Trace) -> float:
 
 
 def make_store(
-    config: ExperimentConfig, workdir: Path, name: str, tokenizer: Tokenizer, inputs: dict[str, str]
+    config: ExperimentConfig, workdir: Path, name: str, tokenizer: TokenizerLike, inputs: dict[str, str]
 ) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
     directory = workdir / "tokens" / name
@@ -94,6 +107,7 @@ def make_store(
         "program": "prepare",
         "data set": name,
         "layout": config.data.layout,
+        "supervise": config.data.supervise,
         "validation_fraction": config.data.validation_fraction,
         "seed": config.seed,
     }
@@ -102,7 +116,7 @@ def make_store(
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, made_by, inputs)
     count = sum(1 for _ in part(config, workdir, name))
-    encode = tokens.Encoder(tokenizer, config.data.layout)
+    encode = tokens.Encoder(tokenizer, config.data.layout, config.data.supervise)
     with progress(f"tokenising {name}", None) as report:
         counts = tokens.write_store(
             directory,

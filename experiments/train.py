@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
+from experiments import launch, students
 from experiments.config import ExperimentConfig, plain
 from experiments.prepare import VALIDATION
 from orca_jax import artifacts
@@ -14,19 +14,21 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore
 from orca_jax.student import sharding
+from orca_jax.student.config import LlamaConfig
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def made_by(config: ExperimentConfig) -> dict[str, Any]:
+def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
     """Everything of the config that the trained parameters depend on."""
-    parts = ("seed", "student", "curriculum", "optimizer", "compiler_options")
+    parts = ("seed", "curriculum", "optimizer", "compiler_options")
     data = {name: getattr(config.data, name) for name in ("row_length", "max_segments", "overlong")}
     train = {name: getattr(config.train, name) for name in ("batch_rows", "accumulation", "compute_dtype")}
     chosen = {name: plain(getattr(config, name)) for name in parts}
-    return {"program": "train", **chosen, "data": data, "train": train}
+    layout = {"layout": config.data.layout}
+    return {"program": "train", "student": plain(student), **layout, **chosen, "data": data, "train": train}
 
 
 def stores(config: ExperimentConfig, workdir: Path) -> dict[str, TokenStore]:
@@ -75,7 +77,11 @@ def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
 def run(config: ExperimentConfig, workdir: Path) -> None:
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
-    settings = made_by(config)
+    source = students.open_source(config.student.init) if config.student.init else None
+    student = students.shape(config, workdir, source)
+    settings = made_by(config, student)
+    if source:
+        inputs["init"] = source.fingerprint
     if artifacts.is_finished(directory, settings, inputs):
         return
     artifacts.begin(directory, settings, inputs)
@@ -86,11 +92,11 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh)
     log.info(
         "student of %d parameters, %d steps of %d rows, mesh %s",
-        config.student.parameter_count, curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
+        student.parameter_count, curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
     last = Trainer(
         directory,
-        student=config.student,
+        student=student,
         optimizer=config.optimizer,
         train=config.train,
         curriculum=curriculum,
@@ -100,6 +106,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         fingerprint=artifacts.fingerprint(settings, inputs),
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
+        init=source and (lambda: students.initial(source, student, mesh, config.seed)),
     ).run()
     counts = {"steps": curriculum.total_steps, "data": described, "last": last}
     artifacts.finish(directory, settings, inputs, counts)

@@ -20,7 +20,18 @@ from typing import IO, Any
 
 MANIFEST = "manifest.json"
 STARTED = ".started.json"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "sentencepiece",
+    "tokenizers",
+    "jinja2",
+    "numpy",
+)
 
 
 class ArtifactError(RuntimeError):

@@ -85,8 +85,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def count_keys(values: Any) -> int:
-    """Keys of a config, entries of lists not counted."""
-    if not isinstance(values, Mapping):
-        return 0
-    return sum(count_keys(v) if isinstance(v, Mapping) else 1 for v in values.values())
+def count_keys(settings_type: type) -> int:
+    """Keys that a config of this type has; entries of lists and of mappings are data, and not counted."""
+    hints = typing.get_type_hints(settings_type)
+    nested = [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]
+    return len(hints) - len(nested) + sum(count_keys(typing.cast(type, hint)) for hint in nested)

@@ -2,6 +2,8 @@
 
 A layout is one function from messages to pieces. A conversation that ends with a user's turn ends with
 the header of the answer to come, so a prompt is exactly the start of the sequence trained on.
+
+The layout `template` is no such function: it is the chat template of a Hugging Face tokenizer.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from orca_jax.data import template_layout
+from orca_jax.data.chat_template import LayoutError
+from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
+from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike
 from orca_jax.records import Message
 
 
@@ -23,10 +28,6 @@ class Piece:
     role: str
     supervised: bool = False
     control: bool = False
-
-
-class LayoutError(ValueError):
-    """A conversation does not fit a layout; the message says where."""
 
 
 Layout = Callable[[Sequence[Message]], list[Piece]]
@@ -87,9 +88,67 @@ def chatml(messages: Sequence[Message]) -> list[Piece]:
     return [*pieces, Piece(IM_START, "assistant", control=True), Piece("assistant\n", "assistant")]
 
 
-LAYOUTS: dict[str, Layout] = {"orca": orca, "chatml": chatml}
-CONTROL_TOKENS: dict[str, tuple[str, ...]] = {"orca": (PAD,), "chatml": (PAD, IM_START, IM_END)}
-STOP_TOKENS: dict[str, str] = {"orca": EOS, "chatml": IM_END}
+def llama2(messages: Sequence[Message]) -> list[Piece]:
+    """Llama 2 chat (arXiv 2307.09288): `[INST] <<SYS>>...<</SYS>>` around system message and user.
+
+    Every exchange is a sequence of its own, with its beginning, its end and SentencePiece's leading space.
+    An empty system message leaves no block. The answer stands between two spaces, which carry loss: a
+    prompt that ended in a space would split the answer's first word. `[INST]` and `<<SYS>>` are plain
+    text, so a user can imitate them.
+    """
+    system = messages[0].content if messages and messages[0].role == "system" else ""
+    opening = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    pieces = [Piece(BOS, "system", control=True), Piece(f"[INST] {opening}", "system")]
+    for message in messages:
+        if message.role == "user":
+            pieces.append(Piece(f"{message.content} [/INST]", "user"))
+        elif message.role == "assistant":
+            pieces.append(Piece(f" {message.content} ", "assistant", supervised=True))
+            pieces.append(Piece(EOS, "assistant", supervised=True, control=True))
+            pieces += [Piece(BOS, "user", control=True), Piece(" [INST] ", "user")]
+    return pieces[:-2] if messages and messages[-1].role == "assistant" else pieces
+
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions."
+)
+
+
+def vicuna(messages: Sequence[Message]) -> list[Piece]:
+    """Vicuna v1.1: a system sentence, then `USER: ... ASSISTANT: ...` and the end of sequence.
+
+    Without a system message, or with an empty one, the sentence is Vicuna's own. The space before the
+    answer carries loss, as in `llama2`; the headers are plain text, and a user can imitate them.
+    """
+    system = messages[0].content if messages and messages[0].role == "system" else ""
+    pieces = [Piece(BOS, "system", control=True), Piece(f"{system or VICUNA_SYSTEM} ", "system")]
+    for message in messages:
+        if message.role == "user":
+            pieces.append(Piece(f"USER: {message.content} ASSISTANT:", "user"))
+        elif message.role == "assistant":
+            pieces.append(Piece(f" {message.content}", "assistant", supervised=True))
+            pieces.append(Piece(EOS, "assistant", supervised=True, control=True))
+    return pieces
+
+
+LAYOUTS: dict[str, Layout] = {"orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna}
+TEMPLATE = "template"  # a Hugging Face tokenizer's own
+CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
+    "orca": (PAD,),
+    "chatml": (PAD, IM_START, IM_END),
+    "llama2": (PAD,),
+    "vicuna": (PAD,),
+    TEMPLATE: (PAD,),
+}
+STOP_TOKENS: dict[str, str] = {"orca": EOS, "chatml": IM_END, "llama2": EOS, "vicuna": EOS}
+# What a layout writes around an answer within its supervised text: a reply begins and ends with it too.
+ANSWER_FRAMES: dict[str, tuple[str, str]] = {
+    "orca": ("", ""),
+    "chatml": ("", ""),
+    "llama2": (" ", " "),
+    "vicuna": (" ", ""),
+}
 
 
 def joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
@@ -116,23 +175,39 @@ class Encoded:
 
 
 ROLE_NAMES = ("system", "user", "assistant")
+SUPERVISE = ("all", "last")
 
 
-def encode(messages: Sequence[Message], layout: str, tokenizer: Tokenizer) -> Encoded:
+def encode(
+    messages: Sequence[Message], layout: str, tokenizer: TokenizerLike, supervise: str = "all"
+) -> Encoded:
     """Tokens of a conversation; the same ids at training and at inference.
 
+    `supervise`: "all" puts the loss on every answer, "last" on the last one; the ids are the same.
+
     Raises:
-      LayoutError: the turns do not alternate, or the layout is unknown.
+      LayoutError: the turns do not alternate, the layout or `supervise` is unknown, or the layout is
+        `template` and the tokenizer has none, or one whose answers cannot be located exactly.
       TokenizerError: the tokenizer lacks a control token of the layout.
     """
-    if layout not in LAYOUTS:
-        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    if supervise not in SUPERVISE:
+        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
     check_turns(messages)
+    if layout == TEMPLATE:
+        encoded = _encode_template(messages, _templated(tokenizer))
+    elif layout in LAYOUTS:
+        encoded = _encode_pieces(LAYOUTS[layout](messages), tokenizer)
+    else:
+        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
+    return only_last(encoded) if supervise == "last" else encoded
+
+
+def _encode_pieces(pieces: Sequence[Piece], tokenizer: TokenizerLike) -> Encoded:
     ids: list[int] = []
     weights: list[float] = []
     roles: list[int] = []
     first = True
-    for piece in joined(LAYOUTS[layout](messages)):
+    for piece in joined(pieces):
         if piece.control:
             new = [tokenizer.control_id(piece.text)]
         else:
@@ -142,3 +217,44 @@ def encode(messages: Sequence[Message], layout: str, tokenizer: Tokenizer) -> En
         weights += [float(piece.supervised)] * len(new)
         roles += [ROLE_NAMES.index(piece.role)] * len(new)
     return Encoded(np.array(ids, np.int32), np.array(weights, np.float32), np.array(roles, np.int8))
+
+
+def only_last(encoded: Encoded) -> Encoded:
+    """The same tokens, with loss on the last run of supervised ones: an answer and its end."""
+    breaks = np.flatnonzero(np.diff(encoded.weights, prepend=0.0) > 0)
+    weights = encoded.weights.copy()
+    weights[: breaks[-1] if len(breaks) else 0] = 0.0
+    return dataclasses.replace(encoded, weights=weights)
+
+
+def _encode_template(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> Encoded:
+    chat = template_layout.encode(messages, tokenizer)
+    roles = np.array([ROLE_NAMES.index(role) for role in chat.roles], np.int8)
+    return Encoded(np.array(chat.ids, np.int32), np.array(chat.supervised, np.float32), roles)
+
+
+def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:
+    """What ends a reply: the layout's token; for a template its end of turn and the folder's own ends."""
+    if layout == TEMPLATE:
+        templated = _templated(tokenizer)
+        return tuple(dict.fromkeys([template_layout.probe(templated).stop_id, *templated.eos_ids]))
+    return (tokenizer.control_id(STOP_TOKENS[layout]),)
+
+
+def answer_text(reply: str, layout: str, tokenizer: TokenizerLike) -> str:
+    """A decoded reply without what the layout writes around answers."""
+    if layout == TEMPLATE:
+        before, after = template_layout.probe(_templated(tokenizer)).frame
+    else:
+        before, after = ANSWER_FRAMES[layout]
+    return reply.removeprefix(before).removesuffix(after)
+
+
+def _templated(tokenizer: TokenizerLike) -> HuggingFaceTokenizer:
+    """Raises LayoutError for a tokenizer without a chat template."""
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template:
+        return tokenizer
+    raise LayoutError(
+        f"layout {TEMPLATE!r} is a Hugging Face tokenizer's chat template, and this tokenizer has none; "
+        f"use one of {', '.join(LAYOUTS)}"
+    )

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -29,6 +29,32 @@ CONTROL_FILE = "control_tokens.json"
 
 class TokenizerError(ValueError):
     """A tokenizer cannot be read or used; the message names the file or the token."""
+
+
+class TokenizerLike(Protocol):
+    """What `Tokenizer` and `hf_tokenizer.HuggingFaceTokenizer` both are."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def control_ids(self) -> dict[str, int]: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def control_id(self, token: str) -> int: ...
+
+    def encode(self, text: str, *, first: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def save(self, directory: str | os.PathLike[str]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +140,23 @@ class Tokenizer:
             json.dump(self.control_tokens, file)
 
 
-def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> Tokenizer:
+def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> TokenizerLike:
     """Reads a tokenizer's folder, or a bare SentencePiece file to which `control_tokens` are added.
+
+    A folder is one of ours or a Hugging Face one; to the second, `control_tokens` that it lacks are added.
 
     Raises:
       TokenizerError: nothing readable is there.
     """
     path = Path(path)
+    if not (path / CONTROL_FILE).is_file() and (path / "tokenizer.json").is_file():
+        from orca_jax.data import hf_tokenizer  # which imports this module
+
+        return hf_tokenizer.load(path, control_tokens or ())
+    return _load_sentencepiece(path, control_tokens)
+
+
+def _load_sentencepiece(path: Path, control_tokens: Sequence[str] | None) -> Tokenizer:
     model_path = path / MODEL_FILE if path.is_dir() else path
     if not model_path.is_file():
         raise TokenizerError(f"no SentencePiece model at {model_path}")

@@ -25,7 +25,7 @@ import numpy as np
 
 from orca_jax import artifacts
 from orca_jax.data import layouts
-from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Outcome, Trace
 
 NAME = "traces"
@@ -74,11 +74,12 @@ def serializer() -> Callable[[dict[str, Any]], bytes]:
 class Encoder:
     """What turns a trace into tokens: the same for every worker."""
 
-    tokenizer: Tokenizer
+    tokenizer: TokenizerLike
     layout: str
+    supervise: str = "all"
 
     def __call__(self, trace: Trace) -> layouts.Encoded:
-        return layouts.encode(trace.messages, self.layout, self.tokenizer)
+        return layouts.encode(trace.messages, self.layout, self.tokenizer, self.supervise)
 
 
 def shard_path(directory: Path, index: int, shards: int) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orca_jax import artifacts
 from orca_jax.data import layouts
-from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.generation import Generated, Generator
@@ -20,7 +20,7 @@ class LocalStudent:
         self,
         params: Any,
         config: LlamaConfig,
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         layout: str,
         *,
         checkpoint: str,
@@ -30,9 +30,12 @@ class LocalStudent:
         self.tokenizer = tokenizer
         self.layout = layout
         self.identity = "student-" + artifacts.digest([checkpoint, tokenizer.fingerprint, layout])[:16]
-        stop = tokenizer.control_id(layouts.STOP_TOKENS[layout])
         self.generator = Generator(
-            params, config, stop_ids=(stop,), batch_size=batch_size, max_length=max_length
+            params,
+            config,
+            stop_ids=layouts.stop_ids(layout, tokenizer),
+            batch_size=batch_size,
+            max_length=max_length,
         )
 
     def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply]:
@@ -54,7 +57,8 @@ class LocalStudent:
         return [replies.get(i, too_long) for i in range(len(prompts))]
 
     def _reply(self, prompt_tokens: int, generated: Generated, sampling: Sampling) -> Reply:
-        text = self.tokenizer.decode(generated.tokens.tolist())
+        decoded = self.tokenizer.decode(generated.tokens.tolist())
+        text = layouts.answer_text(decoded, self.layout, self.tokenizer)
         found = [text.find(stop) for stop in sampling.stop if stop in text]
         stopped = generated.stopped or bool(found)
         text = text[: min(found)] if found else text

@@ -1,20 +1,34 @@
 """Attention backends by name. Every one keeps the segments of a packed row apart.
 
-Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k.
+Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k. A backend is
+called as (query, key, value, segment_ids, window): int32 segment ids [b, t] with 0 for padding, and the
+number of last tokens, itself included, that a query sees (0: all up to itself).
+
+| name | for | memory in the length | sliding window |
+|---|---|---|---|
+| reference | tests of the others | quadratic | yes |
+| causal_blocks | CPUs | quadratic, a quarter of that | yes |
+| blockwise | whatever XLA runs on | linear | yes |
+| splash | TPUs | linear | yes |
+| pallas_gpu | GPUs; not yet timed on one | linear | no |
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-MASKED = -1e30  # finite, so that a row with nothing to see gives zeros and no NaN
-BLOCK = 128
+from orca_jax.student.attention_blockwise import blockwise
+from orca_jax.student.attention_causal import causal_blocks
+from orca_jax.student.attention_common import MASKED, Backend, platform, sees
+from orca_jax.student.attention_gpu import pallas_gpu
+from orca_jax.student.attention_splash import MAX_HEAD_DIM, splash
+
+log = logging.getLogger(__name__)
 
 
 def grouped(query: jax.Array, kv_heads: int) -> jax.Array:
@@ -39,105 +53,91 @@ def mix(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> 
     return mixed.reshape(query.shape)
 
 
-def reference(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def reference(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
+) -> jax.Array:
     """The plain form that the others are tested against: one mask [b, t, t]."""
     order = jnp.arange(query.shape[1])
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    return mix(query, key, value, same & (order[:, None] >= order) & (segment_ids > 0)[:, :, None])
+    seen = sees(order[:, None], order, window)
+    return mix(query, key, value, same & seen & (segment_ids > 0)[:, :, None])
 
 
-def attend_to_cache(query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Attention of a row's new tokens, at `positions` [b, t], to the cache's slots up to them."""
-    return mix(query, keys, values, jnp.arange(keys.shape[1]) <= positions[:, :, None])
-
-
-# --- Causal blocks: each block of queries sees only the keys up to its end, with a backward pass of its own.
-
-
-def _bounds(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-
-
-def _block_scores(
-    query: jax.Array, key: jax.Array, segment_ids: jax.Array, start: int, end: int
+def attend_to_cache(
+    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, *, window: int = 0
 ) -> jax.Array:
-    """Masked scores [b, n, end - start, end] of one block; inputs are [b, n, t, h]."""
-    scores = jnp.einsum(
-        "bnth,bnsh->bnts", query[:, :, start:end], key[:, :, :end], preferred_element_type=jnp.float32
-    )
-    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    mine = segment_ids[:, start:end, None]
-    mask = seen & (mine == segment_ids[:, None, :end]) & (mine > 0)
-    return jnp.where(mask[:, None], scores, MASKED)
+    """Attention of a row's new tokens, at `positions` [b, t], to the cache's slots up to them.
+
+    Slot i of the cache holds position i; with a window, the last `window` slots up to a token are seen.
+    """
+    return mix(query, keys, values, sees(positions[:, :, None], jnp.arange(keys.shape[1]), window))
 
 
-@jax.custom_vjp
-def _causal(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    return _causal_forward(query, key, value, segment_ids)[0]
-
-
-def _causal_forward(query, key, value, segment_ids):  # type: ignore[no-untyped-def]
-    outputs, probabilities = [], []
-    for start, end in _bounds(query.shape[2]):
-        scores = _block_scores(query, key, segment_ids, start, end)
-        exponent = jnp.exp(scores - jnp.maximum(scores.max(axis=-1, keepdims=True), MASKED / 2))
-        weights = exponent / jnp.maximum(exponent.sum(axis=-1, keepdims=True), 1e-30)
-        weights = weights.astype(value.dtype)
-        outputs.append(jnp.einsum("bnts,bnsh->bnth", weights, value[:, :, :end]))
-        probabilities.append(weights)
-    out = jnp.concatenate(outputs, axis=2)
-    return out, (query, key, value, out, probabilities)
-
-
-def _causal_backward(saved, gradient):  # type: ignore[no-untyped-def]
-    query, key, value, out, probabilities = saved
-    length = query.shape[2]
-    inner = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    d_query, d_key, d_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
-    for (start, end), weights in zip(_bounds(length), probabilities, strict=True):
-        block = gradient[:, :, start:end]
-        d_weights = jnp.einsum(
-            "bnth,bnsh->bnts", block, value[:, :, :end], preferred_element_type=jnp.float32
-        )
-        d_scores = (weights * (d_weights - inner[:, :, start:end])).astype(query.dtype)
-        d_query.append(jnp.einsum("bnts,bnsh->bnth", d_scores, key[:, :, :end]))
-        d_key = d_key.at[:, :, :end].add(jnp.einsum("bnts,bnth->bnsh", d_scores, query[:, :, start:end]))
-        d_value = d_value.at[:, :, :end].add(jnp.einsum("bnts,bnth->bnsh", weights, block))
-    return jnp.concatenate(d_query, axis=2), d_key.astype(key.dtype), d_value.astype(value.dtype), None
-
-
-_causal.defvjp(_causal_forward, _causal_backward)
-
-
-def causal_blocks(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Queries in blocks of 128, each against the keys up to its end: about half the work, for CPUs."""
-    share = query.shape[2] // key.shape[2]
-    scaled = query * (1.0 / math.sqrt(query.shape[-1]))
-    heads_first = [x.transpose(0, 2, 1, 3) for x in (scaled, key, value)]
-    if share > 1:
-        heads_first[1:] = [jnp.repeat(x, share, axis=1) for x in heads_first[1:]]
-    return _causal(*heads_first, segment_ids).transpose(0, 2, 1, 3)
-
-
-BACKENDS: dict[str, Backend] = {"reference": reference, "causal_blocks": causal_blocks}
+BACKENDS: dict[str, Backend] = {
+    "reference": reference,
+    "causal_blocks": causal_blocks,
+    "blockwise": blockwise,
+    "splash": splash,
+    "pallas_gpu": pallas_gpu,
+}
 
 
 @functools.cache
-def choose(backend: str) -> str:
-    """The backend that `auto` stands for on the default platform, or the name itself.
+def _say(message: str) -> None:
+    """Logs a choice once: it is made again for every layer and every program that is traced."""
+    log.info(message)
+
+
+def _automatic(on: str, head_dim: int) -> tuple[str, str]:
+    """The backend for a platform, and why."""
+    if on == "cpu":
+        return "causal_blocks", "the fastest on CPUs"
+    if on == "tpu" and head_dim <= MAX_HEAD_DIM:
+        return "splash", "the kernel for TPUs"
+    if on == "tpu":
+        return "blockwise", f"heads of {head_dim} are larger than splash takes ({MAX_HEAD_DIM})"
+    # `pallas_gpu` has not run on a GPU yet, so what XLA compiles by itself goes first.
+    return "blockwise", "memory is linear in the length; no backend has been timed there yet"
+
+
+def choose(backend: str, head_dim: int = 0) -> str:
+    """The backend that `auto` stands for on the platform in force, or the name itself; logged once, with why.
 
     Raises:
       ValueError: the name is unknown.
     """
     if backend == "auto":
-        return "causal_blocks"
+        name, why = _automatic(platform(), head_dim)
+        _say(f"attention: {name}, by auto on {platform()}: {why}")
+        return name
     if backend not in BACKENDS:
         raise ValueError(f"student.attention={backend!r}; known: auto, {', '.join(BACKENDS)}")
+    _say(f"attention: {backend}, as student.attention asks")
     return backend
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, *, backend: str = "auto"
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    backend: str = "auto",
+    window: int = 0,
 ) -> jax.Array:
-    """Causal attention within segments, [b, t, n, h] in the query's type; padding rows give zeros."""
-    return BACKENDS[choose(backend)](query, key, value, segment_ids)
+    """Causal attention within segments, [b, t, n, h] in the query's type; padding rows give zeros.
+
+    Args:
+      query: [b, t, n, h]; n is a multiple of k, and g = n / k neighbouring heads share a key-value head.
+      key: [b, t, k, h].
+      value: [b, t, k, h].
+      segment_ids: int32 [b, t]; 0 is padding, and a segment's tokens stand side by side.
+      backend: a name of `BACKENDS`, or `auto`.
+      window: how many last tokens, itself included, a query sees; 0 is no window.
+
+    Raises:
+      ValueError: the name is unknown, the window negative, or the backend has no windows.
+    """
+    if window < 0:
+        raise ValueError(f"the sliding window must be 0 (none) or a number of tokens, got {window}")
+    return BACKENDS[choose(backend, query.shape[-1])](query, key, value, segment_ids, window)

@@ -6,6 +6,46 @@ import dataclasses
 import math
 
 REMAT_POLICIES = ("none", "full")
+DENSE = ("query", "key", "value", "output", "gate", "up", "down")
+ROPE_KINDS = ("none", "linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for lengths beyond those first trained on.
+
+    `linear` divides every frequency by `factor` (Chen et al., arXiv 2306.15595). `llama3` divides only those
+    that turn less than `low_frequency_factor` times in `original_length` positions, leaves those that turn
+    more than `high_frequency_factor` times, and interpolates between (Llama 3.1, arXiv 2407.21783).
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ValueError(f"rope scaling {self.kind!r}; known: {', '.join(ROPE_KINDS)}")
+        if self.factor < 1 or self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(f"rope scaling needs factor >= 1 and high > low frequency factor; got {self}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters of rank `rank` (0: none), scaled by alpha / rank, on the dense layers named in `targets`."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = DENSE
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.targets) - set(DENSE))
+        if unknown or not self.targets:
+            raise ValueError(f"lora targets {', '.join(unknown) or 'nothing'}; known: {', '.join(DENSE)}")
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(f"lora needs rank >= 0 and alpha > 0; got rank={self.rank}, alpha={self.alpha}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,6 +54,11 @@ class LlamaConfig:
 
     `vocab_size` counts the tokenizer's ids; embeddings are padded to `padded_vocab_size`, a multiple
     of `vocab_multiple`, so that the vocabulary divides over a tensor axis (32,001 does not).
+
+    Attributes:
+      qkv_bias, output_bias: whether the attention's projections have biases (Qwen2: the first three).
+      sliding_window: a position sees the last so many positions, itself included; 0: all (Mistral).
+      max_positions: the length that the weights are meant for; kept for export, enforced nowhere.
     """
 
     vocab_size: int
@@ -25,8 +70,14 @@ class LlamaConfig:
     head_dim: int = 32
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    rope_scaling: RopeScaling = RopeScaling()
     tie_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    sliding_window: int = 0
+    max_positions: int = 2048
     vocab_multiple: int = 128
+    lora: LoraConfig = LoraConfig()
     attention: str = "auto"
     scan_layers: bool = True
     remat: str = "none"
@@ -40,9 +91,12 @@ class LlamaConfig:
             "num_heads",
             "head_dim",
             "vocab_multiple",
+            "max_positions",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"student.{name} must be at least 1, got {getattr(self, name)}")
+        if self.sliding_window < 0:
+            raise ValueError(f"student.sliding_window={self.sliding_window} must be 0 or more")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"student.num_kv_heads={self.num_kv_heads} must divide student.num_heads={self.num_heads}"
@@ -58,8 +112,11 @@ class LlamaConfig:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained parameters, the padding of the vocabulary included."""
+        """Number of parameters without adapters, the padding of the vocabulary included."""
         attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        attention += self.hidden_size if self.output_bias else 0
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         embeddings = self.padded_vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + embeddings + self.hidden_size

@@ -6,14 +6,16 @@ dimension, d hidden size, f feed-forward size, v (padded) vocabulary, l layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from orca_jax.student import attention
+from orca_jax.student import attention, lora
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sharding import constrain
 
@@ -40,10 +42,22 @@ class Rotation(NamedTuple):
     sin: jax.Array
 
 
-def rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
+def frequencies(config: LlamaConfig) -> np.ndarray:
+    """Rotary frequencies, float32 [h / 2]: radians a position, stretched by the config's scaling."""
+    plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    stretched = plain / scaling.factor
+    if scaling.kind == "llama3":
+        turns = plain * scaling.original_length / (2 * math.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        stretched = kept * plain + (1 - kept) * stretched
+    return (plain if scaling.kind == "none" else stretched).astype(np.float32)
+
+
+def rotation(positions: jax.Array, config: LlamaConfig) -> Rotation:
     """Rotary angles (Su et al., arXiv 2104.09864) of int32 positions [b, t]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies(config)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -67,8 +81,8 @@ class RMSNorm(nn.Module):
         return (wide * inverse * scale).astype(x.dtype)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=KERNEL_INIT, name=name)
+def dense(features: int, dtype: jnp.dtype, name: str, bias: bool = False) -> nn.Dense:
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, name=name)
 
 
 class Attention(nn.Module):
@@ -89,15 +103,19 @@ class Attention(nn.Module):
         key = rotate(self._heads(x, c.num_kv_heads, "key"), by)
         value = self._heads(x, c.num_kv_heads, "value")
         if cache is None:
-            mixed = attention.attend(query, key, value, segment_ids, backend=c.attention)
+            mixed = attention.attend(
+                query, key, value, segment_ids, backend=c.attention, window=c.sliding_window
+            )
         else:
             cache = write(cache, key, value, positions)
-            mixed = attention.attend_to_cache(query, cache.keys, cache.values, positions)
+            mixed = attention.attend_to_cache(
+                query, cache.keys, cache.values, positions, window=c.sliding_window
+            )
         mixed = mixed.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return dense(c.hidden_size, self.dtype, "output")(mixed), cache
+        return dense(c.hidden_size, self.dtype, "output", c.output_bias)(mixed), cache
 
     def _heads(self, x: jax.Array, count: int, name: str) -> jax.Array:
-        projected = dense(count * self.config.head_dim, self.dtype, name)(x)
+        projected = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
         heads = projected.reshape(*x.shape[:2], count, self.config.head_dim)
         return constrain(heads, "batch", None, "tensor", None)
 
@@ -188,7 +206,7 @@ class Llama(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
-        by = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        by = rotation(positions, self.config)
         table = constrain(self.embed.embedding.astype(self.dtype), "tensor", None)
         x = constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
         if self.config.scan_layers:
@@ -243,7 +261,8 @@ def init(config: LlamaConfig, seed: int) -> Params:
     Scanned and unrolled students draw different numbers from one seed.
     """
     dummy = jnp.zeros((1, 8), jnp.int32)
-    return Llama(config).init(jax.random.key(seed), dummy, dummy, dummy)["params"]
+    with lora.adapting(config.lora):
+        return Llama(config).init(jax.random.key(seed), dummy, dummy, dummy)["params"]
 
 
 def apply(
@@ -258,7 +277,8 @@ def apply(
 ) -> tuple[jax.Array, Cache | None]:
     """The student as a pure function: see `Llama.__call__`."""
     model: Any = Llama(config, dtype)
-    return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+    with lora.adapting(config.lora):
+        return model.apply({"params": params}, tokens, positions, segment_ids, cache)
 
 
 def hidden(
@@ -273,7 +293,8 @@ def hidden(
 ) -> tuple[jax.Array, Cache | None]:
     """`apply` without the unembedding: see `Llama.hidden`."""
     model: Any = Llama(config, dtype)
-    return model.apply({"params": params}, tokens, positions, segment_ids, cache, method="hidden")
+    with lora.adapting(config.lora):
+        return model.apply({"params": params}, tokens, positions, segment_ids, cache, method="hidden")
 
 
 def head(params: Params, config: LlamaConfig) -> jax.Array:

@@ -36,5 +36,19 @@ def stacked(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
     return {**rest, "layers": layers}, scanned
 
 
+def resize_vocabulary(table: np.ndarray, saved: LlamaConfig, wanted: LlamaConfig) -> np.ndarray:
+    """An embedding [v, d] padded for `wanted`; new ids, and the padding, start at the mean of the saved ids.
+
+    Raises:
+      ValueError: `wanted` has fewer ids.
+    """
+    if wanted.vocab_size < saved.vocab_size:
+        raise ValueError(f"{wanted.vocab_size} ids are fewer than the {saved.vocab_size} of the weights")
+    kept = np.asarray(table)[: saved.vocab_size]
+    mean = kept.astype(np.float64).mean(axis=0).astype(kept.dtype)
+    new = wanted.padded_vocab_size - saved.vocab_size
+    return np.concatenate([kept, np.broadcast_to(mean, (new, len(mean)))])
+
+
 def _stack(leaves: tuple[jax.Array | np.ndarray, ...]) -> jax.Array | np.ndarray:
     return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)

@@ -22,7 +22,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"unembed$", ("fsdp", "tensor")),
     (r"(query|key|value|gate|up)/kernel$", ("fsdp", "tensor")),
     (r"(output|down)/kernel$", ("tensor", "fsdp")),
-    (r"scale$", (None,)),
+    (r"lora_a$", ("fsdp", None)),
+    (r"lora_b$", (None, "tensor")),
+    (r"(query|key|value)/bias$", ("tensor",)),
+    (r"(scale|output/bias)$", (None,)),
 )
 
 

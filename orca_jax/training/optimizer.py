@@ -15,7 +15,7 @@ from orca_jax.student.sharding import path_name
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101). The paper states none of these (ORCA, 3.2).
 
-    `clip_norm` bounds the global gradient norm; weight decay spares norms' scales.
+    `clip_norm` bounds the global gradient norm; weight decay spares norms' scales and biases.
     """
 
     beta1: float = 0.9
@@ -26,8 +26,10 @@ class OptimizerConfig:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters decay: all but norms' scales."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith("scale"), params)
+    """Which parameters decay: all but norms' scales and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path_name(path).endswith(("scale", "bias")), params
+    )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

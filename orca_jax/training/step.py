@@ -12,13 +12,13 @@ import optax
 from jax.sharding import Mesh
 
 from orca_jax.data.rows import Row
-from orca_jax.student import llama, sharding
+from orca_jax.student import llama, lora, sharding
 from orca_jax.student.config import LlamaConfig
 from orca_jax.training.loss import Loss, cross_entropy, token_cross_entropy
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds, besides the step: float32 parameters and the optimizer's moments."""
+    """What a checkpoint holds, besides the step: float32 parameters, and the moments of those trained."""
 
     params: Any
     optimizer: Any
@@ -45,33 +45,35 @@ def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -
 def gradients(
     params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype, accumulation: int
 ) -> tuple[Loss, Any]:
-    """Loss pair and gradient of its mean, over `accumulation` parts of the batch in turn.
+    """Loss pair and gradient of its mean by what is trained, over `accumulation` parts of the batch in turn.
 
     Both parts of the loss are added over the parts and divided once, so the parts' weights may differ.
     """
 
-    def total_loss(params: Any, part: Row) -> tuple[jax.Array, Loss]:
-        loss = batch_loss(params, part, config, dtype)
+    trained, frozen = lora.split(params, config.lora)
+
+    def total_loss(trained: Any, part: Row) -> tuple[jax.Array, Loss]:
+        loss = batch_loss(lora.joined(lora.Split(trained, frozen)), part, config, dtype)
         return loss.total, loss
 
     gradient = jax.grad(total_loss, has_aux=True)
     if accumulation == 1:
-        summed, loss = gradient(params, batch)
+        summed, loss = gradient(trained, batch)
     else:
-        summed, loss = _accumulated(gradient, params, batch, accumulation)
+        summed, loss = _accumulated(gradient, trained, batch, accumulation)
     scale = 1.0 / jnp.maximum(loss.weight, 1e-30)
     return loss, jax.tree.map(lambda g: g * scale, summed)
 
 
-def _accumulated(gradient: Callable[..., Any], params: Any, batch: Row, parts: int) -> tuple[Any, Loss]:
+def _accumulated(gradient: Callable[..., Any], trained: Any, batch: Row, parts: int) -> tuple[Any, Loss]:
     def split(array: jax.Array) -> jax.Array:
         # Every part takes rows from every shard, so that no row moves between devices.
         return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)
 
     def add(carry: Any, part: Row) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(params, part)), None
+        return jax.tree.map(jnp.add, carry, gradient(trained, part)), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, params), Loss(jnp.zeros(()), jnp.zeros(())))
+    zeros = (jax.tree.map(jnp.zeros_like, trained), Loss(jnp.zeros(()), jnp.zeros(())))
     (summed, loss), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
     return summed, loss
 
@@ -88,8 +90,10 @@ def update(
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of rows."""
     loss, gradient = gradients(state.params, batch, config, dtype, accumulation)
-    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-    params = jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates)
+    trained, frozen = lora.split(state.params, config.lora)
+    updates, moments = optimizer.update(gradient, state.optimizer, trained)
+    trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+    params = lora.joined(lora.Split(trained, frozen))
     metrics = StepMetrics(loss, optax.tree.norm(gradient), jnp.sum(batch.segment_ids > 0))
     return TrainState(params, moments), metrics
 
@@ -125,7 +129,7 @@ def make_steps(
     """Compiles init, update and validation with the mesh's shardings; `update` donates its state."""
 
     def fresh(params: Any) -> TrainState:
-        return TrainState(params, optimizer.init(params))
+        return TrainState(params, optimizer.init(lora.split(params, config.lora).trained))
 
     shapes = jax.eval_shape(lambda: fresh(llama.init(config, 0)))
     placed = sharding.shardings(shapes, mesh)
@@ -137,8 +141,15 @@ def make_steps(
         update, config=config, optimizer=optimizer, dtype=dtype, accumulation=accumulation
     )
     losses = functools.partial(token_losses, config=config, dtype=dtype)
+
+    def place(params: Any) -> TrainState:
+        """Parameters that lie where they should are not copied; moments are made in their place."""
+        trained = lora.split(params, config.lora).trained
+        moments = jax.jit(optimizer.init, out_shardings=placed.optimizer)(trained)
+        return TrainState(jax.device_put(params, placed.params), moments)
+
     return Steps(
-        init=jax.jit(fresh, out_shardings=placed),
+        init=place,
         update=jax.jit(
             step,
             in_shardings=(placed, rows, scalar),

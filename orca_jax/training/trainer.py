@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -112,6 +112,7 @@ class Trainer:
     Args:
       rows: rows of the curriculum's data sets, and of `validation` where given.
       fingerprint: of everything the run depends on; a directory of another one is refused.
+      init: gives the parameters to start from; without it they are drawn from the seed.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Trainer:
         fingerprint: str,
         validation: str | None = None,
         compiler_options: Mapping[str, str] | None = None,
+        init: Callable[[], Any] | None = None,
     ):
         train.check_mesh(mesh)
         self.directory = directory
@@ -136,7 +138,7 @@ class Trainer:
         self.curriculum = curriculum
         self.rows = rows
         self.mesh = mesh
-        self.seed = seed
+        self.init = init or (lambda: llama.init(student, seed))
         self.placement = sharding.batch_sharding(mesh)
         self.validation = validation and Validation(
             validation, rows, batch_rows=train.batch_rows, placement=self.placement
@@ -186,7 +188,7 @@ class Trainer:
             )
         restored = self.checkpoints.restore(self.steps.abstract)
         if restored is None:
-            return 0, self.steps.init(llama.init(self.student, self.seed))
+            return 0, self.steps.init(self.init())
         for warning in changed_environment(restored.note, self.note):
             log.warning("resuming at step %d: %s", restored.step, warning)
         log.info("resuming at step %d of %d", restored.step, self.curriculum.total_steps)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import MAX_KEYS, load
-from orca_jax import settings
+from experiments.config import load
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "configs"
@@ -83,15 +82,13 @@ def test_first_variant_is_the_default(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_has_a_document_and_few_keys(name):
+def test_has_a_document(name):
     assert module(name).__doc__.strip()
-    values = json.loads(module(name).get_config().to_json_best_effort())
-    assert settings.count_keys(values) <= MAX_KEYS
 
 
 @pytest.mark.parametrize(("name", "argument"), [pair for pair in ARGUMENTS if "runlocal" in pair[1]])
 def test_runlocal_shrinks_to_seconds(name, argument):
     config = load(module(name).get_config(argument))
-    assert config.student.parameter_count < 200_000
+    assert config.student.shape(config.student.vocab_size).parameter_count < 200_000
     assert all(0 < stage.steps <= 10 for stage in config.curriculum)
     assert config.evaluation.max_tokens <= 32

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data import layouts
-from orca_jax.data.layouts import LAYOUTS, STOP_TOKENS, LayoutError, Piece, encode, joined
+from orca_jax.data.layouts import ANSWER_FRAMES, LAYOUTS, STOP_TOKENS, LayoutError, Piece, encode, joined
 from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError
 from orca_jax.records import Message
 
@@ -44,6 +44,12 @@ def exchange(answer="blue", system="Be brief."):
     return [Message("system", system), Message("user", "What is it?"), Message("assistant", answer)]
 
 
+def answer_ids(tokenizer, layout, answer):
+    """The ids of an answer, with what the layout writes around it."""
+    before, after = ANSWER_FRAMES[layout]
+    return tokenizer.encode(before + answer + after, first=False)
+
+
 def prompts(messages):
     """The conversation up to each of the user's turns."""
     return [messages[: i + 1] for i, message in enumerate(messages) if message.role == "user"]
@@ -66,7 +72,7 @@ def test_after_each_prompt_comes_the_answer_and_then_the_stop_token(layout, toke
     trained = encode(messages, layout, tokenizer)
     stop = tokenizer.control_id(STOP_TOKENS[layout])
     for prompt in prompts(messages):
-        answer = tokenizer.encode(messages[len(prompt)].content, first=False)
+        answer = answer_ids(tokenizer, layout, messages[len(prompt)].content)
         after = slice(len(encode(prompt, layout, tokenizer).tokens), None)
         assert trained.tokens[after][: len(answer) + 1].tolist() == [*answer, stop]
         assert trained.weights[after][: len(answer) + 1].all()
@@ -78,7 +84,7 @@ def test_after_each_prompt_comes_the_answer_and_then_the_stop_token(layout, toke
 def test_only_answers_and_their_ends_are_supervised(layout, tokenizer, messages):
     encoded = encode(messages, layout, tokenizer)
     answers = [m.content for m in messages if m.role == "assistant"]
-    expected = sum(len(tokenizer.encode(answer, first=False)) + 1 for answer in answers)
+    expected = sum(len(answer_ids(tokenizer, layout, answer)) + 1 for answer in answers)
     assert encoded.weights.sum() == expected
     assert set(encoded.roles[encoded.weights > 0]) == {layouts.ROLE_NAMES.index("assistant")}
     assert not encoded.weights[: len(encode(prompts(messages)[0], layout, tokenizer).tokens)].any()
@@ -136,7 +142,8 @@ def test_end_of_sequence_is_supervised(layout, tokenizer):
 @EVERY_LAYOUT
 def test_an_empty_answer_still_ends(layout, tokenizer):
     encoded = encode(exchange(answer=""), layout, tokenizer)
-    assert encoded.weights.tolist() == [0.0] * (len(encoded.tokens) - 1) + [1.0]
+    carried = len(answer_ids(tokenizer, layout, "")) + 1
+    assert encoded.weights.tolist() == [0.0] * (len(encoded.tokens) - carried) + [1.0] * carried
 
 
 @EVERY_LAYOUT
@@ -188,6 +195,70 @@ def test_chatml_writes_every_turn_between_its_control_tokens():
     assert spelled == {BOS, "<|im_start|>", "<|im_end|>"}
 
 
+def test_llama2_writes_every_exchange_as_a_sequence():
+    pieces = LAYOUTS["llama2"]([*exchange(), Message("user", "Sure?")])
+    assert "".join(piece.text for piece in pieces) == (
+        f"{BOS}[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhat is it? [/INST] blue {EOS}"
+        f"{BOS} [INST] Sure? [/INST]"
+    )
+    alone = "".join(piece.text for piece in LAYOUTS["llama2"](exchange(system="")))
+    assert alone == f"{BOS}[INST] What is it? [/INST] blue {EOS}"
+
+
+@given(messages=conversations())
+@settings(max_examples=40)
+def test_llama2s_exchanges_are_tokenised_as_texts_of_their_own(tokenizer, messages):
+    """As the reference does: beginning, the text with SentencePiece's leading space, end."""
+    system = messages[0].content if messages[0].role == "system" else ""
+    spoken = messages[messages[0].role == "system" :]
+    ids, opening = [], f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    for user, answer in zip(spoken[::2], spoken[1::2]):
+        ids += [tokenizer.control_id(BOS)]
+        ids += tokenizer.encode(f"[INST] {opening}{user.content} [/INST]", first=True)
+        ids += [*tokenizer.encode(f" {answer.content} ", first=False), tokenizer.control_id(EOS)]
+        opening = ""
+    assert encode(messages, "llama2", tokenizer).tokens.tolist() == ids
+
+
+def test_vicuna_writes_its_sentence_and_headers():
+    pieces = LAYOUTS["vicuna"]([*exchange(), Message("user", "Sure?")])
+    assert "".join(piece.text for piece in pieces) == (
+        f"{BOS}Be brief. USER: What is it? ASSISTANT: blue{EOS}USER: Sure? ASSISTANT:"
+    )
+    text = "".join(piece.text for piece in LAYOUTS["vicuna"](exchange(system="")))
+    assert text == f"{BOS}{layouts.VICUNA_SYSTEM} USER: What is it? ASSISTANT: blue{EOS}"
+
+
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=40)
+def test_loss_on_the_last_answer_only(layout, tokenizer, messages):
+    every, last = (encode(messages, layout, tokenizer, supervise) for supervise in ("all", "last"))
+    np.testing.assert_array_equal(last.tokens, every.tokens)
+    np.testing.assert_array_equal(last.roles, every.roles)
+    prompt = len(encode(messages[:-1], layout, tokenizer).tokens)
+    np.testing.assert_array_equal(last.weights, every.weights * (np.arange(len(every.tokens)) >= prompt))
+    assert last.weights[prompt:].all()
+
+
+def test_a_prompt_has_no_last_answer_to_supervise(tokenizer):
+    assert not encode(exchange()[:-1], "orca", tokenizer, "last").weights.any()
+
+
+def test_unknown_supervision_is_refused(tokenizer):
+    with pytest.raises(LayoutError, match="supervise='first'; known: all, last"):
+        encode(exchange(), "orca", tokenizer, "first")
+
+
+@EVERY_LAYOUT
+@given(answer=TEXT)
+@settings(max_examples=20)
+def test_a_reply_is_the_answer_again(layout, tokenizer, answer):
+    encoded = encode(exchange(answer=answer), layout, tokenizer)
+    reply = tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist())
+    assert layouts.answer_text(reply, layout, tokenizer) == answer
+
+
 def test_joined_keeps_supervised_text_apart():
     pieces = [
         Piece("a", "user"),
@@ -211,7 +282,7 @@ def test_turns_out_of_order_are_refused(layout, tokenizer, roles):
 
 
 def test_an_unknown_layout_is_named_with_the_known_ones(tokenizer):
-    with pytest.raises(LayoutError, match="'alpaca'; known: orca, chatml"):
+    with pytest.raises(LayoutError, match="'alpaca'; known: orca, chatml, llama2, vicuna, template"):
         encode(exchange(), "alpaca", tokenizer)
 
 
@@ -221,8 +292,10 @@ def test_a_tokenizer_without_the_layouts_control_tokens_is_refused(tokenizer):
 
 
 def test_every_layout_says_what_it_needs():
-    assert set(layouts.CONTROL_TOKENS) == set(STOP_TOKENS) == set(LAYOUTS)
-    for layout, tokens in layouts.CONTROL_TOKENS.items():
+    assert set(STOP_TOKENS) == set(ANSWER_FRAMES) == set(LAYOUTS)
+    assert set(layouts.CONTROL_TOKENS) == {*LAYOUTS, layouts.TEMPLATE}
+    for layout in LAYOUTS:
+        tokens = layouts.CONTROL_TOKENS[layout]
         used = {p.text for p in LAYOUTS[layout](exchange()) if p.control} - {BOS, EOS}
         assert used <= set(tokens)
         assert STOP_TOKENS[layout] in {*tokens, EOS}

@@ -56,7 +56,7 @@ def test_stopped_after_its_last_checkpoint_the_manifest_is_still_whole(copied, f
     ("key", "value", "message"),
     [
         ("seed", 1, "seed: 0 there, 1 now"),
-        ("student.norm_epsilon", 1e-6, "student.norm_epsilon: 1e-05 there, 1e-06 now"),
+        ("student.tie_embeddings", True, "student.tie_embeddings: False there, True now"),
         ("train.batch_rows", 16, "train.batch_rows: 8 there, 16 now"),
         ("data.overlong", "drop", "data.overlong: 'truncate' there, 'drop' now"),
         ("optimizer.beta2", 0.99, "optimizer.beta2: 0.95 there, 0.99 now"),

@@ -51,7 +51,7 @@ def always(token, config):
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_replies_are_what_the_generator_says_to_the_layouts_prompt(make_student, tokenizer, layout):
-    student = make_student(layout=layout)
+    student = make_student(layout=layout, max_length=256)
     replies = student.answer(CONVERSATIONS, SAMPLING)
     for conversation, reply in zip(CONVERSATIONS, replies, strict=True):
         prompt = ids_of(conversation, tokenizer, layout)
@@ -69,7 +69,9 @@ def test_a_reply_that_the_limit_cuts_says_so(make_student, config, tokenizer):
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_the_layouts_stop_token_ends_a_reply(make_student, config, tokenizer, layout):
     stop = tokenizer.control_id(layouts.STOP_TOKENS[layout])
-    (reply,) = make_student(params=always(stop, config), layout=layout).answer(CONVERSATIONS[:1], SAMPLING)
+    (reply,) = make_student(params=always(stop, config), layout=layout, max_length=256).answer(
+        CONVERSATIONS[:1], SAMPLING
+    )
     assert (reply.outcome, reply.text, reply.usage.completion_tokens) == (Outcome.EMPTY, "", 0)
 
 

@@ -42,25 +42,48 @@ def attention(x, p, config):
     size, shared = config.head_dim, config.num_heads // config.num_kv_heads
     outputs = []
     for head in range(config.num_heads):
-        q = turned(part(x @ p["attention/query/kernel"], head, size), config.rope_theta)
-        k = turned(part(x @ p["attention/key/kernel"], head // shared, size), config.rope_theta)
-        v = part(x @ p["attention/value/kernel"], head // shared, size)
-        outputs.append(softmax_causal(q @ k.T / np.sqrt(size)) @ v)
-    return np.concatenate(outputs, axis=-1) @ p["attention/output/kernel"]
+        q = turned(part(affine(x, p, "query"), head, size), config)
+        k = turned(part(affine(x, p, "key"), head // shared, size), config)
+        v = part(affine(x, p, "value"), head // shared, size)
+        outputs.append(softmax_causal(q @ k.T / np.sqrt(size), config.sliding_window) @ v)
+    return affine(np.concatenate(outputs, axis=-1), p, "output")
+
+
+def affine(x, p, name):
+    return x @ p[f"attention/{name}/kernel"] + p.get(f"attention/{name}/bias", 0.0)
 
 
 def part(x, head, size):
     return x[:, head * size : (head + 1) * size]
 
 
-def turned(x, theta):
+def turned(x, config):
     """Rotary embedding as multiplication by a unit complex number, of the pairs (i, i + size / 2)."""
     half = x.shape[-1] // 2
-    angles = np.outer(np.arange(len(x)), theta ** (-np.arange(half) / half))
+    speeds = [stretched(config.rope_theta ** (-i / half), config.rope_scaling) for i in range(half)]
+    angles = np.outer(np.arange(len(x)), speeds)
     z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
-def softmax_causal(scores):
+def stretched(speed, scaling):
+    """One frequency, radians a position, as Llama 3.1 or linear interpolation stretch it."""
+    if scaling.kind == "none":
+        return speed
+    if scaling.kind == "linear":
+        return speed / scaling.factor
+    wavelength = 2 * np.pi / speed
+    if wavelength > scaling.original_length / scaling.low_frequency_factor:
+        return speed / scaling.factor
+    if wavelength < scaling.original_length / scaling.high_frequency_factor:
+        return speed
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    smooth = (scaling.original_length / wavelength - low) / (high - low)
+    return (1 - smooth) * speed / scaling.factor + smooth * speed
+
+
+def softmax_causal(scores, window):
     weights = np.tril(np.exp(scores - scores.max(axis=-1, keepdims=True)))
+    if window:
+        weights = np.triu(weights, 1 - window)
     return weights / weights.sum(axis=-1, keepdims=True)

@@ -34,6 +34,8 @@ def make_params(config, seed=0):
         drawn = random.standard_normal(shape.shape)
         if path_name(path).endswith("scale"):
             return jnp.asarray(1 + 0.2 * drawn, jnp.float32)
+        if path_name(path).endswith("bias"):
+            return jnp.asarray(0.3 * drawn, jnp.float32)
         fan_in = 1 if path_name(path).endswith("embedding") else shape.shape[-2]
         return jnp.asarray(drawn / np.sqrt(fan_in), jnp.float32)
 

@@ -5,6 +5,8 @@ fails by far once the mask between segments is dropped.
 """
 
 import dataclasses
+import functools
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.student import llama
+from orca_jax.student import attention, llama
 from orca_jax.student.attention import BACKENDS, attend, attend_to_cache, choose
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.training.loss import cross_entropy
+from tests.student.numpy_attention import numpy_attention
 from tests.student.students import SMALL, make_params, make_tokens
 
 BOUND = 1e-5
@@ -28,6 +31,8 @@ ROWS = (
     (1, 1, 1, 90, 127, 2, 1),
 )
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+WINDOWED = [name for name in BACKENDS if name != "pallas_gpu"]
+EVERY_WINDOWED_BACKEND = pytest.mark.parametrize("backend", WINDOWED)
 
 
 class Batch(NamedTuple):
@@ -132,10 +137,92 @@ def test_padding_takes_no_part_in_gradients(backend):
     jax.tree.map(np.testing.assert_array_equal, one.gradient, two.gradient)
 
 
-def heads(length, seed=0, dtype=jnp.float32):
-    """Query [2, t, 4, 8] and key and value [2, t, 2, 8]."""
+def heads(length, seed=0, dtype=jnp.float32, counts=(4, 2)):
+    """Query [2, t, n, 8] and key and value [2, t, k, 8], of 4 and 2 heads if nothing is said."""
     random = np.random.default_rng(seed)
-    return [jnp.asarray(random.standard_normal((2, length, n, 8)), dtype) for n in (4, 2, 2)]
+    query_heads, kv_heads = counts
+    return [
+        jnp.asarray(random.standard_normal((2, length, n, 8)), dtype)
+        for n in (query_heads, kv_heads, kv_heads)
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "window"))
+def mixed_and_gradients(inputs, segment_ids, backend, window):
+    """Attention, and the gradients by query, key and value of a sum with weights that differ everywhere."""
+
+    def total(query, key, value):
+        mixed = attend(query, key, value, segment_ids, backend=backend, window=window)
+        weights = jnp.sin(jnp.arange(mixed[0].size, dtype=jnp.float32)).reshape(mixed[0].shape)
+        return (mixed * weights).sum(), mixed
+
+    gradients, mixed = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
+    return mixed, gradients
+
+
+SEGMENTS = np.stack([np.repeat([1, 2, 3, 0], [60, 130, 100, 10]), np.repeat([1, 2, 3], [1, 259, 40])])
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (4, 2), (4, 1), (6, 2)], ids=str)
+@EVERY_BACKEND
+def test_query_heads_share_key_value_heads_by_groups_of_neighbours(backend, counts):
+    inputs = heads(40, counts=counts)
+    segments = np.stack([np.repeat([1, 2, 0], [11, 25, 4]), np.repeat([1], [40])])
+    mixed = attend(*inputs, jnp.asarray(segments), backend=backend)
+    np.testing.assert_allclose(mixed, numpy_attention(*inputs, segments, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 5, 128, 131, 300, 10_000])
+@EVERY_WINDOWED_BACKEND
+def test_a_window_ends_where_numpy_says_within_segments(backend, window):
+    """Windows of one token, within a block, of a block, over blocks, of a row, and longer than it."""
+    inputs, segments = heads(300), jnp.asarray(SEGMENTS)
+    mixed, gradients = mixed_and_gradients(inputs, segments, backend, window)
+    np.testing.assert_allclose(mixed, numpy_attention(*inputs, SEGMENTS, window), atol=1e-5)
+    _, expected = mixed_and_gradients(inputs, segments, "reference", window)
+    for gradient, other in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, atol=1e-5 * max(1, np.abs(other).max()))
+
+
+@EVERY_WINDOWED_BACKEND
+def test_packed_equals_unpacked_with_a_window_smaller_than_a_segment(backend):
+    """Values and gradients of a row are those of its segments as rows of their own."""
+    window, inputs = 37, heads(300)
+    mixed, gradients = mixed_and_gradients(inputs, jnp.asarray(SEGMENTS), backend, window)
+    for row, segment in ((0, 2), (1, 2)):
+        inside = SEGMENTS[row] == segment
+        alone = np.tile(inside[inside].astype(np.int32), (2, 1))
+
+        def total(*cut, alone=alone, inside=inside):
+            own = attend(*cut, jnp.asarray(alone), backend=backend, window=window)
+            weights = np.sin(np.arange(mixed[0].size)).reshape(mixed[0].shape)[inside]
+            return (own[0] * weights).sum(), own
+
+        cut = [x[jnp.asarray([row, row])][:, inside] for x in inputs]
+        own_gradients, own = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*cut)
+        np.testing.assert_allclose(mixed[row, inside], own[0], atol=1e-5)
+        for packed, unpacked in zip(gradients, own_gradients, strict=True):
+            np.testing.assert_allclose(packed[row, inside], unpacked[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@EVERY_WINDOWED_BACKEND
+def test_any_packing_is_attended_as_numpy_does(backend, window):
+    @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 99))
+    @settings(max_examples=10)
+    def check(sizes, seed):
+        row = np.repeat(np.arange(1, len(sizes) + 1), sizes)[:32]
+        segments = np.stack([np.pad(row, (0, 32 - len(row))), np.ones(32, int)])
+        inputs = heads(32, seed=seed)
+        mixed, _ = mixed_and_gradients(inputs, jnp.asarray(segments), backend, window)
+        np.testing.assert_allclose(mixed, numpy_attention(*inputs, segments, window), atol=1e-5)
+
+    check()
+
+
+def test_a_negative_window_is_refused():
+    with pytest.raises(ValueError, match=r"0 \(none\) or a number of tokens, got -4"):
+        attend(*heads(3), jnp.ones((2, 3), jnp.int32), window=-4)
 
 
 @EVERY_BACKEND
@@ -168,8 +255,13 @@ def test_large_scores_do_not_overflow(backend):
 
 @EVERY_BACKEND
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_result_has_the_querys_type(backend, dtype):
-    assert attend(*heads(9, dtype=dtype), jnp.ones((2, 9), jnp.int32), backend=backend).dtype == dtype
+def test_results_and_gradients_have_the_inputs_type(backend, dtype):
+    inputs = heads(9, dtype=dtype)
+    mixed, gradients = mixed_and_gradients(inputs, jnp.ones((2, 9), jnp.int32), backend, 0)
+    assert mixed.dtype == dtype
+    assert [gradient.dtype for gradient in gradients] == [dtype] * 3
+    exact = numpy_attention(*inputs, np.ones((2, 9)), 0)
+    np.testing.assert_allclose(mixed.astype(jnp.float32), exact, atol=1e-5 if dtype == jnp.float32 else 0.03)
 
 
 @given(filled=st.integers(1, 12), garbage=st.floats(-1e4, 1e4))
@@ -182,9 +274,38 @@ def test_slots_of_the_cache_that_come_later_are_not_seen(filled, garbage):
     np.testing.assert_array_equal(attend_to_cache(query[:, :1], *dirty, positions), clean)
 
 
-def test_auto_is_a_known_backend():
-    assert choose("auto") in BACKENDS
+@pytest.mark.parametrize("window", [1, 4, 12, 50])
+def test_the_cache_is_seen_through_the_window(window):
+    """Decoding a row token by token gives what attending to the whole row does."""
+    query, keys, values = heads(12)
+    whole = numpy_attention(query, keys, values, np.ones((2, 12)), window)
+    for position in range(12):
+        at = jnp.full((2, 1), position)
+        one = attend_to_cache(query[:, position : position + 1], keys, values, at, window=window)
+        np.testing.assert_allclose(one[:, 0], whole[:, position], atol=1e-5)
+
+
+def test_every_name_stands_for_itself():
     assert [choose(name) for name in BACKENDS] == list(BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("platform", "head_dim", "name", "why"),
+    [
+        ("cpu", 128, "causal_blocks", "fastest on CPUs"),
+        ("tpu", 128, "splash", "the kernel for TPUs"),
+        ("tpu", 1024, "blockwise", "heads of 1024 are larger than splash takes"),
+        ("gpu", 128, "blockwise", "no backend has been timed there yet"),
+    ],
+)
+def test_auto_goes_by_platform_and_says_why_once(platform, head_dim, name, why, monkeypatch, caplog):
+    attention._say.cache_clear()
+    monkeypatch.setattr(attention, "platform", lambda: platform)
+    with caplog.at_level(logging.INFO, "orca_jax.student.attention"):
+        assert [choose("auto", head_dim) for _ in range(3)] == [name] * 3
+    assert len(caplog.messages) == 1
+    assert f"attention: {name}, by auto on {platform}: " in caplog.messages[0]
+    assert why in caplog.messages[0]
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones():

@@ -10,15 +10,22 @@ import pytest
 
 from orca_jax.student import llama
 from orca_jax.student.attention import BACKENDS
+from orca_jax.student.config import RopeScaling
 from orca_jax.student.parameters import per_layer, stacked
 from tests.student import numpy_llama
 from tests.student.students import SMALL, apply, logits, make_params, make_tokens
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+LINEAR = RopeScaling(kind="linear", factor=4.0)
+LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_length=64)
 SHAPES = {
     "grouped queries": SMALL,
     "one key-value head": dataclasses.replace(SMALL, num_kv_heads=1),
     "multi-head, tied": dataclasses.replace(SMALL, num_kv_heads=4, tie_embeddings=True, rope_theta=5e5),
+    "query biases": dataclasses.replace(SMALL, qkv_bias=True),
+    "all biases": dataclasses.replace(SMALL, qkv_bias=True, output_bias=True, rope_scaling=LINEAR),
+    "sliding window": dataclasses.replace(SMALL, sliding_window=7),
+    "stretched positions": dataclasses.replace(SMALL, rope_scaling=LLAMA3, rope_theta=500.0),
     "wide heads": dataclasses.replace(SMALL, head_dim=24, hidden_size=20, num_layers=3, norm_epsilon=1e-2),
 }
 

@@ -1,0 +1,167 @@
+"""Released weights in, trained weights out.
+
+python -m experiments.convert import --source=MODEL_FOLDER --out=runs/imported
+python -m experiments.convert export --source=runs/openorca --out=exported --dtype=bfloat16
+python -m experiments.convert adapter --source=runs/lora --out=adapter
+python -m experiments.convert resave --source=OLD_FOLDER --out=MODEL_FOLDER
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from jax.sharding import Mesh
+
+from experiments import launch, students
+from orca_jax import artifacts, settings
+from orca_jax.artifacts import ArtifactError
+from orca_jax.data import layouts, tokenizer_export
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokenizer import BOS, TokenizerLike
+from orca_jax.progress import progress
+from orca_jax.student import huggingface, peft
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.sharding import MeshConfig, make_mesh
+from orca_jax.training.checkpoints import Checkpoints, load_params
+
+log = logging.getLogger(__name__)
+_SOURCE = flags.DEFINE_string("source", "", "A model folder, an imported student, or a workdir.")
+_OUT = flags.DEFINE_string("out", "", "The folder to write.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", list(huggingface.DTYPES), "Of exported weights.")
+_LAYOUT = flags.DEFINE_string("layout", "", "Of an exported student; empty: the one it was trained in.")
+
+
+def import_(source: Path, out: Path) -> None:
+    """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
+    opened = students.open_source(source)
+    made_by = {"program": students.IMPORT, "student": students.describe(opened.config), "layout": ""}
+    inputs = {"source": opened.fingerprint}
+    if artifacts.is_finished(out, made_by, inputs):
+        log.info("%s is imported already", out)
+        return
+    artifacts.begin(out, made_by, inputs)
+    tokenizers.load(opened.tokenizer).save(out / "tokenizer")
+    params = opened.load(opened.config, mesh())
+    checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
+    if not checkpoints.steps():
+        checkpoints.save(0, {"params": params})
+    checkpoints.close()
+    artifacts.finish(out, made_by, inputs, {"parameters": opened.config.parameter_count})
+    log.info("imported %d parameters into %s", opened.config.parameter_count, out)
+
+
+def mesh() -> Mesh:
+    return make_mesh(MeshConfig())
+
+
+def export(source: Path, out: Path, *, dtype: str, layout: str) -> None:
+    """A student as a Hugging Face model folder.
+
+    Raises:
+      ValueError: the layout it was trained in is not known, and not given.
+    """
+    opened = students.open_source(source)
+    layout = layout or opened.layout
+    if layout not in layouts.CONTROL_TOKENS:
+        raise ValueError(
+            f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
+        )
+    made_by = {"program": "export", "dtype": dtype, "layout": layout}
+    inputs = {"source": opened.fingerprint}
+    if artifacts.is_finished(out, made_by, inputs):
+        log.info("%s is exported already", out)
+        return
+    artifacts.begin(out, made_by, inputs)
+    tokenizer = tokenizers.load(opened.tokenizer)
+    tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
+    params, special = opened.load(opened.config, mesh()), special_ids(tokenizer, layout)
+    count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
+    artifacts.finish(out, made_by, inputs, {"parameters": count})
+    log.info("exported %d parameters as %s to %s", count, dtype, out)
+
+
+def special_ids(tokenizer: TokenizerLike, layout: str) -> dict[str, Any]:
+    """The ids that other programs need; the end of sequence is the one trained to end an answer."""
+    stop = layouts.stop_ids(layout, tokenizer)
+    return {
+        "bos_token_id": tokenizer.control_ids.get(BOS),
+        "eos_token_id": stop[0] if len(stop) == 1 else list(stop),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def adapter(source: Path, out: Path) -> None:
+    """The adapters of a trained workdir in PEFT's format.
+
+    Raises:
+      ValueError: it was trained without adapters.
+    """
+    manifest = artifacts.read_manifest(source / "training")
+    config = settings.build(LlamaConfig, manifest["made_by"]["student"])
+    made_by = {"program": "adapter", "lora": students.describe(config)["lora"]}
+    inputs = {"source": manifest["fingerprint"]}
+    if artifacts.is_finished(out, made_by, inputs):
+        log.info("%s is written already", out)
+        return
+    _, params = load_params(source / "training/checkpoints")
+    count = peft.save(params, config, out)
+    artifacts.finish(out, made_by, inputs, {"parameters": count})
+
+
+def resave(source: Path, out: Path) -> None:
+    """Pickled `.bin` weights as safetensors, file by file; torch reads them with `weights_only`.
+
+    Raises:
+      ArtifactError: there are none.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    files = sorted(source.glob("*.bin"))
+    if not files:
+        raise ArtifactError(f"{source} has no .bin files")
+    out.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    with progress("re-saving", len(files)) as report:
+        for done, file in enumerate(files, 1):
+            # mmap: a tensor is read when it is written, so one file at a time is in memory, at most.
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            name = f"model-{done:05}-of-{len(files):05}.safetensors"
+            separate = {key: value.clone().contiguous() for key, value in tensors.items()}
+            save_file(separate, out / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            report(done, file.name)
+    for file in source.iterdir():
+        if (
+            file.is_file()
+            and file.suffix in (".json", ".model", ".jinja", ".txt")
+            and ".bin." not in file.name
+        ):
+            shutil.copy(file, out)
+    huggingface.write_index(out, weight_map, {})
+
+
+PROGRAMS: dict[str, Callable[..., Any]] = {
+    "import": import_,
+    "export": export,
+    "adapter": adapter,
+    "resave": resave,
+}
+
+
+def main(arguments: list[str]) -> None:
+    launch.set_up_logging()
+    if len(arguments) != 2 or arguments[1] not in PROGRAMS or not _SOURCE.value or not _OUT.value:
+        raise app.UsageError(f"give one of {', '.join(PROGRAMS)}, --source and --out")
+    options = {"dtype": _DTYPE.value, "layout": _LAYOUT.value} if arguments[1] == "export" else {}
+    program = PROGRAMS[arguments[1]]
+    launch.checked(lambda: program(Path(_SOURCE.value), Path(_OUT.value), **options))
+
+
+if __name__ == "__main__":
+    app.run(main)

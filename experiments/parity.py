@@ -1,0 +1,258 @@
+"""Our students beside transformers' on the same weights: the tables of docs/students.md.
+
+Needs the extra `parity`.
+
+python -m experiments.parity families
+python -m experiments.parity memory --folder=FOLDER_TO_WRITE
+
+`families`: small random models of every family, 512 positions: the largest difference between logits,
+whether 64 greedy tokens are equal, whether import and export give every weight back bit for bit. `memory`:
+a random model of 1.1B parameters in bfloat16, imported as float32 by each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from orca_jax.student import huggingface, huggingface_config, llama, presets
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.sharding import MeshConfig, make_mesh
+
+_FOLDER = flags.DEFINE_string("folder", "", "Where `memory` keeps its model; empty: a temporary folder.")
+LENGTH, PROMPT, NEW = 512, 50, 64
+SHAPE = dict(
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    initializer_range=0.2,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=10_000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=128,
+)
+LINEAR = dict(rope_type="linear", rope_theta=10_000.0, factor=4.0)
+ONE_KEY_HEAD = dict(num_attention_heads=3, num_key_value_heads=1, hidden_size=48)
+# Family to transformers' config class and what differs from SHAPE.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LLaMA": ("LlamaConfig", dict(num_key_value_heads=4, rms_norm_eps=1e-6)),
+    "Llama 2, grouped queries": ("LlamaConfig", dict(rms_norm_eps=1e-5)),
+    "Llama 3.x, stretched, tied": (
+        "LlamaConfig",
+        dict(rope_parameters=LLAMA3, tie_word_embeddings=True, head_dim=32),
+    ),
+    "LLaMA, linear stretch": ("LlamaConfig", dict(rope_parameters=LINEAR)),
+    "LLaMA with biases": ("LlamaConfig", dict(attention_bias=True)),
+    "Mistral, window 37": ("MistralConfig", dict(sliding_window=37, head_dim=16)),
+    "Qwen2": ("Qwen2Config", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "SmolLM type": ("LlamaConfig", dict(ONE_KEY_HEAD, tie_word_embeddings=True)),
+}
+
+
+class Pair(NamedTuple):
+    """One model twice: transformers', and ours loaded from the folder that transformers wrote."""
+
+    theirs: Any
+    params: llama.Params
+    config: LlamaConfig
+
+
+def make_model(name: str, seed: int = 0) -> Any:
+    """A transformers model of a family, float32, every parameter random (norms and biases too)."""
+    import torch
+    import transformers
+
+    kind, changes = FAMILIES[name]
+    torch.manual_seed(seed)
+    settings = getattr(transformers, kind)(**{**SHAPE, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").float()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if "norm" in path:
+                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+            elif path.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            elif "embed" not in path:
+                parameter.normal_(0, 0.9 * parameter.shape[1] ** -0.5)
+    return model.eval()
+
+
+def make_pair(name: str, folder: Path) -> Pair:
+    theirs = make_model(name)
+    theirs.save_pretrained(folder)
+    read = huggingface_config.read_config(folder)
+    config = dataclasses.replace(read, vocab_multiple=16, scan_layers=False)
+    return Pair(theirs, huggingface.load(folder, config, make_mesh(MeshConfig())), config)
+
+
+def random_ids(size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, SHAPE["vocab_size"], size).astype(np.int32)
+
+
+def logit_error(pair: Pair, length: int = LENGTH) -> float:
+    """The largest absolute difference between both models' logits over `length` random ids."""
+    import torch
+
+    ids = random_ids(length)
+    with torch.no_grad():
+        expected = pair.theirs(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy()
+    places = np.arange(length, dtype=np.int32)[None]
+    apply = jax.jit(llama.apply, static_argnames="config")
+    mine, _ = apply(pair.params, ids[None], places, np.ones_like(places), config=pair.config)
+    return float(np.abs(np.asarray(mine)[0, :, : pair.config.vocab_size] - expected).max())
+
+
+def generations(pair: Pair) -> tuple[list[int], list[int]]:
+    """Greedy tokens after one random prompt: theirs and ours, which come from the cache one by one."""
+    import torch
+
+    prompt = random_ids(PROMPT, seed=1)
+    with torch.no_grad():
+        inputs = torch.tensor(prompt[None].astype(np.int64))
+        out = pair.theirs.generate(inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+    return out[0, PROMPT:].tolist(), _greedy(pair, prompt)
+
+
+def _greedy(pair: Pair, prompt: np.ndarray) -> list[int]:
+    apply = jax.jit(llama.apply, static_argnames="config")
+    cache = llama.empty_cache(pair.config, 1, PROMPT + NEW)
+    said: list[int] = []
+    new, places = prompt[None], np.arange(PROMPT, dtype=np.int32)[None]
+    while len(said) < NEW:
+        scores, cache = apply(pair.params, new, places, np.ones_like(places), cache, config=pair.config)
+        said.append(int(scores[0, -1].argmax()))
+        new, places = np.array([[said[-1]]], np.int32), places[:, -1:] + 1
+    return said
+
+
+def round_trip_differences(pair: Pair, folder: Path) -> list[str]:
+    """Tensors that are not bit for bit the same in the model that transformers reads from our export."""
+    import torch
+    import transformers
+
+    huggingface.export(pair.params, pair.config, folder, shard_bytes=40_000)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    if type(again) is not type(pair.theirs):
+        return [type(again).__name__]
+    before, after = dict(pair.theirs.named_parameters()), dict(again.named_parameters())
+    return [name for name in {**before, **after} if not torch.equal(before[name], after[name])]
+
+
+def families() -> None:
+    print("| Family | largest logit difference | 64 greedy tokens | round trip |\n| --- | --- | --- | --- |")
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            pair = make_pair(name, Path(folder) / "theirs")
+            theirs, ours = generations(pair)
+            wrong = round_trip_differences(pair, Path(folder) / "ours")
+        equal, exact = "equal" if theirs == ours else "DIFFERENT", "DIFFERENT" if wrong else "bit-exact"
+        print(f"| {name} | {logit_error(pair):.1e} | {equal} | {exact} |", flush=True)
+
+
+# Memory of an import
+
+SIZED = dataclasses.replace(  # TinyLlama's shape: 1.1B parameters
+    presets.preset("llama-7b"),
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=22,
+    num_kv_heads=4,
+    head_dim=64,
+)
+LOAD_OURS = """
+import jax
+from orca_jax.student import huggingface, huggingface_config
+from orca_jax.student.sharding import MeshConfig, make_mesh
+config = huggingface_config.read_config(FOLDER)
+params = jax.block_until_ready(huggingface.load(FOLDER, config, make_mesh(MeshConfig())))
+live = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+"""
+LOAD_THEIRS = """
+import torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
+live, largest = sum(sizes), max(sizes)
+"""
+MEASURE = """
+import json, time
+began = time.monotonic()
+{load}
+seconds = time.monotonic() - began
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps(dict(peak=peak, live=live, largest=largest, seconds=seconds)))
+"""
+
+
+def write_sized(folder: Path) -> None:
+    """A random model of 1.1B parameters in bfloat16, in shards, a tensor at a time."""
+    if (folder / huggingface_config.CONFIG_FILE).is_file():
+        return
+    shapes = jax.eval_shape(lambda: llama.init(dataclasses.replace(SIZED, scan_layers=False), 0))
+    random = np.random.default_rng(0)
+    bfloat16 = huggingface.DTYPES["bfloat16"]
+    params = jax.tree.map(
+        lambda leaf: (random.standard_normal(leaf.shape, np.float32) * 0.02).astype(bfloat16), shapes
+    )
+    config = dataclasses.replace(SIZED, scan_layers=False)
+    huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
+
+
+def measure(load: str, folder: Path) -> Mapping[str, float]:
+    """Peak memory of a process that runs `load`, bytes of its parameters, and the seconds it took."""
+    code = MEASURE.format(load=load.replace("FOLDER", repr(str(folder))))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    values = json.loads(ended.stdout.splitlines()[-1])
+    assert isinstance(values, dict)
+    return values
+
+
+def memory(folder: Path) -> dict[str, Mapping[str, float]]:
+    """Both imports of the model in `folder`, which is written if it is not there."""
+    write_sized(folder)
+    found = {}
+    print("| Import of 1.1B parameters | peak GiB | of it parameters | peak less parameters | seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, load in (("ours", LOAD_OURS), ("transformers", LOAD_THEIRS)):
+        found[name] = values = measure(load, folder)
+        over = values["peak"] - values["live"]
+        sizes = " | ".join(f"{size / 2**30:.2f}" for size in (values["peak"], values["live"], over))
+        print(f"| {name} | {sizes} | {values['seconds']:.0f} |", flush=True)
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    began = time.monotonic()
+    if arguments[1:] == ["families"]:
+        families()
+    elif arguments[1:] == ["memory"]:
+        with tempfile.TemporaryDirectory() as temporary:
+            memory(Path(_FOLDER.value or temporary))
+    else:
+        raise app.UsageError("give families or memory")
+    print(f"\n{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,165 @@
+"""Students on disk: a Hugging Face model folder, an imported one, or a workdir with a trained student."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.config import ExperimentConfig, plain
+from orca_jax import artifacts, settings
+from orca_jax.artifacts import ArtifactError
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokenizer import TokenizerError
+from orca_jax.student import huggingface, llama, lora, parameters, sharding
+from orca_jax.student.config import LlamaConfig, LoraConfig
+from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
+from orca_jax.training.checkpoints import load_params
+
+log = logging.getLogger(__name__)
+IMPORT = "import"
+Load = Callable[[LlamaConfig, Mesh], llama.Params]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A student that can be read.
+
+    Attributes:
+      config: its shape.
+      tokenizer: the path of its tokenizer, for data.tokenizer.load.
+      layout: the prompt layout it was trained in; empty where that is not known.
+      fingerprint: of its weights.
+      load: its parameters on a mesh, for a config of the same shape and as many ids or more.
+    """
+
+    config: LlamaConfig
+    tokenizer: Path
+    layout: str
+    fingerprint: str
+    load: Load
+
+
+def open_source(path: str | Path) -> Source:
+    """What lies at `path`.
+
+    Raises:
+      ArtifactError: nothing that is known.
+      UnsupportedModelError: a model folder that cannot be read.
+    """
+    path = Path(path)
+    if (path / CONFIG_FILE).is_file():
+        return _model_folder(path)
+    for manifest, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
+        if (manifest / artifacts.MANIFEST).is_file():
+            return _own(path, artifacts.read_manifest(manifest), path / checkpoints)
+    raise ArtifactError(
+        f"{path} holds no student: neither {CONFIG_FILE} (a Hugging Face model), nor an imported student, "
+        "nor a workdir whose training is finished"
+    )
+
+
+def _model_folder(path: Path) -> Source:
+    files = sorted([path / CONFIG_FILE, *path.glob("*.safetensors")])
+    return Source(
+        config=read_config(path),
+        tokenizer=path,
+        layout="",
+        fingerprint=artifacts.digest([artifacts.file_digest(file) for file in files]),
+        load=lambda config, mesh: huggingface.load(path, config, mesh),
+    )
+
+
+def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> Source:
+    made_by = manifest["made_by"]
+    if made_by.get("program") not in (IMPORT, "train"):
+        raise ArtifactError(f"{path} was made by {made_by.get('program')!r} and holds no student")
+    config = settings.build(LlamaConfig, made_by["student"])
+    return Source(
+        config=dataclasses.replace(config, lora=LoraConfig()),
+        tokenizer=path / "tokenizer",
+        layout=made_by.get("layout", ""),
+        fingerprint=manifest["fingerprint"],
+        load=lambda wanted, mesh: _restore(checkpoints, config, wanted, mesh),
+    )
+
+
+def _restore(checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: Mesh) -> llama.Params:
+    """A checkpoint's parameters, by way of this host's memory, in the view that is wanted."""
+    params, saved = merged(load_params(checkpoints)[1], saved)
+    view = parameters.stacked if wanted.scan_layers else parameters.per_layer
+    params, _ = view(params, saved)
+    params = {name: _grown(name, value, saved, wanted) for name, value in params.items()}
+    return jax.device_put(params, sharding.shardings(params, mesh))
+
+
+def _grown(name: str, value: Any, saved: LlamaConfig, wanted: LlamaConfig) -> Any:
+    if name == "embed":
+        return {"embedding": parameters.resize_vocabulary(value["embedding"], saved, wanted)}
+    if name == "unembed":
+        return parameters.resize_vocabulary(np.asarray(value).T, saved, wanted).T
+    return value
+
+
+def tokenizer_path(config: ExperimentConfig) -> str:
+    """Where the experiment's tokenizer comes from; empty: it is trained."""
+    if config.data.tokenizer or not config.student.init:
+        return config.data.tokenizer
+    return str(open_source(config.student.init).tokenizer)
+
+
+def shape(config: ExperimentConfig, workdir: Path, source: Source | None) -> LlamaConfig:
+    """The student's shape: as many ids as the workdir's tokenizer, or the weights to start from, have.
+
+    Raises:
+      TokenizerError: that is another number than the config gives.
+    """
+    ids = tokenizers.load(workdir / "tokenizer").vocab_size
+    if source is None:
+        return config.student.shape(ids)
+    ids, wanted = max(ids, source.config.vocab_size), config.student.vocab_size
+    if wanted not in (0, ids):
+        raise TokenizerError(
+            f"student.vocab_size={wanted}, but tokenizer and {config.student.init} need {ids}; set it to 0"
+        )
+    return config.student.shape(ids, source.config)
+
+
+def initial(source: Source, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
+    """A source's parameters, with fresh adapters where the config has them."""
+    base = source.load(dataclasses.replace(config, lora=LoraConfig()), mesh)
+    if not config.lora.rank:
+        return base
+    # Only the adapters leave the compiled function, so the rest of it is never computed.
+    draw = jax.jit(lambda: lora.split(llama.init(config, seed), config.lora).trained)
+    placed = sharding.shardings(jax.eval_shape(draw), mesh)
+    return lora.added(base, jax.device_put(draw(), placed))
+
+
+def trained(workdir: Path) -> tuple[int, llama.Params, LlamaConfig]:
+    """The step, the parameters (on this host, adapters merged) and the shape of a workdir's student."""
+    values = artifacts.read_manifest(workdir / "training")["made_by"]["student"]
+    config = settings.build(LlamaConfig, values)
+    step, params = load_params(workdir / "training/checkpoints")
+    return step, *merged(params, config)
+
+
+def merged(params: llama.Params, config: LlamaConfig) -> tuple[llama.Params, LlamaConfig]:
+    """The same student without adapters."""
+    if not config.lora.rank:
+        return params, config
+    whole = jax.tree.map(np.asarray, lora.merge(params, config.lora))
+    return whole, dataclasses.replace(config, lora=LoraConfig())
+
+
+def describe(config: LlamaConfig) -> dict[str, Any]:
+    """A shape as manifests hold it."""
+    values = plain(config)
+    assert isinstance(values, dict)
+    return values

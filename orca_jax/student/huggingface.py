@@ -1,0 +1,328 @@
+"""Hugging Face weights to device shards and back: only `.safetensors`, only the bytes that are needed.
+
+A model folder has [out, in] tensors, one a layer; a student's kernels are [in, out] and, scanned, stacked.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from orca_jax.artifacts import atomic_write
+from orca_jax.student import llama, sharding
+from orca_jax.student.config import LlamaConfig
+from orca_jax.student.huggingface_config import CONFIG_FILE, UnsupportedModelError, unparse
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 2 << 30  # a shard of an exported model; what an export holds in memory
+MEAN_ROWS = 4096  # rows of an embedding averaged at a time
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+LAYER = re.compile(r"^layers/|^layer_(\d+)/")
+TENSORS = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "unembed": "lm_head.weight",
+    "norm/scale": "model.norm.weight",
+    "attention_norm/scale": "input_layernorm.weight",
+    "feed_forward_norm/scale": "post_attention_layernorm.weight",
+    **{
+        f"attention/{ours}/{kind}": f"self_attn.{theirs}_proj.{name}"
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+        for kind, name in (("kernel", "weight"), ("bias", "bias"))
+    },
+    **{f"feed_forward/{name}/kernel": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
+}
+BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed, not learned; old files carry it
+VOCABULARY = ("embed/embedding", "unembed")
+
+
+class _Place(NamedTuple):
+    """Where a parameter, or a layer's part of one, lies in a model folder."""
+
+    tensor: str
+    transposed: bool
+
+
+def place(path: str, layer: int | None = None) -> _Place:
+    """The tensor of a parameter's path; `layer` picks one of a stacked parameter."""
+    match = LAYER.match(path)
+    local = path[match.end() :] if match else path
+    number = layer if match and match.group(1) is None else match and match.group(1)
+    prefix = "" if match is None else f"model.layers.{number}."
+    return _Place(prefix + TENSORS[local], local == "unembed" or local.endswith("kernel"))
+
+
+class Folder:
+    """The tensors of a model folder, read by slices.
+
+    Raises:
+      UnsupportedModelError: it holds no safetensors.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        self.files = self._files()
+
+    def _files(self) -> Mapping[str, Path]:
+        index, single = self.directory / INDEX, self.directory / SINGLE
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {name: self.directory / file for name, file in names.items()}
+        if single.is_file():
+            with self._open(single) as file:
+                return dict.fromkeys(file.keys(), single)
+        pickled = sorted(path.name for path in self.directory.glob("*.bin"))
+        advice = f"; {pickled[0]} is a pickle, never read here: see docs/students.md" if pickled else ""
+        raise UnsupportedModelError(f"{self.directory} has neither {SINGLE} nor {INDEX}{advice}")
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return safetensors.safe_open(path, framework="np")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UnsupportedModelError(f"{path} cannot be read ({error}); fetch it again") from error
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        if tensor not in self.files:
+            raise UnsupportedModelError(f"{self.directory} has no tensor {tensor!r}")
+        with self._open(self.files[tensor]) as file:
+            return tuple(file.get_slice(tensor).get_shape())
+
+    def read(self, tensor: str, *index: slice) -> np.ndarray:
+        """A slice of a tensor, in the file's type. The file is closed again, and its pages given back."""
+        with self._open(self.files[tensor]) as file:
+            return np.asarray(file.get_slice(tensor)[index if len(index) > 1 else index[0]])
+
+
+def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
+    """Float32 parameters on the mesh, each process reading only what its devices hold.
+
+    Rows of the vocabulary past the folder's start at the mean of its rows.
+
+    Raises:
+      UnsupportedModelError: a tensor is missing, of another shape, or left over.
+    """
+    folder = Folder(directory)
+    shapes = jax.eval_shape(lambda: llama.init(config, 0))
+    flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = {sharding.path_name(path): leaf.shape for path, leaf in flat}
+    _check(folder, leaves, config)
+    placed = jax.tree.leaves(sharding.shardings(shapes, mesh))
+    arrays = [
+        _array(folder, name, shape, where)
+        for (name, shape), where in zip(leaves.items(), placed, strict=True)
+    ]
+    return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> None:
+    expected = dict(_expected(leaves, config))
+    for tensor, shape in expected.items():
+        found = folder.shape(tensor)
+        vocabulary = tensor in (TENSORS[name] for name in VOCABULARY)
+        grown = vocabulary and found[0] <= shape[0] and found[1:] == shape[1:]
+        if found != shape and not grown:
+            raise UnsupportedModelError(f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape}")
+    left = [name for name in folder.files if name not in expected and not BUFFERS.search(name)]
+    if config.tie_embeddings:
+        left = [name for name in left if name != TENSORS["unembed"]]
+    if left:
+        raise UnsupportedModelError(f"{folder.directory} has a tensor {left[0]!r} that no student here uses")
+
+
+def _expected(
+    leaves: Mapping[str, tuple[int, ...]], config: LlamaConfig
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that a model folder must have, with their shapes."""
+    for path, shape in leaves.items():
+        stacked = path.startswith("layers/")
+        for layer in range(config.num_layers) if stacked else (None,):
+            tensor, transposed = place(path, layer)
+            own = shape[1:] if stacked else shape
+            if path in VOCABULARY:
+                own = (
+                    (config.hidden_size, config.vocab_size)
+                    if transposed
+                    else (config.vocab_size, config.hidden_size)
+                )
+            yield tensor, own[::-1] if transposed else own
+
+
+def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax.Array:
+    @functools.lru_cache(maxsize=1)  # replicas ask for the same part one after the other
+    def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        return _part(folder, path, tuple(slice(*bound) for bound in bounds))
+
+    def callback(index: Any) -> np.ndarray:
+        return part(tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, where, callback)
+
+
+def _part(folder: Folder, path: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of one parameter as float32."""
+    if path.startswith("layers/"):
+        layers = range(index[0].start, index[0].stop)
+        sizes = [one.stop - one.start for one in index]
+        out = np.empty(sizes, np.float32)
+        for row, layer in zip(out, layers, strict=True):
+            row[...] = _read(folder, place(path, layer), index[1:])
+        return out
+    if path in VOCABULARY:
+        return _vocabulary(folder, place(path), index)
+    return _read(folder, place(path), index).astype(np.float32)
+
+
+def _read(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
+    found = folder.read(where.tensor, *(index[::-1] if where.transposed else index))
+    return found.T if where.transposed else found
+
+
+def _vocabulary(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of an embedding or unembedding, its rows past the folder's filled with the mean row."""
+    rows, columns = index[::-1] if where.transposed else index
+    there = folder.shape(where.tensor)[0]
+    out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
+    kept = max(0, min(rows.stop, there) - rows.start)
+    if kept:
+        out[:kept] = folder.read(where.tensor, slice(rows.start, rows.start + kept), columns)
+    if kept < len(out):
+        out[kept:] = _mean(folder, where.tensor, columns)
+    return out.T if where.transposed else out
+
+
+def _mean(folder: Folder, tensor: str, columns: slice) -> np.ndarray:
+    """The mean row of a tensor, float32, summed in float64."""
+    rows = folder.shape(tensor)[0]
+    total = np.zeros(columns.stop - columns.start, np.float64)
+    for start in range(0, rows, MEAN_ROWS):
+        block = folder.read(tensor, slice(start, min(start + MEAN_ROWS, rows)), columns)
+        total += block.astype(np.float64).sum(axis=0)
+    return (total / rows).astype(np.float32)
+
+
+# Export
+
+
+class _Tensor(NamedTuple):
+    """One tensor to be written: its name, shape, and where it lies among the parameters."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: str
+    layer: int | None
+
+
+def export(
+    params: llama.Params,
+    config: LlamaConfig,
+    directory: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    special: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Writes safetensors shards with their index, config.json and generation_config.json.
+
+    One shard at a time is in memory. The vocabulary's padding is cut off. A tied head is not written.
+
+    Args:
+      special: `bos_token_id`, `eos_token_id` (the one trained to end an answer) and `pad_token_id`.
+
+    Returns:
+      The number of parameters written.
+
+    Raises:
+      UnsupportedModelError: no Hugging Face family computes this student.
+      ValueError: the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    directory, values = Path(directory), {**unparse(config), "dtype": dtype, **(special or {})}
+    flat = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    tensors = list(_tensors(flat, config))
+    shards = list(_shards(tensors, DTYPES[dtype].itemsize, shard_bytes))
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip([SINGLE] if len(shards) == 1 else names, shards, strict=True):
+        _write_shard(directory / name, {tensor.name: _value(flat, tensor, DTYPES[dtype]) for tensor in shard})
+    count = sum(int(np.prod(tensor.shape)) for tensor in tensors)
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
+        write_index(directory, weight_map, {"total_size": count * DTYPES[dtype].itemsize})
+    _write_json(directory / CONFIG_FILE, values)
+    _write_json(directory / "generation_config.json", {"do_sample": False, **(special or {})})
+    return count
+
+
+def _tensors(flat: Mapping[str, jax.Array], config: LlamaConfig) -> Iterator[_Tensor]:
+    shapes = {path: leaf.shape for path, leaf in flat.items()}
+    sizes = dict(_expected(shapes, config))
+    for path in flat:
+        for layer in range(config.num_layers) if path.startswith("layers/") else (None,):
+            name = place(path, layer).tensor
+            yield _Tensor(name, sizes[name], path, layer)
+
+
+def _order(tensor: _Tensor) -> list[int]:
+    """Tensors outside of layers first, then layer by layer."""
+    return [int(part) if part.isdigit() else -1 for part in tensor.name.split(".")]
+
+
+def _shards(tensors: list[_Tensor], itemsize: int, limit: int) -> Iterator[list[_Tensor]]:
+    """The tensors cut into shards of at most `limit` bytes, or of one tensor."""
+    shard: list[_Tensor] = []
+    size = 0
+    for tensor in sorted(tensors, key=_order):
+        needed = int(np.prod(tensor.shape)) * itemsize
+        if shard and size + needed > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += needed
+    yield shard
+
+
+def _value(flat: Mapping[str, jax.Array], tensor: _Tensor, dtype: np.dtype[Any]) -> np.ndarray:
+    leaf = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
+    value = np.asarray(leaf)
+    value = value.T if place(tensor.path, tensor.layer).transposed else value
+    rows = tensor.shape[0]  # fewer than the parameter's where the vocabulary is padded
+    return np.ascontiguousarray(value[:rows]).astype(dtype)
+
+
+def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_index(directory: Path, weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
+    """Says which file holds which tensor."""
+    _write_json(directory / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        json.dump(values, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,109 @@
+"""Low-rank adapters (Hu et al., arXiv 2106.09685) as an interceptor around linen's dense layers.
+
+Beside an adapted kernel W [in, out] lie `lora_a` [in, r] and `lora_b` [r, out]; the layer computes
+x W + (alpha / r) x A B. B starts at zero, so a fresh adapter changes nothing. Only adapters are trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from orca_jax.student.config import LoraConfig
+
+INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what PEFT draws A from
+ADAPTER = ("lora_a", "lora_b")
+
+
+class Split(NamedTuple):
+    """A tree of parameters in two, each with None in the other's places."""
+
+    trained: Any
+    frozen: Any
+
+
+@contextlib.contextmanager
+def adapting(config: LoraConfig) -> Iterator[None]:
+    """Dense layers of the targets' names have adapters while linen modules run inside."""
+    if not config.rank:
+        yield
+        return
+
+    def interceptor(
+        layer: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        out = layer(*args, **kwargs)
+        module = context.module
+        adapted = isinstance(module, nn.Dense) and module.name in config.targets
+        return out + _adapter(module, args[0], config) if adapted else out
+
+    with nn.intercept_methods(interceptor):
+        yield
+
+
+def _adapter(module: Any, x: jax.Array, config: LoraConfig) -> jax.Array:
+    a = module.param("lora_a", INIT, (x.shape[-1], config.rank), jnp.float32)
+    b = module.param("lora_b", nn.initializers.zeros, (config.rank, module.features), jnp.float32)
+    narrow = jnp.matmul(x, a.astype(module.dtype))
+    return jnp.matmul(narrow, b.astype(module.dtype)) * (config.alpha / config.rank)
+
+
+def split(params: Any, config: LoraConfig) -> Split:
+    """What is trained and what stays: all is trained without adapters, only they with them."""
+    if not config.rank:
+        return Split(params, jax.tree.map(lambda _: None, params))
+
+    def part(wanted: bool) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if (path[-1].key in ADAPTER) == wanted else None, params
+        )
+
+    return Split(part(True), part(False))
+
+
+def joined(parts: Split) -> Any:
+    """The whole tree again."""
+    return jax.tree.map(
+        lambda trained, frozen: frozen if trained is None else trained,
+        *parts,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def adapters(params: Any) -> dict[str, Any]:
+    """The subtrees of a tree that hold an adapter, by the path of their layer (`layers/attention/query`)."""
+    found = {}
+
+    def walk(tree: Mapping[str, Any], path: str) -> None:
+        if "lora_a" in tree:
+            found[path] = tree
+        for name, entry in tree.items():
+            if isinstance(entry, Mapping):
+                walk(entry, f"{path}/{name}" if path else name)
+
+    walk(params, "")
+    return found
+
+
+def merge(params: Any, config: LoraConfig) -> Any:
+    """The parameters without adapters, each kernel W + (alpha / r) A B, in float32."""
+    if not isinstance(params, Mapping):
+        return params
+    merged = {name: merge(entry, config) for name, entry in params.items() if name not in ADAPTER}
+    if "lora_a" in params:
+        change = jnp.matmul(params["lora_a"], params["lora_b"], precision="highest")
+        merged["kernel"] = params["kernel"] + change * (config.alpha / config.rank)
+    return merged
+
+
+def added(params: Any, fresh: Any) -> Any:
+    """`params` with the adapters of `fresh`, a tree of the same layers, beside its kernels."""
+    if not isinstance(params, Mapping):
+        return params
+    both = {name: added(entry, fresh[name]) for name, entry in params.items()}
+    return both | {name: fresh[name] for name in ADAPTER if name in fresh}

@@ -1,0 +1,307 @@
+"""Chat templates: transformers' text and ids, and each answer found exactly or the conversation refused."""
+
+import datetime
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.data import layouts
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.chat_template import TemplateError, render, text_of
+from orca_jax.data.layouts import TEMPLATE, LayoutError, encode
+from orca_jax.records import Message
+from tests.data import hf_folders
+from tests.data.hf_folders import CHATML, ENDS, TEMPLATES
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+SPELLINGS = ["</s>", "<s>", "<|im_start|>", "<|im_end|>\n", "<|turn|>", "[INST]", " <|strip|> ", "user", "▁"]
+PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="\ue100\ue101\ue102\ue103"), max_size=12)
+TEXT = st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=4).map("".join)
+SAID = PLAIN.filter(lambda text: not {"<", "["} & set(text))
+KINDS = ["byte_level", "prepend", "metaspace_first", "metaspace_always"]
+EVERY_TEMPLATE = pytest.mark.parametrize("name", TEMPLATES)
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
+
+
+@st.composite
+def conversations(draw, text=TEXT):
+    """One to three exchanges, with a system message or none."""
+    system = [Message("system", draw(text))] if draw(st.booleans()) else []
+    turns = [
+        (Message("user", draw(text)), Message("assistant", draw(text)))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    return [*system, *itertools.chain(*turns)]
+
+
+def prompts(messages):
+    """The conversation up to each of the user's turns."""
+    return [messages[: i + 1] for i, message in enumerate(messages) if message.role == "user"]
+
+
+def exchange(answer="blue"):
+    return [Message("system", "Be brief."), Message("user", "What is it?"), Message("assistant", answer)]
+
+
+@pytest.fixture(scope="module")
+def folder_of(corpus, tmp_path_factory):
+    """Writes a tokenizer's folder of a kind with a template, once."""
+    made, written = {}, {}
+
+    def write(kind, template):
+        if kind not in made:
+            made[kind] = hf_folders.KINDS[kind](corpus)
+        if (kind, template) not in written:
+            folder = tmp_path_factory.mktemp(kind)
+            written[kind, template] = hf_folders.write_folder(folder, made[kind], template)
+        return written[kind, template]
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(folder_of):
+    loaded = {}
+
+    def load(kind, template):
+        if (kind, template) not in loaded:
+            loaded[kind, template] = tokenizers.load(folder_of(kind, template))
+        return loaded[kind, template]
+
+    return load
+
+
+@EVERY_TEMPLATE
+@given(messages=conversations())
+@settings(max_examples=40)
+def test_every_message_is_found_where_it_stands(name, messages):
+    for spoken in (messages, messages[:-1]):
+        rendered = render(TEMPLATES[name], spoken, NAMES, prompt=spoken is not messages)
+        contents = [(m.role, m.content) for m in spoken]
+        assert rendered.text == text_of(TEMPLATES[name], contents, NAMES, spoken is not messages)
+        found = {span.message: rendered.text[span.start : span.end] for span in rendered.contents}
+        for index, message in enumerate(spoken):
+            if message.content.strip() or message.role == "assistant":
+                trimmed = message.content.strip() if name == "headers" else message.content
+                assert found[index] == trimmed
+
+
+@EVERY_TEMPLATE
+@EVERY_KIND
+@given(messages=conversations())
+@settings(max_examples=25)
+def test_a_prompts_ids_are_the_start_of_the_ids_trained_on(name, kind, tokenizer_of, messages):
+    tokenizer = tokenizer_of(kind, TEMPLATES[name])
+    trained = encode(messages, TEMPLATE, tokenizer)
+    end = tokenizer.control_id(ENDS[name])
+    expected = np.zeros(len(trained.tokens))
+    for prompt in prompts(messages):
+        start = len(met := encode(prompt, TEMPLATE, tokenizer).tokens)
+        np.testing.assert_array_equal(met, trained.tokens[:start])
+        expected[start : start + trained.tokens[start:].tolist().index(end) + 1] = 1
+    np.testing.assert_array_equal(trained.weights, expected)
+    assert set(trained.roles[trained.weights > 0]) == {layouts.ROLE_NAMES.index("assistant")}
+    assert not (trained.roles[trained.weights == 0] == layouts.ROLE_NAMES.index("assistant")).any()
+
+
+@EVERY_TEMPLATE
+@EVERY_KIND
+@given(answer=TEXT)
+@settings(max_examples=25)
+def test_a_reply_is_the_answer_again(name, kind, tokenizer_of, answer):
+    tokenizer = tokenizer_of(kind, TEMPLATES[name])
+    encoded = encode(exchange(answer), TEMPLATE, tokenizer)
+    reply = tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist())
+    found, answer = layouts.answer_text(reply, TEMPLATE, tokenizer), answer.replace("▁", " ")
+    if kind == "byte_level" and name in ("chatml", "lines", "blocks", "plain", "instruct"):
+        assert found.replace("▁", " ") == answer
+    else:  # templates and special tokens that trim, and spaces that tokenizers put after special tokens
+        assert found.replace("▁", " ").strip() == answer.strip()
+
+
+@EVERY_TEMPLATE
+@given(messages=conversations())
+@settings(max_examples=25)
+def test_special_tokens_cannot_be_injected(name, tokenizer_of, messages):
+    tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
+    control = set(tokenizer.control_ids.values())
+
+    def controls(conversation):
+        return [i for i in encode(conversation, TEMPLATE, tokenizer).tokens.tolist() if i in control]
+
+    assert controls(messages) == controls([Message(message.role, "x") for message in messages])
+
+
+@EVERY_TEMPLATE
+@given(messages=conversations())
+@settings(max_examples=15)
+def test_loss_on_the_last_answer_only(name, tokenizer_of, messages):
+    tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
+    every, last = (encode(messages, TEMPLATE, tokenizer, supervise) for supervise in ("all", "last"))
+    prompt = len(encode(messages[:-1], TEMPLATE, tokenizer).tokens)
+    np.testing.assert_array_equal(last.tokens, every.tokens)
+    np.testing.assert_array_equal(last.weights, every.weights * (np.arange(len(every.tokens)) >= prompt))
+
+
+@EVERY_TEMPLATE
+def test_a_reply_ends_with_the_turn_or_the_sequence(name, tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
+    ends = layouts.stop_ids(TEMPLATE, tokenizer)
+    assert ends[0] == tokenizer.control_id(ENDS[name])
+    assert set(ends) == {ends[0], tokenizer.control_id("</s>")}
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_other_layouts_have_one_stop_token(layout, tokenizer):
+    assert layouts.stop_ids(layout, tokenizer) == (tokenizer.control_id(layouts.STOP_TOKENS[layout]),)
+
+
+def test_arrays_are_aligned_and_typed(tokenizer_of):
+    encoded = encode(exchange(), TEMPLATE, tokenizer_of("byte_level", CHATML))
+    assert [a.dtype for a in (encoded.tokens, encoded.weights, encoded.roles)] == [
+        np.int32,
+        np.float32,
+        np.int8,
+    ]
+    assert [role for role, _ in itertools.groupby(encoded.roles.tolist())] == [0, 1, 2, 1]
+
+
+def test_what_a_generation_block_adds_is_the_assistants(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", TEMPLATES["blocks"])
+    encoded = encode(exchange(), TEMPLATE, tokenizer)
+    assert tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist()) == "So: blue"
+
+
+FOR = "{{ bos_token }}{% for m in messages %}"
+TURN = "{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' }}"
+ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+BROKEN = {
+    "no end": (
+        FOR + "{{ m.role ~ ':\\n' ~ m.content ~ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
+        "writes no special token after message 2",
+    ),
+    "end after text": (
+        FOR + "{{ m.role ~ ':\\n' ~ m.content ~ ' (over)' ~ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
+        r"writes ' \(over\)' between message 2",
+    ),
+    "no header in the prompt": (
+        FOR + TURN + "{% endfor %}",
+        r"writes '<\|im_start\|>assistant\\n' between message 2",
+    ),
+    "another prompt": (
+        FOR + TURN + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>bot\\n' }}{% endif %}",
+        "prompt for message 2 is not the start",
+    ),
+    "a space that belongs to the answer": (
+        FOR + "{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        "prompt for message 2 is not the start",
+    ),
+    "no answer": (
+        FOR + "{% if m.role == 'user' %}" + TURN + "{% endif %}{% endfor %}" + ASK.replace("assistant", ""),
+        "not the start|answer, 0 times",
+    ),
+    "two answers": (
+        FOR + TURN + "{% if m.role == 'assistant' %}" + TURN + "{% endif %}{% endfor %}" + ASK,
+        "message 2, an answer, 2 times",
+    ),
+    "capitals": (
+        FOR + TURN.replace("m.content", "m.content | upper") + "{% endfor %}" + ASK,
+        "changes a message otherwise than by trimming",
+    ),
+    "a look at the content": (
+        FOR + TURN + "{% if 'blue' in m.content %}!{% endif %}{% endfor %}" + ASK,
+        "changes a message otherwise",
+    ),
+    "refusal": ("{{ raise_exception('speak up') }}", "refuses the conversation: speak up"),
+    "bad types": ("{{ messages[0].content + 1 }}", "refuses the conversation"),
+    "no jinja": ("{% for %}", "cannot be read"),
+    "a way out": ("{{ messages.append(1) }}", "refuses the conversation: .*unsafe|not safely"),
+    "blocks for all": (
+        FOR + "{% generation %}" + TURN + "{% endgeneration %}{% endfor %}" + ASK,
+        "has 3 generation blocks for 1 answers",
+    ),
+    "block elsewhere": (
+        "{% generation %}{{ bos_token }}{% endgeneration %}" + CHATML,
+        "outside of its generation block",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_template_whose_answers_cannot_be_found_is_refused(fault, tokenizer_of):
+    template, message = BROKEN[fault]
+    with pytest.raises(LayoutError, match=message):
+        encode(exchange(), TEMPLATE, tokenizer_of("byte_level", template))
+
+
+def test_turns_out_of_order_are_refused(tokenizer_of):
+    with pytest.raises(LayoutError, match="turns must be"):
+        encode([Message("assistant", "x")], TEMPLATE, tokenizer_of("byte_level", CHATML))
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer, tokenizer_of):
+    for without in (tokenizer, tokenizer_of("byte_level", None)):
+        with pytest.raises(LayoutError, match="this tokenizer has none; use one of orca"):
+            encode(exchange(), TEMPLATE, without)
+
+
+def test_the_characters_that_mark_places_are_refused_in_messages():
+    with pytest.raises(TemplateError, match=r"U\+E100"):
+        render(CHATML, [Message("user", "a \ue100 b")], NAMES, prompt=True)
+
+
+def test_templates_that_trim_one_side_are_understood():
+    template = (
+        "{% for m in messages %}{{ '<' ~ m.content.lstrip() ~ '|' ~ m.content.rstrip() ~ '>' }}{% endfor %}"
+    )
+    rendered = render(template, [Message("user", "  x ")], NAMES, prompt=True)
+    assert rendered.text == "<x |  x>"
+    assert [(span.start, span.end) for span in rendered.contents] == [(1, 3), (4, 7)]
+
+
+def test_the_environment_is_the_one_templates_are_written_for():
+    template = (
+        "{% for m in messages %}\n    {% if loop.first %}\n{% continue %}{% endif %}\n"
+        "{{ {'a': '<é>'} | tojson }}{{ m | tojson(indent=None) }}"
+        "{{ strftime_now('%Y') }}{% break %}{% endfor %}"
+    )
+    messages = [("user", "x"), ("assistant", "y"), ("user", "z")]
+    year = datetime.datetime.now().strftime("%Y")
+    expected = '{"a": "<é>"}{"role": "assistant", "content": "y"}' + year
+    assert text_of(template, messages, NAMES, False) == expected
+    with pytest.raises(TemplateError):
+        text_of("{{ ''.__class__.__mro__[1].__subclasses__() }}", messages, NAMES, False)
+
+
+@pytest.fixture(scope="module")
+def automatic(folder_of):
+    transformers = pytest.importorskip("transformers")
+    loaded = {}
+
+    def load(kind, template):
+        if (kind, template) not in loaded:
+            loaded[kind, template] = transformers.AutoTokenizer.from_pretrained(folder_of(kind, template))
+        return loaded[kind, template]
+
+    return load
+
+
+@pytest.mark.parity
+@EVERY_TEMPLATE
+@EVERY_KIND
+@given(messages=conversations(text=SAID))
+@settings(max_examples=20)
+def test_ids_are_those_of_transformers(name, kind, tokenizer_of, automatic, messages):
+    tokenizer, reference = tokenizer_of(kind, TEMPLATES[name]), automatic(kind, TEMPLATES[name])
+    for spoken in (messages, messages[:-1]):
+        turns = [{"role": message.role, "content": message.content} for message in spoken]
+        expected = reference.apply_chat_template(
+            turns, tokenize=True, return_dict=False, add_generation_prompt=spoken is not messages
+        )
+        assert encode(spoken, TEMPLATE, tokenizer).tokens.tolist() == expected

@@ -1,0 +1,388 @@
+"""The exported tokenizer gives our ids: for texts, and for conversations through its chat template."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.data import layouts, tokenizer_export
+from orca_jax.data.layouts import LAYOUTS
+from orca_jax.data.tokenizer import BOS, EOS, Tokenizer, load
+from orca_jax.data.tokenizer_export import ExportError, write
+from orca_jax.records import Message
+
+SPELLINGS = ["</s>", "<s>", "<unk>", "[[PAD]]", "<|im_start|>", "<|im_end|>", "<0x0A>", "▁</s>", " <s> "]
+RUNS = st.tuples(st.sampled_from([" ", "a", "ab", " a", "-", "\n", "the ", "🎉"]), st.integers(1, 40))
+TEXT = st.lists(
+    st.text(st.characters(codec="utf-8"), max_size=12) | RUNS.map(lambda run: run[0] * run[1]), max_size=5
+).map("".join)
+SPELLED = st.lists(st.sampled_from(SPELLINGS) | TEXT, max_size=5).map("".join)
+TRICKY = [
+    "",
+    " ",
+    "  ",
+    " leading",
+    "   three",
+    "trailing  ",
+    "▁",
+    "▁▁a",
+    "\n\n a\tb\r\n",
+    "naïve façade, größer, Ελληνικά, русский, العربية, हिन्दी, 日本語テキスト, 한국어",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 e\u0301 \u200b\ufeff\x00\x7f",
+    *("x" + " " * n + "y" for n in range(1, 70)),
+    *(" " * n for n in range(1, 70)),
+    *(letter * n for letter in "-=*.a_#0\\" for n in range(2, 40)),
+    *SPELLINGS,
+]
+EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
+FILES = ["chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def said(text: str) -> bool:
+    """Whether a text spells no control token; a template cannot tell such a spelling from its own tokens."""
+    return not any(spelling.strip(" ▁") in text for spelling in SPELLINGS)
+
+
+SAID = TEXT.filter(said)
+
+
+@st.composite
+def conversations(draw, contents=SAID):
+    """One to three exchanges, with a system message or none, perhaps a prompt."""
+    system = [Message("system", draw(contents))] if draw(st.booleans()) else []
+    turns = draw(st.integers(1, 6))
+    return [*system, *(Message(("user", "assistant")[i % 2], draw(contents)) for i in range(turns))]
+
+
+def with_pieces(tokenizer, scores):
+    """The tokenizer with other pieces than its own: `scores` of each, and its control and byte pieces."""
+
+    def replace(proto):
+        kept = [piece for piece in proto.pieces if piece.type != 1]
+        del proto.pieces[:]
+        proto.pieces.extend(kept)
+        for piece, score in scores.items():
+            proto.pieces.add(piece=piece, score=score, type=1)
+
+    return changed(tokenizer, replace)
+
+
+def changed(tokenizer, change):
+    """The tokenizer with its SentencePiece model changed in place."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    change(proto)
+    return Tokenizer(proto.SerializeToString(), tokenizer.control_tokens)
+
+
+def library(tokenizer, split: bool) -> tokenizers.Tokenizer:
+    """The exported tokenizer in the `tokenizers` library; `split`: spelled control tokens stay text."""
+    text = json.dumps(tokenizer_export.tokenizer_json(tokenizer))
+    made = tokenizers.Tokenizer.from_str(text)
+    made.encode_special_tokens = split
+    return made
+
+
+def ids_of(exported, text):
+    return exported.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module")
+def splitting(tokenizer):
+    return library(tokenizer, split=True)
+
+
+@pytest.fixture(scope="module")
+def matching(tokenizer):
+    return library(tokenizer, split=False)
+
+
+@given(text=SPELLED)
+@settings(max_examples=300)
+def test_any_text_has_our_ids(tokenizer, splitting, text):
+    assert ids_of(splitting, text) == tokenizer.encode(text, first=True)
+
+
+def test_tricky_texts_have_our_ids(tokenizer, splitting):
+    assert [t for t in TRICKY if ids_of(splitting, t) != tokenizer.encode(t, first=True)] == []
+
+
+@given(text=TEXT.filter(said))
+@settings(max_examples=200)
+def test_after_a_control_token_a_text_gets_no_space(tokenizer, matching, text):
+    bos = tokenizer.control_id(BOS)
+    assert ids_of(matching, BOS + text) == [bos, *tokenizer.encode(text, first=False)]
+    if text:
+        assert ids_of(matching, f"{BOS}▁{text}") == [bos, *tokenizer.encode(text, first=True)]
+
+
+@st.composite
+def vocabularies(draw):
+    """Pieces made of pieces, in any order of scores, and texts of them."""
+    words = ["a", "b", "▁"]
+    for _ in range(draw(st.integers(2, 25))):
+        pair = draw(st.sampled_from(words)) + draw(st.sampled_from(words))
+        if len(pair) <= 8 and pair not in words:
+            words.append(pair)
+    order = draw(st.permutations(range(len(words))))
+    texts = st.lists(st.tuples(st.sampled_from(words), st.integers(1, 5)), max_size=8)
+    return {word: -float(n) for word, n in zip(words, order)}, draw(st.lists(texts, min_size=5, max_size=5))
+
+
+@given(case=vocabularies())
+@settings(max_examples=150)
+def test_any_vocabulary_merges_as_in_sentencepiece(tokenizer, case):
+    scores, texts = case
+    made = with_pieces(tokenizer, scores)
+    exported = library(made, split=True)
+    for parts in texts:
+        text = "".join(part * n for part, n in parts).replace("▁", " ")
+        assert ids_of(exported, text) == made.encode(text, first=True)
+
+
+@pytest.mark.parametrize("longest", [2, 3, 7, 16])
+def test_runs_of_spaces_with_one_score_merge_as_in_sentencepiece(tokenizer, longest, tmp_path):
+    """As in LLaMA's model; 15 is not among its lengths."""
+    runs = {"▁" * n: -1e9 for n in range(1, longest + 1) if n != 15}
+    made = with_pieces(tokenizer, {"a": -2.0, "b": -3.0, "▁a": -1.0, **runs})
+    exported = library(made, split=True)
+    texts = [
+        f"{left}{' ' * n}{right}" for n in range(60) for left in ("", "b", "a") for right in ("", "a", "b")
+    ]
+    assert [t for t in texts if ids_of(exported, t) != made.encode(t, first=True)] == []
+    assert write(made, "orca", tmp_path, model_max_length=64)
+
+
+@given(text=TEXT.map(lambda text: text.replace("▁", "")))
+def test_decoding_gives_the_text_again(tokenizer, splitting, text):
+    assert splitting.decode(ids_of(splitting, text), skip_special_tokens=False) == text
+
+
+def test_special_tokens_are_added_only_when_asked_for(tokenizer, splitting):
+    assert splitting.encode("a cat").ids == [tokenizer.control_id(BOS), *ids_of(splitting, "a cat")]
+
+
+def test_control_tokens_have_their_ids(tokenizer, matching):
+    for name, token_id in tokenizer.control_ids.items():
+        assert ids_of(matching, name) == [token_id]
+
+
+@EVERY_LAYOUT
+@given(messages=conversations(contents=SPELLED))
+@settings(max_examples=60)
+def test_read_back_it_gives_the_layouts_ids_and_loss(layout, tokenizer, read_back, messages):
+    """Through the exported template, messages that spell control tokens included."""
+    ours = layouts.encode(messages, layout, tokenizer)
+    found = layouts.encode(messages, "template", read_back[layout])
+    np.testing.assert_array_equal(found.tokens, ours.tokens)
+    np.testing.assert_array_equal(found.weights, ours.weights)
+    text = tokenizer.decode(ours.tokens[ours.weights > 0].tolist())
+    if [message.role for message in messages].count("assistant") == 1:
+        assert layouts.answer_text(text, "template", read_back[layout]) == layouts.answer_text(
+            text, layout, tokenizer
+        )
+
+
+@pytest.fixture(scope="module")
+def read_back(tokenizer, tmp_path_factory):
+    """Layout to the exported files as a Hugging Face tokenizer of ours."""
+    found = {}
+    for layout in LAYOUTS:
+        folder = tmp_path_factory.mktemp(layout)
+        write(tokenizer, layout, folder, model_max_length=2048)
+        found[layout] = load(folder)
+    return found
+
+
+@EVERY_LAYOUT
+def test_stop_tokens_are_found_in_the_exported_template(layout, tokenizer, read_back):
+    stop = layouts.stop_ids(layout, tokenizer)
+    assert layouts.stop_ids("template", read_back[layout])[:1] == stop
+
+
+@EVERY_LAYOUT
+def test_the_same_files_every_time(layout, tokenizer, tmp_path):
+    for name in ("a", "b"):
+        paths = write(tokenizer, layout, tmp_path / name, model_max_length=64)
+        assert sorted(path.name for path in paths) == FILES
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def setting(path, value):
+    part, name = path.split(".")
+    return lambda proto: setattr(getattr(proto, part), name, value)
+
+
+def equal_scores(proto):
+    for piece in [piece for piece in proto.pieces if piece.type == 1 and len(piece.piece) > 1][:2]:
+        piece.score = -1.0
+
+
+def user_defined(proto):
+    proto.pieces[-1].type = 4
+
+
+def without_a_letter(proto):
+    letter = next(p for p in proto.pieces if p.piece == "e")
+    letter.piece = "é"
+
+
+def other_bos(proto):
+    proto.pieces[1].piece = "<bos>"
+    proto.trainer_spec.bos_piece = "<bos>"
+
+
+CHANGES = {
+    "no BPE": setting("trainer_spec.model_type", 1),
+    "normalises texts": setting("normalizer_spec.precompiled_charsmap", b"\0\0\0\0"),
+    "removes extra white space": setting("normalizer_spec.remove_extra_whitespaces", True),
+    "leaves spaces unescaped": setting("normalizer_spec.escape_whitespaces", False),
+    "adds no space before a text": setting("normalizer_spec.add_dummy_prefix", False),
+    "after the word": setting("trainer_spec.treat_whitespace_as_suffix", True),
+    "no byte fallback": setting("trainer_spec.byte_fallback", False),
+    "user-defined or unused": user_defined,
+    "no pieces": without_a_letter,
+    "equal scores": equal_scores,
+}
+
+
+@pytest.mark.parametrize("fault", CHANGES)
+def test_a_model_that_cannot_be_expressed_is_refused(tokenizer, tmp_path, fault, monkeypatch):
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    CHANGES[fault](proto)
+    monkeypatch.setattr(tokenizer_export, "_proto", lambda _: proto)
+    with pytest.raises(ExportError, match=fault):
+        write(tokenizer, "orca", tmp_path, model_max_length=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_unigram_model_is_refused(corpus, tmp_path):
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=model, model_type="unigram", vocab_size=90, minloglevel=2
+    )
+    with pytest.raises(ExportError, match="no BPE"):
+        write(Tokenizer(model.getvalue()), "orca", tmp_path, model_max_length=64)
+
+
+def test_names_that_are_other_ids_are_refused(tokenizer, tmp_path):
+    with pytest.raises(ExportError, match="'e' has id"):
+        write(Tokenizer(tokenizer.model, ("[[PAD]]", "e")), "orca", tmp_path, model_max_length=64)
+    with pytest.raises(ExportError, match="'<s>' has id 1"):
+        write(changed(tokenizer, other_bos), "orca", tmp_path, model_max_length=64)
+
+
+def test_pieces_that_span_a_layouts_cut_are_refused(tokenizer, tmp_path):
+    def spanning(proto):
+        for piece in (":", ":▁"):
+            proto.pieces.add(piece=piece, score=-1e6 - len(piece), type=1)
+
+    with pytest.raises(ExportError, match=r"'vicuna' cuts text .*':▁'"):
+        write(changed(tokenizer, spanning), "vicuna", tmp_path, model_max_length=64)
+
+
+def test_an_unknown_layout_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ExportError, match="'alpaca'; known: orca"):
+        write(tokenizer, "alpaca", tmp_path, model_max_length=64)
+
+
+def test_every_layout_has_a_template():
+    assert set(tokenizer_export.CHAT_TEMPLATES) == set(LAYOUTS)
+
+
+@pytest.fixture(scope="module")
+def automatic(tokenizer, tmp_path_factory):
+    """Layout to what AutoTokenizer makes of the exported files."""
+    return {layout: auto(tokenizer, layout, tmp_path_factory.mktemp(layout)) for layout in LAYOUTS}
+
+
+def auto(tokenizer, layout, folder):
+    transformers = pytest.importorskip("transformers")
+    write(tokenizer, layout, folder, model_max_length=2048)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def plain_ids(exported, text):
+    return exported(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def chat_ids(exported, messages):
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    prompt = messages[-1].role == "user"
+    return exported.apply_chat_template(turns, tokenize=True, return_dict=False, add_generation_prompt=prompt)
+
+
+@pytest.mark.parity
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=60)
+def test_a_rendered_conversation_has_the_layouts_ids(layout, tokenizer, automatic, messages):
+    expected = layouts.encode(messages, layout, tokenizer).tokens.tolist()
+    assert chat_ids(automatic[layout], messages) == expected
+
+
+@pytest.mark.parity
+@EVERY_LAYOUT
+def test_turns_out_of_order_are_refused_by_the_template(layout, automatic):
+    for roles in (["assistant"], ["user", "user"], ["user", "system"], ["system", "system", "user"]):
+        with pytest.raises(Exception, match="turns must be"):
+            chat_ids(automatic[layout], [Message(role, "x") for role in roles])
+
+
+@pytest.mark.parity
+def test_transformers_reads_settings_and_texts(tokenizer, automatic):
+    exported = automatic["orca"]
+    assert (exported.bos_token, exported.eos_token, exported.pad_token) == (BOS, EOS, "[[PAD]]")
+    assert exported.model_max_length == 2048
+    assert len(exported) == tokenizer.vocab_size
+    assert exported("a cat")["input_ids"] == [1, *tokenizer.encode("a cat", first=True)]
+    assert [t for t in TRICKY if plain_ids(exported, t) != tokenizer.encode(t, first=True)] == []
+    assert exported.decode(plain_ids(exported, " a  cat")) == " a  cat"
+
+
+@pytest.fixture(scope="module")
+def mistral(shared_data):
+    names = sorted({token for tokens in layouts.CONTROL_TOKENS.values() for token in tokens})
+    return load(shared_data / "tokenizer/mistral_v1_32000.model", names)
+
+
+@pytest.fixture(scope="module")
+def openorca(shared_data):
+    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        tuple(json.loads(line)[key] for key in ("system_prompt", "question", "response")) for line in lines
+    ]
+
+
+@pytest.mark.parity
+@pytest.mark.realdata
+@EVERY_LAYOUT
+def test_openorca_in_transformers_has_our_ids(layout, mistral, openorca, tmp_path):
+    """All 600 x 3 texts, tricky ones, and the 600 conversations as prompts and with their answers."""
+    exported, again = auto(mistral, layout, tmp_path), load(tmp_path)
+    texts = [*TRICKY, *(text for row in openorca for text in row)] if layout == "orca" else TRICKY
+    assert [t for t in texts if plain_ids(exported, t) != mistral.encode(t, first=True)] == []
+    wrong = []
+    for number, (system, question, answer) in enumerate(openorca):
+        messages = [Message("system", system), Message("user", question), Message("assistant", answer)]
+        others = [messages[1:], [*messages, *messages[1:]]] if number < 100 else []
+        for spoken in (messages, messages[:2], *others):
+            encoded = layouts.encode(spoken, layout, mistral)
+            read_back = layouts.encode(spoken, "template", again)
+            np.testing.assert_array_equal(read_back.tokens, encoded.tokens)
+            np.testing.assert_array_equal(read_back.weights, encoded.weights)
+            expected = encoded.tokens.tolist()
+            if said(system + question + answer) and chat_ids(exported, spoken) != expected:
+                wrong.append(spoken)
+    assert (len(openorca), wrong) == (600, [])

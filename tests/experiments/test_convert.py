@@ -1,0 +1,153 @@
+"""A trained student goes out as a model folder, comes back in, and is trained on from there."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import collect, convert, prepare, students, train
+from orca_jax import artifacts
+from orca_jax.artifacts import ArtifactError
+from orca_jax.data import layouts
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.student.huggingface import UnsupportedModelError
+from orca_jax.student.sharding import MeshConfig, make_mesh
+from orca_jax.training import metrics
+from orca_jax.training.checkpoints import load_params
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    """The finished workdir's student as a model folder."""
+    out = tmp_path_factory.mktemp("exported") / "model"
+    convert.export(finished, out, dtype="float32", layout="")
+    return out
+
+
+@pytest.fixture(scope="module")
+def imported(exported, tmp_path_factory):
+    """That model folder, imported."""
+    out = tmp_path_factory.mktemp("imported") / "student"
+    convert.import_(exported, out)
+    return out
+
+
+def parameters(path):
+    source = students.open_source(path)
+    shape = dataclasses.replace(source.config, scan_layers=False)
+    return jax.tree.map(np.asarray, source.load(shape, make_mesh(MeshConfig())))
+
+
+def test_workdir_model_folder_and_import_hold_the_same_student(finished, exported, imported):
+    sources = [students.open_source(path) for path in (finished, exported, imported)]
+    running = {"scan_layers": True, "vocab_multiple": 128}
+    assert len({dataclasses.replace(source.config, **running) for source in sources}) == 1
+    assert [source.layout for source in sources] == ["orca", "", ""]
+    ours = parameters(finished)
+    jax.tree.map(np.testing.assert_array_equal, parameters(imported), parameters(exported))
+    ids = sources[0].config.vocab_size
+    for name, leaf in jax.tree_util.tree_leaves_with_path(parameters(exported)):
+        expected = np.asarray(dict(jax.tree_util.tree_leaves_with_path(ours))[name])
+        rows = slice(ids) if "embed" in str(name[0]) and leaf.shape[0] > ids else slice(None)
+        np.testing.assert_array_equal(leaf[rows], expected[rows], err_msg=str(name))
+
+
+def test_the_exported_folder_knows_the_trained_stop_token(finished, exported):
+    tokenizer = tokenizers.load(finished / "tokenizer")
+    generation = json.loads((exported / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == tokenizer.control_id(layouts.STOP_TOKENS["orca"])
+    assert generation["pad_token_id"] == tokenizer.pad_id
+
+
+def test_run_again_nothing_is_written(finished, exported, imported):
+    def stamps():
+        files = [file for folder in (exported, imported) for file in folder.rglob("*") if file.is_file()]
+        return {file: file.stat().st_mtime_ns for file in files}
+
+    before = stamps()
+    convert.export(finished, exported, dtype="float32", layout="")
+    convert.import_(exported, imported)
+    assert stamps() == before
+    with pytest.raises(ArtifactError, match="dtype: 'float32' there, 'bfloat16' now"):
+        convert.export(finished, exported, dtype="bfloat16", layout="")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["finished", "exported", "imported"])
+def test_training_starts_from_it(kind, mini, request, tmp_path):
+    """The first loss is the trained student's, not a fresh one's; its tokenizer is used, and its shape."""
+    folder = request.getfixturevalue(kind)
+    config = mini(**{"student.init": str(folder), "student.vocab_size": 0, "student.hidden_size": 4})
+    for program in (collect, prepare, train):
+        program.run(config, tmp_path / "w")
+    assert (
+        tokenizers.load(tmp_path / "w/tokenizer").vocab_size
+        == tokenizers.load(request.getfixturevalue("finished") / "tokenizer").vocab_size
+    )
+    first = metrics.read(tmp_path / "w/training" / metrics.FILE)[0]
+    fresh, *_, last = [
+        row for row in metrics.read(request.getfixturevalue("finished") / "training" / metrics.FILE)
+        if row["kind"] == "train"
+    ]  # fmt: skip
+    assert first["loss"] < (fresh["loss"] + last["loss"]) / 2
+    manifest = artifacts.read_manifest(tmp_path / "w/training")
+    assert manifest["inputs"]["init"] == students.open_source(folder).fingerprint
+    assert manifest["made_by"]["student"]["hidden_size"] == 32
+
+
+def test_a_larger_vocabulary_starts_at_the_mean(finished):
+    source = students.open_source(finished)
+    wanted = dataclasses.replace(source.config, vocab_size=source.config.vocab_size + 3)
+    grown = source.load(wanted, make_mesh(MeshConfig()))
+    old = np.asarray(load_params(finished / "training/checkpoints")[1]["embed"]["embedding"])
+    ids = source.config.vocab_size
+    mine = np.asarray(grown["embed"]["embedding"])
+    np.testing.assert_array_equal(mine[:ids], old[:ids])
+    np.testing.assert_allclose(mine[ids : ids + 3], np.broadcast_to(old[:ids].mean(0), (3, 32)), atol=1e-6)
+
+
+def test_what_is_no_student_is_said(tmp_path, finished):
+    with pytest.raises(ArtifactError, match="holds no student: neither"):
+        students.open_source(tmp_path)
+    with pytest.raises(ArtifactError, match="was made by 'prepare'"):
+        students.open_source(finished / "tokens/expert")
+    with pytest.raises(ValueError, match="give --layout, one of orca"):
+        convert.export(finished, tmp_path / "out", dtype="float32", layout="alpaca")
+
+
+def test_the_command_line(tmp_path, repo):
+    command = [sys.executable, "-m", "experiments.convert"]
+    wrong = subprocess.run([*command, "translate"], cwd=repo, capture_output=True, text=True)
+    assert wrong.returncode != 0
+    assert "give one of import, export, adapter, resave" in wrong.stdout + wrong.stderr
+    missing = subprocess.run(
+        [*command, "import", f"--source={tmp_path}", f"--out={tmp_path}/o"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+    )
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ")
+    assert "holds no student" in missing.stderr
+
+
+@pytest.mark.parity
+def test_pickled_weights_are_resaved(exported, tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    old = tmp_path / "old"
+    old.mkdir()
+    weights = load_file(exported / "model.safetensors")
+    names = sorted(weights)
+    torch.save({name: weights[name] for name in names[:3]}, old / "pytorch_model-00001-of-00002.bin")
+    torch.save({name: weights[name] for name in names[3:]}, old / "pytorch_model-00002-of-00002.bin")
+    (old / "config.json").write_bytes((exported / "config.json").read_bytes())
+    with pytest.raises(UnsupportedModelError, match="is a pickle"):
+        parameters(old)
+    convert.resave(old, tmp_path / "new")
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "new"), parameters(exported))

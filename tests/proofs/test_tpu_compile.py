@@ -1,0 +1,123 @@
+"""Splash attention compiles for TPUs, forward and backward, on their meshes; needs the package libtpu only.
+
+The TPU compiler runs ahead of time on a description of the chips, in a process of its own: merely loaded,
+libtpu changes how jax starts.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: the extra `tpu`"),
+]
+TOPOLOGIES = ("v5e:2x4", "v5p:2x2x1")
+COMPILE = """
+import json, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from orca_jax.student import attention, llama, sharding
+from orca_jax.student.config import LlamaConfig
+
+case = json.loads(sys.argv[1])
+described = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"])
+mesh = sharding.make_mesh(sharding.MeshConfig(tensor=2), list(described.devices))
+rows = sharding.batch_sharding(mesh)
+heads = NamedSharding(mesh, PartitionSpec(sharding.BATCH, None, "tensor"))
+batch, length = sharding.batch_shards(mesh), case["length"]
+tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=rows)
+
+
+def by_attention():
+    def total(query, key, value, segment_ids):
+        mixed = attention.attend(query, key, value, segment_ids, window=case["window"])
+        return mixed.astype(jnp.float32).sum()
+
+    inputs = [
+        jax.ShapeDtypeStruct((batch, length, n, case["head_dim"]), case["dtype"], sharding=heads)
+        for n in (8, 4, 4)
+    ]
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*inputs, tokens)
+
+
+def by_student():
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=512, num_layers=3, num_heads=8, num_kv_heads=4,
+        head_dim=case["head_dim"], scan_layers=True, remat="full",
+    )
+
+    def total(params, tokens, positions, segment_ids):
+        logits, _ = llama.apply(
+            params, tokens, positions, segment_ids, config=config, dtype=jnp.dtype(case["dtype"])
+        )
+        return jnp.square(logits[..., :1000]).mean()
+
+    shapes = jax.eval_shape(lambda: llama.init(config, 0))
+    placed = jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+        shapes, sharding.shardings(shapes, mesh),
+    )
+    return jax.jit(jax.grad(total)).lower(placed, tokens, tokens, tokens)
+
+
+with jax.set_mesh(mesh):
+    compiled = (by_student if case["student"] else by_attention)().compile()
+text = compiled.as_text()
+print(json.dumps({
+    "calls": text.count("custom_call_target=\\"tpu_custom_call\\""),
+    "kernels": [n for n in ("fwd", "dq", "dkv") if f"splash_mha_{n}_segmented" in text],
+    "gathers": text.count(" all-gather("),
+}))
+"""
+
+
+def compiled(**case):
+    case = {"student": False, "window": 0, "head_dim": 128, "dtype": "bfloat16", "length": 2048} | case
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",  # there is no machine to ask what chips it has
+    }
+    # The persistent cache holds programs for CPUs; here the compiler itself is what is tested.
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, json.dumps(case)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Involuntary full rematerialization" not in done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"window": 512},
+        {"head_dim": 64, "dtype": "float32"},
+        {"head_dim": 80, "length": 700},
+        {"head_dim": 512, "dtype": "float32"},
+    ],
+    ids=["llama", "window", "small heads", "odd heads and length", "largest heads"],
+)
+def test_attention_compiles_with_nothing_gathered(topology, case):
+    found = compiled(topology=topology, **case)
+    assert found == {"calls": 3, "kernels": ["fwd", "dq", "dkv"], "gathers": 0}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_scanned_rematerialised_student_compiles_with_the_kernels(topology):
+    """Four calls in the two scans: forward, forward again, and both backward kernels."""
+    found = compiled(topology=topology, student=True)
+    assert found["calls"] == 4
+    assert found["kernels"] == ["fwd", "dq", "dkv"]

@@ -1,0 +1,82 @@
+"""Every family computes what transformers computes: logits, generations, loss and gradients."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import parity
+from orca_jax.student import huggingface, huggingface_config, llama
+from orca_jax.student.sharding import path_name
+from orca_jax.training.loss import cross_entropy
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+EVERY_FAMILY = pytest.mark.parametrize("family", parity.FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """`pairs(family)`: transformers' model, and ours from the folder that it saved."""
+    return functools.cache(lambda family: parity.make_pair(family, tmp_path_factory.mktemp("theirs")))
+
+
+@EVERY_FAMILY
+def test_logits(pairs, family):
+    assert parity.logit_error(pairs(family)) < 2e-4
+
+
+def test_the_error_is_one_of_models_that_say_something(pairs):
+    """Another model of the same shape differs by far."""
+    one, other = pairs("LLaMA"), pairs("LLaMA with biases")
+    mixed = parity.Pair(one.theirs, other.params, other.config)
+    assert parity.logit_error(mixed, 64) > 1
+
+
+@EVERY_FAMILY
+def test_greedy_generations(pairs, family):
+    theirs, ours = parity.generations(pairs(family))
+    assert len(set(theirs)) > 1
+    assert ours == theirs
+
+
+@EVERY_FAMILY
+def test_loss_and_gradients(pairs, family):
+    theirs, params, config = pairs(family)
+    ids = parity.random_ids(129, seed=2)
+    inputs = torch.tensor(ids[None].astype(np.int64))
+    theirs.zero_grad()
+    loss = theirs(inputs, labels=inputs).loss
+    loss.backward()
+
+    def mean_loss(params):
+        row, positions = jnp.asarray(ids[None, :-1]), jnp.arange(128)[None]
+        hidden, _ = llama.hidden(params, row, positions, jnp.ones_like(row), config=config)
+        head = llama.head(params, config)
+        return cross_entropy(hidden, head, ids[None, 1:], jnp.ones((1, 128)), config.vocab_size) / 128
+
+    mine, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
+    assert float(mine) == pytest.approx(loss.item(), rel=1e-4)
+    expected = {name: parameter.grad.numpy() for name, parameter in theirs.named_parameters()}
+    flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]}
+    assert len(flat) == len(expected)
+    for path, leaf in flat.items():
+        tensor, transposed = huggingface.place(path)
+        found = np.asarray(leaf).T if transposed else np.asarray(leaf)
+        wanted = expected[tensor]
+        # Relative to the gradient, and to rounding where that is all there is: a key's bias has none.
+        difference = np.linalg.norm(found[: len(wanted)] - wanted)
+        assert difference < 1e-4 * np.linalg.norm(wanted) + 1e-6, path
+
+
+@EVERY_FAMILY
+def test_round_trip_is_bit_exact(pairs, family, tmp_path):
+    pair = pairs(family)
+    assert not parity.round_trip_differences(pair, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    running = {"vocab_multiple": 16, "scan_layers": False}
+    assert dataclasses.replace(huggingface_config.read_config(tmp_path), **running) == pair.config
