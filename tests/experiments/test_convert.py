@@ -14,6 +14,9 @@ from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
+from orca_jax.records import Sampling
+from orca_jax.serving.local import LocalStudent
+from orca_jax.student import huggingface, lora
 from orca_jax.student.huggingface import UnsupportedModelError
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training import metrics
@@ -151,3 +154,65 @@ def test_pickled_weights_are_resaved(exported, tmp_path):
         parameters(old)
     convert.resave(old, tmp_path / "new")
     jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "new"), parameters(exported))
+
+
+@pytest.mark.parity
+def test_transformers_answers_as_our_student_does(finished, exported):
+    """The exported folder alone gives the ids, the words and the end of our own answers."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    _, params, config = students.trained(finished)
+    ours = LocalStudent(params, config, tokenizers.load(finished / "tokenizer"), "orca", checkpoint="c")
+    traces = list(prepare.read(finished, "expert"))[:4]
+    asked = [trace.messages[:-1] for trace in traces]
+    replies = ours.answer(asked, Sampling(temperature=0.0, max_tokens=24))
+    for messages, reply in zip(asked, replies):
+        said = [{"role": message.role, "content": message.content} for message in messages]
+        inputs = tokenizer.apply_chat_template(
+            said, tokenize=True, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        encoded = layouts.encode(messages, "orca", tokenizers.load(finished / "tokenizer"))
+        assert inputs[0].tolist() == encoded.tokens.tolist()
+        with torch.no_grad():
+            out = model.generate(inputs, max_new_tokens=24)
+        new = out[0, inputs.shape[1] :]
+        assert tokenizer.decode(new, skip_special_tokens=True).strip() == reply.text.strip()
+
+
+@pytest.mark.parity
+def test_a_student_that_says_stop_stops_in_transformers(finished, tmp_path):
+    """All tokens look alike and blocks add nothing, so the head says the stop token whatever is asked."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    source, tokenizer = students.open_source(finished), tokenizers.load(finished / "tokenizer")
+    special = convert.special_ids(tokenizer, "orca")
+    params = jax.tree.map(lambda leaf: np.zeros_like(leaf), parameters(finished))
+    params["embed"]["embedding"] += 1
+    params["norm"]["scale"] += 1
+    params["unembed"][:, special["eos_token_id"]] = 1
+    shape = dataclasses.replace(source.config, scan_layers=False)
+    huggingface.export(params, shape, tmp_path, special=special)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        out = model.generate(torch.arange(4)[None], max_new_tokens=10)
+    assert out[0, 4:].tolist() == [special["eos_token_id"]]
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_examined_and_saved(exported, mini, tmp_path):
+    config = mini(**{"student.init": str(exported), "student.vocab_size": 0, "student.lora.rank": 2})
+    for program in (collect, prepare, train):
+        program.run(config, tmp_path / "w")
+    _, saved = load_params(tmp_path / "w/training/checkpoints")
+    _, merged, shape = students.trained(tmp_path / "w")
+    assert shape.lora.rank == 0
+    assert lora.adapters(saved)
+    assert not lora.adapters(merged)
+    convert.adapter(tmp_path / "w", tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert (written["r"], "q_proj" in written["target_modules"]) == (2, True)
+    convert.export(tmp_path / "w", tmp_path / "model", dtype="float32", layout="")
+    before, after = parameters(exported), parameters(tmp_path / "model")
+    np.testing.assert_array_equal(before["embed"]["embedding"], after["embed"]["embedding"])
+    kernels = [tree["layer_0"]["attention"]["query"]["kernel"] for tree in (before, after)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
