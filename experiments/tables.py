@@ -10,6 +10,7 @@ from experiments import launch
 from experiments.config import ExperimentConfig
 from orca_jax import artifacts
 from orca_jax.reporting import figures, tables
+from orca_jax.training import metrics
 
 ORACLE_NOTE = (
     "The teachers are procedural oracles that know each puzzle's solution, not language models: "
@@ -34,6 +35,11 @@ def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str
     }
 
 
+def held_out_losses(workdir: Path) -> list[dict[str, Any]]:
+    """The validations of the training, in their order."""
+    return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "validation"]
+
+
 def render(config: ExperimentConfig, workdir: Path) -> str:
     """The Markdown of everything that was examined."""
     parts = [f"# {config.name}"]
@@ -41,12 +47,14 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
         oracles = any(teacher.kind == "oracle" for teacher in config.teachers)
         table = tables.puzzle_table(by_message, note=ORACLE_NOTE if oracles else "")
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
+    if validations := held_out_losses(workdir):
+        parts += ["## Held-out traces", tables.loss_table(validations)]
     if config.bbh_folder:
         by_run = {
             f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes
         }
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
-    if len(parts) == 1:
+    if not config.puzzles.families and not config.bbh_folder:
         parts.append("Nothing was examined: the config has no puzzle families and no bbh_folder.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -251,3 +251,27 @@ def _sizes(sizes: Iterable[int | None]) -> str:
 
 def _with_notes(table: str, notes: Iterable[str]) -> str:
     return table + "".join(f"\n{note}\n" for note in notes if note)
+
+
+def loss_table(validations: Sequence[Mapping[str, Any]], most: int = 6) -> str:
+    """Validation losses by group: a row a group, a column for some of the steps, the first and last among them.
+
+    Args:
+      validations: lines of metrics.jsonl, with `step`, `loss` and `loss/GROUP=NAME`.
+      most: columns.
+    """
+    count = min(most, len(validations))
+    shown = [validations[round(i * (len(validations) - 1) / max(1, count - 1))] for i in range(count)]
+    names = [name for name in validations[-1] if name.partition("/")[0] == "loss"]
+    header = ["Loss, nats a supervised token", *(f"step {values['step']}" for values in shown)]
+    rows = ([_group(name), *(f"{values[name]:.3f}" for values in shown)] for name in names)
+    return markdown(header, rows)
+
+
+def _group(name: str) -> str:
+    group, _, value = name.partition("/")[2].partition("=")
+    return (
+        f"{group.removesuffix('_id').replace('_', ' ')} {'none' if value == '-1' else value}"
+        if value
+        else "all"
+    )

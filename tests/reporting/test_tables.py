@@ -115,3 +115,31 @@ def test_a_mean_needs_every_task():
     assert tables.mean_cell(column, ["a", "b"]).value == pytest.approx(0.3)
     assert tables.mean_cell(column, ["a", "c"]) is None
     assert tables.mean_cell(column, []) is None
+
+
+def test_losses_of_the_first_the_last_and_some_steps_between():
+    lines = [
+        {
+            "step": 10 * i,
+            "loss": 3.0 - i / 10,
+            "examples": 4.0,
+            "loss/collection=cot": 1.0,
+            "loss/system_message_id=-1": 2.0,
+        }
+        for i in range(1, 12)
+    ]
+    table = tables.loss_table(lines)
+    header, _, *rows = table.splitlines()
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == [
+        f"step {step}" for step in (10, 30, 50, 70, 90, 110)
+    ]
+    assert [row.split("|")[1].strip() for row in rows] == ["all", "collection cot", "system message none"]
+    assert [cell.strip() for cell in rows[0].split("|")[2:-1]] == [
+        "2.900",
+        "2.700",
+        "2.500",
+        "2.300",
+        "2.100",
+        "1.900",
+    ]
+    assert "step 20" in tables.loss_table(lines[:2])
