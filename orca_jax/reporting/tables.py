@@ -254,7 +254,7 @@ def _with_notes(table: str, notes: Iterable[str]) -> str:
 
 
 def loss_table(validations: Sequence[Mapping[str, Any]], most: int = 6) -> str:
-    """Validation losses by group: a row a group, a column for some of the steps, the first and last among them.
+    """Validation losses, a row a group; columns for some of the steps, the first and the last among them.
 
     Args:
       validations: lines of metrics.jsonl, with `step`, `loss` and `loss/GROUP=NAME`.

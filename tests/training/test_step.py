@@ -136,6 +136,15 @@ def test_losses_on_eight_devices_equal_those_on_one(axes):
     assert losses[-1] < losses[0] - 0.3
 
 
+def test_the_papers_vocabulary_works_on_a_tensor_axis_of_eight():
+    """32,001 ids do not divide by eight; the padded table does, and is split."""
+    student = dataclasses.replace(STUDENT, vocab_size=32_001, vocab_multiple=128)
+    one, eight = Run(synthetic.mesh(), student=student), Run(synthetic.mesh(1, 1, 8), student=student)
+    table = eight.state.params["embed"]["embedding"]
+    assert table.addressable_shards[0].data.shape == (32_128 // 8, STUDENT.hidden_size)
+    np.testing.assert_allclose(eight.losses(3), one.losses(3), rtol=0, atol=1e-5)
+
+
 def test_accumulated_steps_on_eight_devices_equal_plain_ones_on_one():
     losses = Run(synthetic.mesh(2, 2, 2), accumulation=2).losses(8)
     np.testing.assert_allclose(losses, single_device_losses()[:8], rtol=0, atol=1e-5)
