@@ -154,13 +154,8 @@ def _expected(
         for layer in range(config.num_layers) if stacked else (None,):
             tensor, transposed = place(path, layer)
             own = shape[1:] if stacked else shape
-            if path in VOCABULARY:
-                own = (
-                    (config.hidden_size, config.vocab_size)
-                    if transposed
-                    else (config.vocab_size, config.hidden_size)
-                )
-            yield tensor, own[::-1] if transposed else own
+            own = own[::-1] if transposed else own
+            yield tensor, (config.vocab_size, config.hidden_size) if path in VOCABULARY else own
 
 
 def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax.Array:
