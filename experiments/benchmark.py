@@ -1,22 +1,22 @@
 """Speed, beside other software on the same machine in the same run.
 
 python -m experiments.benchmark train            # the training step, beside transformers + torch
+python -m experiments.benchmark generate         # generation, likewise
 python -m experiments.benchmark train --alone    # without them
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import os
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import benchmark_generate
+from experiments.racing import YNN, Contestant, race
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row, stack
 from orca_jax.reporting.tables import markdown
@@ -26,35 +26,13 @@ from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import make_steps
 
 ROW = 512
-YNN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 SHAPES = {
     "1.6M": LlamaConfig(
         vocab_size=2048, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False
     ),
-    "30M": LlamaConfig(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_layers=7,
-        num_heads=8,
-        num_kv_heads=8,
-        head_dim=64,
-        scan_layers=False,
-    ),
+    "30M": benchmark_generate.SHAPES["30M"],
 }
 ROWS = {"1.6M": 8, "30M": 4}
-
-Step = Callable[[], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One way to train: `step` runs one optimizer step and waits for it."""
-
-    name: str
-    step: Step
-    tokens: float
-    supervised: float
 
 
 def dense_rows(rows: int, vocab: int, seed: int = 0) -> Row:
@@ -150,22 +128,6 @@ def dense_padded(rows: Row) -> dict[str, np.ndarray]:
     return {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": tokens}
 
 
-def race(contestants: list[Contestant], rounds: int, seconds: float) -> list[list[float]]:
-    """Seconds a step of each contestant, a list a round; they take turns, so that noise meets all."""
-    for contestant in contestants:
-        contestant.step()
-    return [[_seconds_a_step(contestant.step, seconds) for contestant in contestants] for _ in range(rounds)]
-
-
-def _seconds_a_step(step: Step, seconds: float) -> float:
-    step()  # not counted: it pays for the turn before, whose threads still spin and whose memory is gone
-    started, steps = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds or steps < 2:
-        step()
-        steps += 1
-    return (time.perf_counter() - started) / steps
-
-
 def dense_race(shape: str, alone: bool) -> list[Contestant]:
     config = SHAPES[shape]
     rows = dense_rows(ROWS[shape], config.vocab_size)
@@ -227,9 +189,15 @@ def main() -> None:
     command.add_argument("--alone", action="store_true", help="without transformers and torch")
     command.add_argument("--rounds", type=int, default=5)
     command.add_argument("--seconds", type=float, default=4.0, help="at least, for each contestant and round")
-    arguments = parser.parse_args()
-    chosen = {"train": functools.partial(train, arguments.alone, arguments.rounds, arguments.seconds)}
-    chosen[arguments.command]()
+    command = commands.add_parser("generate", help="generation: one reply, 16 at once, and mixed lengths")
+    command.add_argument("--alone", action="store_true", help="without transformers and torch")
+    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=4.0, help="at least, for each contestant and round")
+    command.add_argument("--shape", choices=benchmark_generate.SHAPES, help="only this one")
+    command.add_argument("--race", dest="kind", choices=benchmark_generate.RACES, help="only this one")
+    arguments = vars(parser.parse_args())
+    chosen: dict[str, Callable[..., None]] = {"train": train, "generate": benchmark_generate.generate}
+    chosen[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":

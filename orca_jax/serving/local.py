@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator as Generates
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from orca_jax import artifacts
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
+from orca_jax.serving.words import Words
 from orca_jax.student.config import LlamaConfig
-from orca_jax.student.generation import Generated, Generator
+from orca_jax.student.engine import Generated, Request
+from orca_jax.student.generation import Generator
+from orca_jax.student.scoring import Score
+
+Conversation = Sequence[Message]
+
+
+class Delta(NamedTuple):
+    """The next words of a reply; the last one comes with the whole reply."""
+
+    text: str
+    reply: Reply | None = None
 
 
 class LocalStudent:
-    """Answers batches of conversations in this process, in the layout that the student was trained in."""
+    """Answers conversations in this process, in the layout that the student was trained in."""
 
     def __init__(
         self,
@@ -26,6 +41,7 @@ class LocalStudent:
         checkpoint: str,
         batch_size: int = 32,
         max_length: int = 2048,
+        compiler_options: Mapping[str, str] | None = None,
     ):
         self.tokenizer = tokenizer
         self.layout = layout
@@ -36,31 +52,120 @@ class LocalStudent:
             stop_ids=layouts.stop_ids(layout, tokenizer),
             batch_size=batch_size,
             max_length=max_length,
+            compiler_options=compiler_options,
         )
 
-    def answer(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[Reply]:
+    def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
         """A reply to each conversation; one whose prompt leaves no room is an error reply, and said so."""
-        prompts = [layouts.encode(c, self.layout, self.tokenizer).tokens for c in conversations]
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) < self.generator.max_length]
-        generated = self.generator.generate(
+        replies = dict(self.as_finished(conversations, sampling))
+        return [replies[index] for index in range(len(conversations))]
+
+    def as_finished(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        *,
+        numbers: Sequence[int] | None = None,
+        top_k: int = 0,
+    ) -> Iterator[tuple[int, Reply]]:
+        """Replies with their conversation's index, as they finish.
+
+        Conversation `i` draws by (the seed, numbers[i]), or by (the seed, i).
+        """
+        prompts = [self.prompt(conversation) for conversation in conversations]
+        fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
+        yield from ((i, self.too_long()) for i in range(len(prompts)) if not self.fits(prompts[i]))
+        words = Words(self.tokenizer, self.layout, sampling.stop)
+        generated = self.generator.as_finished(
             [prompts[i] for i in fits],
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
+            top_k=top_k,
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
-            numbers=fits,
+            numbers=fits if numbers is None else [numbers[i] for i in fits],
+            ends=words.ends if words.stops else None,
         )
-        replies = {i: self._reply(len(prompts[i]), g, sampling) for i, g in zip(fits, generated)}
-        too_long = Reply(
-            Outcome.ERROR, "", raw={"error": f"prompt exceeds {self.generator.max_length} tokens"}
-        )
-        return [replies.get(i, too_long) for i in range(len(prompts))]
+        for place, found in generated:
+            index = fits[place]
+            yield index, self.reply(len(prompts[index]), found, words)
 
-    def _reply(self, prompt_tokens: int, generated: Generated, sampling: Sampling) -> Reply:
-        decoded = self.tokenizer.decode(generated.tokens.tolist())
-        text = layouts.answer_text(decoded, self.layout, self.tokenizer)
-        found = [text.find(stop) for stop in sampling.stop if stop in text]
-        stopped = generated.stopped or bool(found)
-        text = text[: min(found)] if found else text
-        outcome = Outcome.LENGTH if not stopped else Outcome.OK if text.strip() else Outcome.EMPTY
+    def stream(
+        self, messages: Conversation, sampling: Sampling, *, number: int = 0, top_k: int = 0
+    ) -> Generates[Delta, None, None]:
+        """A reply word by word: its deltas' texts joined are the reply's text, and what `answer` gives.
+
+        One at a time, and while nothing else is being answered.
+        """
+        prompt = self.prompt(messages)
+        if not self.fits(prompt):
+            yield Delta("", self.too_long())
+            return
+        words = Words(self.tokenizer, self.layout, sampling.stop)
+        engine = self.generator.engine
+        ticket = engine.add(self.request(prompt, sampling, number=number, top_k=top_k))
+        tokens: list[int] = []
+        said = ""
+        try:
+            while True:
+                (advance,) = engine.step()
+                tokens += advance.tokens
+                if advance.finished is not None:
+                    reply = self.reply(len(prompt), advance.finished, words)
+                    yield Delta(reply.text[len(said) :], reply)
+                    return
+                new = words.settled(tokens)[len(said) :]
+                said += new
+                yield Delta(new)
+        finally:
+            engine.cancel(ticket)
+
+    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[Score]:
+        """How likely each text is as the next answer of its conversation; its end of turn is not counted.
+
+        What the layout writes between prompt and answer (a space, say) is counted.
+        """
+        prompts, continuations = zip(*(self._continued(*one) for one in asked)) if asked else ((), ())
+        return self.generator.scorer.score(prompts, continuations)
+
+    def _continued(self, messages: Conversation, text: str) -> tuple[np.ndarray, np.ndarray]:
+        prompt = self.prompt(messages)
+        whole = layouts.encode([*messages, Message("assistant", text)], self.layout, self.tokenizer)
+        spoken = np.flatnonzero(whole.weights[len(prompt) :])
+        return prompt, whole.tokens[len(prompt) : len(prompt) + spoken[-1]]
+
+    def prompt(self, messages: Conversation) -> np.ndarray:
+        """Ids int32 [n] of a conversation, up to where the answer begins.
+
+        Raises:
+          LayoutError: the turns do not alternate.
+        """
+        return layouts.encode(messages, self.layout, self.tokenizer).tokens
+
+    def fits(self, prompt: np.ndarray) -> bool:
+        return len(prompt) < self.generator.max_length
+
+    def too_long(self) -> Reply:
+        error = f"prompt exceeds {self.generator.max_length} tokens"
+        return Reply(Outcome.ERROR, "", raw={"error": error})
+
+    def request(self, prompt: np.ndarray, sampling: Sampling, *, number: int = 0, top_k: int = 0) -> Request:
+        """What an engine is asked for one reply."""
+        words = Words(self.tokenizer, self.layout, sampling.stop)
+        return Request(
+            prompt=prompt,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_k=top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed or 0,
+            number=number,
+            ends=words.ends if words.stops else None,
+        )
+
+    def reply(self, prompt_tokens: int, generated: Generated, words: Words) -> Reply:
+        """What an engine generated, as a reply."""
+        text = words.text(generated.tokens.tolist())
+        stopped = Outcome.OK if text.strip() else Outcome.EMPTY
+        outcome = stopped if generated.stopped else Outcome.LENGTH
         return Reply(outcome, text, Usage(prompt_tokens, len(generated.tokens)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,45 @@ Params = dict[str, Any]
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
+class AnyLayerCache(Protocol):
+    """What one layer has seen, however it is kept: here the plain form, in `cache` those of the engine."""
+
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        config: LlamaConfig,
+    ) -> tuple[jax.Array, Any]:
+        """Attention [b, t, n, h] of new tokens to what was seen and to themselves, and the new cache."""
+
+
 class LayerCache(NamedTuple):
     """Keys and values of one layer, each [b, s, k, h]; slot `i` holds the token at position `i`."""
 
     keys: jax.Array
     values: jax.Array
 
+    def attend(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        config: LlamaConfig,
+    ) -> tuple[jax.Array, LayerCache]:
+        """See `AnyLayerCache`; each row is one segment, and `segment_ids` is unused."""
+        new = write(self, key, value, positions)
+        mixed = attention.attend_to_cache(
+            query, new.keys, new.values, positions, window=config.sliding_window
+        )
+        return mixed, new
 
-Cache = tuple[LayerCache, ...]
+
+Cache = tuple[AnyLayerCache, ...]
 
 
 class Rotation(NamedTuple):
@@ -96,8 +127,8 @@ class Attention(nn.Module):
         segment_ids: jax.Array,
         by: Rotation,
         positions: jax.Array,
-        cache: LayerCache | None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+        cache: AnyLayerCache | None,
+    ) -> tuple[jax.Array, AnyLayerCache | None]:
         c = self.config
         query = rotate(self._heads(x, c.num_heads, "query"), by)
         key = rotate(self._heads(x, c.num_kv_heads, "key"), by)
@@ -107,10 +138,7 @@ class Attention(nn.Module):
                 query, key, value, segment_ids, backend=c.attention, window=c.sliding_window
             )
         else:
-            cache = write(cache, key, value, positions)
-            mixed = attention.attend_to_cache(
-                query, cache.keys, cache.values, positions, window=c.sliding_window
-            )
+            mixed, cache = cache.attend(query, key, value, positions, segment_ids, c)
         mixed = mixed.reshape(*x.shape[:2], c.num_heads * c.head_dim)
         return dense(c.hidden_size, self.dtype, "output", c.output_bias)(mixed), cache
 
@@ -154,8 +182,8 @@ class Block(nn.Module):
         segment_ids: jax.Array,
         by: Rotation,
         positions: jax.Array,
-        cache: LayerCache | None = None,
-    ) -> tuple[jax.Array, LayerCache | None]:
+        cache: AnyLayerCache | None = None,
+    ) -> tuple[jax.Array, AnyLayerCache | None]:
         epsilon = self.config.norm_epsilon
         normed = RMSNorm(epsilon, name="attention_norm")(x)
         mixed, cache = Attention(self.config, self.dtype, name="attention")(
@@ -220,7 +248,7 @@ class Llama(nn.Module):
     def _unrolled(
         self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
-        before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
+        before: Sequence[AnyLayerCache | None] = cache or (None,) * self.config.num_layers
         after = []
         for layer, layer_cache in zip(self.layers, before, strict=True):
             x, layer_cache = layer(x, segment_ids, by, positions, layer_cache)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from orca_jax.student import sharding
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import Params
 
@@ -34,6 +37,23 @@ def stacked(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
     rest = {name: value for name, value in params.items() if name not in names}
     layers = jax.tree.map(lambda *leaves: _stack(leaves), *(params[name] for name in names))
     return {**rest, "layers": layers}, scanned
+
+
+def for_decoding(
+    params: Params, config: LlamaConfig, dtype: Any, mesh: Mesh | None
+) -> tuple[Params, LlamaConfig]:
+    """The per-layer view on its devices, and its config; matrices in the compute type, norms in float32.
+
+    Cast once here, a matrix is not read in float32 for every token.
+    """
+    params, config = per_layer(params, config)
+
+    def cast(path: Any, leaf: Any) -> Any:
+        return leaf.astype(jnp.float32 if sharding.path_name(path).endswith("scale") else dtype)
+
+    cast_params = jax.tree_util.tree_map_with_path(cast, params)
+    placed = jax.device_put(cast_params, sharding.shardings(cast_params, mesh) if mesh else None)
+    return placed, dataclasses.replace(config, remat="none")
 
 
 def resize_vocabulary(table: np.ndarray, saved: LlamaConfig, wanted: LlamaConfig) -> np.ndarray:

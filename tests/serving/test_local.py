@@ -9,7 +9,7 @@ import pytest
 from orca_jax.data import layouts
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.serving.local import LocalStudent
-from tests.student.students import SMALL, make_params
+from tests.student.students import SMALL, logits, make_params
 
 SAMPLING = Sampling(max_tokens=8)
 CONVERSATIONS = [
@@ -116,3 +116,68 @@ def test_identity_is_of_checkpoint_tokenizer_and_layout(make_student):
     assert same == again
     assert len({same, *others}) == 3
     assert same.startswith("student-")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("stop", [(), ("e",)])
+def test_a_stream_says_what_the_whole_reply_does(make_student, temperature, stop):
+    student = make_student()
+    sampling = Sampling(temperature, max_tokens=40, stop=stop, seed=3)
+    (whole,) = student.answer(CONVERSATIONS[:1], sampling)
+    deltas = list(student.stream(CONVERSATIONS[0], sampling))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [delta.reply for delta in deltas] == [None] * (len(deltas) - 1) + [whole]
+
+
+def test_a_stream_that_is_left_leaves_the_student_free(make_student):
+    student = make_student()
+    stream = student.stream(CONVERSATIONS[0], Sampling(max_tokens=40))
+    next(stream)
+    stream.close()
+    assert not student.generator.engine.busy
+
+
+def test_a_stream_of_a_long_prompt_is_its_error(make_student):
+    (delta,) = make_student().stream([Message("user", "why " * 200)], SAMPLING)
+    assert (delta.text, delta.reply.outcome) == ("", Outcome.ERROR)
+
+
+def test_replies_as_they_finish_are_those_in_order(make_student):
+    student = make_student()
+    assert dict(student.as_finished(CONVERSATIONS, SAMPLING)) == dict(
+        enumerate(student.answer(CONVERSATIONS, SAMPLING))
+    )
+
+
+def test_numbers_say_what_each_conversation_draws_by(make_student):
+    student = make_student()
+    warm = dataclasses.replace(SAMPLING, temperature=1.0, seed=3)
+    in_order = student.answer(CONVERSATIONS, warm)
+    backwards = dict(student.as_finished(CONVERSATIONS[::-1], warm, numbers=[2, 1, 0]))
+    assert [backwards[i] for i in (2, 1, 0)] == in_order
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_the_likelihood_of_an_answer_is_that_of_its_tokens(make_student, config, tokenizer, layout):
+    student = make_student(layout=layout, max_length=256)
+    (score,) = student.log_likelihoods([(CONVERSATIONS[1], "It is 4.")])
+    answered = [*CONVERSATIONS[1], Message("assistant", "It is 4.")]
+    whole, prompt = (ids_of(one, tokenizer, layout) for one in (answered, CONVERSATIONS[1]))
+    end = len(prompt) + len(score.log_probs)
+    every = jax.nn.log_softmax(logits(make_params(config), whole, config))
+    expected = every[np.arange(len(prompt) - 1, end - 1), whole[len(prompt) : end]]
+    np.testing.assert_allclose(score.log_probs, expected, atol=1e-4)
+    assert whole[end] == tokenizer.control_id(layouts.STOP_TOKENS[layout])
+
+
+def test_a_greedy_reply_is_the_likeliest_answer(make_student):
+    student = make_student()
+    (reply,) = student.answer(CONVERSATIONS[:1], SAMPLING)
+    asked = [(CONVERSATIONS[0], text) for text in (reply.text, "never said")]
+    scores = student.log_likelihoods(asked)
+    # The text's own tokens may be others than those that were drawn; where they are not, they are greedy.
+    tokens = student.tokenizer.encode(reply.text, first=False)
+    (drawn,) = student.generator.generate([student.prompt(CONVERSATIONS[0])], max_tokens=8)
+    assert scores[0].greedy == (tokens == drawn.tokens.tolist())
+    assert not scores[1].greedy
+    assert student.log_likelihoods([]) == []

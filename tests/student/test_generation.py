@@ -1,15 +1,14 @@
-"""Generation: greedy is the full pass's argmax, sampling draws from the nucleus, company does not matter."""
+"""Generation: greedy is the full pass's argmax, draws have the student's probabilities, company changes nothing."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.student.generation import Generator, draw, nucleus
+from orca_jax.student.generation import WORTH_SHARING, Generator, common_start
 from orca_jax.student.parameters import stacked
 from tests.student.students import SMALL, logits, make_params, make_tokens
 
@@ -113,65 +112,8 @@ def test_sampled_first_tokens_have_the_models_probabilities():
     replies = generator.generate([prompt] * 2000, max_tokens=1, temperature=temperature)
     expected = np.asarray(jax.nn.softmax(logits(make_params(SMALL), prompt, SMALL)[-1] / temperature))
     counts = np.bincount([reply.tokens[0] for reply in replies], minlength=SMALL.vocab_size)
-    assert within_chance(counts, expected)
-
-
-def within_chance(counts, probabilities):
-    """Whether every count is within 5 standard deviations of what it should be."""
-    total = counts.sum()
-    deviation = np.sqrt(total * probabilities * (1 - probabilities))
-    return (np.abs(counts - total * probabilities) <= 5 * deviation + 1).all()
-
-
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.7), (2.0, 0.9)])
-def test_draws_follow_temperature_and_nucleus(temperature, top_p):
-    scores = np.array([1.0, 3.0, 0.5, 2.0, -1.0, 2.5], np.float32)
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    drawn = jax.jit(draw)(jnp.tile(scores, (20_000, 1)), keys, jnp.float32(temperature), jnp.float32(top_p))
-    probabilities = np.exp(scores / temperature) / np.exp(scores / temperature).sum()
-    expected = nucleus_of(probabilities, top_p)
-    counts = np.bincount(drawn, minlength=6)
-    assert not counts[expected == 0].any()
-    assert within_chance(counts, expected)
-
-
-def nucleus_of(probabilities, top_p):
-    """Likeliest first until their sum reaches `top_p`; the others get none, the rest are normalised."""
-    kept, total = np.zeros_like(probabilities), 0.0
-    for index in np.argsort(-probabilities):
-        if total >= top_p - 1e-6:
-            break
-        kept[index] = probabilities[index]
-        total += probabilities[index]
-    return kept / kept.sum()
-
-
-@given(
-    scores=st.lists(st.integers(-80, 80), min_size=1, max_size=20, unique=True),
-    top_p=st.floats(0.01, 1.0),
-)
-@settings(max_examples=80)
-def test_the_nucleus_is_the_smallest_set_that_is_likely_enough(scores, top_p):
-    padded = np.full((1, 20), -np.inf, np.float32)
-    padded[0, : len(scores)] = np.array(scores) / 10
-    probabilities = np.asarray(jax.nn.softmax(padded))[0]
-    kept = np.isfinite(np.asarray(nucleus(padded, jnp.float32(top_p)))[0])
-    inside, outside = probabilities[kept], probabilities[~kept]
-    assert kept[probabilities.argmax()]
-    assert inside.sum() >= top_p - 1e-5
-    assert inside.sum() - inside.min() < top_p + 1e-5
-    assert not len(outside) or inside.min() > outside.max()
-
-
-def test_the_nucleus_leaves_scores_as_they_are():
-    scores = jnp.array([[1.0, 3.0, 2.0]])
-    np.testing.assert_array_equal(nucleus(scores, jnp.float32(1.0)), scores)
-    np.testing.assert_array_equal(nucleus(scores, jnp.float32(0.5)), [[-np.inf, 3.0, -np.inf]])
-
-
-def test_the_likeliest_id_stays_even_at_top_p_zero():
-    kept = nucleus(jnp.array([[1.0, 3.0, 2.0]]), jnp.float32(0.0))
-    np.testing.assert_array_equal(kept, [[-np.inf, 3.0, -np.inf]])
+    deviation = np.sqrt(2000 * expected * (1 - expected))
+    assert (np.abs(counts - 2000 * expected) <= 5 * deviation + 1).all()
 
 
 def test_no_prompts_give_no_replies():
@@ -189,3 +131,64 @@ def test_tied_embeddings_generate_too():
     config = dataclasses.replace(SMALL, tie_embeddings=True)
     (reply,) = make_generator(params=make_params(config), config=config).generate([PROMPTS[0]], max_tokens=1)
     assert reply.tokens[0] == logits(make_params(config), PROMPTS[0], config)[-1].argmax()
+
+
+def test_each_prompt_may_have_a_limit_of_its_own(greedy):
+    limits = [3, 1, 12, 5, 2, 9]
+    for reply, expected, limit in zip(make_generator().generate(PROMPTS, max_tokens=limits), greedy, limits):
+        np.testing.assert_array_equal(reply.tokens, expected.tokens[:limit])
+
+
+def test_replies_come_as_they_are_finished():
+    generator = make_generator(batch_size=2)
+    order = [index for index, _ in generator.as_finished(PROMPTS[:2], max_tokens=[40, 1])]
+    assert order == [1, 0]
+
+
+def test_a_caller_that_leaves_takes_its_requests_along(greedy):
+    generator = make_generator(batch_size=2)
+    replies = generator.as_finished(PROMPTS, max_tokens=NEW)
+    next(replies)
+    replies.close()
+    assert not generator.engine.busy
+    (reply,) = generator.generate(PROMPTS[:1], max_tokens=NEW)
+    np.testing.assert_array_equal(reply.tokens, greedy[0].tokens)
+
+
+def test_a_common_start_changes_nothing():
+    start = make_tokens(40, seed=9)
+    prompts = [np.concatenate([start, prompt]) for prompt in PROMPTS]
+    generator = make_generator(max_length=256)
+    assert common_start(prompts) >= 40
+    together = generator.generate(prompts, max_tokens=NEW, temperature=1.0, seed=2)
+    for index, (prompt, reply) in enumerate(zip(prompts, together)):
+        (alone,) = generator.generate([prompt], max_tokens=NEW, temperature=1.0, seed=2, numbers=[index])
+        np.testing.assert_array_equal(alone.tokens, reply.tokens)
+        np.testing.assert_allclose(alone.log_probs, reply.log_probs, atol=1e-4)
+
+
+@given(start=st.integers(0, 80), tails=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+def test_the_common_start_is_what_all_share(start, tails):
+    prompts = [np.array([7] * start + list(range(i, i + size)), np.int32) for i, size in enumerate(tails)]
+    found = common_start(prompts)
+    if len(prompts) < 2:
+        assert found == 0
+        return
+    columns = zip(*(prompt.tolist() for prompt in prompts))
+    shared = next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(len, prompts)))
+    assert found == (shared if shared >= WORTH_SHARING else 0)
+
+
+def test_prompts_have_log_probabilities_too():
+    params = make_params(SMALL)
+    for prompt, found in zip(PROMPTS[2:4], make_generator().prompt_log_probs(PROMPTS[2:4])):
+        every = np.asarray(jax.nn.log_softmax(logits(params, prompt, SMALL)))
+        np.testing.assert_allclose(found, every[np.arange(len(prompt) - 1), prompt[1:]], atol=1e-5)
+
+
+def test_another_engine_over_the_same_parameters(greedy):
+    generator = make_generator()
+    other = generator.new_engine()
+    assert other is not generator.engine
+    pairs = zip(jax.tree.leaves(other.params), jax.tree.leaves(generator.engine.params))
+    assert all(a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer() for a, b in pairs)
