@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts
+from orca_jax.data import template_layout
 from orca_jax.data.hf_tokenizer import (
     CONFIG_FILE,
     TEMPLATE_FILE,
@@ -25,8 +26,9 @@ from orca_jax.data.hf_tokenizer import (
     TOKENS_FILE,
     HuggingFaceTokenizer,
 )
-from orca_jax.data.layouts import IM_END, IM_START, TEMPLATE, VICUNA_SYSTEM
+from orca_jax.data.layouts import IM_END, IM_START, TEMPLATE, VICUNA_SYSTEM, LayoutError, encode
 from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from orca_jax.records import Message
 
 SPACE = "▁"  # SentencePiece's visible space
 CLASS = "PreTrainedTokenizerFast"
@@ -47,18 +49,15 @@ def write(
 
     Texts get the ids of `tokenizer.encode(text, first=True)` (with `add_special_tokens=False` and, where
     a text may spell a control token, `split_special_tokens=True`); conversations rendered by the template
-    get those of `layouts.encode`. A Hugging Face tokenizer's own files are written, and go with its own
-    template only. Returns the files' paths.
+    get those of `layouts.encode`. A Hugging Face tokenizer's own files are written, with the layout's
+    template where that gives the layout's ids. Returns the files' paths.
 
     Raises:
       ExportError: the model or the layout cannot be expressed with the same ids.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
         if layout != TEMPLATE:
-            raise ExportError(
-                f"a Hugging Face tokenizer is exported with its own template, not with layout {layout!r}; "
-                f"train with layout {TEMPLATE!r}"
-            )
+            tokenizer = _templated(tokenizer, layout)
         return write_files(_files(tokenizer, model_max_length), out_dir)
     proto = _proto(tokenizer)
     _check_model(proto)
@@ -73,6 +72,51 @@ def write(
         TEMPLATE_FILE: template,
     }
     return write_files(contents, out_dir)
+
+
+PROBES = (
+    [Message("user", "Is 2 + 2 = 4?")],
+    [Message("user", "Hello"), Message("assistant", "Hi.")],
+    [
+        Message("system", "Be kind.\nUse steps."),
+        Message("user", " a  b\n"),
+        Message("assistant", "é 😀 1984"),
+    ],
+    [Message("system", "A"), *[Message(role, f"turn of {role}") for role in ("user", "assistant") * 2]],
+    [Message(role, "x") for role in ("user", "assistant", "user")],
+)
+
+
+def _templated(tokenizer: HuggingFaceTokenizer, layout: str) -> HuggingFaceTokenizer:
+    """The tokenizer with a chat template that gives the layout's ids for all `PROBES`.
+
+    Raises:
+      ExportError: no known template does.
+    """
+    plain = CHAT_TEMPLATES.get(layout, "")
+    for template in (tokenizer.chat_template, plain, plain.replace(SPACE, "")):
+        if template and _gives(candidate := _with_template(tokenizer, template), layout):
+            return candidate
+    raise ExportError(
+        f"no chat template gives the ids of layout {layout!r} with this Hugging Face tokenizer; "
+        f"train with layout {TEMPLATE!r}"
+    )
+
+
+def _with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFaceTokenizer:
+    files = dict(tokenizer.files)
+    settings = {**json.loads(files.get(CONFIG_FILE, "{}")), "chat_template": template}
+    files |= {CONFIG_FILE: _json(settings), TEMPLATE_FILE: template}
+    return HuggingFaceTokenizer(tuple(sorted(files.items())))
+
+
+def _gives(tokenizer: HuggingFaceTokenizer, layout: str) -> bool:
+    """Whether the tokenizer's template writes the probes with the layout's ids."""
+    try:
+        written = [template_layout.encode(probe, tokenizer).ids for probe in PROBES]
+    except LayoutError:
+        return False
+    return written == [encode(probe, layout, tokenizer).tokens.tolist() for probe in PROBES]
 
 
 def _files(tokenizer: HuggingFaceTokenizer, model_max_length: int) -> dict[str, str]:
