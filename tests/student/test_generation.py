@@ -1,4 +1,4 @@
-"""Generation: greedy is the full pass's argmax, draws have the student's probabilities, company changes nothing."""
+"""Generation: greedy is the full pass's argmax, draws have its probabilities, company changes nothing."""
 
 import dataclasses
 

@@ -1,0 +1,276 @@
+"""The engine: rows are taken at once, company changes nothing, shared starts and other devices neither."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orca_jax.student import sharding
+from orca_jax.student.decoding import STEPS
+from orca_jax.student.engine import Engine, Request, bucket, row_bucket
+from orca_jax.student.sharding import MeshConfig, make_mesh
+from tests.student.students import SMALL, logits, make_params, make_tokens
+
+PROMPTS = [make_tokens(size, seed=size) for size in (7, 1, 30, 12, 64, 5, 2)]
+FREE = Request(prompt=PROMPTS[0], max_tokens=40)
+START = make_tokens(70, seed=1)
+
+
+@functools.cache
+def make_engine(slots=4, max_length=128, stop_ids=(), config=SMALL):
+    return Engine(make_params(config), config, slots=slots, max_length=max_length, stop_ids=stop_ids)
+
+
+def run(engine, requests):
+    """The replies to requests that come together, in their order."""
+    tickets, found = [engine.add(request) for request in requests], {}
+    while engine.busy:
+        found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
+    return [found[ticket] for ticket in tickets]
+
+
+def asked(index, **changes):
+    return Request(**{"prompt": PROMPTS[index], "max_tokens": 12, "number": index, **changes})
+
+
+@functools.cache
+def alone(index, limit, temperature):
+    (reply,) = run(make_engine(1), [asked(index, max_tokens=limit, temperature=temperature, seed=5)])
+    return reply
+
+
+def assert_same(reply, expected):
+    np.testing.assert_array_equal(reply.tokens, expected.tokens)
+    np.testing.assert_allclose(reply.log_probs, expected.log_probs, atol=1e-4)
+    assert reply.stopped == expected.stopped
+
+
+@given(
+    chosen=st.lists(
+        st.tuples(
+            st.integers(0, len(PROMPTS) - 1), st.sampled_from([1, 3, 12, 40]), st.sampled_from([0.0, 1.0])
+        ),
+        min_size=1,
+        max_size=9,
+    ),
+    slots=st.sampled_from([1, 3, 4]),
+)
+@settings(max_examples=15)
+def test_a_request_says_the_same_in_any_company(chosen, slots):
+    requests = [asked(i, max_tokens=limit, temperature=warm, seed=5) for i, limit, warm in chosen]
+    for reply, one in zip(run(make_engine(slots), requests), chosen, strict=True):
+        assert_same(reply, alone(*one))
+
+
+def test_requests_may_come_while_others_run():
+    engine, found = make_engine(3), {}
+    tickets = {}
+    for index in range(len(PROMPTS)):
+        tickets[engine.add(asked(index, max_tokens=40, temperature=1.0, seed=5))] = index
+        found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
+    while engine.busy:
+        found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
+    for ticket, index in tickets.items():
+        assert_same(found[ticket], alone(index, 40, 1.0))
+
+
+def test_what_is_reported_step_by_step_is_the_reply():
+    engine, said = make_engine(2), []
+    engine.add(FREE)
+    while engine.busy:
+        (advance,) = engine.step()
+        assert len(advance.tokens) <= STEPS
+        said += advance.tokens
+    assert said == advance.finished.tokens.tolist()
+    assert len(said) == 40
+
+
+def test_a_freed_row_is_taken_at_once():
+    engine = make_engine(2)
+    short, _, third = (engine.add(asked(0, max_tokens=limit)) for limit in (3, 40, 2))
+    first = {advance.ticket: advance for advance in engine.step()}
+    assert [len(advance.tokens) for advance in first.values()] == [3, 3]
+    assert first[short].finished
+    assert third in {advance.ticket for advance in engine.step()}
+    while engine.busy:
+        engine.step()
+
+
+def test_with_nobody_waiting_a_step_goes_its_whole_length():
+    engine = make_engine(2)
+    engine.add(asked(0, max_tokens=3))
+    engine.add(asked(0, max_tokens=40))
+    assert sorted(len(advance.tokens) for advance in engine.step()) == [3, STEPS]
+    while engine.busy:
+        engine.step()
+
+
+def test_a_cancelled_request_is_heard_of_no_more():
+    engine = make_engine(2)
+    running, kept, waiting = (engine.add(asked(i, max_tokens=40, temperature=1.0, seed=5)) for i in (0, 2, 3))
+    engine.step()
+    engine.cancel(running)
+    engine.cancel(waiting)
+    found = {}
+    while engine.busy:
+        for advance in engine.step():
+            assert advance.ticket == kept
+            found[advance.ticket] = advance.finished
+    assert_same(found[kept], alone(2, 40, 1.0))
+
+
+@pytest.mark.parametrize("shared", [1, 33, 64, 69, 70])
+def test_a_shared_start_changes_nothing(shared):
+    prompts = [np.concatenate([START[:70], tail]) for tail in PROMPTS[:3]]
+    engine = make_engine(4)
+    plain = run(engine, [Request(prompt=prompt, max_tokens=20) for prompt in prompts])
+    together = run(engine, [Request(prompt=prompt, max_tokens=20, shared=shared) for prompt in prompts])
+    for reply, expected in zip(together, plain, strict=True):
+        assert_same(reply, expected)
+
+
+def test_a_shared_start_is_read_once(monkeypatch):
+    engine = Engine(make_params(SMALL), SMALL, slots=4, max_length=128)
+    read = []
+    original = engine._run_read
+    monkeypatch.setattr(
+        engine,
+        "_run_read",
+        lambda bodies, *rest: read.append(sum(map(len, bodies))) or original(bodies, *rest),
+    )
+    prompts = [np.concatenate([START, tail]) for tail in PROMPTS[:4]]
+    run(engine, [Request(prompt=prompt, max_tokens=2, shared=70) for prompt in prompts])
+    assert sum(read) == 70 + sum(len(tail) - 1 for tail in PROMPTS[:4])
+
+
+@pytest.mark.parametrize(("shared", "tail"), [(0, 49), (40, 9), (48, 1), (49, 0), (60, 0)])
+def test_prompts_as_long_as_the_cache_allows(shared, tail):
+    """The last bucket is cut where the cache ends, so that nothing is pushed over what lies before."""
+    prompt = make_tokens(max(shared, 0) + tail + 1, seed=3)[:50]
+    engine = make_engine(2, 51)
+    (reply,) = run(engine, [Request(prompt=prompt, max_tokens=9, shared=shared)])
+    best = logits(make_params(SMALL), prompt, SMALL, length=128)[-1].argmax()
+    assert reply.tokens[0] == best
+    assert len(reply.tokens) == min(9, 51 - len(prompt))
+
+
+def test_a_prefix_that_ends_where_the_cache_does():
+    """100 shared, 9 more in a bucket of 64, a cache of 128: uncut, the bucket would go 36 columns over."""
+    prompt = make_tokens(110, seed=4)
+    engine = make_engine(2, 112)
+    plain, shared = run(engine, [Request(prompt=prompt, max_tokens=2, shared=size) for size in (0, 100)])
+    assert engine.capacity == 128
+    assert_same(shared, plain)
+
+
+def test_the_end_that_the_caller_sees_cuts_the_reply():
+    engine = make_engine(2)
+    (whole,) = run(engine, [FREE])
+    (cut,) = run(engine, [dataclasses.replace(FREE, ends=lambda tokens: 5 if len(tokens) >= 5 else None)])
+    assert (cut.tokens.tolist(), cut.stopped) == (whole.tokens[:5].tolist(), True)
+    assert len(cut.log_probs) == 5
+
+
+def test_a_stop_id_may_be_the_last_that_the_limit_allows():
+    (whole,) = run(make_engine(2), [FREE])
+    stop = int(whole.tokens[4])
+    first = whole.tokens.tolist().index(stop)
+    for limit, size, stopped in ((first, first, False), (first + 1, first, True), (40, first, True)):
+        request = dataclasses.replace(FREE, max_tokens=max(limit, 1))
+        (reply,) = run(make_engine(2, stop_ids=(stop,)), [request])
+        assert (len(reply.tokens), reply.stopped) == (size, stopped)
+
+
+def test_large_seeds_are_told_apart():
+    replies = run(make_engine(4), [asked(0, temperature=2.0, seed=seed) for seed in (1, 1 + 2**32, 1, 2**63)])
+    said = [tuple(reply.tokens.tolist()) for reply in replies]
+    assert said[0] == said[2]
+    assert len(set(said)) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(sliding_window=5),
+        dict(qkv_bias=True, output_bias=True),
+        dict(num_kv_heads=4),
+        dict(num_kv_heads=1),
+    ],
+    ids=["window", "biases", "all heads", "one head"],
+)
+def test_greedy_is_the_full_forward_pass_in_every_family(changes):
+    config = dataclasses.replace(SMALL, **changes)
+    engine = make_engine(2, 128, (), config)
+    prompt = np.concatenate([START[:40], PROMPTS[3]])
+    for reply in run(engine, [Request(prompt=prompt, max_tokens=20, shared=size) for size in (0, 40)]):
+        scores = logits(
+            make_params(config), np.concatenate([prompt, reply.tokens]).astype(np.int32), config, length=128
+        )
+        best = scores[len(prompt) - 1 : -1]
+        np.testing.assert_array_equal(best.argmax(-1), reply.tokens)
+        np.testing.assert_allclose(jax.nn.log_softmax(best).max(-1), reply.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(tensor=2), MeshConfig(data=2, tensor=4), MeshConfig()], ids=str)
+def test_other_devices_say_the_same(mesh):
+    devices = make_mesh(mesh)
+    engine = Engine(make_params(SMALL), SMALL, slots=4, max_length=128, mesh=devices)
+    requests = [asked(i, max_tokens=12, temperature=1.0, seed=5) for i in range(len(PROMPTS))]
+    for index, reply in enumerate(run(engine, requests)):
+        assert_same(reply, alone(index, 12, 1.0))
+    heads = SMALL.num_kv_heads
+    tensor = devices.shape["tensor"]
+    for layer in engine._cache:
+        shard = layer.keys.sharding.shard_shape(layer.keys.shape)
+        assert shard[1] == (heads // tensor if heads % tensor == 0 else heads)
+
+
+def test_parameters_bring_their_devices_along():
+    mesh = make_mesh(MeshConfig(tensor=2))
+    placed = jax.device_put(make_params(SMALL), sharding.shardings(make_params(SMALL), mesh))
+    engine = Engine(placed, SMALL, slots=2, max_length=128)
+    assert engine.mesh is mesh
+    assert_same(run(engine, [asked(2, temperature=1.0, seed=5)])[0], alone(2, 12, 1.0))
+
+
+def test_bfloat16_is_kept_in_bfloat16():
+    engine = Engine(make_params(SMALL), SMALL, slots=2, max_length=128, dtype=jnp.bfloat16)
+    (reply,) = run(engine, [FREE])
+    assert len(reply.tokens) == 40
+    kinds = {
+        leaf.dtype.name for leaf in jax.tree.leaves((engine.params["layer_0"]["attention"], engine._cache))
+    }
+    assert kinds == {"bfloat16"}
+    assert engine.params["norm"]["scale"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [0, 128, 200])
+def test_a_prompt_without_room_is_refused(size):
+    with pytest.raises(ValueError, match=f"the prompt has {size} tokens; 1 to 127 fit"):
+        make_engine().add(Request(prompt=make_tokens(size), max_tokens=1))
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(max_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=-0.1)]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be at least"):
+        make_engine().add(asked(0, **wrong))
+
+
+@given(size=st.integers(1, 5000))
+def test_buckets_hold_what_they_are_for_and_waste_little(size):
+    assert size <= bucket(size)
+    assert bucket(size) <= max(64, 1.5 * size)
+    assert bucket(bucket(size)) == bucket(size)
+
+
+@given(count=st.integers(1, 300), slots=st.integers(1, 300))
+def test_row_buckets_hold_what_they_are_for(count, slots):
+    if count <= slots:
+        assert count <= row_bucket(count, slots) <= slots
