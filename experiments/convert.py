@@ -18,6 +18,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 
 from experiments import launch, students
+from experiments.config import plain
 from orca_jax import artifacts, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts, tokenizer_export
@@ -39,7 +40,7 @@ _LAYOUT = flags.DEFINE_string("layout", "", "Of an exported student; empty: the 
 def import_(source: Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
-    made_by = {"program": students.IMPORT, "student": students.describe(opened.config), "layout": ""}
+    made_by = {"program": students.IMPORT, "student": plain(opened.config), "layout": ""}
     inputs = {"source": opened.fingerprint}
     if artifacts.is_finished(out, made_by, inputs):
         log.info("%s is imported already", out)
@@ -103,7 +104,7 @@ def adapter(source: Path, out: Path) -> None:
     """
     manifest = artifacts.read_manifest(source / "training")
     config = settings.build(LlamaConfig, manifest["made_by"]["student"])
-    made_by = {"program": "adapter", "lora": students.describe(config)["lora"]}
+    made_by = {"program": "adapter", "lora": plain(config.lora)}
     inputs = {"source": manifest["fingerprint"]}
     if artifacts.is_finished(out, made_by, inputs):
         log.info("%s is written already", out)

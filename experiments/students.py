@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.config import ExperimentConfig, plain
+from experiments.config import ExperimentConfig
 from orca_jax import artifacts, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import tokenizer as tokenizers
@@ -156,10 +156,3 @@ def merged(params: llama.Params, config: LlamaConfig) -> tuple[llama.Params, Lla
         return params, config
     whole = jax.tree.map(np.asarray, lora.merge(params, config.lora))
     return whole, dataclasses.replace(config, lora=LoraConfig())
-
-
-def describe(config: LlamaConfig) -> dict[str, Any]:
-    """A shape as manifests hold it."""
-    values = plain(config)
-    assert isinstance(values, dict)
-    return values
