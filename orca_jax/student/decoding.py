@@ -1,5 +1,7 @@
 """The engine's compiled programs: `read` a prompt, `place` what was read in a row, `decode` a few steps.
 
+`place`, `move` and `resize` work on the cache of one layer, so that their many shapes compile fast.
+
 Each is compiled once for every shape it meets; `engine` keeps these few, by rounding up to buckets.
 """
 
@@ -61,8 +63,9 @@ class Programs:
     """The compiled programs of one student; see the functions of these names."""
 
     read: Callable[..., Cache]
-    place: Callable[..., Cache]
-    move: Callable[..., Cache]
+    place: Callable[..., Columns]
+    move: Callable[..., Columns]
+    resize: Callable[..., Columns]
     decode: Callable[..., tuple[Steps, Cache]]
 
 
@@ -74,9 +77,8 @@ def programs(config: LlamaConfig, dtype: Any, options: tuple[tuple[str, str], ..
         read=jit(functools.partial(read, config=config, dtype=dtype)),
         place=jit(place, donate_argnums=0),
         move=jit(move, donate_argnums=0),
-        decode=jit(
-            functools.partial(decode, config=config, dtype=dtype), donate_argnums=1, static_argnames="seen"
-        ),
+        resize=jit(resize, static_argnames=("rows", "length")),
+        decode=jit(functools.partial(decode, config=config, dtype=dtype), donate_argnums=1),
     )
 
 
@@ -108,23 +110,34 @@ def read(
     return tuple(layer.new if isinstance(layer, Continued) else layer for layer in after)  # type: ignore[misc]
 
 
-def place(held: Cache, added: Cache, rows: jax.Array, positions: jax.Array) -> Cache:
+def place(held: Columns, added: Columns, rows: jax.Array, positions: jax.Array) -> Columns:
     """Writes row `i` of `added` into row `rows[i]` of `held`, its first column at `positions[i]`."""
 
-    def put(i: jax.Array, held: Cache) -> Cache:
+    def put(i: jax.Array, held: Columns) -> Columns:
         def one(whole: jax.Array, part: jax.Array) -> jax.Array:
             row = jax.lax.dynamic_slice_in_dim(part, i, 1).astype(whole.dtype)
             return jax.lax.dynamic_update_slice(whole, row, (rows[i], 0, positions[i], 0))
 
-        return jax.tree.map(one, held, added)
+        return Columns(*map(one, held, added))
 
-    return tuple(map(cache.split_heads, jax.lax.fori_loop(0, len(rows), put, held)))
+    return cache.split_heads(jax.lax.fori_loop(0, len(rows), put, held))
 
 
-def move(held: Cache, source: jax.Array, target: jax.Array) -> Cache:
+def move(held: Columns, source: jax.Array, target: jax.Array) -> Columns:
     """Copies a row of the cache over another."""
-    row = jax.tree.map(lambda whole: jax.lax.dynamic_slice_in_dim(whole, source, 1), held)
+    row = Columns(*(jax.lax.dynamic_slice_in_dim(whole, source, 1) for whole in held))
     return place(held, row, target[None], jnp.zeros(1, jnp.int32))
+
+
+def resize(held: Columns, *, rows: int, length: int) -> Columns:
+    """The first `rows` rows and `length` columns, zeros where there were fewer."""
+
+    def one(whole: jax.Array) -> jax.Array:
+        kept = whole[:rows, :, :length]
+        missing = rows - kept.shape[0], length - kept.shape[2]
+        return jnp.pad(kept, ((0, missing[0]), (0, 0), (0, missing[1]), (0, 0)))
+
+    return cache.split_heads(Columns(*map(one, held)))
 
 
 def decode(
@@ -134,25 +147,23 @@ def decode(
     stops: jax.Array,
     waiting: jax.Array,
     *,
-    seen: int,
     config: LlamaConfig,
     dtype: jnp.dtype,
 ) -> tuple[Steps, Cache]:
-    """Up to `STEPS` ids for the first rows of the cache; fewer when all are done, or one is and others wait.
+    """Up to `STEPS` ids for each row of the cache; fewer when all are done, or one is and others wait.
 
     Args:
-      held: the cache; no row of `rows` has more than `seen` positions in it.
+      held: the cache, with `STEPS` columns or more behind the last position of any row.
       stops: int32 [n]; a row that draws one of them is done.
       waiting: bool; whether a free row would be taken at once.
     """
     batch = len(rows.token)
-    past = tuple(Columns(*(x[:batch, :, :seen] for x in layer)) for layer in held)
     keys = jax.random.wrap_key_data(rows.key, impl="threefry2x32")
     keys = jax.vmap(jax.random.fold_in)(keys, rows.number)
     started = rows.drawn < rows.limit
 
     def forward(state: _State) -> tuple[jax.Array, Cache]:
-        layers = tuple(Continued(p, rows.position, n, state.step) for p, n in zip(past, state.new))
+        layers = tuple(Continued(p, rows.position, n, state.step) for p, n in zip(held, state.new))
         token, position = state.token[:, None], (rows.position + state.step)[:, None]
         ones = jnp.ones_like(token)
         hidden, after = llama.hidden(params, token, position, ones, layers, config=config, dtype=dtype)
@@ -178,4 +189,5 @@ def decode(
     said = Steps(jnp.full((batch, STEPS), -1, jnp.int32), jnp.zeros((batch, STEPS), jnp.float32))
     new = cache.empty(config, batch, STEPS, dtype)
     end = jax.lax.while_loop(going, advance, _State(jnp.int32(0), rows.token, ~started, said, new))
-    return end.said, place(held, end.new, jnp.arange(batch), rows.position)
+    after = [place(p, n, jnp.arange(batch), rows.position) for p, n in zip(held, end.new)]
+    return end.said, tuple(after)

@@ -3,13 +3,14 @@
 A request is *waiting* until a row of the cache is free, then *running* in it, then finished, when its row is
 given away at once. `Engine.step` does three things:
 
-  admit   prompts of waiting requests, less their last token, are read and placed in free rows; what several
+  seat    waiting requests take free rows, and the last rows move into those that stay free; the cache then
+          gets as many rows and columns as the running requests need, and not more: a step reads all of it
+  read    prompts of requests just seated, less their last token, are read into their rows; what several
           share at their start is read once and kept
-  pack    running rows are moved to the front, so that few rows are decoded when few are running
-  decode  up to 16 steps on the device, over the running rows and as many columns as the longest has
+  decode  up to 16 steps on the device
 
 A row's first step takes the prompt's last token, so ids are drawn in `decode` alone. Shapes are rounded up
-(lengths to 64, 96, 128, 192, 256, ..., rows to 1, 4, 16, ...), and a program is compiled for each: see
+(lengths to 64, 80, 96, 112, 128, 160, ..., rows to 1, 2, 4, 8, ...), and a program is compiled for each: see
 `decoding`. What a request says depends on its prompt, settings, seed and number only; sums over other shapes
 round differently, so that two ids of exactly equal score may change places.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -105,21 +107,16 @@ class _Running:
 
 
 def bucket(size: int, least: int = LEAST) -> int:
-    """The next of 64, 96, 128, 192, 256, ...: of few shapes, one that wastes little."""
-    power = least
-    while power < size:
-        if size <= power * 3 // 2:
-            return power * 3 // 2
-        power *= 2
-    return power
+    """The next of 64, 80, 96, 112, 128, 160, ...: of few shapes, one that wastes little."""
+    quarter = least // 4
+    while 8 * quarter < size:
+        quarter *= 2
+    return max(least, -(-size // quarter) * quarter)
 
 
 def row_bucket(count: int, slots: int) -> int:
-    """The next of 1, 4, 16, ..., at most `slots`."""
-    size = 1
-    while size < count:
-        size *= 4
-    return min(size, slots)
+    """The next of 1, 2, 4, ..., at most `slots`."""
+    return min(1 << (count - 1).bit_length(), slots)
 
 
 def mesh_of(params: Any) -> Mesh | None:
@@ -174,7 +171,7 @@ class Engine:
         self._waiting: collections.deque[_Running] = collections.deque()
         self._rows: list[_Running | None] = [None] * slots
         self._tickets = itertools.count()
-        self._cache: cache.Cache | None = None
+        self._cache: cache.Cache = ()
         self._prefixes: collections.OrderedDict[bytes, cache.Cache] = collections.OrderedDict()
 
     @property
@@ -202,34 +199,70 @@ class Engine:
         self._rows = [None if row and row.ticket == ticket else row for row in self._rows]
 
     def step(self) -> list[Advance]:
-        """Admits, packs and decodes; what running requests said meanwhile."""
+        """Seats, reads and decodes; what running requests said meanwhile."""
         with on_mesh(self.mesh):
-            self._admit()
-            self._pack()
+            seated = self._seat()
             running = [row for row in self._rows if row]
-            return self._decode(running) if running else []
+            if not running:
+                return []
+            self._resize(running)
+            self._read_prompts(seated)
+            return self._decode(running)
 
-    # Admission
+    # Seating
 
-    def _admit(self) -> None:
-        if self._cache is None:
-            shape = self.config, self.slots, self.capacity, self.dtype
-            self._cache = jax.jit(lambda: cache.empty(*shape))()
+    def _seat(self) -> list[tuple[int, Request]]:
+        """Fills free rows from the front, with waiting requests and then with the last rows; the new ones."""
         free = [slot for slot, row in enumerate(self._rows) if row is None]
-        admitted = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
-        groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
-        for slot, entry in admitted:
+        seated = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
+        for slot, entry in seated:
             self._rows[slot] = entry
-            shared, body = self._shared(entry.request), entry.request.prompt[:-1]
-            prefix = np.asarray(body[:shared], np.int32).tobytes()
-            width = min(bucket(len(body) - shared), self.capacity - shared) if len(body) > shared else 0
-            groups.setdefault((prefix, width), []).append((slot, body[shared:]))
-        for (prefix, width), members in groups.items():
-            for part in _in_powers(members, READ_ROWS):
-                self._read(prefix, width, *zip(*part))
+        count = sum(row is not None for row in self._rows)
+        holes = [slot for slot in range(count) if self._rows[slot] is None]
+        behind = [slot for slot in range(count, self.slots) if self._rows[slot] is not None]
+        for hole, slot in zip(holes, behind):
+            self._change(self._programs.move, np.int32(slot), np.int32(hole))
+            self._rows[hole], self._rows[slot] = self._rows[slot], None
+        return [(slot, entry.request) for slot, entry in seated]
+
+    def _resize(self, running: list[_Running]) -> None:
+        """Gives the cache the rows and columns that the next steps need."""
+        rows = row_bucket(len(running), self.slots)
+        length = max(max(row.position + STEPS, self._written(row.request)) for row in running)
+        length = min(bucket(length), self.capacity)
+        if not self._cache:
+            shape = self.config, rows, length, self.dtype
+            self._cache = jax.jit(lambda: cache.empty(*shape))()
+        elif self._cache[0].keys.shape[::2] != (rows, length):
+            self._change(functools.partial(self._programs.resize, rows=rows, length=length))
+
+    def _change(self, program: Callable[..., cache.Columns], *arguments: Any) -> None:
+        self._cache = tuple(program(layer, *arguments) for layer in self._cache)
+
+    # Reading
+
+    def _width(self, request: Request) -> int:
+        """Columns of what is read of a prompt behind its shared part."""
+        body = len(request.prompt) - 1 - self._shared(request)
+        return min(bucket(body), self.capacity - self._shared(request)) if body else 0
+
+    def _written(self, request: Request) -> int:
+        """Columns that reading a prompt writes, its padding among them."""
+        shared = self._shared(request)
+        return max(min(bucket(shared), self.capacity), shared + self._width(request))
 
     def _shared(self, request: Request) -> int:
         return min(request.shared, len(request.prompt) - 1)
+
+    def _read_prompts(self, seated: list[tuple[int, Request]]) -> None:
+        groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
+        for slot, request in seated:
+            shared, body = self._shared(request), request.prompt[:-1]
+            prefix = np.asarray(body[:shared], np.int32).tobytes()
+            groups.setdefault((prefix, self._width(request)), []).append((slot, body[shared:]))
+        for (prefix, width), members in groups.items():
+            for part in _in_powers(members, READ_ROWS):
+                self._read(prefix, width, *zip(*part))
 
     def _read(
         self, prefix: bytes, width: int, slots: tuple[int, ...], bodies: tuple[np.ndarray, ...]
@@ -253,8 +286,10 @@ class Engine:
         return self._programs.read(self.params, tokens, lengths, past, np.int32(offset))
 
     def _place(self, added: cache.Cache, slots: list[int], offset: int) -> None:
-        positions = np.full(len(slots), offset, np.int32)
-        self._cache = self._programs.place(self._cache, added, np.array(slots, np.int32), positions)
+        rows, positions = np.array(slots, np.int32), np.full(len(slots), offset, np.int32)
+        self._cache = tuple(
+            self._programs.place(held, new, rows, positions) for held, new in zip(self._cache, added)
+        )
 
     def _prefix(self, prefix: bytes) -> cache.Cache:
         """The cache of a shared prefix, read at its first use; the last few are kept."""
@@ -270,22 +305,10 @@ class Engine:
 
     # Decoding
 
-    def _pack(self) -> None:
-        """Moves running rows to the front."""
-        count = sum(row is not None for row in self._rows)
-        holes = [slot for slot in range(count) if self._rows[slot] is None]
-        behind = [slot for slot in range(count, self.slots) if self._rows[slot] is not None]
-        for hole, slot in zip(holes, behind):
-            self._cache = self._programs.move(self._cache, np.int32(slot), np.int32(hole))
-            self._rows[hole], self._rows[slot] = self._rows[slot], None
-
     def _decode(self, running: list[_Running]) -> list[Advance]:
-        seen = min(bucket(max(row.position for row in running)), self.capacity)
         rows = _rows(running, row_bucket(len(running), self.slots))
         waiting = np.bool_(bool(self._waiting))
-        said, self._cache = self._programs.decode(
-            self.params, self._cache, rows, self._stops, waiting, seen=seen
-        )
+        said, self._cache = self._programs.decode(self.params, self._cache, rows, self._stops, waiting)
         ids, log_probs = jax.device_get(said)
         return [self._advance(slot, row, ids[slot], log_probs[slot]) for slot, row in enumerate(running)]
 
