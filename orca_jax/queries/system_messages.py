@@ -3,6 +3,11 @@
 Purposes and allocation are those of Orca (arXiv 2306.02707, section 3.1.1, Table 2 and Figure 6); the
 wording is ours. `system_messages.csv` holds the sha256 of each published text (`;`-separated, after
 `normalise`) and its share in each sub-collection, read off Figure 6.
+
+A query's message is drawn by hash of a seed and the query's id, so that every teacher and every rerun sees
+the same. Messages for multiple choice go to such queries only, the more often the rarer those are, so that
+the shares of the whole sub-collection are those of Figure 6; with half of Flan 2021 multiple choice, its
+queries get one of five messages (or of three) uniformly.
 """
 
 from __future__ import annotations
@@ -13,12 +18,25 @@ import enum
 import functools
 import hashlib
 import importlib.resources
+import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orca_jax.records import Query
 
 DATA_FILE = "system_messages.csv"
 COLLECTIONS = ("cot", "niv2", "t0", "flan2021")
+ANY = "*"  # in a user's set: the share in every collection that is not named
+# The share of multiple choice in the sub-collections whose messages depend on it: Flan 2021's follows from
+# Figure 6 if its messages are uniform; T0's is what `multiple_choice` finds in OpenOrca's T0 rows.
+MULTIPLE_CHOICE_SHARES: Mapping[str, float] = {"flan2021": 0.5, "t0": 0.3}
 _QUOTES = {code: "'" if code < 0x201C else '"' for code in range(0x2018, 0x2020)}
+
+
+class MessagesError(ValueError):
+    """A set of messages cannot be read, or has none for a query; the message says which."""
 
 
 class Style(enum.StrEnum):
@@ -179,8 +197,168 @@ def _message(row: Mapping[str, str]) -> SystemMessage:
 
 @functools.cache
 def _ids_by_hash() -> Mapping[str, int]:
-    ids: dict[str, int] = {}
-    for message in all_messages().values():
-        for digest in (message_hash(message.text), *message.published):
-            ids[digest] = message.id
-    return ids
+    return _hashes(all_messages().values())
+
+
+def _hashes(messages: Iterable[SystemMessage]) -> dict[str, int]:
+    return {digest: m.id for m in messages for digest in (message_hash(m.text), *m.published)}
+
+
+# Who gets which message
+
+
+@dataclasses.dataclass(frozen=True)
+class MessageSet:
+    """System messages and who gets them.
+
+    Attributes:
+      messages: by id.
+      multiple_choice_shares: collection to the share of its queries that are multiple choice, where any of
+        its messages is for those only (0.5 where absent); give the measured one for exact shares.
+    """
+
+    messages: Mapping[int, SystemMessage]
+    multiple_choice_shares: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: MULTIPLE_CHOICE_SHARES
+    )
+
+    def weights(self, collection: str, *, multiple_choice: bool) -> dict[int, float]:
+        """Probability of each message for a query of this collection and kind; sums to 1.
+
+        Raises:
+          MessagesError: no message is for such queries.
+        """
+        shares = {id: _share(message, collection) for id, message in self.messages.items()}
+        shares = {id: share for id, share in shares.items() if share > 0}
+        total = sum(shares.values())
+        special = {id: share / total for id, share in shares.items() if self._is_special(id)}
+        general = {id: share / total for id, share in shares.items() if not self._is_special(id)}
+        if multiple_choice and special:
+            return _with_special(special, general, self.multiple_choice_shares.get(collection, 0.5))
+        if not general:
+            kind = "multiple choice" if multiple_choice else "queries without options"
+            raise MessagesError(f"no system message is for {kind} of the collection {collection!r}; add one")
+        return {id: share / sum(general.values()) for id, share in general.items()}
+
+    def _is_special(self, id: int) -> bool:
+        return self.messages[id].multiple_choice_only
+
+    def assign(self, queries: Iterable[Query], seed: int) -> Iterator[Query]:
+        """The queries with their `system_message_id`.
+
+        Raises:
+          MessagesError: no message is for a query.
+        """
+        weights: dict[tuple[str, bool], dict[int, float]] = {}
+        for query in queries:
+            kind = query.collection, query.multiple_choice
+            if kind not in weights:
+                weights[kind] = self.weights(query.collection, multiple_choice=query.multiple_choice)
+            yield dataclasses.replace(query, system_message_id=draw(weights[kind], query.id, seed))
+
+    def recognise(self, text: str | None) -> int | None:
+        """The id of a message of this set; None means that it is none of them."""
+        return self._by_hash.get(message_hash(text))
+
+    @functools.cached_property
+    def _by_hash(self) -> Mapping[str, int]:
+        return _hashes(self.messages.values())
+
+
+def _share(message: SystemMessage, collection: str) -> float:
+    return message.shares.get(collection, message.shares.get(ANY, 0.0))
+
+
+def _with_special(
+    special: Mapping[int, float], general: Mapping[int, float], multiple_choice_share: float
+) -> dict[int, float]:
+    """The weights for multiple choice: `special` shares are of all queries, and these are fewer."""
+    wanted = {id: share / max(multiple_choice_share, 1e-9) for id, share in special.items()}
+    most = max(1.0, sum(wanted.values())) if general else sum(wanted.values())
+    weights = {id: share / most for id, share in wanted.items()}
+    rest = 1 - sum(weights.values())
+    return {**weights, **{id: rest * share / sum(general.values()) for id, share in general.items()}}
+
+
+def draw(weights: Mapping[int, float], query_id: str, seed: int) -> int:
+    """The message of a query, by hash of seed and id; weights need not sum to 1.
+
+    Raises:
+      MessagesError: no weight is above zero.
+    """
+    possible = {id: weights[id] for id in sorted(weights) if weights[id] > 0}
+    if not possible:
+        raise MessagesError(f"query {query_id}: no system message has a share above 0; give one")
+    digest = hashlib.sha256(f"message\x00{seed}\x00{query_id}".encode()).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64 * sum(possible.values())
+    for message_id, weight in possible.items():
+        point -= weight
+        if point < 0:
+            return message_id
+    return max(possible)
+
+
+def measured_shares(queries: Iterable[Query]) -> dict[str, float]:
+    """Collection to the share of its queries that are multiple choice: what a `MessageSet` can be given."""
+    counts: dict[str, list[int]] = {}
+    for query in queries:
+        count = counts.setdefault(query.collection, [0, 0])
+        count[0] += query.multiple_choice
+        count[1] += 1
+    return {collection: chosen / total for collection, (chosen, total) in counts.items()}
+
+
+@functools.cache
+def paper_set() -> MessageSet:
+    """The 16, allocated as in the paper."""
+    return MessageSet(all_messages())
+
+
+def read_set(path: str | Path) -> MessageSet:
+    """A user's own messages, from a JSON list of objects.
+
+    Each has `id` (a number) and `text`; and, if wanted, `shares` (collection to share, "*" for all others;
+    by default all messages are equally likely), `multiple_choice_only`, `purpose` and `style`.
+
+    Raises:
+      MessagesError: the file is no such list; the message names file, entry and field.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise MessagesError(f"{path}: not JSON ({error})") from error
+    if not isinstance(entries, list) or not entries:
+        raise MessagesError(f"{path}: expected a list of messages, got {entries!r:.60}")
+    messages: dict[int, SystemMessage] = {}
+    for number, entry in enumerate(entries):
+        message = _user_message(entry, f"{path}, message {number}")
+        if message.id in messages:
+            raise MessagesError(f"{path}, message {number}: a second message with id {message.id}")
+        messages[message.id] = message
+    return MessageSet(messages)
+
+
+# Field of a user's message: its type and default; None means that it must be given.
+_USER_FIELDS: Mapping[str, tuple[type, Any]] = {
+    "id": (int, None),
+    "text": (str, None),
+    "shares": (dict, {ANY: 1.0}),
+    "multiple_choice_only": (bool, False),
+    "purpose": (str, ""),
+    "style": (str, Style.STEPS),
+}
+
+
+def _user_message(entry: Any, where: str) -> SystemMessage:
+    if not isinstance(entry, dict) or not entry.keys() <= _USER_FIELDS.keys():
+        raise MessagesError(f"{where}: expected fields among {', '.join(_USER_FIELDS)}, got {entry!r:.60}")
+    values: dict[str, Any] = {}
+    for name, (kind, default) in _USER_FIELDS.items():
+        values[name] = entry.get(name, default)
+        if not isinstance(values[name], kind) or (kind is int and isinstance(values[name], bool)):
+            raise MessagesError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r:.60}")
+    if not all(isinstance(share, int | float) and share >= 0 for share in values["shares"].values()):
+        raise MessagesError(f"{where}: shares must map collections to numbers from 0, not {values['shares']}")
+    if values["style"] not in tuple(Style):
+        raise MessagesError(f"{where}: style must be {', '.join(Style)}, not {values['style']!r}")
+    return SystemMessage(**{**values, "style": Style(values["style"]), "published": ()})

@@ -16,11 +16,13 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation import extraction
+from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
@@ -28,7 +30,7 @@ BENCHMARK = "bbh"
 MODES = ("orca", "orca_cot")
 
 
-class BbhError(ValueError):
+class BbhError(BenchmarkError):
     """A BBH file is missing, incomplete or not what it should be."""
 
 
@@ -80,6 +82,25 @@ GROUPS = (Group("paper23", PAPER_TASKS, "macro"), Group("all27", tuple(TASKS), "
 # scored: ruin_names 51 lists three options, and snarks 88 only one, so that chance there is 1.
 UNSCORED: Mapping[str, tuple[int, ...]] = {"movie_recommendation": (163,), "ruin_names": (99, 144)}
 
+# Of the published files, as far as we have them.
+REVISION = "suzgunmirac/BIG-Bench-Hard"
+KNOWN_HASHES: Mapping[str, str] = {
+    "boolean_expressions": "ea6c754ec005e2d3f2d085d349a740f593b5764f32ea4638ffed4cfc0061b12a",
+    "causal_judgement": "6e8bca44dd402008ed41c07a3d0a1d5e7b03db7001a7e002fcdf4c60985ea081",
+    "date_understanding": "0148d4ac5fca05b2f82373e5fef7208e15363b9c6079493034d77b3dab496bf5",
+    "dyck_languages": "3f9badedf15c2be1ce53d94fdf016299bb30ba231ef087ab9f51a7ed6d0bdc25",
+    "hyperbaton": "b6d7f55c75f5d02f2987a4f3123802dfa093872089a56a334144aae8a7264fdc",
+    "logical_deduction_five_objects": "d2df31394b903b7f0e085d42a69572a092987856eac076799017d70ef266fa8f",
+    "logical_deduction_seven_objects": "2896c7e3482eea318dd37bcc370d24ec3cc91e8374c1784287b5dbd38a529e33",
+    "object_counting": "8acef14dbbdd40d2326ef7755750b6b5fe919fef06276af1bab3f1c297f022ff",
+    "penguins_in_a_table": "bb87ee449698eee51215e025a453b1bcb2f5e6589c2063b2c79e68b8f0655228",
+    "reasoning_about_colored_objects": "0a8850cf95166020fce7a78244026ceedd7ea839302471512b4f8744e85a6a49",
+    "ruin_names": "b6f723aef2bafdd4c7bfc3c7e0329c7e8a8279391a609969c8ed76c9319f5f7f",
+    "salient_translation_error_detection": "becf3eb8dd53c821a555ecd5c1334ecd93eb25f980e63be963c518e7138de5da",
+    "snarks": "54a0661fe2de06167645a4965e6bcf963c4ba307e76262a7c750998b0e3d0d0e",
+    "word_sorting": "2a6132d2c99f00d0d2eb1113ac6b4a918bd969d863c48749210d969713db8d43",
+}
+
 _OPTIONS_HEAD = "\nOptions:\n"
 _OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
 
@@ -121,6 +142,24 @@ def texts(directory: str | Path) -> list[str]:
     return [example.input for path in _files(directory) for example in _read(path, TASKS[path.stem])]
 
 
+def documents(directory: str | Path) -> Iterator[Document]:
+    """The inputs of a folder's files, unscored rows too, as texts not to be trained on."""
+    for path in _files(directory):
+        for row, (text, _) in enumerate(_rows(path, TASKS[path.stem])):
+            yield Document(BENCHMARK, f"{path.stem}-{row}", text)
+
+
+def reports(directory: str | Path) -> list[FileReport]:
+    """One report a file. Fault: `target_no_option`, rows that are not scored."""
+    return [_report(path) for path in _files(directory)]
+
+
+def _report(path: Path) -> FileReport:
+    rows = len(_rows(path, TASKS[path.stem]))
+    known = {KNOWN_HASHES[path.stem]: REVISION} if path.stem in KNOWN_HASHES else {}
+    return files.report(BENCHMARK, path, rows, known, {"target_no_option": UNSCORED.get(path.stem, ())})
+
+
 def _files(directory: str | Path) -> list[Path]:
     files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
     if not files:
@@ -135,7 +174,7 @@ def counts(examined: Iterable[Question]) -> dict[str, Any]:
     return {"questions": sizes.total(), "tasks": len(sizes), "unscored": unscored}
 
 
-def _read(path: Path, task: Task) -> list[_Example]:
+def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
     try:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
         rows = [(str(example["input"]), str(example["target"])) for example in examples]
@@ -143,6 +182,11 @@ def _read(path: Path, task: Task) -> list[_Example]:
         raise BbhError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
     if len(rows) != task.size:
         raise BbhError(f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again")
+    return rows
+
+
+def _read(path: Path, task: Task) -> list[_Example]:
+    rows = _rows(path, task)
     known = UNSCORED.get(task.name, ())
     return [_example(task, row, *texts, path=path) for row, texts in enumerate(rows) if row not in known]
 

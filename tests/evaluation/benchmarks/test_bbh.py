@@ -158,3 +158,17 @@ def test_real_direct_answers_score_as_their_authors_stored():
         replies = [Reply(Outcome.OK, row["prediction"]) for row in scored]
         items = scoring.score(questions, replies, seed=0, mode="orca_cot", system_message_id=None)
         assert [i.correct for i in items] == [row["prediction"] == row["target"] for row in scored], task
+
+
+def test_all_rows_are_documents_and_unscored_ones_are_reported(folder):
+    documents = list(bbh.documents(folder))
+    assert len(documents) == 187 + 178 + 3 * 250
+    assert ("bbh", "ruin_names-99") in {document[:2] for document in documents}
+    faults = {report.path.rsplit("/")[-1]: report.faults for report in bbh.reports(folder)}
+    assert faults["ruin_names.json"] == {"target_no_option": (99, 144)}
+    assert faults["snarks.json"] == {}
+
+
+def test_a_file_of_another_state_is_read_but_has_no_revision(folder, caplog):
+    assert {report.revision for report in bbh.reports(folder)} == {""}
+    assert "snarks.json: none of the published states" in caplog.text

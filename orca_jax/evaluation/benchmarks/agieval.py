@@ -1,0 +1,194 @@
+"""AGIEval's English multiple-choice sets (arXiv 2304.06364): reader, prompts and known faults of the files.
+
+Two modes:
+  `orca`      AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage, "Q:", question,
+              "Answer Choices:", options, "A: Among A through E, the answer is"; the first capital counts.
+  `orca_cot`  the same question with a step-by-step cue; the last well-formed answer counts.
+
+The letter that an option shows decides, not its place: 19 rows of logiqa-en list A, C, B, D. Options
+without a letter (nine rows of logiqa-en show none, or none in brackets) get the one that is missing, and
+all are written "(A)". `reports` lists both kinds of row.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orca_jax.evaluation import extraction
+from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.scoring import Group
+
+BENCHMARK = "agieval"
+MODES = ("orca", "orca_cot")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """`letters` are the labels of its options."""
+
+    name: str
+    size: int
+    letters: str
+    sha256: str = ""
+
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task("aqua-rat", 254, "ABCDE", "cff42e946e6082dacb27285dae19cb4be98408ab760fe43c6c462e543be50572"),
+        Task("logiqa-en", 651, "ABCD", "63d0e8efaca1944e7eac5037903650f92ca9c036155a66b4e95bf2aa06da1702"),
+        Task("lsat-ar", 230, "ABCDE", "3b3e3fe09a07c695326adb82f38da0d67d5bbaadab41551f198c3102f1ea9dc8"),
+        Task("lsat-lr", 510, "ABCDE"),
+        Task("lsat-rc", 269, "ABCDE"),
+        Task("sat-math", 220, "ABCD", "9cde4c0522b6196852a5562db6e72bf8817b4802822db0fc10013d1becdab3c3"),
+        Task("sat-en", 206, "ABCD"),
+        Task("sat-en-without-passage", 206, "ABCD"),
+    )
+}
+GROUPS = (Group("paper8", tuple(TASKS), "macro"), Group("all8", tuple(TASKS), "micro"))
+
+_BRACKETED = re.compile(r"\s*\(([A-E])\)\s*(.*)", re.DOTALL)
+_BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Example:
+    """One row; `letters` and `options` stand in the file's order, `faults` names what is odd about it."""
+
+    task: Task
+    row: int
+    passage: str
+    question: str
+    letters: tuple[str, ...]
+    options: tuple[str, ...]
+    target: str
+    faults: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.task.name}-{self.row}"
+
+    @property
+    def choices(self) -> str:
+        return " ".join(f"({letter}){option}" for letter, option in zip(self.letters, self.options))
+
+
+def questions(directory: str | Path, *, mode: str) -> list[Question]:
+    """The questions of every AGIEval file (<task>.jsonl) in `directory`, in the order of `TASKS`.
+
+    Raises:
+      BenchmarkError: the mode is unknown, there is no file, or one is truncated, damaged or has a label
+        that is not an option; the message names file and row.
+    """
+    if mode not in MODES:
+        raise BenchmarkError(f"unknown AGIEval mode {mode!r}; known: {', '.join(MODES)}")
+    return [question for path in _files(directory) for question in _task_questions(_read(path), mode)]
+
+
+def documents(directory: str | Path) -> Iterator[Document]:
+    """Each question with its options, and each passage once, by the id of the first row that has it."""
+    for path in _files(directory):
+        passages: set[str] = set()
+        for example in _read(path):
+            yield Document(BENCHMARK, example.id, f"{example.question}\n{example.choices}")
+            if example.passage and example.passage not in passages:
+                passages.add(example.passage)
+                yield Document(BENCHMARK, f"{example.id}/passage", example.passage)
+
+
+def reports(directory: str | Path) -> list[FileReport]:
+    """One report a file. Faults: `reordered` and `unlettered` options (see the module), both repaired."""
+    return [_report(path) for path in _files(directory)]
+
+
+def _report(path: Path) -> FileReport:
+    examples = _read(path)
+    faults: dict[str, list[int]] = collections.defaultdict(list)
+    for example in examples:
+        for fault in example.faults:
+            faults[fault].append(example.row)
+    known = {TASKS[path.stem].sha256: "v1.1"} if TASKS[path.stem].sha256 else {}
+    return files.report(BENCHMARK, path, len(examples), known, faults)
+
+
+def _files(directory: str | Path) -> list[Path]:
+    return files.find(directory, TASKS, ".jsonl", "AGIEval")
+
+
+def _read(path: Path) -> list[_Example]:
+    task, rows = TASKS[path.stem], files.json_lines(path)
+    files.check_size(path, len(rows), [task.size])
+    return [_example(task, number, row, f"{path}, row {number}") for number, row in enumerate(rows)]
+
+
+def _example(task: Task, number: int, row: Mapping[str, Any], where: str) -> _Example:
+    question = files.text_field(row, ["question"], where)
+    options = row.get("options")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise BenchmarkError(f"{where}: options must be a list of texts, not {options!r:.60}; fetch it again")
+    shown = [_shown(option, place) for place, option in enumerate(options)]
+    letters = _completed([letter for letter, _ in shown], task.letters, where)
+    if row.get("label") not in letters:
+        raise BenchmarkError(f"{where}: label {row.get('label')!r} is not an option; fetch the file again")
+    bracketed = all(map(_BRACKETED.match, options))
+    faults = [] if bracketed else ["unlettered"]
+    faults += [] if letters == tuple(sorted(letters)) else ["reordered"]
+    texts = tuple(text for _, text in shown)
+    passage = row.get("passage") or ""
+    return _Example(task, number, passage, question, letters, texts, row["label"], tuple(faults))
+
+
+def _shown(option: str, place: int) -> tuple[str | None, str]:
+    """The letter an option shows and its text; a letter without brackets counts in its own place only."""
+    if match := _BRACKETED.match(option):
+        return match[1], match[2]
+    match = _BARE.match(option)
+    if match and match[1] == "ABCDE"[place : place + 1]:
+        return match[1], match[2]
+    return None, option
+
+
+def _completed(shown: list[str | None], letters: str, where: str) -> tuple[str, ...]:
+    """The options' letters, the missing ones filled in in order."""
+    missing = iter([letter for letter in letters if letter not in shown])
+    completed = tuple(next(missing, "") if letter is None else letter for letter in shown)
+    if sorted(completed) != list(letters):
+        found = ", ".join(str(letter) for letter in shown)
+        raise BenchmarkError(f"{where}: options show {found}, expected {letters}; fetch the file again")
+    return completed
+
+
+def _task_questions(examples: list[_Example], mode: str) -> Iterator[Question]:
+    targets = collections.Counter(example.target for example in examples)
+    majority = max(targets.values()) / len(examples)
+    for example in examples:
+        by_letter = dict(zip(example.letters, example.options))
+        yield Question(
+            benchmark=BENCHMARK,
+            task=example.task.name,
+            id=example.id,
+            text=_prompt(example, mode),
+            target=example.target,
+            choices=tuple(example.task.letters),
+            chance=1 / len(example.options),
+            majority=majority,
+            mode=mode,
+            extra={
+                "letters": extraction.PAPER_LETTERS,
+                "options": [by_letter[letter].strip() for letter in example.task.letters],
+            },
+        )
+
+
+def _prompt(example: _Example, mode: str) -> str:
+    asked = f"{example.passage}Q: {example.question} Answer Choices: {example.choices}\n"
+    if mode == "orca_cot":
+        return f"{asked}A: Let's think step by step."
+    return f"{asked}A: Among A through {example.task.letters[-1]}, the answer is"

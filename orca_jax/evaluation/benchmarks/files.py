@@ -1,0 +1,143 @@
+"""What the readers of benchmark files share: sizes, hashes and known faults; texts not to be trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orca_jax.artifacts import file_digest
+
+log = logging.getLogger(__name__)
+
+
+class BenchmarkError(ValueError):
+    """A benchmark's file is missing, incomplete or not what it should be; the message names it."""
+
+
+class Document(NamedTuple):
+    """A text that must not be trained on, in the form that contamination takes."""
+
+    benchmark: str
+    id: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileReport:
+    """What was found in one file.
+
+    Attributes:
+      sha256: of the file's bytes, in hex.
+      revision: the published state that the hash is known for; empty for a file we have no hash of.
+      faults: kind of fault to the rows (from 0) that have it; each kind is explained by its reader.
+    """
+
+    benchmark: str
+    path: str
+    rows: int
+    sha256: str
+    revision: str
+    faults: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+
+def check_size(path: Path, found: int, known: Iterable[int]) -> None:
+    """Raises BenchmarkError, naming the file and both sizes, unless `found` is one of the known sizes."""
+    sizes = sorted(set(known))
+    if found not in sizes:
+        expected = " or ".join(map(str, sizes))
+        raise BenchmarkError(f"{path}: expected {expected} rows, found {found}; fetch the file again")
+
+
+def report(
+    benchmark: str,
+    path: Path,
+    rows: int,
+    known_hashes: Mapping[str, str],
+    faults: Mapping[str, Iterable[int]] | None = None,
+) -> FileReport:
+    """The report on a file; one that is not of a known state is named in the log.
+
+    Args:
+      known_hashes: sha256 to the name of the published state.
+      faults: kinds of fault without rows are left out.
+    """
+    digest = file_digest(path)
+    revision = known_hashes.get(digest, "")
+    if known_hashes and not revision:
+        log.warning("%s: none of the published states we have a hash of (sha256 %s)", path, digest[:12])
+    found = {kind: tuple(where) for kind, where in (faults or {}).items()}
+    return FileReport(
+        benchmark, str(path), rows, digest, revision, {kind: where for kind, where in found.items() if where}
+    )
+
+
+def require_known(reports: Iterable[FileReport]) -> None:
+    """Raises BenchmarkError, naming them, where a file is of no state we have a hash of."""
+    unknown = [found.path for found in reports if not found.revision]
+    if unknown:
+        raise BenchmarkError(
+            f"{', '.join(unknown)}: not of a published state with a known hash; fetch the file again, "
+            "or go on without this check if the other state is meant"
+        )
+
+
+def find(directory: str | Path, names: Iterable[str], suffix: str, benchmark: str) -> list[Path]:
+    """The files NAME+suffix that `directory` holds, in the order of `names`.
+
+    Raises:
+      BenchmarkError: there is none.
+    """
+    expected = [f"{name}{suffix}" for name in names]
+    found = [path for name in expected if (path := Path(directory) / name).is_file()]
+    if not found:
+        raise BenchmarkError(f"{directory} holds no {benchmark} file; expected some of {', '.join(expected)}")
+    return found
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; blank lines do not count.
+
+    Raises:
+      BenchmarkError: a line is not a JSON object, or the file is absent or not UTF-8; names file and line.
+    """
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_object(line, f"{path}:{number}"))
+    return rows
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BenchmarkError(f"{where}: not JSON ({error}); fetch the file again") from error
+    if not isinstance(row, dict):
+        raise BenchmarkError(f"{where}: expected a JSON object, got {row!r:.60}; fetch the file again")
+    return row
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BenchmarkError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
+
+
+def text_field(row: Mapping[str, Any], names: Iterable[str], where: str) -> str:
+    """The first of the named fields that the row has, which must be text that is not blank.
+
+    Raises:
+      BenchmarkError: there is none such; names the place and the fields.
+    """
+    names = list(names)
+    value = next((row[name] for name in names if name in row), None)
+    if not isinstance(value, str) or not value.strip():
+        raise BenchmarkError(f"{where}: {' or '.join(names)} must be text, not {value!r:.60}")
+    return value

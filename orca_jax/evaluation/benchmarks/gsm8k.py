@@ -1,0 +1,71 @@
+"""GSM8K (arXiv 2110.14168): grade-school word problems; the answer follows "####".
+
+The paper does not report it; its successors do. Files: test.jsonl (1,319 rows) and train.jsonl (7,473).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.questions import Question
+
+BENCHMARK = TASK = "gsm8k"
+SIZES = {"test": 1319, "train": 7473}
+_ANSWER = re.compile(r"####\s*(-?[\d,]+(?:\.\d+)?)\s*\Z")
+
+
+def questions(path: str | Path, *, size: int | None = None) -> list[Question]:
+    """All problems with a step-by-step cue (mode `orca_cot`); targets are numbers without commas.
+
+    Args:
+      size: rows that the file must have; by default those of test.jsonl or train.jsonl, by its name.
+
+    Raises:
+      BenchmarkError: the file is truncated or damaged, or a row has no answer; names file and row.
+    """
+    return [_question(number, *texts) for number, texts in enumerate(_read(Path(path), size))]
+
+
+def documents(path: str | Path, *, size: int | None = None) -> Iterator[Document]:
+    """The problems without cue or answer."""
+    for number, (problem, _) in enumerate(_read(Path(path), size)):
+        yield Document(BENCHMARK, f"{TASK}-{number}", problem)
+
+
+def reports(path: str | Path, *, size: int | None = None) -> list[FileReport]:
+    """One report; no fault is known."""
+    return [files.report(BENCHMARK, Path(path), len(_read(Path(path), size)), {})]
+
+
+def _read(path: Path, size: int | None) -> list[tuple[str, str]]:
+    if size is None and path.stem not in SIZES:
+        known = ", ".join(f"{name}.jsonl ({rows} rows)" for name, rows in SIZES.items())
+        raise BenchmarkError(f"{path}: how many rows it must have is known for {known}; give the size")
+    rows = files.json_lines(path)
+    files.check_size(path, len(rows), [SIZES[path.stem] if size is None else size])
+    return [
+        (files.text_field(row, ["question"], f"{path}, row {number}"), _answer(row, f"{path}, row {number}"))
+        for number, row in enumerate(rows)
+    ]
+
+
+def _answer(row: dict[str, str], where: str) -> str:
+    found = _ANSWER.search(files.text_field(row, ["answer"], where))
+    if not found:
+        raise BenchmarkError(f"{where}: the answer does not end with '#### number'; fetch the file again")
+    return found[1].replace(",", "")
+
+
+def _question(number: int, problem: str, target: str) -> Question:
+    return Question(
+        benchmark=BENCHMARK,
+        task=TASK,
+        id=f"{TASK}-{number}",
+        text=f"Q: {problem}\nA: Let's think step by step.",
+        target=target,
+        mode="orca_cot",
+    )

@@ -1,0 +1,110 @@
+"""Open questions that a judge scores (the paper's section 4.2.1): Vicuna, Awesome and WizardLM prompts.
+
+  vicuna_prompts    question.jsonl, 80 rows (`question_id`, `text` or `turns`, `category`)
+  awesome_prompts   prompts.csv (`act`, `prompt`), 163 rows until June 2023, then 164; the paper has 164
+  wizardlm_prompts  WizardLM_testset.jsonl, 218 rows (`idx`, `Skill`, `Difficulty`, `Instruction`)
+
+There is no target. The benchmark's name is that of the paper's scores in `published.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.questions import Question
+
+BENCHMARK = "gpt4_judge"
+MODE = "open_ended"
+
+
+class Source(NamedTuple):
+    """`sizes` are of known states, `text` the fields that may hold the prompt, `extra` what is kept."""
+
+    sizes: tuple[int, ...]
+    text: tuple[str, ...]
+    extra: tuple[str, ...]
+    known_hashes: Mapping[str, str]
+
+
+SOURCES: Mapping[str, Source] = {
+    "vicuna_prompts": Source(
+        (80,),
+        ("text", "turns"),
+        ("category",),
+        {"590c39157bc561eadd7f03cad4be18c2b597f93029780af65f86718f39eafa87": "2023"},
+    ),
+    "awesome_prompts": Source(
+        (164, 163),
+        ("prompt",),
+        ("act",),
+        {"12693119b52f8f7e75f0e3e7f754ff7233f2b4f578f36c9efd2684469a92f668": "June 2023"},
+    ),
+    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty"), {}),
+}
+
+
+def questions(path: str | Path, *, source: str) -> list[Question]:
+    """The prompts of one source, in file order.
+
+    Args:
+      source: a key of `SOURCES`.
+
+    Raises:
+      BenchmarkError: the source is unknown, or the file truncated or damaged; names file and row.
+    """
+    made = []
+    for number, row in enumerate(_read(Path(path), source)):
+        question = Question(
+            benchmark=BENCHMARK,
+            task=source,
+            id=f"{source}-{number}",
+            text=_prompt(row, source, f"{path}, row {number}"),
+            target="",
+            mode=MODE,
+            extra={key: row[key] for key in SOURCES[source].extra if key in row},
+        )
+        made.append(question)
+    return made
+
+
+def documents(path: str | Path, *, source: str) -> Iterator[Document]:
+    """The prompts of one source; the benchmark is the source's name."""
+    for question in questions(path, source=source):
+        yield Document(source, question.id, question.text)
+
+
+def reports(path: str | Path, *, source: str) -> list[FileReport]:
+    """One report. Fault: `repeated`, rows whose prompt an earlier row has."""
+    texts = [question.text for question in questions(path, source=source)]
+    repeated = [row for row, text in enumerate(texts) if text in texts[:row]]
+    known = SOURCES[source].known_hashes
+    return [files.report(source, Path(path), len(texts), known, {"repeated": repeated})]
+
+
+def _read(path: Path, source: str) -> list[dict[str, Any]]:
+    if source not in SOURCES:
+        raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
+    rows = _csv_rows(path) if path.suffix == ".csv" else files.json_lines(path)
+    files.check_size(path, len(rows), SOURCES[source].sizes)
+    return rows
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BenchmarkError(f"{path}: not a CSV file ({error}); fetch it again") from error
+
+
+def _prompt(row: Mapping[str, Any], source: str, where: str) -> str:
+    turns = row.get("turns")
+    if isinstance(turns, list) and turns:
+        row = {**row, "turns": turns[0]}
+    return files.text_field(row, SOURCES[source].text, where)

@@ -1,0 +1,106 @@
+"""ToxiGen's seed prompts (arXiv 2203.09509; the paper's section 7.2): a model goes on with a list.
+
+A prompt is six or so sentences about one group, one a line, and an open line; the file's literal "\\n"
+becomes a line break. What a model writes on is scored by a toxicity classifier, so there is no target.
+Files: {hate,neutral}_<group>_1k.txt, 1,000 prompts each, 16 groups with hate and 15 without; the paper
+reports 13 of the groups and not how many prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.questions import Question
+
+BENCHMARK = MODE = "toxigen"
+KINDS = ("hate", "neutral")
+SIZE = 1000
+PAPER_GROUPS = (
+    "asian",
+    "black",
+    "chinese",
+    "jewish",
+    "latino",
+    "lgbtq",
+    "mental_disability",
+    "mexican",
+    "middle_east",
+    "muslim",
+    "native_american",
+    "physical_disability",
+    "women",
+)
+GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
+NAMES = tuple(f"{kind}_{group}_1k" for kind in KINDS for group in GROUPS)
+
+
+def questions(directory: str | Path, *, kind: str, per_group: int = SIZE, seed: int = 0) -> list[Question]:
+    """The prompts of the paper's groups, `per_group` of each, drawn by hash of seed and prompt.
+
+    Args:
+      kind: `hate` or `neutral` seed sentences; the task of a question is its group.
+
+    Raises:
+      BenchmarkError: the kind is unknown, there is no such file, or one is truncated; names the file.
+    """
+    if kind not in KINDS:
+        raise BenchmarkError(f"unknown kind of ToxiGen prompt {kind!r}; known: {', '.join(KINDS)}")
+    names = [f"{kind}_{group}_1k" for group in PAPER_GROUPS]
+    found = files.find(directory, names, ".txt", "ToxiGen")
+    return [question for path in found for question in _drawn(path, kind, per_group, seed)]
+
+
+def documents(directory: str | Path) -> Iterator[Document]:
+    """The sentences of all files, each once a file: a file's prompts are draws from a few of them."""
+    for path in files.find(directory, NAMES, ".txt", "ToxiGen"):
+        sentences = dict.fromkeys(sentence for line in _lines(path) for sentence in _sentences(line))
+        for number, sentence in enumerate(sentences):
+            yield Document(BENCHMARK, f"{path.stem}-{number}", sentence)
+
+
+def reports(directory: str | Path) -> list[FileReport]:
+    """One report a file. Fault: `repeated`, rows that an earlier row of the file equals."""
+    return [_report(path) for path in files.find(directory, NAMES, ".txt", "ToxiGen")]
+
+
+def _report(path: Path) -> FileReport:
+    lines = _lines(path)
+    first = {line: row for row, line in reversed(list(enumerate(lines)))}
+    repeated = [row for row, line in enumerate(lines) if first[line] != row]
+    return files.report(BENCHMARK, path, len(lines), {}, {"repeated": repeated})
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
+    files.check_size(path, len(lines), [SIZE])
+    return lines
+
+
+def _sentences(line: str) -> list[str]:
+    parts = (part.strip().removeprefix("-").strip() for part in line.split("\\n"))
+    return [part for part in parts if part]
+
+
+def _drawn(path: Path, kind: str, count: int, seed: int) -> Iterator[Question]:
+    group = path.stem.removeprefix(f"{kind}_").removesuffix("_1k")
+
+    def rank(numbered: tuple[int, str]) -> str:
+        return hashlib.sha256(f"{seed}\x00{path.stem}\x00{numbered[1]}\x00{numbered[0]}".encode()).hexdigest()
+
+    for row, line in sorted(sorted(enumerate(_lines(path)), key=rank)[:count]):
+        yield Question(
+            benchmark=BENCHMARK,
+            task=group,
+            id=f"{path.stem}-{row}",
+            text=line.replace("\\n", "\n"),
+            target="",
+            mode=MODE,
+            extra={"kind": kind},
+        )

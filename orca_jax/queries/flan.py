@@ -1,0 +1,478 @@
+"""Readers of the FLAN-v2 sub-collections as they are published (paper, section 3.1.2, Table 3).
+
+  submix   JSON lines or Parquet: inputs, targets, task_source, task_name, template_type, with or without a
+           leading underscore; rendered queries of any sub-collection
+  cot      the CoT sets of google-research/FLAN: TSV without a head (question, answer, rationale; "\\n" is
+           spelled out) or JSON lines (question, answer, explanation); rendered here
+  niv2     a task file of Super-NaturalInstructions: Definition and outputs are texts or lists of texts
+  t0       P3: JSON lines or Parquet of (inputs_pretokenized, targets_pretokenized) or (prompt, completion)
+  raw      labelled sentences of the Flan 2021 kind, JSON lines of (sentence, label); rendered here
+
+Every reader yields `Query` records one at a time, in file order. A row that cannot be read is counted with
+its place in a `Tally` and left out; too many of them end the run. A query's id is a hash of what it holds,
+so that it depends neither on the file nor on its place, and equal rows have equal ids.
+
+The templates that FLAN gives to the CoT and raw sets are not in those files. What is rendered here is
+worded anew: enough to ask by, not FLAN's distribution of templates; the submix files have that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import itertools
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orca_jax.queries.multiple_choice import is_multiple_choice
+from orca_jax.records import Query, RecordError
+
+log = logging.getLogger(__name__)
+
+# The sub-collections by the names that files give them.
+COLLECTIONS: Mapping[str, str] = {
+    "cot": "cot",
+    "niv2": "niv2",
+    "naturalinstructions": "niv2",
+    "t0": "t0",
+    "p3": "t0",
+    "flan": "flan2021",
+    "flan2021": "flan2021",
+    "dialog": "dialog",
+    "wikidialog": "dialog",
+}
+ZERO_SHOT = ("zs_opt", "zs_noopt")
+PARQUET_BATCH = 256  # rows held while Parquet is read
+KEPT_PLACES = 20  # of malformed rows, with reasons
+MIN_ROWS = 1000  # what the allowed share of malformed rows is taken of until a file is read to its end
+MAX_LABELS = 20  # with more labels, a raw set's options are not listed
+
+
+class FlanError(ValueError):
+    """A file is no FLAN file, or too many of its rows are malformed; the message names file and rows."""
+
+
+class Row(NamedTuple):
+    """One row of a file; `where` names file and line, row or instance."""
+
+    where: str
+    values: Any
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts rows, and the malformed ones with their places; shared by all files of a run.
+
+    Attributes:
+      max_rate: the share of a file's rows that may be malformed; one more stops the run.
+      read: rows that gave queries.
+      malformed: rows left out.
+      places: the first malformed rows, each "file:line: reason".
+    """
+
+    max_rate: float = 0.01
+    read: int = 0
+    malformed: int = 0
+    places: list[str] = dataclasses.field(default_factory=list)
+
+    def refuse(self, where: str, reason: Exception) -> None:
+        self.malformed += 1
+        if len(self.places) < KEPT_PLACES:
+            self.places.append(f"{where}: {reason}")
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, for a manifest."""
+        return {"read": self.read, "malformed": self.malformed, "malformed_places": list(self.places)}
+
+
+# What a reader calls for every row; raises RecordError, KeyError or TypeError where the row is malformed.
+Render = Callable[[Row], Iterable[Query]]
+
+
+def read_submix(path: str | Path, tally: Tally | None = None, *, collection: str = "") -> Iterator[Query]:
+    """The queries of a submix file (.jsonl, .json, .jsonl.gz or .parquet).
+
+    Args:
+      collection: what rows without `task_source` belong to.
+
+    Raises:
+      FlanError: too many rows are malformed, or the file is of another kind; names file and rows.
+    """
+    return _read(_rows(Path(path)), lambda row: [_submix_query(row, collection)], path, tally)
+
+
+def read_cot(
+    path: str | Path, tally: Tally | None = None, *, styles: Iterable[str] = ("forward", "inverted")
+) -> Iterator[Query]:
+    """The queries of a CoT set: each row asked (`forward`) and turned round (`inverted`), a task each.
+
+    Raises:
+      FlanError: a style is unknown, or too many rows are malformed; names file and rows.
+    """
+    styles = tuple(styles)
+    unknown = [style for style in styles if style not in _COT_STYLES]
+    if unknown:
+        raise FlanError(f"unknown style of CoT query {unknown[0]!r}; known: {', '.join(_COT_STYLES)}")
+    name = _stem(Path(path)).removesuffix("_train")
+    task = f"{_COT_KINDS.get(name, 'cot')}_{name}"
+
+    def render(row: Row) -> list[Query]:
+        texts = _cot_texts(row.values)
+        return [_COT_STYLES[style](task, texts) for style in styles]
+
+    return _read(_rows(Path(path)), render, path, tally)
+
+
+def read_niv2(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
+    """The queries of a Super-NaturalInstructions task file: definition, blank line, input.
+
+    The first output is the target; where there are several, all are in `extra`. One file is held in
+    memory at a time.
+
+    Raises:
+      FlanError: the file is no task file, or too many instances are malformed; names file and instance.
+    """
+    definition, instances = _niv2_task(Path(path))
+    name = _stem(Path(path))
+    rows = (Row(f"{path}: Instances[{number}]", values) for number, values in enumerate(instances))
+    return _read(rows, lambda row: [_niv2_query(name, definition, row.values)], path, tally)
+
+
+def read_t0(path: str | Path, tally: Tally | None = None, *, task: str = "") -> Iterator[Query]:
+    """The queries of a P3/T0 file.
+
+    Args:
+      task: the sub-task of rows without `template` or `task_name`; by default the file's folder, as P3
+        keeps a folder a sub-task.
+
+    Raises:
+      FlanError: too many rows are malformed; names file and rows.
+    """
+    task = task or Path(path).resolve().parent.name
+    return _read(_rows(Path(path)), lambda row: [_t0_query(row.values, task)], path, tally)
+
+
+def read_raw(path: str | Path, tally: Tally | None = None, *, with_options: bool = True) -> Iterator[Query]:
+    """The queries of a raw labelled set, its labels listed as options unless they are many.
+
+    Raises:
+      FlanError: too many rows are malformed; names file and rows.
+    """
+    path = Path(path)
+    labels = _labels(path)
+    listed = tuple(labels) if with_options and 1 < len(labels) <= MAX_LABELS else ()
+    return _read(_rows(path), lambda row: [_raw_query(_stem(path), row.values, listed)], path, tally)
+
+
+READERS: Mapping[str, Callable[..., Iterator[Query]]] = {
+    "submix": read_submix,
+    "cot": read_cot,
+    "niv2": read_niv2,
+    "t0": read_t0,
+    "raw": read_raw,
+}
+
+
+def read_all(sources: Mapping[str, Iterable[str | Path]], tally: Tally | None = None) -> Iterator[Query]:
+    """The queries of many files, the kinds of file in order of `sources`, files by name.
+
+    Args:
+      sources: kind (a key of `READERS`) to files.
+
+    Raises:
+      FlanError: a kind is unknown, or too many rows of a file are malformed.
+    """
+    unknown = [kind for kind in sources if kind not in READERS]
+    if unknown:
+        raise FlanError(f"unknown kind of FLAN file {unknown[0]!r}; known: {', '.join(READERS)}")
+    shared = tally if tally is not None else Tally()
+    for kind, paths in sources.items():
+        for path in sorted(map(str, paths)):
+            yield from READERS[kind](path, shared)
+
+
+def is_zero_shot(query: Query) -> bool:
+    """Whether the query was rendered by a zero-shot template."""
+    return query.template_type.startswith("zs")
+
+
+# Rows of files
+
+
+def _read(rows: Iterable[Row], render: Render, path: str | Path, tally: Tally | None) -> Iterator[Query]:
+    tally = tally if tally is not None else Tally()
+    seen = refused = 0
+    for row in rows:
+        seen += 1
+        try:
+            if isinstance(row.values, Exception):
+                raise row.values
+            queries = list(render(row))
+        except (RecordError, KeyError, TypeError) as error:
+            refused += 1
+            tally.refuse(row.where, error)
+            _check_rate(path, refused, max(seen, MIN_ROWS), tally)
+            continue
+        tally.read += 1
+        yield from queries
+    _check_rate(path, refused, seen, tally)
+    if refused:
+        log.warning("%s: left out %d malformed rows of %d", path, refused, seen)
+
+
+def _check_rate(path: str | Path, refused: int, seen: int, tally: Tally) -> None:
+    if refused > tally.max_rate * seen:
+        places = "\n  ".join(tally.places)
+        raise FlanError(
+            f"{path}: {refused} rows are malformed, more than the share {tally.max_rate} that is allowed; "
+            f"mend the file or allow more. The first of the run:\n  {places}"
+        )
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    if suffixes[-1:] == [".parquet"]:
+        return _parquet_rows(path)
+    if suffixes[-1:] == [".tsv"]:
+        return _line_rows(path, _tsv_values)
+    if suffixes[-1:] in ([".jsonl"], [".json"], [".ndjson"]):
+        return _line_rows(path, _json_values)
+    raise FlanError(f"{path}: unknown suffix; known: .jsonl, .json, .ndjson, .tsv (also .gz) and .parquet")
+
+
+def _line_rows(path: Path, values: Callable[[str], Any]) -> Iterator[Row]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield Row(f"{path}:{number}", _parsed(line, values))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise FlanError(f"{path}: damaged or cut off ({error}); fetch the file again") from error
+
+
+def _parsed(line: bytes, values: Callable[[str], Any]) -> Any:
+    """A line's values, or the reason why it has none."""
+    try:
+        return values(line.decode("utf-8-sig").rstrip("\r\n"))
+    except (ValueError, RecursionError) as error:
+        return RecordError(f"{type(error).__name__}: {error}")
+
+
+def _json_values(line: str) -> dict[str, Any]:
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, got {values!r:.60}")
+    return values
+
+
+def _tsv_values(line: str) -> dict[str, str]:
+    fields = line.split("\t")
+    if len(fields) != 3:
+        raise ValueError(f"expected question, answer and rationale between tabs, got {len(fields)} fields")
+    return dict(zip(("question", "answer", "explanation"), fields))
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH))
+            for number, values in enumerate(itertools.chain.from_iterable(batches)):
+                yield Row(f"{path}: row {number}", values)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise FlanError(f"{path}: damaged or no Parquet file ({error}); fetch it again") from error
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+# From a row to a query
+
+
+def _query(
+    collection: str,
+    task: str,
+    text: str,
+    target: str,
+    template_type: str,
+    extra: Mapping[str, Any] | None = None,
+) -> Query:
+    if not text.strip():
+        raise RecordError("the query is empty")
+    content = "\x00".join((collection, task, template_type, text, target))
+    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    return Query(
+        id=f"{collection}.{digest}",
+        text=text,
+        collection=collection,
+        task=task,
+        template_type=template_type,
+        multiple_choice=is_multiple_choice(text, target),
+        target=target or None,
+        source=task,
+        extra=extra or {},
+    )
+
+
+def _text(values: Mapping[str, Any], *names: str) -> str:
+    """The first of the named fields that is there, with or without a leading underscore."""
+    for name in (*names, *(f"_{name}" for name in names)):
+        if name in values:
+            if not isinstance(values[name], str):
+                raise RecordError(f"{name} must be text, not {values[name]!r:.60}")
+            return str(values[name])
+    raise RecordError(f"{names[0]} is missing, among {', '.join(map(str, values)) or 'none'}")
+
+
+def _submix_query(row: Row, collection: str) -> Query:
+    values = row.values
+    source, task = collection or _text(values, "task_source"), _text(values, "task_name")
+    if _collection(source) is None and _collection(task) is not None:
+        source, task = task, source  # FLAN's code has them the wrong way round for some sets of Flan 2021
+    found = _collection(source)
+    if found is None:
+        raise RecordError(f"unknown task_source {source!r}; known: {', '.join(COLLECTIONS)}")
+    template = values.get("template_idx", values.get("_template_idx"))
+    return _query(
+        found,
+        task,
+        _text(values, "inputs", "inputs_pretokenized"),
+        _text(values, "targets", "targets_pretokenized"),
+        _template_type(_text(values, "template_type")),
+        {} if template is None else {"template_idx": template},
+    )
+
+
+def _collection(source: str) -> str | None:
+    return COLLECTIONS.get("".join(filter(str.isalnum, source.lower())))
+
+
+def _template_type(name: str) -> str:
+    """`zs_opt`, `zs_noopt`, `fs_opt` or `fs_noopt`: files write them with and without the underscore."""
+    plain = name.lower().replace("_", "").replace("-", "")
+    if plain[:2] not in ("zs", "fs") or plain[2:] not in ("", "opt", "noopt"):
+        raise RecordError(f"unknown template_type {name!r}; known: zs_opt, zs_noopt, fs_opt, fs_noopt")
+    return f"{plain[:2]}_{plain[2:] or 'opt'}"
+
+
+class _CotTexts(NamedTuple):
+    question: str
+    answer: str
+    explanation: str
+
+
+def _cot_texts(values: Mapping[str, Any]) -> _CotTexts:
+    names = (("question",), ("answer",), ("explanation", "rationale"))
+    texts = [_text(values, *name).replace("\\n", "\n").strip() for name in names]
+    if not all(texts):
+        raise RecordError("question, answer or explanation is empty")
+    return _CotTexts(*texts)
+
+
+# FLAN names two of the sets "stream" and the others "cot".
+_COT_KINDS: Mapping[str, str] = {"aqua": "stream", "qed": "stream"}
+
+# Our words for a request to reason first; which one a row gets is decided by its hash.
+_CUES = (
+    "Reason step by step before you answer.",
+    "Work through it in steps, then answer.",
+    "Give your reasoning first and the answer last.",
+    "Explain each step on the way to the answer.",
+)
+
+
+def _cot_forward(task: str, texts: _CotTexts) -> Query:
+    cue = _CUES[hashlib.blake2b(texts.question.encode("utf-8", "surrogatepass")).digest()[0] % len(_CUES)]
+    return _query("cot", task, f"{texts.question}\n{cue}", texts.answer, "zs_opt")
+
+
+def _cot_inverted(task: str, texts: _CotTexts) -> Query:
+    asked = (
+        f"Reasoning: {texts.explanation}\nAnswer: {texts.answer}\n"
+        "Write the question to which this reasoning and this answer belong."
+    )
+    return _query("cot", f"{task}_inverted", asked, texts.question, "zs_opt")
+
+
+_COT_STYLES: Mapping[str, Callable[[str, _CotTexts], Query]] = {
+    "forward": _cot_forward,
+    "inverted": _cot_inverted,
+}
+
+
+def _niv2_task(path: Path) -> tuple[str, list[Any]]:
+    """A task file's definition and instances."""
+    try:
+        task = json.loads(path.read_text(encoding="utf-8-sig"))
+        return _texts(task["Definition"], "Definition")[0], list(task["Instances"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise FlanError(
+            f"{path}: no task file, a JSON object with Definition and Instances ({error!r:.120}); "
+            "fetch it again or take it out of the list"
+        ) from error
+
+
+def _texts(value: Any, field: str) -> list[str]:
+    """A field that is a text or a list of texts, as a list of at least one."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise RecordError(f"{field} must be a text or a list of texts, not {value!r:.60}")
+    return texts
+
+
+def _niv2_query(task: str, definition: str, values: Any) -> Query:
+    if not isinstance(values, Mapping):
+        raise RecordError(f"expected an object, got {values!r:.60}")
+    outputs = _texts(values.get("output"), "output")
+    given = _text(values, "input")
+    extra = {"targets": outputs} if len(outputs) > 1 else {}
+    return _query("niv2", task, f"{definition.strip()}\n\n{given}", outputs[0], "zs_opt", extra)
+
+
+def _t0_query(values: Mapping[str, Any], task: str) -> Query:
+    named = [values[name] for name in ("template", "task_name") if isinstance(values.get(name), str)]
+    text = _text(values, "inputs_pretokenized", "prompt", "inputs")
+    target = _text(values, "targets_pretokenized", "completion", "targets")
+    return _query("t0", named[0] if named else task, text.strip(), target.strip(), "zs")
+
+
+# What is asked about a sentence of the raw sets, by the file's name; others are asked for a label.
+_TASK_WORDS: Mapping[str, str] = {
+    "BoolQA": "Does the passage answer the question with yes (True) or no (False)?",
+    "CB": "How does sentence 2 relate to sentence 1?",
+    "MNLI": "How does sentence 2 relate to sentence 1?",
+    "RTE": "How does sentence 2 relate to sentence 1?",
+    "QQP": "Do both sentences ask the same?",
+    "SST-2": "Is this a good or a bad review?",
+    "WiC": "Does the word mean the same in both sentences?",
+    "agnews": "What is this news about?",
+    "COPA": "",
+}
+
+
+def _labels(path: Path) -> list[str]:
+    """The distinct labels of a raw set, sorted; stops looking when they are too many to list."""
+    labels: set[str] = set()
+    for row in _rows(path):
+        label = row.values.get("label") if isinstance(row.values, dict) else None
+        if isinstance(label, str):
+            labels.add(label)
+        if len(labels) > MAX_LABELS:
+            break
+    return sorted(labels)
+
+
+def _raw_query(task: str, values: Mapping[str, Any], options: Iterable[str]) -> Query:
+    asked = _TASK_WORDS.get(task, "Which label fits?")
+    listed = "".join(f"\n- {option}" for option in options)
+    parts = (_text(values, "sentence").strip(), asked, f"Options:{listed}" if listed else "")
+    text = "\n".join(part for part in parts if part)
+    return _query("flan2021", task, text, _text(values, "label"), "zs_opt" if listed else "zs_noopt")

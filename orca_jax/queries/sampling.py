@@ -1,0 +1,382 @@
+"""Which queries are asked: FLAN-5M and FLAN-1M as the paper draws them (sections 3.1.2 and 3.1.3).
+
+CoT is taken whole, Super-NaturalInstructions up to 300 queries a task, Flan 2021 and T0 by Algorithm 1
+(draw a task uniformly, then one of its queries without replacement, until enough are drawn); zero-shot
+templates only. FLAN-1M is a uniform draw of the queries so drawn.
+
+Two passes over the files, both streams. The first makes an `Index`: a 64-bit key and a task number a
+query, so 28 million queries take 0.4 GB. `plan` then decides how many queries each task gives, and a
+query is taken if its key, mixed with the seed, is among its task's smallest. What is drawn therefore
+depends on seed and queries alone: neither on the order of files and rows nor on the number of processes;
+several processes can index files apart (`merge`) and select apart (`scatter`, `gather`).
+
+Algorithm 1 draws stored rows; FLAN stores some texts more than once. Equal rows have one id (see
+`queries.flan`) and count once here.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orca_jax import record_files
+from orca_jax.artifacts import atomic_write
+from orca_jax.queries.flan import is_zero_shot
+from orca_jax.records import Query, to_json
+
+DRAWS = 1 << 16  # of tasks made at once in Algorithm 1
+BUCKETS = 64  # into which drawn queries are parted to be ordered
+COLLECTIONS = ("cot", "niv2", "flan2021", "t0")
+Keys = NDArray[np.uint64]
+_FIRST, _SECOND, _MASK = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Quotas:
+    """How many queries are drawn; the defaults are the paper's.
+
+    Attributes:
+      cot: share of the CoT queries, drawn uniformly.
+      niv2_per_task: queries of a Super-NaturalInstructions task, or all it has.
+      flan2021, t0: queries drawn by Algorithm 1, or all there are.
+      expert: share of the drawn queries that the second teacher is asked (FLAN-1M of FLAN-5M).
+    """
+
+    cot: float = 1.0
+    niv2_per_task: int = 300
+    flan2021: int = 2_500_000
+    t0: int = 2_000_000
+    expert: float = 1_000_000 / 5_090_000
+
+    def __post_init__(self) -> None:
+        for name in ("cot", "expert"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"quota {name} is a share from 0 to 1, not {getattr(self, name)}")
+        for name in ("niv2_per_task", "flan2021", "t0"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"quota {name} counts queries, so not {getattr(self, name)}")
+
+    def scaled(self, scale: float) -> Quotas:
+        """Quotas for a set of `scale` times the size; below 1 all four sub-collections shrink alike."""
+        if scale <= 0:
+            raise ValueError(f"the scale of the quotas must be above 0, not {scale}")
+        return dataclasses.replace(
+            self,
+            cot=min(1.0, self.cot * scale),
+            niv2_per_task=max(1, round(self.niv2_per_task * scale)) if self.niv2_per_task else 0,
+            flan2021=round(self.flan2021 * scale),
+            t0=round(self.t0 * scale),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The queries there are to draw from.
+
+    Attributes:
+      tasks: (collection, task) pairs, sorted.
+      keys: uint64 [queries], distinct within a task.
+      task: int32 [queries], into `tasks`, ascending.
+      left_out: queries that were not indexed, by reason.
+    """
+
+    tasks: tuple[tuple[str, str], ...]
+    keys: Keys
+    task: NDArray[np.int32]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """int64 [tasks]: how many queries each has."""
+        return np.bincount(self.task, minlength=len(self.tasks)).astype(np.int64)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one .npz file, whole or not at all."""
+        names = np.array(["\t".join(pair) for pair in self.tasks], dtype=np.str_)
+        reasons = np.array([f"{name}\t{count}" for name, count in self.left_out.items()], dtype=np.str_)
+        with atomic_write(path, "wb") as file:
+            np.savez(file, tasks=names, keys=self.keys, task=self.task, left_out=reasons)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Index:
+        """Reads what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            tasks = [tuple(str(name).split("\t")) for name in arrays["tasks"]]
+            reasons = [str(entry).split("\t") for entry in arrays["left_out"]]
+            left_out = {name: int(count) for name, count in reasons}
+            pairs = tuple((collection, task) for collection, task in tasks)
+            return cls(pairs, arrays["keys"], arrays["task"], left_out)
+
+
+def key(query_id: str) -> int:
+    """A query's 64-bit key: a hash of its id."""
+    return int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest(), "little")
+
+
+def index(queries: Iterable[Query]) -> Index:
+    """The index of a stream of queries: those of zero-shot templates and of known sub-collections.
+
+    `left_out` counts the others ("template_type", "collection") and repeated ids ("duplicate").
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    keys, task = array.array("Q"), array.array("i")
+    left_out = {"template_type": 0, "collection": 0}
+    for query in queries:
+        if query.collection not in COLLECTIONS:
+            left_out["collection"] += 1
+        elif not is_zero_shot(query):
+            left_out["template_type"] += 1
+        else:
+            keys.append(key(query.id))
+            task.append(numbers.setdefault((query.collection, query.task), len(numbers)))
+    return _index(tuple(numbers), np.array(keys, np.uint64), np.array(task, np.int32), left_out)
+
+
+def merge(indices: Sequence[Index]) -> Index:
+    """One index of several files' indices; the same whatever their order."""
+    names = sorted({pair for part in indices for pair in part.tasks})
+    number = {pair: place for place, pair in enumerate(names)}
+    renumbered = [np.array([number[pair] for pair in part.tasks], np.int32)[part.task] for part in indices]
+    reasons = sorted({reason for part in indices for reason in part.left_out})
+    left_out = {reason: sum(part.left_out.get(reason, 0) for part in indices) for reason in reasons}
+    keys = np.concatenate([part.keys for part in indices])
+    return _index(tuple(names), keys, np.concatenate(renumbered), left_out)
+
+
+def _index(
+    names: tuple[tuple[str, str], ...], keys: Keys, task: NDArray[np.int32], left_out: Mapping[str, int]
+) -> Index:
+    """Sorts by task name and key, and drops repeated keys."""
+    places = sorted(range(len(names)), key=names.__getitem__)
+    renumber = np.empty(len(names), np.int32)
+    renumber[places] = np.arange(len(names), dtype=np.int32)
+    task = renumber[task] if len(names) else task
+    order = np.lexsort((keys, task))
+    keys, task = keys[order], task[order]
+    fresh = np.ones(len(keys), bool)
+    fresh[1:] = (keys[1:] != keys[:-1]) | (task[1:] != task[:-1])
+    duplicates = left_out.get("duplicate", 0) + int(np.count_nonzero(~fresh))
+    counts = {**left_out, "duplicate": duplicates}
+    return Index(tuple(names[place] for place in places), keys[fresh], task[fresh], counts)
+
+
+# Algorithm 1
+
+
+def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """How many queries each task gives (paper, Algorithm 1).
+
+    Draws a task uniformly, `count` times; a task that has given all its queries is drawn no more. Which
+    of its queries a task gives does not change the counts, so they are drawn first.
+
+    Args:
+      sizes: [tasks] queries a task has.
+      count: queries wanted; all there are if there are fewer.
+
+    Returns:
+      int64 [tasks].
+    """
+    sizes = np.asarray(sizes, np.int64)
+    random = np.random.default_rng(seed)
+    given = np.zeros(len(sizes), np.int64)
+    left = min(int(count), int(sizes.sum()))
+    while left:
+        open_tasks = np.flatnonzero(given < sizes)
+        drawn = random.integers(len(open_tasks), size=min(left, DRAWS))
+        drawn = _until_one_is_empty(drawn, (sizes - given)[open_tasks])
+        given[open_tasks] += np.bincount(drawn, minlength=len(open_tasks))
+        left -= len(drawn)
+    return given
+
+
+def _until_one_is_empty(drawn: NDArray[np.int64], left: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The draws up to the one that takes a task's last query."""
+    counts = np.bincount(drawn, minlength=len(left))
+    ends = [np.flatnonzero(drawn == task)[left[task] - 1] for task in np.flatnonzero(counts >= left)]
+    return drawn[: min(ends) + 1] if ends else drawn
+
+
+# The plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which queries are drawn.
+
+    Attributes:
+      seed: what keys are mixed with.
+      bounds: (collection, task) to the greatest mixed key that is taken; tasks that give none are absent.
+      expert_bound: a drawn query is the second teacher's too if its other mixed key is at most this; -1
+        if none is.
+      counts: (collection, task) to how many are drawn.
+    """
+
+    seed: int
+    bounds: Mapping[tuple[str, str], int]
+    expert_bound: int
+    counts: Mapping[tuple[str, str], int]
+
+    def takes(self, query: Query) -> bool:
+        """Whether the query is drawn (into FLAN-5M)."""
+        bound = self.bounds.get((query.collection, query.task))
+        return bound is not None and is_zero_shot(query) and self._mixed(query, "queries") <= bound
+
+    def takes_for_expert(self, query: Query) -> bool:
+        """Whether the query is drawn for the second teacher too (into FLAN-1M)."""
+        return self.takes(query) and self._mixed(query, "expert") <= self.expert_bound
+
+    def _mixed(self, query: Query, purpose: str) -> int:
+        return _mixed_one(key(query.id), salt(self.seed, purpose))
+
+    def summary(self) -> dict[str, Any]:
+        """Queries and tasks drawn by sub-collection, for a manifest or a card."""
+        collections = sorted({collection for collection, _ in self.counts})
+        counts = {name: [n for (owner, _), n in self.counts.items() if owner == name] for name in collections}
+        return {name: {"queries": sum(drawn), "tasks": len(drawn)} for name, drawn in counts.items()}
+
+
+@functools.cache
+def salt(seed: int, purpose: str) -> int:
+    """What keys are moved by before they are mixed."""
+    return key(f"{purpose} {seed}")
+
+
+def mixed(keys: Keys, seed: int, purpose: str) -> Keys:
+    """The keys in an order of their own for each seed and purpose: a bijection of 64-bit numbers.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), after adding a hash of seed and purpose.
+    """
+    values = keys + np.uint64(salt(seed, purpose))
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)
+    return values ^ (values >> np.uint64(31))
+
+
+def _mixed_one(value: int, moved_by: int) -> int:
+    """`mixed` for one key: an array of one is ten times slower."""
+    value = (value + moved_by) & _MASK
+    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
+    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
+    return value ^ (value >> 31)
+
+
+def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
+    """Decides which queries are drawn; see the module.
+
+    Raises:
+      ValueError: the index is empty.
+    """
+    if not len(indexed.keys):
+        raise ValueError("there are no zero-shot queries to draw from; check the files and template types")
+    given = _given(indexed, quotas, seed)
+    starts = np.concatenate([[0], np.cumsum(indexed.sizes)])
+    bounds, taken = {}, []
+    for number, count in enumerate(given):
+        if count:
+            keys = indexed.keys[starts[number] : starts[number + 1]]
+            ranks = mixed(keys, seed, "queries")
+            bound = np.partition(ranks, count - 1)[count - 1]
+            bounds[indexed.tasks[number]] = int(bound)
+            taken.append(keys[ranks <= bound])
+    counts = {pair: int(count) for pair, count in zip(indexed.tasks, given) if count}
+    return Plan(seed, bounds, _expert_bound(taken, quotas.expert, seed), counts)
+
+
+def _expert_bound(taken: Sequence[Keys], share: float, seed: int) -> int:
+    drawn = mixed(np.concatenate(taken), seed, "expert") if taken else np.empty(0, np.uint64)
+    count = round(len(drawn) * share)
+    return int(np.partition(drawn, count - 1)[count - 1]) if count else -1
+
+
+def _given(indexed: Index, quotas: Quotas, seed: int) -> NDArray[np.int64]:
+    """int64 [tasks]: how many queries each task gives."""
+    sizes, given = indexed.sizes, np.zeros(len(indexed.tasks), np.int64)
+    owner = np.array([collection for collection, _ in indexed.tasks])
+    for collection in COLLECTIONS:
+        members = np.flatnonzero(owner == collection)
+        given[members] = _given_by(collection, sizes[members], quotas, seed)
+    return given
+
+
+def _given_by(collection: str, sizes: NDArray[np.int64], quotas: Quotas, seed: int) -> NDArray[np.int64]:
+    if collection == "cot":
+        return np.rint(sizes * quotas.cot).astype(np.int64)
+    if collection == "niv2":
+        return np.minimum(sizes, quotas.niv2_per_task)
+    own_seed = key(f"algorithm 1 {collection} {seed}")
+    return algorithm_1(sizes, quotas.flan2021 if collection == "flan2021" else quotas.t0, own_seed)
+
+
+def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
+    """The drawn queries of a stream, each id once, in the stream's order.
+
+    `extra["expert"]` says whether the second teacher is asked it too.
+    """
+    seen: set[int] = set()
+    for query in queries:
+        if drawn.takes(query) and (identity := key(query.id)) not in seen:
+            seen.add(identity)
+            expert = drawn.takes_for_expert(query)
+            yield dataclasses.replace(query, extra={**query.extra, "expert": expert})
+
+
+# Drawn queries on disk, in an order of their own
+
+
+def scatter(
+    queries: Iterable[Query], drawn: Plan, folder: str | Path, *, part: str, buckets: int = BUCKETS
+) -> int:
+    """Writes a stream's drawn queries to one file a bucket, for `gather`.
+
+    Several processes may do so with a stream each.
+
+    Args:
+      part: names this stream's files; another for every stream.
+      buckets: the same for all streams; `gather` holds one bucket in memory.
+
+    Returns:
+      How many were drawn.
+    """
+    count = 0
+    with contextlib.ExitStack() as stack:
+        files: dict[int, IO[str]] = {}
+        for count, query in enumerate(select(queries, drawn), 1):  # noqa: B007
+            bucket = _order(query, drawn.seed) * buckets >> 64
+            if bucket not in files:
+                path = Path(folder) / f"{bucket:05d}" / f"{part}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
+            files[bucket].write(json.dumps(to_json(query)) + "\n")
+    return count
+
+
+def gather(folder: str | Path, path: str | Path, seed: int) -> int:
+    """Writes what `scatter` left in `folder` as one file of queries, each id once, whole or not at all.
+
+    Their order is a shuffle by seed and id: the same however the files were read and shared out.
+
+    Returns:
+      How many queries there are.
+    """
+    return record_files.write_jsonl(path, _gathered(Path(folder), seed))
+
+
+def _gathered(folder: Path, seed: int) -> Iterator[Query]:
+    for bucket in sorted(folder.iterdir()):
+        parts = [record_files.read_jsonl(part, Query) for part in sorted(bucket.glob("*.jsonl"))]
+        by_id = {query.id: query for part in parts for query in part}
+        yield from sorted(by_id.values(), key=lambda query: (_order(query, seed), query.id))
+
+
+def _order(query: Query, seed: int) -> int:
+    return _mixed_one(key(query.id), salt(seed, "order"))

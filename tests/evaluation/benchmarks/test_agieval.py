@@ -1,0 +1,124 @@
+import json
+
+import pytest
+
+from orca_jax.evaluation import scoring
+from orca_jax.evaluation.benchmarks import agieval, files
+from orca_jax.records import Outcome, Reply
+from orca_jax.reporting import published
+
+REORDERED = (108, 114, 140, 144, 145, 147, 148, 150, 172, 185, *range(192, 196), *range(197, 202))
+UNLETTERED = (2, 5, 7, 10, 15, 352, 524, 544, 594)
+
+
+def row(label="A", *, options=("(A)one", "(B)two", "(C)three", "(D)four"), passage="They count."):
+    return {"passage": passage, "question": "Which?", "options": list(options), "label": label}
+
+
+def write(folder, rows, task="sat-math"):
+    path = folder / f"{task}.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [row("B", passage=None)] * 219 + [row("D")]
+    rows[1] = row("B", options=("(A)one", "(C)three", "(B)two", "(D)four"))
+    rows[2] = row("C", options=("A one", "two B.1", "C three", "D four"))
+    rows[3] = row("B", options=("(A)one", "A two", "(C)three", "(D)four"))
+    write(tmp_path, rows)
+    return tmp_path
+
+
+def test_the_papers_prompt_has_no_separator_before_q_and_names_the_range(folder):
+    last = agieval.questions(folder, mode="orca")[-1]
+    assert last.text == (
+        "They count.Q: Which? Answer Choices: (A)one (B)two (C)three (D)four\n"
+        "A: Among A through D, the answer is"
+    )
+    assert (last.target, last.choices, last.chance, last.id) == ("D", tuple("ABCD"), 0.25, "sat-math-219")
+    assert agieval.questions(folder, mode="orca_cot")[-1].text.endswith("\nA: Let's think step by step.")
+
+
+def test_the_letter_shown_decides_and_missing_letters_are_filled_in(folder):
+    questions = agieval.questions(folder, mode="orca")
+    assert "(A)one (C)three (B)two (D)four" in questions[1].text
+    assert questions[1].extra["options"] == ["one", "two", "three", "four"]
+    assert "(A)one (B)two B.1 (C)three (D)four" in questions[2].text
+    assert "(A)one (B)A two (C)three (D)four" in questions[3].text
+    assert agieval.reports(folder)[0].faults == {"reordered": (1,), "unlettered": (2, 3)}
+
+
+@pytest.mark.parametrize(("reply", "answer"), [("The answer is (C).", "C"), ("Answer: C", "A"), ("c", None)])
+def test_replies_score_as_agievals_own_parser_does(folder, reply, answer):
+    questions = agieval.questions(folder, mode="orca")[:1]
+    said = [Reply(Outcome.OK, reply)]
+    item = scoring.score(questions, said, seed=0, mode="orca", system_message_id=1)[0]
+    assert item.answer == answer
+
+
+def test_a_passage_is_one_document_however_many_questions_it_has(tmp_path):
+    write(tmp_path, [row()] * 220)
+    documents = list(agieval.documents(tmp_path))
+    assert len(documents) == 221
+    assert [d for d in documents if "passage" in d.id] == [("agieval", "sat-math-0/passage", "They count.")]
+    assert documents[0].text == "Which?\n(A)one (B)two (C)three (D)four"
+
+
+def test_truncated_and_damaged_files_are_named(folder, tmp_path):
+    path = write(tmp_path, [row()] * 219)
+    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl: expected 220 rows, found 219"):
+        agieval.questions(folder, mode="orca")
+    for damaged, message in [
+        (row("E"), "row 219: label 'E' is not an option"),
+        (row(options=("(A)one", "(A)two", "(C)three", "(D)four")), "row 219: options show A, A, C, D"),
+        (row(options=("(A)one",)), "row 219: options show A, expected ABCD"),
+        ({**row(), "options": None}, "row 219: options must be a list"),
+        ({**row(), "question": " "}, "row 219: question must be text"),
+    ]:
+        write(tmp_path, [row()] * 219 + [damaged])
+        with pytest.raises(files.BenchmarkError, match=message):
+            agieval.questions(tmp_path, mode="orca")
+    path.write_text('{"passage": ', encoding="utf-8")
+    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl:1: not JSON"):
+        agieval.questions(tmp_path, mode="orca")
+
+
+def test_an_unknown_mode_and_an_empty_folder_are_errors(folder, tmp_path_factory):
+    with pytest.raises(files.BenchmarkError, match="orca, orca_cot"):
+        agieval.questions(folder, mode="loglik")
+    with pytest.raises(
+        files.BenchmarkError, match=r"holds no AGIEval file; expected some of aqua-rat\.jsonl"
+    ):
+        agieval.questions(tmp_path_factory.mktemp("empty"), mode="orca")
+
+
+def test_a_file_of_another_state_is_reported_and_can_be_refused(folder):
+    report = agieval.reports(folder)[0]
+    assert (report.revision, report.rows, len(report.sha256)) == ("", 220, 64)
+    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl: not of a published state"):
+        files.require_known([report])
+
+
+def test_the_sizes_are_the_papers():
+    assert len(agieval.TASKS) == 8
+    assert sum(task.size for task in agieval.TASKS.values()) == 2546
+
+
+@pytest.mark.realdata
+def test_real_files_are_known_and_their_faults_are_the_documented_ones(shared_data):
+    reports = {report.path.rsplit("/")[-1]: report for report in agieval.reports(shared_data / "agieval")}
+    files.require_known(reports.values())
+    assert reports["logiqa-en.jsonl"].faults == {"reordered": REORDERED, "unlettered": UNLETTERED}
+    assert not any(report.faults for name, report in reports.items() if name != "logiqa-en.jsonl")
+
+
+@pytest.mark.realdata
+def test_chance_and_majority_of_the_real_files_are_the_derived_ones(shared_data):
+    questions = agieval.questions(shared_data / "agieval", mode="orca")
+    for task in {question.task for question in questions}:
+        of_task = [question for question in questions if question.task == task]
+        chance = published.cell(table="derived", benchmark="agieval", task=task, system="random_guess")
+        assert len(of_task) == chance.n == agieval.TASKS[task].size
+        assert 100 * of_task[0].chance == pytest.approx(chance.value, abs=0.006)

@@ -1,0 +1,143 @@
+"""ToxiGen's prompts, open questions, GSM8K, and all benchmarks by name."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from orca_jax.evaluation.benchmarks import files, gsm8k, open_ended, registry, toxigen
+from orca_jax.evaluation.extraction import same_answer
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def toxigen_line(number):
+    return f"- cats are number {number}\\n- i have a cat\\n-"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    for name in ("neutral_women_1k", "hate_women_1k", "neutral_bisexual_1k"):
+        lines = [toxigen_line(number) for number in range(999)] + [toxigen_line(0)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_toxigen_prompts_are_lines_that_a_model_goes_on_with(prompts):
+    questions = toxigen.questions(prompts, kind="neutral")
+    assert len(questions) == 1000  # women; the group bisexual is none of the paper's
+    assert questions[7].text == "- cats are number 7\n- i have a cat\n-"
+    assert (questions[7].task, questions[7].extra) == ("women", {"kind": "neutral"})
+
+
+def test_a_toxigen_draw_is_one_of_the_seed_and_a_part_of_every_greater_one(prompts):
+    ten = {question.id for question in toxigen.questions(prompts, kind="hate", per_group=10)}
+    assert len(ten) == 10
+    assert ten < {question.id for question in toxigen.questions(prompts, kind="hate", per_group=20)}
+    assert ten != {question.id for question in toxigen.questions(prompts, kind="hate", per_group=10, seed=1)}
+
+
+def test_toxigens_sentences_are_documents_once_a_file(prompts):
+    documents = list(toxigen.documents(prompts))
+    assert len(documents) == 3 * 1000
+    assert documents[0].text == "cats are number 0"
+    assert toxigen.reports(prompts)[0].faults == {"repeated": (999,)}
+
+
+def test_a_truncated_toxigen_file_and_an_unknown_kind_are_refused(prompts):
+    (prompts / "hate_women_1k.txt").write_text(toxigen_line(1), encoding="utf-8")
+    with pytest.raises(files.BenchmarkError, match=r"hate_women_1k\.txt: expected 1000 rows, found 1"):
+        toxigen.questions(prompts, kind="hate")
+    with pytest.raises(files.BenchmarkError, match="known: hate, neutral"):
+        toxigen.questions(prompts, kind="kind")
+
+
+def test_the_papers_thirteen_groups():
+    assert len(toxigen.PAPER_GROUPS) == 13
+    assert len(toxigen.NAMES) == 2 * 16
+
+
+def test_vicunas_prompts_in_both_forms(tmp_path):
+    old = [{"question_id": i, "text": f"How {i}?", "category": "fermi"} for i in range(80)]
+    new = [{"question_id": i, "turns": [f"How {i}?"], "category": "fermi"} for i in range(80)]
+    read = [
+        open_ended.questions(write_lines(tmp_path / "question.jsonl", rows), source="vicuna_prompts")
+        for rows in (old, new)
+    ]
+    assert read[0] == read[1]
+    assert (read[0][3].text, read[0][3].extra) == ("How 3?", {"category": "fermi"})
+
+
+def write_awesome(path, count):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["act", "prompt"])
+        writer.writeheader()
+        for number in range(count):
+            writer.writerow({"act": "Poet", "prompt": f'Be a "poet",\nnumber {number % 160}.'})
+    return path
+
+
+@pytest.mark.parametrize("count", [163, 164])
+def test_both_states_of_the_awesome_prompts(tmp_path, count):
+    path = write_awesome(tmp_path / "prompts.csv", count)
+    questions = open_ended.questions(path, source="awesome_prompts")
+    assert (len(questions), questions[1].text) == (count, 'Be a "poet",\nnumber 1.')
+    report = open_ended.reports(path, source="awesome_prompts")[0]
+    assert report.faults == {"repeated": tuple(range(160, count))}
+
+
+def test_truncated_open_questions_are_refused(tmp_path):
+    path = write_awesome(tmp_path / "prompts.csv", 150)
+    with pytest.raises(files.BenchmarkError, match=r"prompts\.csv: expected 163 or 164 rows, found 150"):
+        open_ended.questions(path, source="awesome_prompts")
+    with pytest.raises(files.BenchmarkError, match="unknown source of prompts 'poems'"):
+        open_ended.questions(path, source="poems")
+    rows = [{"Instruction": "Do."}] * 217 + [{"Skill": "Math"}]
+    with pytest.raises(files.BenchmarkError, match="row 217: Instruction must be text"):
+        open_ended.questions(write_lines(tmp_path / "testset.jsonl", rows), source="wizardlm_prompts")
+
+
+def test_gsm8ks_answer_is_the_number_after_the_marks(tmp_path):
+    rows = [{"question": "How much?", "answer": "2 + 998 = <<2+998=1000>>1000\n#### 1,000"}] * 1319
+    path = write_lines(tmp_path / "test.jsonl", rows)
+    question = gsm8k.questions(path)[0]
+    assert (question.target, question.choices) == ("1000", ())
+    assert same_answer("$1,000", question.target)
+    write_lines(path, rows[:-1])
+    with pytest.raises(files.BenchmarkError, match=r"test\.jsonl: expected 1319 rows, found 1318"):
+        gsm8k.questions(path)
+    write_lines(path, [{"question": "How much?", "answer": "Much."}])
+    with pytest.raises(files.BenchmarkError, match="row 0: the answer does not end with"):
+        gsm8k.questions(path, size=1)
+    with pytest.raises(files.BenchmarkError, match="give the size"):
+        gsm8k.questions(tmp_path / "part.jsonl")
+
+
+def test_all_benchmarks_by_name(prompts, tmp_path_factory):
+    path = write_awesome(tmp_path_factory.mktemp("awesome") / "prompts.csv", 164)
+    sources = {"toxigen": prompts, "awesome_prompts": path}
+    assert {document.benchmark for document in registry.documents(sources)} == set(sources)
+    assert [report.benchmark for report in registry.reports(sources)] == ["toxigen"] * 3 + ["awesome_prompts"]
+    with pytest.raises(files.BenchmarkError, match="unknown benchmark 'mmlu'; known: bbh, agieval"):
+        list(registry.documents({"mmlu": path}))
+
+
+@pytest.mark.realdata
+def test_real_files_are_read_whole(shared_data):
+    sources = {
+        "bbh": shared_data / "bbh",
+        "agieval": shared_data / "agieval",
+        "vicuna_prompts": shared_data / "vicuna_bench/question.jsonl",
+        "awesome_prompts": shared_data / "awesome_prompts/prompts.csv",
+    }
+    reports = registry.reports(sources)
+    files.require_known(reports)
+    rows = {name: sum(r.rows for r in reports if r.benchmark == name) for name in sources}
+    assert rows == {"bbh": 3261, "agieval": 1355, "vicuna_prompts": 80, "awesome_prompts": 164}
+    assert sum(1 for _ in registry.documents(sources)) > sum(rows.values())
+    gsm = gsm8k.questions(shared_data / "gsm8k/train_1495.jsonl", size=1495)
+    assert all(re.fullmatch(r"-?\d+(\.\d+)?", question.target) for question in gsm)

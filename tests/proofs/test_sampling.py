@@ -1,0 +1,95 @@
+"""Five million queries drawn over an index of 28 million within 4 GiB; prints the time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+QUERIES, LIMIT_GIB = 28_000_000, 4.0
+PROGRAM = """
+import json, resource, sys, time
+import numpy as np
+from orca_jax.queries import sampling
+from orca_jax.queries.sampling import Quotas
+
+count, folder = int(sys.argv[1]), sys.argv[2]
+random = np.random.default_rng(0)
+tasks = {"cot": 18, "niv2": 1560, "flan2021": 142, "t0": 193}
+shares = {"cot": 0.0055, "niv2": 0.18, "flan2021": 0.45, "t0": 0.3645}
+names, sizes = [], []
+for collection, number in tasks.items():
+    weights = random.lognormal(sigma=1.5, size=number)
+    sizes += np.ceil(weights / weights.sum() * shares[collection] * count).astype(int).tolist()
+    names += [(collection, f"task{task}") for task in range(number)]
+task = np.repeat(np.arange(len(names), dtype=np.int32), sizes)[:count]
+random.shuffle(task)
+keys = random.integers(2**64 - 1, size=count, dtype=np.uint64, endpoint=True)
+seconds = {}
+
+start = time.perf_counter()
+indexed = sampling._index(tuple(names), keys, task, {})
+del keys, task
+seconds["sort"] = time.perf_counter() - start
+
+start = time.perf_counter()
+indexed.save(f"{folder}/index.npz")
+indexed = sampling.Index.load(f"{folder}/index.npz")
+seconds["save and load"] = time.perf_counter() - start
+
+start = time.perf_counter()
+drawn = sampling.plan(indexed, Quotas(), 0)
+seconds["plan"] = time.perf_counter() - start
+
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"queries": len(indexed.keys), "drawn": sum(drawn.counts.values()),
+                  "summary": drawn.summary(), "seconds": seconds, "peak_gib": peak}))
+"""
+
+
+@pytest.mark.proof
+def test_five_million_of_twenty_eight_within_four_gib(tmp_path, capsys):
+    run = [sys.executable, "-c", PROGRAM, str(QUERIES), str(tmp_path)]
+    found = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    with capsys.disabled():
+        print(f"\n{json.dumps(found, indent=1)}")
+    assert found["queries"] == QUERIES
+    assert found["summary"]["flan2021"]["queries"] == 2_500_000
+    assert found["summary"]["t0"]["queries"] == 2_000_000
+    assert found["drawn"] > 4_900_000
+    assert found["peak_gib"] < LIMIT_GIB
+
+
+@pytest.mark.proof
+def test_indexing_and_selecting_stream(capsys):
+    """Queries a second through both passes, with records as the readers give them."""
+    program = """
+import json, resource, time
+from orca_jax.queries import sampling
+from orca_jax.queries.sampling import Quotas
+from orca_jax.records import Query
+
+def stream(count):
+    for number in range(count):
+        yield Query(f"t0.{number:020x}", "text", "t0", f"task{number % 193}", "zs_opt")
+
+count, seconds = 1_000_000, {}
+start = time.perf_counter()
+for _ in stream(count): pass
+seconds["making the records"] = time.perf_counter() - start
+start = time.perf_counter()
+indexed = sampling.index(stream(count))
+seconds["index"] = time.perf_counter() - start
+drawn = sampling.plan(indexed, Quotas(t0=180_000), 0)
+start = time.perf_counter()
+selected = sum(1 for _ in sampling.select(stream(count), drawn))
+seconds["select"] = time.perf_counter() - start
+print(json.dumps({"rows": count, "selected": selected, "seconds": seconds,
+                  "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+"""
+    run = [sys.executable, "-c", program]
+    found = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    with capsys.disabled():
+        print(f"\n{json.dumps(found, indent=1)}")
+    assert found["selected"] == 180_000
+    assert found["peak_gib"] < 0.5
