@@ -23,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["orca_jax", "orca_jax.*"]),
-    package_data={"orca_jax.queries": ["*.csv"], "orca_jax.reporting": ["*.csv"]},
+    package_data={f"orca_jax.{room}": ["*.csv"] for room in ("planning", "queries", "reporting")},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -36,6 +36,8 @@ setup(
         "ml-collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.6,<0.3",
+        "httpx2>=2.16,<3",
+        "openai>=3.54,<4",
         "orbax-checkpoint>=0.12.8,<0.13",
         "protobuf>=5",
         "pyarrow>=18",

@@ -1,8 +1,13 @@
-"""Generation beside transformers' `generate`: same weights, prompts, numbers of tokens; greedy, float32."""
+"""Generation beside transformers' `generate`: same weights, prompts, numbers of tokens; greedy, float32.
+
+The weights are random, so a reply's length is set here, as if a stop token ended it: neither side knows it
+before, or plans by it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,6 +17,11 @@ from typing import Any
 import numpy as np
 
 from experiments.racing import YNN, Contestant, race
+from orca_jax.data import layouts
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation.questions import conversation
+from orca_jax.queries import system_messages
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import huggingface, llama
 from orca_jax.student.config import LlamaConfig
@@ -40,6 +50,7 @@ SHAPES = {
     ),
 }
 ROWS = 16
+STEPS_MESSAGE = 7
 COMPARED = 16  # first tokens of each reply
 
 Replies = list[list[int]]
@@ -67,11 +78,25 @@ def mixed(vocab: int, count: int = 4 * ROWS) -> Work:
     return Work(prompts, random.integers(1, 257, count).tolist(), ROWS)
 
 
+def examination(folder: str | Path, tokenizer: str | Path, vocab: int, count: int = 4 * ROWS) -> Work:
+    """Questions of BBH as `evaluate` asks them step by step, evenly over its tasks; replies of 1 to 256.
+
+    Ids beyond a smaller vocabulary are folded into it: only the lengths matter.
+    """
+    every = bbh.questions(folder, mode="orca_cot")
+    chosen = [every[i] for i in np.linspace(0, len(every) - 1, count).astype(int)]
+    read, text = tokenizers.load(tokenizer), system_messages.get(STEPS_MESSAGE).text
+    prompts = [layouts.encode(conversation(q, text), "orca", read).tokens % vocab for q in chosen]
+    random = np.random.default_rng(0)
+    return Work(prompts, random.integers(1, 257, count).tolist(), ROWS)
+
+
 RACES: dict[str, Callable[[int], Work]] = {
     "1 x (128 + 128)": lambda vocab: even(1, vocab),
     f"{ROWS} x (128 + 128)": lambda vocab: even(ROWS, vocab),
     "mixed lengths": mixed,
 }
+BBH_RACE = "BBH prompts"
 
 
 def ours(name: str, params: Any, config: LlamaConfig, work: Work, options: dict[str, str]) -> Contestant:
@@ -93,26 +118,30 @@ def ours(name: str, params: Any, config: LlamaConfig, work: Work, options: dict[
     return Contestant(name, step, sum(work.limits), sum(work.limits), said)
 
 
-def theirs(name: str, folder: Path, work: Work) -> Contestant:
-    """Batches in the order given, prompts padded on the left, each run to the end of its longest reply."""
+def theirs(name: str, folder: Path, work: Work, *, by_length: bool = False) -> Contestant:
+    """Batches as given or of like length, padded on the left, each run to the end of its longest reply."""
     import torch
     import transformers
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
-    batches = [slice(start, start + work.rows) for start in range(0, len(work.prompts), work.rows)]
-    padded = [{k: torch.from_numpy(v) for k, v in pad_left(work.prompts[b]).items()} for b in batches]
-    said: Replies = []
+    order = sorted(range(len(work.prompts)), key=lambda i: by_length * len(work.prompts[i]))
+    batches = [order[start : start + work.rows] for start in range(0, len(order), work.rows)]
+    padded = [
+        {k: torch.from_numpy(v) for k, v in pad_left([work.prompts[i] for i in batch]).items()}
+        for batch in batches
+    ]
+    said: Replies = [[] for _ in order]
 
     def step() -> None:
-        said.clear()
         for batch, inputs in zip(batches, padded):
-            limits = work.limits[batch]
+            longest = max(work.limits[i] for i in batch)
             with torch.inference_mode():
-                out = model.generate(**inputs, max_new_tokens=max(limits), do_sample=False, pad_token_id=0)
+                out = model.generate(**inputs, max_new_tokens=longest, do_sample=False, pad_token_id=0)
             new = out[:, inputs["input_ids"].shape[1] :].tolist()
-            said.extend(row[:limit] for row, limit in zip(new, limits))
+            for i, row in zip(batch, new):
+                said[i] = row[: work.limits[i]]
 
     return Contestant(name, step, sum(work.limits), sum(work.limits), said)
 
@@ -153,21 +182,39 @@ def report(title: str, contestants: list[Contestant], timed: list[list[float]]) 
 
 
 def generate(
-    alone: bool, rounds: int, seconds: float, shape: str | None = None, kind: str | None = None
+    alone: bool,
+    rounds: int,
+    seconds: float,
+    shape: str | None = None,
+    kind: str | None = None,
+    bbh_folder: str | None = None,
+    tokenizer: str | None = None,
 ) -> None:
+    races = dict(RACES)
+    if bbh_folder and tokenizer:
+        races[BBH_RACE] = functools.partial(examination, bbh_folder, tokenizer)
+    if kind and kind not in races:
+        more = f"; {BBH_RACE!r} needs --bbh and --tokenizer" if kind == BBH_RACE else ""
+        raise SystemExit(f"error: --race {kind!r}; known: {', '.join(races)}{more}")
+    if shape and shape not in SHAPES:
+        raise SystemExit(f"error: --shape {shape!r}; known: {', '.join(SHAPES)}")
     for name in [shape] if shape else SHAPES:
         config = SHAPES[name]
         params = llama.init(config, 0)
         with tempfile.TemporaryDirectory() as folder:
             if not alone:
                 huggingface.export(params, config, folder)
-            for chosen in [kind] if kind else RACES:
-                work = RACES[chosen](config.vocab_size)
+            for chosen in [kind] if kind else races:
+                work = races[chosen](config.vocab_size)
                 contestants = [
                     ours("orca_jax", params, config, work, {}),
                     ours("orca_jax, ynn dots", params, config, work, YNN),
                 ]
                 if not alone:
+                    if len(work.prompts) > work.rows:
+                        contestants.append(
+                            theirs("transformers, by length", Path(folder), work, by_length=True)
+                        )
                     contestants.append(theirs("transformers", Path(folder), work))
                 report(f"{name}, {chosen}", contestants, race(contestants, rounds, seconds))
                 print()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import launch
+from experiments import launch, students
 from experiments.config import ExperimentConfig, PuzzlesConfig, TeacherConfig, plain
 from orca_jax import artifacts, record_files
 from orca_jax.asking.ask import ask_all
-from orca_jax.asking.endpoint import Request
+from orca_jax.asking.endpoint import Endpoint, Request
 from orca_jax.asking.ledger import Ledger
 from orca_jax.evaluation.benchmarks import bbh
 from orca_jax.progress import progress
@@ -20,10 +22,12 @@ from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Message, Query, RecordError, Reply, Sampling, Trace
+from orca_jax.serving.endpoint import StudentEndpoint
 
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 TRACES = "traces.jsonl"
+CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
 
 
 def unit_hash(*parts: Any) -> float:
@@ -132,6 +136,20 @@ def oracle(config: ExperimentConfig, teacher: TeacherConfig) -> OracleTeacher:
     return OracleTeacher(teacher.name, made, knobs, config.seed)
 
 
+@contextlib.contextmanager
+def endpoint(config: ExperimentConfig, teacher: TeacherConfig) -> Iterator[Endpoint]:
+    """Whoever answers as this teacher."""
+    if teacher.kind == "oracle":
+        yield oracle(config, teacher)
+        return
+    source = students.open_source(teacher.path)
+    student = students.local(
+        source, source.layout or config.data.layout, compiler_options=config.compiler_options
+    )
+    with StudentEndpoint(student) as answering:
+        yield answering
+
+
 def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> Iterator[Trace]:
     """Asks a teacher its share of the queries, through the ledger; yields the traces in their order."""
     queries = [
@@ -140,10 +158,13 @@ def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path)
         if unit_hash("share", config.seed, query.id) < teacher.share
     ]
     sampling = Sampling(seed=config.seed)
+    if teacher.kind == "student":
+        sampling = dataclasses.replace(sampling, max_tokens=teacher.max_tokens)
     requests = [Request(conversation(query), sampling, 0) for query in queries]
     created: dict[int, str] = {}
     with (
         Ledger(workdir / "ledger.sqlite") as ledger,
+        endpoint(config, teacher) as answering,
         progress(f"asking {teacher.name}", len(requests)) as report,
     ):
 
@@ -151,7 +172,7 @@ def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path)
             created[asked.index] = asked.created
             report(len(created))
 
-        replies = ask_all(oracle(config, teacher), requests, ledger, on_reply=count)
+        replies = ask_all(answering, requests, ledger, concurrency=CONCURRENCY, on_reply=count)
     for index, (query, reply) in enumerate(zip(queries, replies)):
         yield to_trace(query, reply, teacher.name, sampling, created[index])
 
@@ -189,6 +210,8 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
         traces = read_teacher(teacher, examined)
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
+        if teacher.kind == "student":
+            inputs["student"] = students.open_source(teacher.path).fingerprint
         traces = ask_teacher(config, teacher, workdir)
     if artifacts.is_finished(directory, made_by, inputs):
         return artifacts.read_manifest(directory)

@@ -17,7 +17,7 @@ from orca_jax.training.curriculum import StageConfig
 from orca_jax.training.optimizer import OptimizerConfig
 from orca_jax.training.trainer import TrainConfig
 
-TEACHER_KINDS = ("oracle", "file")
+TEACHER_KINDS = ("oracle", "file", "student")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,11 @@ class TeacherConfig:
     """One teacher, and the data set of its traces, which has its name.
 
     Attributes:
-      kind: `oracle` (procedural, see queries.puzzles.oracles) or `file` (traces from a file).
-      path: of the file.
+      kind: `oracle` (procedural, see queries.puzzles.oracles), `file` (traces from a file) or `student`
+        (one of ours, or a Hugging Face model, asked greedily).
+      path: of the file, or of the student: a finished workdir, an imported student or a model folder.
       share: of the queries that it is asked; a smaller share is a part of every greater one.
+      max_tokens: of a student's reply; one that is longer does not train.
       brevity, reach, error_rate: the oracle's knobs.
       bare_reply: how the oracle gives an answer alone.
     """
@@ -53,6 +55,7 @@ class TeacherConfig:
     kind: str = "oracle"
     path: str = ""
     share: float = 1.0
+    max_tokens: int = 512
     brevity: float = 0.0
     reach: int = 1_000_000
     error_rate: float = 0.0
@@ -61,8 +64,11 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.kind not in TEACHER_KINDS:
             raise ValueError(f"teacher {self.name!r}: kind {self.kind!r}; known: {', '.join(TEACHER_KINDS)}")
-        if (self.kind == "file") != bool(self.path):
-            raise ValueError(f"teacher {self.name!r}: a path goes with kind 'file', and only with it")
+        if (self.kind == "oracle") == bool(self.path):
+            needs = "takes no" if self.path else "needs a"
+            raise ValueError(f"teacher {self.name!r}: kind {self.kind!r} {needs} path")
+        if self.max_tokens < 1:
+            raise ValueError(f"teacher {self.name!r}: max_tokens={self.max_tokens} must be at least 1")
         if not 0 < self.share <= 1:
             raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
 
@@ -175,7 +181,7 @@ class ExperimentConfig:
         if len(set(names)) < len(names) or "validation" in names:
             raise ValueError(f"teachers need distinct names other than 'validation'; got {', '.join(names)}")
         for stage in self.curriculum:
-            unknown = sorted(set(stage.datasets) - set(names))
+            unknown = sorted(set(stage.names) - set(names))
             if unknown:
                 raise ValueError(
                     f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "

@@ -23,6 +23,7 @@ from orca_jax.serving.local import LocalStudent
 
 log = logging.getLogger(__name__)
 EMPTY_MESSAGE = 1
+ROUND = 4  # times as many questions as are answered at once
 
 
 def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
@@ -95,13 +96,13 @@ class Examiner:
         with progress(f"examining {name}", len(questions)) as report:
             replies = examination.examine(
                 questions,
-                self.student.answer,
+                self.student.as_finished,
                 directory,
                 sampling=sampling,
                 seed=settings.seed,
                 system_message_id=message_id,
                 system_text=system_messages.get(message_id).text,
-                batch_size=settings.batch_size,
+                round_size=ROUND * settings.batch_size,
                 progress=lambda done, total: report(done),
             )
         items = scoring.score(

@@ -17,19 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from experiments import launch, students
 from orca_jax import artifacts, record_files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import CONTROL_TOKENS, LayoutError
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
 from orca_jax.records import Message, Outcome, RecordError, Reply, Sampling, Usage, to_json
 from orca_jax.serving.local import LocalStudent
-from orca_jax.student.sharding import MeshConfig, make_mesh
 
 _STUDENT = flags.DEFINE_string("student", "", "A workdir, an imported student, or a model folder.")
 _CHAT_LAYOUT = flags.DEFINE_enum(
@@ -62,20 +59,9 @@ def load(
       LayoutError: it does not say in which layout it was trained, and none is given.
     """
     source = students.open_source(path)
-    layout = layout or source.layout
-    if not layout:
+    if not (layout or source.layout):
         raise LayoutError(f"{path} does not say its prompt layout; give --prompt_layout")
-    config = dataclasses.replace(source.config, scan_layers=False)
-    mesh = make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    return LocalStudent(
-        source.load(config, mesh),
-        config,
-        tokenizers.load(source.tokenizer),
-        layout,
-        checkpoint=source.fingerprint,
-        batch_size=batch_size,
-        max_length=max_length,
-    )
+    return students.local(source, layout, tensor=tensor, batch_size=batch_size, max_length=max_length)
 
 
 def system_text(message_id: int, text: str) -> str:

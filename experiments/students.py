@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from experiments.config import ExperimentConfig
 from orca_jax import artifacts, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerError
+from orca_jax.serving.local import LocalStudent
 from orca_jax.student import huggingface, llama, lora, parameters, sharding
 from orca_jax.student.config import LlamaConfig, LoraConfig
 from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
@@ -105,6 +107,40 @@ def _grown(name: str, value: Any, saved: LlamaConfig, wanted: LlamaConfig) -> An
     if name == "unembed":
         return parameters.resize_vocabulary(np.asarray(value).T, saved, wanted).T
     return value
+
+
+def local(
+    source: Source,
+    layout: str = "",
+    *,
+    tensor: int = 1,
+    batch_size: int = 32,
+    max_length: int = 2048,
+    compiler_options: Mapping[str, str] | None = None,
+) -> LocalStudent:
+    """The student, ready to answer, its layers split over so many devices.
+
+    Args:
+      layout: of prompts; empty: the one that the student was trained in.
+
+    Raises:
+      LayoutError: that is not known, and none is given.
+    """
+    layout = layout or source.layout
+    if not layout:
+        raise LayoutError("the student does not say its prompt layout; give one")
+    config = dataclasses.replace(source.config, scan_layers=False)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    return LocalStudent(
+        source.load(config, mesh),
+        config,
+        tokenizers.load(source.tokenizer),
+        layout,
+        checkpoint=source.fingerprint,
+        batch_size=batch_size,
+        max_length=max_length,
+        compiler_options=compiler_options,
+    )
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from absl import flags
 
 from experiments import launch, students
 from experiments.config import ExperimentConfig, plain
@@ -15,10 +18,48 @@ from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore
 from orca_jax.student import sharding
 from orca_jax.student.config import LlamaConfig
+from orca_jax.training import hosts
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+# How a run is watched and where, which changes no number: flags, and no keys of the config.
+flags.DEFINE_string(
+    "hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."
+)
+flags.DEFINE_float("peak_tflops", 0.0, "Of one device in the compute type; gives the metric mfu.")
+flags.DEFINE_string("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler.")
+
+
+class Watching(NamedTuple):
+    """What the flags say: `hosts` as in training.hosts.join, TFLOP/s of a device, steps to trace."""
+
+    hosts: str = ""
+    peak_tflops: float = 0.0
+    profile: tuple[int, int] | None = None
+
+
+def from_flags() -> Watching:
+    """The flags of this program; the defaults where there is no command line, as in a notebook."""
+    given = flags.FLAGS
+    if not given.is_parsed():
+        return Watching()
+    return Watching(given.hosts, given.peak_tflops, profiled(given.profile_steps))
+
+
+def profiled(steps: str) -> tuple[int, int] | None:
+    """`FIRST:LAST` as two numbers; empty: none.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if not steps:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", steps)
+    if not found:
+        raise ValueError(f"--profile_steps={steps!r} must be FIRST:LAST, for example 20:22")
+    return int(found[1]), int(found[2])
 
 
 def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
@@ -33,7 +74,7 @@ def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
 
 def stores(config: ExperimentConfig, workdir: Path) -> dict[str, TokenStore]:
     """The token stores of the curriculum's data sets, and of validation where there is one."""
-    names = {name for stage in config.curriculum for name in stage.datasets}
+    names = {name for stage in config.curriculum for name in stage.names}
     found = {name: TokenStore(workdir / "tokens" / name) for name in sorted(names)}
     validation = workdir / "tokens" / VALIDATION
     if config.data.validation_fraction > 0 and len(held := TokenStore(validation)):
@@ -74,7 +115,9 @@ def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
     return described
 
 
-def run(config: ExperimentConfig, workdir: Path) -> None:
+def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = None) -> None:
+    watching = watching or from_flags()
+    hosts.join(watching.hosts)
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
@@ -82,6 +125,8 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
     settings = made_by(config, student)
     if source:
         inputs["init"] = source.fingerprint
+    versions = artifacts.versions()
+    hosts.compare("run", {"config": artifacts.digest(settings), "data": artifacts.digest(inputs), **versions})
     if artifacts.is_finished(directory, settings, inputs):
         return
     artifacts.begin(directory, settings, inputs)
@@ -94,7 +139,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         "student of %d parameters, %d steps of %d rows, mesh %s",
         student.parameter_count, curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
-    last = Trainer(
+    trainer = Trainer(
         directory,
         student=student,
         optimizer=config.optimizer,
@@ -107,8 +152,11 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
         init=source and (lambda: students.initial(source, student, mesh, config.seed)),
-    ).run()
-    counts = {"steps": curriculum.total_steps, "data": described, "last": last}
+        peak_flops=watching.peak_tflops * 1e12,
+        profile=watching.profile,
+    )
+    last = trainer.run()
+    counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
     artifacts.finish(directory, settings, inputs, counts)
 
 

@@ -14,6 +14,7 @@ ALLOWED = {
     "data": set(),
     "student": set(),
     "training": {"data", "student"},
+    "planning": {"data", "student", "training"},
     "evaluation": {"queries"},
     "serving": {"data", "student"},
     "reporting": {"evaluation"},

@@ -2,40 +2,27 @@
 
 Nothing is reported before it is committed. A request keeps its place among the `concurrency`
 requests in flight until its reply is committed, so a kill costs at most that many paid replies.
+An endpoint with limits is asked for leave one request at a time, so nothing overtakes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
+import functools
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from orca_jax.asking.endpoint import Endpoint, Request, request_id
-from orca_jax.asking.ledger import Answer, Attempt, Ledger
-from orca_jax.records import Outcome, Reply
+from orca_jax.asking.endpoint import Admission, AskingStopped, Endpoint, Paced, Request
+from orca_jax.asking.ledger import Attempt, Ledger
+from orca_jax.asking.queue import LOOK_AHEAD as LOOK_AHEAD
+from orca_jax.asking.queue import Asked, Pending, Queue
+from orca_jax.records import Outcome, Reply, Sampling
 
-LOOK_AHEAD = 256  # requests looked up together in the ledger
 Result = TypeVar("Result")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
-    """One request's reply. `index` is its place among the requests, `created` ISO 8601 in UTC.
-
-    `stored` says that the ledger held the reply already and nothing was paid for it now.
-    """
-
-    index: int
-    request: Request
-    reply: Reply
-    created: str
-    stored: bool
 
 
 async def ask(
@@ -45,41 +32,63 @@ async def ask(
     *,
     concurrency: int = 32,
     retries: int = 2,
+    backoff: float = 1.0,
 ) -> AsyncGenerator[Asked, None]:
     """Yields a reply for each request, as they come, each one committed to the ledger before.
 
     Requests are read as they are needed, so there may be millions of them. Equal requests waiting
     together are asked once. An endpoint that raises, or answers `Outcome.ERROR`, is asked again at
-    the end of the waiting requests, `retries` times; then the failed reply is yielded, and a later
-    call asks again.
+    the end of the waiting requests, `retries` times (see `Queue.settle` for what is not counted, and
+    what is not asked again), after a random part of `backoff` seconds, doubled each time; then the
+    failed reply is yielded, and a later call asks again.
 
     Raises:
+      AskingStopped: no further request may be sent. Those in flight are waited for, committed and
+        yielded before.
       LedgerError: the ledger cannot be written to.
-      ValueError: `concurrency` is below 1, or `retries` below 0.
+      ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
     """
-    if concurrency < 1 or retries < 0:
-        raise ValueError(f"concurrency {concurrency} must be at least 1, retries {retries} at least 0")
-    queue = _Queue(endpoint.identity, requests, ledger, retries)
-    running: dict[asyncio.Task[Attempt], _Pending] = {}
+    if concurrency < 1 or retries < 0 or not backoff >= 0:
+        raise ValueError(
+            f"concurrency {concurrency} must be at least 1, retries {retries} and backoff {backoff} 0 or more"
+        )
+    asking = _Asking(
+        endpoint, Queue(endpoint.identity, requests, ledger, retries, backoff), ledger, concurrency
+    )
+    asking.start()
     try:
-        while True:
-            if len(queue.waiting) < concurrency:
-                for asked in queue.refill():
-                    yield asked
-            while queue.waiting and len(running) < concurrency:
-                pending = queue.waiting.popleft()
-                running[asyncio.create_task(_attempt(endpoint, pending.request))] = pending
-            if running:
-                # While there are free places and more requests, only look who is done.
-                timeout = None if queue.exhausted or len(running) == concurrency else 0
-                done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                ended = [task for task in running if task in done]  # in the order they were asked
-                for asked in queue.settle([(running.pop(task), task.result()) for task in ended]):
-                    yield asked
-            elif queue.exhausted:
-                return
+        while not asking.finished():
+            await asking.changed.wait()
+            asking.changed.clear()
+            for asked in asking.settle():
+                yield asked
+        asking.check()
     finally:
-        await _stop(running, ledger)
+        await asking.close()
+
+
+def ask_each(
+    endpoint: Endpoint,
+    requests: Iterable[Request],
+    ledger: Ledger,
+    on_reply: Callable[[Asked], None],
+    *,
+    concurrency: int = 32,
+    retries: int = 2,
+    backoff: float = 1.0,
+) -> None:
+    """Like `ask`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
+
+    May be called from a notebook.
+    """
+
+    async def run() -> None:
+        asking = ask(endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff)
+        async with contextlib.aclosing(asking):
+            async for asked in asking:
+                on_reply(asked)
+
+    _run(run())
 
 
 def ask_all(
@@ -89,108 +98,156 @@ def ask_all(
     *,
     concurrency: int = 32,
     retries: int = 2,
+    backoff: float = 1.0,
     on_reply: Callable[[Asked], None] | None = None,
 ) -> list[Reply]:
-    """Like `ask`, but waits for all: the replies in the order of the requests.
+    """Like `ask_each`; returns the replies in the order of the requests."""
+    replies: dict[int, Reply] = {}
 
-    `on_reply` is called with each one as it comes. May be called from a notebook.
-    """
+    def keep(asked: Asked) -> None:
+        replies[asked.index] = asked.reply
+        if on_reply is not None:
+            on_reply(asked)
 
-    async def gather() -> list[Reply]:
-        replies: dict[int, Reply] = {}
-        asking = ask(endpoint, requests, ledger, concurrency=concurrency, retries=retries)
-        async with contextlib.aclosing(asking):
-            async for asked in asking:
-                replies[asked.index] = asked.reply
-                if on_reply is not None:
-                    on_reply(asked)
-        return [replies[index] for index in range(len(replies))]
-
-    return _run(gather())
+    ask_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
+    return [replies[index] for index in range(len(replies))]
 
 
-@dataclasses.dataclass(slots=True)
-class _Pending:
-    """A request to be asked for the callers at `indices`."""
+class _Asking:
+    """One call of `ask`: a task that sends, tasks that wait for replies, and what they have brought."""
 
-    key: bytes
-    request: Request
-    indices: list[int]
-    failures: int = 0
+    def __init__(self, endpoint: Endpoint, queue: Queue, ledger: Ledger, concurrency: int):
+        self.changed = asyncio.Event()  # there is something to settle
+        self._endpoint, self._queue, self._ledger = endpoint, queue, ledger
+        self._paced = endpoint if isinstance(endpoint, Paced) else None
+        self._concurrency = self._free = concurrency
+        self._room = asyncio.Event()  # there may be something to send
+        self._stored: list[Asked] = []
+        self._running: set[asyncio.Task[Attempt]] = set()
+        self._ended: list[tuple[Pending, Attempt]] = []
+        self._stopped: AskingStopped | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._sending = asyncio.create_task(self._send())
+        self._sending.add_done_callback(lambda _: self.changed.set())
+
+    def settle(self) -> list[Asked]:
+        """Commits what has come; returns what is settled, and what the ledger held."""
+        stored, self._stored = self._stored, []
+        ended, self._ended = self._ended, []
+        settled = self._queue.settle(ended)
+        self._free += len(ended)
+        self._room.set()
+        return stored + settled
+
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        assert self._sending is not None
+        if self._sending.done() and not self._sending.cancelled() and self._sending.exception() is not None:
+            return True
+        return self._sending.done() and not (self._running or self._ended or self._stored)
+
+    def check(self) -> None:
+        """Raises what ended it before its time."""
+        assert self._sending is not None
+        if not self._sending.cancelled():
+            self._sending.result()
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def close(self) -> None:
+        """Cancels what is in flight, and commits what has come in the meantime: it is paid for."""
+        assert self._sending is not None
+        self._sending.cancel()
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(self._sending, *self._running, return_exceptions=True)
+        self._ledger.record(attempt for _, attempt in self._ended)
+        if self._paced is not None:
+            await self._paced.close()
+
+    async def _send(self) -> None:
+        try:
+            while (pending := await self._next()) is not None:
+                admission = None
+                if isinstance(self._endpoint, Paced):
+                    admission = await self._endpoint.admit(
+                        pending.request.messages, _sampling(pending.request)
+                    )
+                self._launch(pending, admission)
+        except AskingStopped as stopped:
+            self._stopped = stopped
+
+    async def _next(self) -> Pending | None:
+        """The next request to send, once there is a place for it; None when there will be no more."""
+        while True:
+            if not self._stored and self._queue.wants_more(self._concurrency):
+                self._stored = self._queue.refill()
+                if self._stored:
+                    self.changed.set()
+            if self._free and (pending := self._queue.pop(4 * self._concurrency)) is not None:
+                return pending
+            if self._queue.settled() and not self._stored:
+                return None
+            if not self._queue.wants_more(self._concurrency) or self._stored:
+                self._room.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._queue.next_due()):
+                        await self._room.wait()
+
+    def _launch(self, pending: Pending, admission: Admission | None) -> None:
+        request, ticket = pending.request, None
+        reply: Callable[[], Awaitable[Reply]]
+        reply = functools.partial(self._endpoint.reply, request.messages, _sampling(request))
+        if admission is not None:
+            reply = admission.reply
+            try:
+                ticket = self._ledger.send(self._endpoint.identity, request, admission.bound)
+            except BaseException:
+                admission.release()
+                raise
+        self._free -= 1
+        task = asyncio.create_task(self._attempt(request, reply, ticket))
+        self._running.add(task)
+        task.add_done_callback(functools.partial(self._end, pending, admission))
+
+    def _end(self, pending: Pending, admission: Admission | None, task: asyncio.Task[Attempt]) -> None:
+        self._running.discard(task)
+        if admission is not None:
+            admission.release()
+        if not task.cancelled() and task.exception() is None:
+            self._ended.append((pending, task.result()))
+        self.changed.set()
+
+    async def _attempt(
+        self, request: Request, reply: Callable[[], Awaitable[Reply]], ticket: int | None
+    ) -> Attempt:
+        identity, started = self._endpoint.identity, time.monotonic()
+        try:
+            answer = await reply()
+            if not isinstance(answer, Reply):
+                raise TypeError(f"endpoint {identity} returned {answer!r:.80}, not a Reply")
+        except AskingStopped as stopped:
+            self._stop(stopped)
+            answer = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": str(stopped)})
+        except Exception as error:  # whatever one request meets must not end the others
+            answer = Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
+        return Attempt(identity, request, answer, time.monotonic() - started, ticket=ticket)
+
+    def _stop(self, stopped: AskingStopped) -> None:
+        """Sends nothing more."""
+        self._stopped = self._stopped or stopped
+        assert self._sending is not None
+        self._sending.cancel()
 
 
-class _Queue:
-    """The requests that wait, filled from `requests` through the ledger."""
-
-    def __init__(self, identity: str, requests: Iterable[Request], ledger: Ledger, retries: int):
-        self.waiting: collections.deque[_Pending] = collections.deque()
-        self.exhausted = False
-        self._identity = identity
-        self._source = enumerate(requests)
-        self._ledger = ledger
-        self._retries = retries
-        self._unsettled: dict[bytes, _Pending] = {}  # waiting or in flight
-
-    def refill(self) -> list[Asked]:
-        """Takes in the next few requests; returns those that the ledger answers."""
-        if self.exhausted:
-            return []
-        chunk = list(itertools.islice(self._source, LOOK_AHEAD))
-        self.exhausted = len(chunk) < LOOK_AHEAD
-        keys = [request_id(self._identity, request) for _, request in chunk]
-        answers = self._ledger.get_many(keys)
-        stored = []
-        for key, (index, request) in zip(keys, chunk, strict=True):
-            if key in answers:
-                stored.append(_asked(index, request, answers[key], stored=True))
-            else:
-                self._add(key, index, request)
-        return stored
-
-    def settle(self, ended: list[tuple[_Pending, Attempt]]) -> list[Asked]:
-        """Commits attempts; returns what is settled and puts failures back into the queue."""
-        settled = []
-        answers = self._ledger.record(attempt for _, attempt in ended)
-        for (pending, _), answer in zip(ended, answers, strict=True):
-            if answer.reply.outcome is Outcome.ERROR and pending.failures < self._retries:
-                pending.failures += 1
-                self.waiting.append(pending)
-            else:
-                del self._unsettled[pending.key]
-                settled += [_asked(index, pending.request, answer, stored=False) for index in pending.indices]
-        return settled
-
-    def _add(self, key: bytes, index: int, request: Request) -> None:
-        if key in self._unsettled:
-            self._unsettled[key].indices.append(index)
-            return
-        pending = _Pending(key, request, [index])
-        self._unsettled[key] = pending
-        self.waiting.append(pending)
-
-
-def _asked(index: int, request: Request, answer: Answer, *, stored: bool) -> Asked:
-    return Asked(index, request, answer.reply, answer.created, stored)
-
-
-async def _attempt(endpoint: Endpoint, request: Request) -> Attempt:
-    started = time.monotonic()
-    try:
-        reply = await endpoint.reply(request.messages, request.sampling)
-        if not isinstance(reply, Reply):
-            raise TypeError(f"endpoint {endpoint.identity} returned {reply!r:.80}, not a Reply")
-    except Exception as error:  # whatever one request meets must not end the others
-        reply = Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
-    return Attempt(endpoint.identity, request, reply, time.monotonic() - started)
-
-
-async def _stop(running: Iterable[asyncio.Task[Attempt]], ledger: Ledger) -> None:
-    """Cancels what is in flight, and commits what has come in the meantime: it is paid for."""
-    running = list(running)
-    for task in running:
-        task.cancel()
-    ended = await asyncio.gather(*running, return_exceptions=True)
-    ledger.record(attempt for attempt in ended if isinstance(attempt, Attempt))
+def _sampling(request: Request) -> Sampling:
+    """How a request is drawn: a fixed seed must not make all samples of a question the same."""
+    sampling = request.sampling
+    if sampling.seed is None or not request.sample:
+        return sampling
+    return dataclasses.replace(sampling, seed=sampling.seed + request.sample)
 
 
 def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:

@@ -6,12 +6,13 @@ Teachers, judges, judged baselines and our own students are all endpoints.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from orca_jax.records import Message, Reply, Sampling
+from orca_jax.records import Message, Reply, Sampling, Usage
 
 ID_BYTES = 16
 
@@ -26,8 +27,70 @@ class Endpoint(Protocol):
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """Answers a conversation; what a server answers is an outcome, never an exception.
 
-        `Reply.raw` holds JSON values and does not repeat the text.
+        `Reply.raw` holds JSON values and does not repeat the text. Where the outcome is an error,
+        `raw["fault"]` may hold a `Fault`.
+
+        Raises:
+          AskingStopped: the endpoint will answer nobody.
         """
+
+
+class Admission(Protocol):
+    """Leave to send one request."""
+
+    @property
+    def bound(self) -> Usage:
+        """The most that the request can cost."""
+
+    async def reply(self) -> Reply:
+        """Sends the request and returns what came back, as `Endpoint.reply` does. Once."""
+
+    def release(self) -> None:
+        """Gives back what the request holds of limits and budget; without effect after `reply`."""
+
+
+@runtime_checkable
+class Paced(Endpoint, Protocol):
+    """An endpoint with limits: it says when a request may be sent."""
+
+    async def admit(self, messages: Sequence[Message], sampling: Sampling) -> Admission:
+        """Waits until the request may be sent.
+
+        Raises:
+          AskingStopped: it never may: the budget is spent, or no endpoint is left.
+        """
+
+    async def close(self) -> None:
+        """Closes connections; they are opened again when needed."""
+
+
+class AskingStopped(RuntimeError):
+    """No further request may be sent; the message says why and what to do.
+
+    `reply` is what the request that met this came back with, if it was sent.
+    """
+
+    def __init__(self, message: str, reply: Reply | None = None):
+        super().__init__(message)
+        self.reply = reply
+
+
+class EndpointRefused(AskingStopped):
+    """A server answers nobody: the key is wrong, the model unknown or the quota exhausted."""
+
+
+class Fault(enum.StrEnum):
+    """Why a request got no answer."""
+
+    RATE_LIMIT = "rate_limit"  # too many requests; asked again as often as it takes
+    REFUSED = "refused"  # wrong key, unknown model, exhausted quota; asked again only elsewhere
+    REQUEST = "request"  # the server does not take this request and never will; not asked again in this run
+    TOO_LONG = "too_long"  # the same, for its length
+    SERVER = "server"
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    MALFORMED = "malformed"
+    TOO_LARGE = "too_large"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

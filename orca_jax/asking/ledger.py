@@ -4,7 +4,8 @@ One SQLite file in WAL mode. What was asked (`requests`) and what came back (`at
 appended, with their texts compressed; `lookup` is a compact tree from request id to the attempt
 that answers it, so a resume reads no texts; triggers keep the counts, so `status` reads no rows.
 An attempt that ended in `Outcome.ERROR` is no answer: the request will be asked again. The first
-answer stands, whatever another process adds later.
+answer stands, whatever another process adds later. What is paid for is noted in `sent` before it goes
+out, and the note goes when its attempt is recorded, so what a kill lost is counted all the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import dataclasses
 import datetime
 import json
 import os
-import sqlite3
+import random
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,90 +23,30 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.asking.endpoint import Request, request_id
+from orca_jax.asking.ledger_file import LedgerError as LedgerError
+from orca_jax.asking.ledger_file import explained, open_ledger
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, from_json, to_json
 
-APPLICATION_ID = 0x4F524341  # "ORCA", in the file's header
-SCHEMA_VERSION = 1
-BUSY_SECONDS = 60.0
 KEYS_A_QUERY = 500  # SQLite's oldest limit on variables is 999
 CACHED_SETTINGS = 1024
-
-SCHEMA = """
-CREATE TABLE settings (      -- who was asked, and how
-  id INTEGER PRIMARY KEY,
-  endpoint TEXT NOT NULL,
-  sampling TEXT NOT NULL,                       -- JSON
-  requests INTEGER NOT NULL DEFAULT 0,
-  answers INTEGER NOT NULL DEFAULT 0,
-  UNIQUE (endpoint, sampling)
-);
-CREATE TABLE requests (      -- what was asked
-  id INTEGER PRIMARY KEY,
-  setting INTEGER NOT NULL REFERENCES settings,
-  sample INTEGER NOT NULL,
-  messages BLOB NOT NULL                        -- compressed JSON, [[role, content], ...]
-);
-CREATE TABLE attempts (      -- what came back
-  id INTEGER PRIMARY KEY,
-  request INTEGER NOT NULL REFERENCES requests,
-  outcome TEXT NOT NULL,
-  prompt_tokens INTEGER NOT NULL,
-  completion_tokens INTEGER NOT NULL,
-  latency INTEGER NOT NULL,                     -- milliseconds
-  finished INTEGER NOT NULL,                    -- milliseconds since 1970, UTC
-  text BLOB NOT NULL,                           -- compressed
-  raw BLOB                                      -- compressed JSON
-);
-CREATE INDEX attempts_of_request ON attempts (request);
-CREATE TABLE lookup (
-  key BLOB PRIMARY KEY,                         -- request_id
-  request INTEGER NOT NULL REFERENCES requests,
-  answer INTEGER REFERENCES attempts            -- null until there is one
-) WITHOUT ROWID;
-CREATE TABLE counts (
-  setting INTEGER NOT NULL REFERENCES settings,
-  outcome TEXT NOT NULL,
-  attempts INTEGER NOT NULL,
-  prompt_tokens INTEGER NOT NULL,
-  completion_tokens INTEGER NOT NULL,
-  latency INTEGER NOT NULL,
-  PRIMARY KEY (setting, outcome)
-) WITHOUT ROWID;
-CREATE TRIGGER count_request AFTER INSERT ON requests BEGIN
-  UPDATE settings SET requests = requests + 1 WHERE id = NEW.setting;
-END;
-CREATE TRIGGER count_answer AFTER UPDATE OF answer ON lookup BEGIN
-  UPDATE settings SET answers = answers + 1
-  WHERE id = (SELECT setting FROM requests WHERE id = NEW.request);
-END;
-CREATE TRIGGER count_attempt AFTER INSERT ON attempts BEGIN
-  INSERT INTO counts VALUES (
-    (SELECT setting FROM requests WHERE id = NEW.request),
-    NEW.outcome, 1, NEW.prompt_tokens, NEW.completion_tokens, NEW.latency
-  ) ON CONFLICT DO UPDATE SET
-    attempts = attempts + 1,
-    prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-    completion_tokens = completion_tokens + excluded.completion_tokens,
-    latency = latency + excluded.latency;
-END;
-"""
-
+TICKET_BITS = 48
+LATEST = 20_000
 _REPLY_COLUMNS = "outcome, text, prompt_tokens, completion_tokens, raw, finished"
-
-
-class LedgerError(RuntimeError):
-    """The file cannot serve as a ledger; the message names it and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request put once to an endpoint. `seconds` is its latency, `finished` is Unix time."""
+    """One request put once to an endpoint. `seconds` is its latency, `finished` is Unix time.
+
+    `ticket` is what `Ledger.send` returned for it, if it was noted before it went out.
+    """
 
     identity: str
     request: Request
     reply: Reply
     seconds: float = 0.0
     finished: float = dataclasses.field(default_factory=time.time)
+    ticket: int | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,13 +59,28 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What one endpoint was asked. Usage and latency are sums over all attempts, failed ones too."""
+    """What one endpoint was asked. Usage and latency are sums over all attempts, failed ones too.
+
+    `unheard` requests are on their way, or were when their program was killed; they used at most
+    `unheard_usage`, which is not part of `usage`.
+    """
 
     requests: int
     answers: int
     attempts: dict[Outcome, int]
     usage: Usage
     seconds: float
+    unheard: int = 0
+    unheard_usage: Usage = dataclasses.field(default_factory=Usage)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recent:
+    """What one endpoint was asked of late. `last` is when its last attempt ended, in Unix time."""
+
+    attempts: int
+    usage: Usage
+    last: float
 
 
 class Ledger:
@@ -137,7 +93,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._settings: dict[tuple[str, Sampling], int] = {}
-        self._connection = _open(self.path)
+        self._connection = open_ledger(self.path)
 
     def __enter__(self) -> Ledger:
         return self
@@ -181,6 +137,47 @@ class Ledger:
         with self._transaction():
             return [self._record(attempt) for attempt in attempts]
 
+    def add(self, identity: str, requests: Iterable[Request]) -> None:
+        """Makes requests known, all or none, before anything is sent."""
+        with self._transaction():
+            for request in requests:
+                self._known_or_added(request_id(identity, request), identity, request)
+
+    def send(self, identity: str, request: Request, bound: Usage) -> int:
+        """Notes that a request goes out now, and can use at most `bound`; returns the ticket of its attempt.
+
+        Survives the death of this process, but not a power cut: a note is not worth waiting for a disk.
+        """
+        key, ticket = request_id(identity, request), random.getrandbits(TICKET_BITS)
+        with self._transaction(synchronous="NORMAL"):
+            self._known_or_added(key, identity, request)
+            self._note(key, bound, ticket)
+        return ticket
+
+    def send_known(self, sent: Iterable[tuple[bytes, Usage]], ticket: int) -> None:
+        """Notes several known requests by their ids, all or none, under one ticket; again is no change."""
+        with self._transaction():
+            for key, bound in sent:
+                self._note(key, bound, ticket)
+
+    def awaited(self, keys: Iterable[bytes], ticket: int) -> set[bytes]:
+        """Those of the requests that are noted under this ticket and not recorded yet."""
+        query = "SELECT 1 FROM lookup JOIN sent ON sent.request = lookup.request WHERE key = ? AND ticket = ?"
+        return {key for key in keys if self._rows(query, [key, ticket])}
+
+    def request(self, key: bytes) -> Request | None:
+        """The request with this id, if it was ever recorded or sent."""
+        rows = self._rows(
+            "SELECT sampling, sample, messages FROM lookup JOIN requests ON requests.id = lookup.request "
+            "JOIN settings ON settings.id = setting WHERE key = ?",
+            [key],
+        )
+        return _request(*rows[0]) if rows else None
+
+    def answered(self) -> bytes:
+        """The ids of all answered requests, of every endpoint, in order and joined (`ID_BYTES` each)."""
+        return b"".join(key for (key,) in self._rows("SELECT key FROM lookup WHERE answer IS NOT NULL"))
+
     def attempts(self, key: bytes) -> list[Attempt]:
         """All that was tried for one request, in the order it was recorded."""
         rows = self._rows(
@@ -203,28 +200,84 @@ class Ledger:
             "SELECT endpoint, outcome, sum(attempts), sum(prompt_tokens), sum(completion_tokens), "
             "sum(latency) FROM counts JOIN settings ON settings.id = setting GROUP BY endpoint, outcome"
         )
+        sent = self._rows(
+            "SELECT endpoint, count(*), sum(prompt_tokens), sum(completion_tokens) FROM sent "
+            "JOIN settings ON settings.id = setting GROUP BY endpoint"
+        )
+        unheard = {identity: (number, Usage(*tokens)) for identity, number, *tokens in sent}
         return {
-            identity: _status(requests, answers, [row[1:] for row in counts if row[0] == identity])
+            identity: _status(
+                requests,
+                answers,
+                [row[1:] for row in counts if row[0] == identity],
+                *unheard.get(identity, (0, Usage())),
+            )
             for identity, requests, answers in totals
         }
 
+    def recent(self, seconds: float = 60.0) -> dict[str, Recent]:
+        """What ended in the last so many seconds, by endpoint identity; at most `LATEST` attempts."""
+        rows = self._rows(
+            "SELECT endpoint, count(*), sum(prompt_tokens), sum(completion_tokens), max(finished) FROM ("
+            "SELECT request, prompt_tokens, completion_tokens, finished FROM attempts "
+            "ORDER BY id DESC LIMIT ?"
+            ") JOIN requests ON requests.id = request JOIN settings ON settings.id = setting "
+            "WHERE finished > ? GROUP BY endpoint",
+            [LATEST, _milliseconds(time.time() - seconds)],
+        )
+        return {
+            identity: Recent(number, Usage(prompt, completion), last / 1000)
+            for identity, number, prompt, completion, last in rows
+        }
+
+    def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
+        """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
+        rows = self._rows(
+            "SELECT request FROM lookup JOIN requests ON requests.id = request JOIN settings "
+            "ON settings.id = setting WHERE answer IS NULL AND endpoint = ? ORDER BY request",
+            [identity],
+        )
+        for (row,) in rows:
+            ((sampling, sample, messages),) = self._rows(
+                "SELECT sampling, sample, messages FROM requests JOIN settings ON settings.id = setting "
+                "WHERE requests.id = ?",
+                [row],
+            )
+            last = self._rows(
+                f"SELECT {_REPLY_COLUMNS} FROM attempts WHERE request = ? ORDER BY id DESC LIMIT 1", [row]
+            )
+            yield _request(sampling, sample, messages), _reply(*last[0][:-1]) if last else None
+
     def _record(self, attempt: Attempt) -> Answer:
         key = request_id(attempt.identity, attempt.request)
-        known = self._connection.execute("SELECT request, answer FROM lookup WHERE key = ?", [key]).fetchone()
-        request, answer = known or (self._add_request(key, attempt), None)
+        request, answer = self._known_or_added(key, attempt.identity, attempt.request)
         added = self._add_attempt(request, attempt)
+        if attempt.ticket is not None:
+            values = [request, attempt.ticket]
+            self._connection.execute("DELETE FROM sent WHERE request = ? AND ticket = ?", values)
         if answer is not None:
             return self.get_many([key])[key]
         if attempt.reply.outcome is not Outcome.ERROR:
             self._connection.execute("UPDATE lookup SET answer = ? WHERE key = ?", [added, key])
         return Answer(attempt.reply, _iso(_milliseconds(attempt.finished)))
 
-    def _add_request(self, key: bytes, attempt: Attempt) -> int:
-        request = attempt.request
+    def _note(self, key: bytes, bound: Usage, ticket: int) -> None:
+        self._insert(
+            "INSERT OR IGNORE INTO sent SELECT requests.id, ?, setting, ?, ?, ? "
+            "FROM lookup JOIN requests ON requests.id = lookup.request WHERE key = ?",
+            [ticket, bound.prompt_tokens, bound.completion_tokens, _milliseconds(time.time()), key],
+        )
+
+    def _known_or_added(self, key: bytes, identity: str, request: Request) -> tuple[int, int | None]:
+        """The row of a request, and of its answer if there is one."""
+        known = self._connection.execute("SELECT request, answer FROM lookup WHERE key = ?", [key]).fetchone()
+        return known or (self._add_request(key, identity, request), None)
+
+    def _add_request(self, key: bytes, identity: str, request: Request) -> int:
         messages = _compress(json.dumps([(message.role, message.content) for message in request.messages]))
         added = self._insert(
             "INSERT INTO requests (setting, sample, messages) VALUES (?, ?, ?)",
-            [self._setting(attempt.identity, request.sampling), request.sample, messages],
+            [self._setting(identity, request.sampling), request.sample, messages],
         )
         self._insert("INSERT INTO lookup (key, request) VALUES (?, ?)", [key, added])
         return added
@@ -251,7 +304,7 @@ class Ledger:
             return cached
         values = [identity, json.dumps(to_json(sampling))]
         self._insert("INSERT OR IGNORE INTO settings (endpoint, sampling) VALUES (?, ?)", values)
-        found = self._rows("SELECT id FROM settings WHERE endpoint = ? AND sampling = ?", values)[0][0]
+        found = int(self._rows("SELECT id FROM settings WHERE endpoint = ? AND sampling = ?", values)[0][0])
         if len(self._settings) >= CACHED_SETTINGS:
             self._settings.clear()
         self._settings[identity, sampling] = found
@@ -261,12 +314,14 @@ class Ledger:
         return self._connection.execute(statement, values).lastrowid or 0
 
     def _rows(self, query: str, values: list[Any] | None = None) -> list[Any]:
-        with _explained(self.path):
+        with explained(self.path):
             return self._connection.execute(query, values or []).fetchall()
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _explained(self.path):
+    def _transaction(self, synchronous: str = "FULL") -> Iterator[None]:
+        """All or nothing; with FULL it is on the disk at the end, with NORMAL in the system's memory."""
+        with explained(self.path):
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -276,100 +331,6 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    if not path.parent.is_dir():
-        raise LedgerError(f"{path}: the directory {path.parent} does not exist; make it or correct the path")
-    if path.is_dir():
-        raise LedgerError(f"{path} is a directory; a ledger is a file: name one in it")
-    with _explained(path):
-        connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            _prepare(connection, path)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Makes the tables in a blank file, and refuses a file that something else made."""
-    if _is_blank(connection):
-        _make_tables(connection)
-    application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
-    if application != APPLICATION_ID:
-        raise LedgerError(f"{path} is an SQLite file but not a ledger; use another path")
-    if version != SCHEMA_VERSION:
-        raise LedgerError(
-            f"{path} is a ledger of version {version}, and this program knows version {SCHEMA_VERSION}; "
-            "use the release that made it, or another path"
-        )
-    _use_wal(connection)
-    connection.execute("PRAGMA synchronous = FULL")  # an answer survives a power cut too
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Changes a new ledger to WAL; SQLite itself does not wait where two processes change it at once."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-def _make_tables(connection: sqlite3.Connection) -> None:
-    """Makes all or nothing; where several processes open a new ledger, the first one makes it."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if _is_blank(connection):
-            for statement in _statements(SCHEMA):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    finally:
-        connection.execute("COMMIT")
-
-
-def _is_blank(connection: sqlite3.Connection) -> bool:
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    return not tables and not _pragma(connection, "application_id")
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
-
-
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-_ADVICE = {
-    "SQLITE_NOTADB": "it is no ledger: use another path",
-    "SQLITE_BUSY": f"another process held it for {BUSY_SECONDS:.0f} s: stop that one, or run again later",
-    "SQLITE_FULL": "the disk is full: free some space and run again; what was answered before is safe",
-    "SQLITE_CANTOPEN": "check the path and its permissions",
-    "SQLITE_READONLY": "a ledger is written to: make the file and its directory writable",
-}
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", "")
-        advice = next((text for prefix, text in _ADVICE.items() if name.startswith(prefix)), "")
-        raise LedgerError(f"{path}: {error}" + (f"; {advice}" if advice else "")) from error
 
 
 def _request(sampling: str, sample: int, messages: bytes) -> Request:
@@ -382,13 +343,15 @@ def _reply(outcome: str, text: bytes, prompt_tokens: int, completion_tokens: int
     return Reply(Outcome(outcome), _decompress(text), usage, json.loads(_decompress(raw)) if raw else {})
 
 
-def _status(requests: int, answers: int, counts: list[Any]) -> Status:
+def _status(requests: int, answers: int, counts: list[Any], unheard: int, unheard_usage: Usage) -> Status:
     return Status(
         requests=requests,
         answers=answers,
         attempts={Outcome(outcome): attempts for outcome, attempts, *_ in counts},
         usage=Usage(sum(row[2] for row in counts), sum(row[3] for row in counts)),
         seconds=sum(row[4] for row in counts) / 1000,
+        unheard=unheard,
+        unheard_usage=unheard_usage,
     )
 
 

@@ -1,14 +1,15 @@
 """Asks a model every question of an examination, once, and keeps each reply as it comes.
 
 `replies.jsonl` holds one `RecordedReply` a line. A killed examination goes on where it stopped. Questions
-are asked in fixed batches of like length; a batch that was not recorded to the end is asked again as a
-whole, so that the replies are those of an examination never interrupted.
+are asked in fixed rounds of like length; a round that was not recorded to the end is asked again as a
+whole, so that the replies are those of an examination never interrupted. A round is best several times as
+large as what the model answers at once, which is kept busy until the round's last questions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
 
 REPLIES = "replies.jsonl"
 Conversation = tuple[Message, ...]
-Answer = Callable[[Sequence[Conversation], Sampling], Sequence[Reply]]
+Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
 Progress = Callable[[int, int], None]
 
 
@@ -66,37 +67,43 @@ def examine(
     seed: int,
     system_message_id: int,
     system_text: str,
-    batch_size: int,
+    round_size: int,
     progress: Progress | None = None,
 ) -> list[tuple[Question, Reply]]:
     """Every question with its reply, in the order given; finished when it returns.
 
     Args:
-      answer: replies to a batch of conversations, one each and in order. The sampling it is given is
-        `sampling` with a seed of the batch's own, drawn from `seed`.
+      answer: replies to a round of conversations, each with its conversation's index, as they come. The
+        sampling it is given is `sampling` with a seed of the round's own, drawn from `seed`.
       directory: where `replies.jsonl` is kept; one a (benchmark, mode, system message, seed).
       system_text: the text of `system_message_id`; if empty, no system message is sent.
       progress: called with (replies there are, replies there will be).
 
     Raises:
       ExaminationError: a question occurs twice, the directory holds replies to other requests, or
-        `answer` returned too few.
+        `answer` did not give one to each.
     """
     requests = [_request(question, system_text, sampling, seed) for question in questions]
     if len({request.hash for request in requests}) < len(requests):
         raise ExaminationError("two questions have the same benchmark, task and id; ask each once")
     path = Path(directory) / REPLIES
+
+    def report(done: int) -> None:
+        if progress:
+            progress(min(done, len(requests)), len(requests))
+
     with record_files.JsonlAppender(path) as file:
         replies = _recorded(path, requests)
-        for number, batch in enumerate(_batches(requests, batch_size)):
-            missing = [request for request in batch if request.hash not in replies]
+        for number, asked in enumerate(_rounds(requests, round_size)):
+            missing = [request for request in asked if request.hash not in replies]
             if missing:
-                found = _ask(batch, answer, dataclasses.replace(sampling, seed=_batch_seed(seed, number)))
+                of_round = dataclasses.replace(sampling, seed=_round_seed(seed, number))
+                found = _ask(asked, answer, of_round, lambda count: report(len(replies) + count))
             for request in missing:
                 replies[request.hash] = found[request.hash]
                 file.append(_record(request, found[request.hash], seed, system_message_id))
-            if progress:
-                progress(len(replies), len(requests))
+            if not missing:
+                report(len(replies))
     return [(request.question, replies[request.hash]) for request in requests]
 
 
@@ -106,20 +113,25 @@ def _request(question: Question, system_text: str, sampling: Sampling, seed: int
     return _Request(question, messages, digest(content))
 
 
-def _batches(requests: Sequence[_Request], size: int) -> list[list[_Request]]:
+def _rounds(requests: Sequence[_Request], size: int) -> list[list[_Request]]:
     by_length = sorted(requests, key=lambda request: (len(request.question.text), request.hash))
     return [by_length[start : start + size] for start in range(0, len(by_length), size)]
 
 
-def _batch_seed(seed: int, number: int) -> int:
+def _round_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
 
 
-def _ask(batch: Sequence[_Request], answer: Answer, sampling: Sampling) -> dict[str, Reply]:
-    replies = answer([request.messages for request in batch], sampling)
-    if len(replies) != len(batch):
-        raise ExaminationError(f"asked {len(batch)} questions at once and got {len(replies)} replies")
-    return {request.hash: reply for request, reply in zip(batch, replies)}
+def _ask(
+    asked: Sequence[_Request], answer: Answer, sampling: Sampling, report: Callable[[int], None]
+) -> dict[str, Reply]:
+    replies: dict[str, Reply] = {}
+    for index, reply in answer([request.messages for request in asked], sampling):
+        replies[asked[index].hash] = reply
+        report(len(replies))
+    if len(replies) != len(asked):
+        raise ExaminationError(f"asked {len(asked)} questions at once and got {len(replies)} replies")
+    return replies
 
 
 def _record(request: _Request, reply: Reply, seed: int, system_message_id: int) -> RecordedReply:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-REMAT_POLICIES = ("none", "full")
+REMAT_POLICIES = ("none", "products", "full")
 DENSE = ("query", "key", "value", "output", "gate", "up", "down")
 ROPE_KINDS = ("none", "linear", "llama3")
 
@@ -59,6 +59,8 @@ class LlamaConfig:
       qkv_bias, output_bias: whether the attention's projections have biases (Qwen2: the first three).
       sliding_window: a position sees the last so many positions, itself included; 0: all (Mistral).
       max_positions: the length that the weights are meant for; kept for export, enforced nowhere.
+      remat: what the backward pass computes again: `none`, `full` (all of a layer but its input), or
+        `products` (all but the results of its matrix products with weights).
     """
 
     vocab_size: int
@@ -120,3 +122,19 @@ class LlamaConfig:
         layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
         embeddings = self.padded_vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
+
+    def training_flops(self, length: int) -> float:
+        """Model FLOPs a position, forward and backward, in rows of `length` positions.
+
+        6 for each weight of a matrix product, and causal attention over the whole row (Chowdhery et al.,
+        arXiv 2204.02311, appendix B, without the masked half). With adapters, 4: given weights need no
+        gradient.
+        """
+        embedding = 0 if self.tie_embeddings else self.padded_vocab_size * self.hidden_size
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        weights = self.parameter_count - embedding - norms
+        seen = length / 2
+        if 0 < self.sliding_window < length:
+            seen = self.sliding_window * (1 - self.sliding_window / (2 * length))
+        attention = 12 * self.num_layers * self.num_heads * self.head_dim * seen
+        return (4 if self.lora.rank else 6) * weights + attention

@@ -10,7 +10,7 @@ given away at once. `Engine.step` does three things:
   decode  up to 16 steps on the device
 
 A row's first step takes the prompt's last token, so ids are drawn in `decode` alone. Shapes are rounded up
-(lengths to 64, 80, 96, 112, 128, 160, ..., rows to 1, 2, 4, 8, ...), and a program is compiled for each: see
+(lengths to 64, 96, 128, 192, ..., rows to 1, 4, 16, ...), and a program is compiled for each: see
 `decoding`. What a request says depends on its prompt, settings, seed and number only; sums over other shapes
 round differently, so that two ids of exactly equal score may change places.
 """
@@ -36,6 +36,7 @@ from orca_jax.student.decoding import STEPS, Rows
 from orca_jax.student.sampling import Settings
 
 LEAST = 64  # the smallest bucket of lengths
+FINE = 512  # from here on, what a smaller bucket saves outweighs one more program to compile
 READ_ROWS = 4  # prompts of one bucket that are read together, at most
 KEPT_PREFIXES = 4
 WORD = 0xFFFFFFFF
@@ -107,16 +108,21 @@ class _Running:
 
 
 def bucket(size: int, least: int = LEAST) -> int:
-    """The next of 64, 80, 96, 112, 128, 160, ...: of few shapes, one that wastes little."""
-    quarter = least // 4
-    while 8 * quarter < size:
-        quarter *= 2
-    return max(least, -(-size // quarter) * quarter)
+    """The next of 64, 96, 128, 192, ..., 512, 640, 768, 896, 1024, ...: few, and the large ones close."""
+    power = least
+    while power < size:
+        power *= 2
+    parts = 4 if power > FINE else 2  # between the power of two and the one before it
+    step = max(power // (2 * parts), 1)
+    return max(least, -(-size // step) * step)
 
 
 def row_bucket(count: int, slots: int) -> int:
-    """The next of 1, 2, 4, ..., at most `slots`."""
-    return min(1 << (count - 1).bit_length(), slots)
+    """The next of 1, 4, 16, ..., at most `slots`."""
+    size = 1
+    while size < count:
+        size *= 4
+    return min(size, slots)
 
 
 def mesh_of(params: Any) -> Mesh | None:
@@ -261,7 +267,7 @@ class Engine:
             prefix = np.asarray(body[:shared], np.int32).tobytes()
             groups.setdefault((prefix, self._width(request)), []).append((slot, body[shared:]))
         for (prefix, width), members in groups.items():
-            for part in _in_powers(members, READ_ROWS):
+            for part in _in_parts(members, READ_ROWS):
                 self._read(prefix, width, *zip(*part))
 
     def _read(
@@ -356,11 +362,8 @@ def _rows(running: list[_Running], size: int) -> Rows:
     )
 
 
-def _in_powers(members: list[Any], largest: int) -> Iterator[list[Any]]:
-    """Cuts a list in parts of `largest`, then of half as many: few sizes occur, and none is filled up."""
-    start = 0
-    while start < len(members):
-        while largest > len(members) - start:
-            largest //= 2
-        yield members[start : start + largest]
-        start += largest
+def _in_parts(members: list[Any], largest: int) -> Iterator[list[Any]]:
+    """Cuts a list in parts of `largest` and of one: two sizes occur, and none is filled up."""
+    whole = len(members) // largest * largest
+    yield from (members[start : start + largest] for start in range(0, whole, largest))
+    yield from ([member] for member in members[whole:])

@@ -83,8 +83,8 @@ class Generator:
         self._check(prompts)
         limits = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
         shared = common_start(prompts)
-        # The longest start first, so that none is left over; neighbours attend to like numbers of columns.
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]) - limits[i])
+        # Neighbours attend to like numbers of columns; the longest start first, so that none is left over.
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         tickets = {}
         for index in order:
             request = Request(

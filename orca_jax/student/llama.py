@@ -195,6 +195,15 @@ class Block(nn.Module):
         return constrain(x, "batch", None, None), cache
 
 
+def rematerialized(config: LlamaConfig) -> type[Block]:
+    """The block whose backward pass computes again what `config.remat` says."""
+    if config.remat == "none":
+        return Block
+    # Products with weights have no batch dimensions; those inside attention have, and are not kept.
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "products" else None
+    return nn.remat(Block, policy=kept, prevent_cse=not config.scan_layers)
+
+
 class Llama(nn.Module):
     """The decoder. `dtype` is the compute type; parameters are float32 masters."""
 
@@ -208,7 +217,7 @@ class Llama(nn.Module):
         self.embed = nn.Embed(
             c.padded_vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=embedding_init
         )
-        block = nn.remat(Block, prevent_cse=not c.scan_layers) if c.remat == "full" else Block
+        block = rematerialized(c)
         if c.scan_layers:
             stack = nn.scan(
                 block,

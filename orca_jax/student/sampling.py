@@ -50,6 +50,14 @@ def nucleus(scores: jax.Array, top_p: jax.Array) -> jax.Array:
     return truncate(scores, jnp.zeros(rows, jnp.int32), jnp.broadcast_to(top_p, rows))
 
 
+def likeliest(scores: jax.Array) -> jax.Array:
+    """The first of the greatest scores' ids, int32 [b]: argmax, which takes several times as long on CPUs."""
+    size = scores.shape[-1]
+    greatest = scores == scores.max(axis=-1, keepdims=True)
+    first = jnp.min(jnp.where(greatest, jnp.arange(size), size), axis=-1)
+    return jnp.minimum(first, size - 1).astype(jnp.int32)
+
+
 def draw(scores: jax.Array, keys: jax.Array, settings: Settings) -> Drawn:
     """One id a row of logits [b, v], by a key a row; only what some row asks for is computed."""
 
@@ -63,7 +71,7 @@ def draw(scores: jax.Array, keys: jax.Array, settings: Settings) -> Drawn:
         return jnp.where(temperature > 0, jax.vmap(jax.random.categorical)(keys, cut), greedy())
 
     def greedy() -> jax.Array:
-        return jnp.argmax(scores, axis=-1)
+        return likeliest(scores)
 
     ids = jax.lax.cond((settings.temperature > 0).any(), sample, greedy).astype(jnp.int32)
     return Drawn(ids, log_prob(scores, ids))

@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"v_(row|col)/", ()),  # Adafactor's factored moments: vectors, held whole
     (r"embed/embedding$", ("tensor", "fsdp")),
     (r"unembed$", ("fsdp", "tensor")),
     (r"(query|key|value|gate|up)/kernel$", ("fsdp", "tensor")),
@@ -41,8 +44,11 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices.
 
+    Devices of several slices (TPU slices, or hosts of GPUs, joined by a slower network) are laid so that only
+    `data`, and `fsdp` where `data` is too small, spans the slower network.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or `tensor` would span slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -54,7 +60,36 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         raise ValueError(
             f"mesh.{{{shown}}} does not divide {len(devices)} devices; at most one axis may be -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    automatic = (AxisType.Auto,) * len(AXES)
+    if len({slice_of(device) for device in devices}) > 1:
+        return Mesh(over_slices(sizes, devices), AXES, axis_types=automatic)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=automatic, devices=devices)
+
+
+def slice_of(device: jax.Device) -> int:
+    """Which slice a device is of: a set joined by a fast network. 0 where its platform has none."""
+    return getattr(device, "slice_index", 0)
+
+
+def over_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices of several slices as an array of `sizes` (data, fsdp, tensor).
+
+    Raises:
+      ValueError: the sizes would put the tensor axis across slices, or the slices are of different sizes.
+    """
+    counts = np.unique([slice_of(device) for device in devices], return_counts=True)[1]
+    left, outer = len(counts), []
+    for size in sizes[:2]:
+        outer.append(math.gcd(size, left))
+        left //= outer[-1]
+    if left > 1 or len(set(counts)) > 1:
+        shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes))
+        raise ValueError(
+            f"mesh.{{{shown}}} cannot be laid over {len(counts)} slices of {', '.join(map(str, counts))} "
+            "devices: data x fsdp must be a multiple of the number of slices, and the slices of one size"
+        )
+    inner = [size // part for size, part in zip(sizes, [*outer, 1])]
+    return mesh_utils.create_hybrid_device_mesh(inner, [*outer, 1], devices)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -101,14 +136,26 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation's sharding on the mesh in force (`jax.set_mesh`); without one, does nothing."""
+def _fitting(shape: Sequence[int], axes: Sequence[str | None]) -> list[tuple[str, ...] | None]:
+    """The mesh's axes that each dimension is split over on the mesh in force: those that divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    named = [BATCH if axis == "batch" else (axis,) if axis else () for axis in axes]
+    return [
+        names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
+        for names, size in zip(named, shape, strict=True)
+    ]
+
+
+def shards(shape: Sequence[int], *axes: str | None) -> int:
+    """Into how many parts an array of `shape`, pinned to `axes` by `constrain`, is split."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
+        return 1
+    return math.prod(mesh.shape[name] for names in _fitting(shape, axes) for name in names or ())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation's sharding on the mesh in force (`jax.set_mesh`); without one, does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    named = [BATCH if axis == "batch" else axis for axis in axes]
-    fits = [
-        axis if axis and size % math.prod(mesh.shape[a] for a in np.atleast_1d(axis)) == 0 else None
-        for axis, size in zip(named, x.shape, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*_fitting(x.shape, axes)))

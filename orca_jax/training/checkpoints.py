@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from orca_jax.student.sharding import path_name
@@ -84,10 +84,13 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts saving `state` after `step` steps; errors of the save before surface here."""
+    def save(self, step: int, state: Any, note: Mapping[str, Any] | None = None) -> None:
+        """Starts saving `state` after `step` steps; errors of the save before surface here.
+
+        `note` is JSON of this step, beside what is noted with all of them.
+        """
         self.wait()
-        metadata = {"note": self.note, "checksums": checksums(state)}
+        metadata = {"note": {**self.note, **(note or {})}, "checksums": checksums(state)}
         self._pending = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
 
     def wait(self) -> None:
@@ -108,6 +111,8 @@ class Checkpoints:
 
     def restore(self, abstract: Any) -> Restored | None:
         """The newest whole checkpoint in the layout of `abstract`; None if there is none at all.
+
+        Without a layout, arrays come to this host's memory, whatever devices they were saved from.
 
         A checkpoint that is incomplete, of other shapes or fails its checksums is set aside under
         `damaged-STEP`, the log says why, and the one before is tried.
@@ -135,12 +140,20 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any) -> Restored:
         metadata = self._metadata(step)
-        state = self._orbax.load(step, abstract)
+        state = self._orbax.load(step, self._as_saved(step) if abstract is None else abstract)
         found, expected = checksums(state), metadata["checksums"]
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         if wrong:
             raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
         return Restored(step, state, metadata.get("note", {}))
+
+    def _as_saved(self, step: int) -> Any:
+        """Shapes of a checkpoint's arrays, on the host: the devices they were on need not be here."""
+        host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        return jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=host),
+            self._orbax.metadata(step).metadata,
+        )
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -163,10 +176,7 @@ def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
     """
     checkpoints = Checkpoints(directory, keep=1_000_000, note={})
     try:
-        with warnings.catch_warnings():
-            # No shardings are wanted: the arrays leave the devices at once.
-            warnings.filterwarnings("ignore", message="Sharding info not provided")
-            restored = checkpoints.restore(None)
+        restored = checkpoints.restore(None)
     finally:
         checkpoints.close()
     if restored is None:

@@ -1,15 +1,18 @@
 """The curriculum as data: stages over data sets, and where a step stands in them.
 
 `Curriculum.position` says stage, epoch and rows from the step alone, so a run resumes from one
-integer. The paper's curriculum is two stages, ChatGPT's traces and then GPT-4's (section 3.1.3).
+integer; where stages end at a plateau, from that and from when they did. The paper's curriculum is two
+stages, ChatGPT's traces and then GPT-4's (section 3.1.3).
 """
 
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +21,10 @@ import numpy as np
 from orca_jax.data.packing import PackingPlan
 
 BLOCK = 256  # rows over which a mixture's shares are exact
+PIECES = 64  # at least so many blocks has a stage whose shares move
+EPOCHS = (
+    1000  # of a data set's plans for each stage that uses it, so that none repeats an earlier one's order
+)
 
 Plans = Callable[[str, int], PackingPlan]
 
@@ -31,6 +38,11 @@ class StageConfig:
       epochs: passes over all rows of the data sets; ignored where `steps` is given.
       learning_rate: the peak, reached after `warmup_steps`, then a cosine down to `final_fraction` of it.
       reset_optimizer: start the stage with fresh optimizer moments.
+      anneal_to: weights at the stage's end, reached from `datasets` in a straight line; a data set that is
+        left out has weight 0. Empty: `datasets` holds throughout.
+      until_plateau: ends the stage after so many validations in a row without a new lowest loss, and at its
+        epochs or steps at the latest, over which the learning rate falls; 0: there.
+      skip_spikes: a step whose gradient norm is over so many times its running mean is skipped; 0: none is.
     """
 
     name: str
@@ -41,25 +53,43 @@ class StageConfig:
     warmup_steps: int = 0
     final_fraction: float = 0.1
     reset_optimizer: bool = False
+    anneal_to: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    until_plateau: int = 0
+    skip_spikes: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"curriculum stage {self.name!r}"
         if not self.datasets:
             raise ValueError(f"{where}: datasets is empty")
+        if self.until_plateau < 0:
+            raise ValueError(f"{where}: until_plateau={self.until_plateau} must be 0 or more validations")
+        if self.skip_spikes != 0 and not self.skip_spikes > 1:
+            raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
         if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
             raise ValueError(f"{where}: give epochs of at least 1, or steps")
-        low = [name for name, share in self.shares.items() if share < 1 / BLOCK]
+        shares = [*_shares(self.datasets).items(), *_shares(self.anneal_to).items()]
+        low = [name for name, share in shares if share < 1 / BLOCK]
         if low:
             raise ValueError(f"{where}: the share of {', '.join(low)} is below 1/{BLOCK}; leave it out")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every data set that the stage draws from."""
+        return tuple(dict.fromkeys([*self.datasets, *self.anneal_to]))
+
+    @property
     def shares(self) -> dict[str, float]:
-        total = sum(self.datasets.values())
-        return (
-            {name: weight / total for name, weight in self.datasets.items()}
-            if total > 0
-            else dict(self.datasets)
-        )
+        return _shares(self.datasets)
+
+    def expected(self, rows: int, total: int) -> np.ndarray:
+        """Rows of each data set, in the order of `names`, among the first `rows` of the stage's `total`.
+
+        Shares move from row to row; past the stage's end the last ones hold.
+        """
+        first, last = _in_order(self.shares, self.names), _in_order(_shares(self.anneal_to), self.names)
+        inside = min(rows, total)
+        moved = inside**2 / (2 * total)  # the integral of row / total
+        return first * inside + (last - first) * moved + last * (rows - inside)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at step `step` of the stage's `steps`."""
@@ -68,6 +98,15 @@ class StageConfig:
         done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total > 0 else dict(weights)
+
+
+def _in_order(shares: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    return np.array([shares.get(name, 0.0) for name in names])
 
 
 class RowRef(NamedTuple):
@@ -79,7 +118,7 @@ class RowRef(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a step stands. `rows` is the global batch, the same for every number of hosts."""
+    """Where a step stands: `epoch` of the stage; `rows` is the global batch, the same for all hosts."""
 
     stage: int
     stage_step: int
@@ -89,28 +128,63 @@ class Position(NamedTuple):
 
 
 class _Stream:
-    """A data set's rows, epoch after epoch, each epoch filled up to whole batches."""
+    """A data set's rows, epoch after epoch from `first` on, each epoch filled up to whole batches."""
 
-    def __init__(self, dataset: str, plans: Plans, batch_rows: int):
+    def __init__(self, dataset: str, plans: Plans, batch_rows: int, first: int):
         self.dataset = dataset
         self.plans = plans
         self.batch_rows = batch_rows
+        self.first = first
         self.ends = [0]
+        self._lock = threading.Lock()  # the loader's threads ask too
 
     def rows_through(self, epoch: int) -> int:
-        """Rows in epochs 0 .. epoch - 1."""
-        while len(self.ends) <= epoch:
-            rows = self.plans(self.dataset, len(self.ends) - 1).rows
-            if rows == 0:
-                raise ValueError(f"data set {self.dataset!r} has no rows to train on")
-            self.ends.append(self.ends[-1] + math.ceil(rows / self.batch_rows) * self.batch_rows)
-        return self.ends[epoch]
+        """Rows in the first `epoch` epochs."""
+        with self._lock:
+            while len(self.ends) <= epoch:
+                rows = self.plans(self.dataset, self.first + len(self.ends) - 1).rows
+                if rows == 0:
+                    raise ValueError(f"data set {self.dataset!r} has no rows to train on")
+                self.ends.append(self.ends[-1] + math.ceil(rows / self.batch_rows) * self.batch_rows)
+            return self.ends[epoch]
 
     def at(self, index: int) -> RowRef:
         while self.ends[-1] <= index:
             self.rows_through(len(self.ends))
         epoch = bisect.bisect_right(self.ends, index) - 1
-        return RowRef(self.dataset, epoch, index - self.ends[epoch])
+        return RowRef(self.dataset, self.first + epoch, index - self.ends[epoch])
+
+
+class _Annealed:
+    """Rows drawn of each data set in the first blocks, of `size` rows, of a stage whose shares move.
+
+    Each block takes what its data sets are behind by, in whole rows that add up to the block; so no count
+    ever falls, and each stays within a row or two of what is expected.
+    """
+
+    def __init__(self, stage: StageConfig, total: int):
+        self.size = max(1, min(BLOCK, total // PIECES))
+        self._stage = stage
+        self._total = total
+        self._counts = [np.zeros(len(stage.names), np.int64)]
+        self._lock = threading.Lock()
+
+    def drawn(self, blocks: int) -> list[int]:
+        with self._lock:
+            while len(self._counts) <= blocks:
+                wanted = self._stage.expected(len(self._counts) * self.size, self._total) - self._counts[-1]
+                self._counts.append(self._counts[-1] + _whole(wanted, self.size))
+            return [int(count) for count in self._counts[blocks]]
+
+
+def _whole(wanted: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers of 0 or more nearest to `wanted` that add up to `total`, which `wanted` adds up to."""
+    counts = np.maximum(np.floor(wanted + 1e-6), 0).astype(np.int64)
+    while (missing := total - int(counts.sum())) != 0:
+        # One row at a time, where it is furthest off: at most as many as there are data sets.
+        behind = np.where((missing > 0) | (counts > 0), wanted - counts, np.inf)
+        counts[np.argmax(behind) if missing > 0 else np.argmin(behind)] += np.sign(missing)
+    return counts
 
 
 class Curriculum:
@@ -129,22 +203,33 @@ class Curriculum:
         self.stages = tuple(stages)
         self.batch_rows = batch_rows
         self.seed = seed
-        names = {name for stage in stages for name in stage.datasets}
-        self._plans = plans
         self._streams = [
-            {
-                name: _Stream(name, self._shifted(index), batch_rows)
-                for name in names
-                if name in stage.datasets
-            }
+            {name: _Stream(name, plans, batch_rows, self._first_epoch(index, name)) for name in stage.names}
             for index, stage in enumerate(stages)
         ]
-        lengths = [self._stage_steps(index) for index in range(len(stages))]
-        self.starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+        self.planned = [self._stage_steps(index) for index in range(len(stages))]
+        self._annealed = {
+            index: _Annealed(stage, steps * batch_rows)
+            for index, (stage, steps) in enumerate(zip(self.stages, self.planned))
+            if stage.anneal_to
+        }
+        self.ended: dict[int, int] = {}
+        self.starts = self._starts()
 
-    def _shifted(self, stage: int) -> Plans:
-        """Plans whose epochs go on from earlier stages, so that no stage repeats an order."""
-        return lambda name, epoch: self._plans(name, epoch + 1000 * stage)
+    def _first_epoch(self, stage: int, name: str) -> int:
+        """The epoch of a data set's plans that a stage begins with."""
+        return EPOCHS * sum(name in earlier.names for earlier in self.stages[:stage])
+
+    def _starts(self) -> list[int]:
+        lengths = [self.ended.get(index, steps) for index, steps in enumerate(self.planned)]
+        return np.concatenate([[0], np.cumsum(lengths)]).tolist()
+
+    def ending(self, ended: Mapping[int, int]) -> Curriculum:
+        """This curriculum with stages (by index) that ended after so many steps of their own."""
+        other = copy.copy(self)
+        other.ended = {**self.ended, **ended}
+        other.starts = other._starts()
+        return other
 
     def _stage_steps(self, index: int) -> int:
         stage = self.stages[index]
@@ -157,26 +242,33 @@ class Curriculum:
     def total_steps(self) -> int:
         return self.starts[-1]
 
+    def stage_at(self, step: int) -> int:
+        """Index of the stage that a step belongs to."""
+        return bisect.bisect_right(self.starts, step) - 1
+
     def position(self, step: int) -> Position:
-        """Stage, epoch (of the stage's first data set), learning rate and rows of a step."""
+        """Stage, epoch (of the data set of the first row), learning rate and rows of a step."""
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} is outside the curriculum's {self.total_steps} steps")
-        stage = bisect.bisect_right(self.starts, step) - 1
+        stage = self.stage_at(step)
         stage_step = step - self.starts[stage]
         first = stage_step * self.batch_rows
         rows = tuple(self._row(stage, index) for index in range(first, first + self.batch_rows))
-        steps = self.starts[stage + 1] - self.starts[stage]
-        return Position(stage, stage_step, rows[0].epoch, self.stages[stage].rate(stage_step, steps), rows)
+        rate = self.stages[stage].rate(stage_step, self.planned[stage])
+        return Position(stage, stage_step, rows[0].epoch % EPOCHS, rate, rows)
 
     def _row(self, stage: int, index: int) -> RowRef:
         streams = self._streams[stage]
-        names = tuple(self.stages[stage].datasets)
+        names = self.stages[stage].names
         if len(names) == 1:
             return streams[names[0]].at(index)
-        block, offset = divmod(index, BLOCK)
+        block, offset = divmod(index, self._block_size(stage))
         before, turns, ranks = self._block(stage, block)
         choice = int(turns[offset])
         return streams[names[choice]].at(before[choice] + int(ranks[offset]))
+
+    def _block_size(self, stage: int) -> int:
+        return self._annealed[stage].size if stage in self._annealed else BLOCK
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a curriculum lives as long as its run
     def _block(self, stage: int, block: int) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -185,13 +277,15 @@ class Curriculum:
         counts = [end - start for start, end in zip(before, after)]
         turns = np.repeat(np.arange(len(counts)), counts)
         turns = np.random.default_rng([self.seed, stage, block]).permutation(turns)
-        ranks = np.zeros(BLOCK, np.int64)
+        ranks = np.zeros(len(turns), np.int64)
         for choice, count in enumerate(counts):
             ranks[turns == choice] = np.arange(count)
         return before, turns, ranks
 
     def _drawn(self, stage: int, blocks: int) -> list[int]:
         """Rows drawn of each data set in the first `blocks` blocks; they add up to all of them."""
+        if stage in self._annealed:
+            return self._annealed[stage].drawn(blocks)
         ends = np.floor(np.cumsum(list(self.stages[stage].shares.values())) * blocks * BLOCK + 1e-6).astype(
             int
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = os.EX_TEMPFAIL  # 75: nothing is wrong; run the same command again
 
 
 class Interruption:
@@ -36,3 +38,10 @@ def held() -> Iterator[Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave(why: signal.Signals) -> NoReturn:
+    """Ends the program as `why` asks: schedulers that preempt send SIGTERM, and start again what left so."""
+    if why == signal.SIGTERM:
+        raise SystemExit(AGAIN)
+    raise KeyboardInterrupt(why.name)

@@ -7,12 +7,20 @@ add both parts, and divide once.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from orca_jax.student.attention_common import pad_length
+from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import logits
+from orca_jax.student.sharding import constrain, shards
+
+# Of float32 logits on a device at a time. Who rematerialises is short of memory.
+ROOMY, TIGHT = 1 << 30, 1 << 28
 
 
 class Loss(NamedTuple):
@@ -24,6 +32,18 @@ class Loss(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         return self.total / jnp.maximum(self.weight, 1e-30)
+
+
+def chunk_size(config: LlamaConfig, rows: int, length: int) -> int:
+    """Positions of every row whose logits are computed at a time, on the mesh in force.
+
+    All of them where a device's share of [rows, length, v] fits the budget; otherwise a power of two of
+    equal chunks.
+    """
+    parts = shards((rows, config.padded_vocab_size), "batch", "tensor")
+    budget = ROOMY if config.remat == "none" else TIGHT
+    too_large = 4 * rows * length * config.padded_vocab_size / parts / budget
+    return math.ceil(length / 2 ** max(0, math.ceil(math.log2(too_large))))
 
 
 class _Softmax(NamedTuple):
@@ -43,36 +63,110 @@ def _softmax(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size:
     return _Softmax(exponents, sums, (top + jnp.log(sums) - picked)[..., 0])
 
 
-def token_cross_entropy(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int) -> jax.Array:
-    """Cross-entropy float32 [...], in nats, of hidden [..., d] against int32 targets [...]."""
-    return _softmax(hidden, head, targets, vocab_size).losses
+def _cut(x: jax.Array, size: int) -> jax.Array:
+    """[b, t, ...] as [chunks, b, size, ...], with zeros behind the last position."""
+    x = pad_length(x, size)
+    x = jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+    return constrain(x, None, "batch", *[None] * (x.ndim - 2))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _joined(x: jax.Array, length: int) -> jax.Array:
+    """What `_cut` made, put together again: [b, length, ...]."""
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
+
+
+def _ready(head: jax.Array, hidden: jax.Array) -> jax.Array:
+    """The head in the compute type, gathered once for all chunks."""
+    return constrain(head.astype(hidden.dtype), None, "tensor")
+
+
+def token_cross_entropy(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int, chunk: int | None = None
+) -> jax.Array:
+    """Cross-entropy float32 [b, t], in nats, of hidden [b, t, d] against int32 targets [b, t].
+
+    With a chunk, the logits of so many positions a row are there at a time.
+    """
+    length = hidden.shape[1]
+    if chunk is None or chunk >= length:
+        return _softmax(hidden, head, targets, vocab_size).losses
+    ready = _ready(head, hidden)
+    losses = jax.lax.map(
+        lambda part: _softmax(part[0], ready, part[1], vocab_size).losses,
+        (_cut(hidden, chunk), _cut(targets, chunk)),
+    )
+    return _joined(losses, length)
+
+
 def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    vocab_size: int,
+    chunk: int | None = None,
 ) -> jax.Array:
     """Weighted sum of cross-entropies of hidden [b, t, d] against int32 targets [b, t], in nats.
 
     Its gradient is taken in the forward pass, where the probabilities are at hand: the loss is linear
-    in its cotangent, so the backward pass only scales, and no logits are kept or computed twice.
+    in its cotangent, so the backward pass only scales, and no logits are kept or computed twice. With a
+    chunk, the logits of so many positions a row are there at a time.
     """
-    return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size) * weights)
+    return _cross_entropy(hidden, head, targets, weights, vocab_size, chunk)
 
 
-def _forward(hidden, head, targets, weights, vocab_size):  # type: ignore[no-untyped-def]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _cross_entropy(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
+    return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size, chunk) * weights)
+
+
+class _Taken(NamedTuple):
+    """Loss and gradients of some positions; `d_head` is float32 [d, v]."""
+
+    total: jax.Array
+    d_hidden: jax.Array
+    d_head: jax.Array
+    losses: jax.Array
+
+
+def _take(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int
+) -> _Taken:
     exponents, sums, losses = _softmax(hidden, head, targets, vocab_size)
     at_target = targets[..., None] == jnp.arange(head.shape[-1])
     scaled = exponents * (weights[..., None] / sums)
     d_logits = jnp.where(at_target, scaled - weights[..., None], scaled).astype(hidden.dtype)
     d_hidden = jnp.matmul(d_logits, head.T.astype(hidden.dtype))
     d_head = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-    return jnp.sum(losses * weights), (d_hidden, d_head.astype(head.dtype), losses)
+    return _Taken(jnp.sum(losses * weights), d_hidden, d_head, losses)
 
 
-def _backward(vocab_size, saved, gradient):  # type: ignore[no-untyped-def]
+def _take_in_chunks(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, chunk: int
+) -> _Taken:
+    ready = _ready(head, hidden)
+
+    def step(d_head: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        taken = _take(part[0], ready, part[1], part[2], vocab_size)
+        return d_head + taken.d_head, (taken.total, taken.d_hidden, taken.losses)
+
+    zeros = constrain(jnp.zeros(head.shape, jnp.float32), "fsdp", "tensor")
+    parts = tuple(_cut(x, chunk) for x in (hidden, targets, weights))
+    d_head, (totals, d_hidden, losses) = jax.lax.scan(step, zeros, parts)
+    length = hidden.shape[1]
+    return _Taken(totals.sum(), _joined(d_hidden, length), d_head, _joined(losses, length))
+
+
+def _forward(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
+    whole = chunk is None or chunk >= hidden.shape[1]
+    take: Callable[..., _Taken] = _take if whole else functools.partial(_take_in_chunks, chunk=chunk)
+    taken = take(hidden, head, targets, weights, vocab_size)
+    return taken.total, (taken.d_hidden, taken.d_head.astype(head.dtype), taken.losses)
+
+
+def _backward(vocab_size, chunk, saved, gradient):  # type: ignore[no-untyped-def]
     d_hidden, d_head, losses = saved
     return (gradient * d_hidden).astype(d_hidden.dtype), gradient * d_head, None, gradient * losses
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, lora, sharding
 from orca_jax.student.config import LlamaConfig
-from orca_jax.training.loss import Loss, cross_entropy, token_cross_entropy
+from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_entropy
 
 
 class TrainState(NamedTuple):
@@ -25,11 +25,15 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step: loss pair, norm of the gradient before clipping, positions that hold a token."""
+    """Scalars of one step: loss pair, norm of the gradient before clipping, positions that hold a token.
+
+    `skipped`: the loss or the gradient was not finite, or its norm over the limit; nothing was updated.
+    """
 
     loss: Loss
     gradient_norm: jax.Array
     tokens: jax.Array
+    skipped: jax.Array
 
 
 def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -> Loss:
@@ -37,8 +41,8 @@ def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -
     hidden, _ = llama.hidden(
         params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
-    head = llama.head(params, config)
-    total = cross_entropy(hidden, head, batch.targets, batch.loss_weights, config.vocab_size)
+    head, chunk = llama.head(params, config), chunk_size(config, *batch.tokens.shape)
+    total = cross_entropy(hidden, head, batch.targets, batch.loss_weights, config.vocab_size, chunk)
     return Loss(total, jnp.sum(batch.loss_weights))
 
 
@@ -82,19 +86,31 @@ def update(
     state: TrainState,
     batch: Row,
     learning_rate: jax.Array,
+    norm_limit: jax.Array | None = None,
     *,
     config: LlamaConfig,
     optimizer: optax.GradientTransformation,
     dtype: jnp.dtype,
     accumulation: int,
 ) -> tuple[TrainState, StepMetrics]:
-    """One optimizer step on a batch of rows."""
+    """One optimizer step on a batch of rows.
+
+    Where the loss or the gradient is not finite, or the gradient's norm is over `norm_limit` (float32
+    scalar), parameters and optimizer stay as they are.
+    """
     loss, gradient = gradients(state.params, batch, config, dtype, accumulation)
-    trained, frozen = lora.split(state.params, config.lora)
-    updates, moments = optimizer.update(gradient, state.optimizer, trained)
-    trained = jax.tree.map(lambda p, u: p - learning_rate * u, trained, updates)
+    norm = optax.tree.norm(gradient)
+    good = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+    if norm_limit is not None:
+        good &= norm <= norm_limit
+    before, frozen = lora.split(state.params, config.lora)
+    updates, moments = optimizer.update(gradient, state.optimizer, before)
+    after = jax.tree.map(lambda p, u: p - learning_rate * u, before, updates)
+    trained, moments = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (after, moments), (before, state.optimizer)
+    )
     params = lora.joined(lora.Split(trained, frozen))
-    metrics = StepMetrics(loss, optax.tree.norm(gradient), jnp.sum(batch.segment_ids > 0))
+    metrics = StepMetrics(loss, norm, jnp.sum(batch.segment_ids > 0), ~good)
     return TrainState(params, moments), metrics
 
 
@@ -103,15 +119,15 @@ def token_losses(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype)
     hidden, _ = llama.hidden(
         params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
-    losses = token_cross_entropy(hidden, llama.head(params, config), batch.targets, config.vocab_size)
-    return losses * batch.loss_weights
+    head, chunk = llama.head(params, config), chunk_size(config, *batch.tokens.shape)
+    return token_cross_entropy(hidden, head, batch.targets, config.vocab_size, chunk) * batch.loss_weights
 
 
 class Steps(NamedTuple):
     """The compiled functions of a run, and how its state is laid out."""
 
     init: Callable[[Any], TrainState]
-    update: Callable[[TrainState, Row, jax.Array], tuple[TrainState, StepMetrics]]
+    update: Callable[..., tuple[TrainState, StepMetrics]]
     token_losses: Callable[[Any, Row], jax.Array]
     reset: Callable[[TrainState], TrainState]
     abstract: TrainState
@@ -125,8 +141,12 @@ def make_steps(
     dtype: jnp.dtype,
     accumulation: int,
     compiler_options: Mapping[str, str] | None = None,
+    limited: bool = False,
 ) -> Steps:
-    """Compiles init, update and validation with the mesh's shardings; `update` donates its state."""
+    """Compiles init, update and validation with the mesh's shardings; `update` donates its state.
+
+    `update` takes (state, rows, learning rate) and, if `limited`, a limit of the gradient's norm.
+    """
 
     def fresh(params: Any) -> TrainState:
         return TrainState(params, optimizer.init(lora.split(params, config.lora).trained))
@@ -152,7 +172,7 @@ def make_steps(
         init=place,
         update=jax.jit(
             step,
-            in_shardings=(placed, rows, scalar),
+            in_shardings=(placed, rows, scalar, scalar)[: 4 if limited else 3],
             out_shardings=(placed, scalar),
             donate_argnums=0,
             compiler_options=dict(compiler_options or {}),

@@ -122,12 +122,14 @@ class TestFailures:
     @pytest.mark.parametrize("error", [None, RuntimeError("broken")])
     def test_are_asked_again_after_the_others(self, ledger, error):
         endpoint = Echo(failures=2, error=error)
-        replies = ask_all(endpoint, requests(6), ledger, concurrency=2, retries=2)
+        replies = ask_all(endpoint, requests(6), ledger, concurrency=2, retries=2, backoff=0)
         assert [reply.outcome for reply in replies] == [Outcome.OK] * 6
         assert endpoint.calls == [str(number) for number in range(6)] * 3
 
     def test_are_reported_when_retries_are_spent(self, ledger):
-        replies = ask_all(Echo(failures=2, error=OSError("no route")), requests(2), ledger, retries=1)
+        replies = ask_all(
+            Echo(failures=2, error=OSError("no route")), requests(2), ledger, retries=1, backoff=0
+        )
         assert [reply.outcome for reply in replies] == [Outcome.ERROR] * 2
         assert replies[0].raw == {"error": "OSError: no route"}
         assert ledger.status()["echo"].attempts == {Outcome.ERROR: 4}
@@ -150,9 +152,28 @@ class TestFailures:
         with pytest.raises(LedgerError, match="closed"):
             ask_all(Closing(), requests(1), ledger)
 
-    @pytest.mark.parametrize("bounds", [{"concurrency": 0}, {"retries": -1}])
+    def test_are_asked_again_after_a_while(self, ledger):
+        class Timed(Echo):
+            async def reply(self, messages, sampling):
+                times.append(time.monotonic())
+                return await super().reply(messages, sampling)
+
+        times = []
+        ask_all(Timed(failures=3), requests(1), ledger, retries=3, backoff=0.4)
+        assert len(times) == 4
+        assert times[-1] - times[0] <= 0.4 + 0.8 + 1.6 + 0.5
+
+    def test_of_the_source_end_it(self, ledger):
+        def broken():
+            yield from requests(5)
+            raise KeyError("no such row")
+
+        with pytest.raises(KeyError, match="no such row"):
+            ask_all(Instant(), broken(), ledger)
+
+    @pytest.mark.parametrize("bounds", [{"concurrency": 0}, {"retries": -1}, {"backoff": -1.0}])
     def test_senseless_bounds(self, ledger, bounds):
-        with pytest.raises(ValueError, match="at least"):
+        with pytest.raises(ValueError, match="at least 1"):
             ask_all(Echo(), requests(1), ledger, **bounds)
 
 
@@ -160,7 +181,7 @@ class TestBounds:
     @pytest.mark.parametrize("concurrency", [1, 7, 2 * LOOK_AHEAD])
     def test_concurrency_is_reached_and_kept(self, ledger, concurrency):
         endpoint = Echo(seconds=0.02, failures=1)
-        ask_all(endpoint, requests(min(3 * concurrency, 800)), ledger, concurrency=concurrency)
+        ask_all(endpoint, requests(min(3 * concurrency, 800)), ledger, concurrency=concurrency, backoff=0)
         assert endpoint.most == concurrency
 
     def test_requests_are_read_as_needed(self, ledger):

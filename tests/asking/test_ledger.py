@@ -1,12 +1,14 @@
 """The ledger keeps what it was given, whoever else writes to it and whatever is killed."""
 
 import concurrent.futures
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.asking.endpoint import Request, request_id
-from orca_jax.asking.ledger import APPLICATION_ID, Attempt, Ledger, LedgerError
+from orca_jax.asking.ledger import Attempt, Ledger, LedgerError
+from orca_jax.asking.ledger_file import APPLICATION_ID
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -134,11 +137,69 @@ class TestStatus:
         assert status["teacher"].seconds == 2.0
         assert (status["judge"].requests, status["judge"].attempts) == (2, {Outcome.LENGTH: 2})
 
+    def test_recent(self, ledger):
+        now = time.time()
+        ledger.record([attempt("old", finished=now - 100), attempt("a", finished=now - 20)])
+        ledger.record(
+            [attempt("b", finished=now - 10), attempt("c", outcome=Outcome.ERROR, finished=now - 5)]
+        )
+        (recent,) = ledger.recent().values()
+        assert (recent.attempts, recent.usage) == (3, Usage(9, 12))
+        assert recent.last == pytest.approx(now - 5, abs=0.01)
+        assert ledger.recent(1.0) == {}
+
+    def test_unanswered(self, ledger):
+        ledger.record(
+            [attempt("a"), attempt("b", "first", Outcome.ERROR), attempt("b", "last", Outcome.ERROR)]
+        )
+        ledger.record([Attempt("other", request("c"), Reply(Outcome.ERROR, ""))])
+        ledger.send("teacher", request("d"), Usage())
+        (failed, reply), (sent, nothing) = ledger.unanswered("teacher")
+        assert (failed, reply.text, sent, nothing) == (request("b"), "last", request("d"), None)
+
     def test_the_file_is_smaller_than_twice_its_texts(self, ledger):
         texts = [f"{number}: " + f"step {number * 7919} gives {number * 31}; " * 12 for number in range(2000)]
         ledger.record([attempt(text, text[::-1]) for text in texts])
         ledger.close()
         assert os.path.getsize(ledger.path) < 2 * sum(2 * len(text) for text in texts)
+
+
+class TestSent:
+    def test_is_counted_until_it_is_recorded(self, ledger):
+        bound = Usage(30, 40)
+        tickets = [ledger.send("teacher", request(text), bound) for text in ("a", "b", "b")]
+        status = ledger.status()["teacher"]
+        assert (status.unheard, status.unheard_usage) == (3, Usage(90, 120))
+        assert (status.requests, status.answers, status.attempts) == (2, 0, {})
+        ledger.record([attempt("a", ticket=tickets[0]), attempt("b", ticket=tickets[1])])
+        status = ledger.status()["teacher"]
+        assert (status.unheard, status.unheard_usage, status.answers) == (1, bound, 2)
+        ledger.record([attempt("b")])
+        assert ledger.status()["teacher"].unheard == 1  # another attempt than the one that is lost
+
+    def test_several_by_their_ids(self, ledger):
+        numbers = list(map(str, range(50)))
+        ledger.add("teacher", map(request, numbers))
+        assert (ledger.status()["teacher"].requests, ledger.status()["teacher"].unheard) == (50, 0)
+        for _ in range(2):
+            ledger.send_known([(key(number), Usage(1, 2)) for number in numbers], ticket=7)
+        assert ledger.status()["teacher"].unheard == 50
+        ledger.record([attempt(number, ticket=7) for number in numbers[:30]])
+        assert ledger.status()["teacher"].unheard == 20
+        assert ledger.awaited(map(key, numbers), 7) == set(map(key, numbers[30:]))
+        assert ledger.awaited(map(key, numbers), 8) == set()
+
+    def test_a_request_by_its_id(self, ledger):
+        asked = request("Was heißt\ud83d das?", sampling=Sampling(0.7, stop=("x",), seed=3), sample=2)
+        ledger.send("teacher", asked, Usage())
+        assert ledger.request(request_id("teacher", asked)) == asked
+        assert ledger.request(key("never")) is None
+
+    def test_answered(self, ledger):
+        ledger.record([attempt(str(number)) for number in range(20)])
+        ledger.record([attempt("failed", outcome=Outcome.ERROR)])
+        ledger.send("teacher", request("sent"), Usage())
+        assert ledger.answered() == b"".join(sorted(key(str(number)) for number in range(20)))
 
 
 class TestFiles:
@@ -172,8 +233,20 @@ class TestFiles:
         with sqlite3.connect(path) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA user_version = 99")
-        with pytest.raises(LedgerError, match=r"ledger of version 99, and this program knows version 1"):
+        with pytest.raises(LedgerError, match=r"ledger of version 99, and this program knows version 2"):
             Ledger(path)
+
+    def test_a_ledger_of_version_1_gets_what_is_new(self, tmp_path):
+        path = tmp_path / "l.sqlite"
+        with Ledger(path) as ledger:
+            ledger.record([attempt()])
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.executescript("DROP TABLE sent; PRAGMA user_version = 1;")
+        for _ in range(2):
+            with Ledger(path) as ledger:
+                assert ledger.get(key()).reply.text == "So."
+                ledger.send("teacher", request("more"), Usage())
+        assert not os.path.exists(f"{path}-wal")
 
     def test_an_empty_file_becomes_one(self, tmp_path):
         path = tmp_path / "l.sqlite"

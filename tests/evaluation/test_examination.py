@@ -13,34 +13,35 @@ LINE_SEPARATOR = "\u2028"
 
 
 class Model:
-    """Answers with the prompt's length and its batch's seed; may be killed after some batches."""
+    """Answers, last question first, with the prompt's length and its round's seed; may be killed."""
 
     def __init__(self, killed_after=None):
-        self.batches, self.killed_after = [], killed_after
+        self.rounds, self.killed_after = [], killed_after
 
     def __call__(self, conversations, sampling):
-        if len(self.batches) == self.killed_after:
+        if len(self.rounds) == self.killed_after:
             raise KeyboardInterrupt
-        self.batches.append([len(messages[-1].content) for messages in conversations])
+        self.rounds.append([len(messages[-1].content) for messages in conversations])
         texts = [f"{len(m[-1].content)}{LINE_SEPARATOR}{sampling.seed} {len(m)}" for m in conversations]
-        return [Reply(Outcome.OK, text, Usage(1, 2), {"finish": "stop"}) for text in texts]
+        for index in reversed(range(len(texts))):
+            yield index, Reply(Outcome.OK, texts[index], Usage(1, 2), {"finish": "stop"})
 
 
 def run(directory, model, *, questions=QUESTIONS, seed=3, system_text="", **options):
     return examine(
         questions, model, directory, sampling=Sampling(temperature=0.7), seed=seed, system_message_id=1,
-        system_text=system_text, batch_size=3, **options,
+        system_text=system_text, round_size=3, **options,
     )  # fmt: skip
 
 
-def test_every_question_gets_its_own_reply_in_order_and_batches_are_of_like_length(tmp_path):
+def test_every_question_gets_its_own_reply_in_order_and_rounds_are_of_like_length(tmp_path):
     model, seen = Model(), []
     pairs = run(tmp_path, model, progress=lambda done, total: seen.append((done, total)))
     assert [question for question, _ in pairs] == QUESTIONS
     assert all(reply.text.startswith(f"{len(question.text)}{LINE_SEPARATOR}") for question, reply in pairs)
-    asked = [length for batch in model.batches for length in batch]
+    asked = [length for round_ in model.rounds for length in round_]
     assert asked == sorted(len(question.text) for question in QUESTIONS)
-    assert seen == [(3, 10), (6, 10), (9, 10), (10, 10)]
+    assert seen == [(done, 10) for done in range(1, 11)]
 
 
 def test_a_finished_examination_asks_nothing_again(tmp_path):
@@ -57,12 +58,12 @@ def test_an_interrupted_examination_ends_with_the_same_replies(tmp_path, torn):
     path.write_bytes(path.read_bytes()[: path.stat().st_size - torn])
     model = Model()
     assert run(tmp_path / "killed", model) == whole
-    assert len(model.batches) < 4
+    assert len(model.rounds) < 4
     assert len(read_replies(path)) == len(QUESTIONS)
     assert len({recorded.request for recorded in read_replies(path)}) == len(QUESTIONS)
 
 
-def test_batches_and_seeds_draw_differently(tmp_path):
+def test_rounds_and_seeds_draw_differently(tmp_path):
     seeds = {reply.text.split()[1] for _, reply in run(tmp_path / "a", Model())}
     others = {reply.text.split()[1] for _, reply in run(tmp_path / "b", Model(), seed=4)}
     assert len(seeds) == len(others) == 4
@@ -88,7 +89,7 @@ def test_replies_to_other_requests_are_refused(tmp_path, change):
 
 def test_too_few_replies_and_repeated_questions_are_errors(tmp_path):
     with pytest.raises(ExaminationError, match="asked 3 questions at once and got 1"):
-        run(tmp_path, lambda conversations, sampling: [Reply(Outcome.OK, "x")])
+        run(tmp_path, lambda conversations, sampling: [(0, Reply(Outcome.OK, "x"))])
     with pytest.raises(ExaminationError, match="same benchmark, task and id"):
         run(tmp_path, Model(), questions=[QUESTIONS[0], QUESTIONS[0]])
 

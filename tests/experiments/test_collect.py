@@ -1,19 +1,23 @@
 """Queries under their system messages, and what is asked of whom."""
 
 import collections
+import dataclasses
 import json
+import shutil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import collect, evaluate, prepare
+from experiments import collect, evaluate, prepare, students
 from experiments.config import PuzzlesConfig, TeacherConfig
 from orca_jax import record_files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking.ledger import Ledger
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, Query, RecordError, Trace
+from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.training.curriculum import StageConfig
 
 
 def queries(workdir):
@@ -257,3 +261,47 @@ def test_validation_is_the_same_queries_for_all_teachers(finished, mini):
     }
     assert held["expert"]
     assert held["expert"] == held["apprentice"] & {trace.query_id for trace in traces(finished, "expert")}
+
+
+# --- A student as the teacher
+
+
+def taught(mini, finished):
+    """A config whose only teacher is the finished student."""
+    teacher = TeacherConfig(name="student", kind="student", path=str(finished), max_tokens=8, share=0.2)
+    stage = StageConfig(name="student", datasets={"student": 1.0})
+    return dataclasses.replace(mini(), teachers=(teacher,), curriculum=(stage,))
+
+
+def test_a_student_teaches(finished, mini, tmp_path):
+    collect.run(taught(mini, finished), tmp_path)
+    made = traces(tmp_path, "student")
+    student = students.local(students.open_source(finished), batch_size=4)
+    asked = [trace.messages[:-1] for trace in made]
+    replies = student.answer(asked, made[0].sampling)
+    assert [(trace.answer, trace.outcome) for trace in made] == [(r.text, r.outcome) for r in replies]
+    assert all(trace.teacher == "student" and trace.usage.completion_tokens <= 8 for trace in made)
+
+
+def test_what_a_student_said_is_not_asked_again(finished, mini, tmp_path, monkeypatch):
+    config = taught(mini, finished)
+    collect.run(config, tmp_path)
+    before = traces(tmp_path, "student")
+    shutil.rmtree(tmp_path / "traces")
+    monkeypatch.setattr(StudentEndpoint, "reply", None)
+    collect.run(config, tmp_path)
+    assert traces(tmp_path, "student") == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "student"}, "kind 'student' needs a path"),
+        ({"kind": "file"}, "kind 'file' needs a path"),
+        ({"path": "x"}, "kind 'oracle' takes no path"),
+        ({"kind": "student", "path": "x", "max_tokens": 0}, "max_tokens=0 must be at least 1"),
+    ],
+)
+def test_a_teacher_without_what_its_kind_needs_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        TeacherConfig(name="t", **given)

@@ -101,6 +101,20 @@ def test_a_freed_row_is_taken_at_once():
         engine.step()
 
 
+def test_the_cache_is_as_large_as_what_runs():
+    engine = Engine(make_params(SMALL), SMALL, slots=8, max_length=512)
+    for index, limit in ((2, 1), (3, 1), (4, 60), (1, 1), (6, 30)):
+        engine.add(asked(index, max_tokens=limit, temperature=1.0, seed=5))
+    sizes, found = [], {}
+    while engine.busy:
+        found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
+        sizes.append((engine._cache[0].keys.shape[0], engine._cache[0].keys.shape[2]))
+    assert [rows for rows, _ in sizes] == [8, 4, 1, 1]
+    assert [length for _, length in sizes] == [96, 96, 128, 128]
+    for ticket, (index, limit) in {2: (4, 60), 4: (6, 30)}.items():
+        assert_same(found[ticket], alone(index, limit, 1.0))
+
+
 def test_with_nobody_waiting_a_step_goes_its_whole_length():
     engine = make_engine(2)
     engine.add(asked(0, max_tokens=3))

@@ -91,7 +91,7 @@ def test_initial_parameters_are_small_random_and_depend_on_the_seed():
     np.testing.assert_array_equal(one["norm"]["scale"], 1)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "products", "full"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_rematerialisation_changes_no_gradient(remat, scan):
     params, config = make_params(SMALL), dataclasses.replace(SMALL, remat=remat)

@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import llama
-from orca_jax.student.config import LlamaConfig
+from orca_jax.student.config import LlamaConfig, LoraConfig
 from tests.student.students import SMALL
 
 
@@ -24,7 +25,7 @@ from tests.student.students import SMALL
         head_dim=st.sampled_from([2, 8]),
         tie_embeddings=st.booleans(),
         scan_layers=st.booleans(),
-        remat=st.sampled_from(["none", "full"]),
+        remat=st.sampled_from(["none", "products", "full"]),
     )
 )
 @settings(max_examples=12)
@@ -77,3 +78,31 @@ def test_impossible_sizes_are_named(name):
 def test_a_head_has_at_least_one_pair(head_dim):
     with pytest.raises(ValueError, match=r"student\.head_dim"):
         dataclasses.replace(SMALL, head_dim=head_dim)
+
+
+def test_training_flops_of_a_position():
+    """6 a weight that is multiplied with, and 6 x layers x heads x head size x row length."""
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2,
+        head_dim=16,
+    )  # fmt: skip
+    layer = 64 * 16 * (4 + 2 + 2 + 4) + 3 * 64 * 96
+    products, attention = 3 * layer + 64 * 1024, 3 * 4 * 16 * 512
+    assert config.training_flops(512) == 6 * products + 6 * attention
+    tied = dataclasses.replace(config, tie_embeddings=True)
+    assert tied.training_flops(512) == config.training_flops(512)
+    adapted = dataclasses.replace(config, lora=LoraConfig(rank=4))
+    assert adapted.training_flops(512) == 4 * products + 6 * attention
+
+
+@pytest.mark.parametrize("length", [7, 64, 500])
+@pytest.mark.parametrize("window", [1, 50, 64])
+def test_a_window_saves_what_it_hides(length, window):
+    """Against a count of the pairs that are seen, of which the formula leaves out half of the diagonal."""
+    plain = dataclasses.replace(SMALL, num_layers=1)
+    windowed = dataclasses.replace(plain, sliding_window=window)
+    distance = np.subtract.outer(np.arange(length), np.arange(length))
+    hidden = (distance >= window).sum() / length
+    saved = plain.training_flops(length) - windowed.training_flops(length)
+    slack = 12 * SMALL.num_heads * SMALL.head_dim
+    assert abs(saved - slack * hidden) <= slack

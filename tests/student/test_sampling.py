@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.student.sampling import Settings, draw, log_prob, nucleus, truncate
+from orca_jax.student.sampling import Settings, draw, likeliest, log_prob, nucleus, truncate
 
 SCORES = np.array([1.0, 3.0, 0.5, 2.0, -1.0, 2.5], np.float32)
 DRAWS = 20_000
@@ -107,3 +107,8 @@ def test_masked_ids_change_no_log_probability():
         assert log_prob(padded, jnp.int32(token)) == pytest.approx(
             log_prob(jnp.array(SCORES), jnp.int32(token))
         )
+
+
+def test_the_likeliest_is_the_first_of_equals_and_always_an_id():
+    scores = jnp.array([[0.0, 3.0, 3.0], [-jnp.inf, -jnp.inf, -1.0], [jnp.nan, jnp.nan, jnp.nan]])
+    np.testing.assert_array_equal(likeliest(scores), [1, 2, 2])

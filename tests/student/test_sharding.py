@@ -107,6 +107,60 @@ def test_sizes_that_do_not_fit_are_named(config):
         make_mesh(config)
 
 
+class Chip:
+    """A device as far as laying out a mesh looks at it."""
+
+    platform, device_kind, process_index = "cpu", "cpu", 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+def chips(*sizes):
+    """Devices of slices of such sizes, in no order."""
+    slices = np.repeat(np.arange(len(sizes)), sizes)
+    devices = [Chip(number, int(index)) for number, index in enumerate(slices)]
+    return [devices[i] for i in np.random.default_rng(0).permutation(len(devices))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "outer"),
+    [
+        ((2, 4, 1), 2, (2, 1)),
+        ((1, 8, 1), 2, (1, 2)),
+        ((1, 4, 2), 4, (1, 4)),
+        ((2, 4, 2), 4, (2, 2)),
+        ((4, 2, 2), 4, (4, 1)),
+    ],
+)
+def test_the_tensor_axis_stays_within_a_slice_and_data_crosses_first(sizes, slices, outer):
+    devices = chips(*[int(np.prod(sizes)) // slices] * slices)
+    laid = sharding.over_slices(sizes, devices)
+    assert laid.shape == sizes
+    assert {chip.id for chip in laid.flat} == set(range(len(devices)))
+    where = np.vectorize(sharding.slice_of)(laid)
+    crossed = [len(np.unique(where[:, 0, 0])), len(np.unique(where[0, :, 0])), len(np.unique(where[0, 0]))]
+    assert crossed == [*outer, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices"), [((1, 1, 8), (4, 4)), ((1, 2, 4), (2, 2, 2, 2)), ((2, 3, 1), (2, 4))], ids=str
+)
+def test_sizes_that_slices_cannot_hold_are_named(sizes, slices):
+    with pytest.raises(
+        ValueError, match=rf"data={sizes[0]}, .* laid over {len(slices)} slices of {slices[0]}"
+    ):
+        sharding.over_slices(sizes, chips(*slices))
+
+
+def test_shards_are_those_that_constrain_makes(cube):
+    assert sharding.shards((4, 6), "batch", "tensor") == 1
+    with jax.set_mesh(cube):
+        assert sharding.shards((4, 6), "batch", "tensor") == 8
+        assert sharding.shards((6, 6), "batch", "tensor") == 2  # rows that do not divide stay whole
+        assert sharding.shards((4, 6), None, "tensor") == 2
+
+
 def test_constrain_does_nothing_without_a_mesh():
     x = jnp.ones((2, 3))
     assert sharding.constrain(x, "batch", "tensor") is x

@@ -2,7 +2,10 @@
 
 import functools
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -275,3 +278,35 @@ def test_checksums_of_a_tree_go_by_path_and_not_by_mesh():
     assert "layers/attention/query/kernel" in found
     placed = jax.device_put(params, sharding.shardings(params, synthetic.mesh(2, 2, 2)))
     assert checksums(placed) == found
+
+
+ONE_DEVICE = """
+import sys
+import jax
+import numpy as np
+from orca_jax.training.checkpoints import load_params
+
+assert len(jax.devices()) == 1
+step, params = load_params(sys.argv[1])
+np.save(sys.argv[2], params["unembed"])
+"""
+
+
+@pytest.mark.slow
+def test_what_eight_devices_saved_loads_where_there_is_one(repo, tmp_path):
+    """Moments in bfloat16 too. Its devices are gone, which is no damage: nothing is set aside."""
+    optimizer = make_optimizer(OptimizerConfig(kind="adamw_bf16"))
+    mesh = synthetic.mesh(2, 2, 2)
+    steps = make_steps(synthetic.STUDENT, optimizer, mesh, dtype=jnp.float32, accumulation=1)
+    saved = steps.init(llama.init(synthetic.STUDENT, 0))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=5, note=NOTE)
+    checkpoints.save(3, saved)
+    checkpoints.close()
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(repo)}
+    arguments = [str(tmp_path / "checkpoints"), str(tmp_path / "unembed.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_DEVICE, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "unembed.npy"), saved.params["unembed"])
+    assert not list((tmp_path / "checkpoints").glob("damaged-*"))

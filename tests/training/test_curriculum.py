@@ -1,8 +1,10 @@
 """Where a step stands: every row once, exact shares, one integer to resume from."""
 
 import collections
+import concurrent.futures
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -146,8 +148,12 @@ def test_a_data_set_of_two_stages_is_packed_anew():
         return plans({"a": 8})(dataset, epoch)
 
     stages = [StageConfig(name=name, datasets={"a": 1.0}, epochs=2) for name in ("one", "two")]
-    Curriculum(stages, remembered, batch_rows=4, seed=0)
+    curriculum = Curriculum(stages, remembered, batch_rows=4, seed=0)
     assert len(set(asked)) == 4
+    refs = all_rows(curriculum)
+    assert {ref.epoch for ref in refs} == set(asked)
+    assert len(set(refs)) == len(refs)
+    assert [curriculum.position(step).epoch for step in range(8)] == [0, 0, 1, 1] * 2
 
 
 @settings(max_examples=20)
@@ -169,6 +175,99 @@ def test_shuffled_order_of_questions_gives_the_streams_of_a_straight_run():
     backwards = make([stage], {"a": 30, "b": 40})
     expected = [straight.position(step) for step in range(100)]
     assert [backwards.position(step) for step in reversed(range(100))] == expected[::-1]
+
+
+def test_reversed_stages_are_the_same_stages_in_the_other_order():
+    forwards, backwards = make(TWO, {"a": 8, "b": 100}), make(TWO[::-1], {"a": 8, "b": 100})
+    assert [backwards.position(step).stage_step for step in range(8)] == [0, 1, 2, 3] * 2
+    for step in range(8):
+        mine, theirs = backwards.position((step + 4) % 8), forwards.position(step)
+        assert mine.learning_rate == theirs.learning_rate
+        assert [(ref.dataset, ref.row) for ref in mine.rows] == [
+            (ref.dataset, ref.row) for ref in theirs.rows
+        ]
+
+
+# --- Shares that move
+
+
+def annealed(first, last, steps, batch_rows=8, seed=0):
+    """Whose turn each row of such a stage is, as indices into its data sets, and their names."""
+    stage = StageConfig(name="over", datasets=first, anneal_to=last, steps=steps)
+    refs = all_rows(make([stage], dict.fromkeys(stage.names, 37), batch_rows, seed))
+    assert len(set(refs)) == len(refs)
+    return np.array([stage.names.index(ref.dataset) for ref in refs]), stage.names
+
+
+WEIGHTS = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 9).map(float), min_size=1, max_size=3)
+
+
+@settings(max_examples=40)
+@given(first=WEIGHTS, last=WEIGHTS, steps=st.integers(1, 150), batch_rows=st.sampled_from([1, 8, 32]))
+def test_shares_move_in_a_straight_line(first, last, steps, batch_rows):
+    """At every row, each data set has had as many as the line's integral says, but for a block's order."""
+    turns, names = annealed(first, last, steps, batch_rows)
+    total = steps * batch_rows
+    assert len(turns) == total
+    ends = np.arange(1, total + 1)
+    for i, name in enumerate(names):
+        start, end = (weights.get(name, 0.0) / sum(weights.values()) for weights in (first, last))
+        expected = start * ends + (end - start) * ends**2 / (2 * total)
+        block = max(1, min(BLOCK, total // 64))
+        off = np.abs(np.cumsum(turns == i) - expected)
+        assert off.max() <= len(names) + (block if len(names) > 1 else 1e-6)
+        assert off[block - 1 :: block].max() <= len(names)
+
+
+def test_one_teacher_gives_way_to_the_other():
+    turns, names = annealed({"chatgpt": 1.0}, {"gpt4": 1.0}, 400)
+    assert names == ("chatgpt", "gpt4")
+    quarters = [part.mean() for part in np.split(turns, 4)]
+    np.testing.assert_allclose(quarters, [1 / 8, 3 / 8, 5 / 8, 7 / 8], atol=0.01)
+
+
+def test_an_annealed_stage_in_epochs_is_as_long_as_all_its_data_sets():
+    stage = StageConfig(name="over", datasets={"a": 1.0}, anneal_to={"b": 1.0}, epochs=2)
+    assert make([stage], {"a": 8, "b": 12}).total_steps == 10
+
+
+def test_position_in_an_annealed_stage_depends_on_the_step_alone():
+    stage = StageConfig(name="over", datasets={"a": 2.0, "b": 1.0}, anneal_to={"c": 1.0}, steps=60)
+    rows = {"a": [7, 9], "b": 31, "c": 5}
+    straight = [make([stage], rows).position(step) for step in range(60)]
+    backwards = make([stage], rows)
+    assert [backwards.position(step) for step in reversed(range(60))] == straight[::-1]
+
+
+def test_threads_that_ask_at_once_get_what_one_gets():
+    """Plans are slow to make, so that threads meet in the making of one."""
+
+    def slow(dataset, epoch):
+        time.sleep(0.002)
+        return plans({"a": [5, 9, 2], "b": [3, 8]})(dataset, epoch)
+
+    stages = [
+        StageConfig(name="mix", datasets={"a": 1.0, "b": 1.0}, steps=30),
+        StageConfig(name="over", datasets={"a": 1.0}, anneal_to={"b": 1.0}, steps=30),
+    ]
+    asked = Curriculum(stages, slow, batch_rows=4, seed=0)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(asked.position, range(60)))
+    alone = Curriculum(stages, plans({"a": [5, 9, 2], "b": [3, 8]}), batch_rows=4, seed=0)
+    assert found == [alone.position(step) for step in range(60)]
+
+
+# --- Stages that end early
+
+
+def test_a_stage_that_ended_early_moves_the_later_ones_and_nothing_else():
+    whole = make(TWO, {"a": 8, "b": 100})
+    cut = whole.ending({0: 3})
+    assert (cut.starts, whole.starts) == ([0, 3, 7], [0, 4, 8])
+    assert [cut.position(step) for step in range(3)] == [whole.position(step) for step in range(3)]
+    assert [cut.position(step) for step in range(3, 7)] == [whole.position(step) for step in range(4, 8)]
+    assert cut.ending({1: 2}).ended == {0: 3, 1: 2}
+    assert cut.ending({1: 2}).total_steps == 5
 
 
 # --- Learning rate
@@ -216,6 +315,9 @@ def test_every_stage_has_its_own_schedule():
         ({"datasets": {"a": 1.0, "tiny": 1e-4}}, "share of tiny is below"),
         ({"datasets": {"a": 0.0}}, "share of a is below"),
         ({"datasets": {"a": 2.0, "b": -1.0}}, "share of b is below"),
+        ({"datasets": {"a": 1.0}, "anneal_to": {"b": 1.0, "tiny": 1e-4}}, "share of tiny is below"),
+        ({"datasets": {"a": 1.0}, "until_plateau": -1}, "'late': until_plateau=-1"),
+        ({"datasets": {"a": 1.0}, "skip_spikes": 1.0}, "'late': skip_spikes=1.0"),
     ],
 )
 def test_stage_refuses(settings, message):

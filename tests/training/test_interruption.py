@@ -1,5 +1,6 @@
 """Signals are noted while held; a second one ends the program."""
 
+import os
 import signal
 import threading
 
@@ -43,3 +44,11 @@ def test_outside_the_main_thread_nothing_is_held():
     thread.start()
     thread.join()
     assert found == [None]
+
+
+def test_preempted_programs_ask_to_be_started_again():
+    with pytest.raises(SystemExit) as left:
+        interruption.leave(signal.SIGTERM)
+    assert left.value.code == os.EX_TEMPFAIL == 75
+    with pytest.raises(KeyboardInterrupt):
+        interruption.leave(signal.SIGINT)

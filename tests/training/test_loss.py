@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.training.loss import Loss, cross_entropy, token_cross_entropy
+from orca_jax.student.config import LlamaConfig
+from orca_jax.training import loss
+from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_entropy
+from tests.training import synthetic
 
 ROWS, LENGTH, WIDTH, PADDED = 2, 7, 12, 32
 
@@ -98,3 +101,52 @@ def test_bfloat16_hidden_keeps_a_float32_loss_and_head_gradient():
 def test_mean_divides_once_and_is_zero_without_weight():
     assert Loss(jnp.float32(6), jnp.float32(4)).mean == 1.5
     assert Loss(jnp.float32(0), jnp.float32(0)).mean == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6, LENGTH, 100])
+def test_chunks_change_neither_value_nor_gradients(chunk):
+    """Sizes that do not divide the length, too; the last chunk is then filled up."""
+    arguments, places = inputs(5), (0, 1, 3)
+    found, gradients = jax.value_and_grad(cross_entropy, places)(*arguments, 29, chunk)
+    expected, whole = jax.value_and_grad(cross_entropy, places)(*arguments, 29)
+    assert relative(found, expected) < 1e-6
+    for name, mine, theirs in zip(("hidden", "head", "weights"), gradients, whole):
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+        assert relative(mine, theirs) < 1e-6, name
+    each = token_cross_entropy(*arguments[:3], 29, chunk)
+    np.testing.assert_allclose(each, token_cross_entropy(*arguments[:3], 29), rtol=1e-6, atol=1e-6)
+
+
+def test_chunks_in_bfloat16_add_up_the_heads_gradient_in_float32():
+    hidden, head, targets, weights = inputs(6)
+    take = jax.grad(cross_entropy, 1)
+    found = take(hidden.astype(jnp.bfloat16), head, targets, weights, 29, 2)
+    expected = take(hidden.astype(jnp.bfloat16), head, targets, weights, 29)
+    assert found.dtype == jnp.float32
+    assert relative(found, expected) < 1e-6
+
+
+@settings(max_examples=50)
+@given(
+    rows=st.integers(1, 64),
+    length=st.integers(1, 5000),
+    vocab_size=st.integers(1, 200_000),
+    remat=st.sampled_from(["none", "full"]),
+)
+def test_a_chunks_logits_fit_the_budget(rows, length, vocab_size, remat):
+    config = LlamaConfig(vocab_size=vocab_size, remat=remat)
+    size, budget = chunk_size(config, rows, length), loss.ROOMY if remat == "none" else loss.TIGHT
+    assert 1 <= size <= length
+    position = 4 * rows * config.padded_vocab_size
+    assert position * size <= budget or position * (size - 1) <= budget  # rounded up to a whole position
+    if size < length:
+        assert position * length > budget
+
+
+def test_devices_share_the_logits():
+    """Rows over data and fsdp, ids over tensor: what one device holds counts."""
+    config = LlamaConfig(vocab_size=32_001, remat="full")
+    alone = chunk_size(config, 16, 2048)
+    with jax.set_mesh(synthetic.mesh(2, 2, 2)):
+        together = chunk_size(config, 16, 2048)
+    assert (alone, together) == (128, 1024)

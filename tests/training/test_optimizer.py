@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from orca_jax.student import llama
+from orca_jax.student import llama, sharding
 from orca_jax.training.optimizer import OptimizerConfig, decayed, make_optimizer
 from tests.training import synthetic
 
@@ -46,3 +46,71 @@ def test_gradients_are_clipped_by_their_global_norm(size, clipped):
     _, state = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
     moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
     np.testing.assert_allclose(optax.tree.norm(moments.mu), (1 - 0.9) * clipped, rtol=1e-5)
+
+
+def state_bytes(kind, params):
+    state = jax.eval_shape(make_optimizer(OptimizerConfig(kind=kind)).init, params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def test_bytes_of_each_kind():
+    """Two float32 moments; one of them in bfloat16; a row and a column of each matrix."""
+    params = {"layers": {"up": {"kernel": jnp.zeros((3, 128, 256))}}}
+    size = 3 * 128 * 256
+    assert state_bytes("adamw", params) == 8 * size + 4
+    assert state_bytes("adamw_bf16", params) == 6 * size + 4
+    assert state_bytes("adafactor", params) < 0.02 * 4 * size
+
+
+def test_moments_in_bfloat16_give_nearly_the_same_updates():
+    random, updates = np.random.default_rng(0), {}
+    gradients = [{"unembed": jnp.asarray(random.normal(size=(3, 2)), jnp.float32)} for _ in range(5)]
+    params = {"unembed": PARAMS["unembed"]}
+    for kind in ("adamw", "adamw_bf16"):
+        optimizer = make_optimizer(OptimizerConfig(kind=kind))
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates[kind], state = optimizer.update(gradient, state, params)
+    wide, narrow = (np.asarray(updates[kind]["unembed"]) for kind in ("adamw", "adamw_bf16"))
+    np.testing.assert_allclose(narrow, wide, atol=0.02)
+    assert (narrow != wide).any()
+    assert narrow.dtype == np.float32
+
+
+def test_adafactors_first_update_of_a_rank_one_gradient_is_its_sign():
+    """Row and column means then hold all that there is to know of the second moments."""
+    random = np.random.default_rng(1)
+    gradient = {
+        "unembed": jnp.asarray(np.outer(random.normal(size=128), random.normal(size=130)), jnp.float32)
+    }
+    params = jax.tree.map(jnp.ones_like, gradient)
+    optimizer = make_optimizer(OptimizerConfig(kind="adafactor", clip_norm=1e9))
+    update, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(update["unembed"], np.sign(gradient["unembed"]), rtol=1e-3)
+
+
+def test_adafactor_bounds_an_updates_size():
+    quiet, loud = ({"unembed": jnp.full((128, 128), size, jnp.float32)} for size in (1e-3, 1.0))
+    params = jax.tree.map(jnp.ones_like, quiet)
+    optimizer = make_optimizer(OptimizerConfig(kind="adafactor", clip_norm=1e9))
+    state = optimizer.init(params)
+    for _ in range(9):
+        _, state = optimizer.update(quiet, state, params)
+    update, _ = optimizer.update(loud, state, params)
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(update["unembed"]))), 1.0, rtol=1e-3)
+
+
+def test_adafactors_state_has_a_place_on_every_mesh():
+    params = jax.eval_shape(lambda: llama.init(synthetic.STUDENT, 0))
+    params["layers"]["feed_forward"]["up"]["kernel"] = jax.ShapeDtypeStruct((2, 128, 256), jnp.float32)
+    state = jax.eval_shape(make_optimizer(OptimizerConfig(kind="adafactor")).init, params)
+    placed = sharding.shardings(state, synthetic.mesh(2, 2, 2))
+    rows = placed[1][0].v_row["layers"]["feed_forward"]["up"]["kernel"]
+    whole = placed[1][0].v["embed"]["embedding"]
+    assert rows.is_fully_replicated
+    assert whole.spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+
+
+def test_an_unknown_kind():
+    with pytest.raises(ValueError, match=r"optimizer\.kind='adam'; known: adamw, adamw_bf16, adafactor"):
+        OptimizerConfig(kind="adam")

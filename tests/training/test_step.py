@@ -15,6 +15,7 @@ import pytest
 from orca_jax.data import loader
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, sharding
+from orca_jax.training import loss as loss_module
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import batch_loss, gradients, make_steps, token_losses
 from tests.training import synthetic
@@ -105,19 +106,23 @@ def test_a_batch_without_weight_changes_nothing_and_is_finite():
 class Run:
     """Steps compiled for a mesh, and their state."""
 
-    def __init__(self, mesh, *, student=STUDENT, dtype=jnp.float32, accumulation=1):
+    def __init__(
+        self, mesh, *, student=STUDENT, dtype=jnp.float32, accumulation=1, kind="adamw", limited=False
+    ):
         self.mesh = mesh
         with jax.set_mesh(mesh):
-            optimizer = make_optimizer(OptimizerConfig())
-            self.steps = make_steps(student, optimizer, mesh, dtype=dtype, accumulation=accumulation)
+            optimizer = make_optimizer(OptimizerConfig(kind=kind))
+            options = {"dtype": dtype, "accumulation": accumulation, "limited": limited}
+            self.steps = make_steps(student, optimizer, mesh, **options)
             self.state = self.steps.init(llama.init(student, 0))
 
-    def step(self, batch, rate=3e-3):
+    def step(self, batch, rate=3e-3, *limit):
         placement = sharding.batch_sharding(self.mesh)
         with jax.set_mesh(self.mesh):
             size = len(batch.tokens)
             rows = loader.on_devices(loader.Batch(0, tuple(range(size)), batch), size, placement)
-            self.state, metrics = self.steps.update(self.state, rows, jnp.float32(rate))
+            scalars = [jnp.float32(scalar) for scalar in (rate, *limit)]
+            self.state, metrics = self.steps.update(self.state, rows, *scalars)
         return metrics
 
     def losses(self, steps=STEPS):
@@ -162,6 +167,7 @@ COMPILE = """
 import os
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
+from orca_jax.training import loss
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import make_steps
 from tests.training import synthetic
@@ -175,6 +181,7 @@ rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), synthetic.
 rate = jax.ShapeDtypeStruct((), jnp.float32)
 for axes, accumulation in (((2, 2, 2), 1), ((2, 2, 2), 2), ((1, 8, 1), 1)):
     mesh, optimizer = synthetic.mesh(*axes), make_optimizer(OptimizerConfig())
+    loss.ROOMY = 1 << 12 if accumulation > 1 else 1 << 30  # one of them in chunks
     steps = make_steps(synthetic.STUDENT, optimizer, mesh, dtype=jnp.float32, accumulation=accumulation)
     with jax.set_mesh(mesh):
         steps.update.lower(steps.abstract, rows, rate).compile()
@@ -246,7 +253,85 @@ def test_bfloat16_follows_float32_and_keeps_float32_masters():
     assert losses != single_device_losses()
 
 
-def test_remat_changes_no_loss():
-    student = dataclasses.replace(STUDENT, remat="full")
+@pytest.mark.parametrize("remat", ["full", "products"])
+def test_remat_changes_no_loss(remat):
+    student = dataclasses.replace(STUDENT, remat=remat)
     losses = Run(synthetic.mesh(), student=student).losses(5)
     np.testing.assert_allclose(losses, single_device_losses()[:5], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_loss_in_chunks_changes_no_loss(monkeypatch, axes):
+    monkeypatch.setattr(loss_module, "ROOMY", 4096)
+    with jax.set_mesh(synthetic.mesh(*axes)):
+        assert loss_module.chunk_size(STUDENT, 8, 48) < 48
+    np.testing.assert_allclose(
+        Run(synthetic.mesh(*axes)).losses(5), single_device_losses()[:5], rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["adamw_bf16", "adafactor"])
+def test_other_optimizers_learn_too(kind):
+    losses = Run(synthetic.mesh(2, 2, 2), kind=kind).losses()
+    assert losses[-1] < losses[0] - 0.3
+    assert losses[0] == pytest.approx(single_device_losses()[0], abs=1e-5)
+    assert losses != single_device_losses()
+
+
+# --- Steps that are skipped
+
+
+def assert_same(state, before):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_step_that_is_not_finite_changes_nothing(bad, axes):
+    run, batch = Run(synthetic.mesh(*axes)), synthetic.batch()
+    run.step(batch)
+    before = jax.device_get(run.state)
+    weights = batch.loss_weights.copy()
+    weights[3, 20] = bad
+    assert run.step(batch._replace(loss_weights=weights)).skipped
+    assert_same(run.state, before)
+    assert not run.step(batch).skipped
+    assert np.any(jax.device_get(run.state.params["unembed"]) != before.params["unembed"])
+
+
+def test_a_step_over_the_limit_changes_nothing_and_one_at_it_is_made():
+    run, batch = Run(synthetic.mesh(), limited=True), synthetic.batch()
+    before = jax.device_get(run.state)
+    high = run.step(batch, 3e-3, 1e-3)
+    assert high.skipped
+    assert np.isfinite(high.loss.total)
+    assert_same(run.state, before)
+    assert not run.step(batch, 3e-3, high.gradient_norm).skipped
+
+
+def test_a_limit_that_is_not_reached_changes_no_loss():
+    run = Run(synthetic.mesh(), limited=True)
+    found = [float(run.step(synthetic.batch(i), 3e-3, np.inf).loss.mean) for i in range(5)]
+    assert found == single_device_losses()[:5]
+
+
+# --- Memory
+
+
+def memory(student, rows=8, **changes):
+    """What the compiler says of a step's bytes."""
+    mesh = synthetic.mesh()
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(OptimizerConfig(**changes))
+        steps = make_steps(student, optimizer, mesh, dtype=jnp.float32, accumulation=1)
+        batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), synthetic.batch(rows=rows))
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        compiled = steps.update.lower(steps.abstract, batch, rate).compile()
+    return compiled.memory_analysis(), steps.abstract
+
+
+def test_the_state_is_donated():
+    """Old and new parameters and moments share their memory."""
+    analysis, state = memory(STUDENT)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert analysis.alias_size_in_bytes == size

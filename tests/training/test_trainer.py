@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from orca_jax.artifacts import ArtifactError
+from orca_jax.data.loader import RowBuilder
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import CheckpointError, load_params
 from orca_jax.training.curriculum import Curriculum, StageConfig
+from orca_jax.training.guard import MOST_IN_A_ROW
+from orca_jax.training.meters import TIMED
 from orca_jax.training.trainer import TrainConfig, changed_environment
 from tests.training import synthetic
 
@@ -55,8 +58,28 @@ def in_main_thread():
     return threading.current_thread() is threading.main_thread()
 
 
+class SpoiledRows(RowBuilder):
+    """Rows of which the first of each step in `steps` has `weight` and, if finite, targets that are wrong."""
+
+    def __init__(self, steps, weight=np.nan):
+        self.__dict__ = synthetic.row_builder().__dict__
+        self.weight = weight
+        curriculum = Curriculum(synthetic.STAGES, self.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+        if max(steps) > curriculum.total_steps:
+            stages = [StageConfig(name="s", datasets={"a": 1.0}, steps=30)]
+            curriculum = Curriculum(stages, self.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+        self.spoiled = {curriculum.position(step - 1).rows[0] for step in steps}
+
+    def row(self, *ref):
+        row = super().row(*ref)
+        if ref not in self.spoiled:
+            return row
+        wrong = (row.targets + 17) % synthetic.STUDENT.vocab_size
+        return row._replace(loss_weights=row.loss_weights * self.weight, targets=wrong)
+
+
 def stopping(directory, *, at, act, **changes):
-    rows = synthetic.row_builder()
+    rows = changes.pop("rows", None) or synthetic.row_builder()
     curriculum = StoppingCurriculum(synthetic.STAGES, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
     curriculum.at, curriculum.act = at, act
     return synthetic.trainer(directory, rows=rows, curriculum=curriculum, **changes)
@@ -69,8 +92,7 @@ def fail():
 def records(directory, kind="train"):
     """What a run measured, but for speeds."""
     rows = metrics.read(directory / metrics.FILE)
-    timed = ("tokens_per_second", "data_wait")
-    return [{k: v for k, v in row.items() if k not in timed} for row in rows if row["kind"] == kind]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows if row["kind"] == kind]
 
 
 def assert_same_end(directory, unbroken):
@@ -230,10 +252,147 @@ def test_no_whole_checkpoint_ends_the_run(stopped_at_six, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, log_every):
     stages = [StageConfig(name="hot", datasets={"a": 1.0}, steps=8, learning_rate=1e30)]
     settings = {"checkpoint_every": 1, "log_every": log_every}
-    with pytest.raises(FloatingPointError, match=r"nan.* at step [23]; lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"nan.* at step [67]; lower the learning rate"):
         synthetic.trainer(tmp_path, stages=stages, train=settings, validation=None).run()
     _, params = load_params(tmp_path / "checkpoints")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+# --- Steps that are skipped
+
+
+def test_a_bad_step_is_skipped_and_counted_and_the_run_goes_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="orca_jax"):
+        synthetic.trainer(tmp_path, rows=SpoiledRows({3}), validation=None).run()
+    rows = records(tmp_path)
+    assert [row["skipped"] for row in rows] == [0, 0] + [1] * (TOTAL - 2)
+    assert "step 3 is skipped: the loss is nan" in caplog.text
+    assert all(np.isfinite(row["loss"]) for row in rows[3:])
+
+
+def test_a_run_with_skipped_steps_resumes_to_the_same_end(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    synthetic.trainer(whole, rows=SpoiledRows({3, 9}), validation=None).run()
+    interrupt = functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stopping(stopped, at=5, act=interrupt, rows=SpoiledRows({3, 9}), validation=None).run()
+    synthetic.trainer(stopped, rows=SpoiledRows({3, 9}), validation=None).run()
+    assert_same_end(stopped, whole)
+    assert [row["skipped"] for row in records(stopped)] == [row["skipped"] for row in records(whole)]
+    assert records(stopped)[-1]["skipped"] == 2
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
+    bad = set(range(2, 2 + MOST_IN_A_ROW))
+    with pytest.raises(FloatingPointError, match=f"at step {1 + MOST_IN_A_ROW}; lower"):
+        synthetic.trainer(tmp_path / "lost", rows=SpoiledRows(bad), validation=None).run()
+    synthetic.trainer(tmp_path / "saved", rows=SpoiledRows(bad - {4}), validation=None).run()
+    assert records(tmp_path / "saved")[-1]["skipped"] == MOST_IN_A_ROW - 1
+
+
+def spiky(directory, stop=0):
+    """A stage of 30 steps, of which the 25th contradicts what was learned."""
+    stages = [StageConfig(name="s", datasets={"a": 1.0}, steps=30, learning_rate=1e-2, skip_spikes=1.5)]
+    rows = SpoiledRows({25}, weight=50.0)
+    settings = {"rows": rows, "stages": stages, "validation": None}
+    if stop:
+        curriculum = StoppingCurriculum(stages, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+        curriculum.at, curriculum.act = stop, functools.partial(signal.raise_signal, signal.SIGINT)
+        settings["curriculum"] = curriculum
+    return synthetic.trainer(directory, train={"checkpoint_every": 100}, **settings)
+
+
+@pytest.mark.parametrize("stop", [24, 26])
+def test_a_spike_is_skipped_whatever_interrupts(tmp_path, stop, caplog):
+    with caplog.at_level(logging.WARNING, logger="orca_jax"):
+        spiky(tmp_path / "whole").run()
+    assert "step 25 is skipped: the loss is" in caplog.text
+    assert "(over " in caplog.text
+    assert records(tmp_path / "whole")[-1]["skipped"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        spiky(tmp_path / "stopped", stop=stop).run()
+    spiky(tmp_path / "stopped").run()
+    mine, theirs = (load_params(tmp_path / name / "checkpoints")[1] for name in ("stopped", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+
+
+# --- Stages that end at a plateau
+
+
+FLAT = (
+    StageConfig(name="flat", datasets={"a": 1.0}, steps=20, learning_rate=0.0, until_plateau=2),
+    StageConfig(name="then", datasets={"b": 1.0}, steps=4, learning_rate=3e-3),
+)
+
+
+def flat(directory, **changes):
+    """Its first stage learns nothing, so no loss is lower than the first, which is that after step 2."""
+    return synthetic.trainer(directory, stages=FLAT, train={"validate_every": 2}, **changes)
+
+
+@pytest.fixture(scope="module")
+def flattened(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("flat")
+    flat(directory).run()
+    return directory
+
+
+def test_a_stage_ends_at_its_plateau(flattened):
+    assert [row["stage"] for row in records(flattened)] == ["flat"] * 6 + ["then"] * 4
+    assert [row["step"] for row in records(flattened, "validation")] == [2, 4, 6, 8, 10]
+    assert load_params(flattened / "checkpoints")[0] == 10
+
+
+@pytest.mark.parametrize("at", [2, 4, 5, 6, 7, 9])
+def test_a_stage_ends_at_the_same_plateau_whatever_interrupts(flattened, tmp_path, at):
+    rows = synthetic.row_builder()
+    curriculum = StoppingCurriculum(FLAT, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+    curriculum.at, curriculum.act = at, functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        flat(tmp_path, rows=rows, curriculum=curriculum).run()
+    flat(tmp_path).run()
+    mine, theirs = (load_params(d / "checkpoints") for d in (tmp_path, flattened))
+    assert mine[0] == theirs[0] == 10
+    jax.tree.map(np.testing.assert_array_equal, mine[1], theirs[1])
+    assert_same_records(tmp_path, flattened)
+
+
+def test_a_stage_that_still_learns_ends_where_planned(tmp_path):
+    stages = [dataclasses.replace(synthetic.STAGES[0], until_plateau=2)]
+    synthetic.trainer(tmp_path, stages=stages, train={"validate_every": 1}).run()
+    assert [row["step"] for row in records(tmp_path)] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("changes", [{"validation": None}, {"train": {"validate_every": 0}}], ids=str)
+def test_a_plateau_needs_validation(tmp_path, changes):
+    settings = {"stages": FLAT, "train": {"validate_every": 2}, **changes}
+    with pytest.raises(ValueError, match=r"stage 'flat' ends at a plateau .* set train\.validate_every"):
+        synthetic.trainer(tmp_path, **settings)
+
+
+# --- Watching
+
+
+def test_what_a_record_measures(tmp_path):
+    last = synthetic.trainer(tmp_path, peak_flops=1e12, validation=None).run()
+    assert 0 < last["supervised_tokens_per_second"] < last["tokens_per_second"]
+    assert last["step_seconds"] > 0
+    assert 0 <= last["data_wait"] + last["save_wait"] <= 1
+    expected = last["tokens_per_second"] * synthetic.STUDENT.training_flops(synthetic.ROW_LENGTH) / 1e12
+    assert last["mfu"] == pytest.approx(expected)
+
+
+def test_chosen_steps_are_profiled(tmp_path):
+    synthetic.trainer(tmp_path, profile=(3, 4), validation=None).run()
+    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_sigterm_leaves_with_the_code_that_says_again(tmp_path):
+    with pytest.raises(SystemExit) as left:
+        stopping(tmp_path, at=3, act=functools.partial(signal.raise_signal, signal.SIGTERM)).run()
+    assert left.value.code == 75
+    assert load_params(tmp_path / "checkpoints")[0] == 3
 
 
 def test_rows_that_do_not_divide_over_the_mesh(tmp_path):

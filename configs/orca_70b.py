@@ -1,0 +1,27 @@
+"""Orca's two stages on Llama-2-70B, in rows of 4,096 positions: orca_13b.py with another student.
+
+Paper: none at this size; Stable Beluga 70B is a reproduction: AdamW with betas 0.9 and 0.95, 3e-5 to 3e-6 by
+a cosine, 100 steps of warm-up. The rates here are the lower ones of orca_13b.py, whose launch command holds
+with `llama2-70b`'s folder. A step of 64 rows has as many positions as one of the smaller students.
+
+Expected time and memory: docs/scale.md, or for your chips
+
+    python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128
+
+Result: not trained by us at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import orca_13b
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
+    config = orca_13b.get_config(arg)
+    config.name = config.name.replace("13b", "70b")
+    if config.student.preset:
+        config.student.preset = "llama2-70b"
+        config.data.update(row_length=4096, max_segments=64)
+        config.train.batch_rows = 64
+    return config

@@ -1,0 +1,24 @@
+"""Orca's two stages on Llama-2-7B: orca_13b.py with another student.
+
+Paper: none at this size; Dolphin-Llama2-7B and Stable Beluga 7B are reproductions, whose learning rates and
+schedule these are (see orca_13b.py, whose launch command holds with `llama2-7b`'s folder).
+
+Expected time and memory: docs/scale.md, or for your chips
+
+    python -m experiments.plan --config=configs/orca_7b.py --topology=v5e-64
+
+Result: not trained by us at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import orca_13b
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
+    config = orca_13b.get_config(arg)
+    config.name = config.name.replace("13b", "7b")
+    if config.student.preset:
+        config.student.preset = "llama2-7b"
+    return config

@@ -1,0 +1,26 @@
+"""Orca's two stages on Llama-3-8B, in rows of 4,096 positions: orca_13b.py with another student.
+
+Paper: none for this student. Rates and schedule are those of orca_13b.py, whose launch command holds with
+Llama-3-8B's folder; its tokenizer names no padding token, so there are 128,257 ids.
+
+Expected time and memory: docs/scale.md, or for your chips
+
+    python -m experiments.plan --config=configs/orca_llama3_8b.py --topology=v5p-16
+
+Result: not trained by us at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import orca_13b
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
+    config = orca_13b.get_config(arg)
+    config.name = config.name.replace("13b", "llama3-8b")
+    if config.student.preset:
+        config.student.update(preset="llama3-8b", vocab_size=128_257)
+        config.data.update(tokenizer="llama3-8b", row_length=4096, max_segments=64)
+        config.train.batch_rows = 64
+    return config

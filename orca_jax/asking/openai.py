@@ -1,0 +1,302 @@
+"""Anything that speaks OpenAI's chat completions, through the `openai` client.
+
+One `OpenAIEndpoint` is one address, one model or deployment and one key: OpenAI, Azure OpenAI, vLLM,
+SGLang, llama.cpp, Ollama or a server of our own. It sends one request at a time as it is told to;
+limits and several endpoints are `pool.Pool`'s. The key is read from the environment and is in no
+text that leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from orca_jax.asking import completions
+from orca_jax.asking.endpoint import EndpointRefused, Fault
+from orca_jax.asking.limiter import Limits
+from orca_jax.records import Message, Reply, Sampling
+
+OPENAI = "https://api.openai.com/v1"
+SHORTEST_SECRET = 8  # a shorter key could be a common word, and replies would be garbled
+KEYLESS = "none"
+AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"  # the `openai` client prefers it to a key
+LOGGERS = ("httpcore", "httpx", "openai")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LIMITS = re.compile(r"x-ratelimit-|retry-after|date$")
+
+
+class EndpointError(ValueError):
+    """The endpoint's settings cannot work; the message names the setting."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenAIConfig:
+    """One endpoint.
+
+    Attributes:
+      model: what the server calls the model; on Azure the deployment's name.
+      base_url: up to and with `/v1`; on Azure `https://NAME.openai.azure.com`.
+      api_version: Azure's, for example `2024-06-01`; empty for all others.
+      key_variable: the environment variable that holds the key; empty for a server without keys.
+      limits: of requests and tokens a minute, as far as they are known.
+      timeout: seconds for one request, to the last byte of its answer.
+      limit_name: `max_completion_tokens` for models that do not know `max_tokens`.
+      top_logprobs: alternatives a token whose log-probabilities are kept in `raw["logprobs"]`; 0: none.
+      parameters: more of the request's JSON; None removes what would be sent.
+      largest: bytes of an answer beyond which it is not read.
+    """
+
+    model: str
+    base_url: str = OPENAI
+    api_version: str = ""
+    key_variable: str = "OPENAI_API_KEY"
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    timeout: float = 600.0
+    limit_name: str = "max_tokens"
+    top_logprobs: int = 0
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    largest: int = 8 * 2**20
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise EndpointError("an endpoint needs a model (on Azure the deployment's name)")
+        if self.key_variable and not _NAME.fullmatch(self.key_variable):
+            # The text itself may be a key, so it is not shown.
+            raise EndpointError(
+                f"key_variable of {self.model!r} is no variable's name; put the key into the environment, "
+                "and the variable's name, for example OPENAI_API_KEY, here"
+            )
+        _check_url(self.base_url, bool(self.key_variable))
+        if self.timeout <= 0 or self.largest <= 0 or not 0 <= self.top_logprobs <= 20:
+            raise EndpointError(
+                f"{self.model!r}: timeout and largest must be above 0, top_logprobs in 0 to 20"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back for one request: its reading, and by lower-case name the headers about limits."""
+
+    reading: completions.Reading
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    status: int | None = None
+
+
+class OpenAIEndpoint:
+    """One address, model and key.
+
+    Raises:
+      EndpointError: the environment holds no such key.
+    """
+
+    def __init__(self, config: OpenAIConfig):
+        self.config = config
+        self.identity = config.model
+        self._key = _key(config)
+        self._secrets = [s for s in (self._key, os.environ.get(AZURE_TOKEN, "")) if len(s) >= SHORTEST_SECRET]
+        self._client: openai.AsyncOpenAI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def label(self) -> str:
+        """What the endpoint is called in logs: host and model."""
+        return f"{urlsplit(self.config.base_url).hostname}/{self.config.model}"
+
+    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Asks once, with no regard to limits.
+
+        Raises:
+          EndpointRefused: wrong key, unknown model or exhausted quota.
+        """
+        sent = await self.send(messages, sampling)
+        if sent.reading.fault is Fault.REFUSED:
+            raise EndpointRefused(self.refusal(sent.status, sent.reading.message), sent.reading.reply)
+        return sent.reading.reply
+
+    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Sent:
+        """Sends one request; whatever happens is a reading."""
+        body = completions.body(
+            self.config.model,
+            messages,
+            sampling,
+            limit_name=self.config.limit_name,
+            top_logprobs=self.config.top_logprobs,
+            parameters=self.config.parameters,
+        )
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                response = await self._post(body)
+        except Exception as error:
+            return Sent(_failure(error, self.config).cleaned(self.scrub))
+        content_type = response.headers.get("content-type", "")
+        reading = completions.read(response.status_code, response.content, content_type)
+        told = {name: self.scrub(value) for name, value in response.headers.items() if _LIMITS.match(name)}
+        return Sent(reading.cleaned(self.scrub), told, response.status_code)
+
+    def refusal(self, status: int | None, said: str) -> str:
+        """What its user should know of an endpoint that answers nobody."""
+        return f"{self.label}: {completions.advice(status, said)} (the server says: {said})"
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.close()
+
+    def client(self) -> openai.AsyncOpenAI:
+        """The `openai` client of the running event loop; connections belong to their loop."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = _make_client(self.config, self._key), loop
+            _guard(self._secrets)
+        return self._client
+
+    def scrub(self, value: Any) -> Any:
+        """A JSON value without the key, which a server may repeat in what it says."""
+        if isinstance(value, str):
+            return _without(value, self._secrets)
+        if isinstance(value, Mapping):
+            return {self.scrub(name): self.scrub(entry) for name, entry in value.items()}
+        return [self.scrub(entry) for entry in value] if isinstance(value, list) else value
+
+    async def _post(self, body: dict[str, Any]) -> httpx2.Response:
+        try:
+            return await self.client().post("/chat/completions", cast_to=httpx2.Response, body=body)
+        except openai.APIStatusError as error:
+            return error.response
+
+
+class _Scrubbing(logging.Filter):
+    """Takes secrets out of what HTTP libraries log: at DEBUG they show whatever headers a server sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if any(secret in message for secret in self.secrets):
+            record.msg, record.args = _without(message, self.secrets), None
+        return True
+
+
+_SCRUBBING = _Scrubbing()
+
+
+def _guard(secrets: Iterable[str]) -> None:
+    """Keeps these secrets out of the logs; a filter works on the very logger that is written to."""
+    _SCRUBBING.secrets.update(secrets)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]:
+        logging.getLogger(name).addFilter(_SCRUBBING)
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "[key]")
+    return text
+
+
+class _TooLarge(Exception):
+    """An answer grew beyond what is read."""
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A response's bytes, as long as they are few enough."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, largest: int):
+        self._stream = stream
+        self._left = largest
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            self._left -= len(chunk)
+            if self._left < 0:
+                raise _TooLarge
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _make_client(config: OpenAIConfig, key: str) -> openai.AsyncOpenAI:
+    async def bound(response: httpx2.Response) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise _TooLarge  # not asked for, and a few bytes can unpack to any size
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = _Bounded(response.stream, config.largest)
+
+    http = httpx2.AsyncClient(
+        timeout=httpx2.Timeout(config.timeout, connect=min(30.0, config.timeout)),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        event_hooks={"response": [bound]},
+        follow_redirects=False,  # a redirect would take the key elsewhere
+    )
+    common: dict[str, Any] = {
+        "api_key": key,
+        "max_retries": 0,  # the queue retries, by the limits
+        "http_client": http,
+        "default_headers": {"Accept-Encoding": "identity"},
+    }
+    if config.api_version:
+        endpoint, version = config.base_url, config.api_version
+        return openai.AsyncAzureOpenAI(azure_endpoint=endpoint, api_version=version, **common)
+    return openai.AsyncOpenAI(base_url=config.base_url, **common)
+
+
+def _failure(error: Exception, config: OpenAIConfig) -> completions.Reading:
+    """A request that no answer came back for."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    unsent = any(isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout) for cause in causes)
+    if any(isinstance(cause, _TooLarge) for cause in causes):
+        fault, message = Fault.TOO_LARGE, f"an answer of more than {config.largest} bytes, or compressed"
+    elif any(isinstance(cause, TimeoutError | openai.APITimeoutError) for cause in causes):
+        fault, message = Fault.TIMEOUT, f"no answer within {config.timeout:g} s"
+    else:
+        fault = Fault.CONNECTION
+        message = ": ".join(f"{type(cause).__name__} {cause}".strip() for cause in causes)
+    return completions.failed(fault, None, message, maybe_paid=not unsent)
+
+
+def _key(config: OpenAIConfig) -> str:
+    if not config.key_variable:
+        return KEYLESS
+    key = os.environ.get(config.key_variable, "").strip()
+    if not key:
+        raise EndpointError(
+            f"{config.model!r}: the environment variable {config.key_variable} is not set; put the "
+            "key into it, or set key_variable to '' for a server that needs none"
+        )
+    return key
+
+
+def _check_url(url: str, with_key: bool) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise EndpointError("base_url must be http://HOST... or https://HOST...")
+    if parts.username or parts.password or parts.query:
+        raise EndpointError(
+            f"base_url of host {parts.hostname} holds a user, password or query; leave only the address"
+        )
+    if with_key and parts.scheme == "http" and not _is_local(parts.hostname):
+        raise EndpointError(
+            f"base_url of host {parts.hostname} is not https, and a key would go over the network "
+            "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,223 @@
+"""Several endpoints and keys of one model share its work, each within its limits, all within a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from orca_jax.asking import rate_headers, token_counts
+from orca_jax.asking.budget import Budget, Price, Reservation
+from orca_jax.asking.completions import Reading
+from orca_jax.asking.endpoint import EndpointRefused, Fault
+from orca_jax.asking.limiter import Limiter, Limits, Rate, Ticket
+from orca_jax.asking.waiting import Signal
+from orca_jax.records import Message, Reply, Sampling, Usage
+
+log = logging.getLogger(__name__)
+UNPAID = (Fault.RATE_LIMIT, Fault.REFUSED, Fault.REQUEST, Fault.TOO_LONG)
+
+
+class Answer(Protocol):
+    """What came back for one request, with headers by lower-case name."""
+
+    @property
+    def reading(self) -> Reading: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def status(self) -> int | None: ...
+
+
+class Sender(Protocol):
+    """One address, model and key, such as `openai.OpenAIEndpoint`."""
+
+    @property
+    def label(self) -> str: ...
+    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Answer: ...
+    def refusal(self, status: int | None, said: str) -> str: ...
+    async def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemberStatus:
+    """How one endpoint of a pool stands. `paused` in seconds; `refused` says why it is left out."""
+
+    label: str
+    requests: Rate
+    tokens: Rate
+    paused: float
+    refused: str
+
+
+@dataclasses.dataclass(slots=True)
+class _Member:
+    sender: Sender
+    limiter: Limiter
+    sent: int = 0
+    refused: str = ""
+
+
+class Pool:
+    """The endpoints of one model. `identity` is the model's name, whichever endpoint answers.
+
+    A member that refuses (wrong key, unknown model, exhausted quota) is left out and the log says
+    what to do; when the last one refuses, asking stops. A request goes where it can be sent first.
+
+    Raises:
+      ValueError: there are no members.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        members: Sequence[tuple[Sender, Limits]],
+        *,
+        budget: Budget | None = None,
+        price: Price | None = None,
+    ):
+        if not members:
+            raise ValueError(f"{identity}: a pool needs at least one endpoint")
+        self.identity = identity
+        self.budget = budget or Budget()
+        self.price = price or Price()
+        self._members = [_Member(sender, Limiter(limits)) for sender, limits in members]
+        self._expectation = token_counts.Expectation()
+        self._changed = Signal()
+
+    async def admit(self, messages: Sequence[Message], sampling: Sampling) -> _Admission:
+        """Waits until budget and limits allow a request.
+
+        Raises:
+          BudgetSpent: the request could exceed the budget.
+          EndpointRefused: every endpoint refuses.
+        """
+        bound = token_counts.bound(messages, sampling)
+        reservation = await self.budget.reserve(bound, self.price)
+        try:
+            expected = self._expectation.usage(messages, sampling)
+            member = await self._free_member(_total(expected))
+        except BaseException:
+            self.budget.settle(reservation, Usage(), self.price)
+            raise
+        member.sent += 1
+        ticket = member.limiter.take(_total(expected))
+        return _Admission(self, member, ticket, reservation, messages, sampling, bound, expected)
+
+    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Waits for leave, then asks."""
+        return await (await self.admit(messages, sampling)).reply()
+
+    async def close(self) -> None:
+        for member in self._members:
+            await member.sender.close()
+
+    def status(self) -> list[MemberStatus]:
+        """How each endpoint stands against its limits, now."""
+        return [
+            MemberStatus(
+                member.sender.label, *member.limiter.rates(), member.limiter.paused(), member.refused
+            )
+            for member in self._members
+        ]
+
+    async def _free_member(self, tokens: int) -> _Member:
+        while True:
+            members = [member for member in self._members if not member.refused]
+            if not members:
+                raise EndpointRefused("; ".join(member.refused for member in self._members))
+            delays = [member.limiter.delay(tokens) for member in members]
+            delay = min(delays)
+            if delay <= 0:
+                free = [member for member, wait in zip(members, delays, strict=True) if wait <= 0]
+                return min(free, key=lambda member: member.sent)
+            await self._changed.wait(delay)
+
+    def settle(self, admission: _Admission, answer: Answer) -> Reply:
+        """Takes in what an answer says of usage and limits; returns the reply, its usage filled in."""
+        reading, member = answer.reading, admission.member
+        used = self._used(reading, admission)
+        limiter = member.limiter
+        limiter.correct(
+            rate_headers.quota(answer.headers, "requests"), rate_headers.quota(answer.headers, "tokens")
+        )
+        counted = 0 if reading.fault in UNPAID else _total(used) or _total(admission.expected)
+        limiter.settle(admission.ticket, counted)
+        self._heed(admission, answer)
+        if reading.usage_known:
+            self._expectation.learn(admission.messages, reading.reply.usage)
+        self.budget.settle(admission.reservation, used, self.price)
+        self._changed.notify()
+        raw = reading.reply.raw
+        if len(self._members) > 1:
+            raw = {**raw, "endpoint": member.sender.label}
+        reply = dataclasses.replace(reading.reply, usage=used, raw=raw)
+        if reading.fault is Fault.REFUSED:
+            self._leave_out(member, answer, reply)
+        return reply
+
+    def release(self, admission: _Admission, used: Usage) -> None:
+        """Ends a request that was not settled, having used at most so much."""
+        self.budget.settle(admission.reservation, used, self.price)
+
+    def _used(self, reading: Reading, admission: _Admission) -> Usage:
+        """What a request used: as the server says, else an estimate; where nobody can know, the most."""
+        if reading.usage_known:
+            return reading.reply.usage
+        prompt, most = admission.expected.prompt_tokens, admission.sampling.max_tokens
+        if reading.fault:
+            return Usage(prompt, most) if reading.maybe_paid else Usage()
+        return Usage(prompt, min(most, self._expectation.tokens(reading.reply.text)))
+
+    def _heed(self, admission: _Admission, answer: Answer) -> None:
+        wait = rate_headers.retry_after(answer.headers, answer.reading.message)
+        fault, limiter = answer.reading.fault, admission.member.limiter
+        if fault is Fault.RATE_LIMIT:
+            limiter.throttled(admission.ticket, wait)
+        elif fault is Fault.SERVER and wait:
+            limiter.pause(wait)
+        elif fault is None:
+            limiter.answered()
+
+    def _leave_out(self, member: _Member, answer: Answer, reply: Reply) -> None:
+        first = not member.refused
+        member.refused = member.sender.refusal(answer.status, answer.reading.message)
+        if all(other.refused for other in self._members):
+            raise EndpointRefused(member.refused, reply)
+        if first:
+            log.error("%s; the other endpoints go on", member.refused)
+
+
+class _Admission:
+    """Leave to send one request to one member."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        member: _Member,
+        ticket: Ticket,
+        reservation: Reservation,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        bound: Usage,
+        expected: Usage,
+    ):
+        self.member, self.ticket, self.reservation = member, ticket, reservation
+        self.messages, self.sampling = messages, sampling
+        self.bound, self.expected = bound, expected
+        self._pool = pool
+        self._sent = False
+
+    async def reply(self) -> Reply:
+        self._sent = True
+        answer = await self.member.sender.send(self.messages, self.sampling)
+        return self._pool.settle(self, answer)
+
+    def release(self) -> None:
+        # A request that was cancelled on its way may be paid for all the same.
+        self._pool.release(self, self.bound if self._sent else Usage())
+
+
+def _total(usage: Usage) -> int:
+    return usage.prompt_tokens + usage.completion_tokens

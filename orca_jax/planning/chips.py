@@ -1,0 +1,195 @@
+"""Chips, and slices of them by name: the facts of `chips.csv`, one source a row.
+
+Units: tera = 10^12 and GB = 10^9 bytes as in data sheets, GiB = 2^30 bytes. Bandwidths are a chip's, one way.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import importlib.resources
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GIB = 2**30
+# Slices that are not as near to a cube as their number of chips allows.
+ODD_SHAPES = {(3, 4): (2, 2, 1), (3, 6144): (16, 16, 24)}
+SLICES = {2: (1, 4, 8, 16, 32, 64, 128, 256), 3: (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 6144)}
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
+
+
+class TopologyError(ValueError):
+    """A topology's name is unknown, or no slice of that size is offered."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One row of `chips.csv`.
+
+    Attributes:
+      cores: TensorCores a chip; names such as v5p-128 count them.
+      torus: dimensions of the interconnect's torus; 0 where chips hang on switches.
+      peak_tflops: dense bfloat16.
+      hbm_gib: for programs.
+      link_gb_per_s: to other chips of the slice or node, over all links together.
+      node_chips: chips that a node's links join; 0 where that is the whole slice.
+      network_gb_per_s: a chip's share of the network between nodes.
+      product_efficiency: assumed share of the peak that large matrix products reach.
+    """
+
+    name: str
+    kind: str
+    cores: int
+    torus: int
+    peak_tflops: float
+    hbm_gib: float
+    hbm_gb_per_s: float
+    link_gb_per_s: float
+    node_chips: int
+    network_gb_per_s: float
+    product_efficiency: float
+    source: str
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s."""
+        return self.peak_tflops * 1e12
+
+    @property
+    def hbm_bytes(self) -> int:
+        return int(self.hbm_gib * GIB)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: a chip, and how many there are along each dimension of the torus (or, on GPUs, in all)."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether rings close: a 3D slice of whole cubes of 4 x 4 x 4, a 2D slice 16 long both ways."""
+        length = {0: 1, 2: 16, 3: 4}[self.chip.torus]
+        return all(size % length == 0 for size in self.shape)
+
+    def takes(self, mesh: Sequence[int]) -> bool:
+        """Whether JAX lays a mesh on it: each axis must be a product of whole dimensions of the torus.
+
+        Of v5e alone (jax.make_mesh) dimensions may be split; switches join all GPUs alike.
+        """
+        return not self.chip.torus or self.chip.name == "v5e" or _covers(sorted(mesh)[::-1], self.shape)
+
+
+def _covers(axes: Sequence[int], dimensions: tuple[int, ...]) -> bool:
+    """Whether disjoint sets of dimensions have the axes' sizes as their products."""
+    if not axes or axes[0] == 1:
+        return True
+    chosen = (
+        picked
+        for number in range(1, len(dimensions) + 1)
+        for picked in itertools.combinations(range(len(dimensions)), number)
+        if math.prod(dimensions[i] for i in picked) == axes[0]
+    )
+    rest = (tuple(size for i, size in enumerate(dimensions) if i not in picked) for picked in chosen)
+    return any(_covers(axes[1:], left) for left in rest)
+
+
+@functools.cache
+def chips() -> Mapping[str, Chip]:
+    """The chips by name."""
+    text = importlib.resources.files("orca_jax.planning").joinpath("chips.csv").read_text("utf-8")
+    types = {"str": str, "int": int, "float": float}
+    fields = {field.name: types[str(field.type)] for field in dataclasses.fields(Chip)}
+    rows = csv.DictReader(text.splitlines())
+    return {row["name"]: Chip(**{name: read(row[name]) for name, read in fields.items()}) for row in rows}
+
+
+def slice_shape(torus: int, count: int) -> tuple[int, ...]:
+    """The shape of a slice of so many chips: as near to a square or cube as powers of two allow.
+
+    https://cloud.google.com/tpu/docs/v5e, v5p and v6e list them.
+
+    Raises:
+      TopologyError: no such slice is offered.
+    """
+    if torus == 0:
+        return (count,)
+    if count not in SLICES[torus]:
+        raise TopologyError(f"no slice of {count} chips; known: {', '.join(map(str, SLICES[torus]))}")
+    if (torus, count) in ODD_SHAPES:
+        return ODD_SHAPES[torus, count]
+    low, more = divmod(count.bit_length() - 1, torus)
+    return tuple(2 ** (low + (i >= torus - more)) for i in range(torus))
+
+
+def topology(name: str) -> Topology:
+    """The slice of a name: `v5p:2x4x4`, a cloud name (`v5p-128`, `v5litepod-256`), or GPUs (`h100-8`).
+
+    Cloud names of v4 and v5p count TensorCores, two a chip; those of v5e and v6e count chips
+    (https://cloud.google.com/tpu/docs/v5p: 4x4x4 is 128 cores, 64 chips).
+
+    Raises:
+      TopologyError: the chip is unknown, or there is no such slice of it.
+    """
+    match = re.fullmatch(r"([a-z]+\d*[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip().lower())
+    chip = chips().get(ALIASES.get(match[1], match[1])) if match else None
+    if match is None or chip is None:
+        raise TopologyError(
+            f"--topology={name!r}: write CHIP:SHAPE (v5p:2x4x4) or CHIP-NUMBER (v5p-128, v5e-256, "
+            f"h100-8) with a chip of {', '.join(chips())}"
+        )
+    try:
+        return Topology(chip, _shape(chip, match[2], match[3]))
+    except TopologyError as error:
+        raise TopologyError(f"--topology={name!r}: {error}") from error
+
+
+def _shape(chip: Chip, dimensions: str | None, number: str | None) -> tuple[int, ...]:
+    if dimensions:
+        shape = tuple(map(int, dimensions.split("x")))
+        if len(shape) != max(1, chip.torus) or min(shape) < 1:
+            raise TopologyError(f"{chip.name} slices have {max(1, chip.torus)} dimensions, none of them 0")
+        return shape
+    count, rest = divmod(int(number or 0), chip.cores)
+    if count < 1 or rest:
+        raise TopologyError(f"{chip.name} names count TensorCores, {chip.cores} a chip")
+    return slice_shape(chip.torus, count)
+
+
+def larger(than: Topology) -> tuple[Topology, ...]:
+    """Slices of the same chip with more chips, the smallest first; for GPUs, powers of two up to 1,024."""
+    chip = than.chip
+    counts = SLICES.get(chip.torus, tuple(2**i for i in range(11)))
+    return tuple(Topology(chip, slice_shape(chip.torus, n)) for n in counts if n > than.chips)
+
+
+def price(chip: Chip, path: Path | None = None) -> float | None:
+    """US dollars an hour of one chip, from a price file; None where it gives none.
+
+    Raises:
+      ValueError: the file lacks a column, or a price is no number; names the file.
+    """
+    file = path or importlib.resources.files("orca_jax.planning").joinpath("prices.csv")
+    try:
+        rows = {
+            row["chip"]: row["usd_per_chip_hour"]
+            for row in csv.DictReader(file.read_text("utf-8").splitlines())
+        }
+        return float(rows[chip.name]) if rows.get(chip.name) else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: needs columns chip,usd_per_chip_hour and prices in numbers ({error!r})"
+        ) from error

@@ -1,0 +1,101 @@
+"""The GPU benchmark counts FLOPs right, runs with few packages, and its peer computes the same step."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark_gpu as benchmark
+from orca_jax.student import llama
+from orca_jax.training.step import batch_loss
+
+ABSENT = ("grain", "tensorflow_datasets", "tensorflow", "ml_collections", "sentencepiece", "torch",
+          "transformers", "scipy", "pandas", "safetensors")  # fmt: skip
+TINY = benchmark.ON_CPU[0]
+
+
+def test_shapes_are_as_large_as_their_names_say():
+    for name, size in (("1B", 1.26e9), ("7B", 6.74e9)):
+        assert benchmark.SHAPES[name].parameter_count == pytest.approx(size, rel=0.01)
+
+
+def test_rows_are_packed_as_the_papers():
+    rows = benchmark.packed(dataclasses.replace(benchmark.CASES[0], rows=32))
+    assert rows.tokens.shape == (32, 2048)
+    assert np.mean(rows.segment_ids.max(axis=1)) == pytest.approx(benchmark.EXAMPLES_A_ROW, rel=0.25)
+    assert np.mean(rows.segment_ids > 0) > 0.9
+
+
+def test_flops_of_one_segment_are_the_students_own():
+    config, batch = benchmark.SHAPES["1B"], benchmark.packed(TINY)
+    whole = batch._replace(segment_ids=np.ones((1, 512), np.int32))
+    assert benchmark.model_flops(config, whole) == pytest.approx(512 * config.training_flops(512))
+
+
+def test_segments_need_fewer_flops_and_padding_none():
+    config, batch = benchmark.SHAPES["1B"], benchmark.packed(TINY)
+    halves = np.repeat([[1, 2, 0]], 256, axis=-1)
+    assert benchmark.model_flops(config, batch._replace(segment_ids=halves)) == pytest.approx(
+        512 * config.training_flops(256)
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "why"),
+    [
+        ("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory", "out of memory"),
+        ("Traceback\n  File x\ntorch.cuda.OutOfMemoryError: CUDA", "out of memory"),
+        ("Traceback\nValueError: bad\n--------------------\nFor simplicity, JAX", "ValueError: bad"),
+        ("", "no word of why"),
+    ],
+)
+def test_why_a_case_ended(errors, why):
+    assert benchmark.reason(errors) == why
+
+
+def test_a_case_runs_where_few_packages_are(repo):
+    code = f"""import sys
+for name in {ABSENT}: sys.modules[name] = None
+from experiments.benchmark import main
+main(["gpu", "--child", {json.dumps(json.dumps(dataclasses.asdict(TINY)))}])"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["outcome"] == "ok"
+    assert result["tokens_per_second"] > 0
+    assert result["losses"][1] < result["losses"][0]
+
+
+def test_what_fails_or_finds_no_time_is_said(monkeypatch, tmp_path, capsys):
+    broken = dataclasses.replace(TINY, attention="none such")
+    monkeypatch.setattr(benchmark, "cases", lambda: (broken,))
+    benchmark.run(minutes=2, case="", out=str(tmp_path / "out.jsonl"), child="")
+    (written,) = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert "none such" in written["outcome"]
+    assert "none such" in capsys.readouterr().out
+    benchmark.run(minutes=0, case="", out=str(tmp_path / "out.jsonl"), child="")
+    assert benchmark.LEFT_OUT in (tmp_path / "out.jsonl").read_text()
+
+
+@pytest.mark.parity
+def test_torch_computes_the_same_loss():
+    torch_llama = pytest.importorskip("experiments.torch_llama")
+    config = dataclasses.replace(benchmark.config_of(TINY), scan_layers=False, num_kv_heads=2)
+    params, batch = llama.init(config, 0), benchmark.packed(TINY)
+    ours = batch_loss(params, jax.tree.map(jnp.asarray, batch), config, jnp.dtype("float32"))
+    model = torch_llama.Llama(config)
+    torch_llama.load(model, params)
+    rows = torch_llama.on_device(batch, "cpu")
+    theirs = model(rows, torch_llama.masked(rows.segment_ids), remat=True)
+    assert theirs.item() == pytest.approx(float(ours.total / ours.weight), rel=1e-5)
+
+
+@pytest.mark.parity
+def test_a_torch_case_runs():
+    result = benchmark.measure(benchmark.ON_CPU[2])
+    assert result["losses"][1] < result["losses"][0]

@@ -1,0 +1,112 @@
+"""Steps of paper-sized students compiled here for slices of TPUs, in minutes; needs the package libtpu."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: the extra `tpu`"),
+]
+GIB = 2**30
+
+
+LAY = """
+import json
+from orca_jax.planning import chips, compile
+from orca_jax.student import sharding
+
+found = {}
+for name in ("v4-64", "v5p-64", "v5p-128", "v6e-64", "v5e-32"):
+    topology = chips.topology(name)
+    devices = compile.devices(topology)
+    for tensor in (1, 2, 4, 8):
+        for data in (1, 2, 4, 8):
+            sizes = (data, len(devices) // data // tensor, tensor)
+            if not sizes[1]:
+                continue
+            try:
+                sharding.make_mesh(sharding.MeshConfig(data=data, fsdp=sizes[1], tensor=tensor), devices)
+                laid = True
+            except NotImplementedError:
+                laid = False
+            found[f"{name} {sizes}"] = [laid, topology.takes(sizes)]
+print(json.dumps(found))
+"""
+
+
+def test_jax_takes_the_meshes_that_the_planner_proposes():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAY], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wrong = [
+        mesh for mesh, (laid, taken) in json.loads(done.stdout.splitlines()[-1]).items() if laid != taken
+    ]
+    assert not wrong
+
+
+def planned(config, *arguments, tmp_path):
+    """The lines of JSON, the seconds and the bytes of this host's memory that a plan takes."""
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.plan",
+        f"--config=configs/{config}.py",
+        "--json",
+        *arguments,
+    ]
+    out = tmp_path / "out"
+    began = time.monotonic()
+    with open(out, "wb") as file, open(tmp_path / "errors", "wb") as errors:
+        process = subprocess.Popen(command, stdout=file, stderr=errors)
+        _, status, used = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
+    assert os.waitstatus_to_exitcode(status) == 0, (tmp_path / "errors").read_text()[-3000:]
+    assert "Involuntary full rematerialization" not in (tmp_path / "errors").read_text()
+    return [json.loads(line) for line in out.read_text().splitlines()], seconds, used.ru_maxrss * 1024
+
+
+def test_13b_on_32_v5p_chips_within_three_minutes_and_8_gib(tmp_path):
+    (values,), seconds, used = planned("orca_13b", "--topology=v5p:2x4x4", tmp_path=tmp_path)
+    assert values["compiled"]
+    assert values["fits"]
+    assert seconds < 180
+    assert used < 8 * GIB
+    kinds = {one["kind"] for one in values["collectives"]}
+    assert "all-gather" in kinds
+    assert kinds & {"reduce-scatter", "all-reduce"}
+
+
+def test_70b_on_64_v5p_chips(tmp_path):
+    (values,), _, used = planned("orca_70b", "--topology=v5p-128", tmp_path=tmp_path)
+    assert values["fits"]
+    assert values["chips"] == 64
+    assert used < 8 * GIB
+
+
+def test_13b_does_not_fit_16_small_chips(tmp_path):
+    (values,), _, _ = planned("orca_13b", "--topology=v5e-16", tmp_path=tmp_path)
+    assert not values["fits"]
+    assert values["bytes_per_chip"] > values["hbm_bytes"]
+    assert values["remedies"]
+
+
+@pytest.mark.parametrize("topology", ["v4-128", "v6e-64", "v5e-128"])
+def test_13b_on_other_chips(topology, tmp_path):
+    (values,), _, _ = planned("orca_13b", f"--topology={topology}", tmp_path=tmp_path)
+    assert values["compiled"]
+    assert values["bytes_per_chip"] > 0
+
+
+def test_the_estimate_is_near_what_the_compiler_says(tmp_path):
+    (compiled,), _, _ = planned("orca_7b", "--topology=v5p-16", tmp_path=tmp_path)
+    (estimated,), _, _ = planned("orca_7b", "--topology=v5p-16", "--analytic", tmp_path=tmp_path)
+    assert estimated["bytes_per_chip"] == pytest.approx(compiled["bytes_per_chip"], rel=0.3)
+    assert estimated["step_seconds"] == pytest.approx(compiled["step_seconds"], rel=0.2)

@@ -1,0 +1,42 @@
+"""What the training program's flags say of a run, which is no part of its config."""
+
+import pytest
+from absl import flags
+
+from experiments import train
+from orca_jax.training.hosts import HostsError
+
+
+@pytest.mark.parametrize(("text", "steps"), [("", None), ("3:3", (3, 3)), ("20:22", (20, 22))])
+def test_steps_to_profile(text, steps):
+    assert train.profiled(text) == steps
+
+
+@pytest.mark.parametrize("text", ["3", "3-4", "a:b", ":4", "-1:2"])
+def test_steps_that_cannot_be_read(text):
+    with pytest.raises(ValueError, match=r"--profile_steps=.* must be FIRST:LAST"):
+        train.profiled(text)
+
+
+def test_without_a_command_line_nothing_is_watched(monkeypatch):
+    monkeypatch.setattr(train.flags, "FLAGS", flags.FlagValues())
+    assert train.from_flags() == train.Watching("", 0.0, None)
+
+
+def test_flags_are_read(monkeypatch):
+    parsed = flags.FlagValues()
+    for name, define, default in (
+        ("hosts", flags.DEFINE_string, ""),
+        ("peak_tflops", flags.DEFINE_float, 0.0),
+        ("profile_steps", flags.DEFINE_string, ""),
+    ):
+        define(name, default, "", flag_values=parsed)
+    parsed(["train", "--hosts=auto", "--peak_tflops=989", "--profile_steps=2:3"])
+    monkeypatch.setattr(train.flags, "FLAGS", parsed)
+    assert train.from_flags() == train.Watching("auto", 989.0, (2, 3))
+
+
+def test_hosts_are_joined_before_anything_else(tmp_path):
+    """A config is not even looked at."""
+    with pytest.raises(HostsError, match="hosts='nowhere' is neither"):
+        train.run(None, tmp_path, train.Watching(hosts="nowhere"))
