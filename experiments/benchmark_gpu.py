@@ -21,6 +21,7 @@ import numpy as np
 
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row, stack
+from orca_jax.planning import chips
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.presets import preset
 
@@ -199,8 +200,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def peak_flops(device: str) -> float:
     """Dense bfloat16 FLOP/s of a GPU by its name; 0 where it is not known."""
-    known = {"H200": 989.4e12, "H100": 989.4e12, "A100": 312e12}
-    return next((flops for name, flops in known.items() if name in device), 0.0)
+    chip = chips.of_device(device)
+    return chip.peak if chip else 0.0
 
 
 def our_step(case: Case, batch: Row) -> tuple[Callable[[], float], Callable[[], int], str]:

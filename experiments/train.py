@@ -16,6 +16,7 @@ from orca_jax import artifacts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore
+from orca_jax.planning import chips
 from orca_jax.student import sharding
 from orca_jax.student.config import LlamaConfig
 from orca_jax.training import hosts
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 flags.DEFINE_string(
     "hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."
 )
-flags.DEFINE_float("peak_tflops", 0.0, "Of one device in the compute type; gives the metric mfu.")
+flags.DEFINE_float("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv.")
 flags.DEFINE_string("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler.")
 
 
@@ -60,6 +61,12 @@ def profiled(steps: str) -> tuple[int, int] | None:
     if not found:
         raise ValueError(f"--profile_steps={steps!r} must be FIRST:LAST, for example 20:22")
     return int(found[1]), int(found[2])
+
+
+def peak_flops(watching: Watching, device_kind: str, compute_dtype: str) -> float:
+    """FLOP/s of one device: as the flag says, or of planning's table, which is for bfloat16; 0: not known."""
+    chip = chips.of_device(device_kind) if compute_dtype == "bfloat16" else None
+    return watching.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
 def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = Non
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
         init=source and (lambda: students.initial(source, student, mesh, config.seed)),
-        peak_flops=watching.peak_tflops * 1e12,
+        peak_flops=peak_flops(watching, mesh.devices.flat[0].device_kind, config.train.compute_dtype),
         profile=watching.profile,
     )
     last = trainer.run()

@@ -11,10 +11,12 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
+# Eight devices share few cores: on a busy machine one may wait long for the others, and is not stuck.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
 
 # Before jax is first imported; by environment, so that the processes which tests start have them too.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {PATIENCE}".strip()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".cache/jax-tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -19,6 +19,8 @@ GIB = 2**30
 # Slices that are not as near to a cube as their number of chips allows.
 ODD_SHAPES = {(3, 4): (2, 2, 1), (3, 6144): (16, 16, 24)}
 SLICES = {2: (1, 4, 8, 16, 32, 64, 128, 256), 3: (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 6144)}
+# What JAX calls TPUs; GPUs have the chip's name in theirs.
+DEVICE_KINDS = {"v5e": "tpu v5 ?(lite|e)", "v5p": "tpu v5$", "v6e": "tpu v6 ?(lite|e)"}
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
 
 
@@ -167,6 +169,15 @@ def _shape(chip: Chip, dimensions: str | None, number: str | None) -> tuple[int,
     if count < 1 or rest:
         raise TopologyError(f"{chip.name} names count TensorCores, {chip.cores} a chip")
     return slice_shape(chip.torus, count)
+
+
+def of_device(kind: str) -> Chip | None:
+    """The chip of a JAX device, by its `device_kind`; None where it is not in the table."""
+    words = kind.lower()
+    known = [name for name in chips() if name in words]
+    for name, pattern in DEVICE_KINDS.items():
+        known += [name] if re.search(pattern, words) else []
+    return chips()[known[0]] if known else None
 
 
 def larger(than: Topology) -> tuple[Topology, ...]:

@@ -119,3 +119,19 @@ def test_prices_are_the_users(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"mine\.csv"):
             chips.price(v5p, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5e", "v5e"), ("TPU v5", "v5p"), ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"), ("TPU v6e", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100"),
+    ],
+)  # fmt: skip
+def test_devices_are_known_by_what_jax_calls_them(kind, name):
+    assert chips.of_device(kind) == chips.chips()[name]
+
+
+def test_other_devices_are_not_known():
+    assert chips.of_device("cpu") is None

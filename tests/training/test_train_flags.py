@@ -40,3 +40,16 @@ def test_hosts_are_joined_before_anything_else(tmp_path):
     """A config is not even looked at."""
     with pytest.raises(HostsError, match="hosts='nowhere' is neither"):
         train.run(None, tmp_path, train.Watching(hosts="nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "dtype", "peak"),
+    [
+        (0.0, "TPU v5p", "bfloat16", 459e12),
+        (0.0, "TPU v5p", "float32", 0.0),
+        (0.0, "cpu", "bfloat16", 0.0),
+        (100.0, "TPU v5p", "bfloat16", 100e12),
+    ],
+)
+def test_the_peak_is_the_flags_or_the_tables(given, kind, dtype, peak):
+    assert train.peak_flops(train.Watching(peak_tflops=given), kind, dtype) == peak
