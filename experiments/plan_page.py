@@ -34,11 +34,14 @@ def config_of(name: str) -> ExperimentConfig:
 
 
 def best(config: ExperimentConfig, slice_name: str) -> dict[str, Any]:
-    """The fastest way by estimate to run the config's batch on a slice, compiled where that can be."""
+    """The fastest way by estimate to run the config's batch that fits a slice, TPUs' once compiled."""
     topology, workload = chips.topology(slice_name), plan.workload_of(config)
     state = memory.abstract_state(workload.student, workload.optimizer)
-    candidate = search.rank(workload, topology, state, batch_factors=(1,))[0]
-    made = plan.make_plan(config, topology, candidate.workload, candidate.shape, analytic=False)
+    ranked = search.rank(workload, topology, state, batch_factors=(1,))
+    plans = (plan.make_plan(config, topology, one.workload, one.shape, analytic=False) for one in ranked)
+    made = next((made for made in plans if made.fits), None)
+    if made is None:
+        raise ValueError(f"{config.name} does not fit {topology.name}; take that slice off the page")
     return plan.summary(config, made, plan.Amounts(plan.PAPER_EXAMPLES, plan.PAPER_PACKING, None))
 
 
@@ -107,7 +110,7 @@ compiler's; GPU rows are estimates throughout. Times are estimates by roofline e
 (`--search` ranks meshes, batches and remat policies and compiles the best {plan.COMPILED_BEST}; `--json`
 prints one line.)
 
-Each row is the fastest mesh, accumulation and remat policy for the config's batch that fits by estimate.
+Each row is the fastest mesh, accumulation and remat policy for the config's batch, by estimate, that fits.
 Hours are those of the paper's two stages, {examples} examples, with
 {plan.PAPER_PACKING} examples in {plan.PAPER_ROW:,} positions and the epochs of the config.
 

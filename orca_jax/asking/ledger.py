@@ -176,7 +176,9 @@ class Ledger:
 
     def answered(self) -> bytes:
         """The ids of all answered requests, of every endpoint, in order and joined (`ID_BYTES` each)."""
-        return b"".join(key for (key,) in self._rows("SELECT key FROM lookup WHERE answer IS NOT NULL"))
+        with explained(self.path):
+            rows = self._connection.execute("SELECT key FROM lookup WHERE answer IS NOT NULL")
+            return b"".join(key for (key,) in rows)
 
     def attempts(self, key: bytes) -> list[Attempt]:
         """All that was tried for one request, in the order it was recorded."""

@@ -24,6 +24,7 @@ _LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OPERATION = re.compile(rf"^(.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
@@ -40,7 +41,7 @@ def collectives(text: str, shape: MeshShape) -> tuple[Collective, ...]:
     """
     computations, entry = _parse(text)
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
-    for line, times in _executed(computations, entry, 1):
+    for line, times in _once(_executed(computations, entry, 1)):
         kind, members = _OPERATION.findall(line)[0][1], group(line)
         size, axes = len(members), varying(members, shape)
         if axes:
@@ -48,6 +49,18 @@ def collectives(text: str, shape: MeshShape) -> tuple[Collective, ...]:
             totals[kind, axes][1] += times * ring_bytes(kind, size, _payload(line, size))
     found = [Collective(kind, axes, int(n), int(sent)) for (kind, axes), (n, sent) in totals.items()]
     return tuple(sorted(found, key=lambda one: -one.sent))
+
+
+def _once(executed: Iterator[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Each transfer once: started, carried on and ended beside other work, it stands in several fusions.
+
+    They share its channel; a transfer without a channel is on its own.
+    """
+    found: dict[object, tuple[str, int]] = {}
+    for number, (line, times) in enumerate(executed):
+        channel = _CHANNEL.search(line)
+        found.setdefault(channel[1] if channel else number, (line, times))
+    return list(found.values())
 
 
 def _parse(text: str) -> tuple[Mapping[str, Computation], str]:

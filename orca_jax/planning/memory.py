@@ -62,7 +62,7 @@ def shard_bytes(tree: Any, shape: MeshShape) -> int:
 def intermediate_width(student: LlamaConfig, tensor: int) -> int:
     """Elements a token that a layer's forward pass leaves for its backward pass, on one of `tensor` chips."""
     heads = (student.num_heads + student.num_kv_heads) * student.head_dim
-    return 8 * student.hidden_size + (3 * heads + 4 * student.intermediate_size) // tensor
+    return 10 * student.hidden_size + (5 * heads + 5 * student.intermediate_size) // tensor
 
 
 def products_width(student: LlamaConfig, tensor: int) -> int:
@@ -94,8 +94,8 @@ def working_bytes(workload: Workload, shape: MeshShape, trained: int) -> int:
     student, tokens = workload.student, workload.part_rows(shape) * workload.row_length
     width = jnp.dtype(workload.compute_dtype).itemsize
     saved = student.num_layers * tokens * saved_width(student, shape.tensor) * width
-    # A layer's backward pass holds its intermediates and their gradients.
-    at_hand = 2 * tokens * intermediate_width(student, shape.tensor) * width
+    # A layer's backward pass holds its intermediates, and the gradients of about half of them at a time.
+    at_hand = 3 * tokens * intermediate_width(student, shape.tensor) * width // 2
     weights = 2 * layer_parameters(student) // shape.tensor * width
     gradients = trained * (2 if workload.accumulation > 1 else 1)
     return gradients + saved + at_hand + weights + logits_bytes(workload, shape)

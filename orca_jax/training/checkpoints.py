@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from orca_jax.student.sharding import path_name
@@ -140,18 +140,26 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any) -> Restored:
         metadata = self._metadata(step)
-        state = self._orbax.load(step, self._as_saved(step) if abstract is None else abstract)
-        found, expected = checksums(state), metadata["checksums"]
+        if abstract is None:
+            host = jax.local_devices(backend="cpu")[0]
+            # Whatever mesh is in force, these arrays are not on it.
+            with jax.set_mesh(Mesh(np.array([host]), ("host",))):
+                state = self._orbax.load(step, self._as_saved(step, host))
+                found = checksums(state)
+        else:
+            state = self._orbax.load(step, abstract)
+            found = checksums(state)
+        expected = metadata["checksums"]
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         if wrong:
             raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
         return Restored(step, state, metadata.get("note", {}))
 
-    def _as_saved(self, step: int) -> Any:
+    def _as_saved(self, step: int, host: jax.Device) -> Any:
         """Shapes of a checkpoint's arrays, on the host: the devices they were on need not be here."""
-        host = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        where = SingleDeviceSharding(host)
         return jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=host),
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
             self._orbax.metadata(step).metadata,
         )
 

@@ -19,6 +19,14 @@ TEXT = """HloModule jit_update, is_scheduled=true
   ROOT %scatter = f32[16]{0} reduce-scatter(%input), replica_groups=mesh['a'=4,'b'=2] {'a'}
 }
 
+%start (x: bf16[8]) -> bf16[16] {
+  ROOT %gathered = bf16[16]{0} all-gather(%x.1), channel_id=7, replica_groups=[4,2]<=[8]
+}
+
+%done (x.2: bf16[8]) -> bf16[16] {
+  ROOT %gathered.1 = bf16[16]{0} all-gather(%x.2), channel_id=7, replica_groups=[4,2]<=[8]
+}
+
 %condition (state: (s32[], bf16[8])) -> pred[] {
   %limit = s32[] constant(16)
   %state = (s32[], bf16[8]{0}) parameter(0)
@@ -44,6 +52,8 @@ TEXT = """HloModule jit_update, is_scheduled=true
   %all-gather.1 = bf16[4,8]{1,0:T(8,128)(2,1)} all-gather(%x), replica_groups=[2,4]<=[4,2]T(1,0)
   %all-reduce.1 = bf16[8]{0} all-reduce(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
   %fusion.1 = f32[16]{0} fusion(%z), kind=kCustom, calls=%fused
+  %async-collective-start = bf16[16]{0} fusion(%x), kind=kCustom, calls=%start
+  %async-collective-done = bf16[16]{0} fusion(%x), kind=kCustom, calls=%done
   %while.2 = (s32[], bf16[8]) while(%u), condition=%condition, body=%ring
 }
 
@@ -61,6 +71,7 @@ def by_kind(found):
 def test_loops_groups_and_scatters_are_read():
     assert by_kind(hlo.collectives(TEXT, SHAPE)) == {
         ("all-gather", ("fsdp",)): (10, 10 * 64 * 3 // 4),
+        ("all-gather", ("tensor",)): (10, 10 * 32 // 2),
         ("all-reduce", ("tensor",)): (10, 10 * 16),
         ("reduce-scatter", ("fsdp",)): (10, 10 * 256 * 3 // 4),
         ("collective-permute", ("fsdp",)): (10 * 8, 10 * 8 * 16),

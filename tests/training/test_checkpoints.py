@@ -310,3 +310,12 @@ def test_what_eight_devices_saved_loads_where_there_is_one(repo, tmp_path):
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "unembed.npy"), saved.params["unembed"])
     assert not list((tmp_path / "checkpoints").glob("damaged-*"))
+
+
+def test_parameters_are_loaded_whatever_mesh_is_in_force(saved):
+    """As a run does that starts from another's; the checkpoints stay where they are."""
+    with jax.set_mesh(synthetic.mesh()):
+        step, params = load_params(saved)
+    assert step == 2
+    assert_equal(params, jax.tree.map(np.asarray, state(2).params))
+    assert not list(saved.glob("damaged-*"))
