@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from experiments.config import ExperimentConfig, load
 from orca_jax.artifacts import ArtifactError
+from orca_jax.asking.endpoint import AskingStopped
 from orca_jax.asking.ledger import LedgerError
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerError
@@ -27,6 +28,7 @@ from orca_jax.training.checkpoints import CheckpointError
 
 USER_ERRORS = (
     ArtifactError,
+    AskingStopped,
     CheckpointError,
     ExaminationError,
     FloatingPointError,
@@ -49,7 +51,7 @@ def set_up_logging() -> None:
     handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
     form = "%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
-    for noisy in ("orbax", "jax", "grain", "tensorboardX"):
+    for noisy in ("orbax", "jax", "grain", "tensorboardX", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs every error of its threads through absl, with a traceback a thread, and raises it too.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
