@@ -136,7 +136,7 @@ class OpenAIEndpoint:
         try:
             async with asyncio.timeout(self.config.timeout):
                 response = await self._post(body)
-        except Exception as error:
+        except Exception as error:  # a connection fails in many ways, and each is an outcome
             return Sent(_failure(error, self.config).cleaned(self.scrub))
         content_type = response.headers.get("content-type", "")
         reading = completions.read(response.status_code, response.content, content_type)
