@@ -42,6 +42,7 @@ setup(
         "protobuf>=5",
         "pyarrow>=18",
         "rich>=13.7",
+        "safetensors>=0.5",
         "scipy>=1.14",
         "sentencepiece>=0.2.1,<0.3",
         "tensorboardX>=2.6.2",
