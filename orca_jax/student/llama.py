@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from orca_jax.student import attention, lora
 from orca_jax.student.config import LlamaConfig
-from orca_jax.student.sharding import constrain
+from orca_jax.student.sharding import all_but_gathered, constrain, gathered, gathers, pinned
 
 Params = dict[str, Any]
 # Kernels keep their input's variance, and tokens start as large as what blocks add to them. At LLaMA's
@@ -113,7 +113,12 @@ class RMSNorm(nn.Module):
 
 
 def dense(features: int, dtype: jnp.dtype, name: str, bias: bool = False) -> nn.Dense:
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, name=name)
+    def product(x: jax.Array, kernel: jax.Array, *arguments: Any, **settings: Any) -> jax.Array:
+        return jax.lax.dot_general(x, gathered(kernel, f"{name}/kernel"), *arguments, **settings)
+
+    return nn.Dense(
+        features, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=product, name=name
+    )
 
 
 class Attention(nn.Module):
@@ -197,11 +202,15 @@ class Block(nn.Module):
 
 def rematerialized(config: LlamaConfig) -> type[Block]:
     """The block whose backward pass computes again what `config.remat` says."""
-    if config.remat == "none":
+    if config.remat == "none" and not gathers():
         return Block
-    # Products with weights have no batch dimensions; those inside attention have, and are not kept.
-    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "products" else None
-    return nn.remat(Block, policy=kept, prevent_cse=not config.scan_layers)
+    policies = {
+        "none": all_but_gathered,
+        # Products with weights have no batch dimensions; those inside attention have, and are not kept.
+        "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": None,
+    }
+    return nn.remat(Block, policy=policies[config.remat], prevent_cse=not config.scan_layers)
 
 
 class Llama(nn.Module):
@@ -244,8 +253,9 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
         by = rotation(positions, self.config)
-        table = constrain(self.embed.embedding.astype(self.dtype), "tensor", None)
-        x = constrain(jnp.take(table, tokens, axis=0), "batch", None, None)
+        table = gathered(self.embed.embedding.astype(self.dtype), "embed/embedding")
+        # Split by features on the way back, a token's gradient is added where its row of the table lies.
+        x = pinned(jnp.take(table, tokens, axis=0), ("batch", None, None), ("data", None, "fsdp"))
         if self.config.scan_layers:
             if cache is not None:
                 raise ValueError("decoding uses the per-layer view: see student.parameters.per_layer")

@@ -7,6 +7,7 @@ Rows are split over data and fsdp together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -105,8 +106,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def rule(path: str) -> tuple[str | None, ...]:
+    """The axes of the first rule that matches a parameter's path.
+
+    Raises:
+      ValueError: no rule does.
+    """
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    if axes is None:
+        raise ValueError(f"no sharding rule for parameter {path!r}; add one to RULES")
+    return axes
+
+
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The first rule that matches a parameter's path; leading (layer) axes stay whole.
+    """A parameter's place by its rule; leading (layer) axes stay whole.
 
     Axes that do not divide a dimension are dropped there: the parameter is then replicated over them.
 
@@ -115,9 +128,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """
     if not shape:
         return PartitionSpec()
-    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
-    if axes is None:
-        raise ValueError(f"no sharding rule for parameter {path!r} of shape {shape}; add one to RULES")
+    axes = rule(path)
     axes = (None,) * (len(shape) - len(axes)) + axes
     return PartitionSpec(
         *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape))
@@ -159,3 +170,47 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*_fitting(x.shape, axes)))
+
+
+Axes = tuple[str | None, ...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def pinned(x: jax.Array, axes: Axes, of_gradient: Axes) -> jax.Array:
+    """`constrain(x, *axes)`, whose gradient is pinned to axes of its own."""
+    return constrain(x, *axes)
+
+
+def _pin(x: jax.Array, axes: Axes, of_gradient: Axes) -> tuple[jax.Array, None]:
+    return constrain(x, *axes), None
+
+
+def _pin_gradient(axes: Axes, of_gradient: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, *of_gradient),)
+
+
+pinned.defvjp(_pin, _pin_gradient)
+
+
+def gathered(weight: jax.Array, path: str) -> jax.Array:
+    """A parameter as computation wants it: whole over `fsdp`, by the rule of `path` over the other axes.
+
+    Its gradient goes straight to where the parameter lies: each device sums its own part, and no device
+    the whole. Left to itself, the partitioner now and then sums whole gradients everywhere.
+    """
+    axes = rule(path)
+    return pinned(weight, tuple(None if axis == "fsdp" else axis for axis in axes), axes)
+
+
+def gathers() -> bool:
+    """Whether parameters are split over `fsdp` on the mesh in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["fsdp"] > 1
+
+
+def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint` that keeps everything but gathered weights, to be gathered again.
+
+    What a constraint gives is what it takes, elsewhere: of activations that is kept as well, and no larger.
+    """
+    return bool(primitive.name != "sharding_constraint")
