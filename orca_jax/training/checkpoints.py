@@ -7,10 +7,11 @@ on the devices, from the bits and their places, so they do not depend on how an 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from orca_jax.student.sharding import path_name
 
 log = logging.getLogger(__name__)
+MACHINE_ERRORS = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM)
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -119,15 +121,25 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there are checkpoints, but none is whole.
+          Exception: what is no checkpoint's fault, such as too little memory; nothing is set aside then.
         """
+        return self._newest_whole(abstract, self._set_aside)
+
+    def read(self) -> Restored | None:
+        """`restore(None)` for a reader of another's run, which sets nothing aside."""
+        return self._newest_whole(None, lambda step: None)
+
+    def _newest_whole(self, abstract: Any, on_damage: Callable[[int], None]) -> Restored | None:
         faults = []
         for step in reversed(self.steps()):
             try:
                 return self._load(step, abstract)
             except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
+                if _is_of_machine(error):
+                    raise
                 faults.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0]:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
-                self._set_aside(step)
+                on_damage(step)
         if faults:
             raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(faults)}")
         return None
@@ -176,6 +188,15 @@ class Checkpoints:
         self._orbax.close()
 
 
+def _is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is of the machine that reads, and not of what it reads."""
+    if error is None:
+        return False
+    full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    denied = isinstance(error, OSError) and error.errno in MACHINE_ERRORS
+    return isinstance(error, MemoryError) or full or denied or _is_of_machine(error.__cause__)
+
+
 def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
     """Parameters of a run's newest whole checkpoint as numpy arrays, and its step.
 
@@ -184,7 +205,7 @@ def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
     """
     checkpoints = Checkpoints(directory, keep=1_000_000, note={})
     try:
-        restored = checkpoints.restore(None)
+        restored = checkpoints.read()
     finally:
         checkpoints.close()
     if restored is None:

@@ -218,6 +218,22 @@ def test_a_run_goes_on_after_damage(copy, caplog):
 def test_load_params_of_a_damaged_checkpoint_gives_the_step_before(copy):
     flip(data_files(copy / "2")[0], 0.5)
     assert load_params(copy)[0] == 1
+    assert (copy / "2").is_dir()  # it is another run's, and stays as it is
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), PermissionError(13, "denied"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_not_the_checkpoints_fault_sets_none_aside(copy, monkeypatch, error):
+    def fail(self, step, abstract):
+        raise RuntimeError("loading failed") from error
+
+    monkeypatch.setattr(Checkpoints, "_load", fail)
+    with pytest.raises(RuntimeError, match="loading failed"):
+        restore(copy)
+    assert (copy / "2").is_dir()
 
 
 # --- Checksums
