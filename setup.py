@@ -10,6 +10,10 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_t
 EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "pydantic>=2.14,<3", "prometheus-client>=0.26,<1"],
+    "dedup": ["datasketch>=2.0,<3"],
+    "beam": ["apache-beam>=2.77,<3"],
+    "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],

@@ -17,6 +17,9 @@ PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
 # Before jax is first imported; by environment, so that the processes which tests start have them too.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {PATIENCE}".strip()
+# Threads of XLA's pool. A device that waits for the others in a collective keeps its thread; with no more
+# threads than devices, what the others wait for may find none, and now and then all wait for ever.
+os.environ.setdefault("NPROC", "32")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".cache/jax-tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
