@@ -44,11 +44,15 @@ log = logging.getLogger(__name__)
 
 
 class _Row(NamedTuple):
-    """One row of a file; `where` names file and line or row, `number` counts from 0."""
+    """One row of a file; `where` names file and line or row, `number` counts from 0.
+
+    `offset` is the byte at which a line begins.
+    """
 
     where: str
     number: int
     values: Any
+    offset: int = 0
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
@@ -66,10 +70,27 @@ def read_jsonl(path: str | os.PathLike[str], record_type: type[Record]) -> Itera
     Raises:
       RecordError: a line is no such record; the message names file, line and field.
     """
+    return (record for _, record in read_placed(path, record_type))
+
+
+def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[tuple[int, Record]]:
+    """As `read_jsonl`, each record with the byte at which its line begins, for `read_at`."""
     for row in _json_rows(path):
         with _located(row.where):
             record = from_json(record_type, row.values)
-        yield record
+        yield row.offset, record
+
+
+def read_at(
+    path: str | os.PathLike[str], offsets: Iterable[int], record_type: type[Record]
+) -> Iterator[Record]:
+    """The records whose lines begin at these bytes; raises as `read_jsonl`."""
+    with open(path, "rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            with _located(f"{path}: byte {offset}"):
+                record = from_json(record_type, _parse(file.readline()))
+            yield record
 
 
 class JsonlAppender:
@@ -177,13 +198,15 @@ def _write_json_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, A
 
 
 def _json_rows(path: str | os.PathLike[str]) -> Iterator[_Row]:
+    offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file):
             if line.strip():
                 where = f"{path}:{number + 1}"
                 with _located(where):
                     values = _parse(line)
-                yield _Row(where, number, values)
+                yield _Row(where, number, values, offset)
+            offset += len(line)
 
 
 def _parse(line: bytes) -> Any:
@@ -297,7 +320,7 @@ def _columns(schema: str) -> Any:
         "conversations": pa.list_(turn),
         "sample": number,
         "system_message_id": number,
-        "sampling": pa.struct({**drawn, "stop": pa.list_(text), "seed": number}),
+        "sampling": pa.struct({**drawn, "stop": pa.list_(text), "seed": number, "top_logprobs": number}),
         "usage": pa.struct({"prompt_tokens": number, "completion_tokens": number}),
     }
     names = Trace.__dataclass_fields__ if schema == "native" else ["id", *SCHEMAS[schema], "extra"]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 ROLES = ("system", "user", "assistant")
+LEFT_OUT = ("extra", "raw", "top_logprobs")  # of the JSON form where they are empty
 Record = TypeVar("Record")
 
 
@@ -43,13 +45,17 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a reply is drawn. `temperature` 0 is greedy; `max_tokens` bounds the reply."""
+    """How a reply is drawn. `temperature` 0 is greedy; `max_tokens` bounds the reply.
+
+    `top_logprobs` asks for the log-probabilities of so many alternatives a token.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 1024
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_logprobs: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,14 +136,11 @@ class Item:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values; the inverse of `from_json`. Empty `extra`/`raw` are left out."""
+    """A record as plain JSON values; the inverse of `from_json`. Empty `LEFT_OUT` fields are left out."""
     row: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if field.name in ("extra", "raw"):
-            if value:
-                row[field.name] = dict(value)
-        else:
+        if value or field.name not in LEFT_OUT:
             row[field.name] = _plain(value)
     return row
 
@@ -147,40 +150,26 @@ def _plain(value: Any) -> Any:
         return to_json(value)
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return dict(value)
     return str(value) if isinstance(value, enum.StrEnum) else value
 
 
-class _Reader:
-    """Checks one JSON object's fields while a record is built from it."""
+class _Field(NamedTuple):
+    """What is checked of one field; `convert` raises TypeError, ValueError or KeyError."""
 
-    def __init__(self, record_type: type, row: Any):
-        if not isinstance(row, Mapping):
-            raise RecordError(f"a {record_type.__name__} must be a JSON object, not {row!r:.80}")
-        self.record_type = record_type
-        self.row = row
+    name: str
+    type: str
+    convert: Callable[[Any], Any] | None
+    required: bool
 
-    def build(self) -> Any:
-        fields = dataclasses.fields(self.record_type)
-        known = {field.name for field in fields}
-        values = {field.name: self._value(field) for field in fields if field.name in self.row}
-        unknown = {key: value for key, value in self.row.items() if key not in known}
-        if unknown and "extra" in known:
-            values["extra"] = {**values.get("extra", {}), **unknown}
-        missing = [f.name for f in fields if f.name not in values and _required(f)]
-        if missing:
-            raise RecordError(f"{self.record_type.__name__} lacks {', '.join(missing)}")
-        return self.record_type(**values)
 
-    def _value(self, field: dataclasses.Field[Any]) -> Any:
-        value = self.row[field.name]
-        convert = _CONVERTERS.get(str(field.type))
-        if convert is None:
-            return value
-        try:
-            return convert(value)
-        except (TypeError, ValueError, KeyError) as error:
-            where = f"{self.record_type.__name__}.{field.name}"
-            raise RecordError(f"{where}: expected {field.type}, got {value!r:.80}") from error
+@functools.cache
+def _fields(record_type: type) -> tuple[_Field, ...]:
+    return tuple(
+        _Field(field.name, str(field.type), _CONVERTERS.get(str(field.type)), _required(field))
+        for field in dataclasses.fields(record_type)
+    )
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -197,7 +186,14 @@ def _exactly(*types: type) -> Any:
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
-    return tuple(from_json(Message, entry) for entry in _exactly(list, tuple)(value))
+    return tuple(map(_message, _exactly(list, tuple)(value)))
+
+
+def _message(value: Any) -> Message:
+    """`from_json`, faster for what is as it should be: traces are mostly messages."""
+    if type(value) is dict and value.keys() == {"role", "content"} and type(value["content"]) is str:
+        return Message(value["role"], value["content"])
+    return from_json(Message, value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -226,4 +222,21 @@ def from_json(record_type: type[Record], row: Any) -> Record:
     Raises:
       RecordError: a field is missing or of the wrong type; the message names it.
     """
-    return _Reader(record_type, row).build()
+    if not isinstance(row, dict):
+        raise RecordError(f"a {record_type.__name__} must be a JSON object, not {row!r:.80}")
+    checked: Any = record_type  # a type, which mypy does not know to be hashable
+    fields, values = _fields(checked), dict[str, Any]()
+    for name, hint, convert, _ in fields:
+        if name in row:
+            try:
+                values[name] = convert(row[name]) if convert else row[name]
+            except (TypeError, ValueError, KeyError) as error:
+                where = f"{record_type.__name__}.{name}"
+                raise RecordError(f"{where}: expected {hint}, got {row[name]!r:.80}") from error
+    if len(values) < len(row) and any(field.name == "extra" for field in fields):
+        unknown = {key: value for key, value in row.items() if key not in values}
+        values["extra"] = {**values.get("extra", {}), **unknown}
+    missing = [field.name for field in fields if field.required and field.name not in values]
+    if missing:
+        raise RecordError(f"{record_type.__name__} lacks {', '.join(missing)}")
+    return record_type(**values)

@@ -80,7 +80,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint not in (bool, object)):
         raise SettingsError(f"config key '{where}' must be {hint.__name__}, got {value!r:.60}")
     return value
 

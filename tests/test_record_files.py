@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax import record_files
 from orca_jax.record_files import JsonlAppender, read_jsonl, read_traces, write_jsonl, write_traces
 from orca_jax.records import Item, Message, Outcome, Query, RecordError, Sampling, Trace, Usage, to_json
 
@@ -154,6 +155,25 @@ class TestJsonLines:
         assert next(records) == Query("1", "t", "c", "k")
         with pytest.raises(RecordError, match=r"queries\.jsonl:2: not a JSON object"):
             next(records)
+
+    @given(texts=st.lists(st.text(), max_size=8), data=st.data())
+    def test_records_are_read_at_their_places(self, texts, data):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "queries.jsonl"
+            queries = [Query(str(number), text, "c", "t") for number, text in enumerate(texts)]
+            write_jsonl(path, queries)
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
+            placed = list(record_files.read_placed(path, Query))
+            assert [query for _, query in placed] == queries
+            chosen = data.draw(st.lists(st.sampled_from(placed), max_size=6)) if placed else []
+            offsets = [offset for offset, _ in chosen]
+            assert list(record_files.read_at(path, offsets, Query)) == [query for _, query in chosen]
+
+    def test_a_wrong_place_is_named(self, tmp_path):
+        path = tmp_path / "queries.jsonl"
+        write_jsonl(path, [Query("1", "a", "c", "t")])
+        with pytest.raises(RecordError, match=r"queries\.jsonl: byte 5: not a JSON object"):
+            list(record_files.read_at(path, [5], Query))
 
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "a.jsonl"

@@ -2,7 +2,9 @@
 
 Nothing is reported before it is committed. A request keeps its place among the `concurrency`
 requests in flight until its reply is committed, so a kill costs at most that many paid replies.
-An endpoint with limits is asked for leave one request at a time, so nothing overtakes.
+An endpoint with limits is asked for leave one request at a time, so nothing overtakes. A commit
+takes as long as several requests do, so what comes within `GATHER` seconds is committed together,
+and what may be sent at one moment is noted together.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
+import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from orca_jax.asking.endpoint import Admission, AskingStopped, Endpoint, Paced, Request
@@ -23,6 +27,8 @@ from orca_jax.asking.queue import Asked, Pending, Queue
 from orca_jax.records import Outcome, Reply, Sampling
 
 Result = TypeVar("Result")
+GATHER = 0.02  # seconds; nothing beside the latency of a teacher
+TICK = 0.5
 
 
 async def ask(
@@ -58,8 +64,7 @@ async def ask(
     asking.start()
     try:
         while not asking.finished():
-            await asking.changed.wait()
-            asking.changed.clear()
+            await asking.gather()
             for asked in asking.settle():
                 yield asked
         asking.check()
@@ -76,19 +81,20 @@ def ask_each(
     concurrency: int = 32,
     retries: int = 2,
     backoff: float = 1.0,
+    on_tick: Callable[[], None] | None = None,
 ) -> None:
     """Like `ask`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
 
-    May be called from a notebook.
+    `on_tick` is called every half second, also while nothing comes. May be called from a notebook.
     """
 
     async def run() -> None:
         asking = ask(endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff)
-        async with contextlib.aclosing(asking):
+        async with _ticking(on_tick), contextlib.aclosing(asking):
             async for asked in asking:
                 on_reply(asked)
 
-    _run(run())
+    run_here(run())
 
 
 def ask_all(
@@ -113,6 +119,24 @@ def ask_all(
     return [replies[index] for index in range(len(replies))]
 
 
+@contextlib.asynccontextmanager
+async def _ticking(on_tick: Callable[[], None] | None) -> AsyncIterator[None]:
+    """Calls `on_tick` every `TICK` seconds."""
+
+    async def tick() -> None:
+        while on_tick is not None:
+            on_tick()
+            await asyncio.sleep(TICK)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 class _Asking:
     """One call of `ask`: a task that sends, tasks that wait for replies, and what they have brought."""
 
@@ -123,14 +147,23 @@ class _Asking:
         self._concurrency = self._free = concurrency
         self._room = asyncio.Event()  # there may be something to send
         self._stored: list[Asked] = []
+        self._admitted: list[tuple[Pending, Admission | None]] = []  # to be noted and sent
         self._running: set[asyncio.Task[Attempt]] = set()
         self._ended: list[tuple[Pending, Attempt]] = []
         self._stopped: AskingStopped | None = None
+        self._broken: BaseException | None = None
         self._sending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._sending = asyncio.create_task(self._send())
         self._sending.add_done_callback(lambda _: self.changed.set())
+
+    async def gather(self) -> None:
+        """Waits until there is something to settle, and a little longer while it is little."""
+        await self.changed.wait()
+        if self._running and not self._stored and 4 * len(self._ended) < self._concurrency:
+            await asyncio.sleep(GATHER)
+        self.changed.clear()
 
     def settle(self) -> list[Asked]:
         """Commits what has come; returns what is settled, and what the ledger held."""
@@ -146,11 +179,14 @@ class _Asking:
         assert self._sending is not None
         if self._sending.done() and not self._sending.cancelled() and self._sending.exception() is not None:
             return True
-        return self._sending.done() and not (self._running or self._ended or self._stored)
+        waiting = self._admitted or self._running or self._ended or self._stored
+        return self._broken is not None or (self._sending.done() and not waiting)
 
     def check(self) -> None:
         """Raises what ended it before its time."""
         assert self._sending is not None
+        if self._broken is not None:
+            raise self._broken
         if not self._sending.cancelled():
             self._sending.result()
         if self._stopped is not None:
@@ -160,6 +196,8 @@ class _Asking:
         """Cancels what is in flight, and commits what has come in the meantime: it is paid for."""
         assert self._sending is not None
         self._sending.cancel()
+        admitted, self._admitted = self._admitted, []
+        self._release(admitted)
         for task in self._running:
             task.cancel()
         await asyncio.gather(self._sending, *self._running, return_exceptions=True)
@@ -171,11 +209,12 @@ class _Asking:
         try:
             while (pending := await self._next()) is not None:
                 admission = None
-                if isinstance(self._endpoint, Paced):
-                    admission = await self._endpoint.admit(
-                        pending.request.messages, _sampling(pending.request)
-                    )
-                self._launch(pending, admission)
+                if self._paced is not None:
+                    admission = await self._paced.admit(pending.request.messages, _sampling(pending.request))
+                self._free -= 1
+                self._admitted.append((pending, admission))
+                if len(self._admitted) == 1:  # others may follow before the loop comes to this
+                    asyncio.get_running_loop().call_soon(self._launch_all)
         except AskingStopped as stopped:
             self._stopped = stopped
 
@@ -196,21 +235,33 @@ class _Asking:
                     async with asyncio.timeout(self._queue.next_due()):
                         await self._room.wait()
 
-    def _launch(self, pending: Pending, admission: Admission | None) -> None:
-        request, ticket = pending.request, None
-        reply: Callable[[], Awaitable[Reply]]
+    def _launch_all(self) -> None:
+        """Notes all that was admitted in the ledger, then sends it."""
+        admitted, self._admitted = self._admitted, []
+        paced = [(pending.request, admission.bound) for pending, admission in admitted if admission]
+        try:
+            tickets = self._ledger.send(self._endpoint.identity, paced) if paced else []
+        except BaseException as error:  # nobody awaits this call
+            self._release(admitted)
+            self._broken = error
+            self.changed.set()
+            return
+        for (pending, admission), ticket in itertools.zip_longest(admitted, tickets):
+            self._launch(pending, admission, ticket)
+
+    def _launch(self, pending: Pending, admission: Admission | None, ticket: int | None) -> None:
+        request = pending.request
         reply = functools.partial(self._endpoint.reply, request.messages, _sampling(request))
-        if admission is not None:
-            reply = admission.reply
-            try:
-                ticket = self._ledger.send(self._endpoint.identity, request, admission.bound)
-            except BaseException:
-                admission.release()
-                raise
-        self._free -= 1
-        task = asyncio.create_task(self._attempt(request, reply, ticket))
+        task = asyncio.create_task(
+            self._attempt(request, admission.reply if admission is not None else reply, ticket)
+        )
         self._running.add(task)
         task.add_done_callback(functools.partial(self._end, pending, admission))
+
+    def _release(self, admitted: list[tuple[Pending, Admission | None]]) -> None:
+        for _, admission in admitted:
+            if admission is not None:
+                admission.release()
 
     def _end(self, pending: Pending, admission: Admission | None, task: asyncio.Task[Attempt]) -> None:
         self._running.discard(task)
@@ -250,7 +301,7 @@ def _sampling(request: Request) -> Sampling:
     return dataclasses.replace(sampling, seed=sampling.seed + request.sample)
 
 
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Runs a coroutine to its end, in a thread of its own where a loop (a notebook's) runs already."""
     try:
         asyncio.get_running_loop()
@@ -260,21 +311,25 @@ def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _run_in_thread(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]]
-    started = concurrent.futures.Future()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    interrupted = threading.Event()
 
     async def main() -> Result:
         task = asyncio.current_task()
         assert task is not None
-        started.set_result((asyncio.get_running_loop(), task))
+        running.append((asyncio.get_running_loop(), task))
+        if interrupted.is_set():  # whoever set it may have looked at `running` before
+            task.cancel()
         return await coroutine
 
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        result = pool.submit(asyncio.run, main())
-        try:
-            return result.result()
-        except KeyboardInterrupt:  # only this thread hears of it
-            loop, task = started.result()
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        return pool.submit(asyncio.run, main()).result()
+    except KeyboardInterrupt:  # only this thread hears of it, at any of its steps
+        interrupted.set()
+        for loop, task in running:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(task.cancel)
-            raise
+        raise
+    finally:
+        pool.shutdown()

@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class BatchError(AskingStopped):
 
 @dataclasses.dataclass(kw_only=True)
 class Batch:
-    """An input file and what became of it. `status` is the server's word; empty while it is not submitted."""
+    """An input file and what became of it: `status` is the server's word, empty while it is not submitted,
+    and `used` what its results used."""
 
     file: InputFile
     input_file_id: str = ""
@@ -55,6 +56,7 @@ class Batch:
     output_file_id: str = ""
     error_file_id: str = ""
     collected: bool = False
+    used: Usage = dataclasses.field(default_factory=Usage)
     reservation: Reservation | None = None
 
     @property
@@ -63,10 +65,13 @@ class Batch:
         return bool(self.status) and not self.collected
 
     def to_json(self) -> dict[str, Any]:
-        names = [
-            field.name for field in dataclasses.fields(self) if field.name not in ("file", "reservation")
-        ]
-        return {"file": dataclasses.asdict(self.file)} | {name: getattr(self, name) for name in names}
+        row = dataclasses.asdict(dataclasses.replace(self, reservation=None))
+        return {name: value for name, value in row.items() if name != "reservation"}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Batch:
+        file, used = InputFile.from_json(row["file"]), Usage(**row.get("used", {}))
+        return cls(**{**row, "file": file, "used": used})
 
 
 class Batches:
@@ -95,7 +100,7 @@ class Batches:
         self._budget, self._price = budget or Budget(), price or Price()
         self._hopeless: set[bytes] = set()
         folder.mkdir(parents=True, exist_ok=True)
-        self.batches = self._read_state()
+        self.batches = read_state(folder)
 
     async def run(
         self,
@@ -112,6 +117,9 @@ class Batches:
           BudgetSpent: the next file could exceed the budget; what is under way is waited for first.
           EndpointRefused: wrong key, or no Batch API there.
         """
+        for batch in self.batches:
+            if batch.is_open:  # submitted before this process was there
+                batch.reservation = self._budget.hold(batch.file.bound, self._price)
         try:
             for _ in range(rounds):
                 self.write(requests())
@@ -229,9 +237,9 @@ class Batches:
             batch.status = batch.batch_id = ""
             self._write_state()
             return
-        used = await self._collect(batch)
+        batch.used = await self._collect(batch)
         if batch.reservation is not None:
-            self._budget.settle(batch.reservation, used, self._price)
+            self._budget.settle(batch.reservation, batch.used, self._price)
         batch.collected = True
         self._write_state()
         if batch.status == "failed":
@@ -301,16 +309,21 @@ class Batches:
             raise EndpointRefused(f"{self._endpoint.label}: {advice} (the Batch API says: {said})") from None
         log.warning("the Batch API did not answer, asking again later: %s", said)
 
-    def _read_state(self) -> list[Batch]:
-        path = self.folder / STATE
-        if not path.exists():
-            return []
-        try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            return [Batch(**{**row, "file": InputFile.from_json(row["file"])}) for row in rows]
-        except (ValueError, TypeError, KeyError) as error:
-            raise BatchError(f"{path} cannot be read ({error}); move it away to begin anew") from error
-
     def _write_state(self) -> None:
         with atomic_write(self.folder / STATE) as file:
             json.dump([batch.to_json() for batch in self.batches], file, indent=1)
+
+
+def read_state(folder: Path) -> list[Batch]:
+    """What became of the batches of `folder`.
+
+    Raises:
+      BatchError: the state cannot be read.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return []
+    try:
+        return [Batch.from_json(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BatchError(f"{path} cannot be read ({error}); move it away to begin anew") from error

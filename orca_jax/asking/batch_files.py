@@ -13,8 +13,8 @@ from typing import Any
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.asking import completions, token_counts
+from orca_jax.asking.api_config import OpenAIConfig
 from orca_jax.asking.endpoint import Fault, Request, request_id
-from orca_jax.asking.openai import OpenAIConfig
 from orca_jax.records import Usage
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,6 @@ def _line(key: bytes, request: Request, config: OpenAIConfig) -> bytes:
         request.messages,
         sampling,
         limit_name=config.limit_name,
-        top_logprobs=config.top_logprobs,
         parameters=config.parameters,
     )
     line = {"custom_id": key.hex(), "method": "POST", "url": address(config), "body": body}

@@ -79,10 +79,11 @@ class Budget:
             if not self._reservations:
                 raise BudgetSpent(self._spent_message(wanted))
             return None
-        self._money_reserved += wanted.money
-        self._tokens_reserved += wanted.tokens
-        self._reservations += 1
-        return wanted
+        return self._take(wanted)
+
+    def hold(self, bound: Usage, price: Price) -> Reservation:
+        """Reserves for what is under way already, whether it fits or not."""
+        return self._take(Reservation(price.cost(bound), bound.prompt_tokens + bound.completion_tokens))
 
     def settle(self, reservation: Reservation, usage: Usage, price: Price) -> None:
         """Ends a reservation and counts what was used instead. Only the first call counts."""
@@ -95,6 +96,12 @@ class Budget:
         self._money_reserved = self._money_reserved - reservation.money if self._reservations else 0.0
         self.spend(usage, price)
         self._changed.notify()
+
+    def _take(self, wanted: Reservation) -> Reservation:
+        self._money_reserved += wanted.money
+        self._tokens_reserved += wanted.tokens
+        self._reservations += 1
+        return wanted
 
     def _fits(self, wanted: Reservation) -> bool:
         money = self.money_spent + self._money_reserved + wanted.money

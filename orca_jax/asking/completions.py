@@ -54,7 +54,6 @@ def body(
     sampling: Sampling,
     *,
     limit_name: str = "max_tokens",
-    top_logprobs: int = 0,
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The JSON of a request. `parameters` are added; one that is None removes its name.
@@ -76,8 +75,8 @@ def body(
         sent["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         sent["seed"] = sampling.seed
-    if top_logprobs:
-        sent |= {"logprobs": True, "top_logprobs": top_logprobs}
+    if sampling.top_logprobs:
+        sent |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
     sent |= parameters or {}
     return {name: value for name, value in sent.items() if value is not None}
 

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from orca_jax.records import Message, Reply, Sampling, Usage
 
@@ -109,7 +109,7 @@ def request_id(identity: str, request: Request) -> bytes:
     differs from its default, so that the ids of older requests stand.
     """
     sampling = request.sampling
-    form = (
+    form: tuple[Any, ...] = (
         identity,
         [(message.role, message.content) for message in request.messages],
         float(sampling.temperature),
@@ -119,4 +119,6 @@ def request_id(identity: str, request: Request) -> bytes:
         sampling.seed,
         request.sample,
     )
+    if sampling.top_logprobs:
+        form += (sampling.top_logprobs,)
     return hashlib.blake2b(json.dumps(form).encode(), digest_size=ID_BYTES).digest()

@@ -143,19 +143,23 @@ class Ledger:
             for request in requests:
                 self._known_or_added(request_id(identity, request), identity, request)
 
-    def send(self, identity: str, request: Request, bound: Usage) -> int:
-        """Notes that a request goes out now, and can use at most `bound`; returns the ticket of its attempt.
+    def send(self, identity: str, sent: Iterable[tuple[Request, Usage]]) -> list[int]:
+        """Notes that requests go out now, each of which can use at most so much; returns their tickets.
 
-        Survives the death of this process, but not a power cut: a note is not worth waiting for a disk.
+        All or none. Survives the death of this process, but not a power cut: a note is not worth waiting
+        for a disk.
         """
-        key, ticket = request_id(identity, request), random.getrandbits(TICKET_BITS)
+        tickets = []
         with self._transaction(synchronous="NORMAL"):
-            self._known_or_added(key, identity, request)
-            self._note(key, bound, ticket)
-        return ticket
+            for request, bound in sent:
+                key = request_id(identity, request)
+                tickets.append(random.getrandbits(TICKET_BITS))
+                self._known_or_added(key, identity, request)
+                self._note(key, bound, tickets[-1])
+        return tickets
 
     def send_known(self, sent: Iterable[tuple[bytes, Usage]], ticket: int) -> None:
-        """Notes several known requests by their ids, all or none, under one ticket; again is no change."""
+        """Like `send` for known requests by their ids, all under one ticket; again is no change."""
         with self._transaction():
             for key, bound in sent:
                 self._note(key, bound, ticket)
@@ -164,6 +168,15 @@ class Ledger:
         """Those of the requests that are noted under this ticket and not recorded yet."""
         query = "SELECT 1 FROM lookup JOIN sent ON sent.request = lookup.request WHERE key = ? AND ticket = ?"
         return {key for key in keys if self._rows(query, [key, ticket])}
+
+    def failure(self, key: bytes) -> Answer | None:
+        """What the last attempt for a request came to, if there was one."""
+        rows = self._rows(
+            f"SELECT {_REPLY_COLUMNS} FROM lookup JOIN attempts ON attempts.request = lookup.request "
+            "WHERE key = ? ORDER BY attempts.id DESC LIMIT 1",
+            [key],
+        )
+        return Answer(_reply(*rows[0][:-1]), _iso(rows[0][-1])) if rows else None
 
     def request(self, key: bytes) -> Request | None:
         """The request with this id, if it was ever recorded or sent."""

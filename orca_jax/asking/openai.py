@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import ipaddress
+import itertools
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,65 +23,18 @@ import httpx2
 import openai
 
 from orca_jax.asking import completions
+from orca_jax.asking.api_config import EndpointError as EndpointError
+from orca_jax.asking.api_config import OpenAIConfig as OpenAIConfig
 from orca_jax.asking.endpoint import EndpointRefused, Fault
-from orca_jax.asking.limiter import Limits
 from orca_jax.records import Message, Reply, Sampling
 
-OPENAI = "https://api.openai.com/v1"
 SHORTEST_SECRET = 8  # a shorter key could be a common word, and replies would be garbled
 KEYLESS = "none"
 AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"  # the `openai` client prefers it to a key
 LOGGERS = ("httpcore", "httpx", "openai")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The client looks through all idle connections of its pool at every request: several small pools are faster.
+POOLS = 8
 _LIMITS = re.compile(r"x-ratelimit-|retry-after|date$")
-
-
-class EndpointError(ValueError):
-    """The endpoint's settings cannot work; the message names the setting."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OpenAIConfig:
-    """One endpoint.
-
-    Attributes:
-      model: what the server calls the model; on Azure the deployment's name.
-      base_url: up to and with `/v1`; on Azure `https://NAME.openai.azure.com`.
-      api_version: Azure's, for example `2024-06-01`; empty for all others.
-      key_variable: the environment variable that holds the key; empty for a server without keys.
-      limits: of requests and tokens a minute, as far as they are known.
-      timeout: seconds for one request, to the last byte of its answer.
-      limit_name: `max_completion_tokens` for models that do not know `max_tokens`.
-      top_logprobs: alternatives a token whose log-probabilities are kept in `raw["logprobs"]`; 0: none.
-      parameters: more of the request's JSON; None removes what would be sent.
-      largest: bytes of an answer beyond which it is not read.
-    """
-
-    model: str
-    base_url: str = OPENAI
-    api_version: str = ""
-    key_variable: str = "OPENAI_API_KEY"
-    limits: Limits = dataclasses.field(default_factory=Limits)
-    timeout: float = 600.0
-    limit_name: str = "max_tokens"
-    top_logprobs: int = 0
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    largest: int = 8 * 2**20
-
-    def __post_init__(self) -> None:
-        if not self.model:
-            raise EndpointError("an endpoint needs a model (on Azure the deployment's name)")
-        if self.key_variable and not _NAME.fullmatch(self.key_variable):
-            # The text itself may be a key, so it is not shown.
-            raise EndpointError(
-                f"key_variable of {self.model!r} is no variable's name; put the key into the environment, "
-                "and the variable's name, for example OPENAI_API_KEY, here"
-            )
-        _check_url(self.base_url, bool(self.key_variable))
-        if self.timeout <= 0 or self.largest <= 0 or not 0 <= self.top_logprobs <= 20:
-            raise EndpointError(
-                f"{self.model!r}: timeout and largest must be above 0, top_logprobs in 0 to 20"
-            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +58,8 @@ class OpenAIEndpoint:
         self.identity = config.model
         self._key = _key(config)
         self._secrets = [s for s in (self._key, os.environ.get(AZURE_TOKEN, "")) if len(s) >= SHORTEST_SECRET]
-        self._client: openai.AsyncOpenAI | None = None
+        self._clients: list[openai.AsyncOpenAI] = []
+        self._turns: Iterator[openai.AsyncOpenAI] = iter(())
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -130,7 +85,6 @@ class OpenAIEndpoint:
             messages,
             sampling,
             limit_name=self.config.limit_name,
-            top_logprobs=self.config.top_logprobs,
             parameters=self.config.parameters,
         )
         try:
@@ -148,17 +102,20 @@ class OpenAIEndpoint:
         return f"{self.label}: {completions.advice(status, said)} (the server says: {said})"
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None and self._loop is asyncio.get_running_loop():
-            await client.close()
+        clients, self._clients = self._clients, []
+        if self._loop is asyncio.get_running_loop():
+            for client in clients:
+                await client.close()
 
     def client(self) -> openai.AsyncOpenAI:
-        """The `openai` client of the running event loop; connections belong to their loop."""
+        """The next of the `openai` clients of the running event loop; connections belong to their loop."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._client, self._loop = _make_client(self.config, self._key), loop
+        if not self._clients or self._loop is not loop:
+            context = httpx2.create_ssl_context()
+            self._clients = [_make_client(self.config, self._key, context) for _ in range(POOLS)]
+            self._turns, self._loop = itertools.cycle(self._clients), loop
             _guard(self._secrets)
-        return self._client
+        return next(self._turns)
 
     def scrub(self, value: Any) -> Any:
         """A JSON value without the key, which a server may repeat in what it says."""
@@ -227,7 +184,7 @@ class _Bounded(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-def _make_client(config: OpenAIConfig, key: str) -> openai.AsyncOpenAI:
+def _make_client(config: OpenAIConfig, key: str, context: ssl.SSLContext) -> openai.AsyncOpenAI:
     async def bound(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise _TooLarge  # not asked for, and a few bytes can unpack to any size
@@ -235,6 +192,7 @@ def _make_client(config: OpenAIConfig, key: str) -> openai.AsyncOpenAI:
         response.stream = _Bounded(response.stream, config.largest)
 
     http = httpx2.AsyncClient(
+        verify=context,
         timeout=httpx2.Timeout(config.timeout, connect=min(30.0, config.timeout)),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         event_hooks={"response": [bound]},
@@ -278,25 +236,3 @@ def _key(config: OpenAIConfig) -> str:
             "key into it, or set key_variable to '' for a server that needs none"
         )
     return key
-
-
-def _check_url(url: str, with_key: bool) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EndpointError("base_url must be http://HOST... or https://HOST...")
-    if parts.username or parts.password or parts.query:
-        raise EndpointError(
-            f"base_url of host {parts.hostname} holds a user, password or query; leave only the address"
-        )
-    if with_key and parts.scheme == "http" and not _is_local(parts.hostname):
-        raise EndpointError(
-            f"base_url of host {parts.hostname} is not https, and a key would go over the network "
-            "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
-        )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

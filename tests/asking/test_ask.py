@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -9,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from orca_jax.asking.ask import LOOK_AHEAD, ask, ask_all
+from orca_jax.asking import ask as asking
+from orca_jax.asking.ask import LOOK_AHEAD, ask, ask_all, ask_each
 from orca_jax.asking.endpoint import Request, request_id
 from orca_jax.asking.ledger import Attempt, Ledger, LedgerError
 from orca_jax.records import Message, Outcome, Reply, Usage
@@ -230,15 +231,110 @@ class TestNotebooks:
 
         assert [reply.text for reply in asyncio.run(cell())] == [f"echo {number}" for number in range(5)]
 
-    def test_an_interrupt_ends_it(self, ledger):
-        async def cell():
-            ask_all(Echo(seconds=0.05), requests(10_000), ledger)
+    @pytest.mark.parametrize("moment", ["while it asks", "before it asks"])
+    def test_an_interrupt_ends_it(self, ledger, moment, monkeypatch):
+        def interrupt(_=None):
+            os.kill(os.getpid(), signal.SIGINT)
 
-        threading.Timer(0.4, os.kill, [os.getpid(), signal.SIGINT]).start()
+        class Submitting(concurrent.futures.ThreadPoolExecutor):
+            def submit(self, *arguments):
+                submitted = super().submit(*arguments)
+                interrupt()
+                return submitted
+
+        async def cell():
+            ask_each(Echo(seconds=0.05), requests(10_000), ledger, seen.append)
+
+        seen = Once(interrupt) if moment == "while it asks" else []
+        if moment == "before it asks":
+            monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", Submitting)
         loop = asyncio.new_event_loop()  # as in a notebook, an interrupt is raised where the cell is
         with contextlib.closing(loop), pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(cell())
-        assert 0 < ledger.status()["echo"].answers < 10_000
+        assert len(seen) < 10_000
+
+
+class Once(list):
+    """A list that calls `first` when the first entry comes."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first = first
+
+    def append(self, entry):
+        super().append(entry)
+        if len(self) == 1:
+            self.first()
+
+
+class TestTicks:
+    def test_come_while_nothing_else_does(self, ledger, monkeypatch):
+        monkeypatch.setattr(asking, "TICK", 0.01)
+        seen = []
+        ask_each(
+            Echo(seconds=0.3),
+            requests(1),
+            ledger,
+            lambda _: None,
+            on_tick=lambda: seen.append(time.monotonic()),
+        )
+        assert len(seen) > 3
+
+    def test_an_error_in_one_is_not_lost(self, ledger):
+        def fail():
+            raise OSError("no terminal")
+
+        with pytest.raises(OSError, match="no terminal"):
+            ask_each(Echo(), requests(1), ledger, lambda _: None, on_tick=fail)
+
+
+class Counting(Ledger):
+    """A ledger that counts its commits."""
+
+    commits = 0
+
+    @contextlib.contextmanager
+    def _transaction(self, *arguments, **options):
+        type(self).commits += 1
+        with super()._transaction(*arguments, **options):
+            yield
+
+
+class Leave:
+    """An endpoint that gives leave at once."""
+
+    identity = "leave"
+    bound = Usage(1, 1)
+
+    async def admit(self, messages, sampling):
+        return self
+
+    async def reply(self, *_):
+        await asyncio.sleep(0.05)
+        return Reply(Outcome.OK, "So.")
+
+    def release(self):
+        pass
+
+    async def close(self):
+        pass
+
+
+def test_what_comes_together_is_committed_together(tmp_path):
+    """Ten rounds of 32 requests: a commit before each and about one after it."""
+    with Counting(tmp_path / "ledger.sqlite") as ledger:
+        ask_all(Leave(), requests(320), ledger, concurrency=32)
+        assert ledger.status()["leave"].unheard == 0
+    assert Counting.commits <= 80
+
+
+def test_a_ledger_that_fails_as_requests_go_out_ends_it(tmp_path):
+    class Failing(Ledger):
+        def send(self, identity, sent):
+            raise LedgerError("the disk is full")
+
+    with Failing(tmp_path / "ledger.sqlite") as ledger, pytest.raises(LedgerError, match="disk is full"):
+        ask_all(Leave(), requests(50), ledger)
 
 
 def test_leaving_early_keeps_what_was_paid(ledger):

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.asking.batch import STATE, BatchError, Batches
+from orca_jax.asking.batch import STATE, BatchError, Batches, read_state
 from orca_jax.asking.batch_files import BatchLimits
 from orca_jax.asking.budget import Budget, BudgetSpent, Price
 from orca_jax.asking.endpoint import EndpointRefused, Fault, Request, request_id
@@ -391,3 +391,22 @@ def test_a_broken_state_file(folder, ledger):
 def test_senseless_limits(field):
     with pytest.raises(ValueError, match="at least 1"):
         BatchLimits(**{field: 0})
+
+
+def test_what_the_results_used_is_kept_and_open_ones_are_reserved_on_resume(folder, ledger):
+    api = BatchAPI(polls=2)
+    with Server(api) as server:
+        config = OpenAIConfig(model="gpt-4", base_url=server.url, key_variable="")
+
+        async def begin():
+            first = Batches(folder, "teacher", config, ledger)
+            first.write(requests(5))
+            await first.submit()
+
+        asyncio.run(begin())
+        bound = read_state(folder)[0].file.bound
+        budget = Budget(tokens=bound.prompt_tokens + bound.completion_tokens)
+        collect(server, folder, ledger, requests(5), budget=budget)
+    (batch,) = read_state(folder)
+    assert batch.used == Usage(20, 30)
+    assert (budget.tokens_spent, len(api.batches)) == (50, 1)

@@ -95,3 +95,11 @@ def test_senseless_caps(cap):
 def test_senseless_prices():
     with pytest.raises(ValueError, match="0 or more"):
         Price(prompt=float("nan"))
+
+
+def test_what_is_under_way_is_held_even_where_it_does_not_fit():
+    budget = Budget(tokens=100)
+    held = budget.hold(Usage(0, 150), PRICE)
+    assert budget.try_reserve(Usage(0, 1), PRICE) is None  # it waits, for some may be given back
+    budget.settle(held, Usage(0, 40), PRICE)
+    assert budget.try_reserve(Usage(0, 60), PRICE) is not None

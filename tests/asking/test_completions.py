@@ -200,8 +200,8 @@ class TestRequests:
     MESSAGES = (Message("system", "Be brief."), Message("user", "Why?"))
 
     def test_all_settings(self):
-        sampling = Sampling(0.7, 0.95, 300, ("\n", "END"), 5)
-        assert completions.body("gpt", self.MESSAGES, sampling, top_logprobs=3) == {
+        sampling = Sampling(0.7, 0.95, 300, ("\n", "END"), 5, top_logprobs=3)
+        assert completions.body("gpt", self.MESSAGES, sampling) == {
             "model": "gpt",
             "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
             "temperature": 0.7,

@@ -16,6 +16,7 @@ FIELDS = {
     "max_tokens": st.integers(1, 9999),
     "stop": st.lists(TEXT, max_size=3).map(tuple),
     "seed": st.none() | st.integers(),
+    "top_logprobs": st.integers(0, 20),
 }
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(ROLES), TEXT), max_size=3).map(tuple)
 REQUESTS = st.builds(Request, MESSAGES, st.builds(Sampling, **FIELDS), st.integers(0, 99))

@@ -45,3 +45,18 @@ def test_another_file(tmp_path):
         pytest.raises(ValueError, match="5 bytes are no whole number"),
     ):
         keys.missing(tmp_path / "keys", ledger)
+
+
+def test_what_is_unanswered_and_what_was_answered(tmp_path):
+    asked = requests(1200)
+    keys.write(tmp_path / "keys", "teacher", asked)
+    with Ledger(tmp_path / "ledger") as ledger:
+        ledger.record(Attempt("teacher", asked[n], Reply(Outcome.OK, f"re {n}")) for n in range(0, 1200, 2))
+        ledger.record([Attempt("teacher", asked[1], Reply(Outcome.ERROR, "", raw={"error": "broken"}))])
+        count, missing = keys.unanswered(tmp_path / "keys", ledger, iter(asked))
+        found = list(keys.answers(keys.read(tmp_path / "keys"), ledger))
+    assert count == 600
+    assert list(missing) == asked[1::2]
+    assert [answer.reply.text for answer in found[::2]] == [f"re {n}" for n in range(0, 1200, 2)]
+    assert found[1].reply.raw == {"error": "broken"}
+    assert found[3::2] == [None] * 599

@@ -153,9 +153,15 @@ class TestStatus:
             [attempt("a"), attempt("b", "first", Outcome.ERROR), attempt("b", "last", Outcome.ERROR)]
         )
         ledger.record([Attempt("other", request("c"), Reply(Outcome.ERROR, ""))])
-        ledger.send("teacher", request("d"), Usage())
+        ledger.send("teacher", [(request("d"), Usage())])
         (failed, reply), (sent, nothing) = ledger.unanswered("teacher")
         assert (failed, reply.text, sent, nothing) == (request("b"), "last", request("d"), None)
+
+    def test_the_last_failure(self, ledger):
+        ledger.record([attempt("b", text, Outcome.ERROR) for text in ("first", "last")])
+        assert ledger.failure(key("b")).reply.text == "last"
+        assert ledger.failure(key("b")).created.endswith("Z")
+        assert ledger.failure(key("never")) is None
 
     def test_the_file_is_smaller_than_twice_its_texts(self, ledger):
         texts = [f"{number}: " + f"step {number * 7919} gives {number * 31}; " * 12 for number in range(2000)]
@@ -167,7 +173,7 @@ class TestStatus:
 class TestSent:
     def test_is_counted_until_it_is_recorded(self, ledger):
         bound = Usage(30, 40)
-        tickets = [ledger.send("teacher", request(text), bound) for text in ("a", "b", "b")]
+        tickets = ledger.send("teacher", [(request(text), bound) for text in ("a", "b", "b")])
         status = ledger.status()["teacher"]
         assert (status.unheard, status.unheard_usage) == (3, Usage(90, 120))
         assert (status.requests, status.answers, status.attempts) == (2, 0, {})
@@ -191,14 +197,14 @@ class TestSent:
 
     def test_a_request_by_its_id(self, ledger):
         asked = request("Was heißt\ud83d das?", sampling=Sampling(0.7, stop=("x",), seed=3), sample=2)
-        ledger.send("teacher", asked, Usage())
+        ledger.send("teacher", [(asked, Usage())])
         assert ledger.request(request_id("teacher", asked)) == asked
         assert ledger.request(key("never")) is None
 
     def test_answered(self, ledger):
         ledger.record([attempt(str(number)) for number in range(20)])
         ledger.record([attempt("failed", outcome=Outcome.ERROR)])
-        ledger.send("teacher", request("sent"), Usage())
+        ledger.send("teacher", [(request("sent"), Usage())])
         assert ledger.answered() == b"".join(sorted(key(str(number)) for number in range(20)))
 
 
@@ -245,7 +251,7 @@ class TestFiles:
         for _ in range(2):
             with Ledger(path) as ledger:
                 assert ledger.get(key()).reply.text == "So."
-                ledger.send("teacher", request("more"), Usage())
+                ledger.send("teacher", [(request("more"), Usage())])
         assert not os.path.exists(f"{path}-wal")
 
     def test_an_empty_file_becomes_one(self, tmp_path):

@@ -273,7 +273,7 @@ class TestSettings:
             ({"base_url": "http://gpu7:8000/v1"}, "not https"),
             ({"key_variable": "sk-secret-word"}, "is no variable's name"),
             ({"timeout": 0}, "above 0"),
-            ({"top_logprobs": 21}, "top_logprobs"),
+            ({"largest": 0}, "above 0"),
         ],
     )
     def test_errors(self, settings, message):
