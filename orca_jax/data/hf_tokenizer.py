@@ -147,6 +147,10 @@ class HuggingFaceTokenizer:
             model.get("unk_id", self.control_ids.get(model.get("unk_token") or ""))
         }
 
+    def encode_all(self, texts: Sequence[str], *, first: bool) -> list[list[int]]:
+        """Ids of each text, as `encode` gives them."""
+        return [self.encode(text, first=first) for text in texts]
+
     def encode_rendered(self, text: str, contents: Sequence[tuple[int, int]]) -> list[Token]:
         """Tokens of a rendered conversation, with the ids that transformers gives.
 

@@ -61,7 +61,7 @@ class Settings:
 
     coverage: float = 0.4
     max_documents: int = 5
-    action: Literal["drop", "keep"] = "drop"
+    action: str = "drop"
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage <= 1:

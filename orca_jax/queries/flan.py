@@ -178,6 +178,16 @@ READERS: Mapping[str, Callable[..., Iterator[Query]]] = {
 }
 
 
+# What the publishers of each kind of file say; the sets inside have licences of their own.
+LICENCES: Mapping[str, str] = {
+    "submix": "its sets' own; google-research/FLAN is Apache-2.0",
+    "cot": "google-research/FLAN, Apache-2.0",
+    "niv2": "allenai/natural-instructions, Apache-2.0",
+    "t0": "bigscience/P3, Apache-2.0",
+    "raw": "each set's own",
+}
+
+
 def read_all(sources: Mapping[str, Iterable[str | Path]], tally: Tally | None = None) -> Iterator[Query]:
     """The queries of many files, the kinds of file in order of `sources`, files by name.
 
@@ -391,7 +401,8 @@ _CUES = (
 
 def _cot_forward(task: str, texts: _CotTexts) -> Query:
     cue = _CUES[hashlib.blake2b(texts.question.encode("utf-8", "surrogatepass")).digest()[0] % len(_CUES)]
-    return _query("cot", task, f"{texts.question}\n{cue}", texts.answer, "zs_opt")
+    extra = {"explanation": texts.explanation}
+    return _query("cot", task, f"{texts.question}\n{cue}", texts.answer, "zs_opt", extra)
 
 
 def _cot_inverted(task: str, texts: _CotTexts) -> Query:

@@ -368,11 +368,12 @@ def gather(folder: str | Path, path: str | Path, seed: int) -> int:
     Returns:
       How many queries there are.
     """
-    return record_files.write_jsonl(path, _gathered(Path(folder), seed))
+    return record_files.write_jsonl(path, gathered(folder, seed))
 
 
-def _gathered(folder: Path, seed: int) -> Iterator[Query]:
-    for bucket in sorted(folder.iterdir()):
+def gathered(folder: str | Path, seed: int) -> Iterator[Query]:
+    """The queries that `gather` writes, one bucket in memory at a time."""
+    for bucket in sorted(Path(folder).iterdir()):
         parts = [record_files.read_jsonl(part, Query) for part in sorted(bucket.glob("*.jsonl"))]
         by_id = {query.id: query for part in parts for query in part}
         yield from sorted(by_id.values(), key=lambda query: (_order(query, seed), query.id))

@@ -28,6 +28,7 @@ from orca_jax.records import Query
 
 DATA_FILE = "system_messages.csv"
 COLLECTIONS = ("cot", "niv2", "t0", "flan2021")
+TEXT = "system_text"  # in a query's `extra`: the text of a user's message
 ANY = "*"  # in a user's set: the share in every collection that is not named
 # The share of multiple choice in the sub-collections whose messages depend on it: Flan 2021's follows from
 # Figure 6 if its messages are uniform; T0's is what `multiple_choice` finds in OpenOrca's T0 rows.
@@ -172,6 +173,19 @@ def get(message_id: int) -> SystemMessage:
         return all_messages()[message_id]
     except KeyError:
         raise KeyError(f"no system message {message_id!r}; ids go from 1 to {len(_OURS)}") from None
+
+
+def text_of(query: Query) -> str:
+    """The system message that a query is asked under: one of a user's set, of the 16, or the empty one."""
+    own: str | None = query.extra.get(TEXT)
+    return get(query.system_message_id or 1).text if own is None else own
+
+
+def with_texts(queries: Iterable[Query], messages: MessageSet) -> Iterator[Query]:
+    """The queries with their messages' texts, which a user's own ids do not tell."""
+    for query in queries:
+        text = messages.messages[query.system_message_id or 1].text
+        yield dataclasses.replace(query, extra={**query.extra, TEXT: text})
 
 
 @functools.cache

@@ -21,29 +21,43 @@ class PairError(ValueError):
 
 
 def pair(first: Sequence[Item], second: Sequence[Item]) -> list[Pair]:
-    """The items of both by benchmark, task and id.
+    """The items of both by benchmark, task and id, and by seed where an item was asked under several.
 
     Raises:
-      PairError: an item stands in one examination only, or twice.
+      PairError: an item stands in one examination only, or twice under one seed.
     """
-    keyed = [{(i.benchmark, i.task, i.id): i for i in items} for items in (first, second)]
+    several = any(len(items) > len({_key(item) for item in items}) for items in (first, second))
+    keyed = [
+        {(*_key(item), item.seed if several else 0): item for item in items} for items in (first, second)
+    ]
     for items, by_key in zip((first, second), keyed):
         if len(items) > len(by_key):
-            raise PairError("an item occurs twice; compare examinations of one seed")
+            raise PairError("an item occurs twice under one seed; compare one examination with another")
     alone = keyed[0].keys() ^ keyed[1].keys()
     if alone:
         raise PairError(f"{len(alone)} items are in one examination only, for example {sorted(alone)[0]}")
+    seeds = {seed for *_, seed in keyed[0]}
+    if len(seeds) * len({key[:3] for key in keyed[0]}) != len(keyed[0]):
+        raise PairError(f"not every item was asked under each of {len(seeds)} seeds; finish the examinations")
     return [(keyed[0][key], keyed[1][key]) for key in keyed[0]]
 
 
+def _key(item: Item) -> tuple[str, str, str]:
+    return item.benchmark, item.task, item.id
+
+
 def groups(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
-    """Pairs by task and difficulty, by difficulty alone, and all together, in the order of a table."""
+    """Pairs by task (and difficulty), by difficulty alone, and all together, in the order of a table."""
     found: dict[str, list[Pair]] = collections.defaultdict(list)
     for one, other in sorted(pairs, key=lambda p: (p[0].task, _difficulty(p[0]))):
-        found[f"{one.task}, difficulty {_difficulty(one)}"].append((one, other))
+        found[one.task + _level(one)].append((one, other))
     for one, other in sorted(pairs, key=lambda p: _difficulty(p[0])):
-        found[f"all, difficulty {_difficulty(one)}"].append((one, other))
+        found["all" + _level(one)].append((one, other))
     return {**found, "all": list(pairs)}
+
+
+def _level(item: Item) -> str:
+    return f", difficulty {_difficulty(item)}" if "difficulty" in item.extra else ""
 
 
 def _difficulty(item: Item) -> int:
@@ -51,24 +65,56 @@ def _difficulty(item: Item) -> int:
 
 
 def accuracy_table(pairs: Sequence[Pair], names: Names) -> str:
-    """Accuracy of both in per cent, n, discordant items and the exact McNemar test, by group."""
+    """Accuracy of both in per cent, n, discordant items, the exact McNemar test and a paired bootstrap.
+
+    p (Holm) corrects for the table's rows of single tasks being tests as many. Errors of rows over several
+    tasks are pooled within tasks, as in the tables of scores. Under several seeds an item counts with its
+    mean, the bootstrap draws seeds too, and McNemar's test is that of the first seed.
+    """
     header = ["", "n", *names, f"{names[1]} - {names[0]}", "right in one only", "p (McNemar)"]
-    return markdown(header, [_accuracy_row(name, group) for name, group in groups(pairs).items()])
+    header += ["p (Holm)", "95 % of the difference"]
+    found = groups(pairs)
+    tests = {name: statistics.mcnemar(*_right(group)[0].T) for name, group in found.items()}
+    single = [name for name in found if name.partition(",")[0] != "all"]
+    corrected = dict(zip(single, statistics.holm([tests[name].p_value for name in single])))
+    rows = [_accuracy_row(name, group, tests[name], corrected.get(name)) for name, group in found.items()]
+    return markdown(header, rows)
 
 
-def _accuracy_row(name: str, group: Sequence[Pair]) -> list[str]:
-    right = np.array([[one.correct, other.correct] for one, other in group])
-    test = statistics.mcnemar(right[:, 0], right[:, 1])
-    shown = [_percent(statistics.mean(right[:, side].astype(float))) for side in (0, 1)]
-    difference = 100 * float(right[:, 1].mean() - right[:, 0].mean())
+def _right(group: Sequence[Pair]) -> np.ndarray:
+    """Whether each is right, bool [seeds, items, 2]."""
+    by_seed: dict[int, dict[tuple[str, str, str], tuple[bool, bool]]] = collections.defaultdict(dict)
+    for one, other in group:
+        by_seed[one.seed][_key(one)] = (one.correct, other.correct)
+    items = list(next(iter(by_seed.values())))
+    return np.array([[by_seed[seed][item] for item in items] for seed in sorted(by_seed)])
+
+
+def _accuracy_row(
+    name: str, group: Sequence[Pair], test: statistics.McNemar, corrected: float | None
+) -> list[str]:
+    right = _right(group)
+    shown = [_percent(_estimate([pair[side] for pair in group])) for side in (0, 1)]
+    drawn = statistics.paired_bootstrap(right[..., 1], right[..., 0])
     return [
         name,
-        str(len(group)),
+        str(right.shape[1]),
         *shown,
-        f"{difference:+.1f}",
+        f"{100 * drawn.difference:+.1f}",
         f"{test.only_first} / {test.only_second}",
         f"{test.p_value:.2g}",
+        "-" if corrected is None else f"{corrected:.2g}",
+        f"{100 * drawn.low:+.1f} to {100 * drawn.high:+.1f}",
     ]
+
+
+def _estimate(items: Sequence[Item]) -> statistics.Estimate:
+    """Accuracy over all items; its error is pooled within tasks."""
+    by_task: dict[str, list[float]] = collections.defaultdict(list)
+    for (_, task, _), right in statistics.means((_key(item), item.correct) for item in items).items():
+        by_task[task].append(right)
+    estimates = [statistics.mean(right) for right in by_task.values()]
+    return statistics.micro_mean(estimates, [len(right) for right in by_task.values()])
 
 
 def _percent(estimate: statistics.Estimate) -> str:
@@ -99,7 +145,7 @@ def step_table(pairs: Sequence[Pair], names: Names) -> str:
     header = ["", "n", "replies with steps", "correct steps", "right answers by wrong steps"]
     rows = []
     for name, group in groups(pairs).items():
-        if not name.startswith("all"):
+        if name.partition(",")[0] != "all":
             continue
         for side, arm in enumerate(names):
             values = step_row([both[side] for both in group]).values()
@@ -110,11 +156,12 @@ def step_table(pairs: Sequence[Pair], names: Names) -> str:
 
 def sentence(pairs: Sequence[Pair], names: Names) -> str:
     """What the paired test over all items says, in words."""
-    right = np.array([[one.correct, other.correct] for one, other in pairs])
-    test = statistics.mcnemar(right[:, 0], right[:, 1])
-    accuracy = 100 * right.mean(axis=0)
+    right = _right(pairs)
+    test = statistics.mcnemar(*right[0].T)
+    accuracy = 100 * right.mean(axis=(0, 1))
+    seeds = "one seed" if len(right) == 1 else f"{len(right)} seeds, of the first"
     figures = (
-        f"{names[0]} {accuracy[0]:.1f} %, {names[1]} {accuracy[1]:.1f} %, n = {len(pairs)}, one seed, "
+        f"{names[0]} {accuracy[0]:.1f} %, {names[1]} {accuracy[1]:.1f} %, n = {right.shape[1]}, {seeds}, "
         f"McNemar p = {test.p_value:.2g}"
     )
     if test.p_value >= SIGNIFICANT:

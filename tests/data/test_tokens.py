@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from orca_jax import artifacts
 from orca_jax.data import tokens
-from orca_jax.data.layouts import LayoutError
+from orca_jax.data.layouts import Encoded, LayoutError
 from orca_jax.data.tokens import Encoder, TokenStore, trainable, write_store
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
 SHARD = 4
+SERIALIZE = tokens.serializer(tokens.features())
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ TRACES = [make_trace(number) for number in range(10)]
 
 def finished(directory, traces, encoder, **options):
     """A store with its manifest, and what was counted."""
-    counts = write_store(directory, traces, len(traces), encoder, **options)
+    counts = write_store(directory, traces, encoder, **options)
     artifacts.finish(directory, {}, {}, counts)
     return TokenStore(directory), counts
 
@@ -75,7 +76,7 @@ def test_examples_are_read_back_in_order(whole, encoder):
     store = TokenStore(whole)
     assert len(store) == len(TRACES)
     for index, trace in enumerate(TRACES):
-        example, encoded = store[index], encoder(trace)
+        example, encoded = store[index], encoder([trace])[0]
         assert example["id"] == trace.id
         np.testing.assert_array_equal(example["tokens"], encoded.tokens)
         np.testing.assert_array_equal(example["weights"], encoded.weights)
@@ -87,9 +88,25 @@ def test_examples_are_read_back_in_order(whole, encoder):
         ]
 
 
+@given(
+    id=st.text(st.characters(codec="utf-8"), max_size=200),
+    weights=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=3000),
+)
+@settings(max_examples=60)
+def test_examples_have_the_bytes_that_tfds_gives_them(id, weights):
+    size = len(weights)
+    encoded = Encoded(
+        np.arange(size, dtype=np.int32) * 77,
+        np.array(weights, np.float32),
+        np.arange(size, dtype=np.int8) % 3,
+    )
+    arrays = {"tokens": encoded.tokens, "weights": encoded.weights, "roles": encoded.roles.astype(np.uint8)}
+    assert tokens._example(id, encoded) == SERIALIZE({"id": id, **arrays})
+
+
 def test_columns_stand_beside_the_examples(whole, encoder):
     store = TokenStore(whole)
-    assert store.lengths.tolist() == [len(encoder(trace).tokens) - 1 for trace in TRACES]
+    assert store.lengths.tolist() == [len(encoded.tokens) - 1 for encoded in encoder(TRACES)]
     for name in ("collection", "task", "teacher"):
         assert store.columns[name].tolist() == [getattr(trace, name) for trace in TRACES]
     assert store.columns["system_message_id"].tolist() == [t.system_message_id or -1 for t in TRACES]
@@ -159,9 +176,9 @@ def test_a_lost_shard_alone_is_written_again(whole, encoder, tmp_path, lost):
         (tmp_path / name).unlink()
     written, encoded = [], []
 
-    def spy(trace):
-        encoded.append(trace.id)
-        return encoder(trace)
+    def spy(traces):
+        encoded.extend(trace.id for trace in traces)
+        return encoder(traces)
 
     finished(tmp_path, TRACES, spy, on_shard=lambda done, shards: written.append((done, shards)))
     assert written == [(3, 3)]
@@ -172,34 +189,34 @@ def test_a_lost_shard_alone_is_written_again(whole, encoder, tmp_path, lost):
 def test_an_interrupted_store_goes_on_where_it_was(whole, encoder, tmp_path):
     calls = collections.Counter()
 
-    def killed(trace):
-        calls[trace.id] += 1
-        if trace.id == "cot.6" and calls[trace.id] == 1:
+    def killed(traces):
+        calls.update(trace.id for trace in traces)
+        if "cot.6" in {trace.id for trace in traces} and calls["cot.6"] == 1:
             raise KeyboardInterrupt
-        return encoder(trace)
+        return encoder(traces)
 
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path, TRACES, len(TRACES), killed)
+        write_store(tmp_path, TRACES, killed)
     finished(tmp_path, TRACES, killed)
-    expected = {trace.id: 2 if trace.id in ("cot.4", "cot.5", "cot.6") else 1 for trace in TRACES}
+    expected = {trace.id: 2 if SHARD <= number < 2 * SHARD else 1 for number, trace in enumerate(TRACES)}
     assert calls == expected
     assert content(tmp_path) == content(whole)
 
 
 def test_shards_are_reported_as_they_are_written(encoder, tmp_path):
     seen = []
-    write_store(tmp_path, TRACES, len(TRACES), encoder, on_shard=lambda *progress: seen.append(progress))
+    write_store(tmp_path, TRACES, encoder, on_shard=lambda *progress: seen.append(progress))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_trace_that_fits_no_layout_is_named(encoder, tmp_path):
     wrong = dataclasses.replace(TRACES[0], id="cot.bad", messages=TRACES[0].messages[1:])
     with pytest.raises(LayoutError, match=r"trace 'cot\.bad': turns must be"):
-        write_store(tmp_path, [wrong], 1, encoder)
+        write_store(tmp_path, [wrong], encoder)
 
 
 def test_an_unfinished_store_is_refused(encoder, tmp_path):
-    write_store(tmp_path, TRACES, len(TRACES), encoder)
+    write_store(tmp_path, TRACES, encoder)
     with pytest.raises(artifacts.ArtifactError, match=r"no manifest\.json"):
         TokenStore(tmp_path)
 

@@ -26,7 +26,11 @@ def test_from_files_to_queries_with_messages(shared_data):
     by_task = collections.Counter(query.task for query in queries if query.collection == "flan2021")
     assert max(by_task.values()) - min(by_task.values()) < 60  # tasks are equally likely, whatever their size
 
-    files = {"bbh": shared_data / "bbh", "agieval": shared_data / "agieval"}
+    files = {
+        "bbh": shared_data / "bbh",
+        "agieval": shared_data / "agieval",
+        "truthfulqa_mc": shared_data / "truthfulqa/truthfulqa_408.jsonl",
+    }
     report = contamination.Report()
     kept = list(contamination.screen(queries, contamination.Index(registry.documents(files)), report))
     assert report.queries == len(queries)

@@ -33,8 +33,24 @@ def test_what_cannot_be_paired_is_refused(examined):
     first, second = examined
     with pytest.raises(pairs.PairError, match="one examination only"):
         pairs.pair(first, second[1:])
-    with pytest.raises(pairs.PairError, match="twice"):
+    with pytest.raises(pairs.PairError, match="twice under one seed"):
+        pairs.pair([*first, first[0]], second)
+    with pytest.raises(pairs.PairError, match="one examination only"):
         pairs.pair([*first, dataclasses.replace(first[0], seed=1)], second)
+    with pytest.raises(pairs.PairError, match="under each of 2 seeds"):
+        pairs.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in examined))
+
+
+def test_several_seeds_are_means_of_items_and_one_test(examined):
+    arms = [
+        [*side, *(dataclasses.replace(i, seed=1, correct=i.id != "i0") for i in side)] for side in examined
+    ]
+    table = pairs.accuracy_table(pairs.pair(arms[0], arms[1][::-1]), ("answers", "explanations"))
+    last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert last[1] == "10"
+    assert last[2].startswith("55.0 ± ")  # 2 of 10, and 9 of 10 under the other seed
+    assert last[4:6] == ["+35.0", "1 / 8"]  # the test is the first seed's
+    assert "n = 10, 2 seeds, of the first" in pairs.sentence(pairs.pair(*arms), ("answers", "explanations"))
 
 
 def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
@@ -46,7 +62,32 @@ def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
     assert last[3].startswith("90.0 ±")
     assert last[4:6] == ["+70.0", "1 / 8"]
     assert float(last[6]) == pytest.approx(0.039, abs=1e-3)  # exact binomial: 1 of 9, two-sided
+    assert float(last[8].split()[0]) < 70 < float(last[8].split()[2])
+    assert last[7] == "-"
     assert "navigate, difficulty 2" in table
+
+
+def test_tests_of_single_tasks_are_corrected_for_their_number(examined):
+    table = pairs.accuracy_table(pairs.pair(*examined), ("answers", "explanations"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4]]
+    for name, *_, alone, corrected, _ in rows:
+        assert name.startswith("navigate, difficulty")
+        assert float(alone) <= float(corrected) <= min(1, 2 * float(alone) + 0.01)
+
+
+def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
+    def arm(right):
+        return [
+            dataclasses.replace(item(i, correct), task=task, id=f"{task}{i}", extra={})
+            for task, rights in right.items()
+            for i, correct in enumerate(rights)
+        ]
+
+    first = arm({"easy": [True] * 5, "hard": [False] * 5})
+    table = pairs.accuracy_table(pairs.pair(first, first), ("one", "other"))
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
+    assert list(rows)[2:] == ["easy", "hard", "all"]  # no difficulty is made up
+    assert "50.0 ± 0.0" in rows["all"]
 
 
 def test_steps_are_scored_apart_from_answers(examined):

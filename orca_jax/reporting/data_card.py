@@ -1,0 +1,379 @@
+"""The data card of a trace set: README.md and figures, worked out from counts that are handed in."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import importlib.resources
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orca_jax import artifacts
+from orca_jax.reporting.figures import COLOURS
+from orca_jax.reporting.tables import ABSENT, markdown
+
+README = "README.md"
+LENGTHS = "lengths.png"
+TASKS = "tasks.png"
+PAPER_PACKING = 2.7  # examples a row of 2,048 positions (section 3.2)
+PAPER_QUERIES = {"cot": 150_000, "niv2": 440_000, "flan2021": 2_500_000, "t0": 2_000_000}  # Table 3
+BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
+SHOWN_TASKS = 15
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A file that the set was made of."""
+
+    name: str
+    sha256: str
+    licence: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What a card says.
+
+    Attributes:
+      about: what made the set, in lines: config, teacher, seeds.
+      columns: arrays [examples]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of the 16)
+        and `supervised`, the tokens of the answers with their end.
+      purposes: what each system message asks for, by id.
+      expected: share of each message that the allocation aims at, by id; empty where it has no aim.
+      left_out: reason to traces that are not trained on.
+      held_out: traces of validation, which only this count and the flags describe.
+      flags: flag of queries.quality to traces that have it.
+      packing: rows, examples a row, share of positions filled, and the positions of a row.
+      ngrams: see `distinct`, of questions and of answers: {"questions": {1: 0.1, ...}, ...}.
+      sample: of how many traces.
+      queries: the counts of the queries' manifest; None where the traces came in a file.
+    """
+
+    name: str
+    about: Sequence[str]
+    columns: Mapping[str, NDArray[Any]]
+    purposes: Mapping[int, str]
+    expected: Mapping[int, float]
+    left_out: Mapping[str, int]
+    held_out: int
+    flags: Mapping[str, int]
+    packing: Mapping[str, float]
+    ngrams: Mapping[str, Mapping[int, float]]
+    sample: int
+    queries: Mapping[str, Any] | None
+    sources: Sequence[Source]
+
+
+def write(directory: str | os.PathLike[str], facts: Facts) -> None:
+    """Writes README.md, lengths.png and tasks.png."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if len(facts.columns["task"]):
+        _draw_lengths(facts, directory / LENGTHS)
+        _draw_tasks(facts, directory / TASKS)
+    with artifacts.atomic_write(directory / README) as file:
+        file.write(render(facts))
+
+
+def render(facts: Facts) -> str:
+    """The card's Markdown."""
+    parts = [f"# {facts.name}", "\n".join(f"- {line}" for line in facts.about)]
+    for title, section in SECTIONS.items():
+        parts += [f"## {title}", section(facts).strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def entropy(counts: Iterable[int]) -> float:
+    """Shannon entropy in bits."""
+    shares = np.array([count for count in counts if count], float)
+    shares /= shares.sum() or 1.0
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def distinct(texts: Iterable[str], sizes: Sequence[int] = (1, 2, 3)) -> dict[int, float]:
+    """Distinct n-grams of words over all n-grams, by n (Li and others, 2016)."""
+    seen: dict[int, set[tuple[str, ...]]] = {size: set() for size in sizes}
+    totals = dict.fromkeys(sizes, 0)
+    for text in texts:
+        words = text.lower().split()
+        for size in sizes:
+            runs = list(zip(*(words[start:] for start in range(size))))
+            seen[size].update(runs)
+            totals[size] += len(runs)
+    return {size: len(seen[size]) / max(totals[size], 1) for size in sizes}
+
+
+def paper_lengths() -> dict[tuple[int, str], dict[str, float]]:
+    """Figure 9's boxes, read off it: (message, `chatgpt` or `gpt-4`) to the five values of `BOX`."""
+    text = importlib.resources.files(__package__).joinpath("response_lengths.csv").read_text("utf-8")
+    rows = csv.DictReader(text.splitlines())
+    return {
+        (int(row["system_message_id"]), row["teacher"]): {name: float(row[name]) for name in BOX}
+        for row in rows
+    }
+
+
+def box(lengths: NDArray[Any]) -> dict[str, float]:
+    """The same five values of measured lengths; whiskers are the extremes, as the figure's seem to be."""
+    return dict(zip(BOX, map(float, np.percentile(lengths, [0, 25, 50, 75, 100]))))
+
+
+def _counted(values: NDArray[Any]) -> list[tuple[Any, int]]:
+    return collections.Counter(values.tolist()).most_common()
+
+
+def _share(count: float, total: float) -> str:
+    return f"{100 * count / max(total, 1):.1f} %"
+
+
+def _size(facts: Facts) -> str:
+    left_out = [(f"left out: {why}", count) for why, count in sorted(facts.left_out.items())]
+    rows = [
+        ("trained on", len(facts.columns["task"])),
+        *left_out,
+        ("held out for validation", facts.held_out),
+    ]
+    total = sum(count for _, count in rows)
+    flags = [(flag, count, _share(count, total)) for flag, count in facts.flags.items()]
+    return "\n".join(
+        (
+            markdown(("traces", "number", "share"), [(*row, _share(row[1], total)) for row in rows]),
+            "What was looked for in every trace, filtered or not (`orca_jax/queries/quality.py`):\n",
+            markdown(("flag", "traces", "share"), flags),
+        )
+    )
+
+
+def _collections(facts: Facts) -> str:
+    total, paper = len(facts.columns["collection"]), sum(PAPER_QUERIES.values())
+    rows = [
+        (name or "none named", count, _share(count, total), _paper_share(name, paper))
+        for name, count in _counted(facts.columns["collection"])
+    ]
+    teachers = [(name, count, _share(count, total)) for name, count in _counted(facts.columns["teacher"])]
+    return "\n".join(
+        (
+            markdown(("collection", "traces", "share", "FLAN-5M (Table 3)"), rows),
+            markdown(("teacher", "traces", "share"), teachers),
+        )
+    )
+
+
+def _paper_share(collection: str, total: int) -> str:
+    return _share(PAPER_QUERIES[collection], total) if collection in PAPER_QUERIES else ABSENT
+
+
+def _tasks(facts: Facts) -> str:
+    counted = _counted(facts.columns["task"])
+    total, bits = len(facts.columns["task"]), entropy(count for _, count in counted)
+    rows = [(name or "none named", count, _share(count, total)) for name, count in counted[:SHOWN_TASKS]]
+    return "\n".join(
+        (
+            f"{len(counted)} tasks; their entropy is {bits:.2f} bits, as of {2**bits:.0f} equal ones.\n",
+            markdown((f"task (the first {len(rows)})", "traces", "share"), rows),
+            f"![tasks by size]({TASKS})",
+        )
+    )
+
+
+def _messages(facts: Facts) -> str:
+    counts = dict(_counted(facts.columns["system_message_id"]))
+    total = sum(counts.values())
+    ids = sorted({*counts, *facts.expected})
+    rows = [
+        (
+            f"{id}: {facts.purposes.get(id, 'not among the 16')}" if id >= 0 else "not recognised",
+            counts.get(id, 0),
+            _share(counts.get(id, 0), total),
+            _share(facts.expected[id], 1) if id in facts.expected else ABSENT,
+        )
+        for id in ids
+    ]
+    table = markdown(("system message", "traces", "share", "aimed at"), rows)
+    return f"{table}\n{_chi_square(counts, facts.expected)}"
+
+
+def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float]) -> str:
+    """How well the counts fit the shares that the allocation aims at."""
+    from scipy import stats
+
+    ids = [id for id, share in expected.items() if share > 0]
+    if len(ids) < 2 or not counts or set(counts) - set(ids):
+        return ""
+    observed = np.array([counts.get(id, 0) for id in ids], float)
+    aimed = np.array([expected[id] for id in ids])
+    found = stats.chisquare(observed, observed.sum() * aimed / aimed.sum())
+    return (
+        f"Chi-square against the shares aimed at: {found.statistic:.1f} at {len(ids) - 1} degrees of "
+        f"freedom, p = {found.pvalue:.2g}."
+    )
+
+
+def _lengths(facts: Facts) -> str:
+    paper = paper_lengths()
+    rows = [
+        (id if id >= 0 else "none of the 16", len(own), *map(_quartiles, (box(own), *_papers(paper, id))))
+        for id, own in _by_message(facts).items()
+    ]
+    header = ("system message", "traces", "here", "ChatGPT (Fig. 9)", "GPT-4 (Fig. 9)")
+    return (
+        "Tokens of the answers, the end of sequence counted: first quartile, **median**, third quartile. "
+        "The paper's are read off its Figure 9, in the tokens of another tokenizer.\n\n"
+        f"{markdown(header, rows)}\n![lengths]({LENGTHS})"
+    )
+
+
+def _by_message(facts: Facts) -> dict[int, NDArray[Any]]:
+    messages, lengths = facts.columns["system_message_id"], facts.columns["supervised"]
+    return {int(id): lengths[messages == id] for id in np.unique(messages)}
+
+
+def _papers(paper: Mapping[tuple[int, str], Mapping[str, float]], id: int) -> list[Mapping[str, float]]:
+    return [paper.get((id, teacher), {}) for teacher in ("chatgpt", "gpt-4")]
+
+
+def _quartiles(values: Mapping[str, float]) -> str:
+    return f"{values['q1']:.0f} **{values['median']:.0f}** {values['q3']:.0f}" if values else ABSENT
+
+
+def _variety(facts: Facts) -> str:
+    sizes = sorted(next(iter(facts.ngrams.values()), {}))
+    rows = [(what, *(f"{shares[size]:.3f}" for size in sizes)) for what, shares in facts.ngrams.items()]
+    return f"Distinct n-grams of words over all of them, in {facts.sample} traces:\n\n" + markdown(
+        ("", *(f"n = {size}" for size in sizes)), rows
+    )
+
+
+def _packing(facts: Facts) -> str:
+    found = facts.packing
+    return (
+        f"{found['rows']:.0f} rows of {found['row_length']:.0f} positions: {found['factor']:.2f} examples "
+        f"a row (the paper: {PAPER_PACKING}, in rows of 2,048), {_share(found['fill'], 1)} of the positions "
+        "filled."
+    )
+
+
+def _queries(facts: Facts) -> str:
+    if facts.queries is None:
+        return "The traces came in a file; what was asked, and of how many, it does not say."
+    counts = facts.queries
+    parts = [
+        f"{counts['queries']} queries were made; {counts['known_to_benchmark']} puzzles that a benchmark "
+        "asks were left out."
+    ]
+    for number, drawn in enumerate(counts.get("flan", ())):
+        parts += [f"Draw {number} of FLAN:", markdown(("", "number"), _draw_rows(drawn))]
+        if drawn["rows"]["malformed_places"]:
+            parts.append("The first malformed rows: " + "; ".join(drawn["rows"]["malformed_places"]))
+    return "\n\n".join(parts)
+
+
+def _draw_rows(drawn: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    met = drawn["contamination"]
+    rows = [("rows read", drawn["rows"]["read"]), ("malformed rows", drawn["rows"]["malformed"])]
+    rows += [(f"rows not drawn from: {why}", count) for why, count in drawn["not_drawn_from"].items()]
+    rows += [(f"drawn of {name}", part["queries"]) for name, part in drawn["drawn"].items()]
+    rows += [
+        ("exact duplicates left out", drawn["duplicates"]),
+        ("near duplicates left out", drawn["near_duplicates"]),
+    ]
+    if isinstance(met, str):
+        return [*rows, ("contamination", met)]
+    rows += [("meet a benchmark", met["hit"]), ("of these left out", met["dropped"])]
+    rows += [(f"meet {name}", count) for name, count in met["by_benchmark"].items()]
+    return [*rows, ("queries", drawn["queries"]), ("marked for smaller shares", drawn["expert"])]
+
+
+def _sources(facts: Facts) -> str:
+    if not facts.sources:
+        return "No files: the questions and answers are made by this code."
+    rows = [(source.name, source.sha256[:12], source.licence) for source in facts.sources]
+    return markdown(("file", "sha256", "licence, as published"), rows)
+
+
+SECTIONS = {
+    "Size and what was left out": _size,
+    "Collections and teachers": _collections,
+    "Tasks": _tasks,
+    "System messages": _messages,
+    "Lengths of answers": _lengths,
+    "Variety": _variety,
+    "Packing": _packing,
+    "Queries": _queries,
+    "Sources and licences": _sources,
+}
+
+
+# Figures
+
+
+def _draw_lengths(facts: Facts, path: Path) -> None:
+    """Boxes of the answers' lengths by system message, beside the paper's two teachers."""
+    from matplotlib.figure import Figure
+
+    paper, own = paper_lengths(), _by_message(facts)
+    figure = Figure(figsize=(max(5.0, 1.0 * len(own) + 1.5), 3.8), layout="constrained")
+    axes = figure.subplots()
+    places = dict(zip(own, itertools.count()))
+    series = {
+        facts.name: {id: box(lengths) for id, lengths in own.items()},
+        "ChatGPT, Fig. 9": {id: paper[id, "chatgpt"] for id in own if (id, "chatgpt") in paper},
+        "GPT-4, Fig. 9": {id: paper[id, "gpt-4"] for id in own if (id, "gpt-4") in paper},
+    }
+    for number, (label, boxes) in enumerate(series.items()):
+        if not boxes:
+            continue
+        drawn = axes.bxp(
+            [_matplotlib_box(values) for values in boxes.values()],
+            positions=[places[id] + (number - 1) * 0.27 for id in boxes],
+            widths=0.22,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": COLOURS[number]},
+            medianprops={"color": "black"},
+        )
+        drawn["boxes"][0].set_label(label)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(own)), [str(id) if id >= 0 else "other" for id in own])
+    axes.set_xlabel("system message")
+    axes.set_ylabel("tokens of the answer")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)
+
+
+def _matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
+    names = {"whisker_low": "whislo", "q1": "q1", "median": "med", "q3": "q3", "whisker_high": "whishi"}
+    return {names[name]: max(values[name], 0.9) for name in BOX}
+
+
+def _draw_tasks(facts: Facts, path: Path) -> None:
+    """Traces a task, in order of size, by collection."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    names = [name for name, _ in _counted(facts.columns["collection"])]
+    for number, name in enumerate(names):
+        counts = [count for _, count in _counted(facts.columns["task"][facts.columns["collection"] == name])]
+        axes.plot(
+            range(1, len(counts) + 1),
+            counts,
+            marker=".",
+            label=f"{name or 'none named'} ({len(counts)} tasks)",
+            color=COLOURS[number % len(COLOURS)],
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("tasks, the largest first")
+    axes.set_ylabel("traces")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)

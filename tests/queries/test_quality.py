@@ -1,0 +1,207 @@
+"""What is wrong with a trace: each flag on what it is for and on what it is not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orca_jax.queries import quality
+from orca_jax.queries.contamination import Index
+from orca_jax.queries.quality import Examiner, agrees
+from orca_jax.records import Message, Outcome, Sampling, Trace
+
+
+def trace(answer, *, question="What is it?", system="", target=None, sample=0, outcome=Outcome.OK):
+    messages = (Message("system", system), Message("user", question), Message("assistant", answer))
+    return Trace("t", "q", sample, messages, "cot", "task", 1, "gpt-4", Sampling(), outcome, target=target)
+
+
+REFUSALS = [
+    "I'm sorry, but I cannot answer this question without the passage.",
+    "I am sorry, but as an AI language model I am unable to provide that.",
+    "Sorry, I can't help with that.",
+    "As an AI language model, I don't have access to the article.",
+    "Unfortunately, I do not have enough information to answer.",
+    "I cannot determine the answer from what is given.",
+    "I’m sorry, but the question is not clear.",
+]
+ANSWERS = [
+    "The answer is that he cannot provide for his family.",
+    "Sorry is a word of five letters.",
+    "He said: I can't help you.",
+    "First, I look at the sentence. It cannot be determined who won, so the answer is neutral.",
+    "No.",
+    "I can help. The answer is B.",
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_refusals(answer):
+    assert quality.is_refusal(answer)
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answers_are_no_refusals(answer):
+    assert not quality.is_refusal(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "itself"),
+    [
+        ("As an AI language model, I would say yes.", True),
+        ("I am an artificial intelligence and have no taste.", True),
+        ("I'm just a language model.", True),
+        ("I am ChatGPT.", True),
+        ("I was trained by OpenAI.", True),
+        ("The film is about an AI language model.", False),
+        ("I am a teacher.", False),
+        ("As an airline, we fly.", False),
+    ],
+)
+def test_self_identification(answer, itself):
+    assert quality.identifies_itself(answer) == itself
+
+
+LONG = "The man walked into the house and then he looked for the red"
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken"),
+    [
+        (LONG, True),
+        (f"First.\n{LONG}", True),
+        (f"{LONG} book.", False),
+        (f'{LONG} "book"', False),
+        (f"{LONG}:\n- book", False),
+        ("positive", False),
+        ("The answer is B", False),
+    ],
+)
+def test_truncated(answer, broken):
+    assert quality.is_truncated(answer) == broken
+
+
+def test_repetitive():
+    assert quality.is_repetitive("it goes on and on and never comes to an end. " * 8)
+    assert not quality.is_repetitive("it goes on and on and never comes to an end. " * 2)
+    assert not quality.is_repetitive(" ".join(str(i) for i in range(200)))
+
+
+OPTIONS = "Which one?\nOptions:\n(A) a red apple\n(B) a green pear\n(C) a plum"
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "question", "agreed"),
+    [
+        ("18", "18", "", True),
+        ("She sells 9 eggs. So the answer is $18.00.", "18", "", True),
+        ("So the answer is 1,800.", "1800", "", True),
+        ("So the answer is 180.", "18", "", False),
+        ("The answer is yes.", "no", "", False),
+        ("Yes, because it flies.", "yes", "", True),
+        ("Step by step: it flies.\nTherefore, no, it is not.", "no", "", True),
+        ("There is no doubt. It flies.\nThe answer is yes.", "no", "", False),
+        ("It is either yes or no.", "yes", "", False),
+        ("(B)", "(B)", OPTIONS, True),
+        ("The answer is B) a green pear.", "(B)", OPTIONS, True),
+        ("A green pear.", "(B)", OPTIONS, True),
+        ("The answer is (A).", "(B)", OPTIONS, False),
+        ("It is a plum.", "a green pear", OPTIONS, False),
+        ("Not a plum but a green pear.", "a green pear", OPTIONS, False),
+        ("Positive", "positive", "", True),
+        ("Brilliant! Tragic!", "brilliant tragic", "", True),
+        ("E", "E", OPTIONS, True),
+        ("C", "E", OPTIONS, False),
+        ("So the answer is (A) and (B).", "(B)", OPTIONS, False),
+        ("The answer is (D).", "(D)", "", True),
+        ("A plum.", "(A)", "", False),
+        ("We need to close two. So the answer is ] ).", "] )", "", True),
+        ("So the answer is ] ).", "]", "", False),
+        ("Whatever.", "a very long target that has more words than anybody looks for here", "", None),
+        ("Whatever.", "?!", "", None),
+    ],
+)
+def test_agreement_with_the_target(answer, target, question, agreed):
+    assert agrees(answer, target, question) is agreed
+
+
+@given(st.sampled_from(["yes", "42", "a plum", "Paris", "(C)"]))
+def test_the_target_agrees_with_itself(target):
+    assert agrees(target, target, OPTIONS)
+    assert agrees(f"Because of this and that.\nSo the answer is {target}.", target, OPTIONS)
+
+
+@given(st.text(), st.text(), st.text())
+def test_any_text_can_be_examined(answer, target, question):
+    assert agrees(answer, target, question) in (True, False, None)
+    for judge in (quality.is_refusal, quality.identifies_itself, quality.is_truncated, quality.is_repetitive):
+        assert judge(answer) in (True, False)
+
+
+def test_every_flag_is_counted_and_only_filters_leave_out():
+    examiner = Examiner(("refusal",))
+    traces = [
+        trace("4", question="2 + 2?", target="4"),
+        trace("5", question="2 + 2?", target="4"),
+        trace("4", question="2 + 2?", target="4", sample=1),
+        trace("5", question="2 + 2?", target="4", sample=1, system="Be brief."),
+        trace(REFUSALS[0]),
+        trace("As an AI language model, I say yes."),
+        trace("", outcome=Outcome.EMPTY),
+    ]
+    flags = [examiner.examine(each) for each in traces]
+    assert flags == [
+        [],
+        ["duplicate", "disagrees"],
+        ["duplicate"],
+        ["disagrees"],
+        ["refusal", "unchecked"],
+        ["duplicate", "self_identification", "unchecked"],
+        [],
+    ]
+    summary = examiner.summary()
+    assert summary["flags"] == {
+        "duplicate": 3,
+        "refusal": 1,
+        "self_identification": 1,
+        "truncated": 0,
+        "repetitive": 0,
+        "disagrees": 2,
+        "unchecked": 2,
+    }
+    assert summary["left_out"] == {"duplicate": 3, "refusal": 1}
+    assert (summary["traces"], summary["kept"]) == (7, 3)
+
+
+def test_another_sample_of_a_question_is_no_duplicate():
+    examiner = Examiner()
+    assert not examiner.examine(trace("One way.", sample=0)).count("duplicate")
+    assert not examiner.examine(trace("Another way.", sample=1)).count("duplicate")
+    assert examiner.examine(trace("One way.", sample=2)).count("duplicate")
+
+
+def test_questions_of_a_benchmark_are_flagged_where_it_is_given():
+    asked = "How many of the seven blue elephants in the garden have a ring on their left ear?"
+    examiner = Examiner(("contaminated",), Index([("test", "1", asked)]))
+    placed = [
+        (10 * number, trace("7", question=text)) for number, text in enumerate(["2 + 2?", asked, "Why?"])
+    ]
+    found = [(place, flags) for place, _, flags in examiner.stream(iter(placed))]
+    assert found == [(0, ["unchecked"]), (10, ["contaminated", "unchecked"]), (20, ["unchecked"])]
+    assert examiner.left_out == {"contaminated": 1}
+    assert examiner.summary()["flags"]["contaminated"] == 1
+    assert "contaminated" not in Examiner().summary()["flags"]
+
+
+def test_slimorcas_rule_keeps_what_agrees():
+    examiner = Examiner(("disagrees", "unchecked"))
+    traces = [trace("4", target="4"), trace("5", target="4", question="?"), trace("So.", question="??")]
+    kept = [each for each in traces if examiner.reason(examiner.examine(each)) is None]
+    assert kept == traces[:1]
+    assert examiner.left_out == {"disagrees": 1, "unchecked": 1}
+
+
+def test_an_unknown_filter_is_named():
+    with pytest.raises(
+        ValueError, match="unknown filter 'refusals'; known: duplicate, near_duplicate, contaminated"
+    ):
+        quality.check(["refusal", "refusals"])

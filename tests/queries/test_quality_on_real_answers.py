@@ -1,0 +1,53 @@
+"""Agreement and flags on the answers of real models."""
+
+import collections
+import json
+import re
+
+import pytest
+
+from orca_jax import record_files
+from orca_jax.queries.quality import Examiner, agrees
+
+pytestmark = pytest.mark.realdata
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_agreement_on_chains_of_thought_is_the_stored_accuracy(shared_data):
+    """code-davinci-002 on 14 BBH tasks: "the answer is" and the target, as their authors scored it."""
+    wrong = checked = 0
+    for path in sorted((shared_data / "bbh_codex/cot").glob("*.jsonl")):
+        replies = rows(path)
+        for row in replies:
+            said = re.search(r"the answer is (.*)", row["prediction"])
+            right = said is not None and said[1].strip().removesuffix(".") == row["target"]
+            found = agrees(row["prediction"], row["target"], row["question_tail"])
+            if found is not None:
+                checked += 1
+                wrong += found != right
+    assert checked > 3000
+    assert wrong <= 3
+
+
+def test_agreement_with_yes_and_no(shared_data):
+    counts = collections.Counter()
+    for row in rows(shared_data / "two_teacher/prime_600.jsonl"):
+        for model in ("gpt-3.5-turbo-0301", "gpt-3.5-turbo-0613", "gpt-4-0314", "gpt-4-0613"):
+            if said := re.findall(r"\[(Yes|No)\]", row[model]):
+                right = said[-1].lower() == row["answer_key"].lower()
+                counts[agrees(row[model], row["answer_key"], row["instruction"]) == right] += 1
+    assert counts[True] > 2200
+    assert counts[False] <= 1
+
+
+def test_flags_of_openorca(shared_data):
+    examiner = Examiner()
+    for trace in record_files.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4"):
+        examiner.examine(trace)
+    flags = examiner.flags
+    assert (flags["duplicate"], flags["refusal"], flags["repetitive"]) == (2, 0, 0)
+    assert (flags["self_identification"], flags["truncated"]) == (4, 1)
+    assert flags["unchecked"] == 600  # OpenOrca has no targets
