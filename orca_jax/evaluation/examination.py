@@ -65,7 +65,7 @@ def examine(
     *,
     sampling: Sampling,
     seed: int,
-    system_message_id: int,
+    system_message_id: int | None,
     system_text: str,
     round_size: int,
     progress: Progress | None = None,
@@ -76,7 +76,8 @@ def examine(
       answer: replies to a round of conversations, each with its conversation's index, as they come. The
         sampling it is given is `sampling` with a seed of the round's own, drawn from `seed`.
       directory: where `replies.jsonl` is kept; one a (benchmark, mode, system message, seed).
-      system_text: the text of `system_message_id`; if empty, no system message is sent.
+      system_message_id: of one of the 16, or None for another text.
+      system_text: the system message; if empty, none is sent.
       progress: called with (replies there are, replies there will be).
 
     Raises:
@@ -134,7 +135,7 @@ def _ask(
     return replies
 
 
-def _record(request: _Request, reply: Reply, seed: int, system_message_id: int) -> RecordedReply:
+def _record(request: _Request, reply: Reply, seed: int, system_message_id: int | None) -> RecordedReply:
     question = request.question
     return RecordedReply(
         request=request.hash,

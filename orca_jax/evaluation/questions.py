@@ -17,9 +17,9 @@ class Question:
       text: the whole user prompt.
       target: the right answer; one of `choices` where there are any.
       choices: the labels a reply may choose from ("A", "B", ... or "Yes", "No"); empty for free answers.
-      chance: probability that a blind guess is right; 0 for free answers.
+      chance: probability that a blind guess is right; 0 for free answers, None where it is not known.
       majority: accuracy, over the task, of always giving its most frequent target.
-      mode: names the prompt form and the way its reply is parsed (`orca_jax.evaluation.scoring.EXTRACTORS`).
+      mode: names the prompt form and the way its reply is parsed (`orca_jax.evaluation.modes.MODES`).
       extra: what a mode's extractor needs besides, and keys to group by; JSON values.
     """
 
@@ -29,7 +29,7 @@ class Question:
     text: str
     target: str
     choices: tuple[str, ...] = ()
-    chance: float = 0.0
+    chance: float | None = 0.0
     majority: float | None = None
     mode: str = "robust"
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from orca_jax import record_files
 from orca_jax.artifacts import atomic_write
-from orca_jax.evaluation import extraction, statistics
+from orca_jax.evaluation import modes, statistics
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.statistics import Estimate
 from orca_jax.records import Item, Outcome, Reply
@@ -32,23 +32,6 @@ class Group:
     kind: Literal["macro", "micro"]
 
 
-def _first_capital(question: Question, reply: Reply) -> str | None:
-    return extraction.first_capital(reply.text, question.extra["letters"])
-
-
-def _robust(question: Question, reply: Reply) -> str | None:
-    if reply.outcome == Outcome.LENGTH and extraction.answer_is(reply.text) is None:
-        return None  # what a cut-off chain of thought mentions last is not its answer
-    return extraction.robust(reply.text, question.choices, options=question.extra.get("options", ()))
-
-
-EXTRACTORS: Mapping[str, Callable[[Question, Reply], str | None]] = {
-    "orca": _first_capital,
-    "orca_cot": _robust,
-    "robust": _robust,
-}
-
-
 def score(
     questions: Sequence[Question],
     replies: Sequence[Reply],
@@ -61,22 +44,25 @@ def score(
     """One item a question; `replies` are in the same order.
 
     A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an "answer is"); of
-    others, and of replies without a well-formed answer, `answer` is None.
+    others, and of replies without a well-formed answer, `answer` is None. Items keep the mode's further
+    numbers in `extra["metrics"]`.
 
     Args:
-      mode: a key of `EXTRACTORS`.
+      mode: a key of `modes.MODES`.
       details: what to keep in an item's `extra`; the question's own `extra` is not kept.
 
     Raises:
       ValueError: the mode is unknown, or there are not as many replies as questions.
     """
-    if mode not in EXTRACTORS:
-        raise ValueError(f"unknown evaluation mode {mode!r}; known: {', '.join(EXTRACTORS)}")
+    reading = modes.mode(mode)
     if len(questions) != len(replies):
         raise ValueError(f"{len(questions)} questions but {len(replies)} replies; every question needs one")
     items = []
     for question, reply in zip(questions, replies):
-        answer = EXTRACTORS[mode](question, reply) if reply.outcome in PARSED_OUTCOMES else None
+        parsed = reply.outcome in PARSED_OUTCOMES
+        answer = reading.answer(question, reply) if parsed else None
+        metrics = reading.metrics(question, reply) if parsed else {}
+        extra = dict(details(question, reply)) if details else {}
         item = Item(
             benchmark=question.benchmark,
             task=question.task,
@@ -84,35 +70,39 @@ def score(
             seed=seed,
             mode=mode,
             outcome=reply.outcome,
-            correct=_is_correct(answer, question),
+            correct=answer is not None and reading.is_correct(answer, question),
             answer=answer,
             target=question.target,
             system_message_id=system_message_id,
-            extra=details(question, reply) if details else {},
+            extra=extra | ({"metrics": dict(metrics)} if metrics else {}),
         )
         items.append(item)
     return items
 
 
-def _is_correct(answer: str | None, question: Question) -> bool:
-    if answer is None:
-        return False
-    return answer == question.target if question.choices else extraction.same_answer(answer, question.target)
-
-
 def summarise(
-    items: Sequence[Item], questions: Iterable[Question], *, groups: Sequence[Group] = ()
+    items: Sequence[Item],
+    questions: Iterable[Question],
+    *,
+    groups: Sequence[Group] = (),
+    met: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The scores of one benchmark under one mode and system message; all rates are fractions.
 
     {"benchmark", "mode", "system_message_id", "seeds",
-     "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority"}},
-     "macro", "micro": {"tasks", "n", "accuracy", "stderr", "unparsed", "chance"},
-     "groups": {name: the same, and "kind", "missing": the group's tasks that were not examined}}
+     "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority", and the mode's metrics}},
+     "macro", "micro": accuracy over all tasks, unweighted and by size,
+     "groups": {name: {"kind", "tasks", "n", "accuracy", "stderr", "unparsed", "chance", "majority",
+                       "missing": the group's tasks that were not examined}}, "macro" and "micro" among them}
 
     `n` counts questions. Under several seeds a question counts with its mean, so that the standard
-    error is that of drawing questions. A group of which no task was examined is left out, and one with
-    `missing` tasks is the aggregate over the others.
+    error is that of drawing questions; where questions share a passage (`extra["cluster"]`) that of drawing
+    passages stands beside it, as `stderr_clustered`. A group of which no task was examined is left out, and
+    one with `missing` tasks is the aggregate over the others. What is not known of a task is None.
+
+    Args:
+      met: ids of the benchmark's texts that queries drawn for training met (`queries.contamination`); then
+        `query_overlap` is the share of questions whose text or passage is one of them.
 
     Raises:
       ValueError: there is no item, items of several examinations are mixed, or one has no question.
@@ -124,17 +114,19 @@ def summarise(
         if (item.benchmark, item.task, item.id) not in by_key:
             raise ValueError(f"item {item.benchmark}/{item.task}/{item.id} belongs to none of the questions")
         by_task[item.task].append(item)
-    tasks = {task: _task_scores(by_task[task], by_key) for task in sorted(by_task)}
+    tasks = {
+        task: _task_scores(by_task[task], by_key) | _overlap(by_task[task], met) for task in sorted(by_task)
+    }
+    every = [Group("macro", tuple(tasks), "macro"), Group("micro", tuple(tasks), "micro"), *groups]
+    aggregates = {
+        group.name: _group_scores(group, tasks) for group in every if not tasks.keys().isdisjoint(group.tasks)
+    }
     return {
         **head,
         "tasks": tasks,
-        "macro": _aggregate(tasks, "macro"),
-        "micro": _aggregate(tasks, "micro"),
-        "groups": {
-            group.name: _group_scores(group, tasks)
-            for group in groups
-            if not tasks.keys().isdisjoint(group.tasks)
-        },
+        "macro": aggregates["macro"]["accuracy"],
+        "micro": aggregates["micro"]["accuracy"],
+        "groups": aggregates,
     }
 
 
@@ -153,37 +145,64 @@ def _head(items: Sequence[Item]) -> dict[str, Any]:
 
 
 def _task_scores(items: Sequence[Item], by_key: Mapping[tuple[str, str, str], Question]) -> dict[str, Any]:
-    by_id: dict[str, list[bool]] = collections.defaultdict(list)
-    for item in items:
-        by_id[item.id].append(item.correct)
-    asked = [by_key[items[0].benchmark, items[0].task, item_id] for item_id in by_id]
-    accuracy, stderr = statistics.mean([np.mean(right) for right in by_id.values()])
-    return {
-        "n": len(by_id),
+    asked = {item.id: by_key[item.benchmark, item.task, item.id] for item in items}
+    by_id = statistics.means((item.id, item.correct) for item in items)
+    accuracy, stderr = statistics.mean([by_id[id] for id in asked])
+    scores: dict[str, Any] = {
+        "n": len(asked),
         "accuracy": accuracy,
         "stderr": stderr,
         "unparsed": sum(item.answer is None for item in items) / len(items),
-        "chance": float(np.mean([question.chance for question in asked])),
-        "majority": asked[0].majority,
+        "chance": _mean([question.chance for question in asked.values()]),
+        "majority": next(iter(asked.values())).majority,
     }
+    if any("cluster" in question.extra for question in asked.values()):
+        clusters = [question.extra.get("cluster", id) for id, question in asked.items()]
+        scores["stderr_clustered"] = statistics.clustered_mean([by_id[id] for id in asked], clusters).stderr
+    return scores | _metric_scores(items)
 
 
-def _aggregate(tasks: Mapping[str, Mapping[str, Any]], kind: Literal["macro", "micro"]) -> dict[str, Any]:
-    sizes = [scores["n"] for scores in tasks.values()]
-    weights = sizes if kind == "micro" else [1] * len(sizes)
-    estimates = [Estimate(scores["accuracy"], scores["stderr"]) for scores in tasks.values()]
-    accuracy, stderr = statistics.micro_mean(estimates, weights)
-    rates = {
-        key: float(np.average([scores[key] for scores in tasks.values()], weights=weights))
-        for key in ("unparsed", "chance")
-    }
-    return {"tasks": len(tasks), "n": sum(sizes), "accuracy": accuracy, "stderr": stderr, **rates}
+def _metric_scores(items: Sequence[Item]) -> dict[str, float]:
+    """The mean of each metric that items have, and its error."""
+    values: dict[str, list[tuple[str, float]]] = collections.defaultdict(list)
+    for item in items:
+        for name, value in item.extra.get("metrics", {}).items():
+            values[name].append((item.id, value))
+    found = {name: statistics.mean(list(statistics.means(pairs).values())) for name, pairs in values.items()}
+    errors = {f"{name}_stderr": estimate.stderr for name, estimate in found.items()}
+    return {name: estimate.value for name, estimate in found.items()} | errors
+
+
+def _overlap(items: Sequence[Item], met: Collection[str] | None) -> dict[str, float]:
+    if met is None:
+        return {}
+    found = [item.id in met or f"{item.id}/passage" in met for item in items]
+    return {"query_overlap": sum(found) / len(found)}
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
+    """None where one of the values is not known."""
+    known = [value for value in values if value is not None]
+    return float(np.average(known, weights=weights)) if len(known) == len(values) else None
 
 
 def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    present = {task: tasks[task] for task in group.tasks if task in tasks}
-    missing = [task for task in group.tasks if task not in tasks]
-    return {"kind": group.kind, **_aggregate(present, group.kind), "missing": missing}
+    present = [tasks[task] for task in group.tasks if task in tasks]
+    sizes = [scores["n"] for scores in present]
+    weights = sizes if group.kind == "micro" else [1] * len(sizes)
+    estimates = [Estimate(scores["accuracy"], scores["stderr"]) for scores in present]
+    accuracy, stderr = statistics.micro_mean(estimates, weights)
+    shared = [name for name in present[0] if name not in ("n", "accuracy") and "stderr" not in name]
+    rates = {name: _mean([scores.get(name) for scores in present], weights) for name in shared}
+    return {
+        "kind": group.kind,
+        "tasks": len(present),
+        "n": sum(sizes),
+        "accuracy": accuracy,
+        "stderr": stderr,
+        **rates,
+        "missing": [task for task in group.tasks if task not in tasks],
+    }
 
 
 def write(directory: str | Path, items: Iterable[Item], scores: Mapping[str, Any]) -> None:

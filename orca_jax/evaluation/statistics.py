@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import collections
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Estimate(NamedTuple):
@@ -54,6 +57,55 @@ def mean(values: ArrayLike) -> Estimate:
     if array.ndim != 1 or not array.size:
         raise ValueError(f"need a non-empty [items] array, got shape {array.shape}")
     return Estimate(float(array.mean()), float(array.std() / np.sqrt(array.size)))
+
+
+def means(pairs: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The mean of each key's values, keys in the order of their first."""
+    values: dict[Key, list[float]] = collections.defaultdict(list)
+    for key, value in pairs:
+        values[key].append(value)
+    return {key: float(np.mean(found)) for key, found in values.items()}
+
+
+def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> Estimate:
+    """The mean over items, float [items], with the error of drawing whole clusters of items.
+
+    Items of one cluster (questions about one passage, say) are not independent: their deviations from the
+    mean are added before they are squared (Miller, arXiv 2411.00640). With a cluster for each
+    item it is the error of `mean`.
+    """
+    array = np.asarray(values, float)
+    if array.shape != (len(clusters),) or not array.size:
+        raise ValueError(f"need one cluster an item, got {array.size} items and {len(clusters)} clusters")
+    sums: dict[Hashable, float] = collections.defaultdict(float)
+    for cluster, deviation in zip(clusters, array - array.mean()):
+        sums[cluster] += deviation
+    return Estimate(float(array.mean()), float(np.linalg.norm(list(sums.values())) / array.size))
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """The percentile interval of a mean over items, float [items], drawn with replacement.
+
+    Two columns, [items, 2], are a ratio: the sum of the second over the sum of the first.
+    """
+    array = np.asarray(values, float)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(array), size=(resamples, len(array)))
+    sums = array[drawn].sum(axis=1)
+    found = sums[:, 1] / sums[:, 0] if array.ndim == 2 else sums / len(array)
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction for testing so many hypotheses at once; in the order given."""
+    corrected, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = worst
+    return corrected
 
 
 def macro_mean(estimates: Sequence[Estimate]) -> Estimate:

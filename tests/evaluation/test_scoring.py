@@ -79,10 +79,44 @@ def test_scores_by_task_and_both_averages():
     assert scores["tasks"]["s"] == pytest.approx(
         {"n": 4, "accuracy": 0.75, "stderr": 0.21650635, "unparsed": 0.25, "chance": 0.5, "majority": 0.6}
     )
-    assert scores["macro"]["accuracy"] == pytest.approx(0.625)
-    assert scores["macro"]["chance"] == pytest.approx(0.35)
-    assert scores["micro"]["accuracy"] == pytest.approx(4 / 6)
-    assert (scores["micro"]["n"], scores["micro"]["tasks"]) == (6, 2)
+    assert (scores["macro"], scores["micro"]) == pytest.approx((0.625, 4 / 6))
+    macro, micro = scores["groups"]["macro"], scores["groups"]["micro"]
+    assert (macro["accuracy"], macro["chance"]) == pytest.approx((0.625, 0.35))
+    assert (micro["n"], micro["tasks"], micro["accuracy"]) == pytest.approx((6, 2, 4 / 6))
+    assert macro["majority"] == pytest.approx(0.6)
+
+
+def test_what_is_not_known_of_a_question_is_none():
+    questions = [question("t", 0, chance=None), question("u", 0)]
+    scores = scoring.summarise(score(questions, ["A", "A"]), questions)
+    assert scores["tasks"]["t"]["chance"] is None
+    assert scores["groups"]["macro"]["chance"] is None
+
+
+def test_questions_about_one_passage_are_a_cluster():
+    questions = [question("t", i, extra={"cluster": i // 2}) for i in range(4)]
+    found = scoring.summarise(score(questions, ["(A)", "(A)", "(B)", "(B)"]), questions)["tasks"]["t"]
+    assert found["stderr"] == pytest.approx(0.25)
+    assert found["stderr_clustered"] == pytest.approx(0.5 / 2**0.5)
+
+
+def test_metrics_of_a_mode_are_averaged_beside_accuracy():
+    extra = {"labels": ["A", "B"], "continuations": ["long text", "b"]}
+    questions = [question("t", i, extra=extra) for i in range(2)]
+    replies = [
+        Reply(Outcome.OK, "", raw={"log_likelihoods": scores}) for scores in ([-9.0, -2.0], [-1.0, -2.0])
+    ]
+    items = scoring.score(questions, replies, seed=0, mode="lm_eval_loglik", system_message_id=None)
+    assert [item.answer for item in items] == ["B", "A"]
+    found = scoring.summarise(items, questions)
+    assert found["tasks"]["t"]["acc_norm"] == found["groups"]["macro"]["acc_norm"] == 1
+    assert found["tasks"]["t"]["acc_norm_stderr"] == 0
+
+
+def test_the_share_of_questions_that_training_queries_met():
+    found = scoring.summarise(score(QUESTIONS, TEXTS), QUESTIONS, met={"s-0", "u-1/passage"})
+    assert found["tasks"]["s"]["query_overlap"] == 0.25
+    assert found["groups"]["micro"]["query_overlap"] == pytest.approx(2 / 6)
 
 
 def test_groups_say_what_is_missing_and_absent_groups_are_left_out():
@@ -92,7 +126,7 @@ def test_groups_say_what_is_missing_and_absent_groups_are_left_out():
         Group("none", ("w",), "macro"),
     ]
     found = scoring.summarise(score(QUESTIONS, TEXTS), QUESTIONS, groups=groups)["groups"]
-    assert set(found) == {"all", "part"}
+    assert set(found) == {"macro", "micro", "all", "part"}
     assert found["all"]["missing"] == []
     assert found["all"]["accuracy"] == pytest.approx(4 / 6)
     assert found["part"]["missing"] == ["v"]
@@ -124,7 +158,7 @@ def test_scores_do_not_depend_on_the_order_of_items(texts, random):
     one, other = (scoring.summarise(some, QUESTIONS) for some in (items, shuffled))
     assert one["tasks"]["s"] == pytest.approx(other["tasks"]["s"])
     assert one["micro"] == pytest.approx(other["micro"])
-    assert one["micro"]["accuracy"] == pytest.approx(texts.count("(A)") / 6)
+    assert one["micro"] == pytest.approx(texts.count("(A)") / 6)
 
 
 def test_written_items_and_scores_read_back(tmp_path):

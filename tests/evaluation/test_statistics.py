@@ -114,3 +114,40 @@ def test_above_chance():
     assert statistics.above_chance([False] * 5, 0.5) == 1
     assert statistics.above_chance([True] * 30 + [False] * 70, [0.25] * 100) > 0.05
     assert statistics.above_chance([True] * 60 + [False] * 40, [0.25] * 100) < 1e-9
+
+
+def test_clusters_of_like_answers_widen_the_error_and_single_ones_do_not():
+    values = [1, 1, 1, 0, 0, 0]
+    assert statistics.clustered_mean(values, range(6)) == pytest.approx(statistics.mean(values))
+    assert statistics.clustered_mean(values, "aaabbb") == pytest.approx((0.5, 0.5 * 2**0.5 / 2))
+    with pytest.raises(ValueError, match="6 items and 2 clusters"):
+        statistics.clustered_mean(values, "ab")
+
+
+def test_means_by_key_keep_the_order():
+    assert statistics.means([("b", True), ("a", 0.5), ("b", False)]) == {"b": 0.5, "a": 0.5}
+    assert list(statistics.means([("b", 1), ("a", 1)])) == ["b", "a"]
+
+
+@few
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_keeps_the_order_and_never_helps(p_values):
+    corrected = statistics.holm(p_values)
+    assert all(p <= q <= 1 for p, q in zip(p_values, corrected))
+    assert min(corrected) == pytest.approx(min(1, len(p_values) * min(p_values)))
+    assert sorted(corrected) == [corrected[i] for i in sorted(range(len(p_values)), key=p_values.__getitem__)]
+
+
+def test_holm_known_values():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_bootstrap_intervals_hold_the_mean_and_the_ratio():
+    values = np.linspace(0, 1, 50)
+    low, high = statistics.bootstrap_interval(values)
+    assert low < 0.5 < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 50**0.5, rel=0.15)
+    pairs = np.stack([np.full(50, 10.0), 5 + values], axis=1)
+    low, high = statistics.bootstrap_interval(pairs)
+    assert low < 0.55 < high
+    assert statistics.bootstrap_interval(values) == statistics.bootstrap_interval(values)

@@ -1,9 +1,15 @@
 """AGIEval's English multiple-choice sets (arXiv 2304.06364): reader, prompts and known faults of the files.
 
-Two modes:
+Modes (how replies are read: `evaluation.modes`):
   `orca`      AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage, "Q:", question,
               "Answer Choices:", options, "A: Among A through E, the answer is"; the first capital counts.
   `orca_cot`  the same question with a step-by-step cue; the last well-formed answer counts.
+  `robust`    the prompt of `orca`; the last well-formed answer counts.
+  `agieval_upstream`  AGIEval's own two stages: that prompt, then prompt, reply and `UPSTREAM_CUE` again
+              (A through E for every set, as there); the first of A to F in the second reply counts.
+  `lm_eval_loglik`    the prompt of `orca`; the options, as the file has them, are compared by likelihood.
+
+Questions about one passage are a cluster (`extra["cluster"]`).
 
 The letter that an option shows decides, not its place: 19 rows of logiqa-en list A, C, B, D. Options
 without a letter (nine rows of logiqa-en show none, or none in brackets) get the one that is missing, and
@@ -26,7 +32,9 @@ from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
 BENCHMARK = "agieval"
-MODES = ("orca", "orca_cot")
+MODES = ("orca", "orca_cot", "robust", "agieval_upstream", "lm_eval_loglik")
+UPSTREAM_CUE = "Therefore, among A through E, the answer is"
+UPSTREAM_SYSTEM = "You are a helpful AI assistant."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ _BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Example:
-    """One row; `letters` and `options` stand in the file's order, `faults` names what is odd about it."""
+    """One row, options in the file's order; `verbatim` are they as it has them, `faults` what is odd."""
 
     task: Task
     row: int
@@ -68,6 +76,7 @@ class _Example:
     question: str
     letters: tuple[str, ...]
     options: tuple[str, ...]
+    verbatim: tuple[str, ...]
     target: str
     faults: tuple[str, ...]
 
@@ -142,7 +151,9 @@ def _example(task: Task, number: int, row: Mapping[str, Any], where: str) -> _Ex
     faults += [] if letters == tuple(sorted(letters)) else ["reordered"]
     texts = tuple(text for _, text in shown)
     passage = row.get("passage") or ""
-    return _Example(task, number, passage, question, letters, texts, row["label"], tuple(faults))
+    return _Example(
+        task, number, passage, question, letters, texts, tuple(options), row["label"], tuple(faults)
+    )
 
 
 def _shown(option: str, place: int) -> tuple[str | None, str]:
@@ -169,7 +180,6 @@ def _task_questions(examples: list[_Example], mode: str) -> Iterator[Question]:
     targets = collections.Counter(example.target for example in examples)
     majority = max(targets.values()) / len(examples)
     for example in examples:
-        by_letter = dict(zip(example.letters, example.options))
         yield Question(
             benchmark=BENCHMARK,
             task=example.task.name,
@@ -180,11 +190,18 @@ def _task_questions(examples: list[_Example], mode: str) -> Iterator[Question]:
             chance=1 / len(example.options),
             majority=majority,
             mode=mode,
-            extra={
-                "letters": extraction.PAPER_LETTERS,
-                "options": [by_letter[letter].strip() for letter in example.task.letters],
-            },
+            extra=_extra(example, mode),
         )
+
+
+def _extra(example: _Example, mode: str) -> dict[str, Any]:
+    cluster = {"cluster": example.passage} if example.passage else {}
+    if mode == "lm_eval_loglik":
+        return cluster | {"labels": list(example.letters), "continuations": list(example.verbatim)}
+    by_letter = dict(zip(example.letters, example.options))
+    options = [by_letter[letter].strip() for letter in example.task.letters]
+    second = {"second_cue": UPSTREAM_CUE} if mode == "agieval_upstream" else {}
+    return cluster | {"letters": extraction.PAPER_LETTERS, "options": options} | second
 
 
 def _prompt(example: _Example, mode: str) -> str:

@@ -1,13 +1,16 @@
 """Big-Bench Hard (arXiv 2210.09261): reader, prompts and known faults of its 27 files.
 
-Two modes:
+Modes (how replies are read: `evaluation.modes`):
   `orca`      the paper's multiple-choice form (section 4.2.2), in AGIEval's wording: a one-line task
               description, question, options and "Among A through D, the answer is"; the first capital
               letter of the reply counts. The paper does not print its descriptions nor say how it
               lettered the yes/no tasks: the descriptions are ours, and words are lettered in the order
               in which the files list them. 23 tasks: those with free answers have no such form.
-  `orca_cot`  the file's own question and a step-by-step cue; the last well-formed answer counts
-              (`extraction.robust`). All 27 tasks.
+  `orca_cot`, `answer_is`  the file's own question and a step-by-step cue. All 27 tasks.
+  `robust`    the file's own question and "A:".
+  `lm_eval_zeroshot`, `lm_eval_cot` and both with `_strict`: lm-eval's prompts, which put the task's
+              description before them. It is what the published `cot-prompts/TASK.txt` has before its first
+              question; looked for in the folder and beside it. Rows with a known fault are asked too.
 """
 
 from __future__ import annotations
@@ -23,11 +26,14 @@ from typing import Any
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import files
 from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.modes import LM_EVAL_BBH, VERBATIM
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
 BENCHMARK = "bbh"
-MODES = ("orca", "orca_cot")
+MODES = ("orca", "orca_cot", "robust", "answer_is", *LM_EVAL_BBH)
+DESCRIPTIONS = ("cot-prompts", "cot_prompts", "../cot-prompts", "../cot_prompts")
+STEP_BY_STEP = " Let's think step by step."
 
 
 class BbhError(BenchmarkError):
@@ -36,13 +42,22 @@ class BbhError(BenchmarkError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """`words` are the answers of a yes/no-type task; without them and not `free`, options are lettered."""
+    """`words` are the answers of a yes/no-type task; without them and not `free`, options are lettered.
+
+    `most` is the greatest number of lettered options, where it is above the parser's six.
+    """
 
     name: str
     description: str
     size: int = 250
     words: tuple[str, ...] = ()
     free: bool = False
+    most: int = 0
+
+    @property
+    def letters(self) -> str:
+        """What the paper's parser may take for an answer."""
+        return extraction.widened(_letters(self.most))
 
 
 _TASK_LIST = (
@@ -52,24 +67,24 @@ _TASK_LIST = (
     Task("disambiguation_qa", "Say whom an ambiguous pronoun refers to."),
     Task("dyck_languages", "Close all open brackets in the right order.", free=True),
     Task("formal_fallacies", "Tell valid arguments from fallacies.", words=("valid", "invalid")),
-    Task("geometric_shapes", "Name the shape that an SVG path draws."),
+    Task("geometric_shapes", "Name the shape that an SVG path draws.", most=11),
     Task("hyperbaton", "Choose the right order of adjectives."),
     Task("logical_deduction_five_objects", "Deduce the order of five objects."),
-    Task("logical_deduction_seven_objects", "Deduce the order of seven objects."),
+    Task("logical_deduction_seven_objects", "Deduce the order of seven objects.", most=7),
     Task("logical_deduction_three_objects", "Deduce the order of three objects."),
     Task("movie_recommendation", "Choose the movie that is most like those named."),
     Task("multistep_arithmetic_two", "Solve an arithmetic problem of several steps.", free=True),
     Task("navigate", "Say whether the instructions lead back to the start.", words=("Yes", "No")),
     Task("object_counting", "Count the objects that are asked for.", free=True),
     Task("penguins_in_a_table", "Answer a question about a table of penguins.", size=146),
-    Task("reasoning_about_colored_objects", "Answer a question about colored objects."),
+    Task("reasoning_about_colored_objects", "Answer a question about colored objects.", most=18),
     Task("ruin_names", "Choose the funniest change to a name."),
     Task("salient_translation_error_detection", "Name the kind of error in a translation."),
     Task("snarks", "Choose the sarcastic one of two statements.", size=178),
     Task("sports_understanding", "Say whether a sentence about sports is plausible.", words=("yes", "no")),
     Task("temporal_sequences", "Find the time at which something could have happened."),
     Task("tracking_shuffled_objects_five_objects", "Track five objects through swaps."),
-    Task("tracking_shuffled_objects_seven_objects", "Track seven objects through swaps."),
+    Task("tracking_shuffled_objects_seven_objects", "Track seven objects through swaps.", most=7),
     Task("tracking_shuffled_objects_three_objects", "Track three objects through swaps."),
     Task("web_of_lies", "Say whether a person tells the truth.", words=("Yes", "No")),
     Task("word_sorting", "Sort words alphabetically.", free=True),
@@ -107,7 +122,10 @@ _OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Example:
-    """One row: the file's `input` as it is, and taken apart. `labels` is empty for free answers."""
+    """One row: the file's `input` as it is, and taken apart. `labels` is empty for free answers.
+
+    `verbatim` is the file's target, and `target` the label that it is.
+    """
 
     task: Task
     row: int
@@ -116,6 +134,11 @@ class _Example:
     labels: tuple[str, ...]
     options: tuple[str, ...]
     target: str
+    verbatim: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.task.name}-{self.row}"
 
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
@@ -129,17 +152,12 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """
     if mode not in MODES:
         raise BbhError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
-    made = []
+    made: list[Question] = []
     for path in _files(directory):
         task = TASKS[path.stem]
         if not (mode == "orca" and task.free):
-            made += _task_questions(_read(path, task), mode)
+            made += _task_questions(_read(path, task, whole=mode in LM_EVAL_BBH), mode, path.parent)
     return made
-
-
-def texts(directory: str | Path) -> list[str]:
-    """The inputs of a folder's files as they stand there: what must not be trained on."""
-    return [example.input for path in _files(directory) for example in _read(path, TASKS[path.stem])]
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -185,40 +203,47 @@ def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def _read(path: Path, task: Task) -> list[_Example]:
-    rows = _rows(path, task)
-    known = UNSCORED.get(task.name, ())
-    return [_example(task, row, *texts, path=path) for row, texts in enumerate(rows) if row not in known]
+def _read(path: Path, task: Task, *, whole: bool = False) -> list[_Example]:
+    """The file's rows; those that cannot be right only if `whole`."""
+    faulty = UNSCORED.get(task.name, ())
+    rows = enumerate(_rows(path, task))
+    return [
+        _example(task, row, *texts, path=path, faulty=row in faulty)
+        for row, texts in rows
+        if whole or row not in faulty
+    ]
 
 
-def _example(task: Task, row: int, text: str, target: str, *, path: Path) -> _Example:
+def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path, faulty: bool) -> _Example:
     if task.free:
-        return _Example(task, row, text, text, (), (), target)
+        return _Example(task, row, text, text, (), (), verbatim, verbatim)
     stem, _, tail = text.rpartition(_OPTIONS_HEAD) if _OPTIONS_HEAD in text else (text, "", "")
     lines = map(_OPTION.match, tail.split("\n"))
     options = task.words or tuple(match[2].strip() for match in lines if match)
     labels = task.words or tuple(_letters(len(options)))
-    target = target if task.words else target.removeprefix("(").removesuffix(")")
-    if target not in labels:
+    target = verbatim if task.words else verbatim.removeprefix("(").removesuffix(")")
+    if target not in labels and not faulty:
         known = ", ".join(labels) or "none found"
         raise BbhError(f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again")
-    return _Example(task, row, text, stem, labels, options, target)
+    return _Example(task, row, text, stem, labels, options, target, verbatim)
 
 
 def _letters(count: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
 
 
-def _task_questions(examples: list[_Example], mode: str) -> list[Question]:
+def _task_questions(examples: list[_Example], mode: str, folder: Path) -> list[Question]:
     targets = collections.Counter(example.target for example in examples)
     majority = max(targets.values()) / len(examples)
-    if mode == "orca_cot":
-        return [_cot_question(example, majority) for example in examples]
-    letters = extraction.widened(_letters(max(len(example.labels) for example in examples)))
-    return [_orca_question(example, majority, letters) for example in examples]
+    if mode == "orca":
+        return [_orca_question(example, majority) for example in examples]
+    if mode in VERBATIM:
+        before = _description(folder, examples[0].task) if mode in LM_EVAL_BBH else ""
+        return [_verbatim_question(example, majority, mode, before) for example in examples]
+    return [_plain_question(example, majority, mode) for example in examples]
 
 
-def _orca_question(example: _Example, majority: float, letters: str) -> Question:
+def _orca_question(example: _Example, majority: float) -> Question:
     labels = _letters(len(example.labels))
     options = " ".join(f"({letter}) {option}" for letter, option in zip(labels, example.options))
     text = (
@@ -228,27 +253,54 @@ def _orca_question(example: _Example, majority: float, letters: str) -> Question
     return Question(
         benchmark=BENCHMARK,
         task=example.task.name,
-        id=f"{example.task.name}-{example.row}",
+        id=example.id,
         text=text,
         target=labels[example.labels.index(example.target)],
         choices=tuple(labels),
         chance=1 / len(labels),
         majority=majority,
         mode="orca",
-        extra={"letters": letters},
+        extra={"letters": example.task.letters},
     )
 
 
-def _cot_question(example: _Example, majority: float) -> Question:
+def _plain_question(example: _Example, majority: float, mode: str) -> Question:
     return Question(
         benchmark=BENCHMARK,
         task=example.task.name,
-        id=f"{example.task.name}-{example.row}",
-        text=f"Q: {example.input}\nA: Let's think step by step.",
+        id=example.id,
+        text=f"Q: {example.input}\nA:{STEP_BY_STEP if mode == 'orca_cot' else ''}",
         target=example.target,
         choices=example.labels,
         chance=1 / len(example.labels) if example.labels else 0.0,
         majority=majority,
-        mode="orca_cot",
+        mode=mode,
         extra={"options": list(example.options)} if example.options and not example.task.words else {},
     )
+
+
+def _verbatim_question(example: _Example, majority: float, mode: str, before: str) -> Question:
+    steps = mode == "answer_is" or mode.startswith("lm_eval_cot")
+    return Question(
+        benchmark=BENCHMARK,
+        task=example.task.name,
+        id=example.id,
+        text=f"{before}Q: {example.input}\nA:{STEP_BY_STEP if steps else ''}",
+        target=example.verbatim,
+        chance=1 / len(example.labels) if example.labels else 0.0,
+        majority=majority,
+        mode=mode,
+        extra={"input": example.input},
+    )
+
+
+def _description(folder: Path, task: Task) -> str:
+    """The published description of a task, which stands behind canary and rule, and an empty line."""
+    files = [folder / name / f"{task.name}.txt" for name in DESCRIPTIONS]
+    path = next((path for path in files if path.is_file()), None)
+    if path is None:
+        raise BbhError(f"lm-eval's prompts need {task.name}'s description: put {files[0]} there")
+    _, rule, prompt = path.read_text(encoding="utf-8").partition("\n-----\n")
+    if not rule:
+        raise BbhError(f"{path}: no '-----' below the canary; fetch it again")
+    return prompt.strip().partition("\n\nQ:")[0] + "\n\n"

@@ -104,11 +104,13 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
       BenchmarkError: a line is not a JSON object, or the file is absent or not UTF-8; names file and line.
     """
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            rows.append(_object(line, f"{path}:{number}"))
-    return rows
+    return [row for _, row in numbered_json_lines(path)]
+
+
+def numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """As `json_lines`, each with its line's number from 1."""
+    lines = enumerate(_text(path).split("\n"), 1)
+    return [(number, _object(line, f"{path}:{number}")) for number, line in lines if line.strip()]
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

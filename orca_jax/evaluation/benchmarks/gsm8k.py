@@ -14,12 +14,13 @@ from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileR
 from orca_jax.evaluation.questions import Question
 
 BENCHMARK = TASK = "gsm8k"
+MODES = ("orca_cot",)
 SIZES = {"test": 1319, "train": 7473}
 _ANSWER = re.compile(r"####\s*(-?[\d,]+(?:\.\d+)?)\s*\Z")
 
 
-def questions(path: str | Path, *, size: int | None = None) -> list[Question]:
-    """All problems with a step-by-step cue (mode `orca_cot`); targets are numbers without commas.
+def questions(path: str | Path, *, mode: str = "orca_cot", size: int | None = None) -> list[Question]:
+    """All problems with a step-by-step cue; targets are numbers without commas.
 
     Args:
       size: rows that the file must have; by default those of test.jsonl or train.jsonl, by its name.
@@ -27,6 +28,8 @@ def questions(path: str | Path, *, size: int | None = None) -> list[Question]:
     Raises:
       BenchmarkError: the file is truncated or damaged, or a row has no answer; names file and row.
     """
+    if mode not in MODES:
+        raise BenchmarkError(f"unknown GSM8K mode {mode!r}; known: {', '.join(MODES)}")
     return [_question(number, *texts) for number, texts in enumerate(_read(Path(path), size))]
 
 

@@ -3,6 +3,7 @@
   vicuna_prompts    question.jsonl, 80 rows (`question_id`, `text` or `turns`, `category`)
   awesome_prompts   prompts.csv (`act`, `prompt`), 163 rows until June 2023, then 164; the paper has 164
   wizardlm_prompts  WizardLM_testset.jsonl, 218 rows (`idx`, `Skill`, `Difficulty`, `Instruction`)
+  own_prompts       any JSON lines with `question`, `prompt`, `instruction` or `text`
 
 There is no target. The benchmark's name is that of the paper's scores in `published.csv`.
 """
@@ -24,7 +25,7 @@ MODE = "open_ended"
 
 
 class Source(NamedTuple):
-    """`sizes` are of known states, `text` the fields that may hold the prompt, `extra` what is kept."""
+    """`sizes` of known states (none: any), the fields that may hold the `text`, and what else is kept."""
 
     sizes: tuple[int, ...]
     text: tuple[str, ...]
@@ -36,7 +37,7 @@ SOURCES: Mapping[str, Source] = {
     "vicuna_prompts": Source(
         (80,),
         ("text", "turns"),
-        ("category",),
+        ("category", "question_id"),
         {"590c39157bc561eadd7f03cad4be18c2b597f93029780af65f86718f39eafa87": "2023"},
     ),
     "awesome_prompts": Source(
@@ -45,7 +46,8 @@ SOURCES: Mapping[str, Source] = {
         ("act",),
         {"12693119b52f8f7e75f0e3e7f754ff7233f2b4f578f36c9efd2684469a92f668": "June 2023"},
     ),
-    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty"), {}),
+    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty", "idx"), {}),
+    "own_prompts": Source((), ("question", "prompt", "instruction", "text"), ("category", "question_id"), {}),
 }
 
 
@@ -91,7 +93,7 @@ def _read(path: Path, source: str) -> list[dict[str, Any]]:
     if source not in SOURCES:
         raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
     rows = _csv_rows(path) if path.suffix == ".csv" else files.json_lines(path)
-    files.check_size(path, len(rows), SOURCES[source].sizes)
+    files.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
     return rows
 
 

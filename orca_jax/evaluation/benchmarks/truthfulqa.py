@@ -5,10 +5,14 @@ choices; further ones are left out at random. The published draw is not document
 choice and three others by hash of the seed and the question, and orders them by hash, so that the true
 one, first in the files, has no fixed place.
 
-Two modes: `orca`, the paper's prompt with digits ("Among 0 through 3, the answer is"; the first such
-digit of the reply counts), and `orca_cot`, lettered, with a step-by-step cue.
+Modes (how replies are read: `evaluation.modes`): `orca`, the paper's prompt with digits ("Among 0 through
+3, the answer is"; the first such digit of the reply counts); `robust`, the same, the last well-formed
+answer counting; `orca_cot`, lettered, with a step-by-step cue. By likelihood, over all questions and
+choices, accuracy being mc1 and its metric mc2: `loglik`, the bare question; `lm_eval_loglik`, behind the
+primer of six questions, which is read from `primer.txt` beside the data.
 
-Files: `mc_task.json` (a list) or JSON lines, rows with `question` or `Question` and `mc1_targets`.
+Files: `mc_task.json` (a list) or JSON lines, rows with `question` or `Question`, `mc1_targets` and, for
+likelihoods, `mc2_targets`.
 """
 
 from __future__ import annotations
@@ -17,21 +21,25 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import files
 from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.modes import LIKELIHOOD
 from orca_jax.evaluation.questions import Question
 
+log = logging.getLogger(__name__)
 BENCHMARK = TASK = "truthfulqa_mc"
-MODES = ("orca", "orca_cot")
+MODES = ("orca", "orca_cot", "robust", *LIKELIHOOD)
+PRIMER = "primer.txt"
 OPTIONS = 4
 SIZES = (817, 790)  # versions 0 and 1; the file of January 2025
 # Questions with at least four choices, which tell the versions apart.
 VERSIONS = {(817, 684): "version 0", (817, 690): "version 1", (790, 664): "January 2025"}
-_LABELS = {"orca": "0123", "orca_cot": "ABCD"}
+_DIGITS, _LETTERS = "0123", "ABCD"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class _Example:
     true: str
     false: tuple[str, ...]
     category: str
+    several: Mapping[str, int]  # mc2's choices, several of which are true
 
     @property
     def is_asked(self) -> bool:
@@ -48,10 +57,10 @@ class _Example:
 
 
 def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = None) -> list[Question]:
-    """The questions with at least four choices, cut to four.
+    """The questions with at least four choices, cut to four; by likelihood all questions and choices.
 
     Args:
-      mode: `orca` or `orca_cot`.
+      mode: one of `MODES`.
       seed: decides which false choices are kept and the order of the four.
       size: rows that the file must have; by default those of a whole version.
 
@@ -60,17 +69,24 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
     """
     if mode not in MODES:
         raise BenchmarkError(f"unknown TruthfulQA mode {mode!r}; known: {', '.join(MODES)}")
-    asked = [example for example in _read(Path(path), size) if example.is_asked]
+    examples = _read(Path(path), size)
+    if mode in LIKELIHOOD:
+        before = _primer(Path(path)) if mode == "lm_eval_loglik" else ""
+        return [_likelihood_question(example, before, mode, str(path)) for example in examples]
+    asked = [example for example in examples if example.is_asked]
     drawn = [_drawn(example, seed) for example in asked]
     targets = collections.Counter(options.index(example.true) for example, options in zip(asked, drawn))
     majority = max(targets.values(), default=0) / max(len(asked), 1)
     return [_question(example, options, mode, majority) for example, options in zip(asked, drawn)]
 
 
-def documents(path: str | Path, *, size: int | None = None) -> Iterator[Document]:
-    """All questions, those with fewer than four choices too."""
-    for example in _read(Path(path), size):
-        yield Document(BENCHMARK, f"{TASK}-{example.row}", example.question)
+def documents(path: str | Path) -> Iterator[Document]:
+    """All questions, those with fewer than four choices too; of a part of the set with a warning."""
+    rows = _rows(Path(path))
+    if len(rows) not in SIZES:
+        log.warning("%s: %d questions, a part of TruthfulQA: the others are not kept out", path, len(rows))
+    for number, row in enumerate(rows):
+        yield Document(BENCHMARK, f"{TASK}-{number}", _example(number, row, f"{path}, row {number}").question)
 
 
 def reports(path: str | Path, *, size: int | None = None) -> list[FileReport]:
@@ -111,7 +127,10 @@ def _example(number: int, row: Any, where: str) -> _Example:
         )
     false = tuple(text for text, label in choices.items() if label == 0)
     question = files.text_field(row, ["question", "Question"], where)
-    return _Example(number, question.strip(), true[0], false, str(row.get("Category") or ""))
+    several = row.get("mc2_targets")
+    if several is not None and not (isinstance(several, Mapping) and 1 in several.values()):
+        raise BenchmarkError(f"{where}: mc2_targets must map choices to 0 and some to 1, not {several!r:.60}")
+    return _Example(number, question.strip(), true[0], false, str(row.get("Category") or ""), several or {})
 
 
 def _drawn(example: _Example, seed: int) -> list[str]:
@@ -126,10 +145,10 @@ def _drawn(example: _Example, seed: int) -> list[str]:
 
 
 def _question(example: _Example, options: list[str], mode: str, majority: float) -> Question:
-    labels = _LABELS[mode]
+    labels = _LETTERS if mode == "orca_cot" else _DIGITS
     choices = " ".join(f"({label}) {option}" for label, option in zip(labels, options))
     asked = f"Q: {example.question} Answer Choices: {choices}\n"
-    cue = "A: Among 0 through 3, the answer is" if mode == "orca" else "A: Let's think step by step."
+    cue = "A: Let's think step by step." if mode == "orca_cot" else "A: Among 0 through 3, the answer is"
     return Question(
         benchmark=BENCHMARK,
         task=TASK,
@@ -142,3 +161,35 @@ def _question(example: _Example, options: list[str], mode: str, majority: float)
         mode=mode,
         extra={"letters": labels, "options": options, "category": example.category},
     )
+
+
+def _likelihood_question(example: _Example, before: str, mode: str, where: str) -> Question:
+    """`continuations` are mc1's choices, the true one first, and mc2's behind them."""
+    if not example.several:
+        raise BenchmarkError(
+            f"{where}, row {example.row}: mode {mode} needs mc2_targets; give a file with them"
+        )
+    single = (example.true, *example.false)
+    return Question(
+        benchmark=BENCHMARK,
+        task=TASK,
+        id=f"{TASK}-{example.row}",
+        text=f"{before}Q: {example.question}\nA:",
+        target="0",
+        chance=1 / len(single),
+        majority=None,  # the true choice has no place of its own
+        mode=mode,
+        extra={
+            "labels": [str(number) for number in range(len(single))],
+            "continuations": [*single, *example.several],
+            "mc2": [label == 1 for label in example.several.values()],
+            "category": example.category,
+        },
+    )
+
+
+def _primer(path: Path) -> str:
+    file = path.parent / PRIMER
+    if not file.is_file():
+        raise BenchmarkError(f"mode lm_eval_loglik needs lm-eval's primer of six questions: put {file} there")
+    return file.read_text(encoding="utf-8").strip() + "\n\n"

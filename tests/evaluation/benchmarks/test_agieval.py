@@ -58,6 +58,26 @@ def test_replies_score_as_agievals_own_parser_does(folder, reply, answer):
     assert item.answer == answer
 
 
+def test_by_likelihood_the_options_stand_as_the_file_has_them_and_their_letter_decides(folder):
+    question = agieval.questions(folder, mode="lm_eval_loglik")[1]
+    assert question.extra["continuations"] == ["(A)one", "(C)three", "(B)two", "(D)four"]
+    said = Reply(Outcome.OK, "", raw={"log_likelihoods": [-4.0, -3.0, -1.0, -2.0]})
+    item = scoring.score([question], [said], seed=0, mode="lm_eval_loglik", system_message_id=1)[0]
+    assert (item.answer, item.correct) == ("B", True)
+
+
+def test_the_upstream_form_names_a_through_e_in_its_second_stage(folder):
+    question = agieval.questions(folder, mode="agieval_upstream")[-1]
+    assert question.text == agieval.questions(folder, mode="orca")[-1].text
+    assert question.extra["second_cue"] == "Therefore, among A through E, the answer is"
+
+
+def test_questions_about_one_passage_are_a_cluster(folder):
+    questions = agieval.questions(folder, mode="robust")
+    assert questions[1].extra["cluster"] == "They count."
+    assert "cluster" not in questions[0].extra
+
+
 def test_a_passage_is_one_document_however_many_questions_it_has(tmp_path):
     write(tmp_path, [row()] * 220)
     documents = list(agieval.documents(tmp_path))

@@ -64,7 +64,7 @@ def test_the_papers_form_letters_every_task_and_leaves_out_free_answers(folder):
 
 def test_the_range_of_letters_is_the_tasks_but_the_prompt_names_the_questions(folder):
     questions = by_task(bbh.questions(folder, mode="orca"))["reasoning_about_colored_objects"]
-    assert {question.extra["letters"] for question in questions} == {"ABCDEFGH"}
+    assert {question.extra["letters"] for question in questions} == {"ABCDEFGHIJKLMNOPQR"}
     assert "Among A through C" in questions[0].text
     assert "Among A through H" in questions[-1].text
     replies = [Reply(Outcome.OK, "H")] * len(questions)
@@ -83,6 +83,41 @@ def test_the_chain_of_thought_form_keeps_the_files_question_and_answers(folder):
     said = Reply(Outcome.OK, "Well.\nSo the answer is he is cruel.")
     items = scoring.score(tasks["snarks"][:1], [said], seed=0, mode="orca_cot", system_message_id=1)
     assert items[0].answer == "B"
+
+
+def test_the_plain_and_the_verbatim_forms(folder):
+    robust = by_task(bbh.questions(folder, mode="robust"))["causal_judgement"][0]
+    assert (robust.text, robust.target) == (f"Q: {YES['input']}\nA:", "No")
+    said = by_task(bbh.questions(folder, mode="answer_is"))["snarks"][0]
+    assert (said.target, said.choices, said.chance) == ("(B)", (), 0.5)
+    assert said.text.endswith("\nA: Let's think step by step.")
+
+
+@pytest.fixture
+def described(folder):
+    (folder / "cot-prompts").mkdir()
+    for task in ROWS:
+        text = f"canary\n-----\nAll about {task}.\n\nQ: one\nA: two\n"
+        (folder / "cot-prompts" / f"{task}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_lm_evals_prompts_have_the_published_description_and_every_row(described):
+    tasks = by_task(bbh.questions(described, mode="lm_eval_zeroshot"))
+    assert len(tasks["ruin_names"]) == 250
+    assert tasks["ruin_names"][99].target == "a, b"
+    assert tasks["snarks"][0].text == f"All about snarks.\n\nQ: {ROWS['snarks'][0]['input']}\nA:"
+    steps = by_task(bbh.questions(described, mode="lm_eval_cot_strict"))["object_counting"][0]
+    assert steps.text == "All about object_counting.\n\nQ: How many?\nA: Let's think step by step."
+
+
+def test_lm_evals_prompts_without_the_descriptions_are_refused(folder):
+    with pytest.raises(bbh.BbhError, match=r"causal_judgement's description: put .*cot-prompts"):
+        bbh.questions(folder, mode="lm_eval_cot")
+    (folder / "cot-prompts").mkdir()
+    (folder / "cot-prompts/causal_judgement.txt").write_text("Judge.", encoding="utf-8")
+    with pytest.raises(bbh.BbhError, match="no '-----' below the canary"):
+        bbh.questions(folder, mode="lm_eval_cot")
 
 
 def test_faulty_rows_are_not_scored_but_counted_and_odd_ones_are(folder):
@@ -172,3 +207,11 @@ def test_all_rows_are_documents_and_unscored_ones_are_reported(folder):
 def test_a_file_of_another_state_is_read_but_has_no_revision(folder, caplog):
     assert {report.revision for report in bbh.reports(folder)} == {""}
     assert "snarks.json: none of the published states" in caplog.text
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not REAL.is_dir(), reason="no BBH files beside the repository")
+def test_the_range_of_letters_holds_all_options_of_the_real_files():
+    for task, questions in by_task(bbh.questions(REAL, mode="orca")).items():
+        most = max(len(question.choices) for question in questions)
+        assert len(bbh.TASKS[task].letters) == max(6, most), task

@@ -69,7 +69,7 @@ def test_vicunas_prompts_in_both_forms(tmp_path):
         for rows in (old, new)
     ]
     assert read[0] == read[1]
-    assert (read[0][3].text, read[0][3].extra) == ("How 3?", {"category": "fermi"})
+    assert (read[0][3].text, read[0][3].extra) == ("How 3?", {"category": "fermi", "question_id": 3})
 
 
 def write_awesome(path, count):
@@ -115,6 +115,24 @@ def test_gsm8ks_answer_is_the_number_after_the_marks(tmp_path):
         gsm8k.questions(path, size=1)
     with pytest.raises(files.BenchmarkError, match="give the size"):
         gsm8k.questions(tmp_path / "part.jsonl")
+
+
+def test_own_prompts_are_any_json_lines(tmp_path):
+    path = write_lines(tmp_path / "own.jsonl", [{"prompt": "Do."}, {"question": "Why?", "category": "c"}])
+    questions = registry.questions("own_prompts", path, mode="open_ended")
+    assert [question.text for question in questions] == ["Do.", "Why?"]
+    assert questions[1].extra == {"category": "c"}
+    with pytest.raises(files.BenchmarkError, match=r"own\.jsonl: expected 1 rows, found 0"):
+        registry.questions("own_prompts", write_lines(path, []), mode="open_ended")
+
+
+def test_every_mode_is_asked_by_its_name_and_no_other(prompts):
+    hate = registry.questions("toxigen", prompts, mode="toxigen_hate")
+    assert {question.extra["kind"] for question in hate} == {"hate"}
+    with pytest.raises(files.BenchmarkError, match="toxigen has no mode 'orca'; its modes: toxigen_hate"):
+        registry.questions("toxigen", prompts, mode="orca")
+    with pytest.raises(files.BenchmarkError, match="GSM8K mode 'orca'"):
+        gsm8k.questions(prompts, mode="orca")
 
 
 def test_all_benchmarks_by_name(prompts, tmp_path_factory):

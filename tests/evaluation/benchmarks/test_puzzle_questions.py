@@ -31,7 +31,7 @@ def test_the_true_solution_is_right_in_every_family_whether_bare_or_with_steps(p
     for texts in (bare, with_steps, first):
         items, scores = examined(puzzles, texts)
         assert [item.id for item in items if not item.correct] == []
-        assert scores["macro"]["accuracy"] == 1
+        assert scores["macro"] == 1
         assert set(scores["tasks"]) == set(FAMILIES)
 
 
@@ -50,9 +50,9 @@ def test_another_choice_is_wrong_and_silence_is_unparsed(puzzles):
     wrong = [next(choice for choice in p.choices if choice != p.target) for p in closed]
     items, scores = examined(closed, wrong)
     assert not any(item.correct for item in items)
-    assert scores["micro"]["unparsed"] == 0
+    assert scores["groups"]["micro"]["unparsed"] == 0
     _, silent = examined(closed, ["I cannot say."] * len(closed))
-    assert silent["micro"]["unparsed"] == 1
+    assert silent["groups"]["micro"]["unparsed"] == 1
 
 
 def test_chance_is_the_puzzles_and_the_prompt_its_question(puzzles):

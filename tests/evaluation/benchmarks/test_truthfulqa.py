@@ -102,3 +102,50 @@ def test_half_of_the_real_file_is_read_when_its_size_is_given(shared_data):
     assert len(questions) == 408 - 22 - 39  # those with two and with three choices
     with pytest.raises(files.BenchmarkError, match="found 408"):
         truthfulqa.questions(path, mode="orca")
+
+
+def likely(number):
+    several = {f"true {number}": 1, "also true": 1, "false": 0}
+    return row(number, false=2, mc2_targets=several)
+
+
+def test_by_likelihood_every_question_is_asked_with_all_choices(tmp_path):
+    path = tmp_path / "mc_task.json"
+    path.write_text(json.dumps([likely(number) for number in range(817)]), encoding="utf-8")
+    questions = truthfulqa.questions(path, mode="loglik")
+    assert len(questions) == 817  # with three choices too
+    first = questions[0]
+    assert (first.text, first.target, first.chance) == ("Q: Is 0 odd?\nA:", "0", 1 / 3)
+    assert first.extra["continuations"] == [
+        "true 0",
+        "false 0 0",
+        "false 0 1",
+        "true 0",
+        "also true",
+        "false",
+    ]
+    assert first.extra["mc2"] == [True, True, False]
+    said = Reply(Outcome.OK, "", raw={"log_likelihoods": [-1.0, -2.0, -3.0, -1.0, -1.0, -1.0]})
+    items = scoring.score([first], [said], seed=0, mode="loglik", system_message_id=None)
+    assert items[0].correct
+    assert items[0].extra["metrics"]["mc2"] == pytest.approx(2 / 3)
+
+
+def test_lm_evals_form_needs_its_primer(tmp_path):
+    path = tmp_path / "mc_task.json"
+    path.write_text(json.dumps([likely(number) for number in range(817)]), encoding="utf-8")
+    with pytest.raises(files.BenchmarkError, match=r"needs lm-eval's primer .*primer\.txt there"):
+        truthfulqa.questions(path, mode="lm_eval_loglik")
+    (tmp_path / "primer.txt").write_text("Q: one\nA: two\n", encoding="utf-8")
+    first = truthfulqa.questions(path, mode="lm_eval_loglik")[0]
+    assert first.text == "Q: one\nA: two\n\nQ: Is 0 odd?\nA:"
+
+
+def test_likelihoods_need_the_second_set_of_choices(path):
+    with pytest.raises(files.BenchmarkError, match="row 0: mode loglik needs mc2_targets"):
+        truthfulqa.questions(path, mode="loglik")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows[3]["mc2_targets"] = {"a": 0}
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(files.BenchmarkError, match="row 3: mc2_targets must map choices"):
+        truthfulqa.questions(path, mode="loglik")

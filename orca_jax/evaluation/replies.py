@@ -1,0 +1,210 @@
+"""Replies made anywhere, as questions and replies to score.
+
+A file has JSON lines {"task", "id", "target", "reply"}. A line may have more: "input", the question as the
+benchmark's file has it, which lm-eval's filters look at; "outcome"; for likelihoods "log_likelihoods",
+"continuations" and "labels". Lines of our own `replies.jsonl` ("text" for "reply", no target) are read too,
+if the benchmark's questions are given.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orca_jax.evaluation import extraction, modes
+from orca_jax.evaluation.benchmarks import bbh, files, registry
+from orca_jax.evaluation.benchmarks.files import BenchmarkError
+from orca_jax.evaluation.questions import Question
+from orca_jax.records import Outcome, Reply
+
+log = logging.getLogger(__name__)
+OWN = "puzzles"  # asked by no file
+WORDS = (("Yes", "No"), ("yes", "no"), ("True", "False"), ("valid", "invalid"))
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LETTER = re.compile(r"\(?([A-Z])\)?")
+_DIGIT = re.compile(r"\(?([0-9])\)?")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One line; `where` names file and line, `target` is None in a line that needs its question."""
+
+    where: str
+    task: str
+    id: str
+    target: str | None
+    reply: Reply
+    extra: Mapping[str, Any]
+
+
+def read(path: str | Path) -> list[Line]:
+    """The lines of a file.
+
+    Raises:
+      BenchmarkError: the file is empty, a line is torn or lacks a field, or an item stands there twice;
+        names file and line.
+    """
+    path = Path(path)
+    lines = [_line(row, f"{path}:{number}") for number, row in files.numbered_json_lines(path)]
+    if not lines:
+        raise BenchmarkError(f"{path}: no reply in it; give lines with task, id, target and reply")
+    first: dict[tuple[str, str], Line] = {}
+    for line in lines:
+        if (line.task, line.id) in first:
+            before = first[line.task, line.id].where
+            raise BenchmarkError(
+                f"{line.where}: {line.task}/{line.id} is in {before} already; keep one reply"
+            )
+        first[line.task, line.id] = line
+    return lines
+
+
+def _line(row: Mapping[str, Any], where: str) -> Line:
+    own = "text" in row and "reply" not in row
+    text = _text(row, "text" if own else "reply", where)
+    target = None if own and "target" not in row else _text(row, "target", where)
+    raw = {key: row[key] for key in (modes.LOG_LIKELIHOODS,) if key in row} or row.get("raw", {})
+    return Line(
+        where=where,
+        task=_text(row, "task", where),
+        id=_text(row, "id", where, int),
+        target=target,
+        reply=Reply(_outcome(row, text, where), text, raw=raw),
+        extra={key: row[key] for key in ("input", "continuations", "labels") if key in row},
+    )
+
+
+def _text(row: Mapping[str, Any], name: str, where: str, *others: type) -> str:
+    if name not in row:
+        raise BenchmarkError(
+            f"{where}: no {name!r} among {', '.join(row) or 'no fields'}; every line needs it"
+        )
+    value = row[name]
+    if not isinstance(value, (str, *others)) or isinstance(value, bool):
+        raise BenchmarkError(f"{where}: {name!r} must be text, not {value!r:.60}")
+    return str(value)
+
+
+def _outcome(row: Mapping[str, Any], text: str, where: str) -> Outcome:
+    found = row.get("outcome") or (Outcome.OK if text.strip() else Outcome.EMPTY)
+    if found not in list(Outcome):
+        raise BenchmarkError(f"{where}: unknown outcome {found!r:.60}; known: {', '.join(Outcome)}")
+    return Outcome(found)
+
+
+def questions(
+    lines: Sequence[Line], *, benchmark: str, mode: str, asked: Iterable[Question] = ()
+) -> list[Question]:
+    """What the lines answer, in their order.
+
+    Args:
+      benchmark: a key of `registry.READERS`, or `puzzles`.
+      mode: a key of `modes.MODES`.
+      asked: the benchmark's questions in that mode, if its files are at hand; without them what is needed
+        is taken from the targets, and chance is not known.
+
+    Raises:
+      BenchmarkError: benchmark, mode or task is unknown, a line lacks what the mode needs, or it does not
+        fit the question asked; names file and line.
+    """
+    _check(benchmark, mode)
+    known = {(question.task, question.id): question for question in asked}
+    if known:
+        return [_asked(line, known) for line in lines]
+    if mode in modes.LM_EVAL_BBH and not all("input" in line.extra for line in lines):
+        log.warning(
+            "lines without 'input': options' texts are not recognised; give it, or the files (--path)"
+        )
+    targets = collections.defaultdict[str, collections.Counter[str | None]](collections.Counter)
+    for line in lines:
+        targets[line.task][line.target] += 1
+    majority = {task: max(counts.values()) / counts.total() for task, counts in targets.items()}
+    return [_foreign(line, benchmark, mode, majority[line.task]) for line in lines]
+
+
+def _check(benchmark: str, mode: str) -> None:
+    modes.mode(mode)
+    if benchmark == OWN:
+        return
+    if benchmark not in registry.READERS:
+        raise BenchmarkError(
+            f"unknown benchmark {benchmark!r}; known: judged, {OWN}, {', '.join(registry.READERS)}"
+        )
+    reader = registry.READERS[benchmark]
+    if not reader.scored:
+        raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
+    if mode not in (*reader.modes, "answer_is", "robust"):
+        raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {', '.join(reader.modes)}")
+
+
+def _asked(line: Line, known: Mapping[tuple[str, str], Question]) -> Question:
+    question = known.get((line.task, line.id)) or known.get((line.task, f"{line.task}-{line.id}"))
+    if question is None:
+        raise BenchmarkError(f"{line.where}: the benchmark's files ask no {line.task}/{line.id} in this mode")
+    stated = {question.target, f"({question.target})"} | _words_of(question)
+    if line.target is not None and line.target not in stated:
+        raise BenchmarkError(
+            f"{line.where}: target {line.target!r:.60}, but that of {question.task}/{question.id} is "
+            f"{question.target!r:.60}; are the lines numbered as the file is?"
+        )
+    return question
+
+
+def _words_of(question: Question) -> set[str]:
+    """The word that a lettered yes/no question's target stands for."""
+    task = bbh.TASKS.get(question.task)
+    lettered = task is not None and task.words and question.target in question.choices
+    return {task.words[question.choices.index(question.target)]} if task and lettered else set()
+
+
+def _foreign(line: Line, benchmark: str, mode: str, majority: float) -> Question:
+    if line.target is None:
+        raise BenchmarkError(f"{line.where}: no 'target'; give it, or the benchmark's files (--path)")
+    if benchmark == bbh.BENCHMARK and line.task not in bbh.TASKS:
+        raise BenchmarkError(f"{line.where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
+    target, choices = (line.target, ()) if mode in modes.VERBATIM else _choices(line, mode)
+    extra = dict(line.extra)
+    if mode == "orca":
+        extra["letters"] = "".join(choices) if target.isdigit() else _range(line.task)
+    if mode in modes.LIKELIHOOD:
+        extra |= _labels(line)
+    chance = 1 / len(extra["labels"]) if "labels" in extra else None
+    return Question(benchmark, line.task, line.id, "", target, choices, chance, majority, mode, extra)
+
+
+def _range(task: str) -> str:
+    return bbh.TASKS[task].letters if task in bbh.TASKS else extraction.PAPER_LETTERS
+
+
+def _choices(line: Line, mode: str) -> tuple[str, tuple[str, ...]]:
+    """The target as a label, and the labels it is one of; free answers have none."""
+    target = line.target or ""
+    words = next((words for words in WORDS if target in words), None)
+    if words and mode == "orca":
+        return "AB"[words.index(target)], ("A", "B")
+    if words:
+        return target, words
+    if letter := _LETTER.fullmatch(target):
+        letters = _range(line.task)
+        return letter[1], tuple(letters if letter[1] in letters else _ALPHABET)
+    if mode == "orca" and (digit := _DIGIT.fullmatch(target)):
+        return digit[1], tuple("0123")
+    if mode in ("orca", "agieval_upstream"):
+        raise BenchmarkError(f"{line.where}: mode {mode} reads letters, but the target is {target!r:.60}")
+    return target, ()
+
+
+def _labels(line: Line) -> dict[str, Any]:
+    """The labels of a line's likelihoods: letters in order, where it gives none."""
+    scores, texts = line.reply.raw.get(modes.LOG_LIKELIHOODS), line.extra.get("continuations")
+    if not isinstance(scores, list) or not isinstance(texts, list) or len(scores) != len(texts) or not texts:
+        raise BenchmarkError(
+            f"{line.where}: likelihoods need 'log_likelihoods' and 'continuations', two lists of one length"
+        )
+    labels = line.extra.get("labels") or list(_ALPHABET[: len(texts)])
+    return {"labels": labels}
