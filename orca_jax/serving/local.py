@@ -45,11 +45,12 @@ class LocalStudent:
     ):
         self.tokenizer = tokenizer
         self.layout = layout
+        self.stop_ids = layouts.stop_ids(layout, tokenizer)
         self.identity = "student-" + artifacts.digest([checkpoint, tokenizer.fingerprint, layout])[:16]
         self.generator = Generator(
             params,
             config,
-            stop_ids=layouts.stop_ids(layout, tokenizer),
+            stop_ids=self.stop_ids,
             batch_size=batch_size,
             max_length=max_length,
             compiler_options=compiler_options,

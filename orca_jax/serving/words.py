@@ -13,13 +13,17 @@ TORN = "\ufffd"  # what a character decodes to of which some bytes are still to 
 
 
 class Words:
-    """Reads replies in one layout; `stops` are texts that end them and are not part of them."""
+    """Reads replies in one layout; `stops` are texts that end them and are not part of them.
 
-    def __init__(self, tokenizer: TokenizerLike, layout: str, stops: Sequence[str] = ()):
+    Without a layout, a reply is all that its tokens spell. A stop that is a control token's name ends a
+    reply where that token comes, which no text shows.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike, layout: str | None, stops: Sequence[str] = ()):
         self.tokenizer = tokenizer
-        self.layout = layout
         self.stops = tuple(stop for stop in stops if stop)
-        self._before, self._after = frame(layout, tokenizer)
+        self._stop_ids = {tokenizer.control_ids[stop] for stop in self.stops if stop in tokenizer.control_ids}
+        self._before, self._after = frame(layout, tokenizer) if layout else ("", "")
 
     def text(self, tokens: Sequence[int]) -> str:
         """The reply that tokens spell, up to the first stop text."""
@@ -31,8 +35,10 @@ class Words:
 
         It depends on the tokens alone, not on how many are looked at together.
         """
+        said = next((n for n, token in enumerate(tokens) if token in self._stop_ids), None)
+        tokens = tokens[:said]
         if not self._stopped(tokens):
-            return None
+            return said
         return bisect.bisect_left(range(len(tokens)), True, key=lambda size: self._stopped(tokens[:size]))
 
     def settled(self, tokens: Sequence[int]) -> str:
@@ -40,11 +46,11 @@ class Words:
         decoded = self.tokenizer.decode(tokens)
         if self._before.startswith(decoded):
             return ""
-        text = layouts.answer_text(decoded, self.layout, self.tokenizer).rstrip(TORN)
+        text = decoded.removeprefix(self._before).rstrip(TORN)
         return text[: len(text) - max((_begun(text, end) for end in (*self.stops, self._after)), default=0)]
 
     def _whole(self, tokens: Sequence[int]) -> str:
-        return layouts.answer_text(self.tokenizer.decode(tokens), self.layout, self.tokenizer)
+        return self.tokenizer.decode(tokens).removeprefix(self._before).removesuffix(self._after)
 
     def _stopped(self, tokens: Sequence[int]) -> bool:
         text = self._whole(tokens) if self.stops else ""

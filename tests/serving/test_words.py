@@ -74,3 +74,19 @@ def test_empty_stops_stop_nothing(tokenizer):
     words = Words(tokenizer, "orca", ["", "never"])
     assert words.ends(ids(tokenizer, "the dog")) is None
     assert words.text(ids(tokenizer, "the dog")) == "the dog"
+
+
+def test_a_stop_that_names_a_control_token_ends_a_reply_at_it(tokenizer):
+    """The layout's own stop is another one, and no text shows a control token."""
+    words = Words(tokenizer, "chatml", ["</s>", "dog"])
+    said, end = ids(tokenizer, "the red"), tokenizer.control_id("</s>")
+    assert words.ends([*said, end, *ids(tokenizer, " dog")]) == len(said)
+    assert words.text(said) == "the red"
+    assert words.ends([*ids(tokenizer, "the dog"), end]) == len(ids(tokenizer, "the dog"))
+    assert words.ends(said) is None
+
+
+def test_without_a_layout_a_reply_is_all_that_its_tokens_spell(tokenizer):
+    tokens = ids(tokenizer, " the dog ")
+    assert Words(tokenizer, None).text(tokens) == " the dog "
+    assert Words(tokenizer, "llama2").text(tokens) == "the dog"

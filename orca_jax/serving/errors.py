@@ -1,0 +1,79 @@
+"""What goes wrong, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class Refused(HTTPException):
+    """A request that is not answered, and why."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    @property
+    def response(self) -> JSONResponse:
+        body = shape(self.status_code, self.detail, self.param, self.code)
+        return JSONResponse(body, self.status_code, self.headers)
+
+
+def shape(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body; half characters, which JSON can spell and UTF-8 cannot, are replaced."""
+    kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
+    error = {"message": _clean(message), "type": kind, "param": param and _clean(param), "code": code}
+    return {"error": error}
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def failed(path: str, error: Exception) -> Refused:
+    """What a client is told of a fault of ours; the log is told all of it."""
+    log.error("%s failed", path, exc_info=error)
+    return Refused(500, "the server failed; its log says how")
+
+
+def install(app: FastAPI) -> None:
+    """Makes an app answer in this shape; what is no refusal is left to `guard.Guard`."""
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+
+async def _refused(request: Request, error: Any) -> JSONResponse:
+    if isinstance(error, Refused):
+        return error.response
+    return JSONResponse(shape(error.status_code, str(error.detail)), error.status_code, error.headers)
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    """Names the field; behind it, a place has the names of the types that were tried."""
+    first = error.errors()[0]
+    fields = itertools.takewhile(_is_field, (part for part in first["loc"] if part != "body"))
+    place = ".".join(map(str, fields))[:100] or None
+    message = f"{place or 'the body'}: {first['msg'][:300]}"
+    return Refused(400, message, param=place, code=first["type"]).response
+
+
+def _is_field(part: int | str) -> bool:
+    return isinstance(part, int) or (part.isidentifier() and part != "str")

@@ -1,0 +1,146 @@
+"""What a request must pass before the app sees it: the host's name, the token, the number open, its size."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orca_jax.serving.errors import Refused, failed
+from orca_jax.serving.metrics import Metrics
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+OPEN_PATHS = ("/health",)
+CLIENT_LEFT = 499  # nobody sees it but the log and the metrics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a client may ask for.
+
+    Attributes:
+      body_bytes, body_seconds: of a request's body, and of the time it may take to come.
+      prompt_tokens, output_tokens: of one sequence; both together must fit the engine besides.
+      sequences: prompts times `n` of one request.
+      queue: sequences that may wait.
+      requests: that may be open at a time, streams among them.
+    """
+
+    body_bytes: int = 2 * 2**20
+    body_seconds: float = 30.0
+    prompt_tokens: int = 2**31
+    output_tokens: int = 2**31
+    sequences: int = 128
+    queue: int = 256
+    requests: int = 256
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} must be more than 0")
+
+
+class Guard:
+    """ASGI middleware; `token` empty: no token is asked for, and only local names of this host are served.
+
+    A browser could be made to send a page's requests to a local server under another host's name.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, limits: Limits, metrics: Metrics):
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self._token, self._open = token.encode(), 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+
+        async def counting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._open += 1
+        self.metrics.open.set(self._open)
+        try:
+            if refused := self._refusal(scope):
+                await refused.response(scope, receive, counting)
+            else:
+                await self.app(scope, _Body(receive, Headers(scope=scope), self.limits), counting)
+        except Exception as error:
+            if status:  # an answer has begun
+                raise
+            await failed(scope["path"], error).response(scope, receive, counting)
+        finally:
+            self._open -= 1
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.open.set(self._open)
+            self.metrics.requests.labels(path, status or CLIENT_LEFT).inc()
+            self.metrics.seconds.labels(path).observe(time.monotonic() - started)
+
+    def _refusal(self, scope: Scope) -> Refused | None:
+        headers = Headers(scope=scope)
+        if scope["path"] in OPEN_PATHS:
+            return None
+        if not self._token and _host(headers.get("host", "")) not in LOCAL:
+            return Refused(403, "this server answers to the name localhost only")
+        if self._token and not self._known(headers.get("authorization", "")):
+            return Refused(
+                401,
+                "give the server's token: Authorization: Bearer TOKEN",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if scope["method"] == "POST" and self._open > self.limits.requests:
+            message = f"{self._open - 1} requests are open; come again in 1 s"
+            return Refused(429, message, code="overloaded", headers={"Retry-After": "1"})
+        return None
+
+    def _known(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        return scheme.lower() == "bearer" and secrets.compare_digest(token.strip().encode(), self._token)
+
+
+def _host(header: str) -> str | None:
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
+
+
+class _Body:
+    """A request's `receive`, which ends a body that is too large or too slow.
+
+    What it raises is raised where the app reads the body, and answered like any other refusal.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers, limits: Limits):
+        self._receive, self._limits = receive, limits
+        self._deadline = time.monotonic() + limits.body_seconds
+        self._read, self._whole = 0, False
+        length = headers.get("content-length", "0")
+        self._announced = int(length) if length.isdecimal() else 0
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        self._check(self._announced)
+        try:
+            async with asyncio.timeout(max(self._deadline - time.monotonic(), 0)):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, f"the body took more than {self._limits.body_seconds} s") from None
+        self._read += len(message.get("body", b""))
+        self._check(self._read)
+        self._whole = not message.get("more_body", False)
+        return message
+
+    def _check(self, size: int) -> None:
+        if size > self._limits.body_bytes:
+            raise Refused(413, f"the body has more than {self._limits.body_bytes} bytes")

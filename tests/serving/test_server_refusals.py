@@ -1,0 +1,264 @@
+"""What the server refuses, and that what fails or leaves costs nobody else anything."""
+
+import concurrent.futures
+import json
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+
+pytest.importorskip("fastapi")
+
+from pydantic import ValidationError
+
+from orca_jax.serving.protocol import CompletionRequest
+from orca_jax.serving.server import make_server
+from tests.serving.served import LONG, NAME, QUESTION, Served, complete, make_student, numbers, slowed, until
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "said"),
+    [
+        ("chat/completions", {"messages": []}, "messages", "at least 1"),
+        ("chat/completions", {"messages": QUESTION[:1]}, "messages", "must be the user's"),
+        ("chat/completions", {"messages": QUESTION[1:] * 2}, "messages", "turns must be"),
+        ("chat/completions", {"messages": [{"role": "x", "content": ""}]}, "messages.0.role", "should be"),
+        ("chat/completions", {"messages": QUESTION, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ("chat/completions", {"messages": QUESTION, "tools": []}, None, "there is no field 'tools'"),
+        ("chat/completions", {"messages": QUESTION, "temperature": -1}, "temperature", "greater than"),
+        ("chat/completions", {"messages": QUESTION, "max_tokens": 500}, "max_tokens", "128 fit in all"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a" * 300}]}, "max_tokens", "128 fit"),
+        ("completions", {"prompt": []}, "prompt", "valid string"),
+        ("completions", {"prompt": [[]]}, "prompt", "valid string"),
+        ("completions", {"prompt": [4000]}, "prompt", "no id 4000"),
+        ("completions", {"prompt": [-1]}, "prompt", "valid string"),
+        ("completions", {"prompt": "a", "n": 9}, "n", "more than 8 sequences"),
+        ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "needs echo"),
+        ("completions", {"prompt": "a", "seed": 0.5}, "seed", "integer"),
+        ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", "less than or equal to 5"),
+        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "less than or equal"),
+        ("completions", {"prompt": "a", "no field": 1}, None, "there is no field 'no field'"),
+        ("completions", {"prompt": "\ud800"}, "prompt", "unicode"),
+        ("completions", {"prompt": "a", "\ud800": 1}, None, r"no field '\ud800'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_an_error_that_names_the_field(client, path, body, param, said):
+    content = json.dumps({"model": NAME, **body})
+    answer = client.post(f"/v1/{path}", content=content, headers=JSON)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [0] * 100_000 + [""]},
+        {"prompt": [{}] * 100_000},
+        {"prompt": [[1]] * 100_000 + [2]},
+        {"prompt": "a", "stop": [1] * 100_000},
+        {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(100_000)))},
+        {"prompt": "a", **dict.fromkeys(map(str, range(100_000)))},
+    ],
+    ids=["ids", "objects", "lists", "stops", "biases", "fields"],
+)
+def test_of_many_faults_the_first_are_named(body):
+    """All of two megabytes' faults would take a minute and gigabytes."""
+    with pytest.raises(ValidationError) as error:
+        CompletionRequest.model_validate({"model": NAME, **body})
+    assert error.value.error_count() < 6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[" * 10_000, b'{"seed": 1' + b"0" * 5000 + b"}", b"null", b'{"n": NaN}'],
+)
+def test_what_is_no_json_is_an_error(client, content):
+    answer = client.post("/v1/completions", content=content, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/completions", 405), ("POST", "/v1/other", 404), ("GET", "/", 404)],
+)
+def test_other_paths_and_methods(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_another_model_is_not_found(client):
+    error = complete(client, 404, prompt="a", model="gpt-4")["error"]
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_large_is_refused(client, announced):
+    content = json.dumps({"model": NAME, "prompt": "a" * 30_000}).encode()
+    sent = content if announced else iter([content[:15_000], content[15_000:]])
+    answer = client.post("/v1/completions", content=sent, headers=JSON)
+    assert answer.status_code == 413
+    assert "20000 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(student):
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with Served(student, body_seconds=0.2) as served:
+        port = int(served.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            assert b" 408 " in connection.recv(1000)
+
+
+def test_a_token_is_asked_for(student):
+    token = "a token that is long"
+    with Served(student, token=token) as served, httpx2.Client(base_url=served.url) as client:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {token}"}):
+            for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+                answer = client.get(path, headers=headers)
+                assert answer.status_code == 401
+                assert answer.json()["error"]["type"] == "authentication_error"
+        assert client.get("/health").status_code == 200
+        headers = {"authorization": f"Bearer {token}", "host": "student.example"}
+        assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "[", "127.0.0.1.evil.example:80", ""]
+)
+def test_without_a_token_other_hosts_names_are_refused(client, host):
+    answer = client.get("/v1/models", headers={"host": host})
+    assert answer.status_code in (400, 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:5"])
+def test_this_hosts_own_names_are_served(client, host):
+    assert client.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "student.example"])
+def test_other_hosts_need_a_token(served, host):
+    with pytest.raises(ValueError, match=f"host {host} lets other hosts connect; put a token"):
+        make_server(served.app, host=host, port=0, token="", grace=1)
+
+
+@pytest.fixture
+def slow(tokenizer, monkeypatch):
+    student = make_student(tokenizer)
+    slowed(student.generator, monkeypatch)
+    return student
+
+
+def test_overload_is_429_and_passes(tokenizer, monkeypatch):
+    """4 rows and a queue of 8 are full with 12 sequences; others are told when to come."""
+    student, gate = make_student(tokenizer), threading.Event()
+    slowed(student.generator, monkeypatch, gate.wait)
+    body = {"model": NAME, "prompt": "the", "n": 12, "max_tokens": 30}
+    with (
+        Served(student, queue=8) as served,
+        httpx2.Client(base_url=served.url, timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(client.post, "/v1/completions", json=body)
+        until(lambda: served.worker.waiting == 8 and served.worker.running == 4)
+        refused = client.post("/v1/completions", json={**body, "n": 1})
+        gate.set()
+        assert len(first.result().json()["choices"]) == 12
+        assert len(complete(client, **body)["choices"]) == 12
+        counted = numbers(client)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert counted['orca_requests_total{path="/v1/completions",status="429"}'] == 1
+
+
+def test_more_requests_than_may_be_open_are_refused(tokenizer, monkeypatch):
+    student, gate = make_student(tokenizer), threading.Event()
+    slowed(student.generator, monkeypatch, gate.wait)
+    body = {"model": NAME, "prompt": "a", "max_tokens": 2}
+    with (
+        Served(student, requests=1) as served,
+        httpx2.Client(base_url=served.url, timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(client.post, "/v1/completions", json=body)
+        until(lambda: served.worker.running == 1)
+        refused = client.post("/v1/completions", json=body)
+        gate.set()
+        assert (first.result().status_code, refused.status_code) == (200, 429)
+        assert refused.headers["retry-after"] == "1"
+
+
+def leave(client, body):
+    """Asks, and goes before the answer has ended."""
+    if body["stream"]:
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+        return
+    with pytest.raises(httpx2.ReadTimeout):
+        client.post("/v1/completions", json=body, timeout=httpx2.Timeout(60, read=0.3))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_rows(slow, stream):
+    """16 sequences of 7 steps, 4 at a time, would take 2.8 s at least; after the leaving it is a step."""
+    body = {"model": NAME, "prompt": "the", "n": 16, "stream": stream, **LONG, "temperature": 1}
+    with Served(slow) as served, httpx2.Client(base_url=served.url, timeout=60) as client:
+        complete(client, **body | {"stream": False})
+        leave(client, body)
+        left = time.monotonic()
+        until(lambda: served.idle)
+        assert time.monotonic() - left < 1.5
+        until(lambda: numbers(client)["orca_clients_left_total"] == 1)
+
+
+def test_a_failing_engine_is_an_error_of_the_server(tokenizer, monkeypatch):
+    student = make_student(tokenizer)
+    made, new_engine = [], student.generator.new_engine
+
+    def breaking():
+        engine = new_engine()
+        if len(made) < 2:
+            monkeypatch.setattr(engine, "step", lambda: 1 // 0 if engine.busy else [])
+        made.append(engine)
+        return engine
+
+    monkeypatch.setattr(student.generator, "new_engine", breaking)
+    with Served(student) as served, httpx2.Client(base_url=served.url) as client:
+        error = complete(client, 500, prompt="a")["error"]
+        assert (error["message"], error["type"]) == ("the server failed; its log says how", "server_error")
+        body = {"model": NAME, "prompt": "a", "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+        assert json.loads(lines[-1].removeprefix("data: ")) == {"error": error}
+        assert complete(client, prompt="a")["choices"]
+        assert served.idle
+
+
+def test_a_dead_engine_is_not_healthy(tokenizer, monkeypatch):
+    student = make_student(tokenizer)
+    monkeypatch.setattr(student.generator, "new_engine", lambda: 1 // 0)
+    with Served(student) as served, httpx2.Client(base_url=served.url) as client:
+        until(lambda: not served.worker.alive)
+        assert client.get("/health").status_code == 503
+
+
+def test_open_requests_end_before_the_server_does(student):
+    body = {"model": NAME, "prompt": "the", "stream": True, **LONG}
+    with Served(student) as served, httpx2.Client(base_url=served.url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            served.server.should_exit = True
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+    assert not served.worker.alive
