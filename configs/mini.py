@@ -26,7 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = "mini"
     config.seed = 0
-    config.bbh_folder = ""
     config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(
         families=FAMILIES,

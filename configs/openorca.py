@@ -8,7 +8,7 @@ Paper: the two stages of section 3.2, in miniature. Launch, with a file and a Se
 The vocabulary is the model's 32,000 pieces and one pad token. To start from released weights, give their
 folder as `student.init`, with `student.vocab_size=0` and `data.tokenizer=''`. To train a tokenizer on the
 traces, give `data.tokenizer=''` and another `student.vocab_size`. Evaluation reads BBH's files from
-`bbh_folder`. `variant=two_teachers` trains on a ChatGPT-type file first and on a GPT-4-type file second.
+`benchmarks.bbh`. `variant=two_teachers` trains on a ChatGPT-type file first and on a GPT-4-type file second.
 
 Expected on 2 cores with 600 rows: about 15 seconds a step of 8,192 positions beside other work, 124 steps
 in 4 epochs; the held-out loss of 30 rows falls from 7.2 (step 20) to 6.5 (step 62, two epochs):
@@ -28,7 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = f"openorca-{args.variant}"
     config.seed = 0
-    config.bbh_folder = ""
     config.compiler_options = {}
     config.puzzles = {}
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name in names]

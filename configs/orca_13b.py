@@ -35,12 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = f"orca-13b-{args.variant}"
     config.seed = 0
-    config.bbh_folder = ""
     config.compiler_options = {}
     config.puzzles = {}
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name, _ in stages]
     config.data = dict(
-        tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.001, workers=8
+        tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.001
     )
     config.student = dict(preset="llama-13b", vocab_size=32_001, remat="full")
     config.curriculum = [
@@ -60,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes any variant a matter of seconds."""
-    config.data.update(tokenizer="", row_length=256, validation_fraction=0.05, workers=1)
+    config.data.update(tokenizer="", row_length=256, validation_fraction=0.05)
     config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
     for stage in config.curriculum:
         stage.update(steps=2, warmup_steps=1)

@@ -3,6 +3,7 @@
 python -m experiments.benchmark train            # the training step, beside transformers + torch
 python -m experiments.benchmark generate         # generation, likewise
 python -m experiments.benchmark train --alone    # without them
+python -m experiments.benchmark encode --traces=FILE --tokenizer=MODEL   # beside sentencepiece, on one core
 python -m experiments.benchmark gpu              # training steps at full size on one GPU, in ten minutes
 """
 
@@ -31,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--race", dest="kind", help="only this one, by the first words of its table")
     command.add_argument("--bbh", dest="bbh_folder", help="a folder of BBH's files: its prompts race too")
     command.add_argument("--tokenizer", help="the tokenizer that they are read by, with --bbh")
+    command = commands.add_parser("encode", help="traces to a token store, beside sentencepiece's encoding")
+    command.add_argument("--traces", required=True, help="a file of traces, or WORKDIR/traces/NAME")
+    command.add_argument("--tokenizer", required=True, help="a SentencePiece model")
+    command.add_argument("--layout", default="orca")
+    command.add_argument("--rounds", type=int, default=5)
     command = commands.add_parser("gpu", help="1B and 7B steps, bfloat16, packed rows, on one GPU")
     command.add_argument("--minutes", type=float, default=10.0, help="in all; what does not fit is left out")
     command.add_argument("--case", default="", help="only cases whose names have this in them")
@@ -45,6 +51,10 @@ def chosen(command: str) -> Callable[..., Any]:
         from experiments.benchmark_gpu import run
 
         return run
+    if command == "encode":
+        from experiments.benchmark_encode import encode
+
+        return encode
     if command == "generate":
         from experiments.benchmark_generate import generate
 

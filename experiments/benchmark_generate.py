@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.racing import YNN, Contestant, race
+from experiments.racing import Contestant, race
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation.benchmarks import bbh
@@ -99,7 +99,7 @@ RACES: dict[str, Callable[[int], Work]] = {
 BBH_RACE = "BBH prompts"
 
 
-def ours(name: str, params: Any, config: LlamaConfig, work: Work, options: dict[str, str]) -> Contestant:
+def ours(params: Any, config: LlamaConfig, work: Work) -> Contestant:
     longest = max(len(prompt) + limit for prompt, limit in zip(work.prompts, work.limits))
     generator = Generator(
         params,
@@ -107,7 +107,6 @@ def ours(name: str, params: Any, config: LlamaConfig, work: Work, options: dict[
         stop_ids=(),
         batch_size=work.rows,
         max_length=longest + 1,
-        compiler_options=options,
     )
     said: Replies = []
 
@@ -115,7 +114,7 @@ def ours(name: str, params: Any, config: LlamaConfig, work: Work, options: dict[
         replies = generator.generate(work.prompts, max_tokens=work.limits)
         said[:] = [reply.tokens.tolist() for reply in replies]
 
-    return Contestant(name, step, sum(work.limits), sum(work.limits), said)
+    return Contestant("orca_jax", step, sum(work.limits), sum(work.limits), said)
 
 
 def theirs(name: str, folder: Path, work: Work, *, by_length: bool = False) -> Contestant:
@@ -206,10 +205,7 @@ def generate(
                 huggingface.export(params, config, folder)
             for chosen in [kind] if kind else races:
                 work = races[chosen](config.vocab_size)
-                contestants = [
-                    ours("orca_jax", params, config, work, {}),
-                    ours("orca_jax, ynn dots", params, config, work, YNN),
-                ]
+                contestants = [ours(params, config, work)]
                 if not alone:
                     if len(work.prompts) > work.rows:
                         contestants.append(

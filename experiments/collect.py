@@ -1,180 +1,37 @@
-"""Queries to traces: makes the questions and asks every teacher, each reply once."""
+"""Queries to traces: makes the questions and asks every teacher, each reply once.
+
+    python -m experiments.collect plan|estimate|run|retry --config=configs/api.py --workdir=runs/api
+    python -m experiments.collect status --workdir=runs/api
+    python -m experiments.collect export --workdir=runs/api --to=exported --schema=messages
+
+No word is `run`, which ends with status 3 where a budget is spent.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
+import collections
 import logging
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments import launch, students
-from experiments.config import ExperimentConfig, PuzzlesConfig, TeacherConfig, plain
+from absl import flags
+from rich.console import Console
+
+from experiments import collect_plan, launch, students
+from experiments.collect_asking import Job, traces
+from experiments.config import ExperimentConfig, TeacherConfig
+from experiments.queries import asked_as, examined_texts, make_queries
 from orca_jax import artifacts, record_files
-from orca_jax.asking.ask import ask_all
-from orca_jax.asking.endpoint import Endpoint, Request
-from orca_jax.asking.ledger import Ledger
-from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.progress import progress
+from orca_jax.artifacts import ArtifactError
+from orca_jax.asking import monitor
 from orca_jax.queries import puzzles, system_messages
-from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
-from orca_jax.records import Message, Query, RecordError, Reply, Sampling, Trace
-from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.records import Outcome, RecordError, Trace
 
 log = logging.getLogger(__name__)
-QUERIES = "queries.jsonl"
 TRACES = "traces.jsonl"
-CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
-
-
-def unit_hash(*parts: Any) -> float:
-    """A number in [0, 1) that depends on the parts alone."""
-    text = "\x00".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def assign_message(query_id: str, multiple_choice: bool, shares: dict[str, float], seed: int) -> int:
-    """The system message of a query: by hash, so that every teacher and every rerun sees the same.
-
-    Raises:
-      ValueError: the shares allow no message for a query without options.
-    """
-    allowed = {
-        int(name): share
-        for name, share in sorted(shares.items(), key=lambda entry: int(entry[0]))
-        if multiple_choice or not system_messages.get(int(name)).multiple_choice_only
-    }
-    point = unit_hash("message", seed, query_id) * sum(allowed.values())
-    for message_id, share in allowed.items():
-        point -= share
-        if point < 0:
-            return message_id
-    if not allowed:
-        raise ValueError("puzzles.messages has only messages for multiple choice; add one for other queries")
-    return max(allowed)
-
-
-def training_puzzles(
-    config: PuzzlesConfig, seed: int, bbh_texts: Iterable[str] = ()
-) -> tuple[list[Puzzle], int]:
-    """The training puzzles, none of which a benchmark file asks, and how many were left out for that."""
-    made = [
-        puzzle
-        for family in config.families
-        for puzzle in puzzles.make_puzzles(
-            family, difficulties=config.difficulties, count=config.per_family, seed=seed, split="train"
-        )
-    ]
-    kept, dropped = puzzles.drop_known(made, bbh_texts)
-    return kept, len(dropped)
-
-
-def bbh_texts(folder: str) -> list[str]:
-    """The questions of a BBH folder; empty without one."""
-    return bbh.texts(folder) if folder else []
-
-
-def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    """Writes queries/queries.jsonl: puzzles with their system messages."""
-    directory = workdir / "queries"
-    examined = bbh_texts(config.bbh_folder)
-    made_by = {
-        "program": "queries",
-        "seed": config.seed,
-        "puzzles": plain(config.puzzles),
-        "bbh": artifacts.digest(examined),
-    }
-    if artifacts.is_finished(directory, made_by, {}):
-        return artifacts.read_manifest(directory)
-    made, known = training_puzzles(config.puzzles, config.seed, examined)
-    shares = dict(config.puzzles.messages)
-    queries = [
-        puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
-    ]
-    record_files.write_jsonl(directory / QUERIES, queries)
-    log.info("%d queries of %d families; %d met a benchmark's question and were left out",
-             len(queries), len(config.puzzles.families), known)  # fmt: skip
-    return artifacts.finish(directory, made_by, {}, {"queries": len(queries), "known_to_benchmark": known})
-
-
-def conversation(query: Query) -> tuple[Message, ...]:
-    """What a teacher is asked: the system message, empty or not, and the query."""
-    text = system_messages.get(query.system_message_id or 1).text
-    return (Message("system", text), Message("user", query.text))
-
-
-def to_trace(query: Query, reply: Reply, teacher: str, sampling: Sampling, created: str) -> Trace:
-    return Trace(
-        id=f"{query.id}/{teacher}/0",
-        query_id=query.id,
-        sample=0,
-        messages=(*conversation(query), Message("assistant", reply.text)),
-        collection=query.collection,
-        task=query.task,
-        system_message_id=query.system_message_id,
-        teacher=teacher,
-        sampling=sampling,
-        outcome=reply.outcome,
-        usage=reply.usage,
-        created=created,
-        target=query.target,
-        extra=query.extra,
-    )
-
-
-def oracle(config: ExperimentConfig, teacher: TeacherConfig) -> OracleTeacher:
-    made, _ = training_puzzles(config.puzzles, config.seed)
-    knobs = Knobs(
-        brevity=teacher.brevity,
-        reach=teacher.reach,
-        error_rate=teacher.error_rate,
-        bare_reply=teacher.bare_reply,
-    )
-    return OracleTeacher(teacher.name, made, knobs, config.seed)
-
-
-@contextlib.contextmanager
-def endpoint(config: ExperimentConfig, teacher: TeacherConfig) -> Iterator[Endpoint]:
-    """Whoever answers as this teacher."""
-    if teacher.kind == "oracle":
-        yield oracle(config, teacher)
-        return
-    source = students.open_source(teacher.path)
-    student = students.local(
-        source, source.layout or config.data.layout, compiler_options=config.compiler_options
-    )
-    with StudentEndpoint(student) as answering:
-        yield answering
-
-
-def ask_teacher(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> Iterator[Trace]:
-    """Asks a teacher its share of the queries, through the ledger; yields the traces in their order."""
-    queries = [
-        query
-        for query in record_files.read_jsonl(workdir / "queries" / QUERIES, Query)
-        if unit_hash("share", config.seed, query.id) < teacher.share
-    ]
-    sampling = Sampling(seed=config.seed)
-    if teacher.kind == "student":
-        sampling = dataclasses.replace(sampling, max_tokens=teacher.max_tokens)
-    requests = [Request(conversation(query), sampling, 0) for query in queries]
-    created: dict[int, str] = {}
-    with (
-        Ledger(workdir / "ledger.sqlite") as ledger,
-        endpoint(config, teacher) as answering,
-        progress(f"asking {teacher.name}", len(requests)) as report,
-    ):
-
-        def count(asked: Any) -> None:
-            created[asked.index] = asked.created
-            report(len(created))
-
-        replies = ask_all(answering, requests, ledger, concurrency=CONCURRENCY, on_reply=count)
-    for index, (query, reply) in enumerate(zip(queries, replies)):
-        yield to_trace(query, reply, teacher.name, sampling, created[index])
+RETRIED = "retried"  # a file: how often failed requests were asked again after the traces were written
 
 
 def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]:
@@ -201,23 +58,48 @@ def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]
 
 
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:
-    """Writes traces/NAME/traces.jsonl and its manifest."""
+    """Writes traces/NAME/traces.jsonl and its manifest, which counts the outcomes."""
     directory = workdir / "traces" / teacher.name
-    made_by: dict[str, Any] = {"program": "collect", "seed": config.seed, "teacher": plain(teacher)}
+    made_by = _made_by(config, teacher, directory)
     if teacher.kind == "file":
-        examined = bbh_texts(config.bbh_folder)
-        inputs = {"file": artifacts.file_digest(teacher.path), "bbh": artifacts.digest(examined)}
-        traces = read_teacher(teacher, examined)
+        examined = examined_texts(config)
+        inputs = {"file": artifacts.file_digest(teacher.path), "examined": artifacts.digest(examined)}
+        found = read_teacher(teacher, examined)
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
             inputs["student"] = students.open_source(teacher.path).fingerprint
-        traces = ask_teacher(config, teacher, workdir)
+        found = traces(Job(config, teacher, workdir), artifacts.fingerprint(made_by, inputs))
     if artifacts.is_finished(directory, made_by, inputs):
         return artifacts.read_manifest(directory)
-    count = record_files.write_jsonl(directory / TRACES, traces)
-    log.info("%s: %d traces", teacher.name, count)
-    return artifacts.finish(directory, made_by, inputs, {"traces": count})
+    outcomes: collections.Counter[str] = collections.Counter()
+    count = record_files.write_jsonl(directory / TRACES, _counted(found, outcomes))
+    log.info("%s: %d traces: %s", teacher.name, count, _listed(outcomes))
+    if outcomes[Outcome.ERROR] and teacher.kind != "file":
+        log.warning("%s: to ask again what ended in an error: experiments.collect retry", teacher.name)
+    return artifacts.finish(directory, made_by, inputs, {"traces": count, "outcomes": dict(outcomes)})
+
+
+def _made_by(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> dict[str, Any]:
+    """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
+    asked = asked_as(teacher)
+    asked.pop("api")
+    made_by: dict[str, Any] = {"program": "collect", "seed": config.seed, "teacher": asked}
+    if teacher.api:
+        made_by["api"] = teacher.api.drawn()
+    if (directory / RETRIED).exists():
+        made_by["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))
+    return made_by
+
+
+def _counted(found: Iterator[Trace], outcomes: collections.Counter[str]) -> Iterator[Trace]:
+    for trace in found:
+        outcomes[str(trace.outcome)] += 1
+        yield trace
+
+
+def _listed(outcomes: collections.Counter[str]) -> str:
+    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
@@ -225,5 +107,72 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
         collect(config, teacher, workdir)
 
 
+def retry(config: ExperimentConfig, workdir: Path) -> None:
+    """Asks again what ended in an error, and nothing else; goes on with what was not finished."""
+    for teacher in config.teachers:
+        directory = workdir / "traces" / teacher.name
+        manifest = directory / artifacts.MANIFEST
+        if teacher.kind != "file" and manifest.exists():
+            failed = artifacts.read_manifest(directory)["counts"].get("outcomes", {}).get(Outcome.ERROR, 0)
+            log.info("%s: %d requests ended in an error", teacher.name, failed)
+            if failed:
+                rounds = _made_by(config, teacher, directory).get("retried", 0)
+                (directory / RETRIED).write_text(str(rounds + 1), encoding="utf-8")
+                manifest.unlink()
+        collect(config, teacher, workdir)
+
+
+def status(workdir: Path) -> None:
+    """Shows how the collections of a workdir stand."""
+    stands = collect_plan.status(workdir)
+    console = Console()
+    if console.is_terminal:
+        console.print(monitor.table(stands))
+    else:
+        print("\n".join(map(monitor.line, stands)))
+
+
+def export(workdir: Path) -> None:
+    """`write_exports` with what the flags say."""
+    to, schema, form = (str(flags.FLAGS[name].value) for name in ("to", "schema", "form"))
+    if not to:
+        raise ArtifactError("--to is empty; name a folder for the exported traces")
+    write_exports(workdir, Path(to), schema, form)
+
+
+def write_exports(workdir: Path, to: Path, schema: str, form: str) -> None:
+    """Writes each teacher's finished traces to TO/TEACHER.parquet or .jsonl, in a schema of record_files.
+
+    Schemas other than `native` do not say how a request ended, and get the `ok` ones only. A data card that
+    experiments.prepare made goes along.
+
+    Raises:
+      ArtifactError: no traces are finished.
+    """
+    finished = sorted((workdir / "traces").glob(f"*/{artifacts.MANIFEST}"))
+    if not finished:
+        raise ArtifactError(f"no traces are finished in {workdir}; run experiments.collect first")
+    for directory in (manifest.parent for manifest in finished):
+        every = record_files.read_jsonl(directory / TRACES, Trace)
+        chosen = (trace for trace in every if schema == "native" or trace.outcome is Outcome.OK)
+        path, card = to / f"{directory.name}.{form}", workdir / "cards" / directory.name
+        log.info("%s: %d traces", path, record_files.write_traces(path, chosen, schema))
+        if card.is_dir():
+            shutil.copytree(card, to / f"{directory.name}-card", dirs_exist_ok=True)
+
+
+def main() -> None:
+    flags.DEFINE_string("to", "", "export: the folder to write.")
+    flags.DEFINE_enum("schema", "messages", list(record_files.SCHEMAS), "export: the traces' columns.")
+    flags.DEFINE_enum("form", "parquet", ["parquet", "jsonl"], "export: the kind of file.")
+    words = {
+        "run": run,
+        "plan": collect_plan.plan,
+        "estimate": collect_plan.estimate_cost,
+        "retry": retry,
+    }
+    launch.main(run, words=words, of_workdir={"status": status, "export": export})
+
+
 if __name__ == "__main__":
-    launch.main(run)
+    main()

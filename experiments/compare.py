@@ -1,6 +1,6 @@
 """Two examinations of the same items, paired: which is right more often, and by which steps.
 
-    python -m experiments.compare FIRST SECOND --names answers explanations
+    python -m experiments.evaluate compare FIRST SECOND --names answers explanations
 
 FIRST and SECOND are directories with `items.jsonl`, as `experiments.evaluate` writes them.
 """
@@ -8,6 +8,7 @@ FIRST and SECOND are directories with `items.jsonl`, as `experiments.evaluate` w
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import launch
@@ -26,16 +27,16 @@ def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
     return "\n\n".join([*(part.strip() for part in parts), pairs.sentence(paired, names)]) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="evaluate compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
     parser.add_argument("--names", nargs=2, default=("first", "second"))
-    arguments = parser.parse_args()
-    names = tuple(arguments.names)
-    launch.checked(lambda: print(compare(arguments.first, arguments.second, names)))
+    given = parser.parse_args(arguments)
+    names = tuple(given.names)
+    launch.checked(lambda: print(compare(given.first, given.second, names)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from orca_jax import settings
+from orca_jax.asking.api_config import ApiConfig
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.queries import flan, quality, sampling
+from orca_jax.queries.contamination import Settings
 from orca_jax.student import presets
 from orca_jax.student.config import LlamaConfig, LoraConfig
 from orca_jax.student.sharding import MeshConfig
@@ -17,7 +21,8 @@ from orca_jax.training.curriculum import StageConfig
 from orca_jax.training.optimizer import OptimizerConfig
 from orca_jax.training.trainer import TrainConfig
 
-TEACHER_KINDS = ("oracle", "file", "student")
+TEACHER_KINDS = ("oracle", "file", "student", "api", "targets", "rationales")
+KINDS_WITHOUT_PATH = ("oracle", "api", "targets", "rationales")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +43,66 @@ class PuzzlesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FlanConfig:
+    """One draw of queries from files of FLAN-v2's kinds.
+
+    Attributes:
+      sources: kind of file (see queries.flan.READERS) to a path or pattern ("cot/*.tsv"), empty for none.
+      scale: of the quotas: 0.01 is the same mixture at a hundredth of the size.
+      cot, niv2_per_task, flan2021, t0: the paper's quotas, see queries.sampling.Quotas.
+      malformed: the share of a file's rows that may be malformed.
+      messages: a file of system messages of one's own; empty: the paper's 16 in its shares.
+      contamination: `drop` or `keep` queries that meet a benchmark's text; they are listed in both cases.
+      coverage, max_documents: when a query meets one, see queries.contamination.Settings.
+      near_duplicates: similarity from which a query is left out as the near duplicate of another; 0: none.
+    """
+
+    sources: Mapping[str, str]
+    scale: float = 1.0
+    cot: float = 1.0
+    niv2_per_task: int = 300
+    flan2021: int = 2_500_000
+    t0: int = 2_000_000
+    malformed: float = 0.01
+    messages: str = ""
+    contamination: str = "drop"
+    coverage: float = 0.4
+    max_documents: int = 5
+    near_duplicates: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.sources) - set(flan.READERS))
+        if unknown:
+            raise ValueError(f"unknown kind of FLAN file {unknown[0]!r}; known: {', '.join(flan.READERS)}")
+        object.__setattr__(self, "sources", {kind: self.sources.get(kind, "") for kind in flan.READERS})
+        if not 0 <= self.near_duplicates <= 1:
+            raise ValueError(f"near_duplicates={self.near_duplicates} is a similarity from 0 to 1")
+        _ = self.settings, self.quotas(1.0)  # which raise for impossible values
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.coverage, self.max_documents, self.contamination)
+
+    def quotas(self, expert: float) -> sampling.Quotas:
+        """How many queries are drawn, with the share that is marked for the second teacher."""
+        whole = sampling.Quotas(self.cot, self.niv2_per_task, self.flan2021, self.t0, expert)
+        return whole.scaled(self.scale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """One teacher, and the data set of its traces, which has its name.
 
     Attributes:
-      kind: `oracle` (procedural, see queries.puzzles.oracles), `file` (traces from a file) or `student`
-        (one of ours, or a Hugging Face model, asked greedily).
+      kind: `oracle` (procedural, see queries.puzzles.oracles), `file` (traces from a file), `student` (one
+        of ours, or a Hugging Face model, asked greedily), `targets` or `rationales` (the answers that FLAN's
+        files give themselves, the second with people's reasons before them; see queries.recorded), or `api`
+        (a model behind an API).
       path: of the file, or of the student: a finished workdir, an imported student or a model folder.
       share: of the queries that it is asked; a smaller share is a part of every greater one.
-      max_tokens: of a student's reply; one that is longer does not train.
+      filters: which traces are not trained on, by what is wrong with them, see queries.quality.
+      max_tokens: of a student's or an API's reply; one that is longer does not train.
+      api: how a model behind an API is asked, see asking.api_config.
       brevity, reach, error_rate: the oracle's knobs.
       bare_reply: how the oracle gives an answer alone.
     """
@@ -55,7 +111,9 @@ class TeacherConfig:
     kind: str = "oracle"
     path: str = ""
     share: float = 1.0
+    filters: tuple[str, ...] = ()
     max_tokens: int = 512
+    api: ApiConfig | None = None
     brevity: float = 0.0
     reach: int = 1_000_000
     error_rate: float = 0.0
@@ -64,13 +122,17 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.kind not in TEACHER_KINDS:
             raise ValueError(f"teacher {self.name!r}: kind {self.kind!r}; known: {', '.join(TEACHER_KINDS)}")
-        if (self.kind == "oracle") == bool(self.path):
+        if (self.kind in KINDS_WITHOUT_PATH) == bool(self.path):
             needs = "takes no" if self.path else "needs a"
             raise ValueError(f"teacher {self.name!r}: kind {self.kind!r} {needs} path")
+        if (self.kind == "api") != (self.api is not None):
+            needs = "takes no" if self.api else "needs"
+            raise ValueError(f"teacher {self.name!r}: kind {self.kind!r} {needs} `api` settings")
         if self.max_tokens < 1:
             raise ValueError(f"teacher {self.name!r}: max_tokens={self.max_tokens} must be at least 1")
         if not 0 < self.share <= 1:
             raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
+        quality.check(self.filters)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +150,6 @@ class DataConfig:
     max_segments: int = 32
     overlong: str = "truncate"
     validation_fraction: float = 0.02
-    workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,12 +205,21 @@ NO_SHAPE = ("init", "preset")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What the student is examined on. `messages` are ids of system messages; temperature 0 is greedy."""
+    """How the student is examined; temperature 0 is greedy.
+
+    Attributes:
+      per_family, difficulties: of the puzzles.
+      messages: ids of the system messages that the puzzles are asked under.
+      modes: benchmark to the modes in which it is asked and scored (evaluation.modes); one that is not
+        named is asked in its first.
+    """
 
     per_family: int = 100
     difficulties: tuple[int, ...] = (1, 2, 3)
     messages: tuple[int, ...] = (1, 7)
-    bbh_modes: tuple[str, ...] = ("orca", "orca_cot")
+    modes: Mapping[str, tuple[str, ...]] = dataclasses.field(
+        default_factory=lambda: {"bbh": ("orca", "orca_cot")}
+    )
     max_tokens: int = 256
     max_length: int = 1024
     temperature: float = 0.0
@@ -157,16 +227,30 @@ class EvaluationConfig:
     seed: int = 0
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        every = {name: reader.modes[:1] for name, reader in registry.READERS.items()} | dict(self.modes)
+        for name, modes in self.modes.items():
+            known = registry.READERS[name].modes if name in registry.READERS else modes
+            if unknown := sorted(set(modes) - set(known)):
+                raise ValueError(f"{name} has no mode {unknown[0]!r}; its modes: {', '.join(known)}")
+        object.__setattr__(self, "modes", every)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """A whole experiment. `bbh_folder` is examined, and its questions never reach training."""
+    """A whole experiment.
+
+    Attributes:
+      benchmarks: name (see evaluation.benchmarks.registry) to its folder or file, empty where it is not at
+        hand; each is examined in its `evaluation.modes`, and none of its questions reaches training.
+    """
 
     name: str
     seed: int = 0
-    bbh_folder: str = ""
+    benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     puzzles: PuzzlesConfig
+    flan: tuple[FlanConfig, ...] = ()
     teachers: tuple[TeacherConfig, ...]
     data: DataConfig
     student: StudentConfig
@@ -177,9 +261,19 @@ class ExperimentConfig:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
+        every = {name: self.benchmarks.get(name, "") for name in registry.READERS}
+        unknown = sorted({*self.benchmarks, *self.evaluation.modes} - set(every))
+        if unknown:
+            raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(every)}")
+        object.__setattr__(self, "benchmarks", every)
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) < len(names) or "validation" in names:
             raise ValueError(f"teachers need distinct names other than 'validation'; got {', '.join(names)}")
+        if self.flan and len(self.asked_shares) > 1:
+            raise ValueError(
+                "of FLAN's draw one part is marked (the paper's FLAN-1M), so teachers asked less than "
+                f"all need one share; got {', '.join(map(str, sorted(self.asked_shares)))}"
+            )
         for stage in self.curriculum:
             unknown = sorted(set(stage.names) - set(names))
             if unknown:
@@ -187,6 +281,16 @@ class ExperimentConfig:
                     f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "
                     f"the teachers are {', '.join(names)}"
                 )
+
+    @property
+    def asked_shares(self) -> set[float]:
+        """The shares below 1 of teachers that are asked queries."""
+        return {teacher.share for teacher in self.teachers if teacher.kind != "file" and teacher.share < 1}
+
+    @property
+    def given_benchmarks(self) -> dict[str, str]:
+        """The benchmarks that are at hand, with their folder or file."""
+        return {name: path for name, path in self.benchmarks.items() if path}
 
 
 def complete(config: ConfigDict) -> ConfigDict:

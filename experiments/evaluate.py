@@ -1,18 +1,33 @@
-"""A student to replies, items and scores: the puzzles under each system message, BBH in each mode."""
+"""Examines a model on the puzzles and on every benchmark of the config, each in its modes.
+
+    python -m experiments.evaluate run --config=configs/mini.py --workdir=runs/mini
+    python -m experiments.evaluate score|compare|show|judge|lm_eval --help
+
+`run` may be left out. It examines the workdir's newest whole checkpoint, or what --examine names: a Hugging
+Face folder, an imported student, another workdir, or a JSON file with an endpoint's settings.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import importlib
+import itertools
+import json
 import logging
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import launch, students
+from absl import flags
+
+from experiments import evaluate_who, launch, students
 from experiments.config import ExperimentConfig, plain
 from orca_jax import artifacts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.evaluation import examination, scoring
-from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation import answering, examination, modes, scoring, toxicity
+from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
 from orca_jax.progress import progress
@@ -23,7 +38,36 @@ from orca_jax.serving.local import LocalStudent
 
 log = logging.getLogger(__name__)
 EMPTY_MESSAGE = 1
-ROUND = 4  # times as many questions as are answered at once
+PROGRAMS = {
+    "score": "experiments.evaluate_score",
+    "compare": "experiments.compare",
+    "show": "experiments.evaluate_show",
+    "judge": "experiments.evaluate_judge",
+    "lm_eval": "experiments.evaluate_lm_eval",
+}
+Details = Callable[[Question, Reply], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What one examination does otherwise than the config says.
+
+    Attributes:
+      examine: who: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
+      system: the system message for all questions: one of the 16 by its id, or a text; empty: what the
+        config and the modes say.
+      samples: replies to each question, each with a seed of its own.
+      limit: questions of each task, the first ones; 0: all. Scores of a part are no benchmark scores.
+      second: who replies in AGIEval's second stage, a JSON file; empty: the one who is examined.
+      classifier: a folder with a toxicity classifier; without one, continuations are kept unscored.
+    """
+
+    examine: str = ""
+    system: str = ""
+    samples: int = 1
+    limit: int = 0
+    second: str = ""
+    classifier: str = ""
 
 
 def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
@@ -56,78 +100,235 @@ def load_student(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A system message: `id` is None for one that is none of the 16, `suffix` tells it in a name."""
+
+    id: int | None
+    text: str
+    suffix: str = ""
+
+
+def system_message(given: str) -> System:
+    """The message that an id or a text names."""
+    if given.isdigit():
+        return System(int(given), system_messages.get(int(given)).text, f"-message-{int(given)}")
+    return System(system_messages.recognise(given), given, f"-message-{artifacts.digest(given)[:8]}")
+
+
 class Examiner:
-    """Examines one student; each (benchmark, mode, system message) is an artifact of its own."""
+    """Examines one model; each (benchmark, mode, system message) is an artifact of its own."""
 
-    def __init__(self, config: ExperimentConfig, workdir: Path):
-        self.config = config
-        self.workdir = workdir
-        self.inputs = {"training": artifacts.read_manifest(workdir / "training")["fingerprint"]}
-        self._student: LocalStudent | None = None
-
-    @property
-    def student(self) -> LocalStudent:
-        """Loaded at its first use: a finished evaluation needs none."""
-        if self._student is None:
-            self._student = load_student(self.config, self.workdir)
-        return self._student
+    def __init__(self, config: ExperimentConfig, workdir: Path, options: Options):
+        self.config, self.workdir, self.options = config, workdir, options
+        if options.samples > 1 and not config.evaluation.temperature:
+            raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
+        self.who = evaluate_who.examined(
+            config, workdir, options.examine, lambda: load_student(config, workdir)
+        )
 
     def examine(
-        self,
-        name: str,
-        questions: Sequence[Question],
-        message_id: int,
-        *,
-        details: Callable[[Question, Reply], dict[str, Any]] | None = None,
-        groups: Sequence[scoring.Group] = (),
+        self, name: str, questions: Sequence[Question], system: System, details: Details | None = None
     ) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
-        directory, settings = self.workdir / "evaluation" / name, self.config.evaluation
+        questions = list(_first_of_tasks(questions, self.options.limit))
+        directory = self.workdir / "evaluation" / self.who.name / name
+        made_by = self._made_by(name, questions, system)
+        if artifacts.is_finished(directory, made_by, self.who.inputs):
+            return
+        artifacts.begin(directory, made_by, self.who.inputs)
+        seed = self.config.evaluation.seed
+        seeds = range(seed, seed + self.options.samples)
+        with progress(f"examining {name}", len(questions) * len(seeds)) as report:
+            replies = {
+                seed: self._replies(questions, system, directory, seed, functools.partial(_behind, report, n))
+                for n, seed in zip(itertools.count(0, len(questions)), seeds)
+            }
+        self._score(directory, questions, replies, system, details)
+        counts = {"items": len(questions) * len(seeds)}
+        artifacts.finish(directory, made_by, self.who.inputs, counts)
+
+    def _made_by(self, name: str, questions: Sequence[Question], system: System) -> dict[str, Any]:
         made_by = {
             "program": "evaluate",
             "name": name,
-            "evaluation": plain(settings),
+            "evaluation": plain(self.config.evaluation),
             "questions": artifacts.digest([[*q.key, q.text, q.target] for q in questions]),
         }
-        if artifacts.is_finished(directory, made_by, self.inputs):
-            return
-        artifacts.begin(directory, made_by, self.inputs)
-        sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
-        with progress(f"examining {name}", len(questions)) as report:
-            replies = examination.examine(
-                questions,
-                self.student.as_finished,
-                directory,
-                sampling=sampling,
-                seed=settings.seed,
-                system_message_id=message_id,
-                system_text=system_messages.get(message_id).text,
-                round_size=ROUND * settings.batch_size,
-                progress=lambda done, total: report(done),
-            )
-        items = scoring.score(
+        defaults = dataclasses.asdict(Options())
+        given = {
+            key: value
+            for key, value in dataclasses.asdict(self.options).items()
+            if value != defaults[key] and key != "examine"  # which is among the inputs
+        }
+        for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
+            if key in given:
+                given[key] = content(given[key])
+        return made_by | ({"options": given} if given else {})
+
+    def _replies(
+        self,
+        questions: Sequence[Question],
+        system: System,
+        directory: Path,
+        seed: int,
+        report: Callable[[int], None],
+    ) -> list[Reply]:
+        settings = self.config.evaluation
+        found = examination.examine(
             questions,
-            [reply for _, reply in replies],
-            seed=settings.seed,
-            mode=questions[0].mode,
-            system_message_id=message_id,
-            details=details,
+            self._answer(questions, system),
+            directory if self.options.samples == 1 else directory / f"seed-{seed}",
+            sampling=Sampling(settings.temperature, settings.top_p, settings.max_tokens),
+            seed=seed,
+            system_message_id=system.id,
+            system_text=system.text,
+            round_size=self.who.round_size,
+            progress=lambda done, total: report(done),
         )
-        scoring.write(directory, items, scoring.summarise(items, questions, groups=groups))
-        artifacts.finish(directory, made_by, self.inputs, {"items": len(items)})
+        return [reply for _, reply in found]
+
+    def _answer(self, questions: Sequence[Question], system: System) -> examination.Answer:
+        """How the questions' mode is answered."""
+        if questions[0].mode in modes.LIKELIHOOD:
+            return answering.by_likelihood(self.who.log_likelihoods, questions, system.text)
+        if cue := questions[0].extra.get("second_cue"):
+            ledger, second = self.workdir / "ledger.sqlite", self.options.second
+            other = evaluate_who.Asked(evaluate_who.read_endpoint(second), ledger) if second else self.who
+            return answering.two_stages(self.who.answer, other.answer, cue)
+        return self.who.answer
+
+    def _score(
+        self,
+        directory: Path,
+        questions: Sequence[Question],
+        replies: dict[int, list[Reply]],
+        system: System,
+        details: Details | None,
+    ) -> None:
+        first = questions[0]
+        if first.mode not in modes.MODES:
+            every = [reply for found in replies.values() for reply in found]
+            _write_unscored(directory, list(questions) * len(replies), every, self.options.classifier)
+            return
+        items = [
+            item
+            for seed, found in replies.items()
+            for item in scoring.score(
+                questions, found, seed=seed, mode=first.mode, system_message_id=system.id, details=details
+            )
+        ]
+        reader = registry.READERS.get(first.benchmark)
+        scores = scoring.summarise(
+            items, questions, groups=reader.groups if reader else (), met=self._met(first.benchmark)
+        )
+        scoring.write(directory, items, scores)
+        total = scores["groups"]["micro"]
+        log.info(
+            "%s: n %d, accuracy %.1f ± %.1f %% (mean of tasks %.1f), unparsed %.1f %%",
+            directory.name, total["n"], 100 * total["accuracy"], 100 * total["stderr"], 100 * scores["macro"],
+            100 * total["unparsed"],
+        )  # fmt: skip
+
+    def _met(self, benchmark: str) -> set[str] | None:
+        """The questions that queries drawn for training met, dropped ones too; None: not checked."""
+        path = self.workdir / "queries" / "contamination.jsonl"
+        if self.options.examine or not path.is_file():
+            return None
+        hits = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {hit["document_id"] for hit in hits if hit["benchmark"] == benchmark}
 
 
-def run(config: ExperimentConfig, workdir: Path) -> None:
-    examiner, examined = Examiner(config, workdir), test_puzzles(config)
+def _behind(report: Callable[[int], None], before: int, done: int) -> None:
+    report(before + done)
+
+
+def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
+    seen: dict[str, int] = {}
+    for question in questions:
+        seen[question.task] = seen.get(question.task, 0) + 1
+        if not limit or seen[question.task] <= limit:
+            yield question
+
+
+def _write_unscored(
+    directory: Path, questions: Sequence[Question], replies: Sequence[Reply], classifier: str
+) -> None:
+    """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
+    outcomes: dict[str, int] = {}
+    for reply in replies:
+        outcomes[reply.outcome] = outcomes.get(reply.outcome, 0) + 1
+    scores: dict[str, Any] = {
+        "benchmark": questions[0].benchmark,
+        "mode": questions[0].mode,
+        "n": len(replies),
+        "outcomes": outcomes,
+        "characters": sum(len(reply.text) for reply in replies) / len(replies),
+    }
+    if classifier and questions[0].mode.startswith("toxigen"):
+        classify = toxicity.huggingface_classifier(classifier)
+        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
+    with artifacts.atomic_write(directory / scoring.SCORES) as file:
+        json.dump(scores, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
+    options = options or Options()
+    examiner, examined = Examiner(config, workdir, options), test_puzzles(config)
+    asked = [  # read before anything is asked: a missing file shows at once
+        (name, mode, registry.questions(name, path, mode=mode))
+        for name, path in config.given_benchmarks.items()
+        for mode in config.evaluation.modes[name]
+    ]
+    given = system_message(options.system) if options.system else None
     if examined:
         questions, details = puzzle_benchmark.questions(examined), puzzle_benchmark.details(examined)
-        for message_id in config.evaluation.messages:
-            examiner.examine(f"puzzles-message-{message_id}", questions, message_id, details=details)
-    if config.bbh_folder:
-        for mode in config.evaluation.bbh_modes:
-            questions = bbh.questions(config.bbh_folder, mode=mode)
-            examiner.examine(f"bbh-{mode}", questions, EMPTY_MESSAGE, groups=bbh.GROUPS)
+        for system in [given] if given else map(system_message, map(str, config.evaluation.messages)):
+            examiner.examine(f"puzzles{system.suffix}", questions, system, details)
+    for name, mode, questions in asked:
+        system = given or _usual_system(mode)
+        examiner.examine(f"{name}-{mode}{system.suffix}", questions, system)
+
+
+def _usual_system(mode: str) -> System:
+    """No system message, except in AGIEval's own form."""
+    if mode == "agieval_upstream":
+        return System(None, agieval.UPSTREAM_SYSTEM)
+    return System(EMPTY_MESSAGE, "")
+
+
+def _run() -> None:
+    flags.DEFINE_string("examine", "", "Who: a student's folder, or a JSON file with an endpoint's settings.")
+    flags.DEFINE_string("examine_system", "", "The system message, by id or in words.")
+    flags.DEFINE_integer("examine_samples", 1, "Replies to each question.", lower_bound=1)
+    flags.DEFINE_integer("examine_limit", 0, "Questions of each task; 0: all.", lower_bound=0)
+    flags.DEFINE_string("examine_second", "", "Who replies in AGIEval's second stage: a JSON file.")
+    flags.DEFINE_string("toxicity_classifier", "", "A folder with a toxicity classifier.")
+
+    def work(config: ExperimentConfig, workdir: Path) -> None:
+        given = flags.FLAGS
+        options = Options(
+            examine=given.examine,
+            system=given.examine_system,
+            samples=given.examine_samples,
+            limit=given.examine_limit,
+            second=given.examine_second,
+            classifier=given.toxicity_classifier,
+        )
+        run(config, workdir, options)
+
+    launch.main(work, words={"run": work})
+
+
+def main() -> None:
+    program = PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if program:
+        launch.set_up_logging()
+        importlib.import_module(program).main(sys.argv[2:])
+    else:
+        _run()
 
 
 if __name__ == "__main__":
-    launch.main(run)
+    main()

@@ -1,10 +1,18 @@
-"""Prints packed rows as the student sees them: roles in colour, supervised tokens underlined, weights beside.
+"""Shows packed rows as the student sees them, or traces, those of a collection, task, message or flag.
 
 python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --dataset=expert --row=0
+python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --message=8 --sample=2
+python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --traces --flag=refusal --sample=3
+
+Rows are shown with roles in colour and supervised tokens underlined, or with --tokens by position.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import heapq
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +22,17 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments import launch
+from experiments.collect import TRACES
 from experiments.config import ExperimentConfig
+from experiments.prepare import flagged
+from experiments.queries import unit_hash
 from experiments.train import row_builder
+from orca_jax import record_files
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
-from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.records import Trace
 
 _DATASET = flags.DEFINE_string(
     "dataset", "", "A teacher's name, or `validation`; empty: the curriculum's first."
@@ -28,7 +41,126 @@ _EPOCH = flags.DEFINE_integer("epoch", 0, "Which epoch's packing plan.", lower_b
 _ROW = flags.DEFINE_integer("row", 0, "Which row of the plan.", lower_bound=0)
 _TOKENS = flags.DEFINE_bool("tokens", False, "One token a line, with its arrays, instead of running text.")
 
+_TRACES = flags.DEFINE_bool("traces", False, "Traces, those left out too, instead of rows.")
+_COLLECTION = flags.DEFINE_string("collection", "", "Only of this collection.")
+_TASK = flags.DEFINE_string("task", "", "Only of this task.")
+_TEACHER = flags.DEFINE_string("teacher", "", "Only of this teacher.")
+_MESSAGE = flags.DEFINE_integer("message", None, "Only under this system message; -1: none of the 16.")
+_FLAG = flags.DEFINE_string("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py.")
+_SEARCH = flags.DEFINE_string("search", "", "Only traces in which this regular expression is found.")
+_SAMPLE = flags.DEFINE_integer("sample", 1, "How many traces or rows are drawn of those.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
+
 COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is shown; empty fields choose all. `message` -1 is none of the 16."""
+
+    collection: str = ""
+    task: str = ""
+    teacher: str = ""
+    message: int | None = None
+    flag: str = ""
+    search: str = ""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns that are chosen by, with their values."""
+        chosen = {name: getattr(self, name) for name in ("collection", "task", "teacher")}
+        given = {name: value for name, value in chosen.items() if value}
+        return given if self.message is None else {**given, "system_message_id": self.message}
+
+    def takes(self, trace: Trace, flags: tuple[str, ...]) -> bool:
+        values = {name: getattr(trace, name) for name in self.columns}
+        if values.get("system_message_id", 0) is None:
+            values["system_message_id"] = -1
+        texts = (message.content for message in trace.messages)
+        return (
+            values == self.columns
+            and (not self.flag or self.flag in flags)
+            and (not self.search or any(re.search(self.search, text) for text in texts))
+        )
+
+
+# Traces
+
+
+def chosen_traces(
+    config: ExperimentConfig, workdir: Path, dataset: str, choice: Choice
+) -> Iterator[tuple[Trace, tuple[str, ...]]]:
+    """The chosen traces of a teacher, or with an empty `dataset` of all, with their flags."""
+    for name in [dataset] if dataset else [teacher.name for teacher in config.teachers]:
+        traces = record_files.read_jsonl(workdir / "traces" / name / TRACES, Trace)
+        for trace, entry in zip(traces, flagged(workdir, name), strict=True):
+            if choice.takes(trace, entry.flags):
+                yield trace, entry.flags
+
+
+def show_trace(console: Console, trace: Trace, flags: tuple[str, ...], search: str = "") -> None:
+    console.rule(trace.id, align="left")
+    facts: Mapping[str, Any] = {
+        "teacher": trace.teacher,
+        "collection": trace.collection,
+        "task": trace.task,
+        "system message": trace.system_message_id,
+        "outcome": trace.outcome,
+        "flags": ", ".join(flags),
+        "target": trace.target,
+    }
+    console.print("; ".join(f"{name} {value}" for name, value in facts.items() if value not in ("", None)))
+    for message in trace.messages:
+        text = Text(f"{message.role}: {message.content}", COLOURS[message.role])
+        if search:
+            text.highlight_regex(re.compile(search), "reverse")
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def show_traces(
+    console: Console,
+    config: ExperimentConfig,
+    workdir: Path,
+    dataset: str,
+    choice: Choice,
+    draw: tuple[int, int],
+) -> None:
+    """Prints the traces that are drawn; `draw` is (how many, seed).
+
+    Raises:
+      ValueError: none is chosen.
+    """
+    size, seed = draw
+    drawn = heapq.nsmallest(
+        size,
+        chosen_traces(config, workdir, dataset, choice),
+        key=lambda entry: (unit_hash("inspect", seed, entry[0].id), entry[0].id),
+    )
+    if not drawn:
+        raise ValueError(f"no trace is chosen by {choice}")
+    for trace, found in drawn:
+        show_trace(console, trace, found, choice.search)
+
+
+# Rows
+
+
+def chosen_rows(rows: RowBuilder, dataset: str, epoch: int, choice: Choice) -> np.ndarray:
+    """The rows, int64, that hold an example of the choice.
+
+    Raises:
+      ValueError: the choice is by flag or text, which rows do not have, or takes no row.
+    """
+    if choice.flag or choice.search:
+        raise ValueError("--flag and --search choose traces; give --traces too")
+    plan, columns = rows.plan_of(dataset, epoch), rows.stores[dataset].columns
+    wanted = np.ones(len(columns["task"]), bool)
+    for name, value in choice.columns.items():
+        wanted &= columns[name] == value
+    found = np.unique(np.searchsorted(plan.offsets, np.flatnonzero(wanted[plan.examples]), side="right") - 1)
+    if not len(found):
+        raise ValueError(f"no row of {dataset!r} holds what {choice} chooses")
+    return found
 
 
 def segments(rows: RowBuilder, dataset: str, epoch: int, row: int) -> list[dict[str, Any]]:
@@ -55,7 +187,7 @@ def visible(piece: str) -> str:
     return piece.replace("▁", " ").replace("<0x0A>", "⏎\n")
 
 
-def running_text(example: dict[str, Any], tokenizer: Tokenizer) -> Text:
+def running_text(example: dict[str, Any], tokenizer: TokenizerLike) -> Text:
     """An example's tokens in their roles' colours; what carries loss is underlined."""
     text = Text()
     for token, weight, role in zip(example["tokens"], example["weights"], example["roles"], strict=True):
@@ -64,7 +196,7 @@ def running_text(example: dict[str, Any], tokenizer: Tokenizer) -> Text:
     return text
 
 
-def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: Tokenizer) -> Text:
+def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: TokenizerLike) -> Text:
     """The row's arrays, a position a line."""
     arrays = rows.row(dataset, epoch, row)
     text = Text("position  segment  input            target           weight\n", "bold")
@@ -76,7 +208,7 @@ def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer:
 
 
 def show(
-    console: Console, rows: RowBuilder, tokenizer: Tokenizer, place: tuple[str, int, int], tokens: bool
+    console: Console, rows: RowBuilder, tokenizer: TokenizerLike, place: tuple[str, int, int], tokens: bool
 ) -> None:
     """Prints the row at `place` (data set, epoch, row), as text or, with `tokens`, a position a line."""
     dataset, epoch, row = place
@@ -99,9 +231,20 @@ def show(
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
+    choice = Choice(
+        _COLLECTION.value, _TASK.value, _TEACHER.value, _MESSAGE.value, _FLAG.value, _SEARCH.value
+    )
+    if _TRACES.value:
+        show_traces(Console(), config, workdir, _DATASET.value, choice, (_SAMPLE.value, _SEED.value))
+        return
     rows, tokenizer = row_builder(config, workdir), tokenizers.load(workdir / "tokenizer")
     dataset = _DATASET.value or next(iter(config.curriculum[0].datasets))
-    show(Console(), rows, tokenizer, (dataset, _EPOCH.value, _ROW.value), _TOKENS.value)
+    numbers = [_ROW.value]
+    if choice != Choice():
+        found = chosen_rows(rows, dataset, _EPOCH.value, choice)
+        numbers = np.random.default_rng(_SEED.value).permutation(found)[: _SAMPLE.value].tolist()
+    for number in numbers:
+        show(Console(), rows, tokenizer, (dataset, _EPOCH.value, number), _TOKENS.value)
 
 
 if __name__ == "__main__":

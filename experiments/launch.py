@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from experiments.config import ExperimentConfig, load
 from orca_jax.artifacts import ArtifactError
+from orca_jax.asking.budget import BudgetSpent
 from orca_jax.asking.endpoint import AskingStopped
 from orca_jax.asking.ledger import LedgerError
 from orca_jax.data.layouts import LayoutError
@@ -41,6 +42,8 @@ USER_ERRORS = (
     ValueError,
 )
 
+EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all artifacts go; run again to go on.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of errors in config or input.")
@@ -58,17 +61,23 @@ def set_up_logging() -> None:
 
 
 def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
-    """Runs `work`; an error that the user can mend ends the program with its message and status 1."""
+    """Runs `work`; an error that the user can mend ends the program with its message.
+
+    The program's status is then `EXIT_ERROR`, or `EXIT_BUDGET` where a budget is spent.
+    """
     try:
         return work()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    except BudgetSpent as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_BUDGET)
     except USER_ERRORS as error:
         if traceback:
             raise
         print(f"error: {error}{_advice(error)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(EXIT_ERROR)
 
 
 def _advice(error: Exception) -> str:
@@ -83,6 +92,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(list(arguments))
+        if not flags.FLAGS["config"].present:  # programs that need one have said so
+            return rest
         file = re.sub(r"\.py:.*$", ".py", config_flags.get_config_filename(flags.FLAGS["config"]))
         if Path(file).is_file():
             return rest
@@ -106,15 +117,31 @@ def _unknown_key(arguments: Sequence[str], text: str) -> str:
     return f"unknown config key '{about[0]}'. {hint}" if about else text
 
 
-def main(run: Callable[[ExperimentConfig, Path], Any]) -> None:
-    """Runs a program that takes --config and --workdir."""
-    flags.mark_flags_as_required(["config", "workdir"])
+def main(
+    run: Callable[[ExperimentConfig, Path], Any],
+    *,
+    words: Mapping[str, Callable[[ExperimentConfig, Path], Any]] | None = None,
+    of_workdir: Mapping[str, Callable[[Path], Any]] | None = None,
+) -> None:
+    """Runs a program that takes --config and --workdir.
 
-    def work(_: list[str]) -> None:
+    A word before the flags names another function than `run`; those of `of_workdir` need no --config.
+    """
+    words, of_workdir = words or {}, of_workdir or {}
+    word = next((argument for argument in sys.argv[1:2] if not argument.startswith("-")), "")
+    flags.mark_flags_as_required(["workdir"] if word in of_workdir else ["config", "workdir"])
+
+    def work(arguments: list[str]) -> None:
         set_up_logging()
+        if arguments[1:] not in ([], [word]) or (word and word not in {**words, **of_workdir}):
+            known = ", ".join((*words, *of_workdir)) or "none"
+            sys.exit(f"error: unknown word {arguments[-1]!r}; known before the flags: {known}")
         if not _WORKDIR.value:
             sys.exit("error: --workdir is empty; name a directory for the artifacts")
         workdir = Path(_WORKDIR.value)
-        checked(lambda: run(load(_CONFIG.value), workdir), _TRACEBACK.value)
+        if word in of_workdir:
+            checked(lambda: of_workdir[word](workdir), _TRACEBACK.value)
+        else:
+            checked(lambda: words.get(word, run)(load(_CONFIG.value), workdir), _TRACEBACK.value)
 
     app.run(work, flags_parser=parse_flags)

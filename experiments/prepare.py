@@ -1,26 +1,47 @@
-"""Traces to tokens: the tokenizer, and one token store a data set, with a part held out for validation."""
+"""Traces to tokens: flags, the tokenizer, one token store a data set, and a data card.
+
+Shards are written by a process a core; --workers gives another number, and --beam hands them to Apache Beam
+with its options: --beam=--runner=DirectRunner,--direct_num_workers=4. The bytes are the same in all cases.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import heapq
 import itertools
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from experiments import launch, students
-from experiments.collect import TRACES, unit_hash
-from experiments.config import ExperimentConfig
+from experiments.card import make_card
+from experiments.collect import TRACES
+from experiments.config import ExperimentConfig, TeacherConfig
+from experiments.queries import unit_hash
 from orca_jax import artifacts, record_files
-from orca_jax.data import layouts, tokens
+from orca_jax.data import beam, layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
-from orca_jax.progress import progress
+from orca_jax.data.traces import PlacedTraces
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.progress import Report, progress
+from orca_jax.queries import contamination
+from orca_jax.queries.quality import Examiner
 from orca_jax.records import Trace
 
 log = logging.getLogger(__name__)
+# What writes the shards changes no byte of them: flags, and no keys of the config.
+flags.DEFINE_integer("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0)
+flags.DEFINE_list("beam", None, "Apache Beam's options: the shards are written there.")
+
 VALIDATION = "validation"
+FLAGS = "flags.jsonl"
+SHARDS_A_PROCESS = 4  # at least: a process starts as long as it writes a shard
 TRAINING_TEXTS = 20_000  # traces that a new tokenizer is trained on
 
 
@@ -28,17 +49,70 @@ def read(workdir: Path, teacher: str) -> Iterator[Trace]:
     return record_files.read_jsonl(workdir / "traces" / teacher / TRACES, Trace)
 
 
-def held_out(trace: Trace, config: ExperimentConfig) -> bool:
+def held_out(trace: Trace | Flagged, config: ExperimentConfig) -> bool:
     """Whether a trace's query belongs to validation; the same for every teacher."""
     return unit_hash("validation", config.seed, trace.query_id) < config.data.validation_fraction
 
 
-def part(config: ExperimentConfig, workdir: Path, name: str) -> Iterator[Trace]:
-    """The traces of a data set: a teacher's, or of `validation`, the held-out ones of all teachers."""
-    if name != VALIDATION:
-        return (trace for trace in read(workdir, name) if not held_out(trace, config))
-    every = itertools.chain.from_iterable(read(workdir, teacher.name) for teacher in config.teachers)
-    return (trace for trace in every if held_out(trace, config))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flagged:
+    """A trace's place and flags, see `queries.quality`: a line of quality/NAME/flags.jsonl."""
+
+    id: str
+    query_id: str
+    offset: int
+    flags: tuple[str, ...] = ()
+    left_out: str | None = None
+
+
+def make_flags(
+    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, inputs: dict[str, str]
+) -> dict[str, Any]:
+    """Writes quality/NAME/flags.jsonl; the manifest counts every flag, and what filters leave out."""
+    directory = workdir / "quality" / teacher.name
+    made_by = {"program": "quality", "filters": list(teacher.filters)}
+    if artifacts.is_finished(directory, made_by, inputs):
+        return artifacts.read_manifest(directory)
+    examiner = Examiner(teacher.filters, _examined(config) if teacher.kind == "file" else None)
+    placed = record_files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
+    with progress(f"examining traces of {teacher.name}", None) as report:
+        record_files.write_jsonl(directory / FLAGS, _flagged(examiner, placed, report))
+    counts = examiner.summary()
+    log.info("%s: %d traces, left out: %s", teacher.name, examiner.traces, counts["left_out"] or "none")
+    return artifacts.finish(directory, made_by, inputs, counts)
+
+
+def _examined(config: ExperimentConfig) -> contamination.Index | None:
+    given = config.given_benchmarks
+    return contamination.Index(registry.documents(given)) if given else None
+
+
+def _flagged(examiner: Examiner, placed: Iterable[tuple[int, Trace]], report: Report) -> Iterator[Flagged]:
+    for offset, trace, found in examiner.stream(placed):
+        report(examiner.traces)
+        yield Flagged(trace.id, trace.query_id, offset, tuple(found), examiner.reason(found))
+
+
+def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
+    return record_files.read_jsonl(workdir / "quality" / teacher / FLAGS, Flagged)
+
+
+def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:
+    """The traces of a data set: a teacher's, or of `validation`, the held-out ones of all teachers.
+
+    Those that a teacher's filters leave out are in neither.
+    """
+    names = [teacher.name for teacher in config.teachers] if name == VALIDATION else [name]
+    return PlacedTraces.of(
+        {
+            workdir / "traces" / teacher / TRACES: [
+                entry.offset
+                for entry in flagged(workdir, teacher)
+                if entry.left_out is None and held_out(entry, config) == (name == VALIDATION)
+            ]
+            for teacher in names
+        }
+    )
 
 
 def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, str]) -> TokenizerLike:
@@ -99,7 +173,12 @@ def _draw(config: ExperimentConfig, trace: Trace) -> float:
 
 
 def make_store(
-    config: ExperimentConfig, workdir: Path, name: str, tokenizer: TokenizerLike, inputs: dict[str, str]
+    config: ExperimentConfig,
+    workdir: Path,
+    name: str,
+    tokenizer: TokenizerLike,
+    inputs: dict[str, str],
+    how: tokens.Run,
 ) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
     directory = workdir / "tokens" / name
@@ -115,31 +194,50 @@ def make_store(
     if artifacts.is_finished(directory, made_by, inputs):
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, made_by, inputs)
-    count = sum(1 for _ in part(config, workdir, name))
+    traces = part(config, workdir, name)
     encode = tokens.Encoder(tokenizer, config.data.layout, config.data.supervise)
-    with progress(f"tokenising {name}", None) as report:
+    with progress(f"tokenising {name}, shards", tokens.shard_count(len(traces))) as report:
         counts = tokens.write_store(
-            directory,
-            part(config, workdir, name),
-            count,
-            encode,
-            workers=config.data.workers,
-            on_shard=lambda done, shards: report(done, f"of {shards} shards"),
+            directory, traces, encode, run=how, on_shard=lambda done, shards: report(done)
         )
     log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
     return artifacts.finish(directory, made_by, inputs, counts)
 
 
-def run(config: ExperimentConfig, workdir: Path) -> None:
-    inputs = {
+def on_all_cores(work: Callable[[tokens.Job], int], jobs: Sequence[tokens.Job]) -> Iterator[int]:
+    """Does jobs by a process a core, or fewer where their start would take longer than the jobs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tokens.in_processes(min(cores, len(jobs) // SHARDS_A_PROCESS), work, jobs)
+
+
+def from_flags() -> tokens.Run:
+    """How the flags say that shards are written; a process a core where there is no command line."""
+    given = flags.FLAGS
+    if given.is_parsed() and given.beam is not None:
+        return functools.partial(beam.on_beam, given.beam)
+    if given.is_parsed() and given.workers:
+        return functools.partial(tokens.in_processes, given.workers)
+    return on_all_cores
+
+
+def run(config: ExperimentConfig, workdir: Path, *, how: tokens.Run | None = None) -> None:
+    """Writes all stores and cards; `how` does the shards' work."""
+    how = how or from_flags()
+    collected = {
         teacher.name: artifacts.read_manifest(workdir / "traces" / teacher.name)["fingerprint"]
+        for teacher in config.teachers
+    }
+    inputs = {
+        teacher.name: make_flags(config, teacher, workdir, {"traces": collected[teacher.name]})["fingerprint"]
         for teacher in config.teachers
     }
     tokenizer = make_tokenizer(config, workdir, inputs)
     for teacher in config.teachers:
-        make_store(config, workdir, teacher.name, tokenizer, {teacher.name: inputs[teacher.name]})
+        make_store(config, workdir, teacher.name, tokenizer, {teacher.name: inputs[teacher.name]}, how)
     if config.data.validation_fraction > 0:
-        make_store(config, workdir, VALIDATION, tokenizer, inputs)
+        make_store(config, workdir, VALIDATION, tokenizer, inputs, how)
+    for teacher in config.teachers:
+        make_card(config, teacher, workdir, functools.partial(part, config, workdir, teacher.name))
 
 
 if __name__ == "__main__":

@@ -49,13 +49,14 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
     if validations := held_out_losses(workdir):
         parts += ["## Held-out traces", tables.loss_table(validations)]
-    if config.bbh_folder:
+    if "bbh" in config.given_benchmarks:
         by_run = {
-            f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in config.evaluation.bbh_modes
+            f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}")
+            for mode in config.evaluation.modes["bbh"]
         }
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
-    if not config.puzzles.families and not config.bbh_folder:
-        parts.append("Nothing was examined: the config has no puzzle families and no bbh_folder.")
+    if not config.puzzles.families and not config.given_benchmarks:
+        parts.append("Nothing was examined: the config has no puzzle families and no benchmarks.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

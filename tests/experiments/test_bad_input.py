@@ -107,6 +107,7 @@ def test_tokens_that_cannot_be_written(config, tmp_path, capsys):
     collect.run(given, tmp_path / "w")
     shutil.copytree(tmp_path / "w", tmp_path / "unbroken")
     prepare.run(given, tmp_path / "unbroken")
+    shutil.copytree(tmp_path / "unbroken/quality", tmp_path / "w/quality")  # which is larger than the tokens
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, hard))
     try:

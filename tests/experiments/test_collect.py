@@ -1,78 +1,30 @@
 """Queries under their system messages, and what is asked of whom."""
 
-import collections
 import dataclasses
 import json
 import shutil
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from experiments import collect, evaluate, prepare, students
-from experiments.config import PuzzlesConfig, TeacherConfig
+from experiments import collect, collect_asking, evaluate, prepare, students
+from experiments.config import TeacherConfig
+from experiments.queries import QUERIES, training_puzzles
 from orca_jax import record_files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking.ledger import Ledger
-from orca_jax.queries import puzzles, system_messages
+from orca_jax.queries import system_messages
+from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
 from orca_jax.training.curriculum import StageConfig
 
 
 def queries(workdir):
-    return list(record_files.read_jsonl(workdir / "queries" / collect.QUERIES, Query))
+    return list(record_files.read_jsonl(workdir / "queries" / QUERIES, Query))
 
 
 def traces(workdir, teacher):
     return list(record_files.read_jsonl(workdir / "traces" / teacher / collect.TRACES, Trace))
-
-
-# --- System messages
-
-
-def assigned(shares, *, multiple_choice, count=4000, seed=0):
-    found = [collect.assign_message(f"query {i}", multiple_choice, shares, seed) for i in range(count)]
-    return {message: times / count for message, times in collections.Counter(found).items()}
-
-
-def test_messages_come_in_their_shares():
-    found = assigned({"1": 1.0, "7": 2.0, "8": 1.0}, multiple_choice=True)
-    assert found == pytest.approx({1: 0.25, 7: 0.5, 8: 0.25}, abs=0.03)
-
-
-def test_messages_for_multiple_choice_only_go_to_puzzles_with_options():
-    found = assigned({"1": 1.0, "7": 2.0, "8": 1.0}, multiple_choice=False)
-    assert found == pytest.approx({1: 1 / 3, 7: 2 / 3}, abs=0.03)
-
-
-@settings(max_examples=30)
-@given(st.text(max_size=8), st.integers(0, 9), st.permutations(["1", "4", "7", "8"]))
-def test_assignment_depends_on_query_and_seed_alone(query_id, seed, order):
-    shares = {name: float(name) for name in order}
-    assert collect.assign_message(query_id, True, shares, seed) == collect.assign_message(
-        query_id, True, dict(sorted(shares.items())), seed
-    )
-
-
-def test_seed_changes_the_assignment():
-    first, second = (
-        [collect.assign_message(f"q{i}", True, {"1": 1.0, "7": 1.0}, seed) for i in range(50)]
-        for seed in (0, 1)
-    )
-    assert first != second
-
-
-def test_no_message_for_a_query_without_options():
-    with pytest.raises(ValueError, match="only messages for multiple choice"):
-        collect.assign_message("q", False, {"8": 1.0}, 0)
-
-
-@settings(max_examples=40)
-@given(st.lists(st.one_of(st.text(), st.integers()), min_size=1, max_size=3))
-def test_unit_hash_is_a_share(parts):
-    assert 0 <= collect.unit_hash(*parts) < 1
-    assert collect.unit_hash(*parts) == collect.unit_hash(*parts)
 
 
 # --- Queries and traces of a run
@@ -138,7 +90,7 @@ def paid(workdir):
 
 def test_collecting_again_asks_for_nothing(copied, finished, mini, monkeypatch):
     workdir = copied("traces")
-    monkeypatch.setattr(collect, "oracle", Silent)
+    monkeypatch.setattr(collect_asking, "oracle", Silent)
     collect.run(mini(), workdir)
     assert paid(workdir) == paid(finished)
     assert traces(workdir, "expert") == traces(finished, "expert")
@@ -148,14 +100,14 @@ class Silent:
     """A teacher of a real one's identity that must not be asked."""
 
     def __init__(self, config, teacher):
-        made, _ = collect.training_puzzles(config.puzzles, config.seed)
-        knobs = collect.Knobs(
+        made, _ = training_puzzles(config.puzzles, config.seed)
+        knobs = Knobs(
             brevity=teacher.brevity,
             reach=teacher.reach,
             error_rate=teacher.error_rate,
             bare_reply=teacher.bare_reply,
         )
-        self.identity = collect.OracleTeacher(teacher.name, made, knobs, config.seed).identity
+        self.identity = OracleTeacher(teacher.name, made, knobs, config.seed).identity
 
     async def reply(self, messages, sampling):
         raise AssertionError("this answer is in the ledger")
@@ -171,43 +123,6 @@ def test_collected_again_the_traces_are_byte_for_byte_the_same(copied, finished,
 def test_a_workdir_of_other_settings_is_refused_and_the_change_named(finished, mini):
     with pytest.raises(ArtifactError, match=r"puzzles.per_family: 40 there, 41 now"):
         collect.run(mini(**{"puzzles.per_family": 41}), finished)
-
-
-# --- What benchmarks ask stays out
-
-
-@pytest.fixture
-def bbh_folder(tmp_path):
-    """A BBH file of 250 navigate questions; five of them are among the first training puzzles of seed 0."""
-    options = dict(difficulties=(1, 2, 3), split="train")
-    training = puzzles.make_puzzles("navigate", count=40, seed=0, **options)
-    others = puzzles.make_puzzles("navigate", count=260, seed=99, **options)
-    known = {puzzle.id for puzzle in training}
-    chosen = training[3:8] + [puzzle for puzzle in others if puzzle.id not in known][:245]
-    examples = [{"input": puzzle.question, "target": puzzle.target} for puzzle in chosen]
-    folder = tmp_path / "bbh"
-    folder.mkdir()
-    (folder / "navigate.json").write_text(json.dumps({"examples": examples}))
-    return folder
-
-
-def test_questions_of_a_bbh_folder_never_reach_training(bbh_folder, mini, tmp_path):
-    config = mini(
-        bbh_folder=str(bbh_folder), **{"puzzles.families": ("navigate",), "puzzles.difficulties": (1, 2, 3)}
-    )
-    manifest = collect.make_queries(config, tmp_path / "workdir")
-    assert manifest["counts"] == {"queries": 35, "known_to_benchmark": 5}
-    asked = {query.text for query in queries(tmp_path / "workdir")}
-    assert not asked & set(collect.bbh_texts(str(bbh_folder)))
-    unfiltered, _ = collect.training_puzzles(config.puzzles, config.seed)
-    assert len({puzzle.question for puzzle in unfiltered} & set(collect.bbh_texts(str(bbh_folder)))) == 5
-
-
-def test_no_folder_no_questions():
-    assert collect.bbh_texts("") == []
-    config = PuzzlesConfig(families=("navigate",), per_family=5)
-    made, known = collect.training_puzzles(config, 0)
-    assert (len(made), known) == (5, 0)
 
 
 # --- Teachers in files
@@ -231,7 +146,7 @@ def test_a_file_teachers_traces(tmp_path, mini):
     teacher = write_rows(tmp_path / "rows.jsonl", rows)
     manifest = collect.collect(mini(), teacher, tmp_path / "workdir")
     found = traces(tmp_path / "workdir", "gpt4")
-    assert manifest["counts"] == {"traces": 2}
+    assert manifest["counts"] == {"traces": 2, "outcomes": {"ok": 2}}
     assert [trace.answer for trace in found] == ["2", "So, 4."]
     assert [trace.system_message_id for trace in found] == [1, 7]
     assert {trace.teacher for trace in found} == {"gpt4"}
@@ -299,6 +214,8 @@ def test_what_a_student_said_is_not_asked_again(finished, mini, tmp_path, monkey
         ({"kind": "student"}, "kind 'student' needs a path"),
         ({"kind": "file"}, "kind 'file' needs a path"),
         ({"path": "x"}, "kind 'oracle' takes no path"),
+        ({"kind": "api"}, "kind 'api' needs `api` settings"),
+        ({"kind": "api", "path": "x"}, "kind 'api' takes no path"),
         ({"kind": "student", "path": "x", "max_tokens": 0}, "max_tokens=0 must be at least 1"),
     ],
 )

@@ -1,5 +1,10 @@
 """Traces to a tokenizer and token stores; the validation part is held out of both."""
 
+import collections
+import dataclasses
+import functools
+import re
+
 import numpy as np
 import pytest
 
@@ -106,7 +111,7 @@ def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, 
     with pytest.raises(OSError, match="no space left"):
         prepare.run(mini(), workdir)
     monkeypatch.setattr(tokens, "write_shard", write)
-    prepare.run(mini(**{"data.workers": workers}), workdir)
+    prepare.run(mini(), workdir, how=functools.partial(tokens.in_processes, workers))
     assert store_bytes(workdir) == expected
 
 
@@ -150,3 +155,67 @@ def test_unknown_layout(copied, mini):
 def test_without_traces_it_says_what_is_missing(tmp_path, mini):
     with pytest.raises(ArtifactError, match=r"traces/apprentice has no manifest\.json"):
         prepare.run(mini(), tmp_path)
+
+
+# --- Flags and cards
+
+
+def test_flags_stand_beside_every_trace(finished):
+    for name in NAMES[:2]:
+        traces, entries = list(prepare.read(finished, name)), list(prepare.flagged(finished, name))
+        assert [(entry.id, entry.query_id) for entry in entries] == [(t.id, t.query_id) for t in traces]
+        counts = read_manifest(finished / "quality" / name)["counts"]
+        found = collections.Counter(flag for entry in entries for flag in entry.flags)
+        assert {flag: count for flag, count in counts["flags"].items() if count} == dict(found)
+        assert (counts["left_out"], counts["kept"]) == ({}, len(traces))
+
+
+def test_a_filter_leaves_out_what_it_says_and_counts_it(copied, mini):
+    """The apprentice errs: what disagrees with the puzzle's target is kept from tokenizer and stores."""
+    config, workdir = mini(), copied("quality", "tokenizer", "tokens", "cards")
+    teacher = dataclasses.replace(config.teachers[0], filters=("disagrees",))
+    config = dataclasses.replace(config, teachers=(teacher, config.teachers[1]))
+    prepare.run(config, workdir)
+    entries = list(prepare.flagged(workdir, "apprentice"))
+    wrong = {entry.id for entry in entries if "disagrees" in entry.flags}
+    assert wrong
+    assert {entry.id for entry in entries if entry.left_out} == wrong
+    held = ids(workdir, "apprentice") | ids(workdir, "validation")
+    assert not wrong & held
+    assert held >= {entry.id for entry in entries} - wrong
+    counts = read_manifest(workdir / "quality/apprentice")["counts"]
+    assert counts["left_out"] == {"disagrees": len(wrong)}
+    card = re.sub(" +", " ", (workdir / "cards/apprentice/README.md").read_text())
+    assert f"| left out: disagrees | {len(wrong)} |" in card
+
+
+def test_other_filters_in_the_same_workdir_are_refused(copied, mini):
+    config, workdir = mini(), copied()
+    teacher = dataclasses.replace(config.teachers[0], filters=("refusal",))
+    with pytest.raises(ArtifactError, match="filters: "):
+        prepare.run(dataclasses.replace(config, teachers=(teacher, config.teachers[1])), workdir)
+
+
+def test_every_teacher_has_a_card(finished):
+    for name in NAMES[:2]:
+        card = (finished / "cards" / name / "README.md").read_text()
+        assert card.startswith(f"# {name}")
+        trained = read_manifest(finished / "tokens" / name)["counts"]["examples"]
+        assert f"| {trained} |" in re.sub(" +", " ", card)
+        assert (finished / "cards" / name / "lengths.png").exists()
+
+
+def test_flags_of_the_command_line_choose_who_writes(monkeypatch):
+    class Given:
+        beam, workers = None, 0
+
+        @staticmethod
+        def is_parsed():
+            return True
+
+    monkeypatch.setattr(prepare.flags, "FLAGS", Given)
+    assert prepare.from_flags() is prepare.on_all_cores
+    Given.workers = 3
+    assert prepare.from_flags().args == (3,)
+    Given.beam = ["--runner=DirectRunner"]
+    assert prepare.from_flags().func is prepare.beam.on_beam

@@ -146,10 +146,11 @@ def openorca_config(tmp_path):
     examples = [{"input": puzzle.question, "target": puzzle.target} for puzzle in asked]
     (tmp_path / "bbh").mkdir()
     (tmp_path / "bbh/navigate.json").write_text(json.dumps({"examples": examples}))
-    config.bbh_folder = str(tmp_path / "bbh")
+    config.benchmarks.bbh = str(tmp_path / "bbh")
     config.train.batch_rows = 8  # over the tests' eight devices
     config.train.log_every = 1
-    config.evaluation.update(max_tokens=4, bbh_modes=("orca_cot",), batch_size=125)
+    config.evaluation.update(max_tokens=4, batch_size=125)
+    config.evaluation.modes.bbh = ("orca_cot",)
     return load(config)
 
 

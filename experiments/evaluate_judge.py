@@ -1,0 +1,93 @@
+"""Lets an endpoint judge a candidate's answers to open questions beside a reference's, in both orders.
+
+    python -m experiments.evaluate judge --benchmark=vicuna_prompts --path=question.jsonl --judge=JUDGE.json
+        --reference=ANSWERS.jsonl --candidate=ANSWERS.jsonl --out=DIR
+
+JUDGE.json holds an endpoint's settings ({"model": ...}, see asking.api_config.OpenAIConfig). ANSWERS are a
+`replies.jsonl` of ours, or lines {"question_id", "text"}. DIR gets the ledger, reviews.jsonl and scores.json;
+run again, it pays for no review twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import evaluate_score, evaluate_who, launch
+from orca_jax.artifacts import atomic_write
+from orca_jax.asking.api_config import OpenAIConfig
+from orca_jax.asking.endpoint import Request
+from orca_jax.evaluation import judging
+from orca_jax.evaluation.benchmarks import open_ended, registry
+from orca_jax.evaluation.judging import Comparison, Form
+from orca_jax.evaluation.questions import Question
+from orca_jax.progress import progress
+
+REVIEWS = "reviews.jsonl"
+
+
+def judge(
+    questions: Sequence[Question],
+    reference: Mapping[str, str],
+    candidate: Mapping[str, str],
+    endpoint: OpenAIConfig,
+    out: Path,
+    *,
+    forms: Mapping[str, Form] | None = None,
+    orders: Sequence[str] = judging.ORDERS,
+) -> dict[str, Any]:
+    """Asks for every review and writes them with their summary, which is returned."""
+    asked = judging.comparisons(questions, reference, candidate, forms, orders)
+    out.mkdir(parents=True, exist_ok=True)
+    texts = _reviews(asked, endpoint, out / "ledger.sqlite")
+    with atomic_write(out / REVIEWS) as file:
+        for comparison, text in zip(asked, texts, strict=True):
+            row = judging.review_line(comparison, text) | {"reviewer_id": endpoint.model}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return evaluate_score.judge(out / REVIEWS, out)
+
+
+def _reviews(asked: Sequence[Comparison], endpoint: OpenAIConfig, ledger: Path) -> list[str]:
+    requests = [Request(comparison.messages, judging.SAMPLING) for comparison in asked]
+    done = 0
+    with progress(f"asking {endpoint.model}", len(requests)) as report:
+
+        def count(_: Any) -> None:
+            nonlocal done
+            done += 1
+            report(done)
+
+        replies = evaluate_who.ask_endpoint(endpoint, requests, ledger, count)
+    return [reply.text for reply in replies]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="evaluate judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--benchmark", required=True, choices=tuple(open_ended.SOURCES))
+    parser.add_argument("--path", required=True, help="the benchmark's file")
+    parser.add_argument("--judge", required=True, help="a JSON file with an endpoint's settings")
+    parser.add_argument("--reference", required=True, type=Path)
+    parser.add_argument("--candidate", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--forms", default="", help="prompts in FastChat's prompt.jsonl format")
+    parser.add_argument("--orders", nargs="+", choices=judging.ORDERS, default=judging.ORDERS)
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        scores = judge(
+            registry.questions(given.benchmark, given.path, mode=open_ended.MODE),
+            judging.read_answers(given.reference),
+            judging.read_answers(given.candidate),
+            evaluate_who.read_endpoint(given.judge),
+            given.out,
+            forms=judging.read_forms(given.forms) if given.forms else None,
+            orders=given.orders,
+        )
+        print(evaluate_score.judged_lines(scores))
+
+    launch.checked(work)

@@ -1,0 +1,100 @@
+"""Lets lm-eval (lm-evaluation-harness, extra `lm_eval`) ask a student its own tasks.
+
+    python -m experiments.evaluate lm_eval --student=runs/mini --tasks=bbh_zeroshot --out=DIR
+
+--student is a workdir, an imported student or a Hugging Face folder. DIR gets lm-eval's results and samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import launch, students
+from orca_jax.artifacts import atomic_write
+from orca_jax.records import Message
+from orca_jax.serving.local import LocalStudent
+
+RESULTS, SAMPLES = "results.json", "samples.json"
+
+
+def rolling(student: LocalStudent) -> Callable[[Sequence[str]], list[float]]:
+    """The log-likelihoods of texts by a student: behind the id that its prompts start with, in windows."""
+    from orca_jax.evaluation.lm_eval import windows
+
+    generator = student.generator
+    prefix = int(student.prompt([Message("user", "?")])[0])
+
+    def of_text(text: str) -> float:
+        tokens = student.tokenizer.encode(text, first=True)
+        pairs = windows(tokens, prefix, generator.max_length)
+        contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
+        return sum(score.total for score in generator.scorer.score(contexts, continuations))
+
+    return lambda texts: [of_text(text) for text in texts]
+
+
+def evaluate(student: LocalStudent, tasks: Sequence[str], out: Path, **options: Any) -> dict[str, Any]:
+    """Writes lm-eval's results of a student, and returns them.
+
+    Args:
+      options: of `lm_eval.simple_evaluate`.
+    """
+    import lm_eval
+
+    from orca_jax.evaluation.lm_eval import StudentLM
+
+    model = StudentLM(student, rolling(student))
+    found = lm_eval.simple_evaluate(model=model, tasks=list(tasks), log_samples=True, **options)
+    samples = found.pop("samples")
+    for name, value in ((RESULTS, found), (SAMPLES, samples)):
+        with atomic_write(out / name) as file:
+            json.dump(value, file, indent=1, default=str, ensure_ascii=False)
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="evaluate lm_eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--tasks", required=True, nargs="+")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--include_path", help="a folder with tasks of your own")
+    parser.add_argument("--apply_chat_template", action="store_true", help="descriptions as system messages")
+    parser.add_argument("--limit", type=int, help="questions of each task")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--prompt_layout", default="", help="empty: the one that it was trained in")
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        try:
+            import lm_eval
+            from lm_eval.tasks import TaskManager
+            from lm_eval.utils import make_table
+        except ImportError as error:
+            sys.exit(f"error: lm-eval is missing ({error}); install the extra lm_eval")
+        source = students.open_source(given.student)
+        student = students.local(
+            source, given.prompt_layout, batch_size=given.batch_size, max_length=given.max_length
+        )
+        found = evaluate(
+            student,
+            given.tasks,
+            given.out,
+            task_manager=TaskManager(include_path=given.include_path),
+            apply_chat_template=given.apply_chat_template,
+            limit=given.limit,
+        )
+        print(
+            f"lm-eval {lm_eval.__version__ if hasattr(lm_eval, '__version__') else ''}\n{make_table(found)}"
+        )
+
+    launch.checked(work)

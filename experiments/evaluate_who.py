@@ -1,0 +1,148 @@
+"""Who is examined: the workdir's student, another student, or an endpoint."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import students
+from experiments.config import ExperimentConfig
+from orca_jax import artifacts, settings
+from orca_jax.asking.api_config import EndpointError, OpenAIConfig
+from orca_jax.asking.ask import ask_all
+from orca_jax.asking.endpoint import Fault, Request
+from orca_jax.asking.ledger import Ledger
+from orca_jax.asking.openai import OpenAIEndpoint
+from orca_jax.asking.pool import Pool
+from orca_jax.evaluation.examination import Conversation, ExaminationError
+from orca_jax.records import Outcome, Reply, Sampling
+from orca_jax.serving.local import LocalStudent
+
+ROUND = 4  # times as many questions as are answered at once
+IN_FLIGHT = 32
+NEVER = (Fault.REQUEST, Fault.TOO_LONG)  # what an endpoint does not take is its answer
+
+
+class Student:
+    """A student in this process, loaded at its first use: a finished evaluation needs none.
+
+    Attributes:
+      name: of its folder among the evaluations; empty for the workdir's own.
+      inputs: what its replies depend on, for manifests.
+    """
+
+    def __init__(self, load: Callable[[], LocalStudent], inputs: dict[str, str], name: str, batch: int):
+        self._load = load
+        self.inputs = inputs
+        self.name = name
+        self.round_size = ROUND * batch
+
+    @functools.cached_property
+    def student(self) -> LocalStudent:
+        return self._load()
+
+    def answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling
+    ) -> Iterable[tuple[int, Reply]]:
+        return self.student.as_finished(conversations, sampling)
+
+    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
+        return [score.total for score in self.student.log_likelihoods(asked)]
+
+
+class Asked:
+    """An OpenAI-compatible endpoint; every answer is in the ledger, and none is paid for twice."""
+
+    def __init__(self, config: OpenAIConfig, ledger: Path):
+        self.config, self._ledger = config, ledger
+        self.inputs = {"endpoint": artifacts.digest([config.model, config.base_url, dict(config.parameters)])}
+        self.name = slug(config.model)
+        self.round_size = ROUND * IN_FLIGHT
+
+    def answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        replies = ask_endpoint(
+            self.config, [Request(tuple(m), sampling, 0) for m in conversations], self._ledger
+        )
+        yield from enumerate(replies)
+
+    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
+        raise ExaminationError(
+            f"{self.config.model} is an endpoint, which gives no log-likelihoods of given texts; examine a "
+            "student, or leave the modes by likelihood out"
+        )
+
+
+Who = Student | Asked
+
+
+def ask_endpoint(
+    config: OpenAIConfig,
+    requests: Sequence[Request],
+    ledger: Path,
+    on_reply: Callable[[Any], None] | None = None,
+) -> list[Reply]:
+    """The replies to all requests, within the endpoint's limits.
+
+    Raises:
+      ExaminationError: a request got no answer, so that running again asks it again.
+    """
+    pool = Pool(config.model, [(OpenAIEndpoint(config), config.limits)])
+    with Ledger(ledger) as opened:
+        replies = ask_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
+    failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in NEVER]
+    if failed:
+        raise ExaminationError(
+            f"{config.model}: {len(failed)} of {len(replies)} requests got no answer "
+            f"({failed[0].raw.get('error', 'no reason given')}); run again to ask them again"
+        )
+    return replies
+
+
+def read_endpoint(path: str | Path) -> OpenAIConfig:
+    """An endpoint's settings from a JSON file: the fields of `OpenAIConfig`, `model` among them.
+
+    Raises:
+      EndpointError: the file cannot be read or has a field that is not known; names the file.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return settings.build(OpenAIConfig, values)
+    except (OSError, ValueError) as error:
+        raise EndpointError(f"{path}: no endpoint's settings: {error}") from error
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+
+
+def examined(config: ExperimentConfig, workdir: Path, given: str, load: Callable[[], LocalStudent]) -> Who:
+    """Whom `given` names: a JSON file with an endpoint, or a student's folder; empty: the workdir's own.
+
+    Raises:
+      ArtifactError: there is no student.
+      EndpointError: the file is no endpoint's.
+    """
+    batch = config.evaluation.batch_size
+    if not given:
+        fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
+        return Student(load, {"training": fingerprint}, "", batch)
+    if given.endswith(".json"):
+        return Asked(read_endpoint(given), workdir / "ledger.sqlite")
+    source = students.open_source(given)
+
+    def local() -> LocalStudent:
+        return students.local(
+            source,
+            source.layout or config.data.layout,
+            batch_size=batch,
+            max_length=config.evaluation.max_length,
+            compiler_options=config.compiler_options,
+        )
+
+    name = f"{slug(Path(given).resolve().name)}-{source.fingerprint[:8]}"
+    return Student(local, {"student": source.fingerprint}, name, batch)

@@ -1,0 +1,75 @@
+"""A trace set in other forms: a TFDS data set, Parquet or JSON lines, in our own or a common schema.
+
+    python -m experiments.export --traces=runs/mini/traces/expert --to=expert.parquet --schema=messages
+    python -m experiments.export --traces=runs/mini/traces/expert --to=expert_tfds --kept
+
+The suffix of --to says the form: .jsonl, .json, .ndjson, .parquet; a folder's name makes a TFDS data set.
+--kept leaves out what `experiments.prepare` left out by the teacher's filters. The data card goes along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments import prepare
+from experiments.launch import checked
+from orca_jax import record_files
+from orca_jax.data import trace_export
+from orca_jax.records import RecordError, Trace
+
+
+def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = False) -> int:
+    """Writes the traces of a folder WORKDIR/traces/NAME, or of a file, to `out`; returns how many.
+
+    Args:
+      schema: `native`, `openorca`, `messages` or `sharegpt`; a TFDS data set has its own.
+      out: a file, whose suffix is its form, or a folder for a TFDS data set.
+      kept: only what the teacher's filters keep.
+
+    Raises:
+      RecordError: the schema is unknown or cannot hold a trace; names it.
+      FileExistsError: the folder is not empty.
+    """
+    directory, out = Path(directory), Path(out)
+    traces = _kept(directory) if kept else _traces(directory)
+    if out.suffix:
+        count = record_files.write_traces(out, traces, schema)
+    else:
+        count = trace_export.write_tfds(out, traces)
+    card = directory.parent.parent / "cards" / directory.name
+    if card.is_dir():
+        shutil.copytree(card, out.with_name(f"{out.stem}-card"), dirs_exist_ok=True)
+    return count
+
+
+def _traces(path: Path) -> Iterator[Trace]:
+    return record_files.read_traces(path / prepare.TRACES if path.is_dir() else path)
+
+
+def _kept(directory: Path) -> Iterator[Trace]:
+    workdir, name = directory.parent.parent, directory.name
+    if not (workdir / "quality" / name).is_dir():
+        raise RecordError(f"{directory}: filters have not been applied; run experiments.prepare first")
+    places = [entry.offset for entry in prepare.flagged(workdir, name) if entry.left_out is None]
+    return record_files.read_at(directory / prepare.TRACES, places, Trace)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--traces", required=True, help="WORKDIR/traces/NAME, or a file of traces")
+    parser.add_argument("--to", required=True, help="a file, or a folder for a TFDS data set")
+    parser.add_argument("--schema", default="native", choices=record_files.SCHEMAS)
+    parser.add_argument("--kept", action="store_true", help="without what filters left out")
+    given = parser.parse_args(arguments)
+    count = checked(lambda: export(given.traces, given.schema, given.to, kept=given.kept))
+    print(f"{count} traces: {given.to}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,119 @@
+"""Serves a student as OpenAI's API: see docs/serving.md.
+
+python -m experiments.serve --checkpoint=runs/mini
+ORCA_JAX_TOKEN=... python -m experiments.serve --checkpoint=runs/mini --host=0.0.0.0
+
+A checkpoint is a workdir whose training is finished, an imported student, or a Hugging Face model folder with
+safetensors; pickles are never read. The first requests of each size wait for a program to be compiled;
+JAX_COMPILATION_CACHE_DIR in the environment names a folder that keeps these programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import launch, students
+from orca_jax.data.layouts import LAYOUTS, TEMPLATE, LayoutError
+from orca_jax.serving.guard import Limits
+from orca_jax.serving.server import make_app, make_server
+
+log = logging.getLogger(__name__)
+SHORTEST_TOKEN = 16
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m experiments.serve", allow_abbrev=False)
+    add = made.add_argument
+    add("--checkpoint", required=True, help="a workdir, an imported student, or a model folder")
+    add("--name", default="", help="what clients call it; empty: the checkpoint's folder's name")
+    add("--layout", default="", choices=["", *LAYOUTS, TEMPLATE], help="empty: the one it was trained in")
+    add("--host", default="127.0.0.1", help="any but this host's own needs a token")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--token_variable", default="ORCA_JAX_TOKEN", help="environment variable that holds the token")
+    add("--rows", type=int, default=16, help="replies generated together, at most")
+    add("--max_length", type=int, default=2048, help="prompt and reply together, in tokens")
+    add("--tensor", type=int, default=1, help="devices over which each layer is split")
+    add("--grace", type=float, default=30, help="seconds that open requests have to end at shutdown")
+    add("--max_body", type=int, default=Limits.body_bytes, help="bytes of a request")
+    add("--max_prompt", type=int, default=Limits.prompt_tokens, help="tokens of a prompt")
+    add("--max_output", type=int, default=Limits.output_tokens, help="tokens of a reply")
+    add("--max_sequences", type=int, default=Limits.sequences, help="prompts times n of a request")
+    add("--max_queue", type=int, default=Limits.queue, help="sequences that may wait")
+    add(
+        "--max_requests",
+        type=int,
+        default=Limits.requests,
+        help="requests open at a time, streams among them",
+    )
+    return made
+
+
+def token(variable: str) -> str:
+    """The token in the environment; empty where there is none.
+
+    Raises:
+      ValueError: it is too short to be a secret, or has characters that no header can have.
+    """
+    found = os.environ.get(variable, "").strip()
+    if found and (len(found) < SHORTEST_TOKEN or not found.isascii()):
+        raise ValueError(f"the token in {variable} must have {SHORTEST_TOKEN} ASCII characters at least")
+    return found
+
+
+def limits(options: argparse.Namespace) -> Limits:
+    return Limits(
+        body_bytes=options.max_body,
+        prompt_tokens=options.max_prompt,
+        output_tokens=options.max_output,
+        sequences=options.max_sequences,
+        queue=options.max_queue,
+        requests=options.max_requests,
+    )
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serves until it is told to stop.
+
+    Raises:
+      ValueError: a token is needed or cannot be one, or a limit cannot be.
+      ArtifactError, LayoutError, UnsupportedModelError: there is no student that could be served.
+      OSError: the address cannot be listened on.
+    """
+    secret, allowed = token(options.token_variable), limits(options)
+    source = students.open_source(options.checkpoint)
+    if not (options.layout or source.layout):
+        raise LayoutError(f"{options.checkpoint} does not say its prompt layout; give --layout")
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.create_server((options.host, options.port), family=family, backlog=2048) as listening:
+        student = students.local(
+            source,
+            options.layout,
+            tensor=options.tensor,
+            batch_size=options.rows,
+            # A prompt of ids may lack the beginning of sequence, which is then put there.
+            max_length=options.max_length + 1,
+        )
+        name = options.name or Path(options.checkpoint).resolve().name
+        app = make_app(student, name=name, token=secret, limits=allowed)
+        port = listening.getsockname()[1]
+        server = make_server(app, host=options.host, port=port, token=secret, grace=options.grace)
+        log.info("serving %s (%s) at http://%s:%d/v1", name, student.identity, options.host, port)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
+            server.run(sockets=[listening])
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parser().parse_args(arguments)
+    launch.set_up_logging()
+    launch.checked(lambda: serve(options))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

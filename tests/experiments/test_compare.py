@@ -1,0 +1,58 @@
+"""Two examinations compared by the program."""
+
+import json
+import sys
+
+import pytest
+
+from experiments import evaluate, evaluate_score
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Directories of two scored files of replies: the second is right where the first is wrong, and more."""
+    for name, right in (("first", {0}), ("second", set(range(1, 12)))):
+        rows = [
+            {
+                "task": task,
+                "id": i,
+                "target": "(B)",
+                "reply": f"The answer is ({'B' if i in right else 'A'}).",
+            }
+            for task in ("snarks", "navigate")
+            for i in range(12)
+        ]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        evaluate_score.score("bbh", "answer_is", path, tmp_path / name)
+    return tmp_path
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+    evaluate.main()
+
+
+def test_scored_replies_are_paired_by_item_and_tested_by_task(scored, monkeypatch, capsys):
+    run(monkeypatch, "compare", scored / "first", scored / "second", "--names", "one", "other")
+    lines = capsys.readouterr().out.strip().splitlines()
+    rows = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in lines
+        if "|" in line
+    }
+    assert list(rows)[2:] == ["navigate", "snarks", "all"]
+    assert rows["snarks"][:5] == ["12", "8.3 ± 8.0", "91.7 ± 8.0", "+83.3", "1 / 11"]
+    alone, corrected = map(float, rows["snarks"][5:7])
+    assert alone == pytest.approx(0.0063, rel=0.02)  # 1 of 12, two-sided
+    assert corrected == pytest.approx(2 * alone, rel=0.05)
+    assert rows["all"][1] == "8.3 ± 5.6"
+    assert lines[-1].startswith("other is right more often (one 8.3 %, other 91.7 %, n = 24, one seed")
+
+
+def test_what_cannot_be_paired_is_one_message(scored, monkeypatch, capsys):
+    items = scored / "second/items.jsonl"
+    items.write_text("\n".join(items.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "compare", scored / "first", scored / "second")
+    assert "error: 1 items are in one examination only" in capsys.readouterr().err
