@@ -325,4 +325,5 @@ def plain(part: Any) -> Any:
     """A dataclass, or a tuple of them, as JSON values, for manifests."""
     if isinstance(part, tuple):
         return [plain(entry) for entry in part]
-    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
+    given = dataclasses.is_dataclass(part) and not isinstance(part, type)
+    return dataclasses.asdict(part) if given else part

@@ -1,1 +1,1 @@
-"""The student serves: in this process here, over HTTP later."""
+"""The student serves: in this process, and over HTTP."""

@@ -77,3 +77,24 @@ def test_table_without_scores_says_what_is_missing(copied, mini):
     workdir = copied(NAME)
     with pytest.raises(ArtifactError, match=r"puzzles-message-7 has no manifest\.json"):
         tables.run(mini(), workdir)
+
+
+def test_table_shows_every_benchmark_in_its_modes(finished, mini, monkeypatch):
+    row = {"n": 3, "accuracy": 0.5, "stderr": 0.1, "unparsed": 0.25, "chance": 0.2, "majority": None}
+    group = {**row, "kind": "micro", "tasks": 1, "missing": []}
+    scored = {"benchmark": "gsm8k", "mode": "robust", "tasks": {"all": row}, "groups": {"micro": group}}
+    real = tables.scores
+
+    def scores(workdir, name):
+        if name.startswith("puzzles"):
+            return real(workdir, name)
+        return {"n": 2, "outcomes": {"ok": 2}} if name.startswith("vicuna") else {**scored, "asked": name}
+
+    monkeypatch.setattr(tables, "scores", scores)
+    config = mini(**{"benchmarks.gsm8k": "a file", "benchmarks.vicuna_prompts": "another"})
+    text = tables.render(config, finished)
+    (mode,) = config.evaluation.modes["gsm8k"]
+    assert f"## gsm8k, mode `{mode}`" in text
+    assert "50.0 ± 10.0" in text
+    assert "2 replies (2 ok) without right answers" in text
+    assert "Big-Bench Hard" not in text
