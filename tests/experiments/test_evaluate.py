@@ -96,5 +96,5 @@ def test_table_shows_every_benchmark_in_its_modes(finished, mini, monkeypatch):
     (mode,) = config.evaluation.modes["gsm8k"]
     assert f"## gsm8k, mode `{mode}`" in text
     assert "50.0 ± 10.0" in text
-    assert "2 replies (2 ok) without right answers" in text
+    assert "2 replies (2 ok), which have no right answer" in text
     assert "Big-Bench Hard" not in text
