@@ -11,8 +11,9 @@ Paper: section 3.1.3, ChatGPT and GPT-4 at the limits and prices of its table 4,
 Another server is another address: `--config.teachers[0].api.endpoints[0].base_url=...`, with `model`,
 `key_variable` and, on Azure, `api_version` beside it. Each model's budget is 20 US dollars; a program that
 reaches it ends with status 3, and goes on where it was when `budget_money` is raised. `runlocal` asks a
-server on this machine, without a key or a price: the student of a finished run behind `experiments.serve`,
-vLLM, llama.cpp or Ollama at port 8000. docs/collection.md has the whole story.
+model `mini` on this machine's port 8000, without a key or a price: `python -m experiments.serve
+--checkpoint=runs/mini`, or vLLM, llama.cpp and Ollama with another name. See
+docs/collection.md.
 """
 
 from typing import Any
@@ -62,5 +63,5 @@ def teacher(name: str, endpoint: dict[str, Any], *, share: float = 1.0, **api: A
 
 def endpoint(model: str, *, requests: int, tokens: int, local: bool) -> dict[str, Any]:
     if local:
-        return dict(model=model, base_url=LOCAL, key_variable="")
+        return dict(model="mini", base_url=LOCAL, key_variable="")
     return dict(model=model, limits=dict(requests=requests, tokens=tokens))

@@ -56,8 +56,9 @@ def chosen(command: str) -> Callable[..., Any]:
 
         return encode
     if command == "generate":
-        from experiments.benchmark_generate import generate
+        from experiments.benchmark_generate import generate, use_every_core
 
+        use_every_core()
         return generate
     from experiments.benchmark_train import train
 

@@ -1,5 +1,8 @@
 """Generation beside transformers' `generate`: same weights, prompts, numbers of tokens; greedy, float32.
 
+Ours runs on one device, whose matrix products use all cores, and with its heads over one device a core
+(`JAX_NUM_CPU_DEVICES`, and `NPROC` for threads that collectives need), where each core attends too.
+
 The weights are random, so a reply's length is set here, as if a stop token ended it: neither side knows it
 before, or plans by it.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.racing import Contestant, race
@@ -26,6 +31,7 @@ from orca_jax.reporting.tables import markdown
 from orca_jax.student import huggingface, llama
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.generation import Generator
+from orca_jax.student.sharding import MeshConfig, make_mesh
 
 SHAPES = {
     "30M": LlamaConfig(
@@ -99,7 +105,7 @@ RACES: dict[str, Callable[[int], Work]] = {
 BBH_RACE = "BBH prompts"
 
 
-def ours(params: Any, config: LlamaConfig, work: Work) -> Contestant:
+def ours(params: Any, config: LlamaConfig, work: Work, tensor: int) -> Contestant:
     longest = max(len(prompt) + limit for prompt, limit in zip(work.prompts, work.limits))
     generator = Generator(
         params,
@@ -107,6 +113,7 @@ def ours(params: Any, config: LlamaConfig, work: Work) -> Contestant:
         stop_ids=(),
         batch_size=work.rows,
         max_length=longest + 1,
+        mesh=make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor]),
     )
     said: Replies = []
 
@@ -114,7 +121,7 @@ def ours(params: Any, config: LlamaConfig, work: Work) -> Contestant:
         replies = generator.generate(work.prompts, max_tokens=work.limits)
         said[:] = [reply.tokens.tolist() for reply in replies]
 
-    return Contestant("orca_jax", step, sum(work.limits), sum(work.limits), said)
+    return Contestant(f"orca_jax, {tensor} device(s)", step, sum(work.limits), sum(work.limits), said)
 
 
 def theirs(name: str, folder: Path, work: Work, *, by_length: bool = False) -> Contestant:
@@ -180,6 +187,13 @@ def report(title: str, contestants: list[Contestant], timed: list[list[float]]) 
     print(markdown(header, rows), flush=True)
 
 
+def use_every_core() -> None:
+    """A device a core, and more threads than devices: see docs/generation.md."""
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("NPROC", str(2 * cores))
+    jax.config.update("jax_num_cpu_devices", cores)
+
+
 def generate(
     alone: bool,
     rounds: int,
@@ -199,13 +213,14 @@ def generate(
         raise SystemExit(f"error: --shape {shape!r}; known: {', '.join(SHAPES)}")
     for name in [shape] if shape else SHAPES:
         config = SHAPES[name]
+        spread = math.gcd(config.num_kv_heads, jax.device_count())
         params = llama.init(config, 0)
         with tempfile.TemporaryDirectory() as folder:
             if not alone:
                 huggingface.export(params, config, folder)
             for chosen in [kind] if kind else races:
                 work = races[chosen](config.vocab_size)
-                contestants = [ours(params, config, work)]
+                contestants = [ours(params, config, work, tensor) for tensor in sorted({1, spread})]
                 if not alone:
                     if len(work.prompts) > work.rows:
                         contestants.append(

@@ -52,8 +52,9 @@ def test_agreement_is_of_the_first_tokens():
     )
 
 
-def test_ours_generates_what_is_asked():
-    contestant = benchmark.ours("ours", llama.init(TINY, 0), TINY, WORK, {})
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ours_generates_what_is_asked(devices):
+    contestant = benchmark.ours(llama.init(TINY, 0), TINY, WORK, devices)
     contestant.step()
     assert [len(reply) for reply in contestant.said] == WORK.limits
     assert contestant.tokens == sum(WORK.limits)
@@ -63,7 +64,7 @@ def test_ours_generates_what_is_asked():
 def test_transformers_generates_the_same(tmp_path):
     params = llama.init(TINY, 0)
     huggingface.export(params, TINY, tmp_path)
-    both = [benchmark.ours("ours", params, TINY, WORK, {}), benchmark.theirs("theirs", tmp_path, WORK)]
+    both = [benchmark.ours(params, TINY, WORK, 1), benchmark.theirs("theirs", tmp_path, WORK)]
     for contestant in both:
         contestant.step()
     assert both[0].said == both[1].said
@@ -80,4 +81,6 @@ def test_the_program_runs_alone(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SHAPES", {"tiny": TINY})
     monkeypatch.setattr(benchmark, "RACES", {"few": lambda vocab: WORK})
     benchmark.generate(alone=True, rounds=1, seconds=0)
-    assert "orca_jax, ynn dots" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "orca_jax, 1 device(s)" in said
+    assert "orca_jax, 4 device(s)" in said
