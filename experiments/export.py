@@ -19,14 +19,15 @@ from experiments import prepare
 from experiments.launch import checked
 from orca_jax import record_files
 from orca_jax.data import trace_export
-from orca_jax.records import RecordError, Trace
+from orca_jax.records import Outcome, RecordError, Trace
 
 
 def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = False) -> int:
     """Writes the traces of a folder WORKDIR/traces/NAME, or of a file, to `out`; returns how many.
 
     Args:
-      schema: `native`, `openorca`, `messages` or `sharegpt`; a TFDS data set has its own.
+      schema: `native`, `openorca`, `messages` or `sharegpt`; a TFDS data set has its own. Those that do not
+        say how a request ended get the `ok` traces only.
       out: a file, whose suffix is its form, or a folder for a TFDS data set.
       kept: only what the teacher's filters keep.
 
@@ -37,7 +38,8 @@ def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = 
     directory, out = Path(directory), Path(out)
     traces = _kept(directory) if kept else _traces(directory)
     if out.suffix:
-        count = record_files.write_traces(out, traces, schema)
+        chosen = (trace for trace in traces if schema == "native" or trace.outcome is Outcome.OK)
+        count = record_files.write_traces(out, chosen, schema)
     else:
         count = trace_export.write_tfds(out, traces)
     card = directory.parent.parent / "cards" / directory.name

@@ -1,10 +1,12 @@
 """Traces in other forms hold the same conversations."""
 
+import dataclasses
+
 import pytest
 
 from experiments import export, prepare
 from orca_jax import record_files
-from orca_jax.records import RecordError
+from orca_jax.records import Outcome, RecordError
 
 
 @pytest.mark.parametrize("schema", ["native", "openorca", "messages", "sharegpt"])
@@ -17,6 +19,15 @@ def test_files(finished, tmp_path, schema, suffix):
     assert [trace.id for trace in written] == [trace.id for trace in expected]
     assert [trace.answer for trace in written] == [trace.answer for trace in expected]
     assert (tmp_path / "expert-card/README.md").read_text().startswith("# expert")
+
+
+def test_failed_requests_are_no_answers_in_a_schema_that_cannot_say_so(finished, tmp_path):
+    first, second, *_ = prepare.read(finished, "expert")
+    record_files.write_jsonl(
+        tmp_path / "in.jsonl", [dataclasses.replace(first, outcome=Outcome.ERROR), second]
+    )
+    assert export.export(tmp_path / "in.jsonl", "messages", tmp_path / "out.jsonl") == 1
+    assert export.export(tmp_path / "in.jsonl", "native", tmp_path / "all.jsonl") == 2
 
 
 def test_a_tfds_data_set_of_what_filters_kept(finished, tmp_path, capsys):
