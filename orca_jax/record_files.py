@@ -282,13 +282,19 @@ def _unpacked(extra: Any) -> dict[str, Any]:
     return {}
 
 
+def _packed(row: dict[str, Any]) -> dict[str, Any]:
+    """`extra` as text, and what JSON leaves out of a sampling: a column's null would not be read back."""
+    sampling = {"sampling": {"top_logprobs": 0, **row["sampling"]}} if "sampling" in row else {}
+    return {**row, **sampling, "extra": json.dumps(row.get("extra", {}), default=str)}
+
+
 def _write_parquet_rows(path: Path, rows: Iterable[dict[str, Any]], schema: str) -> int:
     import pyarrow
     import pyarrow.parquet
 
     columns = _columns(schema)
     count = 0
-    packed = ({**row, "extra": json.dumps(row.get("extra", {}), default=str)} for row in rows)
+    packed = map(_packed, rows)
     with atomic_write(path, "wb") as file, pyarrow.parquet.ParquetWriter(file, columns) as writer:
         while group := list(itertools.islice(packed, ROW_GROUP)):
             try:

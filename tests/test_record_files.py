@@ -34,6 +34,7 @@ SAMPLINGS = st.builds(
     max_tokens=st.integers(1, 4096),
     stop=st.lists(TEXT, max_size=2).map(tuple),
     seed=st.none() | INT64,
+    top_logprobs=st.integers(0, 20),
 )
 
 
