@@ -47,9 +47,9 @@ _TASK = flags.DEFINE_string("task", "", "Only of this task.")
 _TEACHER = flags.DEFINE_string("teacher", "", "Only of this teacher.")
 _MESSAGE = flags.DEFINE_integer("message", None, "Only under this system message; -1: none of the 16.")
 _FLAG = flags.DEFINE_string("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py.")
-_SEARCH = flags.DEFINE_string("search", "", "Only traces in which this regular expression is found.")
+_FIND = flags.DEFINE_string("find", "", "Only traces in which this regular expression is found.")
 _SAMPLE = flags.DEFINE_integer("sample", 1, "How many traces or rows are drawn of those.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draw.")
+_SEED = flags.DEFINE_integer("sample_seed", 0, "Of the draw.")
 
 COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
@@ -152,7 +152,7 @@ def chosen_rows(rows: RowBuilder, dataset: str, epoch: int, choice: Choice) -> n
       ValueError: the choice is by flag or text, which rows do not have, or takes no row.
     """
     if choice.flag or choice.search:
-        raise ValueError("--flag and --search choose traces; give --traces too")
+        raise ValueError("--flag and --find choose traces; give --traces too")
     plan, columns = rows.plan_of(dataset, epoch), rows.stores[dataset].columns
     wanted = np.ones(len(columns["task"]), bool)
     for name, value in choice.columns.items():
@@ -231,9 +231,7 @@ def show(
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
-    choice = Choice(
-        _COLLECTION.value, _TASK.value, _TEACHER.value, _MESSAGE.value, _FLAG.value, _SEARCH.value
-    )
+    choice = Choice(_COLLECTION.value, _TASK.value, _TEACHER.value, _MESSAGE.value, _FLAG.value, _FIND.value)
     if _TRACES.value:
         show_traces(Console(), config, workdir, _DATASET.value, choice, (_SAMPLE.value, _SEED.value))
         return

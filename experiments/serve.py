@@ -21,8 +21,12 @@ from pathlib import Path
 
 from experiments import launch, students
 from orca_jax.data.layouts import LAYOUTS, TEMPLATE, LayoutError
-from orca_jax.serving.guard import Limits
-from orca_jax.serving.server import make_app, make_server
+
+try:
+    from orca_jax.serving.guard import Limits
+    from orca_jax.serving.server import make_app, make_server
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"error: {missing}; serving needs an extra: pip install -e '.[serve]'") from missing
 
 log = logging.getLogger(__name__)
 SHORTEST_TOKEN = 16

@@ -52,9 +52,12 @@ def modules(folder):
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
 
 
+SERVE = "experiments.serve"
+RIVALS = "experiments.torch_llama"  # what programs race against, imported when they are asked to
+
+
 def programs():
-    """Every program but those that race other software, which import theirs when asked to."""
-    return [module for module in modules("experiments") if "__init__" not in module]
+    return sorted({module for module in modules("experiments") if "__init__" not in module} - {SERVE, RIVALS})
 
 
 def imported(names):
@@ -65,6 +68,12 @@ def imported(names):
 def test_programs_import_with_the_base_dependencies():
     done = imported(programs())
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_serving_names_its_extra():
+    done = imported([SERVE])
+    assert done.returncode == 1
+    assert "serving needs an extra: pip install -e '.[serve]'" in done.stderr
 
 
 @pytest.mark.parametrize("extra", ["torch", "pytest"])
