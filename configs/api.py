@@ -51,8 +51,11 @@ def get_config(arg: str = "") -> ConfigDict:
         stage["name"], stage["datasets"] = name, {name: 1.0}
     if args.runlocal:
         config.puzzles.per_family = 10
-        for one in config.teachers:
-            one["max_tokens"], one["api"]["price"] = 64, dict()
+        for one, model in zip(config.teachers, ("gpt-3.5-turbo", "gpt-4"), strict=True):
+            one["max_tokens"] = 64
+            one["api"].update(
+                price=dict(), identity=model
+            )  # two teachers, though one model stands in for both
     return complete(config)
 
 

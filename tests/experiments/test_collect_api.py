@@ -48,7 +48,9 @@ def make(url="http://127.0.0.1:9/v1", *, teachers=2, **changes):
     config = load(values)
 
     def asked(teacher):
-        end = dataclasses.replace(teacher.api.endpoints[0], base_url=url, key_variable="TEACHER_KEY")
+        end = dataclasses.replace(
+            teacher.api.endpoints[0], model=teacher.api.name, base_url=url, key_variable="TEACHER_KEY"
+        )
         return dataclasses.replace(teacher, api=dataclasses.replace(teacher.api, endpoints=(end,), **changes))
 
     chosen = tuple(asked(teacher) for teacher in config.teachers[:teachers])
