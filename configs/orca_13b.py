@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(name=name, datasets={name: 1.0}, epochs=4, learning_rate=rate, warmup_steps=100)
         for name, rate in stages
     ]
-    config.optimizer = dict(beta1=0.9, beta2=0.95, weight_decay=0.0, clip_norm=1.0)
+    config.optimizer = dict(betas=(0.9, 0.95), weight_decay=0.0, clip_norm=1.0)
     config.train = dict(
         batch_rows=128, compute_dtype="bfloat16", checkpoint_every=500, validate_every=1000, log_every=10
     )

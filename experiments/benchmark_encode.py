@@ -19,21 +19,20 @@ from orca_jax.data.traces import PlacedTraces
 from orca_jax.records import Trace
 from orca_jax.reporting.tables import markdown
 
-MOST = 4096  # traces of a round
 
 
 def encode(traces: str, tokenizer: str, layout: str, rounds: int) -> str:
     """Prints and returns a table: tokens a second of CPU time, alone and with all that `prepare` does.
 
     Args:
-      traces: a file of traces, or WORKDIR/traces/NAME.
+      traces: a file of traces, or WORKDIR/traces/NAME; repeated until they fill a shard.
       tokenizer: a SentencePiece model.
     """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(traces) / TRACES if Path(traces).is_dir() else Path(traces)
         path = Path(folder) / TRACES
-        some = itertools.islice(filter(tokens.trainable, record_files.read_traces(source)), MOST)
-        record_files.write_jsonl(path, some)
+        some = itertools.islice(filter(tokens.trainable, record_files.read_traces(source)), tokens.SHARD_SIZE)
+        record_files.write_jsonl(path, itertools.islice(itertools.cycle(some), tokens.SHARD_SIZE))
         placed = PlacedTraces.of({path: [offset for offset, _ in record_files.read_placed(path, Trace)]})
         encoder = tokens.Encoder(tokenizers.load(tokenizer, layouts.CONTROL_TOKENS[layout]), layout)
         texts = [_text(trace, layout) for trace in placed]

@@ -84,7 +84,7 @@ def mixed(vocab: int, count: int = 4 * ROWS) -> Work:
     return Work(prompts, random.integers(1, 257, count).tolist(), ROWS)
 
 
-def examination(folder: str | Path, tokenizer: str | Path, vocab: int, count: int = 4 * ROWS) -> Work:
+def examination(folder: str | Path, tokenizer: str | Path, vocab: int, count: int = 8 * ROWS) -> Work:
     """Questions of BBH as `evaluate` asks them step by step, evenly over its tasks; replies of 1 to 256.
 
     Ids beyond a smaller vocabulary are folded into it: only the lengths matter.

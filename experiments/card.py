@@ -19,6 +19,7 @@ from orca_jax.reporting.data_card import Facts, Source
 
 log = logging.getLogger(__name__)
 SAMPLE = 20_000  # traces whose n-grams are counted
+_LOSS_ON = {"all": "all answers", "last": "last answers", "everything": "prompts and answers"}
 
 
 def make_card(
@@ -64,7 +65,7 @@ def _facts(
             f"config {config.name}, seed {config.seed}",
             f"teacher {teacher.name}: {teacher.kind} {Path(teacher.path).name}".rstrip(),
             f"tokenizer: {Path(config.data.tokenizer).name or 'the weights own, or trained on the traces'}",
-            f"layout {config.data.layout}, loss on {config.data.supervise} answers",
+            f"layout {config.data.layout}, loss on {_LOSS_ON[config.data.supervise]}",
         ),
         columns={**store.columns},
         purposes={id: message.purpose for id, message in system_messages.all_messages().items()},

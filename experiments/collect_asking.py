@@ -74,10 +74,10 @@ class Job:
         return sampling
 
     def queries(self) -> Iterator[Query]:
-        """The queries that the teacher is asked."""
+        """The queries that the teacher is asked, each with the message that it is asked under."""
         for query in record_files.read_jsonl(self.workdir / "queries" / QUERIES, Query):
             if is_asked(query, self.teacher.share, self.config.seed):
-                yield query
+                yield system_messages.under(query, self.teacher.message)
 
     def requests(self) -> Iterator[tuple[Query, Request]]:
         """Every request, each query's samples one after the other."""
@@ -100,17 +100,19 @@ def conversation(query: Query) -> tuple[Message, ...]:
     return (Message("system", system_messages.text_of(query)), Message("user", query.text))
 
 
-def to_trace(query: Query, request: Request, answer: Answer, teacher: str) -> Trace:
+def to_trace(query: Query, request: Request, answer: Answer, teacher: TeacherConfig) -> Trace:
+    """What the student learns from: under the message that the teacher was asked under, or is shown."""
     reply, logprobs = answer.reply, answer.reply.raw.get("logprobs")
+    query = system_messages.under(query, teacher.shown)
     return Trace(
-        id=f"{query.id}/{teacher}/{request.sample}",
+        id=f"{query.id}/{teacher.name}/{request.sample}",
         query_id=query.id,
         sample=request.sample,
-        messages=(*request.messages, Message("assistant", reply.text)),
+        messages=(*conversation(query), Message("assistant", reply.text)),
         collection=query.collection,
         task=query.task,
         system_message_id=query.system_message_id,
-        teacher=teacher,
+        teacher=teacher.name,
         sampling=request.sampling,
         outcome=reply.outcome,
         usage=reply.usage,
@@ -134,7 +136,7 @@ def traces(job: Job, fingerprint: str) -> Iterator[Trace]:
         for (query, request), answer in zip(job.requests(), answers, strict=True):
             if answer is None:
                 raise LedgerError(f"{ledger.path} holds no attempt for query {query.id}; run again")
-            yield to_trace(query, request, answer, job.teacher.name)
+            yield to_trace(query, request, answer, job.teacher)
 
 
 def collected(job: Job, ledger: Ledger) -> Iterator[Trace]:
@@ -143,7 +145,7 @@ def collected(job: Job, ledger: Ledger) -> Iterator[Trace]:
     ids = (request_id(job.teacher.api.name, request) for _, request in job.requests())
     for (query, request), answer in zip(job.requests(), keys.answers(ids, ledger), strict=True):
         if answer is not None:
-            yield to_trace(query, request, answer, job.teacher.name)
+            yield to_trace(query, request, answer, job.teacher)
 
 
 def _begin(job: Job, identity: str, fingerprint: str) -> tuple[Path, int]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from orca_jax import settings
 from orca_jax.asking.api_config import ApiConfig
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.queries import flan, quality, sampling
+from orca_jax.queries import flan, quality, sampling, system_messages
 from orca_jax.queries.contamination import Settings
 from orca_jax.student import presets
 from orca_jax.student.config import LlamaConfig, LoraConfig
@@ -22,6 +22,7 @@ from orca_jax.training.optimizer import OptimizerConfig
 from orca_jax.training.trainer import TrainConfig
 
 TEACHER_KINDS = ("oracle", "file", "student", "api", "targets", "rationales")
+SEGMENTS = ("separated", "leaking")
 KINDS_WITHOUT_PATH = ("oracle", "api", "targets", "rationales")
 
 
@@ -103,6 +104,9 @@ class TeacherConfig:
       filters: which traces are not trained on, by what is wrong with them, see queries.quality.
       max_tokens: of a student's or an API's reply; one that is longer does not train.
       api: how a model behind an API is asked, see asking.api_config.
+      message: id of the system message under which all its queries are asked; 0: each query's own.
+      shown: id of the system message that stands in its traces instead, for a student that shall not see how
+        the teacher was asked (Orca 2's prompt erasing, arXiv 2311.11045); 0: the one it was asked under.
       brevity, reach, error_rate: the oracle's knobs.
       bare_reply: how the oracle gives an answer alone.
     """
@@ -114,6 +118,8 @@ class TeacherConfig:
     filters: tuple[str, ...] = ()
     max_tokens: int = 512
     api: ApiConfig | None = None
+    message: int = 0
+    shown: int = 0
     brevity: float = 0.0
     reach: int = 1_000_000
     error_rate: float = 0.0
@@ -130,6 +136,9 @@ class TeacherConfig:
             raise ValueError(f"teacher {self.name!r}: kind {self.kind!r} {needs} `api` settings")
         if self.max_tokens < 1:
             raise ValueError(f"teacher {self.name!r}: max_tokens={self.max_tokens} must be at least 1")
+        for name in ("message", "shown"):
+            if (number := getattr(self, name)) and number not in system_messages.all_messages():
+                raise ValueError(f"teacher {self.name!r}: {name}={number} is none of the 16 messages, or 0")
         if not 0 < self.share <= 1:
             raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
         quality.check(self.filters)
@@ -140,7 +149,9 @@ class DataConfig:
     """From traces to rows. `tokenizer` is a SentencePiece file or a folder with one, or with tokenizer.json.
 
     Empty: the tokenizer of `student.init`, or without that a new one, trained on the traces. `supervise`
-    puts the loss on `all` answers of a conversation, or on the `last` one.
+    puts the loss on `all` answers of a conversation, on the `last` one, or on `everything`, prompts too. A
+    row's `segments` are `separated`, or `leaking`: an example sees those packed before it. Both last ones
+    are for ablations.
     """
 
     tokenizer: str = ""
@@ -150,6 +161,11 @@ class DataConfig:
     max_segments: int = 32
     overlong: str = "truncate"
     validation_fraction: float = 0.02
+    segments: str = "separated"
+
+    def __post_init__(self) -> None:
+        if self.segments not in SEGMENTS:
+            raise ValueError(f"segments={self.segments!r}; known: {', '.join(SEGMENTS)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

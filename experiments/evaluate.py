@@ -79,7 +79,7 @@ def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
             family,
             difficulties=config.evaluation.difficulties,
             count=config.evaluation.per_family,
-            seed=config.seed,
+            seed=config.evaluation.seed,  # so that students of several seeds sit the same examination
             split="test",
         )
     ]

@@ -9,13 +9,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from traceback import extract_tb
+from typing import Any, NoReturn
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 from rich.logging import RichHandler
 
-from experiments.config import ExperimentConfig, load
+from experiments.config import load
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking.budget import BudgetSpent
 from orca_jax.asking.endpoint import AskingStopped
@@ -27,6 +29,8 @@ from orca_jax.records import RecordError
 from orca_jax.settings import SettingsError
 from orca_jax.training.checkpoints import CheckpointError
 
+log = logging.getLogger(__name__)
+FORM = "%(asctime)s %(levelname)s %(message)s"
 USER_ERRORS = (
     ArtifactError,
     AskingStopped,
@@ -42,6 +46,15 @@ USER_ERRORS = (
     ValueError,
 )
 
+# What to do about an error from below, by its words; the first that fits counts.
+ADVICE = {
+    os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
+    os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
+    os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
+    "RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory",
+    "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
+}
+
 EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/mini.py.")
@@ -52,12 +65,23 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of errors
 def set_up_logging() -> None:
     terminal = sys.stderr.isatty()
     handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
-    form = "%(message)s" if terminal else "%(asctime)s %(levelname)s %(message)s"
+    handler.setLevel(logging.INFO)
+    form = "%(message)s" if terminal else FORM
     logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
+    log.setLevel(logging.DEBUG)  # how a program ended: printed, and for the files of `keep_log`
     for noisy in ("orbax", "jax", "grain", "tensorboardX", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs every error of its threads through absl, with a traceback a thread, and raises it too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax logs every error of its threads through these, with a traceback a thread, and raises it too.
+    for threads in ("absl", "asyncio"):
+        logging.getLogger(threads).setLevel(logging.CRITICAL)
+
+
+def keep_log(path: Path) -> None:
+    """Appends the log to a file too, with the error that ends the program, if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(FORM))
+    logging.getLogger().addHandler(handler)
 
 
 def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
@@ -68,21 +92,34 @@ def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
     try:
         return work()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _end("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except BudgetSpent as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        sys.exit(EXIT_BUDGET)
-    except USER_ERRORS as error:
-        if traceback:
+        _end(f"stopped: {stopped}", EXIT_BUDGET)
+    except Exception as error:
+        if _without_devices(error) and not traceback:
+            error = ValueError(
+                f"Unable to initialize backend: jax has no devices of {jax.config.jax_platforms!r}"
+            )
+        advice = next((advice for words, advice in ADVICE.items() if words in str(error)), "")
+        if traceback or not (advice or isinstance(error, USER_ERRORS)):
+            log.debug("ended by", exc_info=True)
             raise
-        print(f"error: {error}{_advice(error)}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+        # XLA follows its first line with pages of allocations.
+        said = str(error).partition("\n")[0] if isinstance(error, jax.errors.JaxRuntimeError) else error
+        _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
 
 
-def _advice(error: Exception) -> str:
-    full = os.strerror(errno.ENOSPC) in str(error)
-    return "\nThe disk is full: free some space and run the same command again to go on" if full else ""
+def _without_devices(error: Exception) -> bool:
+    """Whether jax found none of the devices in JAX_PLATFORMS, which it says with a bare assertion."""
+    return isinstance(error, AssertionError) and extract_tb(error.__traceback__)[-1].filename.endswith(
+        "xla_bridge.py"
+    )
+
+
+def _end(said: str, status: int) -> NoReturn:
+    print(said, file=sys.stderr)
+    log.debug(said)
+    sys.exit(status)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -117,13 +154,24 @@ def _unknown_key(arguments: Sequence[str], text: str) -> str:
     return f"unknown config key '{about[0]}'. {hint}" if about else text
 
 
+def _workdir(given: str) -> Path:
+    if not given:
+        sys.exit("error: --workdir is empty; name a directory for the artifacts")
+    if "://" in given:
+        sys.exit(f"error: --workdir={given} is no directory; name one on a disk that all hosts share")
+    if Path(given).is_file():
+        sys.exit(f"error: --workdir={given} is a file; name a directory for the artifacts")
+    return Path(given)
+
+
 def main(
-    run: Callable[[ExperimentConfig, Path], Any],
+    run: Callable[[Any, Path], Any],
     *,
-    words: Mapping[str, Callable[[ExperimentConfig, Path], Any]] | None = None,
+    words: Mapping[str, Callable[[Any, Path], Any]] | None = None,
     of_workdir: Mapping[str, Callable[[Path], Any]] | None = None,
+    read: Callable[[Any], Any] = load,
 ) -> None:
-    """Runs a program that takes --config and --workdir.
+    """Runs a program that takes --config, which `read` turns into dataclasses, and --workdir.
 
     A word before the flags names another function than `run`; those of `of_workdir` need no --config.
     """
@@ -136,12 +184,10 @@ def main(
         if arguments[1:] not in ([], [word]) or (word and word not in {**words, **of_workdir}):
             known = ", ".join((*words, *of_workdir)) or "none"
             sys.exit(f"error: unknown word {arguments[-1]!r}; known before the flags: {known}")
-        if not _WORKDIR.value:
-            sys.exit("error: --workdir is empty; name a directory for the artifacts")
-        workdir = Path(_WORKDIR.value)
+        workdir = _workdir(_WORKDIR.value)
         if word in of_workdir:
             checked(lambda: of_workdir[word](workdir), _TRACEBACK.value)
         else:
-            checked(lambda: words.get(word, run)(load(_CONFIG.value), workdir), _TRACEBACK.value)
+            checked(lambda: words.get(word, run)(read(_CONFIG.value), workdir), _TRACEBACK.value)
 
     app.run(work, flags_parser=parse_flags)

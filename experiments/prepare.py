@@ -181,12 +181,14 @@ def make_store(
     how: tokens.Run,
 ) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
-    directory = workdir / "tokens" / name
+    directory, supervise = workdir / "tokens" / name, config.data.supervise
+    if name == VALIDATION and supervise == "everything":
+        supervise = "all"  # so that losses are of the same tokens, however the student was trained
     made_by = {
         "program": "prepare",
         "data set": name,
         "layout": config.data.layout,
-        "supervise": config.data.supervise,
+        "supervise": supervise,
         "validation_fraction": config.data.validation_fraction,
         "seed": config.seed,
     }
@@ -195,7 +197,7 @@ def make_store(
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, made_by, inputs)
     traces = part(config, workdir, name)
-    encode = tokens.Encoder(tokenizer, config.data.layout, config.data.supervise)
+    encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     with progress(f"tokenising {name}, shards", tokens.shard_count(len(traces))) as report:
         counts = tokens.write_store(
             directory, traces, encode, run=how, on_shard=lambda done, shards: report(done)

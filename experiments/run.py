@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments import collect, evaluate, launch, prepare, tables, train
-from experiments.config import ExperimentConfig, load
+from experiments.config import ExperimentConfig, load, plain
+from orca_jax import artifacts
 
+CONFIG = "config.json"
 log = logging.getLogger(__name__)
 PROGRAMS = (collect, prepare, train, evaluate, tables)
+
+
+def keep_config(config: ExperimentConfig, workdir: Path) -> None:
+    """Writes the resolved config as the workdir's config.json."""
+    with artifacts.atomic_write(workdir / CONFIG) as file:
+        json.dump(plain(config), file, indent=1)
+        file.write("\n")
 
 
 def run(config: Any, workdir: str | Path) -> str:
     """Runs an experiment in `workdir` and returns its table. A notebook may call this."""
     experiment = config if isinstance(config, ExperimentConfig) else load(config)
+    keep_config(experiment, Path(workdir))
     table = ""
     for program in PROGRAMS:
         started = time.monotonic()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 
 from experiments import launch, students
@@ -72,7 +73,9 @@ def peak_flops(watching: Watching, device_kind: str, compute_dtype: str) -> floa
 def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
     """Everything of the config that the trained parameters depend on."""
     parts = ("seed", "curriculum", "optimizer", "compiler_options")
-    data = {name: getattr(config.data, name) for name in ("row_length", "max_segments", "overlong")}
+    data = {
+        name: getattr(config.data, name) for name in ("row_length", "max_segments", "overlong", "segments")
+    }
     train = {name: getattr(config.train, name) for name in ("batch_rows", "accumulation", "compute_dtype")}
     chosen = {name: plain(getattr(config, name)) for name in parts}
     layout = {"layout": config.data.layout}
@@ -97,6 +100,7 @@ def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
         overlong=config.data.overlong,
         pad_id=tokenizers.load(workdir / "tokenizer").pad_id,
         seed=config.seed,
+        leaking=[t.name for t in config.teachers] if config.data.segments == "leaking" else (),
     )
 
 
@@ -125,6 +129,8 @@ def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
 def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = None) -> None:
     watching = watching or from_flags()
     hosts.join(watching.hosts)
+    if watching.hosts:
+        launch.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None

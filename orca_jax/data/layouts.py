@@ -176,7 +176,7 @@ class Encoded:
 
 
 ROLE_NAMES = ("system", "user", "assistant")
-SUPERVISE = ("all", "last")
+SUPERVISE = ("all", "last", "everything")
 
 
 def encode(
@@ -184,7 +184,8 @@ def encode(
 ) -> Encoded:
     """Tokens of a conversation; the same ids at training and at inference.
 
-    `supervise`: "all" puts the loss on every answer, "last" on the last one; the ids are the same.
+    `supervise`: "all" puts the loss on every answer, "last" on the last one, "everything" on prompts too;
+    the ids are the same.
 
     Raises:
       LayoutError: the turns do not alternate, the layout or `supervise` is unknown, or the layout is
@@ -208,7 +209,8 @@ def encode_all(
         encoded = _encode_pieces([list(joined(LAYOUTS[layout](m))) for m in conversations], tokenizer)
     else:
         raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
-    return list(map(only_last, encoded)) if supervise == "last" else encoded
+    weigh = {"all": None, "last": only_last, "everything": on_everything}[supervise]
+    return list(map(weigh, encoded)) if weigh else encoded
 
 
 def _encode_pieces(conversations: Sequence[Sequence[Piece]], tokenizer: TokenizerLike) -> list[Encoded]:
@@ -238,6 +240,11 @@ def only_last(encoded: Encoded) -> Encoded:
     weights = encoded.weights.copy()
     weights[: breaks[-1] if len(breaks) else 0] = 0.0
     return dataclasses.replace(encoded, weights=weights)
+
+
+def on_everything(encoded: Encoded) -> Encoded:
+    """The same tokens, with loss on all of them."""
+    return dataclasses.replace(encoded, weights=np.ones_like(encoded.weights))
 
 
 def _encode_template(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> Encoded:

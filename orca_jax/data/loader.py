@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +11,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from orca_jax.data.packing import PackingPlan, make_plan
-from orca_jax.data.rows import Row, build_row, stack
+from orca_jax.data.rows import Row, build_row, leaking, stack
 from orca_jax.data.tokens import TokenStore
 
 
 class RowBuilder:
     """Rows of several token stores by (data set, epoch, row), under one packing.
 
-    Plans are kept for the few epochs in use; stores are read at random.
+    Plans are kept for the few epochs in use; stores are read at random. In the data sets of `leaking` the
+    examples of a row are not kept apart, see `rows.leaking`.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class RowBuilder:
         overlong: str,
         pad_id: int,
         seed: int,
+        leaking: Collection[str] = (),
     ):
         self.stores = dict(stores)
+        self.leaking = frozenset(leaking)
         self.row_length = row_length
         self.max_segments = max_segments
         self.pad_id = pad_id
@@ -58,7 +61,8 @@ class RowBuilder:
     def row(self, dataset: str, epoch: int, row: int) -> Row:
         store = self.stores[dataset]
         examples = [store[index] for index in self.examples(dataset, epoch, row)]
-        return build_row(examples, self.row_length, self.pad_id)
+        row = build_row(examples, self.row_length, self.pad_id)
+        return leaking(row) if dataset in self.leaking else row
 
 
 class Batch(NamedTuple):

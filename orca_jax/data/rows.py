@@ -56,6 +56,13 @@ def build_row(examples: Sequence[dict[str, Any]], row_length: int, pad_id: int) 
     return row
 
 
+def leaking(row: Row) -> Row:
+    """The row as one segment with running positions: examples see those before them. For ablations."""
+    filled = row.segment_ids > 0
+    positions = np.where(filled, np.arange(len(filled)), 0).astype(np.int32)
+    return row._replace(segment_ids=filled.astype(np.int32), positions=positions)
+
+
 def stack(rows: Sequence[Row]) -> Row:
     """Rows as one batch with a leading axis."""
     return Row(*(np.stack(arrays) for arrays in zip(*rows, strict=True)))

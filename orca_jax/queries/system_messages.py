@@ -167,18 +167,26 @@ def get(message_id: int) -> SystemMessage:
     """The message of an id.
 
     Raises:
-      KeyError: there is no such id.
+      MessagesError: there is no such id.
     """
     try:
         return all_messages()[message_id]
     except KeyError:
-        raise KeyError(f"no system message {message_id!r}; ids go from 1 to {len(_OURS)}") from None
+        raise MessagesError(f"no system message {message_id!r}; ids go from 1 to {len(_OURS)}") from None
 
 
 def text_of(query: Query) -> str:
     """The system message that a query is asked under: one of a user's set, of the 16, or the empty one."""
     own: str | None = query.extra.get(TEXT)
     return get(query.system_message_id or 1).text if own is None else own
+
+
+def under(query: Query, message_id: int) -> Query:
+    """The query asked under another of the 16 messages; 0: under its own."""
+    if not message_id:
+        return query
+    extra = {name: value for name, value in query.extra.items() if name != TEXT}
+    return dataclasses.replace(query, system_message_id=message_id, extra=extra)
 
 
 def with_texts(queries: Iterable[Query], messages: MessageSet) -> Iterator[Query]:

@@ -94,7 +94,7 @@ def _accuracy_row(
     name: str, group: Sequence[Pair], test: statistics.McNemar, corrected: float | None
 ) -> list[str]:
     right = _right(group)
-    shown = [_percent(_estimate([pair[side] for pair in group])) for side in (0, 1)]
+    shown = [accuracy([pair[side] for pair in group]) for side in (0, 1)]
     drawn = statistics.paired_bootstrap(right[..., 1], right[..., 0])
     return [
         name,
@@ -117,7 +117,9 @@ def _estimate(items: Sequence[Item]) -> statistics.Estimate:
     return statistics.micro_mean(estimates, [len(right) for right in by_task.values()])
 
 
-def _percent(estimate: statistics.Estimate) -> str:
+def accuracy(items: Sequence[Item]) -> str:
+    """Accuracy over all items in per cent, ± one standard error; under several seeds an item is its mean."""
+    estimate = _estimate(items)
     return f"{100 * estimate.value:.1f} ± {100 * estimate.stderr:.1f}"
 
 

@@ -22,13 +22,13 @@ class OptimizerConfig:
       kind: `adamw` (Loshchilov and Hutter, arXiv 1711.05101); `adamw_bf16`, the same with first moments in
         bfloat16; `adafactor` (Shazeer and Stern, arXiv 1804.04235), whose second moments are one row and one
         column a matrix, with no first moments: of the settings here it uses only the last two.
+      betas: decay of first and second moments.
       weight_decay: spares norms' scales and biases.
       clip_norm: bounds the global gradient norm.
     """
 
     kind: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
+    betas: tuple[float, ...] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
@@ -36,6 +36,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"optimizer.kind={self.kind!r}; known: {', '.join(KINDS)}")
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas} must be two: of first and second moments")
 
 
 def decayed(params: Any) -> Any:
@@ -54,7 +56,7 @@ def _scaled(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.kind == "adafactor":
         return _adafactor()
     first = jnp.bfloat16 if config.kind == "adamw_bf16" else None
-    return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=first)
+    return optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.epsilon, mu_dtype=first)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -9,19 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import load
+from experiments.arm_sets import load_set
+from experiments.config import load as load_one
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "configs"
 NAMES = sorted(
     str(path.relative_to(FOLDER).with_suffix("")).replace("/", ".")
     for path in FOLDER.rglob("*.py")
-    if path.stem not in ("__init__", "arguments")
+    if path.stem not in ("__init__", "arguments", "miniature")
 )
 
 
 def module(name):
     return importlib.import_module(f"configs.{name}")
+
+
+def load(config):
+    """An experiment, or a set of arms."""
+    return load_set(config) if "arms" in config else load_one(config)
 
 
 def variants(name):
@@ -89,6 +95,7 @@ def test_has_a_document(name):
 @pytest.mark.parametrize(("name", "argument"), [pair for pair in ARGUMENTS if "runlocal" in pair[1]])
 def test_runlocal_shrinks_to_seconds(name, argument):
     config = load(module(name).get_config(argument))
+    config = config.config(config.arms[0], 0) if hasattr(config, "arms") else config
     assert config.student.shape(config.student.vocab_size).parameter_count < 200_000
     assert all(0 < stage.steps <= 10 for stage in config.curriculum)
     assert config.evaluation.max_tokens <= 32

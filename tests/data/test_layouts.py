@@ -241,6 +241,15 @@ def test_loss_on_the_last_answer_only(layout, tokenizer, messages):
     assert last.weights[prompt:].all()
 
 
+@EVERY_LAYOUT
+@given(messages=conversations())
+@settings(max_examples=10)
+def test_loss_on_everything(layout, tokenizer, messages):
+    every, all_of_it = (encode(messages, layout, tokenizer, supervise) for supervise in ("all", "everything"))
+    np.testing.assert_array_equal(all_of_it.tokens, every.tokens)
+    assert all_of_it.weights.all()
+
+
 def test_a_prompt_has_no_last_answer_to_supervise(tokenizer):
     assert not encode(exchange()[:-1], "orca", tokenizer, "last").weights.any()
 

@@ -78,8 +78,30 @@ def test_training_and_test_puzzles_are_disjoint(finished, mini):
 
 
 def test_test_puzzles_of_another_seed_are_no_training_puzzles_either(finished, mini):
-    examined = evaluate.test_puzzles(mini(seed=3, **{"evaluation.per_family": 60}))
+    examined = evaluate.test_puzzles(mini(**{"evaluation.seed": 3, "evaluation.per_family": 60}))
     assert not {puzzle.id for puzzle in examined} & {query.id for query in queries(finished)}
+
+
+def test_test_puzzles_are_the_same_for_students_of_any_seed(mini):
+    assert evaluate.test_puzzles(mini(seed=3)) == evaluate.test_puzzles(mini())
+
+
+def test_a_teacher_may_be_asked_under_one_message_and_show_another(mini, tmp_path):
+    teachers = [
+        {"name": "told", "message": 7},
+        {"name": "bare", "message": 1},
+        {"name": "erased", "message": 7, "shown": 2},
+    ]
+    config = mini(teachers=teachers, curriculum=[{"name": "told", "datasets": {"told": 1.0}, "steps": 1}])
+    collect.run(config, tmp_path)
+    told, bare, erased = (traces(tmp_path, teacher["name"]) for teacher in teachers)
+    for traced, message in ((told, 7), (bare, 1), (erased, 2)):
+        assert {trace.system_message_id for trace in traced} == {message}
+        assert {trace.messages[0].content for trace in traced} == {system_messages.get(message).text}
+    for one, other in zip(told, erased):
+        assert one.query_id == other.query_id
+        assert "\n" in other.answer  # steps, as it was asked for under message 7
+    assert all("\n" not in trace.answer for trace in bare)
 
 
 def paid(workdir):

@@ -1,0 +1,36 @@
+"""What makes an intermediate teacher useful? Brevity, difficulty and errors of the apprentice, one at a time.
+
+Paper: section 3.1.3 names a smaller gap in capability and shorter, easier answers, and separates neither.
+Each arm is the apprentice's stage and then the expert's; they differ in the apprentice. `as_expert` is an
+apprentice with no fault at all, asked all queries: what data alone gives.
+
+    python -m experiments.ablate --config=configs/ablations/apprentice.py --workdir=runs/apprentice --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+APPRENTICES = {
+    "as_expert": ("no fault", {}),
+    "brief": ("half of the steps left out", dict(brevity=0.5)),
+    "easy": ("guesses at difficulty 2", dict(reach=1)),
+    "wrong": ("errs on a fifth", dict(error_rate=0.2)),
+    "all_three": ("all of these", dict(brevity=0.5, reach=1, error_rate=0.2)),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    return miniature.arm_set(
+        "apprentice",
+        "Which of an apprentice's faults costs the student most?",
+        [miniature.EXPERT, *(dict(name=name, **knobs) for name, (_, knobs) in APPRENTICES.items())],
+        [
+            miniature.arm(name, note, miniature.two_stages(name, "expert", runlocal=small))
+            for name, (note, _) in APPRENTICES.items()
+        ],
+        runlocal=small,
+    )

@@ -1,0 +1,31 @@
+"""Prompt erasing: the teacher is told how to answer, the student is not.
+
+Orca 2 (arXiv 2311.11045): the teacher's detailed system message is replaced by a generic one in the
+student's data. All arms learn the same steps; they differ in the message that stands before them: the
+teacher's own, one generic message, or none.
+
+    python -m experiments.ablate --config=configs/ablations/erasing.py --workdir=runs/erasing --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+SHOWN = {"told": (7, "the teacher's message"), "generic": (2, "a generic message"), "none": (1, "no message")}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    return miniature.arm_set(
+        "erasing",
+        "Does a student that is not told how to answer learn the steps as well?",
+        [dict(name=name, message=7, shown=shown) for name, (shown, _) in SHOWN.items()],
+        [
+            miniature.arm(name, note, [miniature.stage(name, runlocal=small)], message=shown)
+            for name, (shown, note) in SHOWN.items()
+        ],
+        runlocal=small,
+        also_empty=False,
+    )

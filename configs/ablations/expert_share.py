@@ -1,0 +1,30 @@
+"""How much of the expert is needed? Its share of the queries, from a twentieth to all, in the second stage.
+
+Paper: GPT-4 answered a fifth of what ChatGPT did, for its price and limits (section 3.1.3).
+
+    python -m experiments.ablate --config=configs/ablations/expert_share.py --workdir=runs/share --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+SHARES = {"fifth": 0.2, "twentieth": 0.05, "half": 0.5, "all": 1.0}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    return miniature.arm_set(
+        "expert-share",
+        "How much does the share of queries that the expert answers matter, at equal training tokens?",
+        [miniature.APPRENTICE, *(dict(name=name, share=share) for name, share in SHARES.items())],
+        [
+            miniature.arm(
+                name, f"{share:g} of the queries", miniature.two_stages("apprentice", name, runlocal=small)
+            )
+            for name, share in SHARES.items()
+        ],
+        runlocal=small,
+    )

@@ -1,0 +1,38 @@
+"""Are wrong answers worth leaving out? A teacher that errs, with and without a check against the target.
+
+Orca-Math (arXiv 2402.14830) and SlimOrca keep the answers that agree with a known one; the paper filters
+nothing. `clean` has a teacher without errors.
+
+    python -m experiments.ablate --config=configs/ablations/filtering.py --workdir=runs/filtering --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    return miniature.arm_set(
+        "filtering",
+        "What does it cost to learn from a teacher who errs on three of ten, and does a filter repair it?",
+        [
+            dict(name="unfiltered", error_rate=0.3),
+            dict(name="filtered", error_rate=0.3, filters=("disagrees",)),
+            dict(name="clean"),
+        ],
+        [
+            miniature.arm(
+                "unfiltered", "errs on three of ten", [miniature.stage("unfiltered", runlocal=small)]
+            ),
+            miniature.arm(
+                "filtered",
+                "of these, those with the right answer",
+                [miniature.stage("filtered", runlocal=small)],
+            ),
+            miniature.arm("clean", "never errs", [miniature.stage("clean", runlocal=small)]),
+        ],
+        runlocal=small,
+    )

@@ -1,0 +1,46 @@
+"""What do system messages do? The mixture, the mixture hidden from the student, and one message at a time.
+
+Paper: section 3.1.1 gives 16 messages and no ablation of them. `hidden` learns the same answers as `mixture`
+under the empty message: it cannot tell when steps are wanted.
+
+    python -m experiments.ablate --config=configs/ablations/messages.py --workdir=runs/messages --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+ALONE = {2: "self-contained and detailed", 4: "in simple words", 7: "step by step"}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    teachers = [dict(name="mixture"), dict(name="hidden", shown=1)]
+    teachers += [dict(name=f"only_{number}", message=number) for number in ALONE]
+    arms = [
+        miniature.arm(
+            "mixture", "empty, simple, step by step, justify", [miniature.stage("mixture", runlocal=small)]
+        ),
+        miniature.arm(
+            "hidden",
+            "the same answers, no message shown",
+            [miniature.stage("hidden", runlocal=small)],
+            message=1,
+        ),
+    ]
+    arms += [
+        miniature.arm(
+            f"only_{number}", words, [miniature.stage(f"only_{number}", runlocal=small)], message=number
+        )
+        for number, words in ALONE.items()
+    ]
+    return miniature.arm_set(
+        "messages",
+        "What do system messages add to explanations?",
+        teachers,
+        arms,
+        runlocal=small,
+        also_empty=False,
+    )

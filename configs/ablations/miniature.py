@@ -1,0 +1,94 @@
+"""What the ablations in miniature have in common: puzzles, oracles, the student, and lengths.
+
+Four families, of which each is above chance and below the ceiling at the trained difficulties; the third
+difficulty is examined and never trained on. The apprentice skips three steps of ten and errs on a tenth of
+the puzzles; the expert is asked a fifth of the queries, as GPT-4 was (paper, section 3.1.3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import mini
+from experiments.arm_sets import complete_set
+
+FAMILIES = ("boolean_expressions", "navigate", "object_counting", "dyck_languages")
+STEPS = 1200
+EMPTY, OWN = "puzzles-message-1", "puzzles-message-7"
+OUTCOME = "Under the message it was trained for"
+EXAMINED = [
+    dict(title=OUTCOME, examination=OWN),
+    dict(title="Under the empty message", examination=EMPTY),
+]
+APPRENTICE = dict(name="apprentice", brevity=0.3, error_rate=0.1, bare_reply="The answer is {answer}.")
+EXPERT = dict(name="expert", share=0.2)
+
+
+def base(teachers: list[dict[str, Any]], runlocal: bool) -> ConfigDict:
+    """The config that arms change; each brings its curriculum."""
+    config = mini.get_config("runlocal" if runlocal else "")
+    config.puzzles.families = FAMILIES
+    config.teachers = teachers
+    config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
+    config.curriculum = [stage(teachers[0]["name"], runlocal=runlocal)]
+    if runlocal:
+        config.evaluation.update(per_family=3, max_tokens=16)
+    return config
+
+
+def stage(name: str, share: float = 1.0, *, runlocal: bool, **more: Any) -> dict[str, Any]:
+    """A stage on one data set, or on `datasets`, over a share of the steps."""
+    steps = 4 if runlocal else STEPS
+    given = dict(name=name, datasets={name: 1.0}, steps=round(share * steps), learning_rate=1.5e-3)
+    return {**given, "warmup_steps": 1 if runlocal else 50, **more}
+
+
+def two_stages(first: str, second: str, *, runlocal: bool) -> list[dict[str, Any]]:
+    """Four fifths of the steps on one data set, the last fifth on the other: the paper's 160 and 40 hours."""
+    return [
+        stage(first, 0.8, runlocal=runlocal, final_fraction=0.5),
+        stage(second, 0.2, runlocal=runlocal, warmup_steps=1 if runlocal else 20),
+    ]
+
+
+def once(name: str, *, runlocal: bool) -> dict[str, Any]:
+    """A stage of one pass over a data set."""
+    given = stage(name, runlocal=runlocal)
+    return given if runlocal else {**given, "steps": 0, "epochs": 1}
+
+
+def arm(
+    name: str, note: str, curriculum: list[dict[str, Any]], *, message: int = 7, **changes: Any
+) -> dict[str, Any]:
+    """An arm whose outcome is its examination under a system message of its own."""
+    entry = dict(name=name, note=note, changes=dict(curriculum=curriculum, **changes))
+    return entry if message == 7 else {**entry, "examined": {OUTCOME: f"puzzles-message-{message}"}}
+
+
+def arm_set(
+    name: str,
+    question: str,
+    teachers: list[dict[str, Any]],
+    arms: list[dict[str, Any]],
+    *,
+    runlocal: bool,
+    per_family: int = 3500,
+    also_empty: bool = True,
+) -> ConfigDict:
+    """A set of arms in miniature, the first of which is the baseline.
+
+    Each arm is examined under its own message, and under the empty one unless `also_empty` is False.
+    """
+    config = ConfigDict(dict(name=name, question=question, baseline=arms[0]["name"]))
+    config.base = base(teachers, runlocal)
+    if not runlocal:
+        config.base.puzzles.per_family = per_family
+    config.examined = EXAMINED if also_empty else EXAMINED[:1]
+    for entry in arms:
+        own = int(entry.get("examined", {}).get(OUTCOME, OWN).rpartition("-")[2])
+        asked = tuple(sorted({own, 1} if also_empty else {own}))
+        entry["changes"]["evaluation"] = dict(messages=asked)
+    config.arms = arms
+    return complete_set(config)

@@ -1,0 +1,42 @@
+"""Does the order of the teachers matter? The same two data sets, in the same shares, in five orders.
+
+Paper: section 3.1.3 trains on the weaker teacher first and never tries another order. `annealed` moves from
+the apprentice to the expert in a straight line, so its shares over the run are half and half, as in `even`.
+
+    python -m experiments.ablate --config=configs/ablations/order.py --workdir=runs/order --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    progressive = miniature.two_stages("apprentice", "expert", runlocal=small)
+    shares = {"apprentice": 0.8, "expert": 0.2}
+    halves = {"apprentice": 0.5, "expert": 0.5}
+    annealed = dict(datasets={"apprentice": 1.0}, anneal_to={"expert": 1.0})
+    return miniature.arm_set(
+        "order",
+        "Does the order in which a student meets its teachers matter?",
+        [miniature.APPRENTICE, miniature.EXPERT],
+        [
+            miniature.arm("progressive", "apprentice, then expert", progressive),
+            miniature.arm("reversed", "expert, then apprentice", progressive[::-1]),
+            miniature.arm(
+                "mixed", "4 : 1 in no order", [miniature.stage("mixed", runlocal=small, datasets=shares)]
+            ),
+            miniature.arm(
+                "annealed",
+                "apprentice to expert in a line",
+                [miniature.stage("annealed", runlocal=small, **annealed)],
+            ),
+            miniature.arm(
+                "even", "1 : 1 in no order", [miniature.stage("even", runlocal=small, datasets=halves)]
+            ),
+        ],
+        runlocal=small,
+    )

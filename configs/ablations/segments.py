@@ -1,0 +1,28 @@
+"""Do examples that share a row have to be kept apart?
+
+Paper: section 3.2 packs 2.7 examples a row and does not say whether they see one another. `leaking` is what
+packing by concatenation gives: running positions, and attention to all examples before in the row.
+
+    python -m experiments.ablate --config=configs/ablations/segments.py --workdir=runs/segments --jobs=2
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import miniature
+from configs.arguments import parse
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=default`, `runlocal` (seconds)."""
+    small = parse(arg, variant=("default",)).runlocal
+    curriculum = miniature.two_stages("apprentice", "expert", runlocal=small)
+    return miniature.arm_set(
+        "segments",
+        "Does it matter that the examples of a packed row cannot see one another?",
+        [miniature.APPRENTICE, miniature.EXPERT],
+        [
+            miniature.arm("separated", "own positions, own attention", curriculum),
+            miniature.arm("leaking", "one long sequence", curriculum, data=dict(segments="leaking")),
+        ],
+        runlocal=small,
+    )

@@ -1,0 +1,253 @@
+"""An ablation: several arms that differ in what the config says they differ in, each under several seeds.
+
+    python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main
+    python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --arms=answers
+
+Every arm and seed is a workdir of its own, WORKDIR/ARM/seed-N, whose data are links into WORKDIR/data, where
+what several of them need is made once. Run again, it goes on where it was; any part of it may run elsewhere
+on the same folder. It ends in WORKDIR/table.md: the arms beside one another, tested against the baseline.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import collect, evaluate, launch, prepare, run, tables, train
+from experiments.arm_sets import ArmConfig, ArmSetConfig, load_set, merged
+from experiments.collect_asking import LEDGER
+from experiments.config import ExperimentConfig, plain
+from orca_jax import artifacts, record_files
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.records import Item
+from orca_jax.reporting import arms as arm_tables
+
+log = logging.getLogger(__name__)
+flags.DEFINE_list("arms", None, "Only these arms.")
+flags.DEFINE_list("seeds", None, "Only these seeds.")
+flags.DEFINE_string("bbh", "", "A folder of Big-Bench Hard: the students sit the files of their families.")
+flags.DEFINE_integer("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
+
+ABOUT, RESULTS, TABLE = "set.json", "results.json", "table.md"
+SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
+DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
+ROW_KEYS = ("row_length", "max_segments", "overlong", "segments")
+
+
+def data_key(config: ExperimentConfig) -> str:
+    """The same for runs whose queries, traces and tokens are the same."""
+    data = {name: value for name, value in plain(config.data).items() if name not in ROW_KEYS}
+    ids = config.student.vocab_size, config.student.init
+    return artifacts.digest([{name: plain(getattr(config, name)) for name in DATA_KEYS}, data, ids])[:12]
+
+
+def make_data(config: ExperimentConfig, workdir: Path) -> Path:
+    """Makes what the run needs under WORKDIR/data, or finds it there; returns its folder."""
+    shared = workdir / "data" / data_key(config)
+    _link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
+    collect.run(config, shared)
+    prepare.run(config, shared)
+    return shared
+
+
+def _link(link: Path, target: Path) -> None:
+    if not link.is_symlink():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent))
+
+
+def examine_bbh(config: ExperimentConfig, directory: Path, examination: str) -> None:
+    """Asks the real files under the system message of a `puzzles-message-N` examination."""
+    system = evaluate.system_message(examination.rpartition("-")[2])
+    questions = registry.questions("bbh", config.benchmarks["bbh"], mode="robust")
+    examiner = evaluate.Examiner(config, directory, evaluate.Options())
+    examiner.examine(f"bbh-robust{system.suffix}", questions, system)
+
+
+def run_one(config: ExperimentConfig, workdir: Path, directory: Path, examination: str) -> None:
+    """One arm under one seed, from its data to its table."""
+    shared = make_data(config, workdir)
+    for name in SHARED:
+        _link(directory / name, shared / name)
+    run.keep_config(config, directory)
+    train.run(config, directory)
+    evaluate.run(config, directory)
+    if config.benchmarks["bbh"] and config.puzzles.families:
+        examine_bbh(config, directory, examination)
+    tables.run(config, directory)
+
+
+def folder(workdir: Path, arm: str, seed: int) -> Path:
+    return workdir / arm / f"seed-{seed}"
+
+
+def with_bbh(arm_set: ArmSetConfig, source: Path, workdir: Path) -> ArmSetConfig:
+    """The set with the files of its families as a benchmark: none of their questions is trained on.
+
+    Raises:
+      ValueError: the folder has no such file.
+    """
+    families = arm_set.config(arm_set.arms[0], 0).puzzles.families
+    files = [file for file in sorted(source.glob("*.json")) if file.name.startswith(tuple(families))]
+    if not files:
+        raise ValueError(f"{source} has no file of {', '.join(families)}; give a folder of BBH's JSON files")
+    for file in files:
+        link = workdir / "bbh" / file.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(file.resolve())
+    changes = {"benchmarks": {"bbh": str(workdir / "bbh")}, "evaluation": {"modes": {"bbh": ()}}}
+    return dataclasses.replace(arm_set, base=merged(arm_set.base, changes))
+
+
+def items(workdir: Path, arm: str, seed: int, examination: str) -> Iterator[Item]:
+    """The items of an examination, with the seed of the run in the place of the sampling's."""
+    path = folder(workdir, arm, seed) / "evaluation" / examination / "items.jsonl"
+    for item in record_files.read_jsonl(path, Item):
+        yield dataclasses.replace(item, seed=seed)
+
+
+def results(arm_set: ArmSetConfig, workdir: Path) -> list[arm_tables.Result]:
+    """What is finished of every result of the set: arms of which a seed is missing are left out."""
+    found = []
+    for result in arm_set.examined:
+        by_arm = {
+            arm.name: [
+                list(items(workdir, arm.name, seed, arm.examination(result))) for seed in arm_set.seeds
+            ]
+            for arm in arm_set.arms
+            if all(
+                _is_examined(folder(workdir, arm.name, seed), arm.examination(result))
+                for seed in arm_set.seeds
+            )
+        }
+        if by_arm:
+            found.append(arm_tables.Result(result.title, by_arm))
+    return found
+
+
+def _is_examined(directory: Path, examination: str) -> bool:
+    return (directory / "evaluation" / examination / artifacts.MANIFEST).exists()
+
+
+def training_facts(arm_set: ArmSetConfig, workdir: Path) -> list[dict[str, Any]]:
+    """What every arm was trained on, under its first seed that is finished."""
+    facts = []
+    for arm, seed in arm_set.runs(None, None):
+        manifest = folder(workdir, arm.name, seed) / "training" / artifacts.MANIFEST
+        if manifest.exists() and arm.name not in {fact["arm"] for fact in facts}:
+            counts = artifacts.read_manifest(manifest.parent)["counts"]
+            facts.append({"arm": arm.name, "note": arm.note, **seen(arm_set.config(arm, seed), counts)})
+    return facts
+
+
+def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished training saw: positions, supervised tokens and examples, these by data set too."""
+    data, rows, done = counts["data"], collections.Counter[str](), 0
+    for index, stage in enumerate(config.curriculum):
+        last = index == len(config.curriculum) - 1
+        own = sum(data[name]["rows"] for name in stage.names) * stage.epochs / config.train.batch_rows
+        steps = counts["steps"] - done if last else stage.steps or math.ceil(own)
+        done += steps
+        drawn = stage.expected(steps * config.train.batch_rows, steps * config.train.batch_rows)
+        rows.update(dict(zip(stage.names, map(float, drawn))))
+    examples = {name: count * data[name]["examples_per_row"] for name, count in rows.items()}
+    supervised = {
+        name: count * config.data.row_length * data[name]["fill"] * data[name]["supervised_share"]
+        for name, count in rows.items()
+    }
+    return {
+        "steps": counts["steps"],
+        "positions": counts["steps"] * config.train.batch_rows * config.data.row_length,
+        "supervised": sum(supervised.values()),
+        "examples": sum(examples.values()),
+        "by_set": examples,
+    }
+
+
+def report(arm_set: ArmSetConfig, workdir: Path) -> str:
+    """Writes table.md and results.json of what is finished, and returns the table."""
+    found = results(arm_set, workdir)
+    oracles = tables.has_oracles(arm_set.config(arm_set.arms[0], arm_set.seeds[0]))
+    text = arm_tables.render(
+        arm_set.name,
+        arm_set.question,
+        arm_set.baseline,
+        found,
+        training_facts(arm_set, workdir),
+        note=tables.ORACLE_NOTE if oracles else "",
+    )
+    with artifacts.atomic_write(workdir / TABLE) as file:
+        file.write(text)
+    with artifacts.atomic_write(workdir / RESULTS) as file:
+        json.dump({"rows": arm_tables.rows(arm_set.baseline, found)}, file, indent=1)
+    return text
+
+
+def _in_processes(arm_set: ArmSetConfig, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
+    """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // jobs)
+    free = [cores[index * share : (index + 1) * share] or cores for index in range(jobs)]
+    workdir = Path(flags.FLAGS.workdir)
+
+    def work(one: tuple[ArmConfig, int]) -> None:
+        arm, seed = one
+        mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "experiments.ablate", *sys.argv[1:]]
+        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1"]
+        log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
+        with open(log_file, "a", encoding="utf-8") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            os.sched_setaffinity(process.pid, mine)
+            status = process.wait()
+        free.append(mine)
+        if status:
+            last = log_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+            raise ChildProcessError(
+                f"{arm.name}, seed {seed} ended with status {status}: {last} (see {log_file})"
+            )
+        log.info("%s, seed %d: finished", arm.name, seed)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(work, chosen):
+            pass
+
+
+def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
+    """Runs what is missing of the set and returns its table."""
+    given = flags.FLAGS
+    if given.bbh:
+        arm_set = with_bbh(arm_set, Path(given.bbh), workdir)
+    chosen = arm_set.runs(given.arms, given.seeds)
+    with artifacts.atomic_write(workdir / ABOUT) as file:
+        json.dump(plain(arm_set), file, indent=1)
+    if given.jobs > 1:
+        for config in {data_key(c): c for c in (arm_set.config(*one) for one in chosen)}.values():
+            make_data(config, workdir)
+        _in_processes(arm_set, chosen, given.jobs)
+    else:
+        for number, (arm, seed) in enumerate(chosen, 1):
+            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
+            examination = arm.examination(arm_set.examined[0])
+            run_one(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), examination)
+    text = report(arm_set, workdir)
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    launch.main(ablate, read=load_set)

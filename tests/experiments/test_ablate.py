@@ -1,0 +1,207 @@
+"""Sets of arms: shared data, what is run, going on, the table, and configs that cannot be."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from configs.ablations import main, segments
+from experiments import ablate
+from experiments.arm_sets import load_set, merged
+from orca_jax import artifacts
+from orca_jax.settings import SettingsError
+
+
+def small(arms=("progressive", "answers"), seeds=(0, 1)):
+    """Arms of the main set, with rows for the tests' eight devices."""
+    config = main.get_config("runlocal")
+    config.base.train.update(batch_rows=8)
+    config.seeds = seeds
+    config.arms = [arm for arm in config.arms if arm["name"] in arms]
+    return load_set(config)
+
+
+@pytest.fixture
+def given():
+    """`given(arms=..., bbh=...)`: the flags of a command line."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    before = {name: flags.FLAGS[name].value for name in ("arms", "seeds", "bbh", "jobs")}
+
+    def give(**values):
+        for name, value in {**before, **values}.items():
+            flags.FLAGS[name].value = value
+
+    give()
+    yield give
+    give()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    directory = tmp_path_factory.mktemp("ablation")
+    ablate.ablate(small(), directory)
+    return directory
+
+
+def stamps(directory):
+    return {p: p.stat().st_mtime_ns for p in directory.rglob("manifest.json") if not p.parent.is_symlink()}
+
+
+def test_arms_of_a_seed_share_their_data(workdir):
+    made = sorted(path.name for path in (workdir / "data").iterdir())
+    assert len(made) == 2  # one a seed
+    for arm in ("progressive", "answers"):
+        tokens = ablate.folder(workdir, arm, 0) / "tokens"
+        assert tokens.is_symlink()
+        assert not os.path.isabs(os.readlink(tokens))
+        assert tokens.resolve() == (ablate.folder(workdir, "answers", 0) / "tokens").resolve()
+    assert (workdir / "ledger.sqlite").is_file()
+
+
+def test_run_again_it_makes_nothing(workdir, given):
+    before = stamps(workdir)
+    text = ablate.ablate(small(), workdir)
+    assert stamps(workdir) == before
+    assert text == (workdir / "table.md").read_text()
+
+
+def test_every_arm_and_seed_is_a_whole_run(workdir):
+    for arm, message in (("progressive", 7), ("answers", 1)):
+        for seed in (0, 1):
+            directory = ablate.folder(workdir, arm, seed)
+            assert json.loads((directory / "config.json").read_text())["seed"] == seed
+            manifest = artifacts.read_manifest(directory / "training")
+            assert manifest["made_by"]["seed"] == seed
+            assert (directory / f"evaluation/puzzles-message-{message}/items.jsonl").is_file()
+    assert not (ablate.folder(workdir, "answers", 0) / "evaluation/puzzles-message-7").exists()
+
+
+def test_students_of_all_seeds_sit_the_same_examination(workdir):
+    arms = small()
+    asked = {
+        tuple(sorted(item.id for item in ablate.items(workdir, "progressive", seed, "puzzles-message-7")))
+        for seed in arms.seeds
+    }
+    assert len(asked) == 1
+
+
+def test_the_table_compares_under_each_arms_own_message(workdir):
+    text = (workdir / "table.md").read_text()
+    own, empty = text.split("## Under the message it was trained for")[1].split("## Under the empty message")
+    assert "answers" in own
+    assert "progressive" in own
+    assert "answers" in empty
+    assert "procedural oracles" in text
+    rows = json.loads((workdir / "results.json").read_text())["rows"]
+    assert {(row["result"], row["arm"]) for row in rows} == {
+        (title, arm)
+        for title in ("Under the message it was trained for", "Under the empty message")
+        for arm in ("progressive", "answers")
+    }
+
+
+def test_arms_trained_on_as_many_positions_and_told_of_what(workdir):
+    facts = {fact["arm"]: fact for fact in ablate.training_facts(small(), workdir)}
+    assert facts["progressive"]["positions"] == facts["answers"]["positions"] == 4 * 8 * 512
+    assert set(facts["progressive"]["by_set"]) == {"apprentice", "expert"}
+    assert facts["answers"]["examples"] > facts["progressive"]["examples"]
+    assert facts["answers"]["supervised"] < facts["progressive"]["supervised"]
+
+
+def test_one_arm_alone_leaves_the_others_out_of_the_table(given, tmp_path):
+    given(arms=["answers"], seeds=["1"])
+    text = ablate.ablate(small(), tmp_path)
+    assert "Nothing is finished under all seeds" in text
+    assert not (tmp_path / "progressive").exists()
+    assert not (tmp_path / "answers/seed-0").exists()
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"arms": ["answer"]}, "no arm 'answer' in main; known: .*'answers'"),
+    ({"seeds": ["7"]}, "no seed '7' in main; known"),
+    ({"bbh": "nowhere"}, "nowhere has no file of boolean_expressions"),
+])  # fmt: skip
+def test_what_is_not_there_is_refused(given, tmp_path, values, message):
+    given(**values)
+    with pytest.raises(ValueError, match=message):
+        ablate.ablate(small(), tmp_path)
+
+
+def test_students_sit_the_real_files_of_their_families(given, tmp_path):
+    folder = tmp_path / "bbh"
+    folder.mkdir()
+    for name in ("boolean_expressions", "snarks"):
+        examples = [{"input": f"not ( True ) and {'not ' * i}True is", "target": "False"} for i in range(250)]
+        (folder / f"{name}.json").write_text(json.dumps({"canary": "x", "examples": examples}))
+    given(arms=["answers"], seeds=["0"], bbh=str(folder))
+    ablate.ablate(small(), tmp_path / "set")
+    scores = tmp_path / "set/answers/seed-0/evaluation/bbh-robust-message-1/scores.json"
+    assert {task: row["n"] for task, row in json.loads(scores.read_text())["tasks"].items()} == {
+        "boolean_expressions": 250
+    }
+
+
+def test_changes_are_merged_into_the_base():
+    base = {"a": {"b": 1, "c": 2}, "d": [1, 2]}
+    assert merged(base, {"a": {"b": 3}, "d": [4]}) == {"a": {"b": 3, "c": 2}, "d": [4]}
+    assert base == {"a": {"b": 1, "c": 2}, "d": [1, 2]}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: c.arms[1]["changes"].update(data=dict(segment="leaking")), "arm 'leaking': unknown config"),
+    (lambda c: c.update(baseline="nobody"), "baseline's among them"),
+    (lambda c: c.arms[1].update(name="separated"), "distinct names"),
+    (lambda c: c.arms[1].update(examined={"x": "y"}), "arm 'leaking' names the result 'x'; known: Under"),
+])  # fmt: skip
+def test_sets_that_cannot_be_are_refused(change, message):
+    config = segments.get_config("runlocal")
+    change(config)
+    with pytest.raises(SettingsError, match=message):
+        load_set(config)
+
+
+def test_what_is_of_a_row_alone_shares_tokens():
+    arm_set = load_set(segments.get_config("runlocal"))
+    separated, leaking = (arm_set.config(arm, 0) for arm in arm_set.arms)
+    assert leaking.data.segments == "leaking"
+    assert ablate.data_key(separated) == ablate.data_key(leaking)
+    assert ablate.data_key(separated) != ablate.data_key(arm_set.config(arm_set.arms[0], 1))
+
+
+SETS = ("apprentice", "data_size", "equal_examples", "erasing", "expert_share", "filtering", "messages",
+        "order", "segments", "stages", "supervision")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_runs(name, given, tmp_path):
+    config = importlib.import_module(f"configs.ablations.{name}").get_config("runlocal")
+    config.base.train.update(batch_rows=8)
+    config.base.puzzles.per_family = 24
+    config.seeds = (0,)
+    for arm in config.arms:
+        for stage in arm["changes"]["curriculum"]:
+            stage["steps"] = 1
+    text = ablate.ablate(load_set(config), tmp_path)
+    for arm in config.arms:
+        assert f"| {arm['name']} " in text
+
+
+def test_several_at_once_come_to_the_same_table(workdir, tmp_path, repo):
+    command = [sys.executable, "-m", "experiments.ablate", "--config=configs/ablations/main.py:runlocal"]
+    command += [f"--workdir={tmp_path}", "--config.base.train.batch_rows=8", "--jobs=2", "--seeds=0"]
+    command += ["--arms=progressive,answers"]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for arm in ("progressive", "answers"):
+        mine, theirs = (
+            list(ablate.items(directory, arm, 0, "puzzles-message-1")) for directory in (tmp_path, workdir)
+        )
+        assert mine == theirs
+        assert "examining the student" in (ablate.folder(tmp_path, arm, 0) / "log.txt").read_text()
