@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from experiments import collect, evaluate, launch, prepare, run, tables, train
-from experiments.arm_sets import ArmConfig, ArmSetConfig, load_set, merged
+from experiments.arm_sets import ArmConfig, ArmSetConfig, ExaminedConfig, load_set, merged
 from experiments.collect_asking import LEDGER
 from experiments.config import ExperimentConfig, plain
 from orca_jax import artifacts, record_files
@@ -43,6 +43,7 @@ flags.DEFINE_integer("jobs", 1, "Arms that run at once, each on its part of the 
 ABOUT, RESULTS, TABLE = "set.json", "results.json", "table.md"
 SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
+BBH = "Big-Bench Hard's own files"
 ROW_KEYS = ("row_length", "max_segments", "overlong", "segments")
 
 
@@ -68,24 +69,24 @@ def _link(link: Path, target: Path) -> None:
         link.symlink_to(os.path.relpath(target, link.parent))
 
 
-def examine_bbh(config: ExperimentConfig, directory: Path, examination: str) -> None:
-    """Asks the real files under the system message of a `puzzles-message-N` examination."""
-    system = evaluate.system_message(examination.rpartition("-")[2])
+def examine_bbh(config: ExperimentConfig, directory: Path, name: str) -> None:
+    """Asks the real files under the system message that an examination's name ends with."""
+    system = evaluate.system_message(name.rpartition("-")[2])
     questions = registry.questions("bbh", config.benchmarks["bbh"], mode="robust")
-    examiner = evaluate.Examiner(config, directory, evaluate.Options())
-    examiner.examine(f"bbh-robust{system.suffix}", questions, system)
+    evaluate.Examiner(config, directory, evaluate.Options()).examine(name, questions, system)
 
 
-def run_one(config: ExperimentConfig, workdir: Path, directory: Path, examination: str) -> None:
+def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> None:
     """One arm under one seed, from its data to its table."""
+    config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
     shared = make_data(config, workdir)
     for name in SHARED:
         _link(directory / name, shared / name)
     run.keep_config(config, directory)
     train.run(config, directory)
     evaluate.run(config, directory)
-    if config.benchmarks["bbh"] and config.puzzles.families:
-        examine_bbh(config, directory, examination)
+    if BBH in arm.examined:
+        examine_bbh(config, directory, arm.examined[BBH])
     tables.run(config, directory)
 
 
@@ -109,7 +110,18 @@ def with_bbh(arm_set: ArmSetConfig, source: Path, workdir: Path) -> ArmSetConfig
         if not link.is_symlink():
             link.symlink_to(file.resolve())
     changes = {"benchmarks": {"bbh": str(workdir / "bbh")}, "evaluation": {"modes": {"bbh": ()}}}
-    return dataclasses.replace(arm_set, base=merged(arm_set.base, changes))
+    outcome, real = arm_set.examined[0], ExaminedConfig(title=BBH, examination=of_bbh(""))
+    arms = [
+        dataclasses.replace(arm, examined={**arm.examined, BBH: of_bbh(arm.examination(outcome))})
+        for arm in arm_set.arms
+    ]
+    base = merged(arm_set.base, changes)
+    return dataclasses.replace(arm_set, base=base, arms=tuple(arms), examined=(*arm_set.examined, real))
+
+
+def of_bbh(examination: str) -> str:
+    """The examination on the real files under the system message of a `puzzles-message-N` one."""
+    return f"bbh-robust-message-{examination.rpartition('-')[2]}"
 
 
 def items(workdir: Path, arm: str, seed: int, examination: str) -> Iterator[Item]:
@@ -196,11 +208,17 @@ def report(arm_set: ArmSetConfig, workdir: Path) -> str:
     return text
 
 
+def shares_of_cores(jobs: int) -> list[list[int]]:
+    """The cores of each of so many jobs; where they are more than cores, several share one."""
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = sorted(affinity)
+    share = max(1, len(cores) // jobs)
+    return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
+
+
 def _in_processes(arm_set: ArmSetConfig, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
     """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
-    cores = sorted(os.sched_getaffinity(0))
-    share = max(1, len(cores) // jobs)
-    free = [cores[index * share : (index + 1) * share] or cores for index in range(jobs)]
+    free, pins = shares_of_cores(jobs), hasattr(os, "sched_setaffinity")
     workdir = Path(flags.FLAGS.workdir)
 
     def work(one: tuple[ArmConfig, int]) -> None:
@@ -212,7 +230,8 @@ def _in_processes(arm_set: ArmSetConfig, chosen: Sequence[tuple[ArmConfig, int]]
         log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-            os.sched_setaffinity(process.pid, mine)
+            if pins:
+                os.sched_setaffinity(process.pid, mine)
             status = process.wait()
         free.append(mine)
         if status:
@@ -242,8 +261,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
             log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
-            examination = arm.examination(arm_set.examined[0])
-            run_one(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), examination)
+            run_one(arm_set, arm, seed, workdir)
     text = report(arm_set, workdir)
     print(text)
     return text

@@ -1,17 +1,30 @@
-"""Scores to the table: what is printed at a run's end, and kept as table.md, with accuracy.png."""
+"""Scores to tables: those of a run, or the paper's with what any number of runs measured.
+
+    python -m experiments.tables --config=configs/mini.py --workdir=runs/mini
+    python -m experiments.tables --paper=orca --out=FOLDER [--runs=WORKDIR,ARMS,...]
+
+The first prints a run's tables and keeps them as table.md, with accuracy.png; `experiments.run` ends with it.
+The second writes every table and figure of the Orca paper: see docs/tables.md.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments import launch
 from experiments.config import ExperimentConfig
 from orca_jax import artifacts
-from orca_jax.reporting import figures, tables
+from orca_jax.queries import system_messages
+from orca_jax.reporting import figures, paper_figures, paper_runs, paper_tables, paper_writers, tables
 from orca_jax.reporting import scores as score_tables
+from orca_jax.reporting.paper import TABLES
 from orca_jax.training import metrics
 
 ORACLE_NOTE = (
@@ -95,5 +108,59 @@ def run(config: ExperimentConfig, workdir: Path) -> str:
     return text
 
 
+# The paper's tables
+
+
+def write_paper(folders: Sequence[str | Path], out: Path) -> str:
+    """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
+    runs = paper_runs.find(folders)
+    pages = [paper_tables.page(table, runs) for table in TABLES]
+    drawings = paper_figures.drawings(runs, _message_shares(), _answer_lengths(runs))
+    return paper_writers.write(out, pages, drawings, runs)
+
+
+def _message_shares() -> dict[str, dict[int, float]]:
+    messages = system_messages.all_messages().values()
+    return {name: {m.id: m.shares[name] for m in messages} for name in system_messages.COLLECTIONS}
+
+
+def _answer_lengths(runs: Sequence[paper_runs.Run]) -> dict[str, dict[int, np.ndarray]]:
+    """Trace set to system message to the lengths of its answers, of the first run that has any."""
+    for run in runs:
+        found = sorted((run.workdir / "tokens").glob("*/columns.npz"))
+        if sets := {path.parent.name: path for path in found if path.parent.name != "validation"}:
+            return {f"{name} ({run.name})": _by_message(path) for name, path in sets.items()}
+    return {}
+
+
+def _by_message(path: Path) -> dict[int, np.ndarray]:
+    with np.load(path) as columns:
+        ids, lengths = columns["system_message_id"], columns["supervised"]
+    return {int(id): lengths[ids == id] for id in np.unique(ids)}
+
+
+def paper_main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--paper", choices=("orca",), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the folder that gets them")
+    parser.add_argument("--runs", default="", help="workdirs or sets of arms, with commas between")
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        write_paper([folder for folder in given.runs.split(",") if folder], given.out)
+        print(f"{given.out / paper_writers.INDEX} lists the tables and figures")
+
+    launch.checked(work)
+
+
+def main() -> None:
+    if {argument.partition("=")[0] for argument in sys.argv[1:]} & {"--paper", "--runs", "--out"}:
+        paper_main(sys.argv[1:])
+    else:
+        launch.main(run)
+
+
 if __name__ == "__main__":
-    launch.main(run)
+    main()

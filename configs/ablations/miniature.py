@@ -1,8 +1,9 @@
 """What the ablations in miniature have in common: puzzles, oracles, the student, and lengths.
 
-Four families, of which each is above chance and below the ceiling at the trained difficulties; the third
-difficulty is examined and never trained on. The apprentice skips three steps of ten and errs on a tenth of
-the puzzles; the expert is asked a fifth of the queries, as GPT-4 was (paper, section 3.1.3).
+Three families, chosen by a pilot (docs/findings.md): each is above chance and below the ceiling after these
+steps. The third difficulty is examined and never trained on. The apprentice skips a tenth of the steps and
+errs on a tenth of the puzzles; the expert is asked a fifth of the queries, as GPT-4 was (paper, section
+3.1.3).
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from ml_collections import ConfigDict
 from configs import mini
 from experiments.arm_sets import complete_set
 
-FAMILIES = ("boolean_expressions", "navigate", "object_counting", "dyck_languages")
-STEPS = 1200
+FAMILIES = ("boolean_expressions", "object_counting", "dyck_languages")
+STEPS = 1000
+VOCABULARY = 1152  # the traces of three families cannot fill the 1536 ids of the mini
 EMPTY, OWN = "puzzles-message-1", "puzzles-message-7"
 OUTCOME = "Under the message it was trained for"
 EXAMINED = [
     dict(title=OUTCOME, examination=OWN),
     dict(title="Under the empty message", examination=EMPTY),
 ]
-APPRENTICE = dict(name="apprentice", brevity=0.3, error_rate=0.1, bare_reply="The answer is {answer}.")
+APPRENTICE = dict(name="apprentice", brevity=0.1, error_rate=0.1, bare_reply="The answer is {answer}.")
 EXPERT = dict(name="expert", share=0.2)
 
 
@@ -35,6 +37,8 @@ def base(teachers: list[dict[str, Any]], runlocal: bool) -> ConfigDict:
     config.curriculum = [stage(teachers[0]["name"], runlocal=runlocal)]
     if runlocal:
         config.evaluation.update(per_family=3, max_tokens=16)
+    else:
+        config.student.vocab_size = VOCABULARY
     return config
 
 

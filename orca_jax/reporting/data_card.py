@@ -331,7 +331,7 @@ def _draw_lengths(facts: Facts, path: Path) -> None:
         if not boxes:
             continue
         drawn = axes.bxp(
-            [_matplotlib_box(values) for values in boxes.values()],
+            [matplotlib_box(values) for values in boxes.values()],
             positions=[places[id] + (number - 1) * 0.27 for id in boxes],
             widths=0.22,
             showfliers=False,
@@ -349,7 +349,7 @@ def _draw_lengths(facts: Facts, path: Path) -> None:
     figure.savefig(path, dpi=140)
 
 
-def _matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
+def matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
     names = {"whisker_low": "whislo", "q1": "q1", "median": "med", "q3": "q3", "whisker_high": "whishi"}
     return {names[name]: max(values[name], 0.9) for name in BOX}
 

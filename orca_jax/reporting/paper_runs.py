@@ -1,0 +1,152 @@
+"""What runs have measured of the paper's cells, in the paper's own protocol.
+
+A run is a workdir's student, or another model that was examined in it (`evaluation/WHO/NAME`). Of its
+examinations only those count that ask as the paper did: mode `orca` under the same system message; ToxiGen's
+continuations with a classifier; and reviews of a judge in `evaluation/judged-PROMPTS-REFERENCE`, for
+example `judged-vicuna_prompts-chatgpt`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orca_jax import record_files
+from orca_jax.evaluation import judging, scoring, statistics
+from orca_jax.records import Item
+from orca_jax.reporting.published import PublishedCell
+from orca_jax.reporting.tables import Cell
+
+MODE = "orca"
+EMPTY_MESSAGE = 1
+NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its end
+TOXIGEN_KINDS = {"toxic_prompts": "hate", "neutral_prompts": "neutral"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Examination:
+    directory: Path
+    scores: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    name: str
+    workdir: Path
+    examinations: tuple[Examination, ...]
+
+
+def find(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """The runs in folders, each a workdir, a set of arms with ARM/seed-N in it, or one arm.
+
+    Raises:
+      ValueError: a folder was not examined, or scores cannot be read; names it.
+    """
+    workdirs = dict(found for folder in folders for found in _workdirs(Path(folder)))
+    often = collections.Counter(workdirs.values())
+    return [
+        run
+        for workdir, name in workdirs.items()
+        for run in _runs(workdir, name if often[name] == 1 else str(workdir))
+    ]
+
+
+def _workdirs(folder: Path) -> list[tuple[Path, str]]:
+    if (folder / "evaluation").is_dir():
+        return [(folder, folder.resolve().name)]
+    arms = [*folder.glob("seed-*/evaluation"), *folder.glob("*/seed-*/evaluation")]
+    if not arms:
+        raise ValueError(
+            f"{folder} has no evaluation/ and no ARM/seed-N with one: give workdirs in which "
+            "experiments.evaluate has run"
+        )
+    return [(path.parent, "/".join(path.resolve().parts[-3:-1])) for path in sorted(arms)]
+
+
+def _runs(workdir: Path, name: str) -> list[Run]:
+    found: dict[str, list[Examination]] = collections.defaultdict(list)
+    root = workdir / "evaluation"
+    for path in sorted([*root.glob(f"*/{scoring.SCORES}"), *root.glob(f"*/*/{scoring.SCORES}")]):
+        who = path.parent.parent.name if path.parent.parent != root else ""
+        found[who].append(Examination(path.parent, _scores(path)))
+    return [
+        Run(f"{name}, {who}" if who else name, workdir, tuple(examinations))
+        for who, examinations in (found or {"": []}).items()
+    ]
+
+
+def _scores(path: Path) -> Mapping[str, Any]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); examine again") from error
+    if not isinstance(scores, dict) or not {"benchmark", "mode"} <= scores.keys():
+        raise ValueError(f"{path} has no benchmark and mode; examine again")
+    return scores
+
+
+def measured(run: Run, cell: PublishedCell) -> Cell | None:
+    """What the run measured of a published cell; None where it was not examined so."""
+    found = examination(run, cell)
+    return _cell(found, cell, run.name) if found else None
+
+
+def examination(run: Run, cell: PublishedCell) -> Examination | None:
+    """The run's examination that asks what the cell is about."""
+    return next((found for found in run.examinations if _asks(found, cell)), None)
+
+
+def items(found: Examination) -> list[Item]:
+    """None where only the scores were kept."""
+    path = found.directory / scoring.ITEMS
+    return list(record_files.read_jsonl(path, Item)) if path.is_file() else []
+
+
+def _asks(found: Examination, cell: PublishedCell) -> bool:
+    scores, condition = found.scores, _condition(cell)
+    if cell.metric == "percent_of_reference":
+        return found.directory.name == f"judged-{cell.task}-{condition['reference']}"
+    if scores["benchmark"] != cell.benchmark:
+        return False
+    if cell.benchmark == "toxigen":
+        return "toxicity" in scores and TOXIGEN_KINDS[cell.condition] in found.directory.name
+    return scores["mode"] == MODE and str(_message(found)) == condition["system_message"]
+
+
+def _condition(cell: PublishedCell) -> dict[str, str]:
+    """`zero_shot;system_message=1` as a mapping."""
+    return dict(part.partition("=")[::2] for part in cell.condition.split(";"))
+
+
+def _message(found: Examination) -> int | None:
+    """Replies made elsewhere do not tell their message; they count as asked under none."""
+    given: int | None = found.scores.get("system_message_id")
+    return EMPTY_MESSAGE if given is None and "-message-" not in found.directory.name else given
+
+
+def _cell(found: Examination, cell: PublishedCell, source: str) -> Cell | None:
+    scores = found.scores
+    if cell.metric == "percent_of_reference":
+        return _judged(scores, source)
+    part = scores["toxicity"] if cell.benchmark == "toxigen" else scores
+    row = part["tasks"].get(cell.task)
+    if row is None:
+        return None
+    if cell.metric == "format_failure_rate":
+        stderr = statistics.binomial_standard_error(row["unparsed"], row["n"])
+        return Cell(row["unparsed"], row["n"], stderr, source)
+    value = row["toxicity"] if cell.benchmark == "toxigen" else row["accuracy"]
+    return Cell(value, row["n"], row["stderr"], source)
+
+
+def _judged(scores: Mapping[str, Any], source: str) -> Cell | None:
+    """The paper's order; its error is taken from the interval of all reviews."""
+    value, interval = scores["per_cent"].get(judging.REFERENCE_FIRST), scores["interval"]
+    if value is None or interval is None:
+        return None
+    return Cell(value / 100, scores["questions"], (interval[1] - interval[0]) / (2 * NORMAL_95) / 100, source)

@@ -1,0 +1,107 @@
+"""`experiments.tables --paper`: the command, from a run's scores and token stores to the files."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import evaluate_score, tables
+from orca_jax.queries import system_messages
+from orca_jax.reporting import paper_figures, paper_runs, paper_tables
+from orca_jax.reporting.paper import TABLES
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A run examined on one task of BBH, in two modes, with a token store."""
+    run = tmp_path / "mini"
+    scores = {
+        "benchmark": "bbh",
+        "system_message_id": 1,
+        "tasks": {"snarks": {"n": 178, "accuracy": 0.6, "stderr": 0.04}},
+    }
+    for mode in ("orca", "orca_cot"):
+        directory = run / "evaluation" / f"bbh-{mode}"
+        directory.mkdir(parents=True)
+        (directory / "scores.json").write_text(json.dumps({**scores, "mode": mode}))
+    for name in ("expert", "validation"):
+        (run / "tokens" / name).mkdir(parents=True)
+        columns = {"system_message_id": np.array([1, 7, 7]), "supervised": np.array([3, 40, 60])}
+        np.savez(run / "tokens" / name / "columns.npz", **columns)
+    return run
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["tables", *map(str, arguments)])
+    tables.main()
+
+
+def suffixes(folder):
+    found = [path.suffix for path in folder.iterdir()]
+    return {suffix: found.count(suffix) for suffix in found}
+
+
+def test_without_runs_the_published_tables_are_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paper_figures, "drawings", lambda runs, shares, lengths: [])  # drawn below
+    call(monkeypatch, "--paper=orca", "--out", tmp_path / "out")
+    assert suffixes(tmp_path / "out") == {".md": 8, ".tex": 7, ".csv": 7, ".parquet": 7}
+    assert "README.md lists the tables and figures" in capsys.readouterr().out
+
+
+def test_with_a_run_the_index_says_what_is_reproduced_and_what_was_left_out(workdir, tmp_path, monkeypatch):
+    call(monkeypatch, "--paper", "orca", f"--runs={workdir}", "--out", tmp_path / "out")
+    assert suffixes(tmp_path / "out") == {
+        ".md": 8, ".tex": 7, ".csv": 7, ".parquet": 7, ".svg": 7, ".png": 7,
+    }  # fmt: skip
+    index = (tmp_path / "out" / "README.md").read_text()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in index.splitlines() if "|" in line]
+    row = dict(zip(table[0], next(row for row in table if row[0] == "mini")))
+    assert row["Table 11"] == "1 / 0 / 22"
+    assert row["Table 8"] == "0 / 0 / 8"
+    assert "mini: bbh-orca_cot." in index
+    assert "60.0 ± 4.0" in (tmp_path / "out" / "table_11.md").read_text()
+    assert "expert (mini)" in (tmp_path / "out" / "figure_9.svg").read_text()
+    assert "validation" not in (tmp_path / "out" / "figure_9.svg").read_text()
+
+
+def test_what_the_scoring_programs_write_is_read(tmp_path):
+    replies = [
+        {"task": "snarks", "id": str(i), "target": "(B)", "reply": f"({'AB'[i % 2]})"} for i in range(10)
+    ]
+    reviews = [
+        {
+            "question_id": i,
+            "order": order,
+            "score": [10, 8 + i % 2] if order == "reference_first" else [8, 10],
+        }
+        for i in range(10)
+        for order in ("reference_first", "candidate_first")
+    ]
+    for name, rows in (("replies", replies), ("reviews", reviews)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = tmp_path / "ours" / "evaluation"
+    evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", evaluation / "bbh-orca")
+    evaluate_score.judge(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
+    runs = paper_runs.find([tmp_path / "ours"])
+    shown = {table.name: paper_tables.page(table, runs).grids[0] for table in TABLES}
+    assert "50.0 ± 15.8" in {cell for row in shown["table_11"].rows for cell in row}
+    assert any(cell.startswith("85.0 ± ") for row in shown["table_7"].rows for cell in row)
+
+
+def test_a_folder_without_an_evaluation_is_an_error_with_its_name(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        call(monkeypatch, "--paper=orca", f"--runs={tmp_path}", "--out", tmp_path / "out")
+    assert f"error: {tmp_path} has no evaluation/" in capsys.readouterr().err
+
+
+def test_without_paper_the_command_says_so(monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, "--runs=runs/mini", "--out=paper")
+    assert "the following arguments are required: --paper" in capsys.readouterr().err
+
+
+def test_figure_6_shows_the_shares_that_the_queries_are_given():
+    shares = tables._message_shares()
+    assert set(shares) == set(system_messages.COLLECTIONS)
+    assert all(sum(of.values()) == pytest.approx(1, abs=0.001) for of in shares.values())

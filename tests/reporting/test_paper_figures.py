@@ -1,0 +1,94 @@
+"""The paper's figures: all are drawn, from the published cells, with runs beside them."""
+
+import numpy as np
+import pytest
+
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.reporting import paper_figures
+from orca_jax.reporting.paper_runs import Examination, Run
+
+SHARES = {name: {1: 0.25, 3: 0.75} for name in paper_figures.COLLECTIONS}
+FIGURES = [f"figure_{number}" for number in (1, 2, 3, 6, 9, 11, 12)]
+
+
+def texts(figure):
+    """All that is written in a figure."""
+    return {text.get_text() for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text"))}
+
+
+def by_name(runs=(), lengths=None):
+    return {drawing.name: drawing for drawing in paper_figures.drawings(runs, SHARES, lengths or {})}
+
+
+@pytest.fixture(scope="module")
+def published():
+    return by_name()
+
+
+@pytest.fixture
+def run(tmp_path):
+    tasks = {
+        task: {"n": 100, "accuracy": 0.3, "stderr": 0.04}
+        for task in registry.READERS["agieval"].groups[0].tasks
+    }
+    scores = {"benchmark": "agieval", "mode": "orca", "system_message_id": 1, "tasks": tasks}
+    part = {"benchmark": "bbh", "mode": "orca", "system_message_id": 1, "tasks": {"snarks": tasks["lsat-rc"]}}
+    found = (Examination(tmp_path / "agieval-orca", scores), Examination(tmp_path / "bbh-orca", part))
+    return Run("ours", tmp_path, found)
+
+
+def test_every_figure_is_drawn(published):
+    assert list(published) == FIGURES
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("figure_1", ["68", "76", "92", "93", "100", "103"]),
+        ("figure_2", ["41.9", "47.2", "62.0", "29.3", "41.7"]),
+        ("figure_3", ["48.9", "67.4", "23.3", "49.7"]),
+    ],
+)
+def test_bars_are_the_published_values(published, name, values):
+    (axes,) = published[name].figure.axes
+    assert [text.get_text() for text in axes.texts] == values
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(list(map(float, values)), abs=0.051)
+
+
+def test_chance_is_drawn_where_it_is_known(published):
+    (agieval,) = published["figure_2"].figure.axes
+    assert agieval.lines[0].get_xdata()[0] == pytest.approx(22.5)
+    assert not published["figure_1"].figure.axes[0].lines
+
+
+def test_a_run_has_its_bar_where_every_task_was_examined(run):
+    found = by_name([run])
+    assert "ours" in texts(found["figure_2"].figure)
+    assert "30.0" in texts(found["figure_2"].figure)
+    assert paper_figures.MEASURED_NOTE in found["figure_2"].notes
+    assert "ours" not in texts(found["figure_3"].figure)
+
+
+def test_radars_have_a_ring_a_system_over_all_tasks(published, run):
+    for name, tasks in (("figure_11", 8), ("figure_12", 23)):
+        (axes,) = published[name].figure.axes
+        assert [line.get_label() for line in axes.lines] == ["ChatGPT", "GPT-4", "Orca-13B", "random guess"]
+        assert all(len(line.get_ydata()) == tasks + 1 for line in axes.lines)
+    ring = next(
+        line for line in by_name([run])["figure_12"].figure.axes[0].lines if line.get_label() == "ours"
+    )
+    assert np.isfinite(np.asarray(ring.get_ydata(), float)).sum() == 1  # the one task that was examined
+
+
+def test_figure_6_shows_each_collections_shares(published):
+    figure = published["figure_6"].figure
+    assert [axes.get_title() for axes in figure.axes] == ["CoT", "NiV2", "Flan 2021", "T0"]
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [25.0, 75.0]
+
+
+def test_figure_9_puts_measured_boxes_beside_the_papers():
+    lengths = {"expert (ours)": {1: np.arange(1, 100), -1: np.array([5])}, "empty": {}}
+    axes = by_name(lengths=lengths)["figure_9"].figure.axes[0]
+    labels = [patch.get_label() for patch in axes.patches if patch.get_label()]
+    assert labels == ["ChatGPT", "GPT-4", "expert (ours)"]
+    assert len(axes.patches) == 16 + 16 + 1
