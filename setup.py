@@ -17,6 +17,8 @@ EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],
     "dev": ["ruff>=0.9", "mypy>=1.14"],
+    "notebooks": ["nbconvert>=7.16", "ipykernel>=6.29"],
+    "docs": ["mkdocs>=1.6,<2"],
 }
 
 setup(
@@ -27,7 +29,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["orca_jax", "orca_jax.*"]),
-    package_data={f"orca_jax.{room}": ["*.csv"] for room in ("planning", "queries", "reporting")},
+    package_data={
+        **{f"orca_jax.{room}": ["*.csv"] for room in ("planning", "queries")},
+        "orca_jax.reporting": ["*.csv", "*.jinja", "*.css", "*.js"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -20,7 +20,6 @@ from orca_jax.records import Trace
 from orca_jax.reporting.tables import markdown
 
 
-
 def encode(traces: str, tokenizer: str, layout: str, rounds: int) -> str:
     """Prints and returns a table: tokens a second of CPU time, alone and with all that `prepare` does.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +26,13 @@ SEGMENTS = ("separated", "leaking")
 KINDS_WITHOUT_PATH = ("oracle", "api", "targets", "rationales")
 
 
+def _check_messages(where: str, ids: Iterable[int]) -> None:
+    """Raises ValueError for an id that is none of the 16 messages'."""
+    known = system_messages.all_messages()
+    if unknown := [number for number in ids if number not in known]:
+        raise ValueError(f"{where}: {unknown[0]} is no system message; they are {min(known)} to {max(known)}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PuzzlesConfig:
     """Which puzzles are asked.
@@ -41,6 +48,9 @@ class PuzzlesConfig:
     difficulties: tuple[int, ...] = (1, 2, 3)
     per_family: int = 1000
     messages: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0, "7": 1.0})
+
+    def __post_init__(self) -> None:
+        _check_messages("messages", [int(name) if name.isdigit() else 0 for name in self.messages])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +147,8 @@ class TeacherConfig:
         if self.max_tokens < 1:
             raise ValueError(f"teacher {self.name!r}: max_tokens={self.max_tokens} must be at least 1")
         for name in ("message", "shown"):
-            if (number := getattr(self, name)) and number not in system_messages.all_messages():
-                raise ValueError(f"teacher {self.name!r}: {name}={number} is none of the 16 messages, or 0")
+            if number := getattr(self, name):
+                _check_messages(f"teacher {self.name!r}: {name}", [number])
         if not 0 < self.share <= 1:
             raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
         quality.check(self.filters)
@@ -244,6 +254,7 @@ class EvaluationConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        _check_messages("messages", self.messages)
         every = {name: reader.modes[:1] for name, reader in registry.READERS.items()} | dict(self.modes)
         for name, modes in self.modes.items():
             known = registry.READERS[name].modes if name in registry.READERS else modes

@@ -72,14 +72,7 @@ def system_text(message_id: int, text: str) -> str:
     """
     if message_id and text:
         raise ValueError("give --system_id or --system, not both")
-    return _numbered(message_id) if message_id else text
-
-
-def _numbered(message_id: int) -> str:
-    try:
-        return system_messages.get(message_id).text
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
+    return system_messages.get(message_id).text if message_id else text
 
 
 # Chat
@@ -122,7 +115,7 @@ class Chat:
         if name == "/reset":
             self.reset(self.system)
         elif name == "/system":
-            self.reset(_numbered(int(rest)) if rest.isdigit() else rest)
+            self.reset(system_messages.get(int(rest)).text if rest.isdigit() else rest)
         else:
             return HELP
         return f"[system message: {self.system or 'none'}]"

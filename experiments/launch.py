@@ -97,9 +97,8 @@ def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
         _end(f"stopped: {stopped}", EXIT_BUDGET)
     except Exception as error:
         if _without_devices(error) and not traceback:
-            error = ValueError(
-                f"Unable to initialize backend: jax has no devices of {jax.config.jax_platforms!r}"
-            )
+            wanted = os.environ.get("JAX_PLATFORMS")
+            error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         advice = next((advice for words, advice in ADVICE.items() if words in str(error)), "")
         if traceback or not (advice or isinstance(error, USER_ERRORS)):
             log.debug("ended by", exc_info=True)
@@ -154,7 +153,7 @@ def _unknown_key(arguments: Sequence[str], text: str) -> str:
     return f"unknown config key '{about[0]}'. {hint}" if about else text
 
 
-def _workdir(given: str) -> Path:
+def _workdir(given: str | None) -> Path:
     if not given:
         sys.exit("error: --workdir is empty; name a directory for the artifacts")
     if "://" in given:

@@ -12,13 +12,13 @@ from experiments import collect, evaluate, launch, prepare, tables, train
 from experiments.config import ExperimentConfig, load, plain
 from orca_jax import artifacts
 
-CONFIG = "config.json"
+CONFIG = "experiment.json"
 log = logging.getLogger(__name__)
 PROGRAMS = (collect, prepare, train, evaluate, tables)
 
 
 def keep_config(config: ExperimentConfig, workdir: Path) -> None:
-    """Writes the resolved config as the workdir's config.json."""
+    """Writes the resolved config as the workdir's experiment.json."""
     with artifacts.atomic_write(workdir / CONFIG) as file:
         json.dump(plain(config), file, indent=1)
         file.write("\n")

@@ -26,6 +26,7 @@ from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)
 IMPORT = "import"
+PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
 Load = Callable[[LlamaConfig, Mesh], llama.Params]
 
 
@@ -144,10 +145,30 @@ def local(
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:
-    """Where the experiment's tokenizer comes from; empty: it is trained."""
-    if config.data.tokenizer or not config.student.init:
-        return config.data.tokenizer
-    return str(open_source(config.student.init).tokenizer)
+    """Where the experiment's tokenizer comes from; empty: it is trained.
+
+    Raises:
+      TokenizerError: it gives other ids than that of the weights to start from.
+    """
+    given, init = config.data.tokenizer, config.student.init
+    if not init:
+        return given
+    own = open_source(init).tokenizer
+    if given and not _alike(given, own):
+        raise TokenizerError(
+            f"data.tokenizer={given} gives other ids than the tokenizer that student.init={init} was trained "
+            "with; set data.tokenizer='' to use that one"
+        )
+    return given or str(own)
+
+
+def _alike(given: str, own: Path) -> bool:
+    """Whether two tokenizers give the same ids; so far as is known, where there are weights alone."""
+    try:
+        theirs = tokenizers.load(own)
+    except TokenizerError:
+        return True
+    return tokenizers.load(given).encode(PROBE, first=True) == theirs.encode(PROBE, first=True)
 
 
 def shape(config: ExperimentConfig, workdir: Path, source: Source | None) -> LlamaConfig:

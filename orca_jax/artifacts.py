@@ -94,7 +94,9 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{directory} has no {MANIFEST}: it is unfinished or not an artifact") from None
+        raise ArtifactError(
+            f"{directory} has no {MANIFEST}: it is unfinished or not an artifact; run what makes it first"
+        ) from None
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not JSON ({error}); remove the directory and run again") from error
     if not isinstance(manifest, dict) or not {"fingerprint", "made_by", "inputs"} <= manifest.keys():

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from orca_jax.data.packing import PackingPlan, make_plan
-from orca_jax.data.rows import Row, build_row, leaking, stack
+from orca_jax.data.rows import Row, as_leaking, build_row, stack
 from orca_jax.data.tokens import TokenStore
 
 
@@ -19,7 +19,7 @@ class RowBuilder:
     """Rows of several token stores by (data set, epoch, row), under one packing.
 
     Plans are kept for the few epochs in use; stores are read at random. In the data sets of `leaking` the
-    examples of a row are not kept apart, see `rows.leaking`.
+    examples of a row are not kept apart, see `rows.as_leaking`.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class RowBuilder:
     def row(self, dataset: str, epoch: int, row: int) -> Row:
         store = self.stores[dataset]
         examples = [store[index] for index in self.examples(dataset, epoch, row)]
-        row = build_row(examples, self.row_length, self.pad_id)
-        return leaking(row) if dataset in self.leaking else row
+        built = build_row(examples, self.row_length, self.pad_id)
+        return as_leaking(built) if dataset in self.leaking else built
 
 
 class Batch(NamedTuple):

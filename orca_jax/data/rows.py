@@ -56,7 +56,7 @@ def build_row(examples: Sequence[dict[str, Any]], row_length: int, pad_id: int) 
     return row
 
 
-def leaking(row: Row) -> Row:
+def as_leaking(row: Row) -> Row:
     """The row as one segment with running positions: examples see those before them. For ablations."""
     filled = row.segment_ids > 0
     positions = np.where(filled, np.arange(len(filled)), 0).astype(np.int32)

@@ -137,7 +137,10 @@ def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaC
         vocabulary = tensor in (TENSORS[name] for name in VOCABULARY)
         grown = vocabulary and found[0] <= shape[0] and found[1:] == shape[1:]
         if found != shape and not grown:
-            raise UnsupportedModelError(f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape}")
+            raise UnsupportedModelError(
+                f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape} as {CONFIG_FILE} says: "
+                "weights and config are of different models; fetch the folder again"
+            )
     left = [name for name in folder.files if name not in expected and not BUFFERS.search(name)]
     if config.tie_embeddings:
         left = [name for name in left if name != TENSORS["unembed"]]

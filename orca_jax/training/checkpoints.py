@@ -141,7 +141,10 @@ class Checkpoints:
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
                 on_damage(step)
         if faults:
-            raise CheckpointError(f"no whole checkpoint in {self.directory}: {'; '.join(faults)}")
+            raise CheckpointError(
+                f"no whole checkpoint in {self.directory}: {'; '.join(faults)}. Put a copy of one there, or "
+                "remove that directory to train from the beginning"
+            )
         return None
 
     def _metadata(self, step: int) -> Mapping[str, Any]:

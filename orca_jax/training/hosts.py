@@ -9,6 +9,7 @@ import logging
 import platform
 import re
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -38,19 +39,38 @@ def join(hosts: str) -> None:
         `ADDRESS:PORT,PROCESSES,PROCESS`: where process 0 listens, how many there are, which this is.
 
     Raises:
-      HostsError: `hosts` is none of these, or `auto` finds no cluster.
+      HostsError: `hosts` is none of these, `auto` finds no cluster, or process 0 is not there.
     """
     if not hosts or jax.distributed.is_initialized():
         return
     explicit = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", hosts)
     if explicit:
         address, processes, process = explicit.groups()
+        if process != "0":
+            _wait_for(address)
         jax.distributed.initialize(address, int(processes), int(process))
     elif hosts == "auto":
         _detected()
     else:
         raise HostsError(f"hosts={hosts!r} is neither empty, 'auto' nor ADDRESS:PORT,PROCESSES,PROCESS")
     log.info("process %d of %d, on %s", jax.process_index(), jax.process_count(), platform.node())
+
+
+def _wait_for(address: str) -> None:
+    """Returns once process 0 listens at `address`; jax itself would abort the process without it."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise HostsError(
+                    f"process 0 does not listen at {address} ({error}); look at its log, and whether this "
+                    "host reaches that address and port"
+                ) from error
+            time.sleep(min(1.0, SECONDS))
 
 
 def _detected() -> None:

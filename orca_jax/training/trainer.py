@@ -75,7 +75,7 @@ class TrainConfig:
         if rows % shards:
             raise ValueError(
                 f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
-                f"data x fsdp = {shards} devices"
+                f"data x fsdp = {shards} devices; take a multiple of {shards * self.accumulation} batch_rows"
             )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data.layouts import LAYOUTS, STOP_TOKENS, encode
-from orca_jax.data.rows import Row, build_row, leaking, stack
+from orca_jax.data.rows import Row, as_leaking, build_row, stack
 from orca_jax.records import Message
 
 PAD = 999
@@ -81,7 +81,7 @@ def test_an_example_longer_than_the_row_is_cut_at_its_end(size, row_length):
 @settings(max_examples=50)
 def test_a_leaking_row_is_one_example_of_the_same_tokens(case):
     row = build_row(*case, PAD)
-    one, filled = leaking(row), int((row.segment_ids > 0).sum())
+    one, filled = as_leaking(row), int((row.segment_ids > 0).sum())
     for name in ("tokens", "targets", "loss_weights"):
         np.testing.assert_array_equal(getattr(one, name), getattr(row, name))
     np.testing.assert_array_equal(one.segment_ids, np.arange(len(row.tokens)) < filled)

@@ -76,7 +76,7 @@ def test_every_arm_and_seed_is_a_whole_run(workdir):
     for arm, message in (("progressive", 7), ("answers", 1)):
         for seed in (0, 1):
             directory = ablate.folder(workdir, arm, seed)
-            assert json.loads((directory / "config.json").read_text())["seed"] == seed
+            assert json.loads((directory / "experiment.json").read_text())["seed"] == seed
             manifest = artifacts.read_manifest(directory / "training")
             assert manifest["made_by"]["seed"] == seed
             assert (directory / f"evaluation/puzzles-message-{message}/items.jsonl").is_file()

@@ -50,6 +50,13 @@ def test_lists_become_tuples_of_dataclasses():
         (("teachers", 0, "kind"), "gpt4", r"at teachers\[0\]: .*'gpt4'; known: oracle, file"),
         (("teachers", 0, "kind"), "file", "kind 'file' needs a path"),
         (("teachers", 0, "path"), "x.jsonl", "kind 'oracle' takes no path"),
+        (
+            ("teachers", 0, "shown"),
+            17,
+            "teacher 'apprentice': shown: 17 is no system message; they are 1 to 16",
+        ),
+        (("evaluation", "messages"), [1, 17], "config at evaluation: messages: 17 is no system message"),
+        (("puzzles", "messages"), {"seven": 1.0}, "config at puzzles: messages: 0 is no system message"),
         (("teachers", 0, "share"), 0.0, r"share=0.0 must be in \(0, 1\]"),
         (("teachers", 0, "name"), "expert", "distinct names"),
         (("teachers", 0, "name"), "validation", "distinct names other than 'validation'"),

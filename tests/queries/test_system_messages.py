@@ -94,7 +94,7 @@ def test_part_of_a_message_is_not_recognised():
 
 
 def test_unknown_id_is_named():
-    with pytest.raises(KeyError, match="no system message 17"):
+    with pytest.raises(MessagesError, match="no system message 17"):
         get(17)
 
 

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# One slice of TPU VMs, asked for through queued resources; what is run, is run on all of its workers.
+#
+#     export NAME=orca ZONE=us-east5-a TYPE=v5p-64 RUNTIME=v2-alpha-tpuv5 SHARE=10.0.0.2:/share
+#     launch/tpu_pod.sh keep --config=configs/orca_13b.py --workdir=/share/orca-13b
+#
+# `keep` is create, setup, start and watch, and all of them again after a preemption, until training is done. Each is
+# a command too, and so are state, stop (saves and ends) and delete. SHARE is an NFS disk (Filestore), mounted as
+# /share on every worker; `prepare` must have filled the workdir. SPOT=1 asks for preemptible capacity.
+set -euo pipefail
+: "${NAME:?} ${ZONE:?} ${TYPE:?} ${RUNTIME:?} ${SHARE:?}"
+again=75          # the program's status for: saved, start me again
+poll=${POLL:-30}  # seconds
+
+queued() { gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" "${@:2}"; }
+on() { gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" --command="$2"; }
+
+state() { queued describe --format='value(state.state)' 2>/dev/null || echo NONE; }
+
+create() {
+    queued create --node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME" ${SPOT:+--spot}
+    until [ "$(state)" = ACTIVE ]; do
+        case "$(state)" in
+            FAILED | SUSPENDED | NONE)
+                echo "error: $NAME is $(state); see: gcloud compute tpus queued-resources describe $NAME" >&2
+                return 1
+                ;;
+        esac
+        sleep "$poll"
+    done
+}
+
+delete() { queued delete --force --quiet; }
+
+setup() {
+    local archive
+    archive=$(mktemp --suffix=.tar.gz)
+    git archive --output="$archive" HEAD
+    gcloud compute tpus tpu-vm scp "$archive" "$NAME":orca_jax.tar.gz --zone="$ZONE" --worker=all
+    rm "$archive"
+    on all "set -e
+        sudo apt-get update -q && sudo apt-get install -qy nfs-common python3.11-venv
+        sudo mkdir -p /share && (mountpoint -q /share || sudo mount $SHARE /share)
+        mkdir -p orca_jax && tar -xzf orca_jax.tar.gz -C orca_jax && cd orca_jax
+        python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+}
+
+# Training outlives the connection that starts it: output, process and status are in files of the worker.
+start() {
+    local command
+    command="cd orca_jax; .venv/bin/python -m experiments.train --hosts=auto$(printf ' %q' "$@") &"
+    command="$command echo \$! >~/train.pid; wait \$!; echo \$? >~/train.status"
+    on all "rm -f train.status; nohup setsid bash -c $(printf %q "$command") >>train.log 2>&1 </dev/null &"
+}
+
+# What worker 0 prints, until it is done or the slice is gone; a lost connection is taken up again.
+watch() {
+    local status
+    until on 0 "tail -n 20 -f train.log & until [ -s train.status ]; do sleep $poll; done; kill \$!" &&
+        status=$(on 0 "cat train.status"); do
+        [ "$(state)" = ACTIVE ] || return 1
+        sleep "$poll"
+    done
+    return "$status"
+}
+
+stop() { on all "kill -TERM \$(cat train.pid)"; }
+
+keep() {
+    local status
+    while true; do
+        if [ "$(state)" != ACTIVE ]; then
+            [ "$(state)" = NONE ] || delete
+            create
+            setup
+        fi
+        status=0
+        start "$@" && watch || status=$?
+        if [ "$status" -eq 0 ]; then
+            break
+        elif [ "$status" -ne "$again" ] && [ "$(state)" = ACTIVE ]; then
+            echo "error: training ended with status $status; see train.log on the workers, and WORKDIR/logs" >&2
+            return "$status"
+        fi
+    done
+}
+
+case "${1:-}" in
+    create | setup | start | watch | keep | state | stop | delete) "$@" ;;
+    *)
+        echo "error: give create, setup, start, watch, keep, state, stop or delete" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,250 @@
+"""The results of a report: accuracy by task and difficulty, and sample replies side by side."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from markupsafe import Markup
+
+from orca_jax.artifacts import digest
+from orca_jax.evaluation import statistics
+from orca_jax.evaluation.examination import RecordedReply
+from orca_jax.records import Item
+from orca_jax.reporting import report_charts
+from orca_jax.reporting.report_charts import Bar, Chart, tag
+from orca_jax.reporting.report_markdown import Table
+from orca_jax.reporting.report_sources import Column, Key, Source
+from orca_jax.reporting.tables import ABSENT
+
+RIGHT, WRONG, UNPARSED = "right", "wrong", "unparsed"
+MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of all texts; of one text
+ERRORS = "± one standard error over the questions"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """Examinations of the same questions in one mode: items and number of runs by column, chance by task."""
+
+    title: str
+    items: Mapping[str, Sequence[Item]]
+    replies: Mapping[str, Mapping[Key, RecordedReply]]
+    chance: Mapping[str, float | None]
+    runs: Mapping[str, int]
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted({item.task for items in self.items.values() for item in items})
+
+    def bars(self) -> dict[str, dict[str, Bar]]:
+        """Accuracy by task and column."""
+        return {task: {name: _bar(items, task) for name, items in self.items.items()} for task in self.tasks}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """One column's reply to a sampled question."""
+
+    label: str
+    outcome: str
+    answer: str | None
+    text: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """A question and what each column replied to it; `question` None where its text is not known."""
+
+    group: str
+    item: Item
+    question: str | None
+    answers: Sequence[Answer]
+
+    @property
+    def size(self) -> int:
+        return len(self.question or "") + sum(len(answer.text or "") for answer in self.answers)
+
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        return (self.group, self.item.task, *(answer.outcome for answer in self.answers))
+
+
+def groups(source: Source) -> list[Group]:
+    """The examinations that stand beside one another."""
+    by_group: dict[str, list[Column]] = collections.defaultdict(list)
+    for column in source.columns:
+        by_group[column.group].append(column)
+    return [_group(title, columns) for title, columns in by_group.items()]
+
+
+def _group(title: str, columns: Sequence[Column]) -> Group:
+    chance = {
+        task: row.get("chance")
+        for column in columns
+        for task, row in column.scores().get("tasks", {}).items()
+    }
+    return Group(
+        title,
+        {column.label: column.items() for column in columns},
+        {column.label: column.replies() for column in columns},
+        chance,
+        {column.label: len(column.directories) for column in columns},
+    )
+
+
+def outcome(item: Item) -> str:
+    return RIGHT if item.correct else WRONG if item.answer is not None else UNPARSED
+
+
+def difficulty(item: Item) -> str:
+    found = item.extra.get("difficulty")
+    return "" if found is None else str(found)
+
+
+def _key(item: Item) -> Key:
+    return item.benchmark, item.task, item.id
+
+
+def _estimate(items: Iterable[Item]) -> Bar:
+    """A question under several seeds counts with its mean, as in `scoring.summarise`."""
+    by_question = statistics.means((_key(item), item.correct) for item in items)
+    if not by_question:
+        return Bar()
+    value, stderr = statistics.mean(list(by_question.values()))
+    return Bar(value, stderr, len(by_question))
+
+
+def _bar(items: Iterable[Item], task: str) -> Bar:
+    return _estimate(item for item in items if item.task == task)
+
+
+# Tables and figures
+
+
+def table(group: Group) -> Table:
+    """A row a task, one a difficulty below it where there are several, and the mean of the tasks."""
+    rows: list[Sequence[object]] = []
+    classes = []
+    for task in group.tasks:
+        of_task = {name: [item for item in items if item.task == task] for name, items in group.items.items()}
+        rows.append([task, _size(of_task), _per_cent(group.chance.get(task)), *map(_cell, of_task.values())])
+        classes.append("")
+        levels = sorted({difficulty(item) for items in of_task.values() for item in items})
+        for level in levels if len(levels) > 1 else ():
+            chosen = {
+                n: [item for item in items if difficulty(item) == level] for n, items in of_task.items()
+            }
+            rows.append(
+                [f"difficulty {level or 'not named'}", _size(chosen), "", *map(_cell, chosen.values())]
+            )
+            classes.append("part")
+    if len(group.tasks) > 1:
+        rows.append(_means(group))
+        classes.append("sum")
+    header = ["task", "questions", "chance", *group.items]
+    return Table(f"{group.title}: accuracy by task and difficulty", header, rows, _note(group), classes)
+
+
+def _note(group: Group) -> str:
+    counted = ", ".join(f"{label} {count}" for label, count in group.runs.items())
+    seeds = f", each counted with its mean over the runs ({counted})" if max(group.runs.values()) > 1 else ""
+    return f"Per cent {ERRORS}{seeds}. Unparsed: per cent of the replies without a well-formed answer."
+
+
+def _size(columns: Mapping[str, Sequence[Item]]) -> str:
+    sizes = sorted({len({_key(item) for item in items}) for items in columns.values() if items})
+    return " / ".join(map(str, sizes)) or ABSENT
+
+
+def _per_cent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def _cell(items: Sequence[Item]) -> Markup:
+    if not items:
+        return Markup(ABSENT)
+    unparsed = sum(item.answer is None for item in items) / len(items)
+    small = tag("small", f" {100 * unparsed:.1f} unparsed") if unparsed else ""
+    return Markup("{}{}").format(str(_estimate(items)), small)
+
+
+def _means(group: Group) -> list[object]:
+    chances = [group.chance.get(task) for task in group.tasks]
+    known = [chance for chance in chances if chance is not None]
+    chance = sum(known) / len(known) if len(known) == len(chances) else None
+    means = [mean(group, name) for name in group.items]
+    shown = [str(bar) if bar.value is not None else ABSENT for bar in means]
+    return [f"mean of {len(group.tasks)}", _size(group.items), _per_cent(chance), *shown]
+
+
+def mean(group: Group, name: str) -> Bar:
+    """The unweighted mean over all tasks of the group; empty where the column lacks one."""
+    found = [row[name] for row in group.bars().values()]
+    if not found or any(bar.value is None for bar in found):
+        return Bar()
+    estimates = [statistics.Estimate(bar.value or 0.0, bar.stderr or 0.0) for bar in found]
+    return Bar(*statistics.macro_mean(estimates), sum(bar.n or 0 for bar in found))
+
+
+def charts(group: Group) -> list[Chart]:
+    """Bars and, for three tasks and more, a radar."""
+    rows = group.bars()
+    found = [
+        report_charts.bars(
+            rows,
+            group.chance,
+            caption=f"{group.title}: accuracy by task in per cent {ERRORS}; dashed: chance.",
+        ),
+        report_charts.radar(rows, caption=f"{group.title}: the same accuracies, a spoke a task."),
+    ]
+    return [chart for chart in found if chart]
+
+
+# Sample replies
+
+
+def samples(found: Iterable[Group], questions: Mapping[Key, str]) -> list[Sample]:
+    """Questions with their replies, of every task and combination of outcomes in turn, within the bounds."""
+    every = (sample for group in found for sample in _samples(group, questions))
+    buckets: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
+    for sample in sorted(every, key=lambda sample: digest([sample.group, *_key(sample.item)])):
+        buckets[sample.pattern].append(sample)
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*buckets.values()))
+    chosen, room = [], MOST_CHARACTERS
+    for sample in itertools.islice(filter(None, in_turn), MOST_SAMPLES):
+        room -= sample.size
+        if room < 0:
+            break
+        chosen.append(sample)
+    return chosen
+
+
+def _samples(group: Group, questions: Mapping[Key, str]) -> Iterator[Sample]:
+    by_label = {label: _first_seed(items) for label, items in group.items.items()}
+    for key in dict.fromkeys(itertools.chain.from_iterable(by_label.values())):
+        answers = [
+            _answer(label, items[key], group.replies[label].get(key))
+            for label, items in by_label.items()
+            if key in items
+        ]
+        item = next(items[key] for items in by_label.values() if key in items)
+        yield Sample(group.title, item, _cut(questions.get(key)), answers)
+
+
+def _first_seed(items: Sequence[Item]) -> dict[Key, Item]:
+    first = min((item.seed for item in items), default=0)
+    return {_key(item): item for item in items if item.seed == first}
+
+
+def _answer(label: str, item: Item, reply: RecordedReply | None) -> Answer:
+    return Answer(label, outcome(item), item.answer, _cut(reply.text if reply else None))
+
+
+def _cut(text: str | None) -> str | None:
+    """A text, without what lies between its first and last part where it is long."""
+    if text is None or len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"

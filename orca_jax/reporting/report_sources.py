@@ -1,0 +1,201 @@
+"""What a report is made of: the runs, examinations and artifacts that a workdir holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orca_jax import artifacts, record_files
+from orca_jax.evaluation import examination, scoring
+from orca_jax.evaluation.examination import RecordedReply
+from orca_jax.records import Item
+
+SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
+Key = tuple[str, str, str]  # benchmark, task, id
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One workdir; `arm` is its name in the report, `seed` None where it is no arm."""
+
+    arm: str
+    directory: Path
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.arm if self.seed is None else f"{self.arm}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table of results: an examination, of several runs where they differ in the seed."""
+
+    group: str
+    label: str
+    directories: tuple[Path, ...]
+
+    def items(self) -> list[Item]:
+        """All items, with the run's number in the place of the seed where there are several runs."""
+        found = []
+        for number, directory in enumerate(self.directories):
+            for item in record_files.read_jsonl(directory / scoring.ITEMS, Item):
+                several = len(self.directories) > 1
+                found.append(dataclasses.replace(item, seed=number) if several else item)
+        return found
+
+    def scores(self) -> Mapping[str, Any]:
+        return _json(self.directories[0] / scoring.SCORES) or {}
+
+    def replies(self) -> dict[Key, RecordedReply]:
+        """The first run's, and of these the first seed's; empty where they were not kept."""
+        first = self.directories[0]
+        paths = [first / examination.REPLIES, *sorted(first.glob(f"seed-*/{examination.REPLIES}"))]
+        path = next((path for path in paths if path.is_file()), None)
+        found = record_files.read_jsonl(path, RecordedReply) if path else ()
+        return {(reply.benchmark, reply.task, reply.id): reply for reply in found}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A workdir, opened. `arms` is what set.json says of an arm set; empty for a run."""
+
+    name: str
+    directory: Path
+    about: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def arms(self) -> Sequence[Mapping[str, Any]]:
+        return tuple(self.about.get("arms", ()))
+
+    @property
+    def first_runs(self) -> dict[str, Run]:
+        """Of each arm, in their order, the run that comes first."""
+        return {arm: next(run for run in self.runs if run.arm == arm) for arm in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    @property
+    def table(self) -> str:
+        path = self.directory / TABLE
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def open_workdir(directory: Path, messages: Mapping[int, str]) -> Source:
+    """A run's workdir, or an arm set's.
+
+    Args:
+      messages: what the columns of examinations under a system message are called, by the message's id.
+
+    Raises:
+      FileNotFoundError: there is neither.
+      ValueError: what says what it is cannot be read.
+    """
+    about = _json(directory / SET)
+    if about:
+        try:
+            return _open_set(directory, about)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{directory / SET} is not of experiments.ablate ({error}); make it again"
+            ) from error
+    config = _json(directory / CONFIG)
+    if not (config or any(manifests(directory))):
+        raise FileNotFoundError(
+            f"{directory} is no workdir of a run or of an arm set: it has no {SET}, no {CONFIG} and no "
+            "finished artifact; name the --workdir of experiments.run or experiments.ablate"
+        )
+    name = (config or {}).get("name") or directory.resolve().name
+    columns = tuple(_columns(directory, messages))
+    return Source(name, directory, {}, (Run(name, directory),), columns)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no such file.
+
+    Raises:
+      ValueError: it is no JSON object.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); make it again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object; make it again")
+    return found
+
+
+def config_of(run: Run) -> dict[str, Any] | None:
+    """The config as it was kept; None where it was not."""
+    return _json(run.directory / CONFIG)
+
+
+def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:
+    """Every scored examination of a run, those of other models than its student by their folder."""
+    top = directory / "evaluation"
+    found = sorted(path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}"))
+    for path in found:
+        scores = _json(path / scoring.SCORES) or {}
+        label = messages.get(scores.get("system_message_id") or 0, path.name)
+        if path.parent != top:
+            label = f"{path.parent.name}: {label}"
+        yield Column(
+            f"{scores.get('benchmark', path.name)}, mode {scores.get('mode', 'unknown')}", label, (path,)
+        )
+
+
+def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
+    runs = tuple(
+        Run(arm["name"], path, seed)
+        for arm in about["arms"]
+        for seed in about["seeds"]
+        if (path := directory / arm["name"] / f"seed-{seed}").is_dir()
+    )
+    columns = tuple(
+        Column(result["title"], arm["name"], found)
+        for result in about["examined"]
+        for arm in about["arms"]
+        if (found := tuple(_examined(runs, arm, result)))
+    )
+    return Source(about["name"], directory, about, runs, columns)
+
+
+def _examined(runs: Iterable[Run], arm: Mapping[str, Any], result: Mapping[str, str]) -> Iterator[Path]:
+    """The examinations that an arm's result is taken from: its own, or the set's."""
+    examination = arm.get("examined", {}).get(result["title"], result["examination"])
+    for run in runs:
+        path = run.directory / "evaluation" / examination
+        if run.arm == arm["name"] and (path / scoring.ITEMS).is_file():
+            yield path
+
+
+def unscored(runs: Iterable[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Examinations without right answers: their name and scores.json."""
+    for run in runs:
+        for path in sorted((run.directory / "evaluation").glob(f"**/{scoring.SCORES}")):
+            if not (path.parent / scoring.ITEMS).is_file() and (scores := _json(path)):
+                yield f"{run.name}: {path.parent.name}", scores
+
+
+def manifests(directory: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of a workdir's finished artifacts, by their folder; of another program's, none."""
+    found = {}
+    for path in sorted(
+        path for depth in ("*", "*/*", "*/*/*") for path in directory.glob(f"{depth}/manifest.json")
+    ):
+        name = path.parent.relative_to(directory)
+        if "checkpoints" not in name.parts:
+            try:
+                found[name.as_posix()] = artifacts.read_manifest(path.parent)
+            except artifacts.ArtifactError:
+                continue
+    return found

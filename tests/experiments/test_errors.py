@@ -1,0 +1,319 @@
+"""The mistakes that are likeliest: what a program's main says of each, where, and what to do about it.
+
+docs/troubleshooting.md is written from these messages.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from experiments import convert, students
+from orca_jax.data import tokenizer as tokenizers
+
+pytestmark = pytest.mark.slow
+MINI = "--config={repo}/configs/mini.py:runlocal --workdir="
+TRACES = "--config={repo}/configs/openorca.py:runlocal --workdir={new} --config.teachers[0].path="
+ROWS = " --config.train.batch_rows=8"
+STUDENT = " --config.data.tokenizer= --config.student.vocab_size=0 --config.student.init="
+FULL = """
+def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+os.fsync = full
+"""
+NO_DEVICES = """
+os.environ["JAX_PLATFORMS"] = "cuda"
+experiments.launch.jax.config.update("jax_platforms", "cuda")  # as jax does when it is imported
+"""
+LITTLE_MEMORY = """
+import resource
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 8 * 2**30,) * 2)
+"""
+
+
+class Case(NamedTuple):
+    """`before` is run first, in the program's process. Of the folders, each case has copies of its own."""
+
+    program: str
+    arguments: str
+    said: tuple[str, ...]
+    before: str = ""
+
+
+class Said(NamedTuple):
+    """A program's status, all that it printed, and its log where it was one of several hosts."""
+
+    status: int
+    text: str
+    log: str
+
+
+CASES = {
+    "unknown config key": Case(
+        "run", MINI + "{new} --config.train.batch_row=4", ("train.batch_row'", "batch_rows")
+    ),
+    "misspelt variant": Case(
+        "run", "--config={repo}/configs/mini.py:variant=ful --workdir={new}", ("variant=ful'", "default|full")
+    ),
+    "misspelt config file": Case(
+        "run", "--config={repo}/configs/mimi.py --workdir={new}", ("no config file", "mimi.py")
+    ),
+    "wrong path of a trace file": Case(
+        "run", TRACES + "gpt5.jsonl", ("No such file", "gpt5.jsonl", "Correct the path")
+    ),
+    "bad line in a trace file": Case(
+        "run", TRACES + "{bad}", ("bad.jsonl:2: not a JSON object on one line", "column")
+    ),
+    "wrong path of a benchmark": Case("run", MINI + "{new} --config.benchmarks.bbh=/no/bbh", ("/no/bbh",)),
+    "unknown system message": Case(
+        "evaluate", MINI + "{finished} --examine_system=17", ("no system message 17", "1 to 16")
+    ),
+    "unknown layout": Case(
+        "prepare", MINI + "{traces} --config.data.layout=alpaca", ("alpaca", "orca, chatml")
+    ),
+    "unknown attention": Case(
+        "train",
+        MINI + "{tokens} --config.student.attention=flash" + ROWS,
+        ("attention='flash'", "known: auto"),
+    ),
+    "tokenizer of another size": Case(
+        "prepare",
+        MINI + "{traces} --config.data.tokenizer={tokenizer} --config.student.vocab_size=640",
+        ("has 512 ids", "set student.vocab_size=512"),
+    ),
+    "tokenizer of other weights": Case(
+        "prepare",
+        MINI + "{traces}" + STUDENT.replace("tokenizer=", "tokenizer={other}") + "{model}",
+        ("other.model gives other ids", "set data.tokenizer=''"),
+    ),
+    "weights of another architecture": Case(
+        "train",
+        MINI + "{tokens}" + STUDENT + "{misfit}" + ROWS,
+        ("misfit/model.safetensors", "has shape", "as config.json says", "fetch the folder again"),
+    ),
+    "no student": Case(
+        "train",
+        MINI + "{tokens}" + STUDENT + "{traces}" + ROWS,
+        ("traces holds no student", "whose training is"),
+    ),
+    "mesh that does not divide": Case(
+        "train",
+        MINI + "{tokens} --config.mesh.tensor=3 --hosts=127.0.0.1:{free},1,0",
+        ("tensor=3", "does not divide 8 devices"),
+    ),
+    "batch that does not divide": Case(
+        "train",
+        MINI + "{tokens}",
+        ("train.batch_rows / train.accumulation = 4 rows", "8 devices", "multiple of 8"),
+    ),
+    "too large for the memory": Case(
+        "train",
+        MINI + "{tokens} --config.data.row_length=16384 --config.student.attention=reference" + ROWS,
+        ("RESOURCE_EXHAUSTED: Out of memory", "docs/troubleshooting.md#memory"),
+        LITTLE_MEMORY,
+    ),
+    "stale workdir": Case(
+        "train",
+        MINI + "{finished} --config.student.hidden_size=16" + ROWS,
+        ("made with other settings", "student.hidden_size: 32 there, 16 now", "Use another workdir"),
+    ),
+    "nothing trained yet": Case(
+        "evaluate",
+        MINI + "{tokens}",
+        ("tokens/training has no manifest.json", "unfinished", "run what makes it"),
+    ),
+    "damaged checkpoint": Case(
+        "evaluate", MINI + "{damaged}", ("no whole checkpoint", "step 6", "Put a copy of one there")
+    ),
+    "full disk": Case("run", MINI + "{new}", ("No space left", "free some space"), FULL),
+    "no API key": Case(
+        "collect",
+        "--config={repo}/configs/api.py --workdir={new} --config.puzzles.per_family=10",
+        ("environment variable OPENAI_API_KEY is not set", "put the key into it"),
+        "os.environ.pop('OPENAI_API_KEY', None)",
+    ),
+    "missing extra": Case(
+        "serve",
+        "--checkpoint={finished}",
+        ("fastapi", "pip install -e '.[serve]'"),
+        "sys.modules['fastapi'] = None",
+    ),
+    "busy port": Case(
+        "serve", "--checkpoint={finished} --port={port}", ("Address already in use", "give another port")
+    ),
+    "server open to others without a token": Case(
+        "serve", "--checkpoint={finished} --host=0.0.0.0 --port=0", ("put a token into the environment",)
+    ),
+    "workdir in a bucket": Case(
+        "run", MINI + "gs://bucket/run", ("gs://bucket/run is no directory", "name one on a disk")
+    ),
+    "workdir is a file": Case("run", MINI + "{bad}", ("bad.jsonl is a file", "name a directory")),
+    "no such devices": Case(
+        "train",
+        MINI + "{tokens}",
+        ("jax has no devices of 'cuda'", "Unset JAX_PLATFORMS, or install the extra"),
+        NO_DEVICES,
+    ),
+    "no cluster": Case(
+        "train", MINI + "{tokens} --hosts=auto", ("finds no cluster", "give ADDRESS:PORT,PROCESSES,PROCESS")
+    ),
+    "process 0 is not there": Case(
+        "train",
+        MINI + "{tokens} --hosts=127.0.0.1:1,2,1",
+        ("process 0 does not listen at 127.0.0.1:1", "look at its log"),
+        "from orca_jax.training import hosts; hosts.SECONDS = 0.2",
+    ),
+}
+# What every program imports is imported once; each case is then a process of its own, that runs a main.
+FORKING = """
+import errno, json, os, runpy, signal, sys
+import experiments.launch
+
+cases, folder = json.load(sys.stdin), sys.argv[1]
+running = {}
+
+
+def collect(most):
+    while len(running) > most:
+        process, status = os.wait()
+        print(json.dumps([running.pop(process), os.waitstatus_to_exitcode(status)]), flush=True)
+
+
+for name, (program, arguments, before) in cases.items():
+    collect(most=1)
+    child = os.fork()
+    if not child:
+        said = os.open(f"{folder}/{name}.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(said, 1), os.dup2(said, 2)
+        signal.alarm(600)
+        exec(before)
+        sys.argv = [program, *arguments]
+        runpy.run_module(f"experiments.{program}", run_name="__main__", alter_sys=True)
+        sys.exit()
+    running[child] = name
+collect(most=0)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(finished, corpus, tmp_path_factory):
+    """What the cases read, by name."""
+    folder = tmp_path_factory.mktemp("inputs")
+    workdirs = {
+        "finished": (),
+        "damaged": ("evaluation",),
+        "tokens": ("training", "evaluation"),
+        "traces": ("training", "evaluation", "tokens", "tokenizer"),
+    }
+    for name, without in workdirs.items():
+        shutil.copytree(finished, folder / name, ignore=shutil.ignore_patterns(*without))
+    for file in (folder / "damaged/training/checkpoints").rglob("d/*"):
+        file.write_bytes(bytes(len(file.read_bytes())))
+    convert.export(finished, folder / "model", dtype="float32", layout="")
+    shutil.copytree(folder / "model", folder / "misfit")
+    config = json.loads((folder / "misfit/config.json").read_text())
+    (folder / "misfit/config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    (folder / "other.model").write_bytes(tokenizers.train(corpus, 400).model)
+    (folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n{"messages": [}\n')
+    names = {path.name.partition(".")[0]: path for path in folder.iterdir()}
+    return {**names, "tokenizer": finished / "tokenizer" / tokenizers.MODEL_FILE}
+
+
+@pytest.fixture(scope="module")
+def said(repo, inputs, tmp_path_factory):
+    """Of every case, what came of it."""
+    folder = tmp_path_factory.mktemp("errors")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        with socket.create_server(("127.0.0.1", 0)) as another:
+            ports = {"port": busy.getsockname()[1], "free": another.getsockname()[1]}
+        cases = {}
+        for number, (name, case) in enumerate(CASES.items()):
+            given = {"repo": repo, "new": folder / f"{number}-new", **ports}
+            for copied in ("traces", "tokens", "damaged"):
+                if "{" + copied + "}" in case.arguments:
+                    given[copied] = shutil.copytree(inputs[copied], folder / f"{number}" / copied)
+            arguments = [argument.format_map({**inputs, **given}) for argument in case.arguments.split()]
+            cases[name] = (case.program, arguments, case.before)
+        ended = subprocess.run(
+            [sys.executable, "-c", FORKING, folder],
+            input=json.dumps(cases),
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(repo)},
+        )
+    assert ended.returncode == 0, ended.stderr
+    statuses = dict(map(json.loads, ended.stdout.splitlines()))
+    logs = [folder / f"{number}/tokens/logs/host0.log" for number in range(len(CASES))]
+    return {
+        name: Said(
+            statuses[name], (folder / f"{name}.txt").read_text(), log.read_text() if log.exists() else ""
+        )
+        for name, log in zip(CASES, logs)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_explained(said, name):
+    status, text, _ = said[name]
+    assert status == 1, text
+    assert "Traceback" not in text
+    message = text[text.rindex("error: ") :]
+    for words in CASES[name].said:
+        assert words in message, text
+
+
+def test_the_tokenizer_of_the_weights_may_be_named_too(inputs, mini):
+    model, own = str(inputs["model"]), str(inputs["tokenizer"])
+    config = mini(**{"student.init": model, "student.vocab_size": 0, "data.tokenizer": own})
+    assert students.tokenizer_path(config) == own
+
+
+def test_the_log_of_a_host_has_the_error_that_ended_it(said):
+    ended = said["mesh that does not divide"]
+    assert "INFO apprentice: examples" in ended.log
+    assert ended.log.splitlines()[-1].endswith(ended.text.splitlines()[-1])
+    assert [name for name, one in said.items() if one.log] == ["mesh that does not divide"]
+
+
+def test_the_page_on_troubleshooting_has_these_messages_and_no_others(said, repo):
+    page = (repo / "docs/troubleshooting.md").read_text()
+    entries = re.findall(r"^\| `(.+?)` \|", page, re.M)
+    patterns = {entry: re.compile(".*".join(map(re.escape, entry.split("…"))), re.S) for entry in entries}
+    found = {
+        name: [entry for entry, pattern in patterns.items() if pattern.search(ended.text)]
+        for name, ended in said.items()
+    }
+    assert [name for name, of_case in found.items() if not of_case] == []
+    never = set(entries) - {entry for of_case in found.values() for entry in of_case}
+    assert all("jax" in entry or "Python" in entry for entry in never), never  # of the environment: below
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("sys.version_info = (3, 10)", "error: Python 3.11 or newer is needed"),
+        ("importlib.metadata.version = lambda name: '0.9.2'", "error: jax 0.9.2 is not supported"),
+        ("sys.path[:] = [p for p in sys.path if 'site-packages' not in p]", "has no jax"),
+    ],
+)
+def test_an_environment_that_is_not_supported(repo, before, said):
+    code = f"import importlib.metadata, runpy, sys; {before}; runpy.run_module('experiments.run')"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_versions_asked_for_are_those_of_the_package(repo):
+    text = (repo / "setup.py").read_text()
+    assert '"jax>=0.10,<0.12"' in text
+    assert 'python_requires=">=3.11"' in text

@@ -1,0 +1,377 @@
+"""The page: what is in it for a run and an arm set, that nothing in it can act, how a browser takes it."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orca_jax import artifacts, record_files
+from orca_jax.evaluation import examination, scoring
+from orca_jax.records import Item, Outcome, Usage
+from orca_jax.reporting import report, report_results, report_sources
+
+HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\n&amp; \ud83d half"
+TASKS = ("navigate", "object_counting", "web_of_lies")
+VOID = {"meta", "input", "br", "img", "link", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """A page's elements with their attributes, its text, and the elements left open or closed twice."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.wrong, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("th", "td", "small"):
+            self.text += " "
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data):
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.text += data
+
+    def all(self, tag, class_=None):
+        classes = class_.split() if class_ else []
+        return [
+            a for t, a in self.elements if t == tag and set(classes) <= set((a.get("class") or "").split())
+        ]
+
+
+def write_examination(directory, message, *, right, text="So the answer is Yes.", size=4):
+    """Items of three tasks, two difficulties each: the first `right` are right, the last is unparsed."""
+    items, replies = [], []
+    for task in TASKS:
+        for index in range(size):
+            answer = "Yes" if index < right else None if index == size - 1 else "No"
+            common = dict(benchmark="puzzles", task=task, id=f"{task}-{index}", mode="robust", seed=0)
+            common |= dict(system_message_id=message, outcome=Outcome.OK)
+            extra = {"difficulty": 1 + index % 2}
+            items.append(Item(**common, correct=answer == "Yes", answer=answer, target="Yes", extra=extra))
+            replies.append(examination.RecordedReply(request="", text=text, usage=Usage(), **common))
+    scores = {
+        "benchmark": "puzzles", "mode": "robust", "system_message_id": message,
+        "tasks": {task: {"chance": 0.5} for task in TASKS},
+    }  # fmt: skip
+    scoring.write(directory, items, scores)
+    record_files.write_jsonl(directory / examination.REPLIES, replies)
+
+
+def write_training(directory, inputs, stages=("apprentice", "expert")):
+    rows = [
+        {
+            "kind": "train",
+            "step": step,
+            "stage": stages[(step - 1) // 10],
+            "loss": 5 / step,
+            "learning_rate": 1e-3,
+        }
+        | {"tokens_per_second": 1000 + step, "data_wait": 0.25, "save_wait": 0.05}
+        for step in range(1, 21)
+    ]
+    rows.append({"kind": "validation", "step": 20, "loss": 0.5, "loss/teacher=apprentice": 0.7})
+    (directory / "training").mkdir(parents=True)
+    (directory / report.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return artifacts.finish(directory / "training", {"program": "train"}, inputs, {"steps": 20})
+
+
+def write_data(directory, teacher="apprentice", kind="oracle"):
+    made_by = {"program": "collect", "teacher": {"kind": kind}}
+    traces = artifacts.finish(directory / "traces" / teacher, made_by, {}, {"traces": 3})
+    columns = {
+        "supervised": [5, 10, 20], "collection": ["puzzles"] * 3,
+        "task": ["navigate", "navigate", "web_of_lies"], "system_message_id": [1, 7, 7],
+    }  # fmt: skip
+    store = directory / "tokens" / teacher
+    store.mkdir(parents=True)
+    np.savez(store / "columns.npz", **columns)
+    np.save(store / "lengths.npy", [30, 40, 50])
+    inputs = {teacher: traces["fingerprint"]}
+    return artifacts.finish(store, {"program": "prepare"}, inputs, {"examples": 3})["fingerprint"]
+
+
+def write_run(directory, *, text="So the answer is Yes.", right=2):
+    fingerprint = write_data(directory)
+    training = write_training(directory, {"apprentice": fingerprint})
+    for message, more in ((1, 0), (7, 1)):
+        examined = directory / "evaluation" / f"puzzles-message-{message}"
+        write_examination(examined, message, right=right + more, text=text)
+        artifacts.finish(
+            examined, {"program": "evaluate"}, {"training": training["fingerprint"]}, {"items": 12}
+        )
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = write_run(tmp_path / "mini", text=HOSTILE)
+    (directory / "experiment.json").write_text(json.dumps({"name": "mini", "seed": 3}), encoding="utf-8")
+    (directory / "table.md").write_text("# mini\n\n## Written\n\n| a | b |\n| - | -: |\n| x | 1 |\n")
+    (directory / "cards/apprentice").mkdir(parents=True)
+    (directory / "cards/apprentice/README.md").write_text("# apprentice\n\n## Variety\n\nDistinct n-grams.\n")
+    return directory
+
+
+@pytest.fixture
+def arm_set(tmp_path):
+    directory = tmp_path / "set"
+    for number, arm in enumerate(("answers", "explained")):
+        for seed in (0, 1):
+            write_run(directory / arm / f"seed-{seed}", right=1 + number + seed * (1 - number))
+    about = {
+        "name": "main", "question": "Do explanations help?", "baseline": "answers", "seeds": [0, 1, 2],
+        "examined": [{"title": "own message", "examination": "puzzles-message-7"}],
+        "arms": [
+            {"name": "answers", "note": "no steps", "changes": {"data": {"supervise": "last"}}},
+            {"name": "explained", "examined": {"own message": "puzzles-message-1"}},
+            {"name": "never begun"},
+        ],
+    }  # fmt: skip
+    (directory / "set.json").write_text(json.dumps(about), encoding="utf-8")
+    (directory / "table.md").write_text("# main\n\nNo significant difference.\n", encoding="utf-8")
+    return directory
+
+
+def given(**changes):
+    questions = {("puzzles", task, f"{task}-{i}"): f"Is {task} {i} so?" for task in TASKS for i in range(3)}
+    settings = [
+        report.Setting("name", '"mini"', None),
+        report.Setting("seed", "3", "0"),
+        report.Setting("x", "1", "1"),
+    ]
+    return report.Given(
+        **{
+            "messages": {1: "empty message", 7: "step by step"},
+            "purposes": {1: "no system text", 7: "reasoning"},
+            "oracle_note": "The teachers are oracles.",
+            "read_metrics": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
+            "questions": lambda run: questions,
+            "settings": lambda config: settings,
+        }
+        | changes
+    )
+
+
+def page_of(workdir, **changes):
+    path = workdir / "report.html"
+    size = report.write(workdir, path, given(**changes))
+    assert size == path.stat().st_size
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.wrong
+    assert not page.open
+    return page
+
+
+def section(workdir, name):
+    text = (workdir / "report.html").read_text(encoding="utf-8")
+    return Page(re.search(rf'<section id="{name}">.*?</section>', text, re.S)[0])
+
+
+def test_a_run_has_every_part(run):
+    page = page_of(run)
+    captions = [text for text in page.text.split("\n") if text.strip()]
+    for caption in (
+        "Training loss by stage.", "Validation loss on held-out traces, by teacher.", "Learning rate.",
+        "Throughput, padding not counted.", "Written", "Examples by system message",
+        "Different from the default",
+    ):  # fmt: skip
+        assert caption in captions
+    assert "Distinct n-grams." in page.text
+    assert "The teachers are oracles." in page.text
+    assert page.text.count("not kept") == 3  # the questions whose text is not given
+
+
+def test_accuracies_have_n_and_errors_by_task_and_difficulty(run):
+    page_of(run)
+    text = " ".join(section(run, "results").text.split())
+    assert "navigate 4 50.0 50.0 ± 25.0 25.0 unparsed 75.0 ± 21.7 25.0 unparsed" in text
+    assert "difficulty 1 2 50.0 ± 35.4 100.0 ± 0.0" in text
+    assert "mean of 3 12 50.0 50.0 ± 14.4 75.0 ± 12.5" in text
+
+
+def test_stages_have_their_losses_and_their_goodput(run):
+    page_of(run)
+    text = " ".join(section(run, "training").text.split())
+    assert "apprentice 10 0.5000 – 1,006 70.0 % expert 20 0.2500 0.5000 1,016 70.0 %" in text
+
+
+def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(run):
+    page = page_of(run)
+    drawings, figures = page.all("svg"), page.all("figure")
+    assert len(drawings) == len(figures) == len(page.all("figcaption")) == 10
+    assert all(drawing["role"] == "img" and drawing["aria-label"].strip() for drawing in drawings)
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(region["aria-label"] for region in page.all("div", "scroll"))
+
+
+def test_artifacts_are_linked_to_what_they_were_made_of(run):
+    page = page_of(run)
+    anchors = {attributes["id"] for attributes in page.all("details", "artifact")}
+    assert len(anchors) == 5
+    links = {link["href"].removeprefix("#") for link in section(run, "lineage").all("a")}
+    assert links == anchors
+
+
+def test_nothing_in_a_reply_can_act(run):
+    page = page_of(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    policy = page.all("meta")[-1]["content"]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "default-src 'none'" in policy
+    assert not page.all("img")
+    assert (
+        "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\n&amp; ? half"
+        in page.text
+    )
+
+
+def test_the_page_asks_for_nothing(run):
+    page = page_of(run)
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object")
+        assert not attributes.keys() & {"src", "srcset"}
+        assert attributes.get("href", "#").startswith("#"), tag
+    assert "url(" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_replies_stand_side_by_side_and_all_outcomes_are_among_them(run):
+    page = page_of(run)
+    replies = page.all("div", "reply")
+    assert {reply["data-outcome"] for reply in replies} == {"right", "wrong", "unparsed"}
+    assert {reply["data-label"] for reply in replies} == {"empty message", "step by step"}
+    assert len(replies) == 2 * len(page.all("article")) == 24
+    assert page.text.count("The question's text is not kept here.") == 3
+
+
+def test_samples_are_bounded_and_of_every_kind(tmp_path, monkeypatch):
+    workdir = write_run(tmp_path)
+    found = report_results.groups(report_sources.open_workdir(workdir, {}))
+    monkeypatch.setattr(report_results, "MOST_SAMPLES", 9)
+    chosen = report_results.samples(found, {})
+    assert len(chosen) == len({sample.pattern for sample in chosen}) == 9
+    monkeypatch.setattr(report_results, "MOST_CHARACTERS", 3 * chosen[0].size)
+    assert report_results.samples(found, {}) == chosen[:3]
+
+
+def test_long_replies_lose_their_middle(tmp_path):
+    page = page_of(write_run(tmp_path / "long", text="a" * 9000 + "end"))
+    assert "a\n[… 5003 characters left out …]\na" in page.text
+    assert "aend" in page.text
+
+
+def test_an_arm_set_has_its_arms_beside_one_another(arm_set):
+    page = page_of(arm_set)
+    results = " ".join(section(arm_set, "results").text.split())
+    assert "No significant difference." in results
+    assert "answers no steps" not in results  # which table.md says itself
+    assert 'answers data.supervise = "last"' in " ".join(section(arm_set, "config").text.split())
+    # Two runs of four questions: right are 2 and 3 with the steps asked for, 2 and 2 without.
+    assert "navigate 4 50.0 62.5 ± 20.7 25.0 unparsed 50.0 ± 25.0 25.0 unparsed" in results
+    assert "each counted with its mean over the runs (answers 2, explained 2)" in results
+    assert "runs begun" in page.text
+    assert "4 of 9" in page.text
+    names = [line["data-name"] for line in section(arm_set, "training").all("polyline")]
+    assert set(names) == {"answers", "explained"}
+    shared = [a for a in page.all("details", "artifact") if "traces" in a["id"]]
+    assert len(shared) == 1  # all four runs' traces are the same
+
+
+def test_an_arm_set_without_a_table_says_what_its_arms_are(arm_set):
+    (arm_set / "table.md").unlink()
+    page_of(arm_set)
+    results = " ".join(section(arm_set, "results").text.split())
+    assert "answers no steps" in results
+    assert "no table.md yet: experiments.ablate" in results
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    write_data(tmp_path / "begun", kind="api")
+    page = page_of(tmp_path / "begun")
+    for part in ("No examination is finished", "No training has logged", "no data cards", "no replies yet",
+                 "config was not kept", "no table.md"):  # fmt: skip
+        assert part in page.text, part
+    assert "oracles" not in page.text
+
+
+def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no workdir of a run or of an arm set"):
+        report_sources.open_workdir(tmp_path, {})
+    for text, said in (("{", "is not JSON"), ('{"name": "main"}', "is not of experiments.ablate")):
+        (tmp_path / "set.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"set\.json {said}"):
+            report_sources.open_workdir(tmp_path, {})
+
+
+# In a browser
+
+
+def chromium():
+    """A Chromium on the path, or in Playwright's cache; None where there is none."""
+    names = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "chrome")
+    cache = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", "~/.cache/ms-playwright")).expanduser()
+    cached = (
+        str(path) for name in ("*headless*shell", "chrome") for path in cache.glob(f"chromium*/*/{name}")
+    )
+    return next((found for found in (*map(shutil.which, names), *cached) if found), None)
+
+
+def opened(path, state):
+    """The page's elements once its script has run, and what the browser's console said."""
+    if not chromium():
+        pytest.skip("no Chromium on the path or in Playwright's cache")
+    command = [
+        chromium(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        "--enable-logging=stderr",
+    ]
+    command += [
+        f"--user-data-dir={path.parent}/browser",
+        "--virtual-time-budget=5000",
+        f"{path.as_uri()}#{state}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Page(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def seen(page):
+    return [article["data-task"] for article in page.all("article") if "hidden" not in article]
+
+
+@pytest.mark.slow
+def test_a_browser_runs_it_without_an_error_and_its_search_works(run):
+    page_of(run)
+    page, console = opened(run / "report.html", "q=object_counting-2+so")
+    assert console == []
+    assert page.all("html")[0]["data-ready"] == "yes"
+    assert len(page.all("svg")) == 10
+    assert seen(page) == ["object_counting"]
+    assert "1 of 12 questions" in page.text
+
+
+@pytest.mark.slow
+def test_filters_in_a_browser_choose_by_task_column_and_outcome(run):
+    page_of(run)
+    page, console = opened(run / "report.html", "task=navigate&label=step+by+step&outcome=right")
+    assert console == []
+    assert seen(page) == ["navigate"] * 3
+    shown = [reply for reply in page.all("div", "reply") if "hidden" not in reply]
+    assert {reply["data-label"] for reply in shown} == {"step by step"}
