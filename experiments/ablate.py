@@ -173,7 +173,10 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
         own = sum(data[name]["rows"] for name in stage.names) * stage.epochs / config.train.batch_rows
         steps = counts["steps"] - done if last else stage.steps or math.ceil(own)
         done += steps
-        drawn = stage.expected(steps * config.train.batch_rows, steps * config.train.batch_rows)
+        total = steps * config.train.batch_rows
+        drawn = (
+            stage.expected(total, total) if stage.anneal_to else [s * total for s in stage.shares.values()]
+        )
         rows.update(dict(zip(stage.names, map(float, drawn))))
     examples = {name: count * data[name]["examples_per_row"] for name, count in rows.items()}
     supervised = {

@@ -126,7 +126,8 @@ class Trainer:
         self.curriculum = curriculum
         self.rows = rows
         self.mesh = mesh
-        self.init = init or (lambda: llama.init(student, seed))
+        self.init = init or self._fresh
+        self.seed = seed
         self.placement = sharding.batch_sharding(mesh)
         self.validation = validation and Validation(
             validation, rows, batch_rows=train.batch_rows, placement=self.placement
@@ -207,6 +208,11 @@ class Trainer:
         for warning in changed_environment(restored.note, self.note):
             log.warning("resuming at step %d: %s", restored.step, warning)
         return restored.step, restored.state, restored.note
+
+    def _fresh(self) -> Any:
+        """New parameters, each drawn where it lies: the whole student need not fit one device."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.steps.abstract.params)
+        return jax.jit(lambda: llama.init(self.student, self.seed), out_shardings=where)()
 
     def _recall(self, step: int, state: TrainState, note: Mapping[str, Any]) -> None:
         """Takes up what a checkpoint's note says of the steps before it."""

@@ -112,6 +112,8 @@ def test_arms_trained_on_as_many_positions_and_told_of_what(workdir):
     assert facts["progressive"]["positions"] == facts["answers"]["positions"] == 4 * 8 * 512
     assert set(facts["progressive"]["by_set"]) == {"apprentice", "expert"}
     assert facts["answers"]["examples"] > facts["progressive"]["examples"]
+    data = artifacts.read_manifest(ablate.folder(workdir, "answers", 0) / "training")["counts"]["data"]
+    assert facts["answers"]["examples"] == pytest.approx(4 * 8 * data["answers"]["examples_per_row"])
     assert facts["answers"]["supervised"] < facts["progressive"]["supervised"]
 
 

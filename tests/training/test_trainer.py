@@ -13,6 +13,7 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data.loader import RowBuilder
+from orca_jax.student import llama
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import CheckpointError, load_params
 from orca_jax.training.curriculum import Curriculum, StageConfig
@@ -425,3 +426,12 @@ def test_changed_environment_names_what_changed():
         "jax was '1', is '2'",
         "mesh was {'fsdp': 1}, is {'fsdp': 8}",
     ]
+
+
+def test_a_new_student_is_drawn_where_it_lies(tmp_path):
+    trainer = synthetic.trainer(tmp_path, mesh=synthetic.mesh(1, 8, 1))
+    drawn, plain = trainer.init(), llama.init(synthetic.STUDENT, 0)
+    jax.tree.map(lambda leaf, want: np.testing.assert_allclose(leaf, want, atol=1e-6), drawn, plain)
+    for leaf, abstract in zip(*map(jax.tree.leaves, (drawn, trainer.steps.abstract.params)), strict=True):
+        assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
+    assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(drawn))
