@@ -74,6 +74,12 @@ def set_up_logging() -> None:
     # Orbax logs every error of its threads through these, with a traceback a thread, and raises it too.
     for threads in ("absl", "asyncio"):
         logging.getLogger(threads).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _untidy
+
+
+def _untidy(left: Any) -> None:
+    """Orbax leaves tasks behind when a read fails; Python prints tracebacks as it collects them."""
+    log.debug("left behind: %r", left.exc_value)
 
 
 def keep_log(path: Path) -> None:

@@ -136,6 +136,7 @@ def test_what_is_not_there_is_refused(given, tmp_path, values, message):
         ablate.ablate(small(), tmp_path)
 
 
+@pytest.mark.proof
 def test_students_sit_the_real_files_of_their_families(given, tmp_path):
     folder = tmp_path / "bbh"
     folder.mkdir()
@@ -205,6 +206,7 @@ def test_every_set_runs(name, given, tmp_path):
     assert (ablate.folder(tmp_path, arm["name"], 0) / "table.md").is_file()
 
 
+@pytest.mark.proof
 def test_several_at_once_come_to_the_same_table(workdir, tmp_path, repo):
     command = [sys.executable, "-m", "experiments.ablate", "--config=configs/ablations/main.py:runlocal"]
     command += [f"--workdir={tmp_path}", "--config.base.train.batch_rows=8", "--jobs=2", "--seeds=0"]

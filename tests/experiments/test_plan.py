@@ -132,4 +132,6 @@ def test_errors_are_one_line(arguments, words):
     done = program("--config=configs/orca_7b.py", *arguments)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert words in done.stderr.strip().splitlines()[-1]
+    message = done.stderr[done.stderr.rindex("error: ") :]
+    assert words in message
+    assert len(message.splitlines()) <= 2  # what was wrong, and what to do
