@@ -356,7 +356,7 @@ def test_no_part_of_the_key_is_in_what_is_written(tmp_path, capfd, caplog):
     ]
     with Server(lambda call: answers[call.number % len(answers)](call)) as server:
         config = make(server.url, teachers=1, top_logprobs=1, retries=1)
-        few = dataclasses.replace(config.puzzles, per_family=2)  # errors are waited for: each answer comes once
+        few = dataclasses.replace(config.puzzles, per_family=2)  # errors are waited for
         config = dataclasses.replace(config, puzzles=few)
         collect.run(config, tmp_path)
         collect_plan.plan(config, tmp_path)
