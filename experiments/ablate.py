@@ -110,7 +110,8 @@ def with_bbh(arm_set: ArmSetConfig, source: Path, workdir: Path) -> ArmSetConfig
         if not link.is_symlink():
             link.symlink_to(file.resolve())
     changes = {"benchmarks": {"bbh": str(workdir / "bbh")}, "evaluation": {"modes": {"bbh": ()}}}
-    outcome, real = arm_set.examined[0], ExaminedConfig(title=BBH, examination=of_bbh(""))
+    outcome = arm_set.examined[0]
+    real = ExaminedConfig(title=BBH, examination=of_bbh(outcome.examination))
     arms = [
         dataclasses.replace(arm, examined={**arm.examined, BBH: of_bbh(arm.examination(outcome))})
         for arm in arm_set.arms
@@ -174,10 +175,7 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
         steps = counts["steps"] - done if last else stage.steps or math.ceil(own)
         done += steps
         total = steps * config.train.batch_rows
-        drawn = (
-            stage.expected(total, total) if stage.anneal_to else [s * total for s in stage.shares.values()]
-        )
-        rows.update(dict(zip(stage.names, map(float, drawn))))
+        rows.update(dict(zip(stage.names, map(float, stage.expected(total, total)))))
     examples = {name: count * data[name]["examples_per_row"] for name, count in rows.items()}
     supervised = {
         name: count * config.data.row_length * data[name]["fill"] * data[name]["supervised_share"]

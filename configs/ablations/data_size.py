@@ -1,6 +1,6 @@
 """How much data? The same number of tokens from ever more questions of one teacher.
 
-Paper: never varied; Orca's claim is scale, and reproductions with a twentieth of it came close (ORCA.md).
+Paper: the size of a teacher's set is never varied alone.
 
     python -m experiments.ablate --config=configs/ablations/data_size.py --workdir=runs/data-size --jobs=2
 """

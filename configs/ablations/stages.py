@@ -1,6 +1,6 @@
 """More stages, as Orca 2 has: answers first, then the apprentice, then the expert.
 
-Orca 2 (arXiv 2311.11045, section 4) trains on FLAN's answers, then on ChatGPT's, then on GPT-4's. Equal
+Orca 2 (arXiv 2311.11045) trains on FLAN's answers, then on ChatGPT's, then on GPT-4's. Equal
 training tokens in all arms.
 
     python -m experiments.ablate --config=configs/ablations/stages.py --workdir=runs/stages --jobs=2

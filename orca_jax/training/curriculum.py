@@ -86,7 +86,9 @@ class StageConfig:
 
         Shares move from row to row; past the stage's end the last ones hold.
         """
-        first, last = _in_order(self.shares, self.names), _in_order(_shares(self.anneal_to), self.names)
+        first, last = (
+            _in_order(shares, self.names) for shares in (self.shares, _shares(self.anneal_to) or self.shares)
+        )
         inside = min(rows, total)
         moved = inside**2 / (2 * total)  # the integral of row / total
         return first * inside + (last - first) * moved + last * (rows - inside)
