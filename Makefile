@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Lines of orca_jax that the tests run in their own processes; programs that tests start do not count.
+# Lines of orca_jax that the tests run, in the programs that they start too.
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
 

@@ -13,6 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DEVICES = "--xla_force_host_platform_device_count=8"
 # Eight devices share few cores: on a busy machine one may wait long for the others, and is not stuck.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
+# Most of the suite's time is compiling. The proofs compile as users do.
+QUICKLY = "--xla_backend_optimization_level=0"
 
 # Before jax is first imported; by environment, so that the processes which tests start have them too.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -36,6 +38,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 def pytest_addoption(parser):
     parser.addoption("--proof", action="store_true", help="run the long tests marked `proof` too")
     parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/ anew")
+
+
+def pytest_configure(config):
+    if not config.getoption("--proof"):
+        os.environ["XLA_FLAGS"] += f" {QUICKLY}"
 
 
 def pytest_collection_modifyitems(config, items):
