@@ -48,6 +48,7 @@ setup(
     ],
     package_dir={f"orca_jax.{name}": name for name in BESIDE},
     package_data={
+        "orca_jax": ["*.csv"],
         **{f"orca_jax.{room}": ["*.csv"] for room in ("planning", "queries")},
         "orca_jax.reporting": ["*.csv", "*.jinja", "*.css", "*.js"],
     },

@@ -26,7 +26,7 @@ from orca_jax.progress import progress
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.queries.recorded import RecordedTeacher
-from orca_jax.records import Message, Query, Sampling, Trace, Usage
+from orca_jax.records import Message, Query, Sampling, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
 
 COLLECTION = "collection.json"
@@ -34,7 +34,6 @@ LEDGER = "ledger.sqlite"
 TRACES = "traces.jsonl"
 CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
 POLL_SECONDS = 60.0
-NOTHING = Status(0, 0, {}, Usage(), 0.0)
 Look = Callable[[str, Limits], monitor.Progress]
 
 
@@ -216,7 +215,7 @@ def _ask_api(job: Job, ledger: Ledger, fingerprint: str) -> Path:
     if missing:  # else no key is needed, and what was answered is read
         budget = Budget(api.budget_money or None, api.budget_tokens or None)
         folder = batches_folder(job.workdir, job.teacher.name)
-        spent.count(budget, api, ledger.status().get(api.name, NOTHING), folder)
+        spent.count(budget, api, ledger.status().get(api.name, Status()), folder)
         look = functools.partial(_look, job, api, ledger, budget, total)
         if api.batch:
             _ask_in_batches(job, api, ledger, ids, budget, look)

@@ -14,11 +14,10 @@ from orca_jax import artifacts, record_files, settings
 from orca_jax.asking import estimate, monitor, spent, token_counts
 from orca_jax.asking.budget import Budget
 from orca_jax.asking.estimate import Kind, Row, Terms
-from orca_jax.asking.ledger import Ledger, LedgerError
+from orca_jax.asking.ledger import Ledger, LedgerError, Status
 from orca_jax.asking.limiter import Limits
 from orca_jax.experiments.collect_asking import (
     COLLECTION,
-    NOTHING,
     Collection,
     Job,
     batches_folder,
@@ -114,7 +113,7 @@ def _estimated(job: Job) -> list[Row]:
     if job.ledger.exists():
         with Ledger(job.ledger) as ledger:
             measured = estimate.measure(collected(job, ledger))
-    return estimate.estimate(estimate.plan(_kinds(job)), {job.teacher.name: terms}, measured)
+    return estimate.estimate(estimate.plan(_kinds(job)), terms, measured)
 
 
 def _so_far(job: Job) -> str:
@@ -122,7 +121,7 @@ def _so_far(job: Job) -> str:
     assert api is not None
     if job.ledger.exists():
         with Ledger(job.ledger) as ledger:
-            status = ledger.status().get(api.name, NOTHING)
+            status = ledger.status().get(api.name, Status())
         used = spent.count(Budget(), api, status, batches_folder(job.workdir, job.teacher.name)).money_spent
     cap = f"; the cap is {api.budget_money:,.2f} USD" if api.budget_money else ""
     return f"{job.teacher.name}: {used:,.2f} USD spent so far on {api.name}{cap}"
@@ -150,7 +149,7 @@ def _stand(workdir: Path, path: Path) -> monitor.Progress:
         raise LedgerError(f"{ledger_file}: the ledger of {about.teacher} is gone; put it back")
     with Ledger(ledger_file) as ledger:
         if api is not None:
-            known = ledger.status().get(about.identity, NOTHING)
+            known = ledger.status().get(about.identity, Status())
             batches = batches_folder(workdir, about.teacher)
             cap, money = api.budget_money, spent.count(Budget(), api, known, batches).money_spent
         if (path.parent / artifacts.MANIFEST).exists():

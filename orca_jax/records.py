@@ -13,6 +13,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from orca_jax import settings
+
 ROLES = ("system", "user", "assistant")
 LEFT_OUT = ("extra", "raw", "top_logprobs")  # of the JSON form where they are empty
 Record = TypeVar("Record")
@@ -60,8 +62,18 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Usage:
+    """Tokens; `sum(usages, Usage())` adds up."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        prompt = self.prompt_tokens + other.prompt_tokens
+        return Usage(prompt, self.completion_tokens + other.completion_tokens)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,13 +179,9 @@ class _Field(NamedTuple):
 @functools.cache
 def _fields(record_type: type) -> tuple[_Field, ...]:
     return tuple(
-        _Field(field.name, str(field.type), _CONVERTERS.get(str(field.type)), _required(field))
+        _Field(field.name, str(field.type), _CONVERTERS.get(str(field.type)), settings.is_required(field))
         for field in dataclasses.fields(record_type)
     )
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _exactly(*types: type) -> Any:

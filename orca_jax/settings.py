@@ -27,7 +27,7 @@ def build(settings_type: type[Settings], values: Mapping[str, Any], where: str =
     for key in values:
         if key not in fields:
             raise SettingsError(f"unknown config key '{where}{key}'{_nearest(key, list(fields))}")
-    missing = [name for name, field in fields.items() if name not in values and _required(field)]
+    missing = [name for name, field in fields.items() if name not in values and is_required(field)]
     if missing:
         raise SettingsError(f"config key '{where}{missing[0]}' is missing")
     built = {key: convert(hints[key], value, f"{where}{key}") for key, value in values.items()}
@@ -39,7 +39,7 @@ def build(settings_type: type[Settings], values: Mapping[str, Any], where: str =
         raise SettingsError(f"config{f' at {where[:-1]}' if where else ''}: {error}") from error
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
+def is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

@@ -16,6 +16,7 @@ from orca_jax.asking.limiter import Limits
 from orca_jax.records import Sampling
 
 OPENAI = "https://api.openai.com/v1"
+LENGTHS = ("chatgpt", "gpt-4")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -117,6 +118,8 @@ class ApiConfig:
             )
         if not (self.budget_money >= 0 and self.budget_tokens >= 0):
             raise EndpointError("api.budget_money and budget_tokens must be 0 or more; 0 is no cap")
+        if self.lengths not in LENGTHS:
+            raise EndpointError(f"api.lengths={self.lengths!r}; known: {', '.join(LENGTHS)}")
 
     @property
     def name(self) -> str:
@@ -126,11 +129,8 @@ class ApiConfig:
     @property
     def limits(self) -> Limits:
         """Of all endpoints together, a minute; 0 where one of them is not known."""
-        requests = [one.limits.requests for one in self.endpoints]
-        tokens = [one.limits.tokens for one in self.endpoints]
-        return Limits(
-            requests=sum(requests) if all(requests) else 0, tokens=sum(tokens) if all(tokens) else 0
-        )
+        every = [one.limits for one in self.endpoints]
+        return Limits.together([one.requests for one in every], [one.tokens for one in every])
 
     def drawn(self) -> dict[str, object]:
         """What replies depend on, besides the queries and `max_tokens`."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
 import itertools
 import threading
@@ -24,7 +23,7 @@ from orca_jax.asking.endpoint import Admission, AskingStopped, Endpoint, Paced, 
 from orca_jax.asking.ledger import Attempt, Ledger
 from orca_jax.asking.queue import LOOK_AHEAD as LOOK_AHEAD
 from orca_jax.asking.queue import Asked, Pending, Queue
-from orca_jax.records import Outcome, Reply, Sampling
+from orca_jax.records import Outcome, Reply
 
 Result = TypeVar("Result")
 GATHER = 0.02  # seconds; nothing beside the latency of a teacher
@@ -210,7 +209,7 @@ class _Asking:
             while (pending := await self._next()) is not None:
                 admission = None
                 if self._paced is not None:
-                    admission = await self._paced.admit(pending.request.messages, _sampling(pending.request))
+                    admission = await self._paced.admit(pending.request.messages, pending.request.drawn)
                 self._free -= 1
                 self._admitted.append((pending, admission))
                 if len(self._admitted) == 1:  # others may follow before the loop comes to this
@@ -251,7 +250,7 @@ class _Asking:
 
     def _launch(self, pending: Pending, admission: Admission | None, ticket: int | None) -> None:
         request = pending.request
-        reply = functools.partial(self._endpoint.reply, request.messages, _sampling(request))
+        reply = functools.partial(self._endpoint.reply, request.messages, request.drawn)
         task = asyncio.create_task(
             self._attempt(request, admission.reply if admission is not None else reply, ticket)
         )
@@ -291,14 +290,6 @@ class _Asking:
         self._stopped = self._stopped or stopped
         assert self._sending is not None
         self._sending.cancel()
-
-
-def _sampling(request: Request) -> Sampling:
-    """How a request is drawn: a fixed seed must not make all samples of a question the same."""
-    sampling = request.sampling
-    if sampling.seed is None or not request.sample:
-        return sampling
-    return dataclasses.replace(sampling, seed=sampling.seed + request.sample)
 
 
 def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:

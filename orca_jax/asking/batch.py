@@ -235,32 +235,35 @@ class Batches:
         if batch.status == "failed" and others and any(code == FULL for code, _ in errors):
             log.info("%s: the server's queue is full; submitted again later", batch.file.name)
             batch.status = batch.batch_id = ""
+            self._settle(batch, Usage())
             self._write_state()
             return
         batch.used = await self._collect(batch)
-        if batch.reservation is not None:
-            self._budget.settle(batch.reservation, batch.used, self._price)
+        self._settle(batch, batch.used)
         batch.collected = True
         self._write_state()
         if batch.status == "failed":
             said = "; ".join(f"{code}: {message}" for code, message in errors) or "no reason given"
             raise BatchError(self._endpoint.scrub(f"{batch.file.name}: the server refused it: {said}"))
 
+    def _settle(self, batch: Batch, used: Usage) -> None:
+        if batch.reservation is not None:
+            self._budget.settle(batch.reservation, used, self._price)
+
     async def _collect(self, batch: Batch) -> Usage:
         """Records all results, and a failure for each request without one; returns what they used."""
-        prompt = completion = 0
+        used = Usage()
         for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
             if not file_id:
                 continue
             path = (self.folder / batch.file.name).with_suffix(f".{kind}.jsonl")
             await self._download(file_id, path)
             for results in batch_files.results(path, CHUNK):
-                usage = self._record(batch, results)
-                prompt, completion = prompt + usage.prompt_tokens, completion + usage.completion_tokens
+                used += self._record(batch, results)
         nothing = completions.failed(Fault.SERVER, None, f"no result: the batch is {batch.status}")
         for keys in batch_files.chunks(self.folder, batch.file, CHUNK):
             self._record(batch, dict.fromkeys(keys, nothing))
-        return Usage(prompt, completion)
+        return used
 
     def _record(self, batch: Batch, results: dict[bytes, completions.Reading]) -> Usage:
         attempts = []
@@ -272,10 +275,7 @@ class Batches:
             if reading.fault in FOR_GOOD:
                 self._hopeless.add(key)
         self._ledger.record(attempts)
-        used = [attempt.reply.usage for attempt in attempts]
-        return Usage(
-            sum(usage.prompt_tokens for usage in used), sum(usage.completion_tokens for usage in used)
-        )
+        return sum((attempt.reply.usage for attempt in attempts), Usage())
 
     async def _download(self, file_id: str, path: Path) -> None:
         async with self._client().files.with_streaming_response.content(file_id) as response:

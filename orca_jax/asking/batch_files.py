@@ -89,23 +89,20 @@ def write(
     for number in itertools.count(first):
         if waiting is None:
             return
-        digest, count, size, prompt, completion = hashlib.sha256(), 0, 0, 0, 0
+        digest, count, size, bound = hashlib.sha256(), 0, 0, Usage()
         with atomic_write(folder / f"{number:05}.jsonl", "wb") as file:
             while waiting is not None and count < limits.requests and size + len(waiting[0]) <= limits.size:
                 line, request = waiting
                 file.write(line)
                 digest.update(line)
-                bound = token_counts.bound(request.messages, request.sampling)
-                prompt, completion = prompt + bound.prompt_tokens, completion + bound.completion_tokens
+                bound += token_counts.bound(request.messages, request.sampling)
                 count, size = count + 1, size + len(line)
                 waiting = next(lines, None)
             if not count:
                 raise ValueError(
                     f"{identity}: a request of more than {limits.size} bytes fits into no batch file"
                 )
-        yield InputFile(
-            number=number, requests=count, digest=digest.hexdigest(), bound=Usage(prompt, completion)
-        )
+        yield InputFile(number=number, requests=count, digest=digest.hexdigest(), bound=bound)
 
 
 def chunks(folder: Path, file: InputFile, size: int) -> Iterator[list[bytes]]:
@@ -137,13 +134,10 @@ def results(path: Path, size: int) -> Iterator[dict[bytes, completions.Reading]]
 
 
 def _line(key: bytes, request: Request, config: OpenAIConfig) -> bytes:
-    sampling = request.sampling
-    if sampling.seed is not None:
-        sampling = dataclasses.replace(sampling, seed=sampling.seed + request.sample)
     body = completions.body(
         config.model,
         request.messages,
-        sampling,
+        request.drawn,
         limit_name=config.limit_name,
         parameters=config.parameters,
     )

@@ -60,7 +60,7 @@ class Budget:
     def spend(self, usage: Usage, price: Price) -> None:
         """Counts what was used without a reservation."""
         self.money_spent += price.cost(usage)
-        self.tokens_spent += usage.prompt_tokens + usage.completion_tokens
+        self.tokens_spent += usage.total
 
     async def reserve(self, bound: Usage, price: Price) -> Reservation:
         """Reserves what a request can cost; waits while requests in flight may give back enough.
@@ -74,7 +74,7 @@ class Budget:
 
     def try_reserve(self, bound: Usage, price: Price) -> Reservation | None:
         """Like `reserve`, but returns None where that waits."""
-        wanted = Reservation(price.cost(bound), bound.prompt_tokens + bound.completion_tokens)
+        wanted = Reservation(price.cost(bound), bound.total)
         if not self._fits(wanted):
             if not self._reservations:
                 raise BudgetSpent(self._spent_message(wanted))
@@ -83,7 +83,7 @@ class Budget:
 
     def hold(self, bound: Usage, price: Price) -> Reservation:
         """Reserves for what is under way already, whether it fits or not."""
-        return self._take(Reservation(price.cost(bound), bound.prompt_tokens + bound.completion_tokens))
+        return self._take(Reservation(price.cost(bound), bound.total))
 
     def settle(self, reservation: Reservation, usage: Usage, price: Price) -> None:
         """Ends a reservation and counts what was used instead. Only the first call counts."""

@@ -48,6 +48,15 @@ class Reading:
         return dataclasses.replace(self, reply=reply, message=message)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back for one request: its reading, and by lower-case name the headers about limits."""
+
+    reading: Reading
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    status: int | None = None
+
+
 def body(
     model: str,
     messages: Sequence[Message],

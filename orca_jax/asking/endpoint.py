@@ -101,6 +101,12 @@ class Request:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     sample: int = 0
 
+    @property
+    def drawn(self) -> Sampling:
+        """How it is drawn: a fixed seed must not make all samples of a question the same."""
+        seed = self.sampling.seed
+        return self.sampling if seed is None else dataclasses.replace(self.sampling, seed=seed + self.sample)
+
 
 def request_id(identity: str, request: Request) -> bytes:
     """The ledger's key of a request to the endpoint called `identity`, `ID_BYTES` long.

@@ -6,10 +6,12 @@ Lengths come from traces already collected where there are enough, else from the
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from typing import NamedTuple
 
 from orca_jax.asking import token_counts
@@ -46,41 +48,14 @@ class Box(NamedTuple):
         return self.median * math.exp(spread**2 / 2) * shifted / inside
 
 
-# By teacher and system message (arXiv 2306.02707, figure 9, read off the boxes).
-PAPER = {
-    ("chatgpt", 1): Box(1, 7, 18, 39, 1332),
-    ("gpt-4", 1): Box(1, 4, 11, 34, 1195),
-    ("chatgpt", 2): Box(1, 39, 78, 115, 1194),
-    ("gpt-4", 2): Box(1, 19, 65, 128, 1196),
-    ("chatgpt", 3): Box(1, 69, 149, 237, 749),
-    ("gpt-4", 3): Box(1, 82, 225, 465, 1089),
-    ("chatgpt", 4): Box(1, 30, 54, 93, 649),
-    ("gpt-4", 4): Box(1, 48, 79, 131, 966),
-    ("chatgpt", 5): Box(1, 14, 26, 53, 1190),
-    ("gpt-4", 5): Box(1, 5, 17, 47, 1122),
-    ("chatgpt", 6): Box(5, 78, 107, 155, 1110),
-    ("gpt-4", 6): Box(1, 91, 172, 290, 988),
-    ("chatgpt", 7): Box(1, 37, 86, 144, 1303),
-    ("gpt-4", 7): Box(1, 64, 163, 256, 1409),
-    ("chatgpt", 8): Box(1, 54, 86, 121, 667),
-    ("gpt-4", 8): Box(3, 76, 94, 122, 491),
-    ("chatgpt", 9): Box(1, 44, 84, 135, 1338),
-    ("gpt-4", 9): Box(1, 59, 104, 175, 1336),
-    ("chatgpt", 10): Box(1, 63, 101, 145, 587),
-    ("gpt-4", 10): Box(1, 84, 106, 141, 590),
-    ("chatgpt", 11): Box(9, 98, 141, 199, 1614),
-    ("gpt-4", 11): Box(10, 110, 185, 266, 920),
-    ("chatgpt", 12): Box(1, 57, 122, 232, 1177),
-    ("gpt-4", 12): Box(1, 26, 120, 238, 1199),
-    ("chatgpt", 13): Box(1, 88, 176, 264, 1066),
-    ("gpt-4", 13): Box(1, 209, 269, 350, 1227),
-    ("chatgpt", 14): Box(1, 117, 194, 276, 1128),
-    ("gpt-4", 14): Box(1, 176, 233, 310, 1204),
-    ("chatgpt", 15): Box(1, 152, 223, 320, 1192),
-    ("gpt-4", 15): Box(49, 209, 277, 366, 1161),
-    ("chatgpt", 16): Box(2, 52, 81, 128, 774),
-    ("gpt-4", 16): Box(1, 47, 89, 170, 902),
-}
+def _published() -> dict[tuple[str, int], Box]:
+    """By teacher and system message (arXiv 2306.02707, figure 9, read off the boxes)."""
+    with (files("orca_jax") / "response_lengths.csv").open(encoding="utf-8") as file:
+        rows = [list(row.values()) for row in csv.DictReader(file)]
+    return {(teacher, int(id)): Box(*map(float, box)) for id, teacher, *box in rows}
+
+
+PAPER = _published()
 
 
 class Kind(NamedTuple):
@@ -173,25 +148,11 @@ def measure(traces: Iterable[Trace]) -> dict[Kind, Measured]:
 
 
 def estimate(
-    planned: Mapping[Kind, Planned],
-    terms: Mapping[str, Terms],
-    measured: Mapping[Kind, Measured] | None = None,
+    planned: Mapping[Kind, Planned], terms: Terms, measured: Mapping[Kind, Measured] | None = None
 ) -> list[Row]:
-    """A row for each kind, in order, and after each teacher's rows one with its totals.
-
-    Raises:
-      ValueError: a teacher has no terms.
-    """
-    rows = []
-    for teacher in sorted({kind.teacher for kind in planned}):
-        if teacher not in terms:
-            raise ValueError(
-                f"teacher {teacher!r} has no price and limits; known: {', '.join(sorted(terms))}"
-            )
-        kinds = sorted((kind for kind in planned if kind.teacher == teacher), key=str)
-        own = [_row(kind, planned[kind], terms[teacher], measured or {}) for kind in kinds]
-        rows += [*own, _total(teacher, own, terms[teacher])]
-    return rows
+    """A row for each kind, in order, and one with the totals; all kinds are of one teacher."""
+    rows = [_row(kind, planned[kind], terms, measured or {}) for kind in sorted(planned, key=str)]
+    return [*rows, _total(rows, terms)] if rows else []
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -234,16 +195,16 @@ def _row(kind: Kind, planned: Planned, terms: Terms, measured: Mapping[Kind, Mea
     )
 
 
-def _total(teacher: str, rows: Sequence[Row], terms: Terms) -> Row:
-    usage = Usage(
-        sum(row.usage.prompt_tokens for row in rows), sum(row.usage.completion_tokens for row in rows)
-    )
+def _total(rows: Sequence[Row], terms: Terms) -> Row:
+    usage = sum((row.usage for row in rows), Usage())
     source = "+".join(sorted({row.source for row in rows}))
-    return _priced(Kind(teacher, None, None), sum(row.requests for row in rows), usage, terms, source)
+    return _priced(
+        Kind(rows[0].kind.teacher, None, None), sum(row.requests for row in rows), usage, terms, source
+    )
 
 
 def _priced(kind: Kind, requests: int, usage: Usage, terms: Terms, source: str) -> Row:
-    limits, tokens = terms.limits, usage.prompt_tokens + usage.completion_tokens
+    limits, tokens = terms.limits, usage.total
     minutes = [requests / limits.requests] if limits.requests else []
     minutes += [tokens / limits.tokens] if limits.tokens else []
     money, waves = terms.price.cost(usage), 1

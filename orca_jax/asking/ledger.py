@@ -18,7 +18,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,11 @@ class Status:
     `unheard_usage`, which is not part of `usage`.
     """
 
-    requests: int
-    answers: int
-    attempts: dict[Outcome, int]
-    usage: Usage
-    seconds: float
+    requests: int = 0
+    answers: int = 0
+    attempts: Mapping[Outcome, int] = dataclasses.field(default_factory=dict)
+    usage: Usage = dataclasses.field(default_factory=Usage)
+    seconds: float = 0.0
     unheard: int = 0
     unheard_usage: Usage = dataclasses.field(default_factory=Usage)
 
@@ -245,23 +245,26 @@ class Ledger:
             for identity, number, prompt, completion, last in rows
         }
 
+    def last(self, identity: str) -> float:
+        """When the last attempt of this endpoint ended, in Unix time; 0 if there was none."""
+        rows = self._rows(
+            "SELECT finished FROM attempts JOIN requests ON requests.id = request "
+            "JOIN settings ON settings.id = setting WHERE endpoint = ? ORDER BY attempts.id DESC LIMIT 1",
+            [identity],
+        )
+        return rows[0][0] / 1000 if rows else 0.0
+
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
         rows = self._rows(
-            "SELECT request FROM lookup JOIN requests ON requests.id = request JOIN settings "
+            "SELECT key FROM lookup JOIN requests ON requests.id = request JOIN settings "
             "ON settings.id = setting WHERE answer IS NULL AND endpoint = ? ORDER BY request",
             [identity],
         )
-        for (row,) in rows:
-            ((sampling, sample, messages),) = self._rows(
-                "SELECT sampling, sample, messages FROM requests JOIN settings ON settings.id = setting "
-                "WHERE requests.id = ?",
-                [row],
-            )
-            last = self._rows(
-                f"SELECT {_REPLY_COLUMNS} FROM attempts WHERE request = ? ORDER BY id DESC LIMIT 1", [row]
-            )
-            yield _request(sampling, sample, messages), _reply(*last[0][:-1]) if last else None
+        for (key,) in rows:
+            request, last = self.request(key), self.failure(key)
+            assert request is not None  # it was just found
+            yield request, last.reply if last else None
 
     def _record(self, attempt: Attempt) -> Answer:
         key = request_id(attempt.identity, attempt.request)

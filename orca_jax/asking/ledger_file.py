@@ -1,4 +1,4 @@
-"""A ledger's file: its tables, how it is opened, made or upgraded, and what its errors mean."""
+"""A ledger's file: its tables, how it is opened or made, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ APPLICATION_ID = 0x4F524341  # "ORCA", in the file's header
 SCHEMA_VERSION = 2
 BUSY_SECONDS = 60.0
 
-SENT = """
+SCHEMA = """
 CREATE TABLE sent (          -- on its way, or lost when its program was killed
   request INTEGER NOT NULL REFERENCES requests,
   ticket INTEGER NOT NULL,
@@ -22,9 +22,6 @@ CREATE TABLE sent (          -- on its way, or lost when its program was killed
   started INTEGER NOT NULL,                     -- milliseconds since 1970, UTC
   PRIMARY KEY (request, ticket)
 ) WITHOUT ROWID;
-"""
-SCHEMA = f"""
-{SENT}
 CREATE TABLE settings (      -- who was asked, and how
   id INTEGER PRIMARY KEY,
   endpoint TEXT NOT NULL,
@@ -111,8 +108,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if _is_blank(connection):
         _make_tables(connection)
     application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
-    if (application, version) == (APPLICATION_ID, 1):
-        version = _upgrade(connection)
     if application != APPLICATION_ID:
         raise LedgerError(f"{path} is an SQLite file but not a ledger; use another path")
     if version != SCHEMA_VERSION:
@@ -139,27 +134,12 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 def _make_tables(connection: sqlite3.Connection) -> None:
     """Makes all or nothing; where several processes open a new ledger, the first one makes it."""
     connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
         if _is_blank(connection):
             for statement in _statements(SCHEMA):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    finally:
-        connection.execute("COMMIT")
-
-
-def _upgrade(connection: sqlite3.Connection) -> int:
-    """Gives a ledger of version 1 what version 2 has more: the table `sent`."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if _pragma(connection, "user_version") == 1:
-            for statement in _statements(SENT):
-                connection.execute(statement)
-            connection.execute("PRAGMA user_version = 2")
-    finally:
-        connection.execute("COMMIT")
-    return _pragma(connection, "user_version")
 
 
 def _is_blank(connection: sqlite3.Connection) -> bool:

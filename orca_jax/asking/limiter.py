@@ -10,11 +10,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orca_jax.asking.rate_headers import Quota
+from orca_jax.asking.waiting import full_jitter
 
 # Never more than a limit within any WINDOW. The server's minute begins when a request arrives, so what
 # is sent late and travels fast must not meet what was sent early and travelled slowly.
@@ -25,7 +25,7 @@ LOWEST = 0.05
 LOWEST_GUESS = 60.0  # requests a minute; an early 429 must not stop everything
 RECOVERY = 0.2 / 60  # share of the limit that the pace regains in a second
 ROUNDING = 1e-6
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # after a 429 that does not say how long to wait
+FIRST_PAUSE = 1.0  # after a 429 that does not say how long to wait
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ class Limits:
             raise ValueError(
                 f"limits of {self.requests} requests and {self.tokens} tokens a minute; 0 is unknown"
             )
+
+    @classmethod
+    def together(cls, requests: Sequence[float], tokens: Sequence[float]) -> Limits:
+        """Of several endpoints; 0 where one of them is not known."""
+        most, most_tokens = (round(sum(limits)) if all(limits) else 0 for limits in (requests, tokens))
+        return cls(requests=most, tokens=most_tokens)
 
 
 @dataclasses.dataclass(slots=True)
@@ -71,11 +77,8 @@ class Rate:
 class Limiter:
     """The limits of one endpoint. Amounts of tokens are estimates until they are settled."""
 
-    def __init__(
-        self, limits: Limits, *, clock: Callable[[], float] = time.monotonic, seed: int | None = None
-    ):
+    def __init__(self, limits: Limits, *, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
-        self._random = random.Random(seed)
         self._requests = _Meter(limits.requests)
         self._tokens = _Meter(limits.tokens)
         self._share = 1.0  # of the limits, lowered by 429s
@@ -113,8 +116,7 @@ class Limiter:
         now, share = self._clock(), self._current_share()
         self._refusals += 1
         if retry_after is None:
-            ceiling = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._refusals - 1, 10))
-            retry_after = self._random.uniform(0, ceiling)
+            retry_after = full_jitter(FIRST_PAUSE, self._refusals)
         self.pause(retry_after)
         if ticket.sent >= self._share_since:  # those sent before the last cut say nothing new
             if not (self._requests.limit or self._tokens.limit):

@@ -19,7 +19,6 @@ from orca_jax.records import Usage
 
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0
 MINUTE = 60.0
-EVER = 1e10  # seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Progress:
             "teacher": self.name,
             "done": f"{self.done:,} of {self.total:,}",
             "requests/min": _of(requests, self.limits.requests),
-            "tokens/min": _of(usage.prompt_tokens + usage.completion_tokens, self.limits.tokens),
+            "tokens/min": _of(usage.total, self.limits.tokens),
             "tokens": f"{status.usage.prompt_tokens:,} + {status.usage.completion_tokens:,}",
             "USD": f"{self.money:,.2f}" + (f" of {self.cap:,.2f}" if self.cap else ""),
             "end": self.end(requests),
@@ -64,7 +63,7 @@ class Progress:
         }
 
     def end(self, a_minute: int) -> str:
-        """When it is done, at the last minute's pace; else how long it has stood still."""
+        """When it is done, should so many be answered in each minute; else how long it has stood still."""
         if self.done >= self.total:
             return "done"
         if a_minute:
@@ -85,16 +84,16 @@ def progress(
     note: str = "",
 ) -> Progress:
     """Reads how a collection stands; `done` by default is what the ledger holds for this model."""
-    status = ledger.status().get(identity) or Status(0, 0, {}, Usage(), 0.0)
+    status = ledger.status().get(identity, Status())
     recent = ledger.recent(MINUTE).get(identity)
-    latest = recent or ledger.recent(EVER).get(identity)
+    last = ledger.last(identity) if status.attempts and not recent else 0.0
     return Progress(
         name=name,
         total=total,
         done=min(status.answers, total) if done is None else done,
         status=status,
         recent=recent,
-        last=latest.last if latest else 0.0,
+        last=recent.last if recent else last,
         limits=limits,
         money=money,
         cap=cap,
@@ -126,14 +125,7 @@ def hindrances(members: Iterable[MemberStatus]) -> str:
 def limits(members: Sequence[MemberStatus]) -> Limits:
     """The limits of a pool's endpoints together, as far as the servers have told them; 0 for none known."""
     left = [one for one in members if not one.refused]
-    return Limits(
-        requests=_together([one.requests.limit for one in left]),
-        tokens=_together([one.tokens.limit for one in left]),
-    )
-
-
-def _together(amounts: Sequence[float]) -> int:
-    return round(sum(amounts)) if all(amounts) else 0
+    return Limits.together([one.requests.limit for one in left], [one.tokens.limit for one in left])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ text that leaves this module.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import logging
 import os
@@ -23,8 +22,8 @@ import httpx2
 import openai
 
 from orca_jax.asking import completions
-from orca_jax.asking.api_config import EndpointError as EndpointError
-from orca_jax.asking.api_config import OpenAIConfig as OpenAIConfig
+from orca_jax.asking.api_config import EndpointError, OpenAIConfig
+from orca_jax.asking.completions import Sent
 from orca_jax.asking.endpoint import EndpointRefused, Fault
 from orca_jax.records import Message, Reply, Sampling
 
@@ -35,15 +34,6 @@ LOGGERS = ("httpcore", "httpx", "openai")
 # The client looks through all idle connections of its pool at every request: several small pools are faster.
 POOLS = 8
 _LIMITS = re.compile(r"x-ratelimit-|retry-after|date$")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sent:
-    """What came back for one request: its reading, and by lower-case name the headers about limits."""
-
-    reading: completions.Reading
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    status: int | None = None
 
 
 class OpenAIEndpoint:
@@ -163,7 +153,7 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 
 
 class _TooLarge(Exception):
-    """An answer grew beyond what is read."""
+    """An answer is not read to its end; the message says why."""
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -171,13 +161,13 @@ class _Bounded(httpx2.AsyncByteStream):
 
     def __init__(self, stream: httpx2.AsyncByteStream, largest: int):
         self._stream = stream
-        self._left = largest
+        self._largest = self._left = largest
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             self._left -= len(chunk)
             if self._left < 0:
-                raise _TooLarge
+                raise _TooLarge(f"an answer of more than {self._largest} bytes")
             yield chunk
 
     async def aclose(self) -> None:
@@ -187,7 +177,8 @@ class _Bounded(httpx2.AsyncByteStream):
 def _make_client(config: OpenAIConfig, key: str, context: ssl.SSLContext) -> openai.AsyncOpenAI:
     async def bound(response: httpx2.Response) -> None:
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise _TooLarge  # not asked for, and a few bytes can unpack to any size
+            # Not asked for, and a few bytes can unpack to any size.
+            raise _TooLarge("a compressed answer, which was not asked for; let no proxy compress it")
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = _Bounded(response.stream, config.largest)
 
@@ -216,8 +207,8 @@ def _failure(error: Exception, config: OpenAIConfig) -> completions.Reading:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
     unsent = any(isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout) for cause in causes)
-    if any(isinstance(cause, _TooLarge) for cause in causes):
-        fault, message = Fault.TOO_LARGE, f"an answer of more than {config.largest} bytes, or compressed"
+    if too_large := next((cause for cause in causes if isinstance(cause, _TooLarge)), None):
+        fault, message = Fault.TOO_LARGE, str(too_large)
     elif any(isinstance(cause, TimeoutError | openai.APITimeoutError) for cause in causes):
         fault, message = Fault.TIMEOUT, f"no answer within {config.timeout:g} s"
     else:

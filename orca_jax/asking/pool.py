@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from orca_jax.asking import rate_headers, token_counts
 from orca_jax.asking.budget import Budget, Price, Reservation
-from orca_jax.asking.completions import Reading
+from orca_jax.asking.completions import Reading, Sent
 from orca_jax.asking.endpoint import EndpointRefused, Fault
 from orca_jax.asking.limiter import Limiter, Limits, Rate, Ticket
 from orca_jax.asking.waiting import Signal
@@ -19,23 +19,12 @@ log = logging.getLogger(__name__)
 UNPAID = (Fault.RATE_LIMIT, Fault.REFUSED, Fault.REQUEST, Fault.TOO_LONG)
 
 
-class Answer(Protocol):
-    """What came back for one request, with headers by lower-case name."""
-
-    @property
-    def reading(self) -> Reading: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def status(self) -> int | None: ...
-
-
 class Sender(Protocol):
     """One address, model and key, such as `openai.OpenAIEndpoint`."""
 
     @property
     def label(self) -> str: ...
-    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Answer: ...
+    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Sent: ...
     def refusal(self, status: int | None, said: str) -> str: ...
     async def close(self) -> None: ...
 
@@ -97,12 +86,12 @@ class Pool:
         reservation = await self.budget.reserve(bound, self.price)
         try:
             expected = self._expectation.usage(messages, sampling)
-            member = await self._free_member(_total(expected))
+            member = await self._free_member(expected.total)
         except BaseException:
             self.budget.settle(reservation, Usage(), self.price)
             raise
         member.sent += 1
-        ticket = member.limiter.take(_total(expected))
+        ticket = member.limiter.take(expected.total)
         return _Admission(self, member, ticket, reservation, messages, sampling, bound, expected)
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
@@ -134,7 +123,7 @@ class Pool:
                 return min(free, key=lambda member: member.sent)
             await self._changed.wait(delay)
 
-    def settle(self, admission: _Admission, answer: Answer) -> Reply:
+    def settle(self, admission: _Admission, answer: Sent) -> Reply:
         """Takes in what an answer says of usage and limits; returns the reply, its usage filled in."""
         reading, member = answer.reading, admission.member
         used = self._used(reading, admission)
@@ -142,7 +131,7 @@ class Pool:
         limiter.correct(
             rate_headers.quota(answer.headers, "requests"), rate_headers.quota(answer.headers, "tokens")
         )
-        counted = 0 if reading.fault in UNPAID else _total(used) or _total(admission.expected)
+        counted = 0 if reading.fault in UNPAID else used.total or admission.expected.total
         limiter.settle(admission.ticket, counted)
         self._heed(admission, answer)
         if reading.usage_known:
@@ -170,7 +159,7 @@ class Pool:
             return Usage(prompt, most) if reading.maybe_paid else Usage()
         return Usage(prompt, min(most, self._expectation.tokens(reading.reply.text)))
 
-    def _heed(self, admission: _Admission, answer: Answer) -> None:
+    def _heed(self, admission: _Admission, answer: Sent) -> None:
         wait = rate_headers.retry_after(answer.headers, answer.reading.message)
         fault, limiter = answer.reading.fault, admission.member.limiter
         if fault is Fault.RATE_LIMIT:
@@ -180,7 +169,7 @@ class Pool:
         elif fault is None:
             limiter.answered()
 
-    def _leave_out(self, member: _Member, answer: Answer, reply: Reply) -> None:
+    def _leave_out(self, member: _Member, answer: Sent, reply: Reply) -> None:
         first = not member.refused
         member.refused = member.sender.refusal(answer.status, answer.reading.message)
         if all(other.refused for other in self._members):
@@ -189,35 +178,25 @@ class Pool:
             log.error("%s; the other endpoints go on", member.refused)
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class _Admission:
     """Leave to send one request to one member."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        member: _Member,
-        ticket: Ticket,
-        reservation: Reservation,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        bound: Usage,
-        expected: Usage,
-    ):
-        self.member, self.ticket, self.reservation = member, ticket, reservation
-        self.messages, self.sampling = messages, sampling
-        self.bound, self.expected = bound, expected
-        self._pool = pool
-        self._sent = False
+    pool: Pool
+    member: _Member
+    ticket: Ticket
+    reservation: Reservation
+    messages: Sequence[Message]
+    sampling: Sampling
+    bound: Usage
+    expected: Usage
+    sent: bool = False
 
     async def reply(self) -> Reply:
-        self._sent = True
+        self.sent = True
         answer = await self.member.sender.send(self.messages, self.sampling)
-        return self._pool.settle(self, answer)
+        return self.pool.settle(self, answer)
 
     def release(self) -> None:
         # A request that was cancelled on its way may be paid for all the same.
-        self._pool.release(self, self.bound if self._sent else Usage())
-
-
-def _total(usage: Usage) -> int:
-    return usage.prompt_tokens + usage.completion_tokens
+        self.pool.release(self, self.bound if self.sent else Usage())

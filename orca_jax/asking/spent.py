@@ -31,12 +31,8 @@ def _batches(folder: Path) -> tuple[Usage, Usage]:
     from orca_jax.asking.batch import read_state  # brings the client with it
 
     found = read_state(folder)
-    ended = [batch.used for batch in found if batch.collected]
-    return _sum(ended), _sum([batch.file.bound for batch in found if batch.is_open])
-
-
-def _sum(usages: list[Usage]) -> Usage:
-    return Usage(sum(one.prompt_tokens for one in usages), sum(one.completion_tokens for one in usages))
+    used = sum((batch.used for batch in found if batch.collected), Usage())
+    return used, sum((batch.file.bound for batch in found if batch.is_open), Usage())
 
 
 def _less(whole: Usage, part: Usage) -> Usage:

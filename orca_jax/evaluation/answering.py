@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from orca_jax.evaluation.examination import Answer, Conversation
 from orca_jax.evaluation.modes import LOG_LIKELIHOODS
 from orca_jax.evaluation.questions import Question, conversation
-from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
+from orca_jax.records import Message, Outcome, Reply, Sampling
 
 LogLikelihoods = Callable[[Sequence[tuple[Conversation, str]]], Sequence[float]]
 
@@ -24,17 +24,13 @@ def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
         asked = [_continued(messages, first[i].text, cue) for i, messages in enumerate(conversations)]
         for index, reply in second(asked, sampling):
             raw = {**reply.raw, "first_reply": first[index].text}
-            yield index, Reply(reply.outcome, reply.text, _added(first[index].usage, reply.usage), raw)
+            yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
 
     return both
 
 
 def _continued(messages: Conversation, reply: str, cue: str) -> Conversation:
     return (*messages[:-1], Message("user", f"{messages[-1].content}\n{reply}\n{cue}"))
-
-
-def _added(one: Usage, other: Usage) -> Usage:
-    return Usage(one.prompt_tokens + other.prompt_tokens, one.completion_tokens + other.completion_tokens)
 
 
 def by_likelihood(log_likelihoods: LogLikelihoods, questions: Sequence[Question], system_text: str) -> Answer:

@@ -112,7 +112,7 @@ def distinct(texts: Iterable[str], sizes: Sequence[int] = (1, 2, 3)) -> dict[int
 
 def paper_lengths() -> dict[tuple[int, str], dict[str, float]]:
     """Figure 9's boxes, read off it: (message, `chatgpt` or `gpt-4`) to the five values of `BOX`."""
-    text = importlib.resources.files(__package__).joinpath("response_lengths.csv").read_text("utf-8")
+    text = importlib.resources.files("orca_jax").joinpath("response_lengths.csv").read_text("utf-8")
     rows = csv.DictReader(text.splitlines())
     return {
         (int(row["system_message_id"]), row["teacher"]): {name: float(row[name]) for name in BOX}

@@ -19,6 +19,7 @@ from orca_jax.asking.budget import Budget, BudgetSpent, Price
 from orca_jax.asking.endpoint import EndpointRefused, Fault, Request, request_id
 from orca_jax.asking.ledger import Ledger
 from orca_jax.asking.openai import OpenAIConfig
+from orca_jax.asking.token_counts import bound
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from tests.asking.server import Answer, Server, completion, error
 
@@ -321,10 +322,14 @@ def test_a_full_queue_is_waited_for(folder, ledger):
         return BatchAPI.look(api, name)
 
     api.look = look
+    every = requests(8)
+    # Both files fit once; what was reserved for the refused one must be given back.
+    budget = Budget(tokens=sum((bound(one.messages, one.sampling) for one in every), Usage()).total)
     with Server(api) as server:
-        collect(server, folder, ledger, requests(8), limits=BatchLimits(requests=4))
+        collect(server, folder, ledger, every, limits=BatchLimits(requests=4), budget=budget)
     assert ledger.status()["teacher"].attempts == {Outcome.OK: 8}
     assert len(api.batches) == 3
+    assert budget.tokens_spent == 8 * 10
 
 
 def test_a_refused_file(folder, ledger):

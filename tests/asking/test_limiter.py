@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from orca_jax.asking import limiter
 from orca_jax.asking.limiter import Limiter, Limits
 from orca_jax.asking.rate_headers import Quota
+from orca_jax.asking.waiting import LONGEST_BACKOFF
 
 NOTHING = Quota()
 
@@ -25,7 +27,7 @@ class Clock:
 
 def make(**limits):
     clock = Clock()
-    return clock, Limiter(Limits(**limits), clock=clock, seed=0)
+    return clock, Limiter(Limits(**limits), clock=clock)
 
 
 def simulate(clock, limiter, work, until=math.inf):
@@ -183,15 +185,16 @@ class TestThrottled:
         clock, one = make(requests=600)
         for refusals in range(1, 12):
             one.throttled(one.take(1), None)
-            ceiling = min(limiter.LONGEST_PAUSE, limiter.FIRST_PAUSE * 2 ** (refusals - 1))
+            ceiling = min(LONGEST_BACKOFF, limiter.FIRST_PAUSE * 2 ** (refusals - 1))
             assert one.paused() <= ceiling
-            clock.now += limiter.LONGEST_PAUSE
+            clock.now += LONGEST_BACKOFF
         assert one.paused() == 0
 
     def test_waits_are_spread(self):
         waits = []
-        for seed in range(200):
-            one = Limiter(Limits(requests=600), clock=Clock(), seed=seed)
+        random.seed(0)
+        for _ in range(200):
+            _, one = make(requests=600)
             one.throttled(one.take(1), None)
             waits.append(one.paused())
         assert min(waits) < 0.05 < 0.95 < max(waits)

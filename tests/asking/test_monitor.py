@@ -73,6 +73,14 @@ def test_before_and_after(ledger):
     assert look(ledger, done=40).done == 40
 
 
+def test_another_model_that_was_asked_more_since_hides_nothing(ledger, monkeypatch):
+    monkeypatch.setattr("orca_jax.asking.ledger.LATEST", 5)
+    record(ledger, 3, ago=3 * 3600)
+    asked = Request((Message("user", "others"),))
+    ledger.record([Attempt("other", asked, Reply(Outcome.OK, "So."), 1.0, time.time())] * 6)
+    assert look(ledger).columns()["end"] == "no reply for 3.0 h"
+
+
 def test_in_a_line(ledger):
     record(ledger, 10)
     assert monitor.line(look(ledger)).startswith("dear: done 10 of 100; requests/min 10 of 18; ")

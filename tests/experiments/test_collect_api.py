@@ -478,6 +478,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
         ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
         ({"top_logprobs": 21}, "top_logprobs in 0 to 20"),
         ({"budget_money": -1.0}, "0 is no cap"),
+        ({"lengths": "gpt4"}, "lengths='gpt4'; known: chatgpt, gpt-4"),
         ({"batch": True, "endpoints": ({"model": "a"}, {"model": "b"})}, "leave one in api.endpoints"),
         ({"endpoints": ({"model": "a", "key_variable": KEY},)}, "is no variable's name"),
         ({"endpoints": ({"model": "a", "base_url": "http://far/v1"},)}, "is not https"),
