@@ -6,6 +6,14 @@ import pytest
 
 from orca_jax.student import attention, attention_gpu
 from orca_jax.student.attention import BACKENDS
+from orca_jax.student.sharding import AXES
+
+H100 = jax.sharding.AbstractMesh(
+    (1, 1, 1),
+    AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
+)
 
 
 def shapes(length, head_dim):
@@ -22,8 +30,9 @@ def test_for_a_gpu_forward_and_backward_are_its_kernels(head_dim, monkeypatch):
         mixed = attention.attend(query, key, value, segment_ids, backend="pallas_gpu")
         return mixed.astype(jnp.float32).sum()
 
-    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, head_dim))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    with jax.sharding.use_abstract_mesh(H100):  # jax 0.11 asks which GPU
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, head_dim))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     for kernel in ("mha_forward", "mha_preprocess_backward", "mha_backward"):
         assert f'"{kernel}"' in text
 
