@@ -28,6 +28,7 @@ from absl import app, flags
 
 from orca_jax.student import huggingface, huggingface_config, llama, presets
 from orca_jax.student.config import LlamaConfig
+from orca_jax.student.generation import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 
 _FOLDER = flags.DEFINE_string("folder", "", "Where `memory` keeps its model; empty: a temporary folder.")
@@ -135,15 +136,9 @@ def generations(pair: Pair) -> tuple[list[int], list[int]]:
 
 
 def _greedy(pair: Pair, prompt: np.ndarray) -> list[int]:
-    apply = jax.jit(llama.apply, static_argnames="config")
-    cache = llama.empty_cache(pair.config, 1, PROMPT + NEW)
-    said: list[int] = []
-    new, places = prompt[None], np.arange(PROMPT, dtype=np.int32)[None]
-    while len(said) < NEW:
-        scores, cache = apply(pair.params, new, places, np.ones_like(places), cache, config=pair.config)
-        said.append(int(scores[0, -1].argmax()))
-        new, places = np.array([[said[-1]]], np.int32), places[:, -1:] + 1
-    return said
+    generator = Generator(pair.params, pair.config, stop_ids=(), max_length=PROMPT + NEW)
+    [said] = generator.generate([prompt], max_tokens=NEW)
+    return [int(token) for token in said.tokens]
 
 
 def round_trip_differences(pair: Pair, folder: Path) -> list[str]:

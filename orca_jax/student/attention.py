@@ -31,12 +31,6 @@ from orca_jax.student.attention_splash import MAX_HEAD_DIM, splash
 log = logging.getLogger(__name__)
 
 
-def grouped(query: jax.Array, kv_heads: int) -> jax.Array:
-    """Query [b, t, n, h] as [b, t, k, g, h]: g query heads share one key-value head."""
-    b, t, n, h = query.shape
-    return query.reshape(b, t, kv_heads, n // kv_heads, h)
-
-
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     """Softmax over the last axis where `mask` holds, in float32; zeros where nothing does."""
     scores = jnp.where(mask, scores, MASKED)
@@ -44,33 +38,19 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
 
 
-def mix(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention under a boolean mask [b, t, s]; scores and softmax in float32."""
-    groups = grouped(query, key.shape[2])
-    scores = jnp.einsum("btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32)
-    weights = masked_softmax(scores / math.sqrt(query.shape[-1]), mask[:, None, None])
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
-    return mixed.reshape(query.shape)
-
-
 def reference(
     query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
 ) -> jax.Array:
-    """The plain form that the others are tested against: one mask [b, t, t]."""
-    order = jnp.arange(query.shape[1])
+    """The plain form that the others are tested against: one mask [b, t, t], all scores in float32."""
+    b, t, n, h = query.shape
+    order, kv_heads = jnp.arange(t), key.shape[2]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    seen = sees(order[:, None], order, window)
-    return mix(query, key, value, same & seen & (segment_ids > 0)[:, :, None])
-
-
-def attend_to_cache(
-    query: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array, *, window: int = 0
-) -> jax.Array:
-    """Attention of a row's new tokens, at `positions` [b, t], to the cache's slots up to them.
-
-    Slot i of the cache holds position i; with a window, the last `window` slots up to a token are seen.
-    """
-    return mix(query, keys, values, sees(positions[:, :, None], jnp.arange(keys.shape[1]), window))
+    mask = same & sees(order[:, None], order, window) & (segment_ids > 0)[:, :, None]
+    groups = query.reshape(b, t, kv_heads, n // kv_heads, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32)
+    weights = masked_softmax(scores / math.sqrt(h), mask[:, None, None])
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
+    return mixed.reshape(query.shape)
 
 
 BACKENDS: dict[str, Backend] = {

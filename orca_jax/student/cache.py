@@ -62,7 +62,7 @@ class Fresh(NamedTuple):
         segment_ids: jax.Array,
         config: LlamaConfig,
     ) -> tuple[jax.Array, Columns]:
-        """See `llama.AnyLayerCache`; positions count from 0, and segment 0 is padding."""
+        """See `llama.LayerCache`; positions count from 0, and segment 0 is padding."""
         mixed = attention.attend(
             query, key, value, segment_ids, backend=config.attention, window=config.sliding_window
         )
@@ -90,7 +90,7 @@ class Continued(NamedTuple):
         segment_ids: jax.Array,
         config: LlamaConfig,
     ) -> tuple[jax.Array, Continued]:
-        """See `llama.AnyLayerCache`; `segment_ids` is unused: each row is one segment."""
+        """See `llama.LayerCache`; `segment_ids` is unused: each row is one segment."""
         place = (0, 0, self.written, 0)
         new = Columns(
             *(

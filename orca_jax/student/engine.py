@@ -193,8 +193,9 @@ class Engine:
         size = len(request.prompt)
         if not 0 < size < self.max_length:
             raise ValueError(f"the prompt has {size} tokens; 1 to {self.max_length - 1} fit")
-        if request.max_tokens < 1 or request.temperature < 0 or request.top_k < 0 or request.top_p < 0:
-            raise ValueError(f"max_tokens must be at least 1, the others of {request} at least 0")
+        for name, least in {"max_tokens": 1, "temperature": 0, "top_k": 0, "top_p": 0}.items():
+            if (value := getattr(request, name)) < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         ticket = next(self._tickets)
         self._waiting.append(_Running(ticket, request, min(request.max_tokens, self.max_length - size)))
         return ticket

@@ -86,20 +86,20 @@ class Generator:
         # Neighbours attend to like numbers of columns; the longest start first, so that none is left over.
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         tickets = {}
-        for index in order:
-            request = Request(
-                prompt=prompts[index],
-                max_tokens=limits[index],
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                number=index if numbers is None else numbers[index],
-                shared=shared,
-                ends=ends,
-            )
-            tickets[self.engine.add(request)] = index
         try:
+            for index in order:
+                request = Request(
+                    prompt=prompts[index],
+                    max_tokens=limits[index],
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    seed=seed,
+                    number=index if numbers is None else numbers[index],
+                    shared=shared,
+                    ends=ends,
+                )
+                tickets[self.engine.add(request)] = index
             while tickets:
                 for advance in self.engine.step():
                     if advance.finished is not None:
@@ -107,11 +107,6 @@ class Generator:
         finally:
             for ticket in tickets:
                 self.engine.cancel(ticket)
-
-    def prompt_log_probs(self, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Log-probabilities float32 [n - 1] of the tokens of prompts (int32 [n], n >= 2) but the first."""
-        scores = self.scorer.score([prompt[:1] for prompt in prompts], [prompt[1:] for prompt in prompts])
-        return [score.log_probs for score in scores]
 
     def _check(self, prompts: Sequence[np.ndarray]) -> None:
         for index, prompt in enumerate(prompts):

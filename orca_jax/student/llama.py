@@ -25,7 +25,7 @@ Params = dict[str, Any]
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-class AnyLayerCache(Protocol):
+class LayerCache(Protocol):
     """What one layer has seen, however it is kept: here the plain form, in `cache` those of the engine."""
 
     def attend(
@@ -40,30 +40,7 @@ class AnyLayerCache(Protocol):
         """Attention [b, t, n, h] of new tokens to what was seen and to themselves, and the new cache."""
 
 
-class LayerCache(NamedTuple):
-    """Keys and values of one layer, each [b, s, k, h]; slot `i` holds the token at position `i`."""
-
-    keys: jax.Array
-    values: jax.Array
-
-    def attend(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        config: LlamaConfig,
-    ) -> tuple[jax.Array, LayerCache]:
-        """See `AnyLayerCache`; each row is one segment, and `segment_ids` is unused."""
-        new = write(self, key, value, positions)
-        mixed = attention.attend_to_cache(
-            query, new.keys, new.values, positions, window=config.sliding_window
-        )
-        return mixed, new
-
-
-Cache = tuple[AnyLayerCache, ...]
+Cache = tuple[LayerCache, ...]
 
 
 class Rotation(NamedTuple):
@@ -132,8 +109,8 @@ class Attention(nn.Module):
         segment_ids: jax.Array,
         by: Rotation,
         positions: jax.Array,
-        cache: AnyLayerCache | None,
-    ) -> tuple[jax.Array, AnyLayerCache | None]:
+        cache: LayerCache | None,
+    ) -> tuple[jax.Array, LayerCache | None]:
         c = self.config
         query = rotate(self._heads(x, c.num_heads, "query"), by)
         key = rotate(self._heads(x, c.num_kv_heads, "key"), by)
@@ -151,15 +128,6 @@ class Attention(nn.Module):
         projected = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
         heads = projected.reshape(*x.shape[:2], count, self.config.head_dim)
         return constrain(heads, "batch", None, "tensor", None)
-
-
-def write(cache: LayerCache, key: jax.Array, value: jax.Array, positions: jax.Array) -> LayerCache:
-    """Puts key and value [b, t, k, h] into the slots `positions` [b, t] of a layer's cache."""
-    rows = jnp.arange(key.shape[0])[:, None]
-    return LayerCache(
-        cache.keys.at[rows, positions].set(key.astype(cache.keys.dtype)),
-        cache.values.at[rows, positions].set(value.astype(cache.values.dtype)),
-    )
 
 
 class FeedForward(nn.Module):
@@ -187,8 +155,8 @@ class Block(nn.Module):
         segment_ids: jax.Array,
         by: Rotation,
         positions: jax.Array,
-        cache: AnyLayerCache | None = None,
-    ) -> tuple[jax.Array, AnyLayerCache | None]:
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
         epsilon = self.config.norm_epsilon
         normed = RMSNorm(epsilon, name="attention_norm")(x)
         mixed, cache = Attention(self.config, self.dtype, name="attention")(
@@ -244,7 +212,7 @@ class Llama(nn.Module):
                 "unembed", KERNEL_INIT, (c.hidden_size, c.padded_vocab_size), jnp.float32
             )
 
-    def hidden(
+    def __call__(
         self,
         tokens: jax.Array,
         positions: jax.Array,
@@ -267,31 +235,12 @@ class Llama(nn.Module):
     def _unrolled(
         self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
-        before: Sequence[AnyLayerCache | None] = cache or (None,) * self.config.num_layers
+        before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
         after = []
         for layer, layer_cache in zip(self.layers, before, strict=True):
             x, layer_cache = layer(x, segment_ids, by, positions, layer_cache)
             after.append(layer_cache)
         return x, tuple(after) if cache else None
-
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Float32 logits [b, t, v] with padding ids at -inf, and the updated cache.
-
-        Args:
-          tokens: int32 [b, t].
-          positions: int32 [b, t], counted from 0 in each segment.
-          segment_ids: int32 [b, t]; 0 is padding. Tokens attend within their segment only.
-          cache: keys and values seen so far; then each row is one segment and `segment_ids` is unused.
-        """
-        last, cache = self.hidden(tokens, positions, segment_ids, cache)
-        matrix = self.embed.embedding.T if self.config.tie_embeddings else self.unembed
-        return logits(last, matrix, self.config.vocab_size), cache
 
 
 def logits(last: jax.Array, matrix: jax.Array, vocab_size: int) -> jax.Array:
@@ -322,10 +271,16 @@ def apply(
     config: LlamaConfig,
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, Cache | None]:
-    """The student as a pure function: see `Llama.__call__`."""
-    model: Any = Llama(config, dtype)
-    with lora.adapting(config.lora):
-        return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+    """The student as a pure function: float32 logits [b, t, v], padding ids at -inf, and the updated cache.
+
+    Args:
+      tokens: int32 [b, t].
+      positions: int32 [b, t], counted from 0 in each segment.
+      segment_ids: int32 [b, t]; 0 is padding. Tokens attend within their segment only.
+      cache: what each layer has seen so far; the scanned view takes none.
+    """
+    last, cache = hidden(params, tokens, positions, segment_ids, cache, config=config, dtype=dtype)
+    return logits(last, head(params, config), config.vocab_size), cache
 
 
 def hidden(
@@ -338,20 +293,12 @@ def hidden(
     config: LlamaConfig,
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, Cache | None]:
-    """`apply` without the unembedding: see `Llama.hidden`."""
+    """`apply` without the unembedding: the last layer's normed output [b, t, d] in the compute type."""
     model: Any = Llama(config, dtype)
     with lora.adapting(config.lora):
-        return model.apply({"params": params}, tokens, positions, segment_ids, cache, method="hidden")
+        return model.apply({"params": params}, tokens, positions, segment_ids, cache)
 
 
 def head(params: Params, config: LlamaConfig) -> jax.Array:
     """The unembedding matrix, float32 [d, v]."""
     return params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
-
-
-def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """Zeros for `length` positions of `batch` rows."""
-    shape = (batch, length, config.num_kv_heads, config.head_dim)
-    return tuple(
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
-    )

@@ -64,7 +64,7 @@ def test_without_a_seed_each_reply_is_another(endpoint):
         (
             [Message("user", "A")],
             dataclasses.replace(SAMPLING, max_tokens=0),
-            "max_tokens must be at least 1",
+            "max_tokens=0 must be at least 1",
         ),
     ],
     ids=["too long", "wrong turns", "no tokens"],

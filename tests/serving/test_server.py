@@ -117,12 +117,13 @@ def test_the_contract_of_log_likelihoods(client, student, tokenizer):
     asked = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True, "seed": 1234}
     others = [ids[:2], [*ids, 300, 301, 302] * 3]
     choices = complete(client, prompt=[ids, *others], **asked)["choices"]
-    expected = student.generator.prompt_log_probs([np.array(one, np.int32) for one in (ids, *others)])
+    every = [np.array(one, np.int32) for one in (ids, *others)]
+    expected = student.generator.scorer.score([one[:1] for one in every], [one[1:] for one in every])
     for one, choice, own in zip((ids, *others), choices, expected, strict=True):
         found = choice["logprobs"]
         assert [len(values) for values in found.values()] == [len(one) + 1] * 4
         assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
-        np.testing.assert_allclose(found["token_logprobs"][1:-1], own, atol=1e-4)
+        np.testing.assert_allclose(found["token_logprobs"][1:-1], own.log_probs, atol=1e-4)
         assert all(found["top_logprobs"][1:])
         assert found["token_logprobs"][-1] == max(found["top_logprobs"][-1].values())
         assert choice["text"].startswith(tokenizer.decode(one))

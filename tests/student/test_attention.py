@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import attention, llama
-from orca_jax.student.attention import BACKENDS, attend, attend_to_cache, choose
+from orca_jax.student.attention import BACKENDS, attend, choose
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.training.loss import cross_entropy
 from tests.student.numpy_attention import numpy_attention
@@ -269,27 +269,6 @@ def test_results_and_gradients_have_the_inputs_type(backend, dtype):
     assert [gradient.dtype for gradient in gradients] == [dtype] * 3
     exact = numpy_attention(*inputs, np.ones((2, 9)), 0)
     np.testing.assert_allclose(mixed.astype(jnp.float32), exact, atol=1e-5 if dtype == jnp.float32 else 0.03)
-
-
-@given(filled=st.integers(1, 12), garbage=st.floats(-1e4, 1e4))
-@settings(max_examples=15)
-def test_slots_of_the_cache_that_come_later_are_not_seen(filled, garbage):
-    query, keys, values = heads(12)
-    positions = jnp.full((2, 1), filled - 1)
-    clean = attend_to_cache(query[:, :1], keys, values, positions)
-    dirty = (x.at[:, filled:].set(garbage) for x in (keys, values))
-    np.testing.assert_array_equal(attend_to_cache(query[:, :1], *dirty, positions), clean)
-
-
-@pytest.mark.parametrize("window", [1, 4, 12, 50])
-def test_the_cache_is_seen_through_the_window(window):
-    """Decoding a row token by token gives what attending to the whole row does."""
-    query, keys, values = heads(12)
-    whole = numpy_attention(query, keys, values, np.ones((2, 12)), window)
-    for position in range(12):
-        at = jnp.full((2, 1), position)
-        one = attend_to_cache(query[:, position : position + 1], keys, values, at, window=window)
-        np.testing.assert_allclose(one[:, 0], whole[:, position], atol=1e-5)
 
 
 def test_every_name_stands_for_itself():

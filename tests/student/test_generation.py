@@ -179,11 +179,12 @@ def test_the_common_start_is_what_all_share(start, tails):
     assert found == (shared if shared >= WORTH_SHARING else 0)
 
 
-def test_prompts_have_log_probabilities_too():
-    params = make_params(SMALL)
-    for prompt, found in zip(PROMPTS[2:4], make_generator().prompt_log_probs(PROMPTS[2:4])):
-        every = np.asarray(jax.nn.log_softmax(logits(params, prompt, SMALL)))
-        np.testing.assert_allclose(found, every[np.arange(len(prompt) - 1), prompt[1:]], atol=1e-5)
+def test_a_request_that_is_refused_leaves_none_of_its_company_behind(greedy):
+    generator = make_generator()
+    with pytest.raises(ValueError, match="max_tokens=0 must be at least 1"):
+        generator.generate(PROMPTS[:2], max_tokens=[4, 0])
+    assert not generator.engine.busy
+    assert generator.generate(PROMPTS[:2], max_tokens=4)
 
 
 def test_another_engine_over_the_same_parameters(greedy):

@@ -1,7 +1,6 @@
 """The decoder computes what the papers say, whatever the view, the cache, the padding or the compute type."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from orca_jax.student import llama
 from orca_jax.student.attention import BACKENDS
+from orca_jax.student.cache import Fresh
 from orca_jax.student.config import RopeScaling
 from orca_jax.student.parameters import per_layer, stacked
 from tests.student import numpy_llama
@@ -155,36 +155,11 @@ def test_no_token_sees_a_later_one(backend):
     assert np.abs(one[100:] - two[100:]).max(axis=-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("parts", [[1] * 12, [5, 1, 6], [12]], ids=str)
-def test_cached_decoding_is_the_full_forward_pass(parts):
-    params, tokens = make_params(SMALL), make_tokens(12)
-    cache, found = llama.empty_cache(SMALL, 1, 16), []
-    for start, end in itertools.pairwise(np.cumsum([0, *parts])):
-        row, positions = tokens[None, start:end], np.arange(start, end)[None]
-        scores, cache = apply(params, row, positions, np.ones_like(row), cache, config=SMALL)
-        found.append(scores[0, :, : SMALL.vocab_size])
-    np.testing.assert_allclose(np.concatenate(found), logits(params, tokens, SMALL), rtol=0, atol=2e-5)
-
-
-def test_rows_of_a_cache_may_be_at_different_positions():
-    params, rows = make_params(SMALL), [make_tokens(9, seed=1), make_tokens(6, seed=2)]
-    prompt = np.zeros((2, 8), np.int32)
-    prompt[0], prompt[1, :5] = rows[0][:8], rows[1][:5]
-    everywhere = np.broadcast_to(np.arange(8), (2, 8))
-    _, cache = apply(
-        params, prompt, everywhere, np.ones_like(prompt), llama.empty_cache(SMALL, 2, 12), config=SMALL
-    )
-    last = np.array([[rows[0][8]], [rows[1][5]]])
-    scores, _ = apply(params, last, np.array([[8], [5]]), np.ones_like(last), cache, config=SMALL)
-    for found, row in zip(scores[:, 0, : SMALL.vocab_size], rows):
-        np.testing.assert_allclose(found, logits(params, row, SMALL)[-1], rtol=0, atol=2e-5)
-
-
 def test_the_scanned_view_refuses_a_cache():
     params, config = stacked(make_params(SMALL), SMALL)
     one = np.ones((1, 1), np.int32)
     with pytest.raises(ValueError, match="per_layer"):
-        llama.apply(params, one, one, one, llama.empty_cache(config, 1, 4), config=config)
+        llama.apply(params, one, one, one, (Fresh(),) * config.num_layers, config=config)
 
 
 def test_bfloat16_computes_nearly_the_same_and_returns_float32():
