@@ -85,8 +85,16 @@ def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> 
 
 
 def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> bool:
-    """Links what another set has run already in the place of an arm; whether there was such a run."""
+    """Links what another set has run already in the place of an arm; whether there was such a run.
+
+    Raises:
+      ArtifactError: there is a link already, to a run that is gone.
+    """
     directory = folder(workdir, arm.name, seed)
+    if directory.is_symlink() and not directory.exists():
+        raise artifacts.ArtifactError(
+            f"{directory} links to a run that is gone; remove it to run the arm here"
+        )
     same = None if directory.exists() else finished_run(arm_set.config(arm, seed), flags.FLAGS.reuse)
     if same:
         log.info("%s, seed %d: taken from %s", arm.name, seed, same)
@@ -240,7 +248,8 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
     if given.bbh:
         arm_set = ablate_bbh.with_bbh(arm_set, Path(given.bbh))
     asked = arm_set.runs(given.arms, given.seeds)
-    chosen = [(arm, seed) for arm, seed in asked if not take(arm_set, arm, seed, workdir)]
+    taken = [(arm, seed) for arm, seed in asked if take(arm_set, arm, seed, workdir)]
+    chosen = [one for one in asked if one not in taken]
     with artifacts.atomic_write(workdir / ABOUT) as file:
         json.dump(plain(arm_set), file, indent=1)
     if given.jobs > 1:
@@ -251,6 +260,9 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
         for number, (arm, seed) in enumerate(chosen, 1):
             log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
             run_one(arm_set, arm, seed, workdir)
+    if given.bbh:
+        for arm, seed in taken:
+            ablate_bbh.examine_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(given.bbh))
     text = report(arm_set, workdir)
     print(text)
     return text

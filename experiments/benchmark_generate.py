@@ -204,6 +204,8 @@ def generate(
     tokenizer: str | None = None,
 ) -> None:
     races = dict(RACES)
+    if bool(bbh_folder) != bool(tokenizer):
+        raise SystemExit("error: --bbh and --tokenizer belong together; give both or neither")
     if bbh_folder and tokenizer:
         races[BBH_RACE] = functools.partial(examination, bbh_folder, tokenizer)
     if kind and kind not in races:

@@ -26,11 +26,11 @@ SEGMENTS = ("separated", "leaking")
 KINDS_WITHOUT_PATH = ("oracle", "api", "targets", "rationales")
 
 
-def _check_messages(where: str, ids: Iterable[int]) -> None:
-    """Raises ValueError for an id that is none of the 16 messages'."""
-    known = system_messages.all_messages()
-    if unknown := [number for number in ids if number not in known]:
-        raise ValueError(f"{where}: {unknown[0]} is no system message; they are {min(known)} to {max(known)}")
+def _check_messages(where: str, ids: Iterable[int | str]) -> None:
+    """Raises ValueError for an id, or the text of one, that is none of the 16 messages'."""
+    known = list(map(str, system_messages.all_messages()))
+    if unknown := [given for given in ids if str(given) not in known]:
+        raise ValueError(f"{where}: {unknown[0]!r} is no system message; they are {known[0]} to {known[-1]}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class PuzzlesConfig:
     messages: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"1": 1.0, "7": 1.0})
 
     def __post_init__(self) -> None:
-        _check_messages("messages", [int(name) if name.isdigit() else 0 for name in self.messages])
+        _check_messages("messages", self.messages)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

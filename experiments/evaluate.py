@@ -38,6 +38,7 @@ from orca_jax.serving.local import LocalStudent
 
 log = logging.getLogger(__name__)
 EMPTY_MESSAGE = 1
+LISTS = ("messages", "modes")  # which examinations there are, no setting of one
 PROGRAMS = {
     "score": "orca_jax.experiments.evaluate_score",
     "compare": "orca_jax.experiments.compare",
@@ -149,10 +150,11 @@ class Examiner:
         artifacts.finish(directory, made_by, self.who.inputs, counts)
 
     def _made_by(self, name: str, questions: Sequence[Question], system: System) -> dict[str, Any]:
+        settings = plain(self.config.evaluation)
         made_by = {
             "program": "evaluate",
             "name": name,
-            "evaluation": plain(self.config.evaluation),
+            "evaluation": {key: value for key, value in settings.items() if key not in LISTS},
             "questions": artifacts.digest([[*q.key, q.text, q.target] for q in questions]),
         }
         defaults = dataclasses.asdict(Options())

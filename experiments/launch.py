@@ -24,13 +24,9 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.asking.budget import BudgetSpent
 from orca_jax.asking.endpoint import AskingStopped
 from orca_jax.asking.ledger import LedgerError
-from orca_jax.data.layouts import LayoutError
-from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.evaluation.examination import ExaminationError
 from orca_jax.experiments.config import load
-from orca_jax.records import RecordError
 from orca_jax.remote import RemoteError
-from orca_jax.settings import SettingsError
 from orca_jax.training.checkpoints import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -41,13 +37,9 @@ USER_ERRORS = (
     CheckpointError,
     ExaminationError,
     FloatingPointError,
-    LayoutError,
     LedgerError,
     OSError,
-    RecordError,
     RemoteError,
-    SettingsError,
-    TokenizerError,
     ValueError,
 )
 
@@ -65,7 +57,7 @@ EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where all artifacts go, a bucket too; run again to go on.")
 _SCRATCH = flags.DEFINE_string("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of errors in config or input.")
+flags.DEFINE_bool("traceback", False, "Show the traceback of errors in config or input.")
 
 
 def set_up_logging() -> None:
@@ -97,11 +89,13 @@ def keep_log(path: Path) -> None:
     logging.getLogger().addHandler(handler)
 
 
-def checked(work: Callable[[], Any], traceback: bool = False) -> Any:
+def checked(work: Callable[[], Any]) -> Any:
     """Runs `work`; an error that the user can mend ends the program with its message.
 
-    The program's status is then `EXIT_ERROR`, or `EXIT_BUDGET` where a budget is spent.
+    The program's status is then `EXIT_ERROR`, or `EXIT_BUDGET` where a budget is spent. With `--traceback`
+    such an error is raised.
     """
+    traceback = flags.FLAGS["traceback"].value  # a notebook has parsed none
     try:
         return work()
     except KeyboardInterrupt:
@@ -228,8 +222,8 @@ def main(
             program = of_workdir.get(word) or functools.partial(words.get(word, run), read(_CONFIG.value))
             with _workdir(_WORKDIR.value, parts) as workdir:
                 # In here, so that a bucket gets the last words of the log too.
-                checked(lambda: program(workdir), _TRACEBACK.value)
+                checked(lambda: program(workdir))
 
-        checked(within, _TRACEBACK.value)
+        checked(within)
 
     app.run(work, flags_parser=parse_flags)

@@ -68,31 +68,20 @@ def make_plan(
     random = np.random.default_rng([seed, epoch])
     fits = (lengths > 0) & (lengths <= row_length)
     order = random.permutation(np.flatnonzero(fits))
-    parts = [order[start : start + window] for start in range(0, len(order), window)]
-    rows_before, examples, rows = 0, [], []
-    for part in parts:
-        row_of, count = _best_fit(lengths[part], row_length, max_segments)
-        examples.append(part)
-        rows.append(row_of + rows_before)
-        rows_before += count
-    return _shuffled(random, _joined(examples), _joined(rows), rows_before, lengths, row_length, fits)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-
-def _shuffled(random, examples, row_of, rows, lengths, row_length, fits) -> PackingPlan:  # type: ignore[no-untyped-def]
-    """Renumbers the rows at random and lists their examples row by row, in shuffled order within."""
+    row_of, rows = np.zeros(len(order), np.int64), 0
+    for start in range(0, len(order), window):
+        part = slice(start, start + window)
+        within, count = _best_fit(lengths[order[part]], row_length, max_segments)
+        row_of[part], rows = within + rows, rows + count
     row_of = random.permutation(rows)[row_of]
     by_row = np.argsort(row_of, kind="stable")
     offsets = np.zeros(rows + 1, np.int64)
     np.cumsum(np.bincount(row_of, minlength=rows), out=offsets[1:])
     return PackingPlan(
-        examples=examples[by_row],
+        examples=order[by_row],
         offsets=offsets,
         row_length=row_length,
-        filled=int(lengths[examples].sum()),
+        filled=int(lengths[order].sum()),
         left_out=np.flatnonzero(~fits),
     )
 

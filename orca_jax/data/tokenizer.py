@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -179,16 +180,6 @@ def _load_sentencepiece(path: Path, control_tokens: Sequence[str] | None) -> Tok
         raise TokenizerError(f"{model_path} cannot be used as a SentencePiece model: {error}") from error
 
 
-class _Sink:
-    """Collects the bytes that the SentencePiece trainer writes."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def write(self, part: bytes) -> None:
-        self.parts.append(part)
-
-
 def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:
     """Trains BPE of LLaMA's kind: byte fallback, digits split singly, white space kept as it is.
 
@@ -198,7 +189,7 @@ def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] =
       TokenizerError: the texts cannot fill, or cannot fit, that vocabulary.
     """
     lines = (line for text in texts for line in text.split("\n") if line)
-    sink = _Sink()
+    sink = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
@@ -219,4 +210,4 @@ def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] =
             f"cannot train {vocab_size} ids, {len(control_tokens)} control tokens among them; "
             f"set student.vocab_size otherwise: {error}"
         ) from error
-    return Tokenizer(b"".join(sink.parts), tuple(control_tokens))
+    return Tokenizer(sink.getvalue(), tuple(control_tokens))

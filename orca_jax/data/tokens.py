@@ -17,6 +17,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,13 +248,27 @@ def _write_job(directory: Path, shards: int, encode: Encoder, job: Job) -> int:
     return write_shard(directory, job[0], shards, job[1], encode)
 
 
+def _leave_with_parent() -> None:
+    """Ends a worker with the program that started it; one whose program is killed waits for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in workers alone
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
     """Does jobs in up to `workers` processes; in this one where a second would have nothing to do."""
     if min(workers, len(jobs)) <= 1:
         yield from map(work, jobs)
         return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_leave_with_parent
+    )
+    with pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             yield from (future.result() for future in concurrent.futures.as_completed(futures))

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +115,6 @@ class Checkpoints:
     def restore(self, abstract: Any) -> Restored | None:
         """The newest whole checkpoint in the layout of `abstract`; None if there is none at all.
 
-        Without a layout, arrays come to this host's memory, whatever devices they were saved from.
-
         A checkpoint that is incomplete, of other shapes or fails its checksums is set aside under
         `damaged-STEP`, the log says why, and the one before is tried.
 
@@ -124,13 +122,13 @@ class Checkpoints:
           CheckpointError: there are checkpoints, but none is whole.
           Exception: what is no checkpoint's fault, such as too little memory; nothing is set aside then.
         """
-        return self._newest_whole(abstract, self._set_aside)
+        return self._newest_whole(abstract)
 
     def read(self) -> Restored | None:
-        """`restore(None)` for a reader of another's run, which sets nothing aside."""
-        return self._newest_whole(None, lambda step: None)
+        """The newest whole checkpoint in this host's memory; of another's run, so nothing is set aside."""
+        return self._newest_whole(None)
 
-    def _newest_whole(self, abstract: Any, on_damage: Callable[[int], None]) -> Restored | None:
+    def _newest_whole(self, abstract: Any) -> Restored | None:
         faults = []
         for step in reversed(self.steps()):
             try:
@@ -138,9 +136,10 @@ class Checkpoints:
             except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
                 if _is_of_machine(error):
                     raise
-                faults.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0]:.200}")
+                faults.append(f"step {step}: {type(error).__name__}: {str(error).partition(chr(10))[0]:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
-                on_damage(step)
+                if abstract is not None:
+                    self._set_aside(step)
         if faults:
             raise CheckpointError(
                 f"no whole checkpoint in {self.directory}: {'; '.join(faults)}. Put a copy of one there, or "

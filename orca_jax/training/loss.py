@@ -98,6 +98,7 @@ def token_cross_entropy(
     return _joined(losses, length)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
     hidden: jax.Array,
     head: jax.Array,
@@ -112,11 +113,6 @@ def cross_entropy(
     in its cotangent, so the backward pass only scales, and no logits are kept or computed twice. With a
     chunk, the logits of so many positions a row are there at a time.
     """
-    return _cross_entropy(hidden, head, targets, weights, vocab_size, chunk)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _cross_entropy(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
     return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size, chunk) * weights)
 
 
@@ -169,4 +165,4 @@ def _backward(vocab_size, chunk, saved, gradient):  # type: ignore[no-untyped-de
     return (gradient * d_hidden).astype(d_hidden.dtype), gradient * d_head, None, gradient * losses
 
 
-_cross_entropy.defvjp(_forward, _backward)
+cross_entropy.defvjp(_forward, _backward)

@@ -3,6 +3,10 @@
 import collections
 import dataclasses
 import hashlib
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -251,3 +255,28 @@ def store_of(weights):
     store.lengths = np.array([len(example) - 1 for example in weights], np.int64)
     store.columns = {"first_supervised": np.array([t[0] if len(t) else -1 for t in targets], np.int64)}
     return store
+
+
+def sleep_long(job):
+    print("at work", flush=True)
+    time.sleep(600)
+
+
+PARENT = """
+from orca_jax.data.tokens import in_processes
+from tests.data.test_tokens import sleep_long
+
+if __name__ == "__main__":
+    list(in_processes(2, sleep_long, [(0, []), (1, [])]))
+"""
+
+
+def test_workers_leave_when_their_program_is_killed(tmp_path, repo):
+    """Else they stay for ever, and whoever reads what the program prints waits as long."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(repo)}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        parent.communicate(timeout=60)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,9 @@ def test_what_another_set_has_run_is_taken(given, tmp_path):
     assert not ablate.take(arm_set, two, 1, tmp_path / "other"), "another seed"
     (finished / "table.md").unlink()
     assert not ablate.take(arm_set, two, 0, tmp_path / "third"), "it had not ended"
+    shutil.rmtree(tmp_path / "one")
+    with pytest.raises(artifacts.ArtifactError, match="two/seed-0 links to a run that is gone"):
+        ablate.take(arm_set, two, 0, tmp_path / "other")
 
 
 FOLDER = Path(__file__).parents[2] / "configs/ablations"

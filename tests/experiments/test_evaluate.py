@@ -1,6 +1,7 @@
 """Examinations are kept as they come, and go on where they stopped."""
 
 import json
+import shutil
 
 import pytest
 
@@ -56,6 +57,14 @@ def test_a_finished_examination_loads_no_student(finished, mini, monkeypatch):
 def test_other_settings_are_refused_and_the_change_named(finished, mini):
     with pytest.raises(ArtifactError, match=r"evaluation.max_tokens: 16 there, 17 now"):
         evaluate.run(mini(**{"evaluation.max_tokens": 17}), finished)
+
+
+def test_one_more_message_is_one_more_examination(finished, mini, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    before = (workdir / "evaluation/puzzles-message-7/manifest.json").stat().st_mtime_ns
+    evaluate.run(mini(**{"evaluation.messages": (7, 9)}), workdir)
+    assert (workdir / "evaluation/puzzles-message-9/scores.json").is_file()
+    assert (workdir / "evaluation/puzzles-message-7/manifest.json").stat().st_mtime_ns == before
 
 
 def test_without_a_student_it_says_what_is_missing(tmp_path, mini):

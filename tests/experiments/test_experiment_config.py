@@ -56,7 +56,11 @@ def test_lists_become_tuples_of_dataclasses():
             "teacher 'apprentice': shown: 17 is no system message; they are 1 to 16",
         ),
         (("evaluation", "messages"), [1, 17], "config at evaluation: messages: 17 is no system message"),
-        (("puzzles", "messages"), {"seven": 1.0}, "config at puzzles: messages: 0 is no system message"),
+        (
+            ("puzzles", "messages"),
+            {"seven": 1.0},
+            "config at puzzles: messages: 'seven' is no system message",
+        ),
         (("teachers", 0, "share"), 0.0, r"share=0.0 must be in \(0, 1\]"),
         (("teachers", 0, "name"), "expert", "distinct names"),
         (("teachers", 0, "name"), "validation", "distinct names other than 'validation'"),

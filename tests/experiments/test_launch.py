@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
 from orca_jax.artifacts import ArtifactError
 from orca_jax.experiments import launch
@@ -79,8 +80,8 @@ def test_an_error_to_mend_ends_with_its_message_and_status_1(capsys):
         launch.checked(fail)
     assert left.value.code == 1
     assert capsys.readouterr().err == "error: that directory is another's\n"
-    with pytest.raises(ArtifactError):
-        launch.checked(fail, traceback=True)
+    with flagsaver.flagsaver(traceback=True), pytest.raises(ArtifactError):
+        launch.checked(fail)
 
 
 def test_an_error_of_ours_keeps_its_traceback():
