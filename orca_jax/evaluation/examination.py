@@ -85,7 +85,7 @@ def examine(
         `answer` did not give one to each.
     """
     requests = [_request(question, system_text, sampling, seed) for question in questions]
-    if len({request.hash for request in requests}) < len(requests):
+    if len({question.key for question in questions}) < len(questions):
         raise ExaminationError("two questions have the same benchmark, task and id; ask each once")
     path = Path(directory) / REPLIES
 

@@ -272,6 +272,8 @@ def _share(verdicts: Mapping[str, int], sign: int) -> float | None:
 
 def _per_cent(reviews: Sequence[Review]) -> float:
     reference, candidate = np.array([review.scores for review in reviews]).sum(axis=0)
+    if not reference:
+        raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
     return float(100 * candidate / reference)
 
 

@@ -207,4 +207,9 @@ def _labels(line: Line) -> dict[str, Any]:
             f"{line.where}: likelihoods need 'log_likelihoods' and 'continuations', two lists of one length"
         )
     labels = line.extra.get("labels") or list(_ALPHABET[: len(texts)])
+    if len(labels) != len(texts) or not all(texts):
+        raise BenchmarkError(
+            f"{line.where}: {len(labels)} labels for {len(texts)} continuations, which must not be empty; "
+            f"give 'labels', one each ({len(_ALPHABET)} letters stand in for them)"
+        )
     return {"labels": labels}

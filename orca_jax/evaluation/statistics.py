@@ -175,16 +175,3 @@ def _resampled_difference(systems: Sequence[np.ndarray], random: np.random.Gener
         scores[random.integers(len(scores), size=len(scores))][:, items].mean() for scores in systems
     )
     return float(first - second)
-
-
-def above_chance(correct: ArrayLike, chances: ArrayLike) -> float:
-    """The one-sided p-value of at least this many right answers if every reply were a blind guess.
-
-    Args:
-      correct: bool [items].
-      chances: each item's probability of a lucky guess, [items] or a scalar. Where they differ the
-        binomial with their mean is used, whose variance is the larger: the test errs on the safe side.
-    """
-    right = np.asarray(correct, bool)
-    chance = float(np.mean(np.broadcast_to(np.asarray(chances, float), right.shape)))
-    return float(stats.binomtest(int(right.sum()), right.size, chance, alternative="greater").pvalue)

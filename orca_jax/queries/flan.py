@@ -46,7 +46,6 @@ COLLECTIONS: Mapping[str, str] = {
     "dialog": "dialog",
     "wikidialog": "dialog",
 }
-ZERO_SHOT = ("zs_opt", "zs_noopt")
 PARQUET_BATCH = 256  # rows held while Parquet is read
 KEPT_PLACES = 20  # of malformed rows, with reasons
 MIN_ROWS = 1000  # what the allowed share of malformed rows is taken of until a file is read to its end

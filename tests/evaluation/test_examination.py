@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -92,6 +93,9 @@ def test_too_few_replies_and_repeated_questions_are_errors(tmp_path):
         run(tmp_path, lambda conversations, sampling: [(0, Reply(Outcome.OK, "x"))])
     with pytest.raises(ExaminationError, match="same benchmark, task and id"):
         run(tmp_path, Model(), questions=[QUESTIONS[0], QUESTIONS[0]])
+    other_text = dataclasses.replace(QUESTIONS[0], text="Another?")
+    with pytest.raises(ExaminationError, match="same benchmark, task and id"):
+        run(tmp_path, Model(), questions=[QUESTIONS[0], other_text])
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -136,6 +136,11 @@ def test_without_a_well_formed_review_there_is_nothing_to_say():
     assert (found["per_cent"], found["interval"], found["win_rate"], found["flips"]) == ({}, None, None, None)
 
 
+def test_of_a_reference_without_a_point_there_is_no_per_cent():
+    with pytest.raises(ValueError, match="the reference has a score of 0 in every review"):
+        judging.summarise(both("a", (0, 8), (0, 9)))
+
+
 LENGTHS = [(100, 300), (300, 100)]  # the candidate is longer, and the reference
 
 

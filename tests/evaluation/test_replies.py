@@ -63,6 +63,20 @@ def test_likelihoods_come_with_their_texts(write):
         scored(write(row), "lm_eval_loglik", "agieval")
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"continuations": ["one", "two"], "labels": ["A"]},
+        {"continuations": ["one", ""]},
+        {"continuations": [str(n) for n in range(27)], "log_likelihoods": [-1.0] * 27},
+    ],
+)
+def test_each_continuation_has_words_and_a_label(write, choices):
+    row = {"task": "sat-math", "id": 3, "target": "A", "reply": "", "log_likelihoods": [-3.0, -2.0]}
+    with pytest.raises(BenchmarkError, match=r"replies\.jsonl:1: \d+ labels for \d+ continuations"):
+        scored(write(row | choices), "lm_eval_loglik", "agieval")
+
+
 def test_an_empty_reply_is_unparsed_and_its_id_may_be_a_number(write):
     item = scored(write({**LINE, "id": 0, "reply": " "}), "answer_is")[0]
     assert (item.id, item.outcome, item.answer) == ("0", Outcome.EMPTY, None)

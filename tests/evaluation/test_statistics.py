@@ -109,13 +109,6 @@ def test_paired_bootstrap_refuses_other_items():
         statistics.paired_bootstrap([[1, 0, 1]], [[1, 0]])
 
 
-def test_above_chance():
-    assert statistics.above_chance([True] * 5, 0.5) == pytest.approx(1 / 32)
-    assert statistics.above_chance([False] * 5, 0.5) == 1
-    assert statistics.above_chance([True] * 30 + [False] * 70, [0.25] * 100) > 0.05
-    assert statistics.above_chance([True] * 60 + [False] * 40, [0.25] * 100) < 1e-9
-
-
 def test_clusters_of_like_answers_widen_the_error_and_single_ones_do_not():
     values = [1, 1, 1, 0, 0, 0]
     assert statistics.clustered_mean(values, range(6)) == pytest.approx(statistics.mean(values))

@@ -19,9 +19,8 @@ import collections
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import files
@@ -185,18 +184,11 @@ def _files(directory: str | Path) -> list[Path]:
     return files
 
 
-def counts(examined: Iterable[Question]) -> dict[str, Any]:
-    """Questions and tasks examined, and the rows left out for known faults, for a manifest."""
-    sizes = collections.Counter(question.task for question in examined)
-    unscored = {task: len(UNSCORED[task]) for task in sizes if task in UNSCORED}
-    return {"questions": sizes.total(), "tasks": len(sizes), "unscored": unscored}
-
-
 def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
     try:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
         rows = [(str(example["input"]), str(example["target"])) for example in examples]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BbhError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
     if len(rows) != task.size:
         raise BbhError(f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again")

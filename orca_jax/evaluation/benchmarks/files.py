@@ -75,16 +75,6 @@ def report(
     )
 
 
-def require_known(reports: Iterable[FileReport]) -> None:
-    """Raises BenchmarkError, naming them, where a file is of no state we have a hash of."""
-    unknown = [found.path for found in reports if not found.revision]
-    if unknown:
-        raise BenchmarkError(
-            f"{', '.join(unknown)}: not of a published state with a known hash; fetch the file again, "
-            "or go on without this check if the other state is meant"
-        )
-
-
 def find(directory: str | Path, names: Iterable[str], suffix: str, benchmark: str) -> list[Path]:
     """The files NAME+suffix that `directory` holds, in the order of `names`.
 

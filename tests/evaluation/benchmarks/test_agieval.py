@@ -114,11 +114,9 @@ def test_an_unknown_mode_and_an_empty_folder_are_errors(folder, tmp_path_factory
         agieval.questions(tmp_path_factory.mktemp("empty"), mode="orca")
 
 
-def test_a_file_of_another_state_is_reported_and_can_be_refused(folder):
+def test_a_file_of_another_state_is_reported(folder):
     report = agieval.reports(folder)[0]
     assert (report.revision, report.rows, len(report.sha256)) == ("", 220, 64)
-    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl: not of a published state"):
-        files.require_known([report])
 
 
 def test_the_sizes_are_the_papers():
@@ -129,7 +127,7 @@ def test_the_sizes_are_the_papers():
 @pytest.mark.realdata
 def test_real_files_are_known_and_their_faults_are_the_documented_ones(shared_data):
     reports = {report.path.rsplit("/")[-1]: report for report in agieval.reports(shared_data / "agieval")}
-    files.require_known(reports.values())
+    assert all(report.revision for report in reports.values())
     assert reports["logiqa-en.jsonl"].faults == {"reordered": REORDERED, "unlettered": UNLETTERED}
     assert not any(report.faults for name, report in reports.items() if name != "logiqa-en.jsonl")
 

@@ -153,7 +153,7 @@ def test_real_files_are_read_whole(shared_data):
         "awesome_prompts": shared_data / "awesome_prompts/prompts.csv",
     }
     reports = registry.reports(sources)
-    files.require_known(reports)
+    assert all(report.revision for report in reports)
     rows = {name: sum(r.rows for r in reports if r.benchmark == name) for name in sources}
     assert rows == {"bbh": 3261, "agieval": 1355, "vicuna_prompts": 80, "awesome_prompts": 164}
     assert sum(1 for _ in registry.documents(sources)) > sum(rows.values())
