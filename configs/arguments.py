@@ -7,27 +7,32 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds."""
+    """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds.
+
+    `init` is the folder of released weights to start from, where a config takes one.
+    """
 
     variant: str
     runlocal: bool
+    init: str = ""
 
 
-def parse(arg: str | None, *, variant: tuple[str, ...]) -> Arguments:
-    """Reads `variant=NAME,runlocal`; the first of `variant` is the default.
+def parse(arg: str | None, *, variant: tuple[str, ...], init: bool = False) -> Arguments:
+    """Reads `variant=NAME,init=FOLDER,runlocal`; the first of `variant` is the default.
 
     Raises:
       ValueError: an argument or a variant is unknown.
     """
-    chosen, runlocal = variant[0], False
+    chosen, runlocal, weights = variant[0], False, ""
     for part in filter(None, (arg or "").split(",")):
         name, _, value = part.partition("=")
         if name == "variant" and value in variant:
             chosen = value
+        elif init and name == "init" and value:
+            weights = value
         elif part == "runlocal":
             runlocal = True
         else:
-            raise ValueError(
-                f"unknown config argument {part!r}; known: runlocal, variant={'|'.join(variant)}"
-            )
-    return Arguments(chosen, runlocal)
+            known = ["runlocal", *["init=FOLDER"][:init], f"variant={'|'.join(variant)}"]
+            raise ValueError(f"unknown config argument {part!r}; known: {', '.join(known)}")
+    return Arguments(chosen, runlocal, weights)

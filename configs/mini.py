@@ -6,9 +6,9 @@ language models. Launch, the default and a version of all eleven families:
     make mini
     make mini CONFIG=configs/mini.py:variant=full WORKDIR=runs/full
 
-Expected on 2 cores: 9 minutes (`full`: 83 minutes beside other work, 112 minutes of CPU time). Result on
-test puzzles unseen in training, 100 a family, in per cent: empty message 59.8 ± 2.2, step by step 85.5 ± 1.7,
-chance 25.0; by family in README.md, and of `full` in docs/findings.md.
+Expected on 2 cores: 10 minutes with set-up (`full`: 83 minutes beside other work, 112 minutes of CPU time).
+Result on test puzzles unseen in training, 100 a family, in per cent: empty message 55.0 ± 2.4, step by step
+86.2 ± 1.7, chance 25.0; by family in README.md, and of `full` in docs/findings.md.
 """
 
 from ml_collections import ConfigDict

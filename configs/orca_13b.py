@@ -8,10 +8,11 @@ bfloat16; the batch is within their 64 to 256 rows. `variant=gpt4_only` leaves t
 
 Launch, from LLaMA-13B's folder and two trace files:
 
-    python -m experiments.run --config=configs/orca_13b.py --workdir=runs/orca_13b \\
-        --config.student.preset='' --config.student.init=llama-13b --config.student.vocab_size=0 \\
-        --config.data.tokenizer='' \\
+    python -m experiments.run --config=configs/orca_13b.py:init=llama-13b --workdir=runs/orca_13b \\
         --config.teachers[0].path=chatgpt.jsonl --config.teachers[1].path=gpt4.jsonl
+
+`init` takes shape and tokenizer from the folder. Without it the shape is the preset's, for `plan`; a student
+trained so would begin at random weights.
 
 Expected time and memory: docs/scale.md, or for your chips
 
@@ -29,8 +30,8 @@ STAGES = (("chatgpt", 2e-5), ("gpt4", 1e-5))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`variant=two_stages|gpt4_only`, `runlocal` (seconds, a tiny student, a tokenizer of its own)."""
-    args = parse(arg, variant=("two_stages", "gpt4_only"))
+    """`init=FOLDER` (weights), `variant=two_stages|gpt4_only`, `runlocal` (seconds, a tiny student)."""
+    args = parse(arg, variant=("two_stages", "gpt4_only"), init=True)
     stages = STAGES[1:] if args.variant == "gpt4_only" else STAGES
     config = ConfigDict()
     config.name = f"orca-13b-{args.variant}"
@@ -52,6 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.mesh = {}
     config.evaluation = dict(per_family=1, messages=(), max_tokens=512, max_length=2048, temperature=0.7)
+    if args.init:
+        config.data.tokenizer = ""
+        config.student = dict(init=args.init, vocab_size=0, remat="full")
     if args.runlocal:
         shrink(config)
     return complete(config)
@@ -60,7 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
 def shrink(config: ConfigDict) -> None:
     """Makes any variant a matter of seconds."""
     config.data.update(tokenizer="", row_length=256, validation_fraction=0.05)
-    config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
+    if not config.student.get("init"):
+        config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
     for stage in config.curriculum:
         stage.update(steps=2, warmup_steps=1)
     config.train.update(batch_rows=8, checkpoint_every=2, validate_every=0)

@@ -16,7 +16,7 @@ from orca_jax.configs import orca_13b
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
+    """`init=FOLDER`, `variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
     config = orca_13b.get_config(arg)
     config.name = config.name.replace("13b", "7b")
     if config.student.preset:

@@ -107,6 +107,7 @@ compiler's; GPU rows are estimates throughout. Times are estimates by roofline e
 
     python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4
 
+which takes the config as it stands (TPUs need the extra `tpu`, or `--analytic`: estimates alone).
 (`--search` ranks meshes, batches and remat policies and compiles the best {plan.COMPILED_BEST}; `--json`
 prints one line.)
 

@@ -151,8 +151,9 @@ def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = Non
     described = describe(builder)
     mesh = sharding.make_mesh(config.mesh)
     log.info(
-        "student of %d parameters, %d steps of %d rows, mesh %s",
-        student.parameter_count, curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
+        "student of %d parameters from %s, %d steps of %d rows, mesh %s",
+        student.parameter_count, config.student.init or "random weights",
+        curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
     trainer = Trainer(
         directory,

@@ -2,7 +2,8 @@
 # One slice of TPU VMs, asked for through queued resources; what is run, is run on all of its workers.
 #
 #     export NAME=orca ZONE=us-east5-a TYPE=v5p-64 RUNTIME=v2-alpha-tpuv5 SHARE=10.0.0.2:/share
-#     launch/tpu_pod.sh keep --config=configs/orca_13b.py --workdir=/share/orca-13b
+#     launch/tpu_pod.sh keep --config=configs/orca_13b.py:init=/share/llama-13b \
+#         --workdir=/share/orca-13b
 #
 # `keep` is create, setup, start and watch, and all of them again after a preemption, until training is done. Each is
 # a command too, and so are state, stop (saves and ends) and delete. SHARE is an NFS disk (Filestore), mounted as

@@ -207,8 +207,8 @@ def test_the_jobset_fills_its_slice_and_finds_its_disk(jobset, repo):
         == chips // container["resources"]["limits"]["google.com/tpu"]
     )
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pods["volumes"]}
-    given = dict(word[2:].split("=") for word in container["command"] if word.startswith("--"))
-    assert (repo / given["config"]).is_file()
+    given = dict(word[2:].split("=", 1) for word in container["command"] if word.startswith("--"))
+    assert (repo / given["config"].partition(":")[0]).is_file()
     assert given["workdir"].startswith(container["volumeMounts"][0]["mountPath"] + "/")
     assert given["hosts"] == "auto"
 

@@ -22,6 +22,15 @@ def test_read(text, expected):
     assert parse(text, variant=VARIANTS) == expected
 
 
+def test_weights_to_start_from():
+    found = parse("init=/share/llama-13b,runlocal", variant=VARIANTS, init=True)
+    assert found == Arguments("small", True, "/share/llama-13b")
+    with pytest.raises(ValueError, match="known: runlocal, init=FOLDER, variant="):
+        parse("init=", variant=VARIANTS, init=True)
+    with pytest.raises(ValueError, match=r"unknown config argument 'init=x'; known: runlocal, variant="):
+        parse("init=x", variant=VARIANTS)
+
+
 @pytest.mark.parametrize("text", ["variant=huge", "runlocl", "variant", "runlocal=1", "large"])
 def test_unknown_arguments_are_refused_with_the_known_ones(text):
     with pytest.raises(ValueError, match=rf"unknown config argument '{text}'; known: .*small\|large"):

@@ -99,3 +99,13 @@ def test_runlocal_shrinks_to_seconds(name, argument):
     assert config.student.shape(config.student.vocab_size).parameter_count < 200_000
     assert all(0 < stage.steps <= 10 for stage in config.curriculum)
     assert config.evaluation.max_tokens <= 32
+
+
+@pytest.mark.parametrize("name", ["orca_13b", "orca_7b", "orca_70b", "orca_llama3_8b"])
+@pytest.mark.parametrize("local", ["", ",runlocal"])
+def test_released_weights_bring_shape_and_tokenizer(name, local):
+    config = load_one(module(name).get_config(f"init=/share/weights{local}"))
+    assert (config.student.init, config.student.preset) == ("/share/weights", "")
+    assert (config.student.vocab_size, config.data.tokenizer) == (0, "")
+    row_length = load_one(module(name).get_config(local.strip(","))).data.row_length
+    assert config.data.row_length == row_length, "what else it says is as without"

@@ -93,7 +93,8 @@ def replies(folder: Path, mini: Path, judge: str) -> None:
     lines(folder / "questions.jsonl", ({"id": str(n), "question": f"What is {n}?"} for n in range(3)))
     answer = {"task": "snarks", "target": "(B)", "reply": "So the answer is (B)."}
     lines(folder / "FILE.jsonl", (answer | {"id": str(n)} for n in range(4)))
-    lines(folder / "ANSWERS.jsonl", ({"question_id": n, "text": "For that."} for n in range(1, 81)))
+    for name, text in (("ANSWERS.jsonl", "For that."), ("REFERENCE.jsonl", "For this.")):
+        lines(folder / name, ({"question_id": n, "text": text} for n in range(1, 81)))
     lines(folder / "REVIEWS.jsonl", ({"question_id": n, "score": [9.0, 8.0]} for n in range(1, 81)))
     endpoint = {"model": "judge", "base_url": judge, "key_variable": ""}
     (folder / "JUDGE.json").write_text(json.dumps(endpoint))

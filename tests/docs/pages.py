@@ -10,6 +10,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+SHELL = ("", "bash", "sh")
 PROGRAMS = (
     *("apt-get", "bash", "curl", "docker", "export", "gcloud", "jupyter", "kubectl", "lm_eval", "make"),
     *("mkdocs", "pip", "pip-audit", "playwright", "python", "sbatch", "launch/[a-z_.]+"),
@@ -49,11 +50,11 @@ def said(page: Path) -> list[Said]:
     found = []
     for block in BLOCK.finditer(text):
         language, inner = block["language"], block["text"]
-        if language in ("", "bash", "sh") and inner.startswith("{"):
+        if language in SHELL and inner.startswith("{"):
             language = "json"
         if language in ("python", "json"):
             found.append(Said(page.name, line(block.start()) + 1, inner, language))
-        elif not is_drawing(inner):
+        elif language in SHELL and not is_drawing(inner):
             # A continued command ends where it ends, but is said to stand where it begins.
             for one in re.finditer(r"(?:.*\\\n)*.+", inner):
                 command = re.sub(r"\s+# .*", "", re.sub(r"\s*\\\n\s*", " ", one[0])).strip()

@@ -55,6 +55,7 @@ STEPS = "--config.curriculum[0].steps=100 --config.curriculum[1].steps=100"
 CHANGES = (
     (r"^launch/tpu_pod\.sh keep", "python -m experiments.train"),
     (r"/share/orca-13b", "runs/orca-13b"),
+    (r"\.py:init=/share/llama-13b", ".py:init=llama-13b,runlocal"),
     (r"^--config\.", r"python -m experiments.prepare --config=configs/mini.py --workdir=runs/filtered \g<0>"),
     (r"--config=CONFIG --workdir=WORKDIR", "--config=configs/mini.py --workdir=runs/asked"),
     (r"--config=FILE --topology=SLICE", "--config=configs/orca_13b.py --topology=h100-8"),
