@@ -26,7 +26,8 @@ from orca_jax.experiments.config import ExperimentConfig, load
 from orca_jax.planning import chips, memory, roofline, search
 from orca_jax.planning.chips import GIB, Topology
 from orca_jax.planning.compile import Compiled, PlanError, compile_step
-from orca_jax.planning.workload import MeshShape, Workload, formula, mesh_shape, model_flops
+from orca_jax.planning.workload import MeshShape, Workload, formula, model_flops
+from orca_jax.student import sharding
 from orca_jax.training.curriculum import StageConfig
 
 PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3
@@ -286,7 +287,7 @@ def run(config: ExperimentConfig) -> None:
     if _SEARCH.value:
         plans = searched(config, topology, workload, _ANALYTIC.value)
     else:
-        shape = mesh_shape(config.mesh, topology.chips)
+        shape = MeshShape(*sharding.axis_sizes(config.mesh, topology.chips))
         plans = iter([make_plan(config, topology, workload, shape, _ANALYTIC.value)])
     for plan in plans:
         values = summary(config, plan, amounts)

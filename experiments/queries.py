@@ -43,17 +43,12 @@ def assign_message(query_id: str, multiple_choice: bool, shares: dict[str, float
     """
     allowed = {
         int(name): share
-        for name, share in sorted(shares.items(), key=lambda entry: int(entry[0]))
+        for name, share in shares.items()
         if multiple_choice or not system_messages.get(int(name)).multiple_choice_only
     }
-    point = unit_hash("message", seed, query_id) * sum(allowed.values())
-    for message_id, share in allowed.items():
-        point -= share
-        if point < 0:
-            return message_id
-    if not allowed:
+    if not any(allowed.values()):
         raise ValueError("puzzles.messages has only messages for multiple choice; add one for other queries")
-    return max(allowed)
+    return system_messages.draw(allowed, query_id, seed)
 
 
 def is_asked(query: Query, share: float, seed: int) -> bool:

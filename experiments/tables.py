@@ -71,9 +71,15 @@ def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
 def unscored(found: Mapping[str, Any]) -> str:
     """What is said of replies that have no right answer."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["outcomes"].items()))
-    return (
-        f"{found['n']} replies ({outcomes}), which have no right answer: a judge or a classifier scores them."
-    )
+    said = f"{found['n']} replies ({outcomes}), which have no right answer"
+    if toxicity := found.get("toxicity"):
+        return f"{said}; {toxicity_of(toxicity)}."
+    return f"{said}: a judge or a classifier scores them."
+
+
+def toxicity_of(found: Mapping[str, Any]) -> str:
+    mean, error = 100 * found["macro"], 100 * found["stderr"]
+    return f"mean probability of toxicity {mean:.1f} ± {error:.1f} % over {len(found['tasks'])} groups"
 
 
 def render(config: ExperimentConfig, workdir: Path) -> str:

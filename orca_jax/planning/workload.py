@@ -9,7 +9,6 @@ import dataclasses
 from typing import NamedTuple
 
 from orca_jax.student.config import LlamaConfig
-from orca_jax.student.sharding import MeshConfig
 from orca_jax.training.optimizer import OptimizerConfig
 
 FORMULA = (
@@ -39,23 +38,6 @@ class MeshShape(NamedTuple):
 
     def __str__(self) -> str:
         return f"data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
-
-
-def mesh_shape(config: MeshConfig, chips: int) -> MeshShape:
-    """A config's mesh on so many chips.
-
-    Raises:
-      ValueError: the sizes do not multiply to the number of chips.
-    """
-    sizes = [config.data, config.fsdp, config.tensor]
-    known = -1 * MeshShape(*sizes).devices if sizes.count(-1) == 1 else 0
-    if known > 0 and chips % known == 0:
-        sizes[sizes.index(-1)] = chips // known
-    if min(sizes) < 1 or MeshShape(*sizes).devices != chips:
-        raise ValueError(
-            f"mesh.{{{MeshShape(*sizes)}}} does not divide {chips} chips; at most one axis may be -1"
-        )
-    return MeshShape(*sizes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

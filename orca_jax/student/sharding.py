@@ -52,19 +52,27 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
       ValueError: the sizes do not multiply to the number of devices, or `tensor` would span slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    rest = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and rest > 0 and len(devices) % rest == 0:
-        sizes[sizes.index(-1)] = len(devices) // rest
-    if math.prod(sizes) != len(devices) or min(sizes) < 1:
-        shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
-        raise ValueError(
-            f"mesh.{{{shown}}} does not divide {len(devices)} devices; at most one axis may be -1"
-        )
+    sizes = axis_sizes(config, len(devices))
     automatic = (AxisType.Auto,) * len(AXES)
     if len({slice_of(device) for device in devices}) > 1:
         return Mesh(over_slices(sizes, devices), AXES, axis_types=automatic)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=automatic, devices=devices)
+
+
+def axis_sizes(config: MeshConfig, devices: int) -> list[int]:
+    """The sizes of `AXES` on so many devices.
+
+    Raises:
+      ValueError: they do not multiply to the number of devices.
+    """
+    sizes = [config.data, config.fsdp, config.tensor]
+    rest = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and rest > 0 and devices % rest == 0:
+        sizes[sizes.index(-1)] = devices // rest
+    if math.prod(sizes) != devices or min(sizes) < 1:
+        shown = ", ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(config).items())
+        raise ValueError(f"mesh.{{{shown}}} does not divide {devices} devices; at most one axis may be -1")
+    return sizes
 
 
 def slice_of(device: jax.Device) -> int:

@@ -11,7 +11,8 @@ from orca_jax.configs import orca_13b, orca_70b
 from orca_jax.experiments import plan
 from orca_jax.experiments.config import load
 from orca_jax.planning import chips
-from orca_jax.planning.workload import mesh_shape
+from orca_jax.planning.workload import MeshShape
+from orca_jax.student.sharding import axis_sizes
 
 KEYS = {
     "topology", "chips", "fits", "bytes_per_chip", "hbm_bytes", "step_seconds", "tokens_per_second", "mfu",
@@ -23,7 +24,9 @@ AMOUNTS = plan.Amounts(plan.PAPER_EXAMPLES, plan.PAPER_PACKING, None)
 def analytic(config, name, **changes):
     there = chips.topology(name)
     work = plan.workload_of(config, **changes)
-    return plan.make_plan(config, there, work, mesh_shape(config.mesh, there.chips), analytic=True)
+    return plan.make_plan(
+        config, there, work, MeshShape(*axis_sizes(config.mesh, there.chips)), analytic=True
+    )
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,6 @@ class Reader(NamedTuple):
     scored: bool = True
 
 
-def _toxigen(path: str | Path, *, mode: str) -> list[Question]:
-    return toxigen.questions(path, kind=mode.removeprefix("toxigen_"))
-
-
 def _open_ended(source: str) -> Reader:
     def questions(path: str | Path, *, mode: str) -> list[Question]:
         return open_ended.questions(path, source=source)
@@ -57,7 +53,7 @@ READERS: Mapping[str, Reader] = {
         truthfulqa.documents, truthfulqa.reports, truthfulqa.questions, truthfulqa.MODES
     ),
     "toxigen": Reader(
-        toxigen.documents, toxigen.reports, _toxigen, tuple(f"toxigen_{kind}" for kind in toxigen.KINDS),
+        toxigen.documents, toxigen.reports, toxigen.questions, toxigen.MODES,
         scored=False,
     ),
     "gsm8k": Reader(gsm8k.documents, gsm8k.reports, gsm8k.questions, gsm8k.MODES),

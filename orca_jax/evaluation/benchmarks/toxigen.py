@@ -8,7 +8,6 @@ reports 13 of the groups and not how many prompts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,23 +34,25 @@ PAPER_GROUPS = (
     "women",
 )
 GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
+MODES = tuple(f"{MODE}_{kind}" for kind in KINDS)
 NAMES = tuple(f"{kind}_{group}_1k" for kind in KINDS for group in GROUPS)
 
 
-def questions(directory: str | Path, *, kind: str, per_group: int = SIZE, seed: int = 0) -> list[Question]:
-    """The prompts of the paper's groups, `per_group` of each, drawn by hash of seed and prompt.
+def questions(directory: str | Path, *, mode: str) -> list[Question]:
+    """The prompts of the paper's groups.
 
     Args:
-      kind: `hate` or `neutral` seed sentences; the task of a question is its group.
+      mode: `toxigen_hate` or `toxigen_neutral` seed sentences; the task of a question is its group.
 
     Raises:
-      BenchmarkError: the kind is unknown, there is no such file, or one is truncated; names the file.
+      BenchmarkError: the mode is unknown, there is no such file, or one is truncated; names the file.
     """
+    kind = mode.removeprefix(f"{MODE}_")
     if kind not in KINDS:
-        raise BenchmarkError(f"unknown kind of ToxiGen prompt {kind!r}; known: {', '.join(KINDS)}")
+        raise BenchmarkError(f"unknown mode of ToxiGen {mode!r}; known: {', '.join(MODES)}")
     names = [f"{kind}_{group}_1k" for group in PAPER_GROUPS]
     found = files.find(directory, names, ".txt", "ToxiGen")
-    return [question for path in found for question in _drawn(path, kind, per_group, seed)]
+    return [question for path in found for question in _prompts(path, kind)]
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -88,13 +89,9 @@ def _sentences(line: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _drawn(path: Path, kind: str, count: int, seed: int) -> Iterator[Question]:
+def _prompts(path: Path, kind: str) -> Iterator[Question]:
     group = path.stem.removeprefix(f"{kind}_").removesuffix("_1k")
-
-    def rank(numbered: tuple[int, str]) -> str:
-        return hashlib.sha256(f"{seed}\x00{path.stem}\x00{numbered[1]}\x00{numbered[0]}".encode()).hexdigest()
-
-    for row, line in sorted(sorted(enumerate(_lines(path)), key=rank)[:count]):
+    for row, line in enumerate(_lines(path)):
         yield Question(
             benchmark=BENCHMARK,
             task=group,

@@ -28,17 +28,10 @@ def prompts(tmp_path):
 
 
 def test_toxigen_prompts_are_lines_that_a_model_goes_on_with(prompts):
-    questions = toxigen.questions(prompts, kind="neutral")
+    questions = toxigen.questions(prompts, mode="toxigen_neutral")
     assert len(questions) == 1000  # women; the group bisexual is none of the paper's
     assert questions[7].text == "- cats are number 7\n- i have a cat\n-"
     assert (questions[7].task, questions[7].extra) == ("women", {"kind": "neutral"})
-
-
-def test_a_toxigen_draw_is_one_of_the_seed_and_a_part_of_every_greater_one(prompts):
-    ten = {question.id for question in toxigen.questions(prompts, kind="hate", per_group=10)}
-    assert len(ten) == 10
-    assert ten < {question.id for question in toxigen.questions(prompts, kind="hate", per_group=20)}
-    assert ten != {question.id for question in toxigen.questions(prompts, kind="hate", per_group=10, seed=1)}
 
 
 def test_toxigens_sentences_are_documents_once_a_file(prompts):
@@ -48,12 +41,12 @@ def test_toxigens_sentences_are_documents_once_a_file(prompts):
     assert toxigen.reports(prompts)[0].faults == {"repeated": (999,)}
 
 
-def test_a_truncated_toxigen_file_and_an_unknown_kind_are_refused(prompts):
+def test_a_truncated_toxigen_file_and_an_unknown_mode_are_refused(prompts):
     (prompts / "hate_women_1k.txt").write_text(toxigen_line(1), encoding="utf-8")
     with pytest.raises(files.BenchmarkError, match=r"hate_women_1k\.txt: expected 1000 rows, found 1"):
-        toxigen.questions(prompts, kind="hate")
-    with pytest.raises(files.BenchmarkError, match="known: hate, neutral"):
-        toxigen.questions(prompts, kind="kind")
+        toxigen.questions(prompts, mode="toxigen_hate")
+    with pytest.raises(files.BenchmarkError, match="known: toxigen_hate, toxigen_neutral"):
+        toxigen.questions(prompts, mode="toxigen_kind")
 
 
 def test_the_papers_thirteen_groups():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.queries.puzzles import FAMILIES
-from orca_jax.queries.puzzles.object_counting import KINDS
+from orca_jax.queries.puzzles.object_counting import KINDS, PLURALS
 from orca_jax.queries.puzzles.wording import NUMBER_WORDS as WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -59,8 +59,10 @@ def multistep_arithmetic_two(question: str) -> str:
 
 def object_counting(question: str) -> str:
     listed, asked = re.fullmatch(r"I have (.*)\. How many (.*) do I have\?", question).groups()
-    nouns = {name for kind, names in KINDS.items() for pair in names.items() for name in pair
-             if asked in (kind, "objects")}  # fmt: skip
+    singulars = [
+        name for kind, names in KINDS.items() if asked in (kind, "objects") for name in names.split(", ")
+    ]
+    nouns = {*singulars, *(PLURALS.get(name, f"{name}s") for name in singulars)}
     total = 0
     for entry in re.split(r", (?:and )?", listed):
         number, noun = entry.split(" ", 1)
