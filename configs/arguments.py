@@ -33,6 +33,6 @@ def parse(arg: str | None, *, variant: tuple[str, ...], init: bool = False) -> A
         elif part == "runlocal":
             runlocal = True
         else:
-            known = ["runlocal", *["init=FOLDER"][:init], f"variant={'|'.join(variant)}"]
-            raise ValueError(f"unknown config argument {part!r}; known: {', '.join(known)}")
+            known = f"runlocal, {'init=FOLDER, ' if init else ''}variant={'|'.join(variant)}"
+            raise ValueError(f"unknown config argument {part!r}; known: {known}")
     return Arguments(chosen, runlocal, weights)

@@ -31,25 +31,46 @@ STAGES = (("chatgpt", 2e-5), ("gpt4", 1e-5))
 
 def get_config(arg: str = "") -> ConfigDict:
     """`init=FOLDER` (weights), `variant=two_stages|gpt4_only`, `runlocal` (seconds, a tiny student)."""
+    return orca(arg, "13b", preset="llama-13b")
+
+
+def orca(
+    arg: str,
+    size: str,
+    *,
+    preset: str,
+    vocab_size: int = 32_001,
+    tokenizer: str = "tokenizer.model",
+    row_length: int = 2048,
+    batch_rows: int = 128,
+) -> ConfigDict:
+    """The experiment with a student of one of the presets."""
     args = parse(arg, variant=("two_stages", "gpt4_only"), init=True)
     stages = STAGES[1:] if args.variant == "gpt4_only" else STAGES
     config = ConfigDict()
-    config.name = f"orca-13b-{args.variant}"
+    config.name = f"orca-{size}-{args.variant}"
     config.seed = 0
     config.compiler_options = {}
     config.puzzles = {}
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name, _ in stages]
     config.data = dict(
-        tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.001
+        tokenizer=tokenizer,
+        row_length=row_length,
+        max_segments=row_length // 64,
+        validation_fraction=0.001,
     )
-    config.student = dict(preset="llama-13b", vocab_size=32_001, remat="full")
+    config.student = dict(preset=preset, vocab_size=vocab_size, remat="full")
     config.curriculum = [
         dict(name=name, datasets={name: 1.0}, epochs=4, learning_rate=rate, warmup_steps=100)
         for name, rate in stages
     ]
     config.optimizer = dict(betas=(0.9, 0.95), weight_decay=0.0, clip_norm=1.0)
     config.train = dict(
-        batch_rows=128, compute_dtype="bfloat16", checkpoint_every=500, validate_every=1000, log_every=10
+        batch_rows=batch_rows,
+        compute_dtype="bfloat16",
+        checkpoint_every=500,
+        validate_every=1000,
+        log_every=10,
     )
     config.mesh = {}
     config.evaluation = dict(per_family=1, messages=(), max_tokens=512, max_length=2048, temperature=0.7)
@@ -63,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes any variant a matter of seconds."""
-    config.data.update(tokenizer="", row_length=256, validation_fraction=0.05)
+    config.data.update(tokenizer="", row_length=256, max_segments=32, validation_fraction=0.05)
     if not config.student.get("init"):
         config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
     for stage in config.curriculum:

@@ -18,11 +18,4 @@ from orca_jax.configs import orca_13b
 
 def get_config(arg: str = "") -> ConfigDict:
     """`init=FOLDER`, `variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
-    config = orca_13b.get_config(arg)
-    config.name = config.name.replace("13b", "70b")
-    if config.student.preset:
-        config.student.preset = "llama2-70b"
-    if config.data.row_length == 2048:
-        config.data.update(row_length=4096, max_segments=64)
-        config.train.batch_rows = 64
-    return config
+    return orca_13b.orca(arg, "70b", preset="llama2-70b", row_length=4096, batch_rows=64)

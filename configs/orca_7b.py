@@ -17,8 +17,4 @@ from orca_jax.configs import orca_13b
 
 def get_config(arg: str = "") -> ConfigDict:
     """`init=FOLDER`, `variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
-    config = orca_13b.get_config(arg)
-    config.name = config.name.replace("13b", "7b")
-    if config.student.preset:
-        config.student.preset = "llama2-7b"
-    return config
+    return orca_13b.orca(arg, "7b", preset="llama2-7b")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,7 @@ def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
         for mode in config.evaluation.modes[name] if name != "bbh" else ():
             found = scores(workdir, f"{name}-{mode}")
             yield f"## {name}, mode `{mode}`"
-            yield score_tables.table(found) if "tasks" in found else unscored(found)
-
-
-def unscored(found: Mapping[str, Any]) -> str:
-    """What is said of replies that have no right answer."""
-    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found["outcomes"].items()))
-    said = f"{found['n']} replies ({outcomes}), which have no right answer"
-    if toxicity := found.get("toxicity"):
-        return f"{said}; {toxicity_of(toxicity)}."
-    return f"{said}: a judge or a classifier scores them."
-
-
-def toxicity_of(found: Mapping[str, Any]) -> str:
-    mean, error = 100 * found["macro"], 100 * found["stderr"]
-    return f"mean probability of toxicity {mean:.1f} ± {error:.1f} % over {len(found['tasks'])} groups"
+            yield score_tables.table(found) if "tasks" in found else score_tables.unscored(found)
 
 
 def render(config: ExperimentConfig, workdir: Path) -> str:

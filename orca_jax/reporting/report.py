@@ -26,6 +26,7 @@ from orca_jax.reporting import (
     report_results,
     report_sources,
     report_training,
+    scores,
 )
 from orca_jax.reporting.report_markdown import Table
 from orca_jax.reporting.report_sources import Key, Run, Source
@@ -129,7 +130,7 @@ def _results(source: Source, given: Given) -> dict[str, Any]:
     return {
         "scores": [(f"accuracy in %, {label}", str(bar)) for label, bar in means.items() if bar.n],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
-        "unscored": list(report_sources.unscored(source.runs)),
+        "unscored": [(name, scores.unscored(found)) for name, found in report_sources.unscored(source.runs)],
         "samples": report_results.samples(groups, asked),
         "tasks": sorted({task for group in groups for task in group.tasks}),
         "labels": list(dict.fromkeys(label for group in groups for label in group.items)),

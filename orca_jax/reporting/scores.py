@@ -36,3 +36,17 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
         return ABSENT
     error = row.get("stderr" if key == "accuracy" else f"{key}_stderr")
     return f"{100 * value:.1f}" if error is None else f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+def unscored(found: Mapping[str, Any]) -> str:
+    """What is said of replies that have no right answer: their outcomes, and toxicity if it was measured."""
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.get("outcomes", {}).items()))
+    said = (
+        f"{found.get('n', 'Some')} replies ({outcomes or 'see its scores.json'}), which have no right answer"
+    )
+    toxicity = found.get("toxicity")
+    if not toxicity:
+        return f"{said}: a judge or a classifier scores them."
+    mean, error = 100 * toxicity["macro"], 100 * toxicity["stderr"]
+    groups = len(toxicity["tasks"])
+    return f"{said}; mean probability of toxicity {mean:.1f} ± {error:.1f} % over {groups} groups."

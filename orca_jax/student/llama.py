@@ -26,7 +26,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class LayerCache(Protocol):
-    """What one layer has seen, however it is kept: here the plain form, in `cache` those of the engine."""
+    """What one layer has seen, however it is kept: see `cache`."""
 
     def attend(
         self,

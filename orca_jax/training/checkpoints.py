@@ -136,7 +136,8 @@ class Checkpoints:
             except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
                 if _is_of_machine(error):
                     raise
-                faults.append(f"step {step}: {type(error).__name__}: {str(error).partition(chr(10))[0]:.200}")
+                said = str(error).partition("\n")[0]
+                faults.append(f"step {step}: {type(error).__name__}: {said:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
                 if abstract is not None:
                     self._set_aside(step)

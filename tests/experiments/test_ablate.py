@@ -162,13 +162,18 @@ def test_a_real_question_that_was_trained_on_is_asked_of_nobody(tmp_path):
 
 @pytest.mark.proof
 def test_students_sit_the_real_files_of_their_families(given, tmp_path):
-    """Those that are finished too."""
+    """Those that are finished too, and those of another set."""
     folder = bbh_folder(tmp_path / "bbh", [f"not ( True ) and {'not ' * i}True is" for i in range(250)])
     given(arms=["answers"], seeds=["0"])
     ablate.ablate(small(), tmp_path / "set")
+    scores = tmp_path / "set/answers/seed-0/evaluation/bbh-robust-message-1/scores.json"
+    given(arms=["answers"], seeds=["0"], bbh=str(folder), reuse=[str(tmp_path / "set")])
+    ablate.ablate(small(), tmp_path / "other")
+    assert (tmp_path / "other/answers/seed-0").is_symlink()
+    examined = scores.stat().st_mtime_ns
     given(arms=["answers"], seeds=["0"], bbh=str(folder))
     ablate.ablate(small(), tmp_path / "set")
-    scores = tmp_path / "set/answers/seed-0/evaluation/bbh-robust-message-1/scores.json"
+    assert scores.stat().st_mtime_ns == examined, "what is examined stays"
     assert {task: row["n"] for task, row in json.loads(scores.read_text())["tasks"].items()} == {
         "boolean_expressions": 250
     }

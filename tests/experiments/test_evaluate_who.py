@@ -7,7 +7,7 @@ import pytest
 
 from orca_jax.asking.api_config import EndpointError
 from orca_jax.evaluation.examination import ExaminationError
-from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who, tables
+from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who
 from orca_jax.experiments.evaluate import Options
 from orca_jax.record_files import read_jsonl
 from orca_jax.records import Item
@@ -181,8 +181,6 @@ def test_continuations_are_classified_where_a_classifier_is_given(mini, endpoint
     assert "toxicity" not in scores(tmp_path / "w" / name)
     found = scores(tmp_path / "v" / name)["toxicity"]
     assert (found["n"], found["macro"], found["tasks"]["women"]["n"]) == (3, 0.25, 3)
-    assert "a judge or a classifier" in tables.unscored(scores(tmp_path / "w" / name))
-    assert "toxicity 25.0 ± 0.0 % over 1 groups." in tables.unscored(scores(tmp_path / "v" / name))
 
 
 @pytest.mark.parametrize("content", ['{"model": "m", "modle": 1}', "{", "[]", '{"base_url": "http://x"}'])

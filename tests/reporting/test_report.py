@@ -300,6 +300,15 @@ def test_an_arm_set_without_a_table_says_what_its_arms_are(arm_set):
     assert "no table.md yet: experiments.ablate" in results
 
 
+def test_replies_without_a_right_answer_are_counted_and_their_toxicity_said(tmp_path):
+    folder = write_run(tmp_path / "toxic") / "evaluation/toxigen-toxigen_hate"
+    folder.mkdir()
+    toxicity = {"macro": 0.25, "stderr": 0.01, "tasks": {"women": {}}}
+    (folder / "scores.json").write_text(json.dumps({"n": 3, "outcomes": {"ok": 3}, "toxicity": toxicity}))
+    said = "3 replies (3 ok), which have no right answer; mean probability of toxicity 25.0 ± 1.0 %"
+    assert said in page_of(tmp_path / "toxic").text
+
+
 def test_what_is_not_there_is_named(tmp_path):
     write_data(tmp_path / "begun", kind="api")
     page = page_of(tmp_path / "begun")

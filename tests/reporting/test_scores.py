@@ -21,3 +21,14 @@ def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
         "micro (micro of 1)",
         "paper (macro of 1, 1 missing)",
     ]
+
+
+def test_replies_without_a_right_answer_have_their_outcomes_and_what_was_measured():
+    found = {"n": 3, "outcomes": {"ok": 2, "empty": 1}}
+    assert score_tables.unscored(found) == (
+        "3 replies (1 empty, 2 ok), which have no right answer: a judge or a classifier scores them."
+    )
+    toxicity = {"macro": 0.25, "stderr": 0.01, "tasks": {"women": {}, "asian": {}}}
+    assert score_tables.unscored(found | {"toxicity": toxicity}).endswith(
+        "no right answer; mean probability of toxicity 25.0 ± 1.0 % over 2 groups."
+    )

@@ -236,6 +236,19 @@ def test_what_is_not_the_checkpoints_fault_sets_none_aside(copy, monkeypatch, er
     assert (copy / "2").is_dir()
 
 
+def test_damage_without_a_word_is_damage_too(copy, monkeypatch):
+    whole = Checkpoints._load
+
+    def fail(self, step, abstract):
+        if step == 2:
+            raise AssertionError
+        return whole(self, step, abstract)
+
+    monkeypatch.setattr(Checkpoints, "_load", fail)
+    assert restore(copy).step == 1
+    assert (copy / "damaged-2").is_dir()
+
+
 # --- Checksums
 
 DTYPES = ("float32", "uint8", "bfloat16")
