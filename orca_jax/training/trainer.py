@@ -236,6 +236,7 @@ class Trainer:
         late: collections.deque[_Late] = collections.deque()
         ballots: collections.deque[Any] = collections.deque()
         curriculum, batches, done = self.curriculum, self._batches(start), start
+        self.first = start + 1
         self.speed.restart()
         with progress("training", self.curriculum.total_steps, start) as report:
             while done < self.curriculum.total_steps:
@@ -243,17 +244,17 @@ class Trainer:
                 state, step = self._step(state, done, batches)
                 late.append(step)
                 ballots.append(self.votes.cast(interrupted.signal))
-                if len(late) > 1:
-                    last = self._record(late.popleft()) or last
-                    report(done, _shown(last))
                 leaving = self._leaving(ballots)
                 due = self._validation_due(done)
+                # A step is recorded when it completes, hence before validation, whose time is not its own,
+                # and before a save, since nothing is saved whose metrics are not written.
+                settle = due or leaving or self._checkpoint_due(done)
+                while len(late) > (0 if settle else 1):
+                    last = self._record(late.popleft()) or last
+                    report(done, _shown(last))
                 if due and not leaving:
-                    self._validate(state, done)
+                    self._validate(state, done)  # which may end the run here
                 if leaving or self._checkpoint_due(done):
-                    # Nothing is saved before its metrics are written, and the run known not to be lost.
-                    while late:
-                        last = self._record(late.popleft()) or last
                     with self.speed.saving():
                         self.checkpoints.save(done, state, self._noted(owed=bool(due and leaving)))
                 if leaving:
@@ -344,10 +345,19 @@ class Trainer:
         self.guard.see(late.step, float(measured.gradient_norm), bool(measured.skipped))
         if measured.skipped:
             self._say_skipped(late, measured)
-        if late.step % self.train.log_every and late.step not in (1, self.curriculum.total_steps):
+        # At a plateau, validation ends the run at a step that nobody knew to be its last.
+        stage = self.curriculum.stages[late.position.stage]
+        ending = bool(stage.until_plateau) and self._validation_due(late.step)
+        if (
+            late.step % self.train.log_every
+            and not ending
+            and late.step not in (1, self.curriculum.total_steps)
+        ):
+            if late.step == self.first:
+                self.speed.restart()  # a resumed run's first step includes compiling it
             return None
         values = {
-            "stage": self.curriculum.stages[late.position.stage].name,
+            "stage": stage.name,
             "epoch": late.position.epoch,
             "loss": float(measured.loss.mean),
             "gradient_norm": float(measured.gradient_norm),

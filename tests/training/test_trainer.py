@@ -384,6 +384,17 @@ def test_what_a_record_measures(tmp_path):
     assert last["mfu"] == pytest.approx(expected)
 
 
+def test_time_is_taken_where_steps_complete(tmp_path):
+    rows = 16 * synthetic.BATCH_ROWS  # steps that take far longer than fetching their metrics
+    synthetic.trainer(tmp_path, train={"batch_rows": rows, "log_every": 4, "validate_every": 3}).run()
+    lines = [row for row in metrics.read(tmp_path / metrics.FILE) if row["kind"] == "train"]
+    assert [line["step"] for line in lines] == [1, 4, 8, 11]
+    seconds = [line["step_seconds"] for line in lines]
+    assert min(seconds) > np.median(seconds) / 20
+    for line in lines:
+        assert line["tokens_per_second"] * line["step_seconds"] <= rows * synthetic.ROW_LENGTH
+
+
 def test_chosen_steps_are_profiled(tmp_path):
     synthetic.trainer(tmp_path, profile=(3, 4), validation=None).run()
     assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
