@@ -11,6 +11,12 @@ WORKDIR/table.md: the arms beside one another, tested against the baseline.
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+from orca_jax.experiments.arm_sets import load_set
+
+if __name__ == "__main__":
+    launch.start("ablate", read=load_set)  # before the imports below, which take seconds
+
 import collections
 import dataclasses
 import json
@@ -27,8 +33,8 @@ from typing import Any
 from absl import flags
 
 from orca_jax import artifacts, record_files
-from orca_jax.experiments import ablate_bbh, collect, evaluate, launch, prepare, run, tables, train
-from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig, load_set
+from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
+from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig
 from orca_jax.experiments.collect_asking import LEDGER
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.records import Item
@@ -36,12 +42,7 @@ from orca_jax.reporting import arms as arm_tables
 from orca_jax.reporting import figures
 
 log = logging.getLogger(__name__)
-flags.DEFINE_list("arms", None, "Only these arms.")
-flags.DEFINE_list("seeds", None, "Only these seeds.")
-flags.DEFINE_string("bbh", "", "A folder of Big-Bench Hard: the students sit the files of their families.")
-flags.DEFINE_list("reuse", [], "Workdirs of other sets: their finished runs of the same config are taken.")
-flags.DEFINE_integer("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
-
+options.define("ablate")
 ABOUT, RESULTS, TABLE, FIGURE = "set.json", "results.json", "table.md", "arms.png"
 SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
@@ -269,4 +270,4 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
 
 
 if __name__ == "__main__":
-    launch.main(ablate, read=load_set, parts=None)
+    launch.main(ablate, parts=None)

@@ -9,6 +9,11 @@ No word is `run`, which ends with status 3 where a budget is spent.
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("collect")  # before the imports below, which take seconds
+
 import collections
 import logging
 from collections.abc import Iterator
@@ -21,7 +26,7 @@ from rich.console import Console
 from orca_jax import artifacts, record_files, remote
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking import monitor
-from orca_jax.experiments import collect_plan, launch, students
+from orca_jax.experiments import collect_plan, options, students
 from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
@@ -30,6 +35,7 @@ from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
 
 log = logging.getLogger(__name__)
+options.define("collect")
 RETRIED = "retried"  # a file: how often failed requests were asked again after the traces were written
 
 
@@ -155,9 +161,6 @@ def write_exports(workdir: Path, to: Path, schema: str, form: str) -> None:
 
 
 def main() -> None:
-    flags.DEFINE_string("to", "", "export: the folder to write.")
-    flags.DEFINE_enum("schema", "messages", list(record_files.SCHEMAS), "export: the traces' columns.")
-    flags.DEFINE_enum("form", "parquet", ["parquet", "jsonl"], "export: the kind of file.")
     words = {
         "run": run,
         "plan": collect_plan.plan,

@@ -7,12 +7,15 @@ FIRST and SECOND are directories with `items.jsonl`, as `experiments.evaluate` w
 
 from __future__ import annotations
 
-import argparse
+from orca_jax.experiments import launch, options
+
+if __name__ == "__main__":
+    launch.start("compare")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 from pathlib import Path
 
 from orca_jax import record_files
-from orca_jax.experiments import launch
 from orca_jax.records import Item
 from orca_jax.reporting import pairs
 
@@ -28,13 +31,7 @@ def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
-    parser.add_argument("--names", nargs=2, default=("first", "second"))
-    given = parser.parse_args(arguments)
+    given = options.parser("compare").parse_args(arguments)
     names = tuple(given.names)
     launch.checked(lambda: print(compare(given.first, given.second, names)))
 

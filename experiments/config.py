@@ -15,11 +15,9 @@ from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, sampling, system_messages
 from orca_jax.queries.contamination import Settings
 from orca_jax.student import presets
-from orca_jax.student.config import LlamaConfig, LoraConfig
-from orca_jax.student.sharding import MeshConfig
+from orca_jax.student.config import LlamaConfig, LoraConfig, MeshConfig
+from orca_jax.training.config import OptimizerConfig, TrainConfig
 from orca_jax.training.curriculum import StageConfig
-from orca_jax.training.optimizer import OptimizerConfig
-from orca_jax.training.trainer import TrainConfig
 
 TEACHER_KINDS = ("oracle", "file", "student", "api", "targets", "rationales")
 SEGMENTS = ("separated", "leaking")

@@ -8,13 +8,19 @@ python -m experiments.convert resave --source=OLD_FOLDER --out=MODEL_FOLDER
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("convert")  # before the imports below, which take seconds
+
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 
 from orca_jax import artifacts, settings
@@ -22,7 +28,7 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import BOS, TokenizerLike
-from orca_jax.experiments import launch, students
+from orca_jax.experiments import options, students
 from orca_jax.experiments.config import plain
 from orca_jax.progress import progress
 from orca_jax.student import huggingface, peft
@@ -31,10 +37,7 @@ from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training.checkpoints import Checkpoints, load_params
 
 log = logging.getLogger(__name__)
-_SOURCE = flags.DEFINE_string("source", "", "A model folder, an imported student, or a workdir.")
-_OUT = flags.DEFINE_string("out", "", "The folder to write.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", list(huggingface.DTYPES), "Of exported weights.")
-_LAYOUT = flags.DEFINE_string("layout", "", "Of an exported student; empty: the one it was trained in.")
+options.define("convert")
 
 
 def import_(source: Path, out: Path) -> None:
@@ -155,14 +158,12 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
 }
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
+    given, word = flags.FLAGS, sys.argv[1]
     launch.set_up_logging()
-    if len(arguments) != 2 or arguments[1] not in PROGRAMS or not _SOURCE.value or not _OUT.value:
-        raise app.UsageError(f"give one of {', '.join(PROGRAMS)}, --source and --out")
-    options = {"dtype": _DTYPE.value, "layout": _LAYOUT.value} if arguments[1] == "export" else {}
-    program = PROGRAMS[arguments[1]]
-    launch.checked(lambda: program(Path(_SOURCE.value), Path(_OUT.value), **options))
+    wanted = {"dtype": given.dtype, "layout": given.layout} if word == "export" else {}
+    launch.checked(lambda: PROGRAMS[word](Path(given.source), Path(given.out), **wanted))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -9,6 +9,11 @@ Face folder, an imported student, another workdir, or a JSON file with an endpoi
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("evaluate")  # before the imports below, which take seconds
+
 import dataclasses
 import functools
 import importlib
@@ -28,7 +33,7 @@ from orca_jax.evaluation import answering, examination, modes, scoring, toxicity
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate_who, launch, students
+from orca_jax.experiments import evaluate_who, options, students
 from orca_jax.experiments.config import ExperimentConfig, plain
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
@@ -37,15 +42,9 @@ from orca_jax.records import Reply, Sampling
 from orca_jax.serving.local import LocalStudent
 
 log = logging.getLogger(__name__)
+options.define("evaluate")
 EMPTY_MESSAGE = 1
 LISTS = ("messages", "modes")  # which examinations there are, no setting of one
-PROGRAMS = {
-    "score": "orca_jax.experiments.evaluate_score",
-    "compare": "orca_jax.experiments.compare",
-    "show": "orca_jax.experiments.evaluate_show",
-    "judge": "orca_jax.experiments.evaluate_judge",
-    "lm_eval": "orca_jax.experiments.evaluate_lm_eval",
-}
 Details = Callable[[Question, Reply], dict[str, Any]]
 
 
@@ -301,13 +300,6 @@ def _usual_system(mode: str) -> System:
 
 
 def _run() -> None:
-    flags.DEFINE_string("examine", "", "Who: a student's folder, or a JSON file with an endpoint's settings.")
-    flags.DEFINE_string("examine_system", "", "The system message, by id or in words.")
-    flags.DEFINE_integer("examine_samples", 1, "Replies to each question.", lower_bound=1)
-    flags.DEFINE_integer("examine_limit", 0, "Questions of each task; 0: all.", lower_bound=0)
-    flags.DEFINE_string("examine_second", "", "Who replies in AGIEval's second stage: a JSON file.")
-    flags.DEFINE_string("toxicity_classifier", "", "A folder with a toxicity classifier.")
-
     def work(config: ExperimentConfig, workdir: Path) -> None:
         given = flags.FLAGS
         options = Options(
@@ -325,10 +317,9 @@ def _run() -> None:
 
 
 def main() -> None:
-    program = PROGRAMS.get(sys.argv[1]) if len(sys.argv) > 1 else None
-    if program:
+    if file := options.parsed_by("evaluate", sys.argv[1:]):
         launch.set_up_logging()
-        importlib.import_module(program).main(sys.argv[2:])
+        importlib.import_module(f"orca_jax.experiments.{file}").main(sys.argv[2:])
     else:
         _run()
 

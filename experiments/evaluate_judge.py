@@ -10,7 +10,6 @@ run again, it pays for no review twice.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from orca_jax.evaluation import judging
 from orca_jax.evaluation.benchmarks import open_ended, registry
 from orca_jax.evaluation.judging import Comparison, Form
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate_score, evaluate_who, launch
+from orca_jax.experiments import evaluate_score, evaluate_who, launch, options
 from orca_jax.progress import progress
 
 REVIEWS = "reviews.jsonl"
@@ -65,18 +64,7 @@ def _reviews(asked: Sequence[Comparison], endpoint: OpenAIConfig, ledger: Path) 
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--benchmark", required=True, choices=tuple(open_ended.SOURCES))
-    parser.add_argument("--path", required=True, help="the benchmark's file")
-    parser.add_argument("--judge", required=True, help="a JSON file with an endpoint's settings")
-    parser.add_argument("--reference", required=True, type=Path)
-    parser.add_argument("--candidate", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--forms", default="", help="prompts in FastChat's prompt.jsonl format")
-    parser.add_argument("--orders", nargs="+", choices=judging.ORDERS, default=judging.ORDERS)
-    given = parser.parse_args(arguments)
+    given = options.parser("evaluate_judge").parse_args(arguments)
 
     def work() -> None:
         scores = judge(

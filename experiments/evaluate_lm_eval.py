@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.experiments import launch, students
+from orca_jax.experiments import launch, options, students
 from orca_jax.records import Message
 from orca_jax.serving.local import LocalStudent
 
@@ -60,19 +59,7 @@ def evaluate(student: LocalStudent, tasks: Sequence[str], out: Path, **options: 
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate lm_eval", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--student", required=True)
-    parser.add_argument("--tasks", required=True, nargs="+")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--include_path", help="a folder with tasks of your own")
-    parser.add_argument("--apply_chat_template", action="store_true", help="descriptions as system messages")
-    parser.add_argument("--limit", type=int, help="questions of each task")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_length", type=int, default=2048)
-    parser.add_argument("--prompt_layout", default="", help="empty: the one that it was trained in")
-    given = parser.parse_args(arguments)
+    given = options.parser("evaluate_lm_eval").parse_args(arguments)
 
     def work() -> None:
         try:

@@ -9,7 +9,6 @@ have them (see evaluation.judging). DIR gets items.jsonl and scores.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import judging, modes, replies, scoring
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import launch
+from orca_jax.experiments import launch, options
 from orca_jax.reporting import scores as score_tables
 
 JUDGED = "judged"
@@ -66,16 +65,7 @@ def judged_lines(scores: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    known = ", ".join([JUDGED, replies.OWN, *registry.READERS])
-    parser.add_argument("--benchmark", required=True, help=known)
-    parser.add_argument("--mode", default="", help=", ".join(modes.MODES))
-    parser.add_argument("--replies", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--path", default="", help="the benchmark's folder or file, if it is at hand")
-    parser.add_argument("--rows", type=int, help="that a part of a benchmark's file has")
+    parser = options.parser("evaluate_score")
     given = parser.parse_args(arguments)
     if not given.mode and given.benchmark != JUDGED:
         parser.error("give --mode, one of " + ", ".join(modes.MODES))

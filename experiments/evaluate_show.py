@@ -5,14 +5,13 @@ python -m experiments.evaluate show --benchmark=bbh --path=BBH_FOLDER [--mode=or
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import launch
+from orca_jax.experiments import launch, options
 
 
 def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
@@ -49,13 +48,5 @@ def _shown(question: Question) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="evaluate show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--benchmark", required=True, help=", ".join(registry.READERS))
-    parser.add_argument("--path", required=True, help="its folder or file")
-    parser.add_argument("--mode", default="", help="all of them if empty")
-    parser.add_argument("--task", default="")
-    parser.add_argument("--rows", type=int, help="that a part of a benchmark's file has")
-    given = parser.parse_args(arguments)
+    given = options.parser("evaluate_show").parse_args(arguments)
     launch.checked(lambda: print(show(given.benchmark, given.path, given.mode, given.task, given.rows)))

@@ -9,7 +9,11 @@ The suffix of --to says the form: .jsonl, .json, .ndjson, .parquet; a folder's n
 
 from __future__ import annotations
 
-import argparse
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("export")  # before the imports below, which take seconds
+
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +21,7 @@ from pathlib import Path
 
 from orca_jax import record_files
 from orca_jax.data import trace_export
-from orca_jax.experiments import prepare
+from orca_jax.experiments import options, prepare
 from orca_jax.experiments.launch import checked
 from orca_jax.records import Outcome, RecordError, Trace
 
@@ -61,14 +65,7 @@ def _kept(directory: Path) -> Iterator[Trace]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--traces", required=True, help="WORKDIR/traces/NAME, or a file of traces")
-    parser.add_argument("--to", required=True, help="a file, or a folder for a TFDS data set")
-    parser.add_argument("--schema", default="native", choices=record_files.SCHEMAS)
-    parser.add_argument("--kept", action="store_true", help="without what filters left out")
-    given = parser.parse_args(arguments)
+    given = options.parser("export").parse_args(arguments)
     count = checked(lambda: export(given.traces, given.schema, given.to, kept=given.kept))
     print(f"{count} traces: {given.to}")
 

@@ -11,40 +11,30 @@ finished; run again, it goes on.
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("generate")  # before the imports below, which take seconds
+
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from orca_jax import artifacts, record_files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.data.layouts import CONTROL_TOKENS, LayoutError
-from orca_jax.experiments import launch, students
+from orca_jax.data.layouts import LayoutError
+from orca_jax.experiments import options, students
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
 from orca_jax.records import Message, Outcome, RecordError, Reply, Sampling, Usage, to_json
 from orca_jax.serving.local import LocalStudent
 
-_STUDENT = flags.DEFINE_string("student", "", "A workdir, an imported student, or a model folder.")
-_CHAT_LAYOUT = flags.DEFINE_enum(
-    "prompt_layout", "", ["", *CONTROL_TOKENS], "Of prompts; empty: the one that the student was trained in."
-)
-_SYSTEM_ID = flags.DEFINE_integer("system_id", 0, "One of the 16 system messages; 0: none.")
-_SYSTEM = flags.DEFINE_string("system", "", "A system message in words.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Nucleus sampling; 1: off.", lower_bound=0, upper_bound=1)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Sampling from the likeliest ids; 0: off.", lower_bound=0)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Of a reply.", lower_bound=1)
-_MAX_LENGTH = flags.DEFINE_integer("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2)
-_STOP = flags.DEFINE_multi_string("stop", [], "A text that ends a reply; may be given more than once.")
-_SEED = flags.DEFINE_integer("seed", 0, "What sampled replies are drawn by.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Replies decoded together, at most.", lower_bound=1)
-_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices over which each layer is split.", lower_bound=1)
-_INPUT = flags.DEFINE_string("input", "", "Of `batch`: JSON lines of questions.")
-_OUTPUT = flags.DEFINE_string("output", "", "Of `batch`: JSON lines of replies.")
+options.define("generate")
 
 HELP = "/reset forgets what was said, /system ID or TEXT changes the system message and resets, /quit ends"
 
@@ -242,42 +232,41 @@ def _answered(out: Path, requests: Mapping[str, str]) -> set[str]:
 
 
 def _sampling() -> Sampling:
-    return Sampling(_TEMPERATURE.value, _TOP_P.value, _MAX_TOKENS.value, tuple(_STOP.value), seed=_SEED.value)
+    given = flags.FLAGS
+    return Sampling(given.temperature, given.top_p, given.max_tokens, tuple(given.stop), seed=given.seed)
 
 
 def chat() -> None:
-    student = load(_STUDENT.value, _CHAT_LAYOUT.value, tensor=_TENSOR.value, max_length=_MAX_LENGTH.value)
-    system = system_text(_SYSTEM_ID.value, _SYSTEM.value)
+    given = flags.FLAGS
+    student = load(given.student, given.prompt_layout, tensor=given.tensor, max_length=given.max_length)
+    system = system_text(given.system_id, given.system)
     print(f"{HELP}\n[system message: {system or 'none'}]")
-    talk = Chat(student, _sampling(), system=system, top_k=_TOP_K.value)
+    talk = Chat(student, _sampling(), system=system, top_k=given.top_k)
     converse(talk, _typed(), lambda text: print(text, end="", flush=True))
 
 
 def batch() -> None:
-    if not _INPUT.value or not _OUTPUT.value:
+    given = flags.FLAGS
+    if not given.input or not given.output:
         raise ValueError("batch needs --input and --output")
     student = load(
-        _STUDENT.value,
-        _CHAT_LAYOUT.value,
-        tensor=_TENSOR.value,
-        batch_size=_BATCH_SIZE.value,
-        max_length=_MAX_LENGTH.value,
+        given.student,
+        given.prompt_layout,
+        tensor=given.tensor,
+        batch_size=given.batch_size,
+        max_length=given.max_length,
     )
-    system = system_text(_SYSTEM_ID.value, _SYSTEM.value)
-    answer_file(
-        student, Path(_INPUT.value), Path(_OUTPUT.value), _sampling(), system=system, top_k=_TOP_K.value
-    )
+    system = system_text(given.system_id, given.system)
+    answer_file(student, Path(given.input), Path(given.output), _sampling(), system=system, top_k=given.top_k)
 
 
 PROGRAMS: dict[str, Callable[[], None]] = {"chat": chat, "batch": batch}
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     launch.set_up_logging()
-    if len(arguments) != 2 or arguments[1] not in PROGRAMS or not _STUDENT.value:
-        raise app.UsageError(f"give one of {', '.join(PROGRAMS)}, and --student")
-    launch.checked(PROGRAMS[arguments[1]])
+    launch.checked(PROGRAMS[sys.argv[1]])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -9,6 +9,11 @@ Rows are shown with roles in colour and supervised tokens underlined, or with --
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch, options
+
+if __name__ == "__main__":
+    launch.start("inspect")  # before the imports below, which take seconds
+
 import dataclasses
 import heapq
 import re
@@ -26,7 +31,6 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokenizer import TokenizerLike
-from orca_jax.experiments import launch
 from orca_jax.experiments.collect_asking import TRACES
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import flagged
@@ -34,22 +38,7 @@ from orca_jax.experiments.queries import unit_hash
 from orca_jax.experiments.train import row_builder
 from orca_jax.records import Trace
 
-_DATASET = flags.DEFINE_string(
-    "dataset", "", "A teacher's name, or `validation`; empty: the curriculum's first."
-)
-_EPOCH = flags.DEFINE_integer("epoch", 0, "Which epoch's packing plan.", lower_bound=0)
-_ROW = flags.DEFINE_integer("row", 0, "Which row of the plan.", lower_bound=0)
-_TOKENS = flags.DEFINE_bool("tokens", False, "One token a line, with its arrays, instead of running text.")
-
-_TRACES = flags.DEFINE_bool("traces", False, "Traces, those left out too, instead of rows.")
-_COLLECTION = flags.DEFINE_string("collection", "", "Only of this collection.")
-_TASK = flags.DEFINE_string("task", "", "Only of this task.")
-_TEACHER = flags.DEFINE_string("teacher", "", "Only of this teacher.")
-_MESSAGE = flags.DEFINE_integer("message", None, "Only under this system message; -1: none of the 16.")
-_FLAG = flags.DEFINE_string("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py.")
-_FIND = flags.DEFINE_string("find", "", "Only traces in which this regular expression is found.")
-_SAMPLE = flags.DEFINE_integer("sample", 1, "How many traces or rows are drawn of those.", lower_bound=1)
-_SEED = flags.DEFINE_integer("sample_seed", 0, "Of the draw.")
+options.define("inspect")
 
 COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
 
@@ -231,18 +220,19 @@ def show(
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
-    choice = Choice(_COLLECTION.value, _TASK.value, _TEACHER.value, _MESSAGE.value, _FLAG.value, _FIND.value)
-    if _TRACES.value:
-        show_traces(Console(), config, workdir, _DATASET.value, choice, (_SAMPLE.value, _SEED.value))
+    given = flags.FLAGS
+    choice = Choice(given.collection, given.task, given.teacher, given.message, given.flag, given.find)
+    if given.traces:
+        show_traces(Console(), config, workdir, given.dataset, choice, (given.sample, given.sample_seed))
         return
     rows, tokenizer = row_builder(config, workdir), tokenizers.load(workdir / "tokenizer")
-    dataset = _DATASET.value or next(iter(config.curriculum[0].datasets))
-    numbers = [_ROW.value]
+    dataset = given.dataset or next(iter(config.curriculum[0].datasets))
+    numbers = [given.row]
     if choice != Choice():
-        found = chosen_rows(rows, dataset, _EPOCH.value, choice)
-        numbers = np.random.default_rng(_SEED.value).permutation(found)[: _SAMPLE.value].tolist()
+        found = chosen_rows(rows, dataset, given.epoch, choice)
+        numbers = np.random.default_rng(given.sample_seed).permutation(found)[: given.sample].tolist()
     for number in numbers:
-        show(Console(), rows, tokenizer, (dataset, _EPOCH.value, number), _TOKENS.value)
+        show(Console(), rows, tokenizer, (dataset, given.epoch, number), given.tokens)
 
 
 if __name__ == "__main__":

@@ -14,35 +14,16 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import Any, NoReturn
 
-import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
-from rich.logging import RichHandler
 
 from orca_jax import configs, remote, remote_workdir
-from orca_jax.artifacts import ArtifactError
 from orca_jax.asking.budget import BudgetSpent
-from orca_jax.asking.endpoint import AskingStopped
-from orca_jax.asking.ledger import LedgerError
-from orca_jax.evaluation.examination import ExaminationError
+from orca_jax.experiments import options
 from orca_jax.experiments.config import load
-from orca_jax.remote import RemoteError
-from orca_jax.training.checkpoints import CheckpointError
 
 log = logging.getLogger(__name__)
 FORM = "%(asctime)s %(levelname)s %(message)s"
-USER_ERRORS = (
-    ArtifactError,
-    AskingStopped,
-    CheckpointError,
-    ExaminationError,
-    FloatingPointError,
-    LedgerError,
-    OSError,
-    RemoteError,
-    ValueError,
-)
-
 # What to do about an error from below, by its words; the first that fits counts.
 ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
@@ -53,14 +34,12 @@ ADVICE = {
 }
 
 EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/mini.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where all artifacts go, a bucket too; run again to go on.")
-_SCRATCH = flags.DEFINE_string("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
-flags.DEFINE_bool("traceback", False, "Show the traceback of errors in config or input.")
+options.define_every()
 
 
 def set_up_logging() -> None:
+    from rich.logging import RichHandler
+
     terminal = sys.stderr.isatty()
     handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
     handler.setLevel(logging.INFO)
@@ -109,12 +88,18 @@ def checked(work: Callable[[], Any]) -> Any:
             wanted = os.environ.get("JAX_PLATFORMS")
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         advice = next((advice for words, advice in ADVICE.items() if words in str(error)), "")
-        if traceback or not (advice or isinstance(error, USER_ERRORS)):
+        if traceback or not (advice or _mendable(error)):
             log.debug("ended by", exc_info=True)
             raise
         # XLA follows its first line with pages of allocations.
-        said = str(error).partition("\n")[0] if isinstance(error, jax.errors.JaxRuntimeError) else error
+        said = str(error).partition("\n")[0] if type(error).__name__ == "JaxRuntimeError" else error
         _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether the user can mend it: an error of this package's own, or one of values and files."""
+    own = type(error).__module__.partition(".")[0] == "orca_jax"
+    return own or isinstance(error, FloatingPointError | OSError | ValueError)
 
 
 def _without_devices(error: Exception) -> bool:
@@ -136,31 +121,82 @@ def _end(said: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def parse_flags(arguments: Sequence[str]) -> list[str]:
+_experiment: Any = None  # what `start` has read for `main`
+
+
+def start(program: str, *, read: Callable[[Any], Any] = load) -> None:
+    """Reads the command line, and the config by `read`, before what takes seconds to import.
+
+    Ends the program with help (status 0) or with what is wrong with the command line (status 1, or 2 from
+    argparse).
+    """
+    arguments = [_own_config(argument) for argument in sys.argv[1:]]
+    word = next((argument for argument in arguments[:1] if not argument.startswith("-")), "")
+    if file := options.parsed_by(program, arguments):
+        options.parser(file).parse_args(arguments[1:] if file != program else arguments)
+        return
+    global _experiment
+    names = options.define(program)
+    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(arguments):
+        _help(program, names)
+    words = options.WORDS.get(program, ())
+    if word not in words and (word or options.needs_word(program)):
+        _refuse(f"unknown word {word!r}; known before the flags: {', '.join(words) or 'none'}")
+    rest = _parsed([program, *arguments])[1:]
+    if extra := [argument for argument in rest if argument != word]:
+        _refuse(f"{extra[0]!r} is no flag; flags begin with --")
+    missing = [name for name in options.required(program, word) if not flags.FLAGS[name].value]
+    if missing:
+        _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
+    if "config" in names and flags.FLAGS["config"].value:
+        _experiment = checked(lambda: read(flags.FLAGS["config"].value))
+
+
+def experiment() -> Any:
+    """The config of the command line, as `start` has read it."""
+    return _experiment
+
+
+def _help(program: str, names: Sequence[str]) -> NoReturn:
+    """Prints a program's docstring and its flags, a line each."""
+    try:
+        print(f"{options.doc(program)}\n")
+        for name in names:
+            flag = flags.FLAGS[name]
+            default = f" [{flag.default}]" if flag.default not in (None, "", False, []) else ""
+            print(f"  --{name:20} {flag.help}{default}")
+        if "config" in names:
+            print("  --config.KEY=VALUE     One key of the config otherwise than in its file.")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unread()
+    sys.exit()
+
+
+def _refuse(text: str) -> NoReturn:
+    print(f"error: {text.strip()}", file=sys.stderr)
+    sys.exit(EXIT_ERROR)
+
+
+def _parsed(arguments: Sequence[str]) -> list[str]:
     """The arguments that are no flags; what is wrong with a flag, or in the config file, ends the program.
 
     A config file is run while its flag is parsed, so its errors show here too.
     """
-    arguments = [_own_config(argument) for argument in arguments]
     try:
         rest = flags.FLAGS(arguments)
-        if not flags.FLAGS["config"].present:  # programs that need one have said so
-            return rest
-        file = re.sub(r"\.py:.*$", ".py", config_flags.get_config_filename(flags.FLAGS["config"]))
-        if Path(file).is_file():
-            return rest
-        text = f"no config file {file}"
     except flags.Error as error:
         # ml_collections puts a whole traceback into its message; its last line says what was wrong.
-        text = str(error).strip().rpartition("\n")[2]
+        _refuse(str(error).strip().rpartition("\n")[2])
     except (AttributeError, KeyError) as error:
-        text = _unknown_key(arguments, str(error.args[0] if error.args else error).strip("'\""))
-    except BrokenPipeError:  # of --help
-        _unread()
+        _refuse(_unknown_key(arguments, str(error.args[0] if error.args else error).strip("'\"")))
     except (OSError, TypeError, ValueError) as error:
-        text = str(error)
-    print(f"error: {text.strip()}", file=sys.stderr)
-    sys.exit(1)
+        _refuse(str(error))
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+        file = re.sub(r"\.py:.*$", ".py", config_flags.get_config_filename(flags.FLAGS["config"]))
+        if not Path(file).is_file():
+            _refuse(f"no config file {file}")
+    return rest
 
 
 def _own_config(argument: str) -> str:
@@ -180,16 +216,14 @@ def _unknown_key(arguments: Sequence[str], text: str) -> str:
     return f"unknown config key '{about[0]}'. {hint}" if about else text
 
 
-def _workdir(given: str | None, parts: Collection[str] | None) -> AbstractContextManager[Path]:
+def _workdir(given: str, parts: Collection[str] | None) -> AbstractContextManager[Path]:
     """The workdir that the flag names, for as long as the program works on it."""
-    if not given:
-        sys.exit("error: --workdir is empty; name a directory for the artifacts")
     if parts is None and remote.is_remote(given):
-        sys.exit(f"error: --workdir={given}: this program links folders; name a directory on a disk")
+        _refuse(f"--workdir={given}: this program links folders; name a directory on a disk")
     if Path(given).is_file():
-        sys.exit(f"error: --workdir={given} is a file; name a directory for the artifacts")
-    if _SCRATCH.value:
-        os.environ[remote.SCRATCH] = _SCRATCH.value
+        _refuse(f"--workdir={given} is a file; name a directory for the artifacts")
+    if flags.FLAGS.scratch:
+        os.environ[remote.SCRATCH] = flags.FLAGS.scratch
     hosts = "hosts" in flags.FLAGS and bool(flags.FLAGS.hosts)
     return remote_workdir.workdir(given, parts=parts or (), hosts=hosts)
 
@@ -199,31 +233,21 @@ def main(
     *,
     words: Mapping[str, Callable[[Any, Path], Any]] | None = None,
     of_workdir: Mapping[str, Callable[[Path], Any]] | None = None,
-    read: Callable[[Any], Any] = load,
     parts: Collection[str] | None = (),
 ) -> None:
-    """Runs a program that takes --config, which `read` turns into dataclasses, and --workdir.
+    """Runs a program on the config and in the workdir of the command line that `start` has read.
 
-    A word before the flags names another function than `run`; those of `of_workdir` need no --config.
+    A word before the flags names another function than `run`; those of `of_workdir` take no config.
     Of a workdir in a bucket a program gets a copy: of the top-level names in `parts`, of all if there are
     none, and with None it takes no such workdir.
     """
-    words, of_workdir = words or {}, of_workdir or {}
     word = next((argument for argument in sys.argv[1:2] if not argument.startswith("-")), "")
-    flags.mark_flags_as_required(["workdir"] if word in of_workdir else ["config", "workdir"])
+    set_up_logging()
 
-    def work(arguments: list[str]) -> None:
-        set_up_logging()
-        if arguments[1:] not in ([], [word]) or (word and word not in {**words, **of_workdir}):
-            known = ", ".join((*words, *of_workdir)) or "none"
-            sys.exit(f"error: unknown word {arguments[-1]!r}; known before the flags: {known}")
+    def within() -> None:
+        program = (of_workdir or {}).get(word) or functools.partial((words or {}).get(word, run), _experiment)
+        with _workdir(flags.FLAGS.workdir, parts) as workdir:
+            # In here, so that a bucket gets the last words of the log too.
+            checked(lambda: program(workdir))
 
-        def within() -> None:
-            program = of_workdir.get(word) or functools.partial(words.get(word, run), read(_CONFIG.value))
-            with _workdir(_WORKDIR.value, parts) as workdir:
-                # In here, so that a bucket gets the last words of the log too.
-                checked(lambda: program(workdir))
-
-        checked(within)
-
-    app.run(work, flags_parser=parse_flags)
+    checked(within)

@@ -12,6 +12,11 @@ a random model of 1.1B parameters in bfloat16, imported as float32 by each in a 
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch, options
+
+if __name__ == "__main__":
+    launch.start("parity")  # before the imports below, which take seconds
+
 import dataclasses
 import json
 import subprocess
@@ -24,14 +29,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from orca_jax.student import huggingface, huggingface_config, llama, presets
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.generation import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 
-_FOLDER = flags.DEFINE_string("folder", "", "Where `memory` keeps its model; empty: a temporary folder.")
+options.define("parity")
 LENGTH, PROMPT, NEW = 512, 50, 64
 SHAPE = dict(
     vocab_size=101,
@@ -237,17 +242,15 @@ def memory(folder: Path) -> dict[str, Mapping[str, float]]:
     return found
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     began = time.monotonic()
-    if arguments[1:] == ["families"]:
+    if sys.argv[1] == "families":
         families()
-    elif arguments[1:] == ["memory"]:
-        with tempfile.TemporaryDirectory() as temporary:
-            memory(Path(_FOLDER.value or temporary))
     else:
-        raise app.UsageError("give families or memory")
+        with tempfile.TemporaryDirectory() as temporary:
+            memory(Path(flags.FLAGS.folder or temporary))
     print(f"\n{time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -9,6 +9,11 @@ Compiling needs the package libtpu (extra `tpu`); GPUs, and any chip with --anal
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("plan")  # before the imports below, which take seconds
+
 import dataclasses
 import json
 import logging
@@ -19,10 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from orca_jax.experiments import launch, students
-from orca_jax.experiments.config import ExperimentConfig, load
+from orca_jax.experiments import options, students
+from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.planning import chips, memory, roofline, search
 from orca_jax.planning.chips import GIB, Topology
 from orca_jax.planning.compile import Compiled, PlanError, compile_step
@@ -31,20 +36,10 @@ from orca_jax.student import sharding
 from orca_jax.training.curriculum import StageConfig
 
 PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3
-PAPER_PACKING = 2.7  # examples in a row of 2,048 positions, section 3.2
 PAPER_ROW = 2048
 COMPILED_BEST = 5
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.")
-_BATCH = flags.DEFINE_integer("batch", 0, "Rows a step, in place of train.batch_rows.", lower_bound=0)
-_ANALYTIC = flags.DEFINE_bool("analytic", False, "Estimate only; compile nothing.")
-_SEARCH = flags.DEFINE_bool("search", False, f"Rank alternatives, and compile the best {COMPILED_BEST}.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON line a plan.")
-_PACKING = flags.DEFINE_float("packing", PAPER_PACKING, "Examples in 2,048 positions.", lower_bound=0.01)
-_EXAMPLES = flags.DEFINE_list("examples", [], "NAME=COUNT: examples of data sets; default: the paper's two.")
-_PRICES = flags.DEFINE_string(
-    "prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in."
-)
+options.define("plan")
 
 
 class Amounts(NamedTuple):
@@ -280,25 +275,26 @@ def examples_of(pairs: Sequence[str]) -> dict[str, int]:
 
 def run(config: ExperimentConfig) -> None:
     """Prints the plan, or the plans, that the flags ask for."""
-    topology = chips.topology(_TOPOLOGY.value)
-    price = chips.price(topology.chip, Path(_PRICES.value) if _PRICES.value else None)
-    amounts = Amounts(examples_of(_EXAMPLES.value), _PACKING.value, price)
-    workload = workload_of(config, _BATCH.value)
-    if _SEARCH.value:
-        plans = searched(config, topology, workload, _ANALYTIC.value)
+    given = flags.FLAGS
+    topology = chips.topology(given.topology)
+    price = chips.price(topology.chip, Path(given.prices) if given.prices else None)
+    amounts = Amounts(examples_of(given.examples), given.packing, price)
+    workload = workload_of(config, given.batch)
+    if given.search:
+        plans = searched(config, topology, workload, given.analytic)
     else:
         shape = MeshShape(*sharding.axis_sizes(config.mesh, topology.chips))
-        plans = iter([make_plan(config, topology, workload, shape, _ANALYTIC.value)])
+        plans = iter([make_plan(config, topology, workload, shape, given.analytic)])
     for plan in plans:
         values = summary(config, plan, amounts)
-        print(json.dumps(values) if _JSON.value else report(values, plan.workload) + "\n", flush=True)
+        print(json.dumps(values) if given.json else report(values, plan.workload) + "\n", flush=True)
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
     use_no_chips()
     launch.set_up_logging()
     logging.getLogger().setLevel(logging.WARNING)  # what is chosen on this host says nothing of those chips
-    launch.checked(lambda: run(load(flags.FLAGS["config"].value)))
+    launch.checked(lambda: run(launch.experiment()))
 
 
 def use_no_chips() -> None:
@@ -309,5 +305,4 @@ def use_no_chips() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=launch.parse_flags)
+    main()

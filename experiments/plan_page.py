@@ -5,14 +5,17 @@ python -m experiments.plan_page docs/scale.md    # about a minute a TPU slice, n
 
 from __future__ import annotations
 
-import argparse
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("plan_page")  # before the imports below, which take seconds
+
 import dataclasses
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from orca_jax.experiments import plan
+from orca_jax.experiments import options, plan
 from orca_jax.experiments.config import ExperimentConfig, load
 from orca_jax.planning import chips, memory, published, roofline, search
 from orca_jax.planning.chips import GIB
@@ -134,9 +137,7 @@ The paper took {theirs} hours for its stages on 20 A100s; the estimate, for {PAP
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", type=Path, help="where to write the page: docs/scale.md")
-    path = parser.parse_args().path
+    path = options.parser("plan_page").parse_args().path
     plan.use_no_chips()
     path.write_text(page(), encoding="utf-8")
 

@@ -6,6 +6,11 @@ with its options: --beam=--runner=DirectRunner,--direct_num_workers=4. The bytes
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("prepare")  # before the imports below, which take seconds
+
 import dataclasses
 import functools
 import heapq
@@ -26,7 +31,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import launch, students
+from orca_jax.experiments import options, students
 from orca_jax.experiments.card import make_card
 from orca_jax.experiments.collect_asking import TRACES
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
@@ -37,11 +42,8 @@ from orca_jax.queries.quality import Examiner
 from orca_jax.records import Outcome, Trace
 
 log = logging.getLogger(__name__)
-# What writes the shards changes no byte of them: flags, and no keys of the config.
-flags.DEFINE_integer("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0)
-flags.DEFINE_list("beam", None, "Apache Beam's options: the shards are written there.")
-
-VALIDATION = "validation"
+options.define("prepare")
+VALIDATION = "validation"  # held out examples of all teachers, a data set of its own
 FLAGS, SHOTS = "flags.jsonl", "shots.npy"
 SHARDS_A_PROCESS = 4  # at least: a process starts as long as it writes a shard
 TRAINING_TEXTS = 20_000  # traces that a new tokenizer is trained on

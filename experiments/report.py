@@ -6,7 +6,11 @@ python -m experiments.report runs/main --out=main.html
 
 from __future__ import annotations
 
-import argparse
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("report")  # before the imports below, which take seconds
+
 import dataclasses
 import json
 import logging
@@ -17,7 +21,7 @@ from typing import Any
 
 from orca_jax.evaluation.benchmarks import puzzles, registry
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate, launch, tables
+from orca_jax.experiments import evaluate, options, tables
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.queries import system_messages
 from orca_jax.reporting import report, report_sources
@@ -109,12 +113,7 @@ def _shown(value: Any) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("workdir", type=Path, help="of experiments.run or experiments.ablate")
-    parser.add_argument("--out", type=Path, help=f"the file to write; by default WORKDIR/{FILE}")
-    given = parser.parse_args(arguments)
+    given = options.parser("report").parse_args(arguments)
     launch.set_up_logging()
     print(launch.checked(lambda: write(given.workdir, given.out)))
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("run")  # before the imports below, which take seconds
+
 import json
 import logging
 import time
@@ -9,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, remote_workdir
-from orca_jax.experiments import collect, evaluate, launch, prepare, tables, train
+from orca_jax.experiments import collect, evaluate, prepare, tables, train
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 
 CONFIG = "experiment.json"

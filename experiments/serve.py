@@ -10,8 +10,14 @@ JAX_COMPILATION_CACHE_DIR in the environment names a folder that keeps these pro
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("serve")  # before the imports below, which take seconds
+
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -19,8 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orca_jax.data.layouts import LAYOUTS, TEMPLATE, LayoutError
-from orca_jax.experiments import launch, students
+from orca_jax.data.layouts import LayoutError
+from orca_jax.experiments import options, students
 
 try:
     from orca_jax.serving.guard import Limits
@@ -32,31 +38,7 @@ log = logging.getLogger(__name__)
 SHORTEST_TOKEN = 16
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m experiments.serve", allow_abbrev=False)
-    add = made.add_argument
-    add("--checkpoint", required=True, help="a workdir, an imported student, or a model folder")
-    add("--name", default="", help="what clients call it; empty: the checkpoint's folder's name")
-    add("--layout", default="", choices=["", *LAYOUTS, TEMPLATE], help="empty: the one it was trained in")
-    add("--host", default="127.0.0.1", help="any but this host's own needs a token")
-    add("--port", type=int, default=8000, help="0: any that is free")
-    add("--token_variable", default="ORCA_JAX_TOKEN", help="environment variable that holds the token")
-    add("--rows", type=int, default=16, help="replies generated together, at most")
-    add("--max_length", type=int, default=2048, help="prompt and reply together, in tokens")
-    add("--tensor", type=int, default=1, help="devices over which each layer is split")
-    add("--grace", type=float, default=30, help="seconds that open requests have to end at shutdown")
-    add("--max_body", type=int, default=Limits.body_bytes, help="bytes of a request")
-    add("--max_prompt", type=int, default=Limits.prompt_tokens, help="tokens of a prompt")
-    add("--max_output", type=int, default=Limits.output_tokens, help="tokens of a reply")
-    add("--max_sequences", type=int, default=Limits.sequences, help="prompts times n of a request")
-    add("--max_queue", type=int, default=Limits.queue, help="sequences that may wait")
-    add(
-        "--max_requests",
-        type=int,
-        default=Limits.requests,
-        help="requests open at a time, streams among them",
-    )
-    return made
+parser = functools.partial(options.parser, "serve")
 
 
 def token(variable: str) -> str:

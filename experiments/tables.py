@@ -9,7 +9,11 @@ The second writes every table and figure of the Orca paper: see docs/tables.md.
 
 from __future__ import annotations
 
-import argparse
+from orca_jax.experiments import launch, options
+
+if __name__ == "__main__":
+    launch.start("tables")  # before the imports below, which take seconds
+
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from orca_jax import artifacts
-from orca_jax.experiments import launch
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.queries import system_messages
 from orca_jax.reporting import figures, paper_figures, paper_runs, paper_tables, paper_writers, tables
@@ -132,13 +135,7 @@ def _by_message(path: Path) -> dict[int, np.ndarray]:
 
 
 def paper_main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--paper", choices=("orca",), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="the folder that gets them")
-    parser.add_argument("--runs", default="", help="workdirs or sets of arms, with commas between")
-    given = parser.parse_args(arguments)
+    given = options.parser("tables").parse_args(arguments)
 
     def work() -> None:
         write_paper([folder for folder in given.runs.split(",") if folder], given.out)
@@ -148,7 +145,7 @@ def paper_main(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    if {argument.partition("=")[0] for argument in sys.argv[1:]} & {"--paper", "--runs", "--out"}:
+    if options.parsed_by("tables", sys.argv[1:]):
         paper_main(sys.argv[1:])
     else:
         launch.main(run)

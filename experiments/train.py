@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from orca_jax.experiments import launch
+
+if __name__ == "__main__":
+    launch.start("train")  # before the imports below, which take seconds
+
 import logging
 import re
 from pathlib import Path
@@ -14,7 +19,7 @@ from orca_jax import artifacts, remote_workdir
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import launch, students
+from orca_jax.experiments import options, students
 from orca_jax.experiments.config import ExperimentConfig, plain
 from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
@@ -26,12 +31,7 @@ from orca_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# How a run is watched and where, which changes no number: flags, and no keys of the config.
-flags.DEFINE_string(
-    "hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."
-)
-flags.DEFINE_float("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv.")
-flags.DEFINE_string("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler.")
+options.define("train")
 
 
 class Watching(NamedTuple):

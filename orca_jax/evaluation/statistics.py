@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -133,6 +132,8 @@ def clopper_pearson_interval(correct: int, n: int, *, confidence: float = 0.95) 
 
 
 def _interval(correct: int, n: int, confidence: float, method: str) -> Interval:
+    from scipy import stats  # a second to import, which only few need
+
     interval = stats.binomtest(correct, n).proportion_ci(confidence, method=method)
     return Interval(float(interval.low), float(interval.high))
 
@@ -144,6 +145,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
         raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")
     only_first, only_second = int(np.sum(one & ~two)), int(np.sum(two & ~one))
     discordant = only_first + only_second
+    from scipy import stats
+
     p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return McNemar(only_first, only_second, p_value)
 

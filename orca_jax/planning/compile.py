@@ -23,7 +23,6 @@ from orca_jax.planning.workload import MeshShape, Workload
 from orca_jax.student import sharding
 from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import make_steps
-from orca_jax.training.trainer import DTYPES
 
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -132,7 +131,7 @@ def _lowered(workload: Workload, mesh: jax.sharding.Mesh, options: Mapping[str, 
         workload.student,
         make_optimizer(workload.optimizer),
         mesh,
-        dtype=DTYPES[workload.compute_dtype],
+        dtype=jnp.dtype(workload.compute_dtype),
         accumulation=workload.accumulation,
         compiler_options=options,
         limited=workload.limited,

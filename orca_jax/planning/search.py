@@ -10,7 +10,7 @@ from orca_jax.planning import memory, roofline
 from orca_jax.planning.chips import GIB, Topology, larger
 from orca_jax.planning.workload import MeshShape, Workload
 from orca_jax.student.config import REMAT_POLICIES
-from orca_jax.training.optimizer import KINDS
+from orca_jax.training.config import KINDS
 from orca_jax.training.step import TrainState
 
 TENSOR_SIZES = (1, 2, 4, 8)

@@ -1,4 +1,4 @@
-"""The shape of a LLaMA-family student."""
+"""The shape of a LLaMA-family student, and of the mesh it lies on. Imports no jax."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ class LoraConfig:
             raise ValueError(f"lora targets {', '.join(unknown) or 'nothing'}; known: {', '.join(DENSE)}")
         if self.rank < 0 or self.alpha <= 0:
             raise ValueError(f"lora needs rank >= 0 and alpha > 0; got rank={self.rank}, alpha={self.alpha}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh's axes; -1 (at most once) takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

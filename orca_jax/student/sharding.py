@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from orca_jax.student.config import MeshConfig
+
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
@@ -31,15 +33,6 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(query|key|value)/bias$", ("tensor",)),
     (r"(scale|output/bias)$", (None,)),
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Sizes of the mesh's axes; -1 (at most once) takes the devices that are left."""
-
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,34 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from orca_jax.student.sharding import path_name
-
-KINDS = ("adamw", "adamw_bf16", "adafactor")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """What makes updates of gradients. The paper states none of these (ORCA, 3.2).
-
-    Attributes:
-      kind: `adamw` (Loshchilov and Hutter, arXiv 1711.05101); `adamw_bf16`, the same with first moments in
-        bfloat16; `adafactor` (Shazeer and Stern, arXiv 1804.04235), whose second moments are one row and one
-        column a matrix, with no first moments: of the settings here it uses only the last two.
-      betas: decay of first and second moments.
-      weight_decay: spares norms' scales and biases.
-      clip_norm: bounds the global gradient norm.
-    """
-
-    kind: str = "adamw"
-    betas: tuple[float, ...] = (0.9, 0.95)
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"optimizer.kind={self.kind!r}; known: {', '.join(KINDS)}")
-        if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas={self.betas} must be two: of first and second moments")
+from orca_jax.training.config import OptimizerConfig
 
 
 def decayed(params: Any) -> Any:

@@ -7,7 +7,6 @@ numbers a checkpoint's note holds: steps skipped, and stages that ended at a pla
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 import signal
 import time
@@ -27,56 +26,15 @@ from orca_jax.student import llama, sharding
 from orca_jax.student.config import LlamaConfig
 from orca_jax.training import hosts, interruption, meters
 from orca_jax.training.checkpoints import Checkpoints
+from orca_jax.training.config import OptimizerConfig, TrainConfig
 from orca_jax.training.curriculum import Curriculum, Position
 from orca_jax.training.guard import MOST_IN_A_ROW, Guard, Plateau
 from orca_jax.training.metrics import FILE, Metrics, read
-from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
+from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import StepMetrics, Steps, TrainState, make_steps
 from orca_jax.training.validation import Validation
 
 log = logging.getLogger(__name__)
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a curriculum is run.
-
-    Attributes:
-      batch_rows: rows an optimizer step, over all devices and accumulation parts.
-      accumulation: parts a batch is computed in, one after the other.
-      compute_dtype: float32 or bfloat16; parameters and moments stay float32.
-      checkpoint_every, validate_every: in steps; 0 validates only at the end of a stage.
-      keep: checkpoints preserved.
-    """
-
-    batch_rows: int = 8
-    accumulation: int = 1
-    compute_dtype: str = "float32"
-    checkpoint_every: int = 100
-    keep: int = 2
-    log_every: int = 10
-    validate_every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.compute_dtype not in DTYPES:
-            raise ValueError(f"train.compute_dtype={self.compute_dtype!r}; known: {', '.join(DTYPES)}")
-        for name in ("batch_rows", "accumulation", "checkpoint_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_rows % self.accumulation:
-            raise ValueError(
-                f"train.accumulation={self.accumulation} must divide batch_rows={self.batch_rows}"
-            )
-
-    def check_mesh(self, mesh: Mesh) -> None:
-        """Raises ValueError where the rows of an accumulation part do not divide over the mesh."""
-        rows, shards = self.batch_rows // self.accumulation, sharding.batch_shards(mesh)
-        if rows % shards:
-            raise ValueError(
-                f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
-                f"data x fsdp = {shards} devices; take a multiple of {shards * self.accumulation} batch_rows"
-            )
 
 
 class _Late(NamedTuple):
@@ -118,7 +76,7 @@ class Trainer:
         peak_flops: float = 0.0,
         profile: tuple[int, int] | None = None,
     ):
-        train.check_mesh(mesh)
+        _check_mesh(train, mesh)
         _check_plateaus(curriculum, train, validation)
         self.directory = directory
         self.student = student
@@ -150,7 +108,7 @@ class Trainer:
             student,
             make_optimizer(optimizer),
             mesh,
-            dtype=DTYPES[train.compute_dtype],
+            dtype=jnp.dtype(train.compute_dtype),
             accumulation=train.accumulation,
             compiler_options=compiler_options,
             limited=self.limited,
@@ -385,6 +343,16 @@ class Trainer:
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self.metrics:
             self.metrics.write(kind, step, values)
+
+
+def _check_mesh(train: TrainConfig, mesh: Mesh) -> None:
+    """Raises ValueError where the rows of an accumulation part do not divide over the mesh."""
+    rows, shards = train.batch_rows // train.accumulation, sharding.batch_shards(mesh)
+    if rows % shards:
+        raise ValueError(
+            f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
+            f"data x fsdp = {shards} devices; take a multiple of {shards * train.accumulation} batch_rows"
+        )
 
 
 def _check_plateaus(curriculum: Curriculum, train: TrainConfig, validation: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Runs programs' mains by the dozen: what all import is imported once, and each is forked off it."""
+"""Runs programs' mains by the dozen: what most import is imported once, and each is forked off it."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 FORKING = """
 import errno, json, os, runpy, signal, sys
-import orca_jax.experiments.launch
+import orca_jax.experiments.run
 
 cases, folder = json.load(sys.stdin), sys.argv[1]
 running = {}

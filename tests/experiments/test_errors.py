@@ -29,7 +29,8 @@ os.fsync = full
 """
 NO_DEVICES = """
 os.environ["JAX_PLATFORMS"] = "cuda"
-orca_jax.experiments.launch.jax.config.update("jax_platforms", "cuda")  # as jax does when it is imported
+import jax
+jax.config.update("jax_platforms", "cuda")  # as jax does when it is imported
 """
 LITTLE_MEMORY = """
 import resource

@@ -11,7 +11,8 @@ from orca_jax.planning import memory, roofline
 from orca_jax.planning.workload import MeshShape
 from orca_jax.student import sharding
 from orca_jax.student.config import REMAT_POLICIES, LoraConfig
-from orca_jax.training.optimizer import KINDS, make_optimizer
+from orca_jax.training.config import KINDS
+from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import make_steps
 from tests.planning.workloads import large, small
 

@@ -46,6 +46,7 @@ from orca_jax.training.checkpoints import Checkpoints
 remote_workdir.INTERVAL, remote_workdir.SHARE, save = 0.2, 0, Checkpoints.save
 Checkpoints.save = lambda *arguments: (time.sleep(1), save(*arguments))
 from orca_jax.experiments import launch, {program}
+launch.start("{program}")
 launch.main({program}.run)
 """
 STEPS = 12

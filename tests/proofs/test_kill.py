@@ -25,10 +25,12 @@ PREPARE = """
 from orca_jax.data import tokens
 tokens.SHARD_SIZE = 4
 from orca_jax.experiments import launch, prepare
+launch.start("prepare")
 launch.main(prepare.run)
 """
 TRAIN = """
 from orca_jax.experiments import launch, train
+launch.start("train")
 launch.main(train.run)
 """
 OVERRIDES = {
