@@ -144,6 +144,16 @@ def results(arm_set: ArmSetConfig, workdir: Path) -> list[arm_tables.Result]:
     return found
 
 
+def missing_runs(arm_set: ArmSetConfig, workdir: Path) -> dict[str, list[int]]:
+    """The seeds of every arm whose evaluation is not finished."""
+    missing = collections.defaultdict(list)
+    for arm, seed in arm_set.runs(None, None):
+        wanted = [name for result in arm_set.examined if (name := arm.examination(result))]
+        if not all(_is_examined(folder(workdir, arm.name, seed), name) for name in wanted):
+            missing[arm.name].append(seed)
+    return dict(missing)
+
+
 def _is_examined(directory: Path, examination: str) -> bool:
     return (directory / "evaluation" / examination / artifacts.MANIFEST).exists()
 
@@ -195,6 +205,10 @@ def report(arm_set: ArmSetConfig, workdir: Path) -> str:
         training_facts(arm_set, workdir),
         note=tables.ORACLE_NOTE if oracles else "",
     )
+    if missing := missing_runs(arm_set, workdir):
+        lines = [f"- {arm}: seed {', '.join(map(str, seeds))}" for arm, seeds in missing.items()]
+        text += "\n".join(["\nNot finished, so that their arms are not compared:\n", *lines, ""])
+        text += "\nRun the same command without `--arms` and `--seeds`: it makes what is missing.\n"
     with artifacts.atomic_write(workdir / TABLE) as file:
         file.write(text)
     rows = arm_tables.rows(arm_set.baseline, found)

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,9 +16,9 @@ from traceback import extract_tb
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from orca_jax import configs, remote, remote_workdir
+from orca_jax import configs, remote, remote_workdir, settings
 from orca_jax.asking.budget import BudgetSpent
 from orca_jax.experiments import options
 from orca_jax.experiments.config import load
@@ -188,8 +189,9 @@ def _parsed(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         # ml_collections puts a whole traceback into its message; its last line says what was wrong.
         _refuse(str(error).strip().rpartition("\n")[2])
-    except (AttributeError, KeyError) as error:
-        _refuse(_unknown_key(arguments, str(error.args[0] if error.args else error).strip("'\"")))
+    except (AttributeError, IndexError, KeyError) as error:
+        wrong = "" if isinstance(error, settings.SettingsError) else _wrong_override(arguments)
+        _refuse(wrong or str(error.args[0] if error.args else error).strip("'\""))
     except (OSError, TypeError, ValueError) as error:
         _refuse(str(error))
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
@@ -208,12 +210,27 @@ def _own_config(argument: str) -> str:
     return f"{given['flag']}{own}{given['rest']}" if own.exists() else argument
 
 
-def _unknown_key(arguments: Sequence[str], text: str) -> str:
-    """ml_collections' words on an unknown key, behind the override that they are about."""
-    overrides = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--config.")]
-    about = [name for name in overrides if name.rpartition(".")[2] in re.split(r"[^\w]+", text)]
-    hint = text.replace("\\n", "\n").rpartition("\n")[2]
-    return f"unknown config key '{about[0]}'. {hint}" if about else text
+def _wrong_override(arguments: Sequence[str]) -> str:
+    """What is said of the first `--config.PATH=VALUE` that the config has no place for; empty: of none."""
+    named = next(a for a in arguments if re.match("--?config=", a)).partition("=")[2]
+    file, _, given = named.partition(".py:")
+    try:
+        config = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
+    except (AttributeError, IndexError, KeyError):
+        return ""  # the file itself is wrong
+    for path in (match[1] for a in arguments if (match := re.match(r"--?config\.([^=]+)", a))):
+        part, done = config, ""
+        for key in re.findall(r"[^.\[\]]+", path):
+            if isinstance(part, Mapping | ConfigDict):
+                done = f"{done}.{key}" if done else key
+                if key not in part:
+                    return settings.unknown(done, part)
+                part = part[key]
+            elif key.isdecimal() and int(key) < len(part):
+                done, part = f"{done}[{key}]", part[int(key)]
+            else:
+                return f"config key '{done}' has {len(part)} entries, counted from 0; there is no [{key}]"
+    return ""
 
 
 def _workdir(given: str, parts: Collection[str] | None) -> AbstractContextManager[Path]:

@@ -39,7 +39,12 @@ MESSAGE_NAMES = {1: "empty message", 7: "step by step"}
 
 def scores(workdir: Path, name: str) -> dict[str, Any]:
     directory = workdir / "evaluation" / name
-    artifacts.read_manifest(directory)
+    if not (directory / artifacts.MANIFEST).exists():
+        there = sorted(path.parent.name for path in directory.parent.glob(f"*/{artifacts.MANIFEST}"))
+        raise artifacts.ArtifactError(
+            f"{directory} has no finished replies (finished there: {', '.join(there) or 'nothing'}); run "
+            "`python -m experiments.evaluate run` with this config and workdir first"
+        )
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
 
@@ -58,7 +63,9 @@ def has_oracles(config: ExperimentConfig) -> bool:
 
 
 def held_out_losses(workdir: Path) -> list[dict[str, Any]]:
-    """The validations of the training, in their order."""
+    """The validations of the training, in their order; none where a model made elsewhere was evaluated."""
+    if not (workdir / "training" / metrics.FILE).exists():
+        return []
     return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "validation"]
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
@@ -26,10 +26,11 @@ def build(settings_type: type[Settings], values: Mapping[str, Any], where: str =
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, settings_type))}
     for key in values:
         if key not in fields:
-            raise SettingsError(f"unknown config key '{where}{key}'{_nearest(key, list(fields))}")
-    missing = [name for name, field in fields.items() if name not in values and is_required(field)]
-    if missing:
-        raise SettingsError(f"config key '{where}{missing[0]}' is missing")
+            raise SettingsError(unknown(f"{where}{key}", fields))
+    required = [name for name, field in fields.items() if is_required(field)]
+    if missing := [f"'{where}{name}'" for name in required if name not in values]:
+        keys, are = ("key", "is") if len(missing) == 1 else ("keys", "are")
+        raise SettingsError(f"config {keys} {', '.join(missing)} {are} missing")
     built = {key: convert(hints[key], value, f"{where}{key}") for key, value in values.items()}
     try:
         return settings_type(**built)
@@ -43,9 +44,11 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, 1, 0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(known)}"
+def unknown(path: str, known: Iterable[str]) -> str:
+    """What is said of a config key that is none of those `known` at its place."""
+    near = difflib.get_close_matches(path.rpartition(".")[2], list(known), 1, 0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+    return f"unknown config key '{path}'; {hint}"
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -102,10 +102,15 @@ def test_a_wrong_key_is_named(change, message):
 
 
 @pytest.mark.parametrize(
-    ("values", "key"), [({"seed": 1}, "student"), ({"seed": 1, "student": {}}, r"student\.name")]
+    ("values", "missing"),
+    [
+        ({"seed": 1}, "key 'student' is"),
+        ({}, "keys 'seed', 'student' are"),
+        ({"seed": 1, "student": {}}, r"key 'student\.name' is"),
+    ],
 )
-def test_a_missing_key_is_named(values, key):
-    with pytest.raises(SettingsError, match=f"config key '{key}' is missing"):
+def test_all_missing_keys_are_named(values, missing):
+    with pytest.raises(SettingsError, match=f"config {missing} missing"):
         build(Config, values)
 
 

@@ -124,6 +124,8 @@ def test_one_arm_alone_leaves_the_others_out_of_the_table(given, tmp_path):
     given(arms=["answers"], seeds=["1"])
     text = ablate.ablate(small(), tmp_path)
     assert "Nothing is finished under all seeds" in text
+    assert "- progressive: seed 0, 1\n- answers: seed 0\n" in text
+    assert "without `--arms` and `--seeds`" in text
     assert not (tmp_path / "progressive").exists()
     assert not (tmp_path / "answers/seed-0").exists()
 

@@ -18,7 +18,21 @@ CASES = {
     "ill-typed key": ((MINI, WORKDIR, "--config.seed=one"), ("config.seed", "'one'")),
     "unknown argument": (("{repo}/configs/mini.py:runlocl", WORKDIR), ("runlocl", "runlocal")),
     "unknown key in the file": (("{tmp}/own.py", WORKDIR), ("'student.hiden_size'", "'hidden_size'")),
-    "no workdir": ((MINI,), ("workdir",)),
+    "unknown key of an entry of a list": (
+        (MINI, WORKDIR, "--config.curriculum[0].lr=1"),
+        ("'curriculum[0].lr'", "learning_rate", "warmup_steps"),
+    ),
+    "entry that a list does not have": (
+        (MINI, WORKDIR, "--config.curriculum[9].steps=1"),
+        ("'curriculum' has 2 entries", "no [9]"),
+    ),
+    "missing sections": (
+        ("{tmp}/empty.py", WORKDIR),
+        ("'puzzles', 'teachers', 'data', 'student', 'curriculum'", "are missing"),
+    ),
+    "no workdir": ((MINI,), ("--workdir",)),
+    "unknown flag": ((MINI, WORKDIR, "--wrkdir=x"), ("wrkdir", "workdir")),
+    "a word too many": ((MINI, WORKDIR, "again"), ("'again'", "--")),
 }
 OWN = """
 from orca_jax.configs.mini import get_config as mini
@@ -29,6 +43,46 @@ def get_config():
     config.student.hiden_size = 4
     return config
 """
+EMPTY = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({"name": "empty"})
+"""
+# program: options that its help names
+HELPS = {
+    "run": ("--config", "--workdir", "--hosts"),
+    "collect": ("plan", "--schema"),
+    "prepare": ("--workers",),
+    "train": ("--profile_steps",),
+    "evaluate": ("score", "--examine"),
+    "evaluate score": ("--replies",),
+    "evaluate compare": ("--names",),
+    "tables": ("--paper", "--workdir"),
+    "tables --paper=orca": ("--runs",),
+    "ablate": ("--arms", "--seeds"),
+    "report": ("--out",),
+    "plan": ("--topology",),
+    "convert": ("--source",),
+    "export": ("--schema",),
+    "generate": ("--student", "--top_p"),
+    "inspect": ("--find",),
+    "serve": ("--checkpoint", "--max_queue"),
+}
+
+
+@pytest.mark.parametrize("program", HELPS)
+def test_help_names_the_options_and_needs_no_jax(repo, program):
+    name, *words = program.split()
+    command = [sys.executable, "-X", "importtime", "-m", f"orca_jax.experiments.{name}", *words, "--help"]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for option in HELPS[program]:
+        assert option in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"jax", "flax", "scipy", "orbax", "starlette"}
+    assert max(map(len, done.stdout.splitlines())) <= 125
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +90,7 @@ def said(repo, tmp_path_factory):
     """The status of `experiments.run` in every case, and what it says."""
     folder = tmp_path_factory.mktemp("launch")
     (folder / "own.py").write_text(OWN)
+    (folder / "empty.py").write_text(EMPTY)
     cases = {}
     for name, (arguments, _) in CASES.items():
         config, *rest = (argument.format(tmp=folder, repo=repo) for argument in arguments)
