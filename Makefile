@@ -12,7 +12,7 @@ CONFIG ?= configs/mini.py
 # Huge pages spare XLA's buffers, which are allocated anew each step, most of their page faults.
 CPU := JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: mini test proof lint coverage benchmark golden clean
+.PHONY: mini test noted wheel proof lint coverage benchmark golden clean
 
 mini: $(STAMP)
 	$(CPU) $(BIN)/python -m experiments.run --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -28,6 +28,19 @@ lint: $(STAMP)
 # Lines of orca_jax that the tests run, in the programs that they start too.
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+
+# What an earlier run skipped for want of an extra: `make test PYTEST_ADDOPTS=--note-skipped=$(NOTED)`.
+NOTED := .cache/skipped-for-extras.txt
+noted: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --only-noted=$(NOTED)
+
+# The wheel with nothing but what it requires, in a new environment and outside the clone.
+WHEEL := .cache/wheel
+wheel:
+	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
+	$(WHEEL)/venv/bin/pip install --quiet $(WHEEL)/orca_jax-*.whl
+	cd $(WHEEL) && $(CPU) venv/bin/python -m orca_jax.experiments.run --config=configs/mini.py:runlocal --workdir=run
 
 proof: $(STAMP)
 	$(BIN)/python -m pytest --proof tests

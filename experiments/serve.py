@@ -32,7 +32,7 @@ try:
     from orca_jax.serving.guard import Limits
     from orca_jax.serving.server import make_app, make_server
 except ModuleNotFoundError as missing:
-    raise SystemExit(f"error: {missing}; serving needs an extra: pip install -e '.[serve]'") from missing
+    raise SystemExit(f"error: serving needs an extra: pip install -e '.[serve]' ({missing})") from missing
 
 log = logging.getLogger(__name__)
 SHORTEST_TOKEN = 16

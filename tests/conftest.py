@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -37,6 +38,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 def pytest_addoption(parser):
     parser.addoption("--proof", action="store_true", help="run the long tests marked `proof` too")
+    parser.addoption(
+        "--note-skipped", metavar="FILE", help="write the tests skipped for want of an extra there"
+    )
+    parser.addoption(
+        "--only-noted", metavar="FILE", help="run the tests that --note-skipped has written there"
+    )
     parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/ anew")
 
 
@@ -45,7 +52,37 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] += f" {QUICKLY}"
 
 
+def pytest_sessionstart(session):
+    session.config.skipped_for_extras = set()
+    session.config.pluginmanager.register(Skipped(session.config.skipped_for_extras))
+
+
+class Skipped:
+    """Notes tests, and files as a whole, that are skipped since an extra is not installed."""
+
+    def __init__(self, noted):
+        self.noted = noted
+
+    def note(self, report):
+        if report.skipped and re.search("could not import|the extra", str(report.longrepr)):
+            self.noted.add(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport = note
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--note-skipped")
+    if path and not hasattr(session.config, "workerinput"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("".join(f"{name}\n" for name in sorted(session.config.skipped_for_extras)))
+
+
 def pytest_collection_modifyitems(config, items):
+    if path := config.getoption("--only-noted"):
+        noted = set(Path(path).read_text().splitlines())
+        chosen = [item for item in items if noted & {item.nodeid, item.nodeid.partition("::")[0]}]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     for item in items:
         if item.get_closest_marker("proof") and not config.getoption("--proof"):
