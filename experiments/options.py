@@ -294,7 +294,7 @@ def _serve(add: Add) -> None:
     add("--port", type=int, default=8000, help="0: any that is free")
     add("--token_variable", default="ORCA_JAX_TOKEN", help="environment variable that holds the token")
     add("--rows", type=int, default=16, help="replies generated together, at most")
-    add("--max_length", type=int, default=2048, help="prompt and reply together, in tokens")
+    add("--max_length", type=int, default=0, help="tokens of prompt and reply together; 0: the model's own")
     add("--tensor", type=int, default=1, help="devices over which each layer is split")
     add("--grace", type=float, default=30, help="seconds that open requests have to end at shutdown")
     add("--max_body", type=int, default=2 * 2**20, help="bytes of a request")

@@ -68,7 +68,8 @@ def serve(options: argparse.Namespace) -> None:
     """Serves until it is told to stop.
 
     Raises:
-      ValueError: a token is needed or cannot be one, or a limit cannot be.
+      ValueError: a token is needed or cannot be one, a limit cannot be, or the model is not made for so many
+        positions.
       ArtifactError, LayoutError, UnsupportedModelError: there is no student that could be served.
       OSError: the address cannot be listened on.
     """
@@ -76,6 +77,12 @@ def serve(options: argparse.Namespace) -> None:
     source = students.open_source(options.checkpoint)
     if not (options.layout or source.layout):
         raise LayoutError(f"{options.checkpoint} does not say its prompt layout; give --layout")
+    positions = source.config.max_positions
+    max_length = options.max_length or positions
+    if not 0 < max_length <= positions:
+        raise ValueError(
+            f"--max_length={max_length}: this model has {positions} positions; give 1 to {positions}"
+        )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family, backlog=2048) as listening:
         student = students.local(
@@ -84,7 +91,7 @@ def serve(options: argparse.Namespace) -> None:
             tensor=options.tensor,
             batch_size=options.rows,
             # A prompt of ids may lack the beginning of sequence, which is then put there.
-            max_length=options.max_length + 1,
+            max_length=max_length + 1,
         )
         name = options.name or Path(options.checkpoint).resolve().name
         app = make_app(student, name=name, token=secret, limits=allowed)

@@ -109,7 +109,8 @@ class Answerer:
     def __init__(self, student: LocalStudent, worker: Worker, limits: Limits):
         self.student, self.worker, self.limits = student, worker, limits
         self.vocabulary = Vocabulary(student.tokenizer, student.layout)
-        self.max_length = student.generator.max_length
+        # Prompt and reply as the client counts them: a place is kept for a beginning of sequence put before.
+        self.max_length = student.generator.max_length - 1
         self._stop_ids = student.stop_ids
 
     # Checking
@@ -124,14 +125,14 @@ class Answerer:
             prompt = Prompt(self.student.prompt(messages))
         except (LayoutError, TokenizerError) as error:
             raise Refused(400, str(error), param="messages") from error
-        if asked.top_logprobs is not None and not asked.logprobs:
+        if asked.top_logprobs and not asked.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         return self._call(
             asked,
             [prompt],
             asked.max_completion_tokens or asked.max_tokens,
             words=Words(self.student.tokenizer, self.student.layout, asked.stops),
-            top=(asked.top_logprobs or 0) if asked.logprobs else None,
+            top=asked.top_logprobs if asked.logprobs else None,
         )
 
     def complete(self, asked: CompletionRequest) -> Call:
@@ -141,10 +142,10 @@ class Answerer:
         return self._call(
             asked,
             self._prompts(asked.prompt),
-            16 if asked.max_tokens is None else asked.max_tokens,
+            asked.max_tokens,
             words=Words(self.student.tokenizer, None, asked.stops),
             top=asked.logprobs,
-            echo=bool(asked.echo),
+            echo=asked.echo,
             ending=True,
         )
 
@@ -181,14 +182,12 @@ class Answerer:
             for number in range(asked.n)
             if limit
         ]
-        return Call(
-            prompts=tuple(prompts), n=asked.n, requests=tuple(requests), stream=bool(asked.stream), **rest
-        )
+        return Call(prompts=tuple(prompts), n=asked.n, requests=tuple(requests), stream=asked.stream, **rest)
 
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Tokens that a reply may have."""
         limits = self.limits
-        room = min(self.max_length - len(prompt.ids), limits.output_tokens)
+        room = min(self.max_length - prompt.tokens, limits.output_tokens)
         if prompt.tokens > limits.prompt_tokens:
             raise Refused(
                 400,
@@ -198,7 +197,7 @@ class Answerer:
         if room < 1 or (max_tokens or 0) > room:
             raise Refused(
                 400,
-                f"the prompt has {len(prompt.ids)} tokens, and {max_tokens or 1} are to follow; "
+                f"the prompt has {prompt.tokens} tokens, and {max_tokens or 1} are to follow; "
                 f"{self.max_length} fit in all, {limits.output_tokens} may follow",
                 param="max_tokens",
                 code="context_length_exceeded",
@@ -209,14 +208,12 @@ class Answerer:
         self, asked: Asked, prompt: Prompt, limit: int, seed: int, number: int, words: Words
     ) -> Request:
         """Like `endpoint.StudentEndpoint`, so that a seed gives one reply over either way."""
-        top_p = 1.0 if asked.top_p is None else asked.top_p
-        temperature = 1.0 if asked.temperature is None else asked.temperature
         return Request(
             prompt=prompt.ids,
             max_tokens=limit,
-            temperature=temperature,
-            top_k=asked.top_k or 0,
-            top_p=top_p,
+            temperature=asked.temperature,
+            top_k=max(asked.top_k, 0),
+            top_p=asked.top_p,
             seed=seed,
             number=zlib.crc32(prompt.ids.tobytes()) + number,
             ends=words.ends if words.stops else None,

@@ -38,14 +38,9 @@ class Refused(HTTPException):
 
 
 def shape(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The body; half characters, which JSON can spell and UTF-8 cannot, are replaced."""
+    """The body."""
     kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
-    error = {"message": _clean(message), "type": kind, "param": param and _clean(param), "code": code}
-    return {"error": error}
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def failed(path: str, error: Exception) -> Refused:
@@ -69,7 +64,8 @@ async def _refused(request: Request, error: Any) -> JSONResponse:
 async def _invalid(request: Request, error: Any) -> JSONResponse:
     """Names the field; behind it, a place has the names of the types that were tried."""
     first = error.errors()[0]
-    fields = itertools.takewhile(_is_field, (part for part in first["loc"] if part != "body"))
+    where = (*first["loc"], first.get("ctx", {}).get("field", ""))
+    fields = itertools.takewhile(_is_field, (part for part in where if part != "body"))
     place = ".".join(map(str, fields))[:100] or None
     message = f"{place or 'the body'}: {first['msg'][:300]}"
     return Refused(400, message, param=place, code=first["type"]).response

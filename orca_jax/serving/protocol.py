@@ -1,14 +1,15 @@
 """The JSON that clients send and get: OpenAI's chat completions, completions and models, vLLM's tokenizers.
 
 Types are strict, and a field that is not known is refused: a setting that is not obeyed must not go
-unnoticed. `metadata`, `service_tier`, `store` and `user` change no reply, and are accepted.
+unnoticed. `null` asks for nothing in any field that may be left out, so that a client's own dump of a reply
+is a turn. Of what the student does not have (tools, penalties), the values that ask for nothing are accepted.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 MOST_STOPS = 16
@@ -18,58 +19,72 @@ Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 IdLists = Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
-Off = Annotated[float, Field(ge=0, le=0)]
+# Accepted where they ask for nothing.
+Zero = Annotated[float, Field(ge=0, le=0)]
+Empty = Annotated[list[Any], Field(max_length=0)]
+
+
+def _nullable(schema: dict[str, Any]) -> None:
+    """Says in a request's JSON schema that null is accepted for what may be left out."""
+    schema["additionalProperties"] = {"type": "null"}
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()):
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
 
 
 class Sent(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_nullable)
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, sent: Any) -> Any:
-        """Refuses the first unknown field, whose like there may be many of."""
-        unknown = [name for name in sent if name not in cls.model_fields] if isinstance(sent, dict) else []
-        if unknown:
-            raise PydanticCustomError(
-                "unknown_field", "there is no field {name}", {"name": ascii(unknown[0])[:100]}
-            )
-        return sent
+    def _given(cls, sent: Any) -> Any:
+        """Leaves out nulls, and refuses the first unknown field, whose like there may be many of."""
+        if not isinstance(sent, dict):
+            return sent
+        given = {name: value for name, value in sent.items() if value is not None}
+        for name in given:
+            if name not in cls.model_fields:
+                context = {"field": name, "name": ascii(name)[:100]}
+                raise PydanticCustomError("unknown_field", "there is no field {name}; leave it out", context)
+        return given
 
 
 class StreamOptions(Sent):
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class Asked(Sent):
     """What both kinds of completions ask for.
 
-    `top_k` is ours: sampling from so many likeliest ids. Penalties and `logit_bias` must be off.
+    `top_k` is vLLM's: sampling from so many likeliest ids, or from all (0, -1).
     """
 
     model: str
     n: int = Field(1, ge=1, le=128)
-    temperature: float | None = Field(1.0, ge=0, le=2)
-    top_p: float | None = Field(1.0, ge=0, le=1)
-    top_k: int | None = Field(0, ge=0, lt=2**31)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    frequency_penalty: Off | None = 0
-    presence_penalty: Off | None = 0
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
-    metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    user: str | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] = ""
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    # Asks for nothing.
+    frequency_penalty: Zero = 0
+    presence_penalty: Zero = 0
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
+    # Changes no reply.
+    metadata: dict[str, Any] = {}
+    prompt_cache_key: str = ""
+    prompt_cache_retention: str = ""
+    safety_identifier: str = ""
+    service_tier: str = ""
+    store: bool = False
+    user: str = ""
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def with_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class Part(Sent):
@@ -78,11 +93,21 @@ class Part(Sent):
 
 
 class ChatMessage(Sent):
-    """A turn; a developer's is a system message. `name` is not shown to the student."""
+    """A turn; a developer's is a system message. `name` is not shown to the student.
+
+    An assistant's turn may have no content, which is an empty one.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
-    name: str | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] = Field(None, validate_default=True)
+    name: str = ""
+    tool_calls: Empty = []
+    annotations: Empty = []
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _or_empty(cls, content: Any, others: ValidationInfo) -> Any:
+        return "" if content is None and others.data.get("role") == "assistant" else content
 
     @property
     def text(self) -> str:
@@ -98,20 +123,32 @@ class ChatRequest(Asked):
     """`max_tokens` is the older name of `max_completion_tokens`; without either, what the limits allow."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    # Asks for nothing.
+    function_call: Literal["none"] = "none"
+    functions: Empty = []
+    modalities: list[Literal["text"]] = ["text"]
+    parallel_tool_calls: bool = True
+    reasoning_effort: Literal["none"] = "none"
     response_format: PlainText | None = None
+    tool_choice: Literal["none"] = "none"
+    tools: Empty = []
+    verbosity: Literal["medium"] = "medium"
 
 
 class CompletionRequest(Asked):
     """`prompt` is text, ids, or a list of either; with `echo`, it is part of the answer."""
 
     prompt: Text | Texts | Ids | IdLists
-    max_tokens: int | None = Field(16, ge=0)
+    max_tokens: int = Field(16, ge=0, lt=2**31)
     logprobs: int | None = Field(None, ge=0, le=5)
-    echo: bool | None = False
+    echo: bool = False
+    # Asks for nothing.
+    best_of: int = Field(1, ge=1, le=1)
+    suffix: str = Field("", max_length=0)
 
 
 class TokenizeRequest(Sent):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
 from starlette.types import Send
 
 from orca_jax import __version__
@@ -47,6 +50,28 @@ STREAMS: dict[int | str, dict[str, Any]] = {
     **RESPONSES,
     200: {"content": {"text/event-stream": {}}},
 }
+
+
+class JsonRequest(Request):
+    """A request whose body is strict JSON: no NaN, no half of a surrogate pair, no endless nesting."""
+
+    async def json(self) -> Any:
+        """Raises Refused where it is not."""
+        body = await self.body()
+        try:
+            return from_json(body.decode(json.detect_encoding(body)), allow_inf_nan=False)
+        except ValueError as error:
+            raise Refused(400, f"the body is not JSON in UTF-8: {error}", code="json_invalid") from error
+
+
+class JsonRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(JsonRequest(request.scope, request.receive))
+
+        return handle
 
 
 class Stream(StreamingResponse):
@@ -153,6 +178,7 @@ def make_app(student: LocalStudent, *, name: str, token: str = "", limits: Limit
         redoc_url=None,
         responses=RESPONSES,
     )
+    app.router.route_class = JsonRoute
     app.state.service = service
     app.add_middleware(Guard, token=token, limits=service.limits, metrics=service.metrics)
     errors.install(app)
@@ -173,14 +199,14 @@ def _add_completions(app: FastAPI, service: Service) -> None:
         service.check_model(asked.model)
         call = await asyncio.to_thread(service.answerer.chat, asked)
         renderer = Renderer("chat", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, asked.with_usage)
+        return await service.answer(request, call, renderer, asked.stream_options.include_usage)
 
     @app.post("/v1/completions", response_model=Completion, responses=STREAMS)
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         service.check_model(asked.model)
         call = await asyncio.to_thread(service.answerer.complete, asked)
         renderer = Renderer("text", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, asked.with_usage)
+        return await service.answer(request, call, renderer, asked.stream_options.include_usage)
 
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:

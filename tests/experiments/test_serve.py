@@ -78,14 +78,25 @@ def test_a_model_folder_needs_a_layout(model_folder, capsys):
     assert "give --layout" in failure(capsys, f"--checkpoint={model_folder}", "--port=0")
 
 
+def test_more_than_the_model_has_is_refused(finished, capsys):
+    said = failure(capsys, f"--checkpoint={finished}", "--port=0", "--max_length=2049")
+    assert "--max_length=2049: this model has 2048 positions" in said
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["workdir", pytest.param("model folder", marks=pytest.mark.proof)])
-def test_the_program(finished, model_folder, repo, kind):
-    folder, more = (finished, []) if kind == "workdir" else (model_folder, ["--layout=orca"])
+@pytest.mark.parametrize(
+    ("kind", "more", "length"),
+    [
+        ("workdir", (), 2048),
+        pytest.param("model folder", ("--layout=orca", "--max_length=128"), 128, marks=pytest.mark.proof),
+    ],
+)
+def test_the_program(finished, model_folder, repo, kind, more, length):
+    folder = finished if kind == "workdir" else model_folder
     command = [sys.executable, "-m", "experiments.serve", f"--checkpoint={folder}", "--port=0", *more]
     token = "a token that is long"
     process = subprocess.Popen(
-        [*command, "--host=0.0.0.0", "--max_length=128"], cwd=repo, stderr=subprocess.PIPE, text=True,
+        [*command, "--host=0.0.0.0"], cwd=repo, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"ORCA_JAX_TOKEN": token},
     )  # fmt: skip
     try:
@@ -97,7 +108,7 @@ def test_the_program(finished, model_folder, repo, kind):
         headers = {"authorization": f"Bearer {token}"}
         with httpx2.Client(base_url=f"http://127.0.0.1:{found[1]}", headers=headers, timeout=120) as client:
             (model,) = client.get("/v1/models").json()["data"]
-            assert (model["id"], model["max_model_len"]) == (folder.name, 129)
+            assert (model["id"], model["max_model_len"]) == (folder.name, length)
             body = {"model": folder.name, "messages": [{"role": "user", "content": "Is it red?"}]}
             asked = client.stream(
                 "POST", "/v1/chat/completions", json={**body, "max_tokens": 60, "stream": True}

@@ -23,10 +23,11 @@ LONG = {"temperature": 0, "max_tokens": 100}
 
 
 def make_student(tokenizer, *, params=None, layout="chatml", rows=4, max_length=128):
+    """Served, prompt and reply may have `max_length` tokens; in the engine is room for one more."""
     config = dataclasses.replace(SMALL, vocab_size=tokenizer.vocab_size)
     params = make_params(config) if params is None else params
     return LocalStudent(
-        params, config, tokenizer, layout, checkpoint="c", batch_size=rows, max_length=max_length
+        params, config, tokenizer, layout, checkpoint="c", batch_size=rows, max_length=max_length + 1
     )
 
 

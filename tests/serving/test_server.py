@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types import completion_create_params as text_parameters
+from openai.types.chat import completion_create_params as chat_parameters
 
 pytest.importorskip("fastapi")
 
@@ -56,6 +58,46 @@ def test_parts_and_developers_are_text_and_system(client):
     parts = [{"type": "text", "text": text} for text in ("Be ", "brief.")]
     messages = [{"role": "developer", "content": parts}, QUESTION[1]]
     assert chat(client, messages=messages, **WARM)["choices"] == chat(client, **WARM)["choices"]
+
+
+NEUTRAL = {
+    "n": 1, "stop": [], "frequency_penalty": 0.0, "presence_penalty": 0, "logit_bias": {}, "metadata": {},
+    "store": False, "top_p": 1, "top_k": -1, "stream": False, "user": "a",
+}  # fmt: skip
+NEUTRAL_CHAT = {
+    "tools": [], "tool_choice": "none", "functions": [], "function_call": "none", "parallel_tool_calls": True,
+    "response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": "none",
+    "verbosity": "medium", "logprobs": False, "top_logprobs": 0, "safety_identifier": "a",
+    "stream_options": {"include_usage": False, "include_obfuscation": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ask", "base", "parameters", "neutral"),
+    [
+        (chat, {}, chat_parameters, NEUTRAL | NEUTRAL_CHAT),
+        (complete, {"prompt": "a"}, text_parameters, NEUTRAL | {"echo": False, "best_of": 1, "suffix": ""}),
+    ],
+    ids=["chat", "text"],
+)
+def test_null_and_what_is_off_ask_for_nothing(client, ask, base, parameters, neutral):
+    """Null in each of OpenAI's own optional parameters, those to come among them."""
+    plain = ask(client, **base | WARM)["choices"]
+    optional = {*parameters.CompletionCreateParamsBase.__annotations__, "to come"} - {
+        "model", "messages", "prompt"
+    }  # fmt: skip
+    assert ask(client, **dict.fromkeys(optional) | base | WARM)["choices"] == plain
+    assert ask(client, **base | WARM | neutral)["choices"] == plain
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_request_may_hold_what_the_models_length_says(client, tokenizer, begun):
+    length = client.get("/v1/models").json()["data"][0]["max_model_len"]
+    prompt = [tokenizer.control_id("<s>")] * begun + [5] * 9
+    complete(client, prompt=prompt, max_tokens=length - len(prompt))
+    error = complete(client, 400, prompt=prompt, max_tokens=length - len(prompt) + 1)["error"]
+    assert f"{length} fit in all" in error["message"]
+    assert post(client, "/tokenize", prompt="a")["max_model_len"] == length
 
 
 def test_choices_of_one_seed_differ_and_repeat(client):

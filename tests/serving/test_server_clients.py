@@ -1,6 +1,7 @@
 """Other people's clients against the server: openai's, lm-eval's, and our own asking and examining."""
 
 import asyncio
+import functools
 import json
 import os
 import subprocess
@@ -45,6 +46,23 @@ def test_openai(client, settings):
     assert answer.choices[0].message.content == streamed == text
     assert completed.choices[0].text == joined
     assert len(completed.choices[0].logprobs.token_logprobs) >= completed.usage.completion_tokens > 0
+
+
+def test_a_reply_is_sent_back_as_a_turn(settings):
+    """The client's own dumps of a reply, with the nulls of all that it has not."""
+    with openai.OpenAI(**settings) as asking:
+        ask = functools.partial(asking.chat.completions.create, model=NAME, **WARM)
+        message = ask(messages=QUESTION).choices[0].message
+        with asking.chat.completions.stream(model=NAME, messages=QUESTION, **WARM) as stream:
+            *_, _ = stream
+            streamed = stream.current_completion_snapshot.choices[0].message
+        plain = {"role": "assistant", "content": message.content}
+        turns = [plain, message, message.model_dump(), message.to_dict(), streamed.model_dump()]
+        answers = [ask(messages=[*QUESTION, turn, QUESTION[1]]).choices[0].message for turn in turns]
+        silent = [ask(messages=[*QUESTION, plain | {"content": c}, QUESTION[1]]) for c in ("", None)]
+    assert answers == answers[:1] * len(turns)
+    assert silent[0].choices == silent[1].choices
+    assert {"refusal", "tool_calls", "audio"} < {name for name, value in turns[2].items() if value is None}
 
 
 def test_openai_async(client, settings):

@@ -1,19 +1,29 @@
 """What the server refuses, and that what fails or leaves costs nobody else anything."""
 
+import asyncio
 import concurrent.futures
 import json
+import logging
 import socket
 import threading
 import time
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("fastapi")
 
 from pydantic import ValidationError
 
-from orca_jax.serving.protocol import CompletionRequest
+from orca_jax.serving.protocol import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from orca_jax.serving.server import make_server
 from tests.serving.served import LONG, NAME, QUESTION, Served, complete, make_student, numbers, slowed, until
 
@@ -28,7 +38,7 @@ JSON = {"content-type": "application/json"}
         ("chat/completions", {"messages": QUESTION[1:] * 2}, "messages", "turns must be"),
         ("chat/completions", {"messages": [{"role": "x", "content": ""}]}, "messages.0.role", "should be"),
         ("chat/completions", {"messages": QUESTION, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ("chat/completions", {"messages": QUESTION, "tools": []}, None, "there is no field 'tools'"),
+        ("chat/completions", {"messages": QUESTION, "audio": {}}, "audio", "there is no field 'audio'"),
         ("chat/completions", {"messages": QUESTION, "temperature": -1}, "temperature", "greater than"),
         ("chat/completions", {"messages": QUESTION, "max_tokens": 500}, "max_tokens", "128 fit in all"),
         ("chat/completions", {"messages": [{"role": "user", "content": "a" * 300}]}, "max_tokens", "128 fit"),
@@ -42,8 +52,9 @@ JSON = {"content-type": "application/json"}
         ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", "less than or equal to 5"),
         ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "less than or equal"),
         ("completions", {"prompt": "a", "no field": 1}, None, "there is no field 'no field'"),
-        ("completions", {"prompt": "\ud800"}, "prompt", "unicode"),
-        ("completions", {"prompt": "a", "\ud800": 1}, None, r"no field '\ud800'"),
+        ("completions", {"prompt": None}, "prompt", "Field required"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "valid string"),
+        ("chat/completions", {"messages": [{**QUESTION[1], "foo": 1}]}, "messages.0.foo", "no field"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_an_error_that_names_the_field(client, path, body, param, said):
@@ -65,7 +76,7 @@ def test_what_cannot_be_answered_is_an_error_that_names_the_field(client, path, 
         {"prompt": [[1]] * 100_000 + [2]},
         {"prompt": "a", "stop": [1] * 100_000},
         {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(100_000)))},
-        {"prompt": "a", **dict.fromkeys(map(str, range(100_000)))},
+        {"prompt": "a", **dict.fromkeys(map(str, range(100_000)), 1)},
     ],
     ids=["ids", "objects", "lists", "stops", "biases", "fields"],
 )
@@ -78,12 +89,99 @@ def test_of_many_faults_the_first_are_named(body):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[" * 10_000, b'{"seed": 1' + b"0" * 5000 + b"}", b"null", b'{"n": NaN}'],
-)
-def test_what_is_no_json_is_an_error(client, content):
-    answer = client.post("/v1/completions", content=content, headers=JSON)
+    [
+        b"", b"{", b"\xff\xfe", b"[" * 10_000, b'{"seed": 1' + b"0" * 5000 + b"}", b"null", b'{"n": NaN}',
+        b'{"a": "\xff"}', b'{"\\ud800": 1}', b'{"a": ["\\ude00"]}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_what_is_no_json_is_an_error(client, path, content):
+    answer = client.post(path, content=content, headers=JSON)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+TURNS = st.sampled_from(sorted({*ChatMessage.model_fields, "refusal", "\ud800"}))
+FIELDS = {
+    "/v1/chat/completions": [*ChatRequest.model_fields, "audio", "\ud800"],
+    "/v1/completions": [*CompletionRequest.model_fields, "\0"],
+    "/tokenize": [*TokenizeRequest.model_fields],
+    "/detokenize": [*DetokenizeRequest.model_fields],
+}
+TEXTS = st.text(st.characters(), max_size=4) | st.sampled_from(["\ud800", "\0", "none", "text", "</s>", NAME])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -(2**63), 2**31, 10**4000, 1e308, True])
+DEEP = st.sampled_from([json.loads("[" * depth + "]" * depth) for depth in (150, 500)])
+VALUES = st.recursive(
+    st.none() | NUMBERS | TEXTS | DEEP,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@st.composite
+def bodies(draw):
+    """A path, and the JSON of a good request for it that has some fields changed, or some bytes."""
+    path = draw(st.sampled_from(sorted(FIELDS)))
+    good = {"messages": QUESTION, "prompt": "a", "tokens": [5], "model": NAME, "max_tokens": 2}
+    body = {name: value for name, value in good.items() if name in FIELDS[path]}
+    body |= draw(st.dictionaries(st.sampled_from(FIELDS[path]), VALUES, max_size=2))
+    if draw(st.booleans()) and body.get("messages") is QUESTION:
+        turn = draw(st.dictionaries(TURNS, VALUES, max_size=2))
+        body["messages"] = [*QUESTION, {"role": "assistant", **turn}, QUESTION[1]]
+    content = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 4)) == 0:
+        at = draw(st.integers(0, len(content)))
+        content = content[:at] + draw(st.binary(max_size=3)) + content[at + draw(st.integers(0, 3)) :]
+    return path, content
+
+
+@given(sent=bodies())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_makes_the_server_fail(served, caplog, sent):
+    path, content = sent
+
+    async def ask():
+        transport = httpx2.ASGITransport(served.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post(path, content=content, headers=JSON)
+
+    answer = asyncio.run(ask())
+    assert answer.status_code in (200, 400, 404, 413), answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat/completions", "tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("chat/completions", "tool_choice", "auto"),
+        ("chat/completions", "tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("chat/completions", "functions", [{"name": "f"}]),
+        ("chat/completions", "function_call", {"name": "f"}),
+        ("chat/completions", "reasoning_effort", "high"),
+        ("chat/completions", "modalities.1", ["text", "audio"]),
+        ("chat/completions", "response_format.type", {"type": "json_object"}),
+        ("chat/completions", "verbosity", "low"),
+        ("chat/completions", "frequency_penalty", 0.1),
+        ("chat/completions", "logit_bias", {"5": 1}),
+        ("chat/completions", "web_search_options", {}),
+        ("chat/completions", "messages.0.tool_calls", [{"id": "1"}]),
+        ("chat/completions", "messages.0.function_call", {"name": "f"}),
+        ("chat/completions", "messages.0.refusal", "no"),
+        ("completions", "best_of", 2),
+        ("completions", "suffix", "b"),
+    ],
+)
+def test_what_the_student_does_not_have_is_refused_by_name(client, path, field, value):
+    turn = {"role": "user", "content": "a"}
+    body = {"model": NAME, "prompt": "a"} if path == "completions" else {"model": NAME, "messages": [turn]}
+    (turn if field.startswith("messages") else body)[field.split(".")[-1 if "messages" in field else 0]] = (
+        value
+    )
+    answer = client.post(f"/v1/{path}", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 @pytest.mark.parametrize(
