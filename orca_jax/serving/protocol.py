@@ -19,7 +19,7 @@ Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 IdLists = Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
-# Accepted where they ask for nothing.
+# Of settings that the student does not have.
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Annotated[list[Any], Field(max_length=0)]
 
@@ -69,11 +69,11 @@ class Asked(Sent):
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] = ""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    # Asks for nothing.
+    # The student does not have these; accepted is what asks for nothing.
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
-    # Changes no reply.
+    # These change no reply.
     metadata: dict[str, Any] = {}
     prompt_cache_key: str = ""
     prompt_cache_retention: str = ""
@@ -127,10 +127,10 @@ class ChatRequest(Asked):
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
-    # Asks for nothing.
+    # The student does not have these; accepted is what asks for nothing.
     function_call: Literal["none"] = "none"
     functions: Empty = []
-    modalities: list[Literal["text"]] = ["text"]
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
     parallel_tool_calls: bool = True
     reasoning_effort: Literal["none"] = "none"
     response_format: PlainText | None = None
@@ -146,7 +146,7 @@ class CompletionRequest(Asked):
     max_tokens: int = Field(16, ge=0, lt=2**31)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False
-    # Asks for nothing.
+    # The student does not have these; accepted is what asks for nothing.
     best_of: int = Field(1, ge=1, le=1)
     suffix: str = Field("", max_length=0)
 

@@ -78,8 +78,9 @@ def test_a_model_folder_needs_a_layout(model_folder, capsys):
     assert "give --layout" in failure(capsys, f"--checkpoint={model_folder}", "--port=0")
 
 
-def test_more_than_the_model_has_is_refused(finished, capsys):
-    said = failure(capsys, f"--checkpoint={finished}", "--port=0", "--max_length=2049")
+def test_more_than_the_model_has_is_refused(finished, capsys, monkeypatch):
+    monkeypatch.delenv("ORCA_JAX_TOKEN", raising=False)
+    said = failure(capsys, f"--checkpoint={finished}", "--host=0.0.0.0", "--port=0", "--max_length=2049")
     assert "--max_length=2049: this model has 2048 positions" in said
 
 
