@@ -90,7 +90,7 @@ def _queries(workdir: Path) -> dict[str, Any]:
 
 def _expected(config: ExperimentConfig, collections_of: list[str]) -> dict[int, float]:
     """The shares of Figure 6 for this mixture; empty where another allocation was at work."""
-    counts = collections.Counter(collections_of)
+    counts = collections.Counter(map(data_card.paper_collection, collections_of))
     if any(draw.messages for draw in config.flan) or set(counts) - set(system_messages.COLLECTIONS):
         return {}
     total = sum(counts.values())

@@ -75,14 +75,16 @@ def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
         for mode in config.evaluation.modes[name] if name != "bbh" else ():
             found = scores(workdir, f"{name}-{mode}")
             yield f"## {name}, mode `{mode}`"
-            yield score_tables.table(found) if "tasks" in found else score_tables.unscored(found)
+            yield score_tables.table(found) if "tasks" in found else score_tables.unscored(found, name)
 
 
 def render(config: ExperimentConfig, workdir: Path) -> str:
     """The Markdown of everything that was examined."""
     parts = [f"# {config.name}"]
     if by_message := puzzle_scores(config, workdir):
-        table = tables.puzzle_table(by_message, note=ORACLE_NOTE if has_oracles(config) else "")
+        whole = dict.fromkeys(config.puzzles.families, config.evaluation.per_family)
+        note = ORACLE_NOTE if has_oracles(config) else ""
+        table = tables.puzzle_table(by_message, note=note, whole=whole)
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
     if validations := held_out_losses(workdir):
         parts += ["## Held-out traces", tables.loss_table(validations)]

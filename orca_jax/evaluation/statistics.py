@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Hashable, Iterable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 Key = TypeVar("Key", bound=Hashable)
+FEW, RARE = 40, 5  # items, and right or wrong ones of them, from which on a standard error will do
+NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its end
 
 
 class Estimate(NamedTuple):
@@ -121,21 +125,45 @@ def micro_mean(estimates: Sequence[Estimate], sizes: Sequence[int]) -> Estimate:
     return Estimate(float(shares @ values), float(np.linalg.norm(shares * errors)))
 
 
-def wilson_interval(correct: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval for an accuracy."""
-    return _interval(correct, n, confidence, "wilson")
+def is_rough(accuracy: float, n: float) -> bool:
+    """Whether the standard error of an accuracy misleads: the items, or those right or wrong, are few.
+
+    Brown, Cai and DasGupta (Statistical Science 16, 2001) advise Wilson's interval for 40 items and fewer.
+    """
+    return n < FEW or min(accuracy, 1 - accuracy) * n < RARE
 
 
-def clopper_pearson_interval(correct: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """The exact binomial interval for an accuracy; never narrower than it promises."""
-    return _interval(correct, n, confidence, "exact")
+def wilson_interval(correct: float, n: float, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval for an accuracy; `correct` may be a sum of items' means over seeds.
+
+    Raises:
+      ValueError: there is no item, or `correct` is not between 0 and `n`.
+    """
+    if n <= 0 or not -1e-9 <= correct <= n + 1e-9:
+        raise ValueError(f"need n > 0 and from 0 to n correct, got n={n}, correct={correct}")
+    z, p = NormalDist().inv_cdf((1 + confidence) / 2), correct / n
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(max(p * (1 - p), 0) / n + z**2 / (4 * n**2))
+    return Interval(
+        max(0.0, min(p, (middle - half) / (1 + z**2 / n))), min(1.0, max(p, (middle + half) / (1 + z**2 / n)))
+    )
 
 
-def _interval(correct: int, n: int, confidence: float, method: str) -> Interval:
-    from scipy import stats  # a second to import, which only few need
+def combined_interval(
+    values: Sequence[float], intervals: Sequence[Interval], weights: Sequence[float]
+) -> Interval:
+    """The interval of a weighted sum of independent estimates, from their own intervals.
 
-    interval = stats.binomtest(correct, n).proportion_ci(confidence, method=method)
-    return Interval(float(interval.low), float(interval.high))
+    Zou and Donner (Statistics in Medicine 27, 2008); of the difference of two accuracies by Wilson's
+    intervals it is Newcombe's (1998).
+    """
+    middle = math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+    ends = [
+        sorted(weight * (end - value) for end in interval)
+        for weight, value, interval in zip(weights, values, intervals, strict=True)
+    ]
+    return Interval(
+        middle - math.hypot(*(low for low, _ in ends)), middle + math.hypot(*(high for _, high in ends))
+    )
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
@@ -145,10 +173,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
         raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")
     only_first, only_second = int(np.sum(one & ~two)), int(np.sum(two & ~one))
     discordant = only_first + only_second
-    from scipy import stats
-
-    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return McNemar(only_first, only_second, p_value)
+    tail = sum(math.comb(discordant, count) for count in range(min(only_first, only_second) + 1))
+    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
 
 
 def paired_bootstrap(

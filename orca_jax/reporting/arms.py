@@ -9,15 +9,16 @@ import numpy as np
 
 from orca_jax.evaluation import statistics
 from orca_jax.records import Item
-from orca_jax.reporting import pairs
-from orca_jax.reporting.tables import ABSENT, markdown
+from orca_jax.reporting import cells, pairs
+from orca_jax.reporting.cells import ABSENT, Cell
+from orca_jax.reporting.tables import markdown
 
 SIGNIFICANT = 0.05
 CAPTION = (
-    "Accuracy in per cent ± one standard error of drawing items (an item counts with its mean over seeds); "
-    "by seed: the same for each seed. Differences are paired by item; their 95 % interval and p come from a "
-    "bootstrap that draws seeds and items; p is corrected for the number of arms (Holm). McNemar's exact "
-    "test is made within each seed: its p in the order of the seeds."
+    f"{cells.CAPTION} Errors are those of drawing items (an item counts with its mean over seeds); "
+    "by seed: the accuracy under each seed. Differences are paired by item; their 95 % interval and p come "
+    "from a bootstrap that draws seeds and items; p is corrected for the number of arms (Holm). McNemar's "
+    "exact test is made within each seed: its p in the order of the seeds."
 )
 
 
@@ -99,11 +100,14 @@ def outcome_table(result: Result, baseline: str) -> str:
     correct, compared = right(result), {entry.arm: entry for entry in compare(result, baseline)}
     rows = []
     for arm in sorted(correct, key=lambda arm: arm != baseline):
-        seeds, n = correct[arm].shape
-        every = [item for items in result.items[arm] for item in items]
+        cell, seeds = _over_seeds(result.items[arm]), len(correct[arm])
         by_seed = " ".join(f"{100 * one.mean():.1f}" for one in correct[arm])
-        rows.append([arm, n, seeds, pairs.accuracy(every), by_seed, *_tested(compared.get(arm))])
+        rows.append([arm, cell.size, seeds, cell, by_seed, *_tested(compared.get(arm))])
     return markdown(header, rows)
+
+
+def _over_seeds(seeds: Sequence[Sequence[Item]]) -> Cell:
+    return cells.of_items(item for items in seeds for item in items)
 
 
 def _tested(entry: Comparison | None) -> list[str]:
@@ -111,8 +115,8 @@ def _tested(entry: Comparison | None) -> list[str]:
         return [ABSENT] * 4
     test = entry.test
     return [
-        f"{100 * test.difference:+.1f}",
-        f"{100 * test.low:+.1f} to {100 * test.high:+.1f}",
+        f"{100 * test.difference:+z.1f}",
+        f"{100 * test.low:+z.1f} to {100 * test.high:+z.1f}",
         f"{entry.corrected:.2g}",
         " ".join(f"{p:.2g}" for p in entry.mcnemar),
     ]
@@ -121,7 +125,7 @@ def _tested(entry: Comparison | None) -> list[str]:
 def sentence(entry: Comparison, baseline: str) -> str:
     """What a comparison says, in words made of its figures."""
     test = entry.test
-    figures = f"{100 * test.difference:+.1f} points, 95 % {100 * test.low:+.1f} to {100 * test.high:+.1f}"
+    figures = f"{100 * test.difference:+z.1f} points, 95 % {100 * test.low:+z.1f} to {100 * test.high:+z.1f}"
     if entry.corrected >= SIGNIFICANT:
         return (
             f"No significant difference between {entry.arm} and {baseline} ({figures}, "
@@ -134,13 +138,11 @@ def sentence(entry: Comparison, baseline: str) -> str:
 def group_table(result: Result) -> str:
     """Accuracy of every arm by task and difficulty; n is of one seed."""
     chosen = {arm: _groups(seeds) for arm, seeds in result.items.items()}
-    first = next(iter(chosen))
-    seeds = len(result.items[first])
-    rows = [
-        [name, len(items) // seeds, *(pairs.accuracy(found[name]) for found in chosen.values())]
-        for name, items in chosen[first].items()
-    ]
-    return markdown(["", "n", *chosen], rows)
+    rows = []
+    for name in next(iter(chosen.values())):
+        found = [cells.of_items(groups[name]) for groups in chosen.values()]
+        rows.append([name, found[0].size, *found])
+    return markdown(["task", "n", *chosen], rows)
 
 
 def _groups(seeds: Sequence[Sequence[Item]]) -> dict[str, list[Item]]:
@@ -230,12 +232,15 @@ def rows(baseline: str, results: Sequence[Result]) -> list[dict[str, Any]]:
     for result in results:
         compared = {entry.arm: entry for entry in compare(result, baseline)}
         for arm, correct in right(result).items():
+            cell = _over_seeds(result.items[arm])
             row = {
                 "result": result.title,
                 "arm": arm,
-                "n": correct.shape[1],
+                "n": cell.n,
+                "of": cell.of,
                 "accuracy": float(correct.mean()),
-                "stderr": pairs.estimate([item for items in result.items[arm] for item in items]).stderr,
+                "stderr": None if cell.interval else cell.stderr,
+                "interval": cell.interval,
                 "by_seed": correct.mean(axis=1).tolist(),
             }
             if entry := compared.get(arm):

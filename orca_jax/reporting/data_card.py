@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import artifacts
+from orca_jax.reporting.cells import ABSENT
 from orca_jax.reporting.figures import COLOURS
-from orca_jax.reporting.tables import ABSENT, markdown
+from orca_jax.reporting.tables import UNNAMED, counted, markdown, message_label
 
 README = "README.md"
 LENGTHS = "lengths.png"
 TASKS = "tasks.png"
 PAPER_PACKING = 2.7  # examples a row of 2,048 positions (section 3.2)
 PAPER_QUERIES = {"cot": 150_000, "niv2": 440_000, "flan2021": 2_500_000, "t0": 2_000_000}  # Table 3
+COLLECTIONS = {"cot": "CoT", "niv2": "NiV2", "flan2021": "Flan 2021", "t0": "T0"}
+OPENORCA = {"niv": "niv2", "flan": "flan2021"}  # prefixes of OpenOrca's ids that are not our names
 BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 SHOWN_TASKS = 15
 
@@ -94,7 +97,7 @@ def entropy(counts: Iterable[int]) -> float:
     """Shannon entropy in bits."""
     shares = np.array([count for count in counts if count], float)
     shares /= shares.sum() or 1.0
-    return float(-(shares * np.log2(shares)).sum())
+    return float((shares * -np.log2(shares)).sum()) + 0.0
 
 
 def distinct(texts: Iterable[str], sizes: Sequence[int] = (1, 2, 3)) -> dict[int, float]:
@@ -154,10 +157,12 @@ def _size(facts: Facts) -> str:
 def _collections(facts: Facts) -> str:
     total, paper = len(facts.columns["collection"]), sum(PAPER_QUERIES.values())
     rows = [
-        (name or "none named", count, _share(count, total), _paper_share(name, paper))
+        (collection_label(name), count, _share(count, total), _paper_share(name, paper))
         for name, count in _counted(facts.columns["collection"])
     ]
-    teachers = [(name, count, _share(count, total)) for name, count in _counted(facts.columns["teacher"])]
+    teachers = [
+        (name or UNNAMED, count, _share(count, total)) for name, count in _counted(facts.columns["teacher"])
+    ]
     return "\n".join(
         (
             markdown(("collection", "traces", "share", "FLAN-5M (Table 3)"), rows),
@@ -166,21 +171,34 @@ def _collections(facts: Facts) -> str:
     )
 
 
+def paper_collection(name: str) -> str:
+    """The paper's collection that a name means, in its own or OpenOrca's spelling; else the name."""
+    return OPENORCA.get(name, name)
+
+
+def collection_label(name: str) -> str:
+    """A collection as it is called in the data, with the paper's name where that is another."""
+    known = COLLECTIONS.get(paper_collection(name)) if name in OPENORCA else None
+    return f"{name} (the paper's {known})" if known else name or UNNAMED
+
+
 def _paper_share(collection: str, total: int) -> str:
-    return _share(PAPER_QUERIES[collection], total) if collection in PAPER_QUERIES else ABSENT
+    queries = PAPER_QUERIES.get(paper_collection(collection))
+    return ABSENT if queries is None else _share(queries, total)
 
 
 def _tasks(facts: Facts) -> str:
-    counted = _counted(facts.columns["task"])
-    total, bits = len(facts.columns["task"]), entropy(count for _, count in counted)
-    rows = [(name or "none named", count, _share(count, total)) for name, count in counted[:SHOWN_TASKS]]
-    return "\n".join(
-        (
-            f"{len(counted)} tasks; their entropy is {bits:.2f} bits, as of {2**bits:.0f} equal ones.\n",
-            markdown((f"task (the first {len(rows)})", "traces", "share"), rows),
-            f"![tasks by size]({TASKS})",
-        )
+    by_size = _counted(facts.columns["task"])
+    total, bits = len(facts.columns["task"]), entropy(count for _, count in by_size)
+    rows = [(name or UNNAMED, count, _share(count, total)) for name, count in by_size[:SHOWN_TASKS]]
+    heading = "task" if len(rows) == len(by_size) else f"task (the {len(rows)} largest)"
+    spread = (
+        f"{len(by_size)} tasks; their entropy is {bits:.2f} bits, that of {2**bits:.1f} tasks of equal size."
     )
+    if len(by_size) < 2:
+        spread = f"There is one task: {rows[0][0]}." if rows else "There is no task."
+    parts = [f"{spread}\n", markdown((heading, "traces", "share"), rows)]
+    return "\n".join([*parts, f"![tasks by size]({TASKS})"] if rows else parts)
 
 
 def _messages(facts: Facts) -> str:
@@ -189,7 +207,7 @@ def _messages(facts: Facts) -> str:
     ids = sorted({*counts, *facts.expected})
     rows = [
         (
-            f"{id}: {facts.purposes.get(id, 'not among the 16')}" if id >= 0 else "not recognised",
+            message_label(id, facts.purposes),
             counts.get(id, 0),
             _share(counts.get(id, 0), total),
             _share(facts.expected[id], 1) if id in facts.expected else ABSENT,
@@ -211,15 +229,15 @@ def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float]) -> str
     aimed = np.array([expected[id] for id in ids])
     found = stats.chisquare(observed, observed.sum() * aimed / aimed.sum())
     return (
-        f"Chi-square against the shares aimed at: {found.statistic:.1f} at {len(ids) - 1} degrees of "
-        f"freedom, p = {found.pvalue:.2g}."
+        f"Chi-square against the shares aimed at: {found.statistic:.1f} at "
+        f"{counted(len(ids) - 1, 'degree')} of freedom, p = {found.pvalue:.2g}."
     )
 
 
 def _lengths(facts: Facts) -> str:
     paper = paper_lengths()
     rows = [
-        (id if id >= 0 else "none of the 16", len(own), *map(_quartiles, (box(own), *_papers(paper, id))))
+        (message_label(id), len(own), *map(_quartiles, (box(own), *_papers(paper, id))))
         for id, own in _by_message(facts).items()
     ]
     header = ("system message", "traces", "here", "ChatGPT (Fig. 9)", "GPT-4 (Fig. 9)")
@@ -246,17 +264,17 @@ def _quartiles(values: Mapping[str, float]) -> str:
 def _variety(facts: Facts) -> str:
     sizes = sorted(next(iter(facts.ngrams.values()), {}))
     rows = [(what, *(f"{shares[size]:.3f}" for size in sizes)) for what, shares in facts.ngrams.items()]
-    return f"Distinct n-grams of words over all of them, in {facts.sample} traces:\n\n" + markdown(
-        ("", *(f"n = {size}" for size in sizes)), rows
+    return f"Distinct n-grams of words over all of them, in {counted(facts.sample, 'trace')}:\n\n" + markdown(
+        ("texts", *(f"n = {size}" for size in sizes)), rows
     )
 
 
 def _packing(facts: Facts) -> str:
     found = facts.packing
     return (
-        f"{found['rows']:.0f} rows of {found['row_length']:.0f} positions: {found['factor']:.2f} examples "
-        f"a row (the paper: {PAPER_PACKING}, in rows of 2,048), {_share(found['fill'], 1)} of the positions "
-        "filled."
+        f"{counted(int(found['rows']), 'row')} of {found['row_length']:.0f} positions: "
+        f"{found['factor']:.2f} examples a row (the paper: {PAPER_PACKING}, in rows of 2,048), "
+        f"{_share(found['fill'], 1)} of the positions filled."
     )
 
 
@@ -265,11 +283,14 @@ def _queries(facts: Facts) -> str:
         return "The traces came in a file; what was asked, and of how many, it does not say."
     counts = facts.queries
     parts = [
-        f"{counts['queries']} queries were made; {counts['known_to_benchmark']} puzzles that a benchmark "
-        "asks were left out."
+        f"Queries made: {counts['queries']:,}; puzzles left out because a benchmark asks them: "
+        f"{counts['known_to_benchmark']:,}."
     ]
     for number, drawn in enumerate(counts.get("flan", ())):
-        parts += [f"Draw {number} of FLAN:", markdown(("", "number"), _draw_rows(drawn))]
+        parts += [
+            f"Draw {number} of FLAN (`flan[{number}]` of the config):",
+            markdown(("rows", "number"), _draw_rows(drawn)),
+        ]
         if drawn["rows"]["malformed_places"]:
             parts.append("The first malformed rows: " + "; ".join(drawn["rows"]["malformed_places"]))
     return "\n\n".join(parts)
@@ -367,7 +388,7 @@ def _draw_tasks(facts: Facts, path: Path) -> None:
             range(1, len(counts) + 1),
             counts,
             marker=".",
-            label=f"{name or 'none named'} ({len(counts)} tasks)",
+            label=f"{collection_label(name)} ({counted(len(counts), 'task')})",
             color=COLOURS[number % len(COLOURS)],
         )
     axes.set_xscale("log")

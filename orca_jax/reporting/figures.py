@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from orca_jax.reporting.cells import Cell
+from orca_jax.reporting.tables import measured_column
+
 Scores = Mapping[str, Any]
 COLOURS = ("#9aa5b1", "#1f77b4", "#e07b39", "#3c9d5d")
 
@@ -15,7 +18,7 @@ COLOURS = ("#9aa5b1", "#1f77b4", "#e07b39", "#3c9d5d")
 def accuracy_bars(
     scores_by_message: Mapping[str, Scores], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Accuracy in per cent by task, a bar for each system message, with standard errors and chance.
+    """Accuracy in per cent by task, a bar for each system message, with errors as in `cells` and chance.
 
     Args:
       scores_by_message: as for `tables.puzzle_table`.
@@ -28,13 +31,14 @@ def accuracy_bars(
     axes = figure.subplots()
     width = 0.8 / max(1, len(scores_by_message))
     for index, (name, scores) in enumerate(scores_by_message.items()):
-        rows = [scores["tasks"].get(task) for task in tasks]
+        column = measured_column(scores)
+        found = [column.get(task, Cell(0)) for task in tasks]
         places = np.arange(len(tasks)) + (index - (len(scores_by_message) - 1) / 2) * width
         axes.bar(
             places,
-            [100 * row["accuracy"] if row else 0 for row in rows],
+            [100 * cell.value for cell in found],
             width,
-            yerr=[100 * row["stderr"] if row else 0 for row in rows],
+            yerr=np.transpose([whiskers(cell.value, cell.span) for cell in found]),
             capsize=3,
             label=name,
             color=COLOURS[index % len(COLOURS)],
@@ -49,6 +53,12 @@ def accuracy_bars(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(scores_by_message) + 1, frameon=False, fontsize=8)
     figure.savefig(path, dpi=140)
+
+
+def whiskers(value: float, span: Sequence[float]) -> tuple[float, float]:
+    """How far the ends of a span lie below and above a value, in per cent."""
+    low, high = span
+    return 100 * max(value - low, 0), 100 * max(high - value, 0)
 
 
 def _mark_chance(axes: Any, tasks: list[str], scores_by_message: Mapping[str, Scores]) -> None:
@@ -74,7 +84,7 @@ def _mark_chance(axes: Any, tasks: list[str], scores_by_message: Mapping[str, Sc
 def arm_dots(
     rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, baseline: str, title: str
 ) -> None:
-    """The accuracy of every arm of a set, a panel for each result: mean ± standard error, and every seed.
+    """The accuracy of every arm of a set, a panel for each result: mean with its error, and every seed.
 
     Args:
       rows: as `arms.rows` gives them.
@@ -92,7 +102,7 @@ def arm_dots(
             _arm(axes, row, arms.index(row["arm"]), COLOURS[2 if is_baseline else 1])
             if is_baseline:
                 axes.axvline(100 * row["accuracy"], color=COLOURS[2], linestyle=":", linewidth=1)
-            axes.set_title(f"{result} (n = {row['n']})", fontsize=9)
+            axes.set_title(f"{result} (n = {_cell(row).size})", fontsize=9)
         axes.set_xlabel("accuracy, per cent", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(arms)), arms)
@@ -102,6 +112,11 @@ def arm_dots(
 
 
 def _arm(axes: Any, row: Mapping[str, Any], place: int, colour: str) -> None:
-    mean, error, seeds = (100 * np.asarray(row[key]) for key in ("accuracy", "stderr", "by_seed"))
+    mean, seeds = (100 * np.asarray(row[key]) for key in ("accuracy", "by_seed"))
+    error = np.transpose([whiskers(row["accuracy"], _cell(row).span)])
     axes.plot(seeds, np.full(len(seeds), place), ".", color=COLOURS[0], markersize=5)
     axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, capsize=3, markersize=6)
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    return Cell(row["accuracy"], row["n"], row["stderr"], row.get("of"), row.get("interval"))

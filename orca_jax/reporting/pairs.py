@@ -9,6 +9,7 @@ import numpy as np
 
 from orca_jax.evaluation import statistics
 from orca_jax.records import Item
+from orca_jax.reporting import cells
 from orca_jax.reporting.tables import markdown
 
 Names = tuple[str, str]
@@ -65,7 +66,7 @@ def _difficulty(item: Item) -> int:
 
 
 def accuracy_table(pairs: Sequence[Pair], names: Names) -> str:
-    """Accuracy of both in per cent, n, discordant items, the exact McNemar test and a paired bootstrap.
+    """Accuracy of both as in `cells`, n, discordant items, the exact McNemar test and a paired bootstrap.
 
     p (Holm) corrects for the table's rows of single tasks being tests as many. Errors of rows over several
     tasks are pooled within tasks, as in the tables of scores. Under several seeds an item counts with its
@@ -94,33 +95,18 @@ def _accuracy_row(
     name: str, group: Sequence[Pair], test: statistics.McNemar, corrected: float | None
 ) -> list[str]:
     right = _right(group)
-    shown = [accuracy([pair[side] for pair in group]) for side in (0, 1)]
+    shown = [cells.of_items(pair[side] for pair in group) for side in (0, 1)]
     drawn = statistics.paired_bootstrap(right[..., 1], right[..., 0])
     return [
         name,
-        str(right.shape[1]),
-        *shown,
-        f"{100 * drawn.difference:+.1f}",
+        shown[0].size,
+        *map(str, shown),
+        f"{100 * drawn.difference:+z.1f}",
         f"{test.only_first} / {test.only_second}",
         f"{test.p_value:.2g}",
         "-" if corrected is None else f"{corrected:.2g}",
-        f"{100 * drawn.low:+.1f} to {100 * drawn.high:+.1f}",
+        f"{100 * drawn.low:+z.1f} to {100 * drawn.high:+z.1f}",
     ]
-
-
-def estimate(items: Sequence[Item]) -> statistics.Estimate:
-    """Accuracy over all items; its error is pooled within tasks."""
-    by_task: dict[str, list[float]] = collections.defaultdict(list)
-    for (_, task, _), right in statistics.means((_key(item), item.correct) for item in items).items():
-        by_task[task].append(right)
-    estimates = [statistics.mean(right) for right in by_task.values()]
-    return statistics.micro_mean(estimates, [len(right) for right in by_task.values()])
-
-
-def accuracy(items: Sequence[Item]) -> str:
-    """Accuracy over all items in per cent, ± one standard error; under several seeds an item is its mean."""
-    mean = estimate(items)
-    return f"{100 * mean.value:.1f} ± {100 * mean.stderr:.1f}"
 
 
 def step_row(items: Sequence[Item]) -> Mapping[str, float]:

@@ -6,18 +6,19 @@ import dataclasses
 import itertools
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax.reporting import data_card, paper, published
-from orca_jax.reporting.figures import COLOURS
+from orca_jax.reporting import cells, data_card, paper, published
+from orca_jax.reporting.cells import Cell
+from orca_jax.reporting.data_card import COLLECTIONS
+from orca_jax.reporting.figures import COLOURS, whiskers
 from orca_jax.reporting.paper import AVERAGE_LABEL, Column, Table
 from orca_jax.reporting.paper_runs import Run, measured
 from orca_jax.reporting.paper_tables import Cells, measured_cells, published_cells
-from orca_jax.reporting.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Shares = Mapping[str, Mapping[int, float]]  # sub-collection to message to share
 Lengths = Mapping[str, Mapping[int, NDArray[Any]]]  # trace set to message to tokens of its answers
 OTHERS, ORCA, *RUNS = (*COLOURS, "#8256a8", "#c44e52")
-COLLECTIONS = {"cot": "CoT", "niv2": "NiV2", "flan2021": "Flan 2021", "t0": "T0"}
 SYSTEMS = {
     "llama-13b": "LLaMA-13B",
     "alpaca-13b": "Alpaca-13B",
@@ -64,7 +64,7 @@ def drawings(runs: Sequence[Run], shares: Shares, lengths: Lengths) -> list[Draw
 
 
 FIGURE_2_NOTE = "The paper's figure has Vicuna-13B at 30; the cells of Table 8 give 29.3."
-MEASURED_NOTE = "Runs: ± one standard error."
+MEASURED_NOTE = f"Runs: {cells.ERRORS}; {cells.PARTS}."
 GUESS = "random guess"
 
 
@@ -73,8 +73,8 @@ GUESS = "random guess"
 
 def _figure_1(runs: Sequence[Run]) -> Drawing:
     printed = {cell.system: cell for cell in published.cells(table="fig_1")}
-    bars = {name: Cell(printed[system].value / 100, None, None, "fig_1") for system, name in SYSTEMS.items()}
-    own = {run.name: cell for run in runs if (cell := measured(run, printed["orca-13b"]))}
+    bars = {name: Cell(printed[system].value / 100) for system, name in SYSTEMS.items()}
+    own = {_named(run, [cell]): cell for run in runs if (cell := measured(run, printed["orca-13b"]))}
     figure = _bars(bars, own, "candidate's total in per cent of ChatGPT's", decimals=0)
     note = "Orca-13B is at 103 in the paper's figure and at 101.5 in its Table 7."
     title = "Figure 1: GPT-4's scores on the Vicuna prompts"
@@ -83,11 +83,16 @@ def _figure_1(runs: Sequence[Run]) -> Drawing:
 
 def _averages(name: str, title: str, table: Table, runs: Sequence[Run], *notes: str) -> Drawing:
     bars = {column.heading: published_cells(table, column)[AVERAGE_LABEL] for column in _systems(table)}
-    averages = {run.name: measured_cells(run, table, table.compared[0]).get(AVERAGE_LABEL) for run in runs}
-    own = {run: cell for run, cell in averages.items() if cell}
+    averages = [(run, measured_cells(run, table, table.compared[0]).get(AVERAGE_LABEL)) for run in runs]
+    own = {_named(run, [cell]): cell for run, cell in averages if cell}
     figure = _bars(bars, own, "accuracy, per cent", chance=math.fsum(_chance(table)) / len(table.tasks))
     source = f"From the cells of {table.place}."
     return Drawing(name, title, figure, (source, *notes, *_if_measured(own)))
+
+
+def _named(run: Run, found: Iterable[Cell]) -> str:
+    """A run's name in a legend, which says if a cell is of a part of the questions."""
+    return f"{run.name} (a part)" if any(cell.is_part for cell in found) else run.name
 
 
 def _if_measured(own: Cells) -> tuple[str, ...]:
@@ -115,14 +120,15 @@ def _bars(bars: Cells, own: Cells, label: str, *, decimals: int = 1, chance: flo
     """A bar a system, downwards, with its value; `own` are the runs', with errors."""
     from matplotlib.figure import Figure
 
-    rows = [(name, cell, 0.0, ORCA if name == "Orca-13B" else OTHERS) for name, cell in bars.items()]
-    rows += [(name, cell, 100 * (cell.stderr or 0), RUNS[0]) for name, cell in own.items()]
+    rows = [(name, cell, (0.0, 0.0), ORCA if name == "Orca-13B" else OTHERS) for name, cell in bars.items()]
+    rows += [(name, cell, whiskers(cell.value, cell.span), RUNS[0]) for name, cell in own.items()]
     figure = Figure(figsize=(6.4, 0.36 * len(rows) + 0.9), layout="constrained")
     axes = figure.subplots()
     for place, (_, cell, error, colour) in enumerate(rows):
-        axes.barh(place, 100 * cell.value, 0.7, xerr=error or None, capsize=3, color=colour)
+        drawn = np.transpose([error]) if any(error) else None
+        axes.barh(place, 100 * cell.value, 0.7, xerr=drawn, capsize=3, color=colour)
         value = f"{100 * cell.value:.{decimals}f}"
-        axes.text(100 * cell.value + error + 1, place, value, va="center", fontsize=9)
+        axes.text(100 * cell.value + error[1] + 1, place, value, va="center", fontsize=9)
     if chance is not None:
         axes.axvline(chance, color="black", linestyle=":", linewidth=1, label=GUESS)
         figure.legend(loc="outside lower right", frameon=False, fontsize=8)
@@ -142,14 +148,14 @@ def _radar(name: str, title: str, table: Table, runs: Sequence[Run]) -> Drawing:
 
     shown = [column for column in _systems(table) if column.heading in ("GPT-4", "ChatGPT", "Orca-13B")]
     series: dict[str, Cells] = {column.heading: published_cells(table, column) for column in shown}
-    own = {run.name: measured_cells(run, table, table.compared[0]) for run in runs}
-    series |= {run: cells for run, cells in own.items() if cells}
+    own = [(run, measured_cells(run, table, table.compared[0])) for run in runs]
+    series |= {_named(run, found.values()): found for run, found in own if found}
     figure = Figure(figsize=(7.6, 7.0), layout="constrained")
     axes = figure.add_subplot(projection="polar")
     styles = {"GPT-4": ("#555555", "-"), "ChatGPT": (OTHERS, "-"), "Orca-13B": (ORCA, "-")}
-    for number, (system, cells) in enumerate(series.items()):
+    for number, (system, found) in enumerate(series.items()):
         colour, line = styles.get(system, (RUNS[(number - len(styles)) % len(RUNS)], "--"))
-        values = [100 * cells[task].value if task in cells else math.nan for task in table.tasks]
+        values = [100 * found[task].value if task in found else math.nan for task in table.tasks]
         _ring(axes, values, color=colour, linestyle=line, label=system, marker=".", linewidth=1.8)
     _ring(axes, _chance(table), color="black", linestyle=":", linewidth=1, label=GUESS)
     _label_spokes(axes, table.tasks)

@@ -19,12 +19,12 @@ from typing import Any
 from orca_jax import record_files
 from orca_jax.evaluation import judging, scoring, statistics
 from orca_jax.records import Item
+from orca_jax.reporting import cells, sizes
+from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.published import PublishedCell
-from orca_jax.reporting.tables import Cell
 
 MODE = "orca"
 EMPTY_MESSAGE = 1
-NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its end
 TOXIGEN_KINDS = {"toxic_prompts": "hate", "neutral_prompts": "neutral"}
 
 
@@ -91,9 +91,13 @@ def _scores(path: Path) -> Mapping[str, Any]:
 
 
 def measured(run: Run, cell: PublishedCell) -> Cell | None:
-    """What the run measured of a published cell; None where it was not examined so."""
+    """What the run measured of a published cell; None where it was not examined so.
+
+    It is a part where there are fewer questions than the paper has, or of ToxiGen, where the paper does not
+    say, than its files.
+    """
     found = examination(run, cell)
-    return _cell(found, cell, run.name) if found else None
+    return _cell(found, cell) if found else None
 
 
 def examination(run: Run, cell: PublishedCell) -> Examination | None:
@@ -129,24 +133,35 @@ def _message(found: Examination) -> int | None:
     return EMPTY_MESSAGE if given is None and "-message-" not in found.directory.name else given
 
 
-def _cell(found: Examination, cell: PublishedCell, source: str) -> Cell | None:
+def _cell(found: Examination, cell: PublishedCell) -> Cell | None:
     scores = found.scores
     if cell.metric == "percent_of_reference":
-        return _judged(scores, source)
-    part = scores["toxicity"] if cell.benchmark == "toxigen" else scores
-    row = part["tasks"].get(cell.task)
+        return _judged(scores, cell.n)
+    if cell.benchmark == "toxigen":
+        return _toxicity(scores["toxicity"], cell.task)
+    row = scores["tasks"].get(cell.task)
     if row is None:
         return None
     if cell.metric == "format_failure_rate":
-        stderr = statistics.binomial_standard_error(row["unparsed"], row["n"])
-        return Cell(row["unparsed"], row["n"], stderr, source)
-    value = row["toxicity"] if cell.benchmark == "toxigen" else row["accuracy"]
-    return Cell(value, row["n"], row["stderr"], source)
+        return cells.proportion(row["unparsed"], row["n"], of=cell.n)
+    return cells.proportion(row["accuracy"], row["n"], row["stderr"], cell.n)
 
 
-def _judged(scores: Mapping[str, Any], source: str) -> Cell | None:
+def _toxicity(scores: Mapping[str, Any], group: str) -> Cell | None:
+    """Of the continuations that say something: only all groups together tell how many were asked."""
+    tasks = scores["tasks"]
+    if group not in tasks:
+        return None
+    asked = sum(row["n"] for row in tasks.values()) + scores.get("silent", 0)
+    size = sizes.full("toxigen", group, "toxigen", 0) or 0
+    of = size if asked < size * len(tasks) else None
+    return cells.proportion(tasks[group]["toxicity"], tasks[group]["n"], tasks[group]["stderr"], of)
+
+
+def _judged(scores: Mapping[str, Any], of: int | None) -> Cell | None:
     """The paper's order; its error is taken from the interval of all reviews."""
     value, interval = scores["per_cent"].get(judging.REFERENCE_FIRST), scores["interval"]
     if value is None or interval is None:
         return None
-    return Cell(value / 100, scores["questions"], (interval[1] - interval[0]) / (2 * NORMAL_95) / 100, source)
+    stderr = (interval[1] - interval[0]) / (2 * statistics.NORMAL_95) / 100
+    return Cell(value / 100, scores["questions"], stderr or None, of)

@@ -1,8 +1,9 @@
 """The paper's tables beside what runs measured: cells as printed, differences, and paired tests of two runs.
 
 Published averages are worked out from their cells. A measured value counts as reproduced where it is within
-two standard errors of the difference from Orca-13B's. The paper's replies are not public, so that error is
-that of two independent samples, which is too wide rather than too narrow for the same items.
+two standard errors of the difference from Orca-13B's, or, where the difference has an interval (see `cells`),
+this holds 0; a part of the paper's questions reproduces nothing. The paper's replies are not public, so that
+error is that of two independent samples, which is too wide rather than too narrow for the same items.
 """
 
 from __future__ import annotations
@@ -12,25 +13,23 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from orca_jax.evaluation import statistics
-from orca_jax.evaluation.statistics import Estimate
-from orca_jax.reporting import pairs, paper_runs, published
+from orca_jax.reporting import cells, pairs, paper_runs, published
+from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, Column, Note, Row, Table
 from orca_jax.reporting.paper_runs import Run
 from orca_jax.reporting.published import PublishedCell
-from orca_jax.reporting.tables import ABSENT, Cell, mean_cell
+from orca_jax.reporting.tables import mean_cell
 
 ERRORS = 2.0  # standard errors of the difference within which a value counts as reproduced
-YES, NO, NOT_MEASURED = "yes", "no", "not measured"
+YES, NO, PART, NOT_MEASURED = "yes", "no", "only a part", "not measured"
 MARKS = "ᵃᵇᶜᵈᵉᶠ"
 CERTAINTY = {"V": "printed", "G": "read off the figure", "D": "derived"}
 BINOMIAL = ("accuracy", "format_failure_rate")  # metrics whose sampling error n tells
 PAIRED_NOTE = (
-    "Accuracies in per cent, ± one standard error; all: over the items, whatever their task. "
-    "Holm's correction is over the tasks."
+    f"{cells.CAPTION} all: over the items, whatever their task. Holm's correction is over the tasks."
 )
 _BAR = re.compile(r"(?<!\\)\|")
 Cells = Mapping[str, Cell]  # by row label
@@ -95,61 +94,60 @@ def _printed(table: Table, column: Column) -> Iterator[tuple[Row, PublishedCell]
     return ((row, cell) for row in table.rows if (cell := table.cell(row, column)))
 
 
-def _with_average(cells: Cells, table: Table) -> dict[str, Cell]:
-    average = mean_cell(cells, table.tasks) if len(table.tasks) < len(table.rows) else None
-    return {**cells, AVERAGE_LABEL: average} if average else dict(cells)
+def _with_average(found: Cells, table: Table) -> dict[str, Cell]:
+    average = mean_cell(found, table.tasks) if len(table.tasks) < len(table.rows) else None
+    return {**found, AVERAGE_LABEL: average} if average else dict(found)
 
 
 def _cell(cell: PublishedCell, scale: int) -> Cell:
     value = cell.value / scale
-    stderr = statistics.binomial_standard_error(value, cell.n) if cell.n and cell.metric in BINOMIAL else None
-    return Cell(value, cell.n, stderr, cell.source)
+    return cells.proportion(value, cell.n) if cell.metric in BINOMIAL else Cell(value, cell.n)
 
 
-def difference(ours: Cell, theirs: Cell) -> Estimate:
+def difference(ours: Cell, theirs: Cell) -> Cell:
     """Ours less theirs. Of published values without a known error it is taken to be ours, at their n."""
-    assert ours.stderr is not None
-    other = theirs.stderr
-    if other is None:
-        other = ours.stderr * math.sqrt((ours.n or 1) / (theirs.n or ours.n or 1))
-    return Estimate(ours.value - theirs.value, math.hypot(ours.stderr, other))
+    if theirs.stderr is None and ours.stderr is not None:
+        n = theirs.n or ours.n or 1
+        stderr = ours.stderr * math.sqrt((ours.n or 1) / n)
+        interval = statistics.wilson_interval(theirs.value * n, n) if ours.interval else None
+        theirs = dataclasses.replace(theirs, stderr=stderr, interval=interval)
+    return cells.difference(ours, theirs)
 
 
-def reproduced(found: Estimate | None) -> str:
+def reproduced(found: Cell | None) -> str:
+    """Whether a difference from the paper may be chance."""
     if found is None:
         return NOT_MEASURED
-    return YES if abs(found.value) <= ERRORS * found.stderr else NO
+    if found.is_part:
+        return PART
+    if found.interval:
+        return YES if found.interval.low <= 0 <= found.interval.high else NO
+    return YES if abs(found.value) <= ERRORS * (found.stderr or 0.0) else NO
 
 
 # What is shown
 
 
-def _shown(cell: Cell | Estimate | None, scale: int, decimals: int, sign: str = "") -> str:
-    if cell is None:
-        return ABSENT
-    error = "" if cell.stderr is None else f" ± {_rounded(scale * cell.stderr, decimals)}"
-    return f"{_rounded(scale * cell.value, decimals):{sign}z}{error}"
-
-
-def _rounded(value: float, decimals: int) -> Decimal:
-    """A half goes up, as in the paper: its 41.6 (Table 9) is a mean of 41.55."""
-    exact = Decimal(repr(round(value, 9)))  # without the noise of binary fractions
-    return exact.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP)
+def _shown(cell: Cell | None, scale: int, decimals: int, sign: str = "") -> str:
+    return ABSENT if cell is None else cell.text(scale, decimals, sign)
 
 
 def _main(table: Table, runs: Sequence[Run]) -> Grid:
     """The paper's table, and a column for each of Orca-13B's that a run measured some of."""
     columns = [("n", _sizes(table))] if _sizes(table) else []
     for column in table.columns:
-        cells = published_cells(table, column)
-        bare = {name: dataclasses.replace(cell, stderr=None) for name, cell in cells.items()}
+        printed = published_cells(table, column)
+        bare = {name: Cell(cell.value) for name, cell in printed.items()}
         columns.append((column.heading, _texts(bare, table, column)))
     for run, column in itertools.product(runs, table.compared):
         if found := measured_cells(run, table, column):
-            columns.append((run.name + _suffix(table, column), _texts(found, table, column)))
+            heading = run.name + _suffix(table, column)
+            columns.append((heading, _texts(found, table, column)))
+            if any(cell.is_part for cell in found.values()):
+                columns.append((f"n, {heading}", {name: cell.size for name, cell in found.items()}))
     marks = {place: mark for mark, note in _marked(table) for place in note.at}
     rows = tuple(
-        (name, *(cells.get(name, ABSENT) + marks.get((name, heading), "") for heading, cells in columns))
+        (name, *(texts.get(name, ABSENT) + marks.get((name, heading), "") for heading, texts in columns))
         for name in (row.label for row in table.rows)
     )
     header = (table.corner, *(heading for heading, _ in columns))
@@ -157,8 +155,8 @@ def _main(table: Table, runs: Sequence[Run]) -> Grid:
     return Grid(table.title, header, rows, _main_notes(table, runs, ruled), ruled)
 
 
-def _texts(cells: Cells, table: Table, column: Column) -> dict[str, str]:
-    return {name: _shown(cell, table.scale, column.decimals) for name, cell in cells.items()}
+def _texts(found: Cells, table: Table, column: Column) -> dict[str, str]:
+    return {name: _shown(cell, table.scale, column.decimals) for name, cell in found.items()}
 
 
 def _sizes(table: Table) -> dict[str, str]:
@@ -176,7 +174,7 @@ def _marked(table: Table) -> list[tuple[str, Note]]:
 
 def _main_notes(table: Table, runs: Sequence[Run], averaged: bool) -> tuple[str, ...]:
     average = " Averages: unweighted, worked out from the cells." if averaged else ""
-    measured = " Measured columns: ± one standard error." if runs else ""
+    measured = f" Measured columns: {cells.ERRORS}; {cells.PARTS}." if runs else ""
     return (
         f"Published (the paper: arXiv 2306.02707): {table.source}.{average}{measured}",
         *(f"{mark} {note.text}" for mark, note in _marked(table)),
@@ -208,9 +206,9 @@ def _error_note(table: Table) -> str:
         else "those of the published values are not known and taken to be as large as those measured"
     )
     return (
-        f"Within error: the difference is at most {ERRORS:g} of its standard errors, as if of independent "
-        f"samples; ± are standard errors, {known}. About one of twenty equal values lies outside by chance; "
-        "of few items, “yes” says little."
+        f"Within error: the difference, as if of independent samples, is at most {ERRORS:g} of its standard "
+        f"errors, or its interval holds 0. {cells.ERRORS}; {known}. {cells.PARTS}, and reproduces nothing. "
+        "About one of twenty equal values lies outside by chance."
     )
 
 
@@ -218,9 +216,7 @@ def _compared_row(
     name: str, ours: Cell | None, theirs: Cell | None, table: Table, column: Column
 ) -> tuple[str, ...]:
     found = difference(ours, theirs) if ours and theirs else None
-    size = ABSENT if ours is None else str(ours.n)
-    if ours and theirs and theirs.n not in (None, ours.n):
-        size = f"{ours.n} of {theirs.n}"
+    size = ABSENT if ours is None else ours.size
     shown = [_shown(cell, table.scale, column.decimals) for cell in (theirs, ours)]
     away = _shown(found, table.scale, column.decimals, "+")
     return (name + _suffix(table, column), size, *shown, away, reproduced(found))
@@ -263,9 +259,9 @@ def _suffix(table: Table, column: Column) -> str:
 def _values(table: Table, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     """A record a cell, published ones first; values in the unit named."""
     for column in table.columns:
-        cells = published_cells(table, column)
+        printed = published_cells(table, column)
         for row, cell in _printed(table, column):
-            yield _record(table, cell, cells[row.label])
+            yield _record(table, cell, printed[row.label])
     for run, column in itertools.product(runs, table.compared):
         ours, theirs = measured_cells(run, table, column), published_cells(table, column)
         for row, cell in _printed(table, column):
@@ -275,23 +271,32 @@ def _values(table: Table, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def _record(
-    table: Table, cell: PublishedCell, value: Cell | None, run: str = "", found: Estimate | None = None
+    table: Table, cell: PublishedCell, value: Cell | None, run: str = "", found: Cell | None = None
 ) -> dict[str, Any]:
 
     def scaled(number: float | None) -> float | None:
         return None if number is None else table.scale * number
+
+    def errors(of: Cell | None, prefix: str = "") -> dict[str, float | None]:
+        """What is shown of an error: the standard one, or the ends of an interval."""
+        low, high = (of and of.interval) or (None, None)
+        stderr = of.stderr if of and not of.interval else None
+        return {
+            f"{prefix}{name}": scaled(n) for name, n in (("stderr", stderr), ("low", low), ("high", high))
+        }
 
     return {
         "page": table.name,
         **{name: getattr(cell, name) for name in published.KEY},
         "run": run,
         "n": cell.n if not run else value and value.n,
+        "of": cell.n if not run else value and value.of,
         "value": scaled(value.value if value else None),
-        "stderr": scaled(value.stderr if value else None),
+        **errors(value),
         "unit": cell.unit,
         "printed": cell.value,
         "difference": scaled(found.value if found else None),
-        "difference_stderr": scaled(found.stderr if found else None),
+        **errors(found, "difference_"),
         "reproduced": reproduced(found) if run else "",
         "source": run or f"{cell.source}, {CERTAINTY[cell.certainty]}",
         "note": cell.note,

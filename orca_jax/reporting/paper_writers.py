@@ -18,7 +18,7 @@ from orca_jax.artifacts import atomic_write
 from orca_jax.reporting import paper_runs
 from orca_jax.reporting.paper_figures import Drawing
 from orca_jax.reporting.paper_runs import Run
-from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, YES, Grid, Page
+from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, Page
 from orca_jax.reporting.published import AVERAGE
 from orca_jax.reporting.tables import markdown as markdown_table
 
@@ -37,8 +37,11 @@ _LATEX = {
     "”": "''",
     **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip(MARKS, "abcdef")},
 }
-_FLOATS = ("value", "stderr", "printed", "difference", "difference_stderr")
-_TYPES = {"n": "int64", **dict.fromkeys(_FLOATS, "float64")}  # of the columns that are not text
+_FLOATS = ("printed", *(f"{of}{name}" for of in ("", "difference_") for name in ("stderr", "low", "high")))
+_TYPES = {
+    **dict.fromkeys(("n", "of"), "int64"),
+    **dict.fromkeys((*_FLOATS, "value", "difference"), "float64"),
+}  # of the columns that are not text
 
 
 def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
@@ -177,8 +180,8 @@ def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
     rows = [(run.name, *(_verdicts(page, run) for page in pages)) for run in runs]
     header = ("Run", *(page.table.place for page in pages))
     counted = (
-        "Cells within error of Orca-13B's / not within error / not measured, averages not counted. The paper "
-        "sampled at temperature 0.7; runs reply as their configs say."
+        "Cells within error of Orca-13B's / not within error / only a part of the questions / not measured, "
+        "averages not counted. The paper sampled at temperature 0.7; runs reply as their configs say."
     )
     left_out = [f"{run.name}: {names}." for run in runs if (names := ", ".join(_left_out(run, pages)))]
     if left_out:
@@ -189,7 +192,7 @@ def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
 def _verdicts(page: Page, run: Run) -> str:
     cells = [value for value in page.values if value["run"] == run.name and value["task"] != AVERAGE]
     found = [cell["reproduced"] for cell in cells]
-    return " / ".join(str(found.count(verdict)) for verdict in (YES, NO, NOT_MEASURED))
+    return " / ".join(str(found.count(verdict)) for verdict in (YES, NO, PART, NOT_MEASURED))
 
 
 def _left_out(run: Run, pages: Sequence[Page]) -> list[str]:

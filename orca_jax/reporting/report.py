@@ -7,6 +7,7 @@ that markup in a reply stays text. What a workdir lacks is named in the page.
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import hashlib
 import importlib.resources
@@ -29,6 +30,7 @@ from orca_jax.reporting import (
     scores,
 )
 from orca_jax.reporting.report_markdown import Table
+from orca_jax.reporting.report_results import Group
 from orca_jax.reporting.report_sources import Key, Run, Source
 from orca_jax.reporting.report_training import History
 
@@ -124,17 +126,27 @@ def _making(source: Source, given: Given) -> dict[str, Any]:
 
 def _results(source: Source, given: Given) -> dict[str, Any]:
     """What the page says of examinations."""
-    groups = report_results.groups(source)
     asked = {key: text for run in source.first_runs.values() for key, text in given.questions(run).items()}
-    means = {label: report_results.mean(group, label) for group in groups[:1] for label in group.items}
+    groups = report_results.groups(source, collections.Counter(key[:2] for key in asked))
     return {
-        "scores": [(f"accuracy in %, {label}", str(bar)) for label, bar in means.items() if bar.n],
+        "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
-        "unscored": [(name, scores.unscored(found)) for name, found in report_sources.unscored(source.runs)],
+        "unscored": [
+            (f"{run}: {name}", scores.unscored(found, name))
+            for run, name, found in report_sources.unscored(source.runs)
+        ],
         "samples": report_results.samples(groups, asked),
         "tasks": sorted({task for group in groups for task in group.tasks}),
         "labels": list(dict.fromkeys(label for group in groups for label in group.items)),
     }
+
+
+def _score_tiles(group: Group) -> Iterator[tuple[str, str]]:
+    """The first figures of a group: what was asked, under which message or of which arm, and of how many."""
+    for label in group.items:
+        if cell := report_results.mean(group, label):
+            tasks = f"mean of {len(group.tasks)} tasks, " if len(group.tasks) > 1 else ""
+            yield f"{group.title}, {label}: accuracy in %, {tasks}n = {cell.size}", str(cell)
 
 
 def _template() -> jinja2.Template:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.data_card import BOX
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 52, 14, 30, 40
 PLOT_HEIGHT = 190
 LETTER = 7.4  # width of one, about
+VALUE = 128  # room right of a bar for its value and error
 ROW = 16  # height of a bar or a box
 COLOURS = 8  # in the style sheet, c0 to c7
 MOST_POINTS = 300  # of a line; longer ones are thinned to means
@@ -30,22 +32,6 @@ class Chart:
     svg: Markup
     caption: str
     legend: tuple[tuple[int, str], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bar:
-    """A fraction, one standard error and the number of questions; all None where nothing was measured."""
-
-    value: float | None = None
-    stderr: float | None = None
-    n: int | None = None
-
-    def __str__(self) -> str:
-        return (
-            "not measured"
-            if self.value is None
-            else f"{100 * self.value:.1f} ± {100 * (self.stderr or 0):.1f}"
-        )
 
 
 def tag(name: str, *content: object, **attributes: object) -> Markup:
@@ -220,11 +206,16 @@ def _polyline(
     return line + Markup("").join(dots)
 
 
-def bars(rows: Mapping[str, Mapping[str, Bar]], chance: Mapping[str, float | None], *, caption: str) -> Chart:
-    """Accuracies in per cent: a row a task, a bar a column, whiskers of one standard error, chance marked."""
+def bars(
+    rows: Mapping[str, Mapping[str, Cell | None]], chance: Mapping[str, float | None], *, caption: str
+) -> Chart:
+    """Accuracies in per cent: a row a task, a bar a column, whiskers of their errors, chance marked.
+
+    A cell is None where nothing was measured.
+    """
     names = _columns(rows)
     left, top = _label_width(rows), 6
-    across = Scale(0.0, 1.0, left, WIDTH - 88)
+    across = Scale(0.0, 1.0, left, WIDTH - VALUE)
     height = ROW * len(names) + 14
     drawn = [
         _line(across(tick), top, across(tick), top + height * len(rows), "grid")
@@ -234,7 +225,7 @@ def bars(rows: Mapping[str, Mapping[str, Bar]], chance: Mapping[str, float | Non
     for index, (task, row) in enumerate(rows.items()):
         base = top + index * height + 7
         drawn.append(_row_label(task, left, base + ROW * len(names) / 2))
-        drawn += [_bar(task, name, row.get(name, Bar()), across, base, at) for at, name in enumerate(names)]
+        drawn += [_bar(task, name, row.get(name), across, base, at) for at, name in enumerate(names)]
         at_chance = chance.get(task)
         if at_chance is not None:
             drawn.append(
@@ -260,11 +251,11 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _bar(task: str, name: str, bar: Bar, across: Scale, base: float, at: int) -> Markup:
+def _bar(task: str, name: str, bar: Cell | None, across: Scale, base: float, at: int) -> Markup:
     top, zero = base + at * ROW, across(0)
-    if bar.value is None:
+    if bar is None:
         return _text(zero + 6, top + 11, "not measured", class_="title")
-    low, high = (min(max(bar.value + side * (bar.stderr or 0), 0), 1) for side in (-1, 1))
+    low, high = (min(max(end, 0), 1) for end in bar.span)
     shape = tag(
         "rect",
         x=zero,
@@ -275,16 +266,16 @@ def _bar(task: str, name: str, bar: Bar, across: Scale, base: float, at: int) ->
     )
     whisker = _line(across(low), top + ROW / 2 - 0.5, across(high), top + ROW / 2 - 0.5, "whisker")
     value = _text(across(max(high, bar.value)) + 6, top + 11, str(bar), class_="value")
-    return tag("g", tag("title", f"{task}, {name}: {bar} %, n = {bar.n}"), shape, whisker, value)
+    return tag("g", tag("title", f"{task}, {name}: {bar} %, n = {bar.size}"), shape, whisker, value)
 
 
-def radar(rows: Mapping[str, Mapping[str, Bar]], *, caption: str) -> Chart | None:
+def radar(rows: Mapping[str, Mapping[str, Cell | None]], *, caption: str) -> Chart | None:
     """The same accuracies with a spoke a task; None for fewer than three tasks that all columns have."""
     names = _columns(rows)
     spokes = {
         task: values
         for task, row in rows.items()
-        if None not in (values := [row.get(name, Bar()).value for name in names])
+        if None not in (values := [row.get(name) for name in names])
     }
     if len(spokes) < 3 or not names:
         return None
@@ -307,7 +298,8 @@ def radar(rows: Mapping[str, Mapping[str, Bar]], *, caption: str) -> Chart | Non
         drawn.append(_line(middle, centre, *place(angle, 1), "grid"))
         drawn.append(_spoke_label(task, place(angle, 1.08), middle))
     for index, name in enumerate(names):
-        shares = [values[index] or 0.0 for values in spokes.values()]
+        found = (values[index] for values in spokes.values())
+        shares = [cell.value for cell in found if cell]
         drawn.append(polygon(shares, f"area {_colour(index)}", name))
     alt = f"{caption} The table beside gives every value."
     return Chart(_svg(2 * centre, alt, *drawn), caption, _legend(names))

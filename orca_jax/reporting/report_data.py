@@ -16,6 +16,7 @@ from orca_jax.reporting import data_card, report_charts, report_markdown
 from orca_jax.reporting.report_charts import Chart
 from orca_jax.reporting.report_markdown import Block, Table
 from orca_jax.reporting.report_sources import Run
+from orca_jax.reporting.tables import UNNAMED, message_label
 
 COLUMNS = {"collection": "collection", "task": "task", "system_message_id": "system message"}
 MOST_ROWS = 40  # of a table of counts
@@ -76,17 +77,17 @@ def tables(found: list[Store], purposes: Mapping[int, str]) -> Iterator[Table]:
             f"Examples by {title}",
             [title, *counts],
             [
-                [_named(value, purposes), *(f"{count[value]:,}" for count in counts.values())]
+                [_named(column, value, purposes), *(f"{count[value]:,}" for count in counts.values())]
                 for value in kept
             ],
             f"The {MOST_ROWS} most frequent of {len(totals)}." if len(totals) > MOST_ROWS else "",
         )
 
 
-def _named(value: object, purposes: Mapping[int, str]) -> str:
+def _named(column: str, value: object, purposes: Mapping[int, str]) -> str:
     if isinstance(value, int):
-        return f"{value}: {purposes.get(value, 'not among the 16')}" if value >= 0 else "not recognised"
-    return str(value) or "none named"
+        return message_label(value, purposes)
+    return data_card.collection_label(str(value)) if column == "collection" else str(value) or UNNAMED
 
 
 def lengths(found: list[Store]) -> Chart | None:
@@ -96,8 +97,9 @@ def lengths(found: list[Store]) -> Chart | None:
     for id, store in itertools.product(ids, found):
         own = store.columns["supervised"][store.columns["system_message_id"] == id]
         if len(own):
-            boxes.setdefault(f"message {id}" if id >= 0 else "no message", {})[store.name] = data_card.box(
-                own
-            )
-    caption = "Tokens of the answers by system message: quartiles, and whiskers to the extremes."
+            boxes.setdefault(f"message {id}" if id >= 0 else "other", {})[store.name] = data_card.box(own)
+    caption = (
+        "Tokens of the answers by system message (other: a text not among the 16): quartiles, and whiskers "
+        "to the extremes."
+    )
     return report_charts.boxes(boxes, caption=caption, x="supervised tokens (log)")

@@ -10,37 +10,50 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from markupsafe import Markup
 
 from orca_jax.artifacts import digest
-from orca_jax.evaluation import statistics
 from orca_jax.evaluation.examination import RecordedReply
 from orca_jax.records import Item
-from orca_jax.reporting import report_charts
-from orca_jax.reporting.report_charts import Bar, Chart, tag
+from orca_jax.reporting import cells, report_charts
+from orca_jax.reporting.cells import ABSENT, Cell
+from orca_jax.reporting.report_charts import Chart, tag
 from orca_jax.reporting.report_markdown import Table
 from orca_jax.reporting.report_sources import Column, Key, Source
-from orca_jax.reporting.tables import ABSENT
+from orca_jax.reporting.tables import mean_cell
 
 RIGHT, WRONG, UNPARSED = "right", "wrong", "unparsed"
 MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of all texts; of one text
-ERRORS = "± one standard error over the questions"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """Examinations of the same questions in one mode: items and number of runs by column, chance by task."""
+    """Examinations of the same questions in one mode: items and number of runs by column, chance by task.
+
+    `whole` is how many questions a (benchmark, task) has, where no published file tells.
+    """
 
     title: str
     items: Mapping[str, Sequence[Item]]
     replies: Mapping[str, Mapping[Key, RecordedReply]]
     chance: Mapping[str, float | None]
     runs: Mapping[str, int]
+    whole: Mapping[tuple[str, str], int]
 
     @property
     def tasks(self) -> list[str]:
         return sorted({item.task for items in self.items.values() for item in items})
 
-    def bars(self) -> dict[str, dict[str, Bar]]:
-        """Accuracy by task and column."""
-        return {task: {name: _bar(items, task) for name, items in self.items.items()} for task in self.tasks}
+    def bars(self) -> dict[str, dict[str, Cell | None]]:
+        """Accuracy by task and column; None where a column lacks the task."""
+        return {
+            task: {
+                name: self.cell(item for item in items if item.task == task)
+                for name, items in self.items.items()
+            }
+            for task in self.tasks
+        }
+
+    def cell(self, items: Iterable[Item]) -> Cell | None:
+        found = list(items)
+        return cells.of_items(found, self.whole) if found else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,15 +84,15 @@ class Sample:
         return (self.group, self.item.task, *(answer.outcome for answer in self.answers))
 
 
-def groups(source: Source) -> list[Group]:
-    """The examinations that stand beside one another."""
+def groups(source: Source, whole: Mapping[tuple[str, str], int] | None = None) -> list[Group]:
+    """The examinations that stand beside one another; `whole` as in `Group`."""
     by_group: dict[str, list[Column]] = collections.defaultdict(list)
     for column in source.columns:
         by_group[column.group].append(column)
-    return [_group(title, columns) for title, columns in by_group.items()]
+    return [_group(title, columns, whole or {}) for title, columns in by_group.items()]
 
 
-def _group(title: str, columns: Sequence[Column]) -> Group:
+def _group(title: str, columns: Sequence[Column], whole: Mapping[tuple[str, str], int]) -> Group:
     chance = {
         task: row.get("chance")
         for column in columns
@@ -91,6 +104,7 @@ def _group(title: str, columns: Sequence[Column]) -> Group:
         {column.label: column.replies() for column in columns},
         chance,
         {column.label: len(column.directories) for column in columns},
+        whole,
     )
 
 
@@ -107,19 +121,6 @@ def _key(item: Item) -> Key:
     return item.benchmark, item.task, item.id
 
 
-def _estimate(items: Iterable[Item]) -> Bar:
-    """A question under several seeds counts with its mean, as in `scoring.summarise`."""
-    by_question = statistics.means((_key(item), item.correct) for item in items)
-    if not by_question:
-        return Bar()
-    value, stderr = statistics.mean(list(by_question.values()))
-    return Bar(value, stderr, len(by_question))
-
-
-def _bar(items: Iterable[Item], task: str) -> Bar:
-    return _estimate(item for item in items if item.task == task)
-
-
 # Tables and figures
 
 
@@ -129,16 +130,16 @@ def table(group: Group) -> Table:
     classes = []
     for task in group.tasks:
         of_task = {name: [item for item in items if item.task == task] for name, items in group.items.items()}
-        rows.append([task, _size(of_task), _per_cent(group.chance.get(task)), *map(_cell, of_task.values())])
+        found = [group.cell(items) for items in of_task.values()]
+        shown = map(_shown, found, of_task.values())
+        rows.append([task, _size(found), _per_cent(group.chance.get(task)), *shown])
         classes.append("")
         levels = sorted({difficulty(item) for items in of_task.values() for item in items})
         for level in levels if len(levels) > 1 else ():
-            chosen = {
-                n: [item for item in items if difficulty(item) == level] for n, items in of_task.items()
-            }
-            rows.append(
-                [f"difficulty {level or 'not named'}", _size(chosen), "", *map(_cell, chosen.values())]
-            )
+            chosen = [[item for item in items if difficulty(item) == level] for items in of_task.values()]
+            found = [cells.of_items(items) if items else None for items in chosen]
+            label = f"difficulty {level or 'not named'}"
+            rows.append([label, _size(found), "", *map(_shown, found, chosen)])
             classes.append("part")
     if len(group.tasks) > 1:
         rows.append(_means(group))
@@ -149,25 +150,25 @@ def table(group: Group) -> Table:
 
 def _note(group: Group) -> str:
     counted = ", ".join(f"{label} {count}" for label, count in group.runs.items())
-    seeds = f", each counted with its mean over the runs ({counted})" if max(group.runs.values()) > 1 else ""
-    return f"Per cent {ERRORS}{seeds}. Unparsed: per cent of the replies without a well-formed answer."
+    several = max(group.runs.values()) > 1
+    seeds = f" A question is counted with its mean over the runs ({counted})." if several else ""
+    return f"{cells.CAPTION}{seeds} Unparsed: per cent of the replies without a well-formed answer."
 
 
-def _size(columns: Mapping[str, Sequence[Item]]) -> str:
-    sizes = sorted({len({_key(item) for item in items}) for items in columns.values() if items})
-    return " / ".join(map(str, sizes)) or ABSENT
+def _size(found: Iterable[Cell | None]) -> str:
+    return " / ".join(dict.fromkeys(cell.size for cell in found if cell)) or ABSENT
 
 
 def _per_cent(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f}"
 
 
-def _cell(items: Sequence[Item]) -> Markup:
-    if not items:
+def _shown(cell: Cell | None, items: Sequence[Item]) -> Markup:
+    if not cell:
         return Markup(ABSENT)
     unparsed = sum(item.answer is None for item in items) / len(items)
     small = tag("small", f" {100 * unparsed:.1f} unparsed") if unparsed else ""
-    return Markup("{}{}").format(str(_estimate(items)), small)
+    return Markup("{}{}").format(str(cell), small)
 
 
 def _means(group: Group) -> list[object]:
@@ -175,17 +176,13 @@ def _means(group: Group) -> list[object]:
     known = [chance for chance in chances if chance is not None]
     chance = sum(known) / len(known) if len(known) == len(chances) else None
     means = [mean(group, name) for name in group.items]
-    shown = [str(bar) if bar.value is not None else ABSENT for bar in means]
-    return [f"mean of {len(group.tasks)}", _size(group.items), _per_cent(chance), *shown]
+    shown = map(cells.shown, means)
+    return [f"mean of {len(group.tasks)} tasks", _size(means), _per_cent(chance), *shown]
 
 
-def mean(group: Group, name: str) -> Bar:
-    """The unweighted mean over all tasks of the group; empty where the column lacks one."""
-    found = [row[name] for row in group.bars().values()]
-    if not found or any(bar.value is None for bar in found):
-        return Bar()
-    estimates = [statistics.Estimate(bar.value or 0.0, bar.stderr or 0.0) for bar in found]
-    return Bar(*statistics.macro_mean(estimates), sum(bar.n or 0 for bar in found))
+def mean(group: Group, name: str) -> Cell | None:
+    """The unweighted mean over all tasks of the group; None where the column lacks one."""
+    return mean_cell({task: cell for task, row in group.bars().items() if (cell := row[name])}, group.tasks)
 
 
 def charts(group: Group) -> list[Chart]:
@@ -195,7 +192,7 @@ def charts(group: Group) -> list[Chart]:
         report_charts.bars(
             rows,
             group.chance,
-            caption=f"{group.title}: accuracy by task in per cent {ERRORS}; dashed: chance.",
+            caption=f"{group.title}: accuracy by task in per cent with its error; dashed: chance.",
         ),
         report_charts.radar(rows, caption=f"{group.title}: the same accuracies, a spoke a task."),
     ]

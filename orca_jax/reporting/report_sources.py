@@ -143,14 +143,22 @@ def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:
     """Every scored examination of a run, those of other models than its student by their folder."""
     top = directory / "evaluation"
     found = sorted(path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}"))
+    known: set[tuple[str, str]] = set()
     for path in found:
-        scores = _json(path / scoring.SCORES) or {}
-        label = messages.get(scores.get("system_message_id") or 0, path.name)
+        label = messages.get((_json(path / scoring.SCORES) or {}).get("system_message_id") or 0, path.name)
         if path.parent != top:
             label = f"{path.parent.name}: {label}"
-        yield Column(
-            f"{scores.get('benchmark', path.name)}, mode {scores.get('mode', 'unknown')}", label, (path,)
-        )
+        group = _asked(path)
+        if (group, label) in known:
+            label = f"{label} ({path.name})"
+        known.add((group, label))
+        yield Column(group, label, (path,))
+
+
+def _asked(examination: Path) -> str:
+    """What an examination asked: its benchmark and mode."""
+    scores = _json(examination / scoring.SCORES) or {}
+    return f"{scores.get('benchmark', examination.name)}, mode {scores.get('mode', 'unknown')}"
 
 
 def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
@@ -161,7 +169,7 @@ def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
         if (path := directory / arm["name"] / f"seed-{seed}").is_dir()
     )
     columns = tuple(
-        Column(result["title"], arm["name"], found)
+        Column(f"{result['title']}: {_asked(found[0])}", arm["name"], found)
         for result in about["examined"]
         for arm in about["arms"]
         if (found := tuple(_examined(runs, arm, result)))
@@ -178,12 +186,12 @@ def _examined(runs: Iterable[Run], arm: Mapping[str, Any], result: Mapping[str, 
             yield path
 
 
-def unscored(runs: Iterable[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Examinations without right answers: their name and scores.json."""
+def unscored(runs: Iterable[Run]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Examinations without right answers: their run, name and scores.json."""
     for run in runs:
         for path in sorted((run.directory / "evaluation").glob(f"**/{scoring.SCORES}")):
             if not (path.parent / scoring.ITEMS).is_file() and (scores := _json(path)):
-                yield f"{run.name}: {path.parent.name}", scores
+                yield run.name, path.parent.name, scores
 
 
 def manifests(directory: Path) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from orca_jax.reporting import report_charts
+from orca_jax.reporting.cells import ABSENT
 from orca_jax.reporting.report_charts import Chart, Point
 from orca_jax.reporting.report_markdown import Table
-from orca_jax.reporting.tables import ABSENT
+from orca_jax.reporting.tables import UNNAMED
 
 WAITS = {"data_wait": "waiting for data", "save_wait": "saving checkpoints"}
 BY_TEACHER = "loss/teacher="
@@ -73,11 +74,11 @@ def _of_one(history: History) -> Iterator[Chart | None]:
     stages = {span[0]: history.rows_of(span) for span in history.spans}
     starts = {stage: first for stage, first, _ in history.spans[1:]}
     by_teacher = {
-        key.removeprefix(BY_TEACHER): points(history.validations, key)
+        key.removeprefix(BY_TEACHER) or UNNAMED: points(history.validations, key)
         for key in dict.fromkeys(itertools.chain.from_iterable(history.validations))
         if key.startswith(BY_TEACHER)
     }
-    every = {"all": points(history.validations, "loss")}
+    every = {"all teachers": points(history.validations, "loss")}
     yield report_charts.timeline({"": history.spans}, caption="The curriculum: stages over training steps.")
     yield report_charts.lines(
         {stage: points(rows, "loss") for stage, rows in stages.items()},

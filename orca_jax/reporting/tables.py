@@ -1,18 +1,16 @@
 """Markdown tables out of scores and published cells.
 
-Numbers are accuracies in per cent, ± one standard error. Averages, the published ones too, are worked
-out here from the cells shown.
+Numbers are accuracies in per cent with their errors as in `cells`. Averages, the published ones too, are
+worked out here from the cells shown.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from orca_jax.evaluation import statistics
-from orca_jax.evaluation.statistics import Estimate
-from orca_jax.reporting import published
+from orca_jax.reporting import cells, published, sizes
+from orca_jax.reporting.cells import ABSENT, Cell, shown
 
 PUBLISHED_SYSTEMS = {
     "chatgpt": "ChatGPT",
@@ -20,23 +18,21 @@ PUBLISHED_SYSTEMS = {
     "vicuna-13b": "Vicuna-13B",
     "orca-13b": "Orca-13B",
 }
-ABSENT = "–"
+UNNAMED = "not named"
 Scores = Mapping[str, Any]
-Column = Mapping[str, "Cell"]
+Column = Mapping[str, Cell]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Cell:
-    """An accuracy (a fraction), the number of items, one standard error and where it comes from."""
+def message_label(id: int, purposes: Mapping[int, str] | None = None) -> str:
+    """A system message by its id, -1 for a text of the conversation's own; with what it asks, if given."""
+    if id < 0:
+        return "other (its own, not among the 16)"
+    return f"{id}: {purposes.get(id, 'not among the 16')}" if purposes is not None else str(id)
 
-    value: float
-    n: int | None
-    stderr: float | None
-    source: str
 
-    def __str__(self) -> str:
-        error = "" if self.stderr is None else f" ± {100 * self.stderr:.1f}"
-        return f"{100 * self.value:.1f}{error}"
+def counted(number: int, one: str, more: str = "") -> str:
+    """`1 reply`, `3 replies`: a number with its noun."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -64,64 +60,69 @@ def _line(entries: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |\n"
 
 
-def measured_column(scores: Scores, *, source: str) -> dict[str, Cell]:
-    """The tasks' cells of one `scores.json`; `source` names the run."""
+def measured_column(scores: Scores, whole: Mapping[str, int] | None = None) -> dict[str, Cell]:
+    """The tasks' cells of one `scores.json`.
+
+    Args:
+      whole: how many questions a task has, where no published file tells.
+    """
+    benchmark, mode = scores.get("benchmark", ""), scores.get("mode", "")
     return {
-        task: Cell(row["accuracy"], row["n"], row["stderr"], source) for task, row in scores["tasks"].items()
+        task: cells.proportion(
+            row["accuracy"],
+            row["n"],
+            row["stderr"],
+            sizes.full(benchmark, task, mode, row["n"]) or (whole or {}).get(task),
+        )
+        for task, row in scores["tasks"].items()
     }
 
 
 def published_column(system: str, *, table: str, benchmark: str) -> dict[str, Cell]:
     """A published system's cells by task, its printed average left out; the error is the binomial one."""
     found = published.cells(table=table, benchmark=benchmark, system=system, metric="accuracy")
-    return {cell.task: _published_cell(cell) for cell in found if cell.task != published.AVERAGE}
-
-
-def _published_cell(cell: published.PublishedCell) -> Cell:
-    value = cell.value / 100
-    stderr = statistics.binomial_standard_error(value, cell.n) if cell.n else None
-    return Cell(value, cell.n, stderr, cell.source)
+    return {
+        cell.task: cells.proportion(cell.value / 100, cell.n)
+        for cell in found
+        if cell.task != published.AVERAGE
+    }
 
 
 def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
     """The unweighted mean over `tasks`, or None where the column lacks one of them."""
-    cells = [column.get(task) for task in tasks]
-    present = [cell for cell in cells if cell is not None]
-    if not cells or len(present) < len(cells):
-        return None
-    errors = [cell.stderr for cell in present if cell.stderr is not None]
-    value, stderr = statistics.macro_mean([Estimate(cell.value, cell.stderr or 0.0) for cell in present])
-    sizes = [cell.n for cell in present if cell.n is not None]
-    whole = len(errors) == len(sizes) == len(cells)
-    return Cell(value, sum(sizes) if whole else None, stderr if whole else None, present[0].source)
+    found = [column.get(task) for task in tasks]
+    present = [cell for cell in found if cell is not None]
+    return cells.mean(present) if present and len(present) == len(found) else None
 
 
-def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "") -> str:
+def puzzle_table(
+    scores_by_message: Mapping[str, Scores], *, note: str = "", whole: Mapping[str, int] | None = None
+) -> str:
     """Accuracy and format failures by puzzle family, under each system message.
 
     Args:
       scores_by_message: the scores under each system message, by the column's heading.
       note: a line under the table, for example what the teachers were.
+      whole: how many questions there are of each family.
     """
-    columns = {name: measured_column(scores, source=name) for name, scores in scores_by_message.items()}
+    columns = {name: measured_column(scores, whole) for name, scores in scores_by_message.items()}
     families = _all_tasks(columns.values())
     header = ["Family", "n", "Chance"]
     for name in columns:
         header += [name, f"unparsed, {name}"]
     rows = [_puzzle_row(family, scores_by_message, columns) for family in families]
     rows.append(_puzzle_means(families, scores_by_message, columns))
-    caption = (
-        "Accuracy in per cent ± one standard error; unparsed: share of replies without a well-formed answer."
-    )
-    return _with_notes(markdown(header, rows), [caption, note])
+    unparsed = "Unparsed: per cent of the replies without a well-formed answer."
+    return _with_notes(markdown(header, rows), [f"{cells.CAPTION} {unparsed}", note])
 
 
 def _puzzle_row(family: str, scores: Mapping[str, Scores], columns: Mapping[str, Column]) -> list[str]:
     of_family = {name: message["tasks"].get(family) for name, message in scores.items()}
     known = [row for row in of_family.values() if row]
-    entries = [family, _sizes(row["n"] for row in known), f"{100 * known[0]['chance']:.1f}"]
+    entries = [family, _sizes(column.get(family) for column in columns.values())]
+    entries.append(f"{100 * known[0]['chance']:.1f}")
     for name, row in of_family.items():
-        entries += [_shown(columns[name].get(family)), _percent(row["unparsed"]) if row else ABSENT]
+        entries += [shown(columns[name].get(family)), _percent(row["unparsed"]) if row else ABSENT]
     return entries
 
 
@@ -132,10 +133,10 @@ def _puzzle_means(
     means = {name: mean_cell(column, common) for name, column in columns.items()}
     tasks = [message["tasks"] for message in scores.values()]
     chance = _mean(tasks[0][family]["chance"] for family in common) if tasks else None
-    entries = [_mean_label(common), _sizes(cell.n for cell in means.values() if cell), _percent(chance)]
+    entries = [_mean_label(common), _sizes(means.values()), _percent(chance)]
     for name, message in zip(columns, tasks):
         unparsed = _mean(message[family]["unparsed"] for family in common)
-        entries += [_shown(means[name]), _percent(unparsed)]
+        entries += [shown(means[name]), _percent(unparsed)]
     return entries
 
 
@@ -157,7 +158,7 @@ def bbh_table(
         name: published_column(system, table="table_11", benchmark="bbh")
         for system, name in PUBLISHED_SYSTEMS.items()
     }
-    columns |= {name: measured_column(scores, source=name) for name, scores in measured.items()}
+    columns |= {name: measured_column(scores) for name, scores in measured.items()}
     known = _all_tasks(columns.values())
     rows = sorted(tasks or _all_tasks(columns[name] for name in measured) or known)
     if unknown := set(rows) - set(known):
@@ -176,20 +177,25 @@ def _bbh_cells(
     tasks: Sequence[str], columns: Mapping[str, Column], measured: Mapping[str, Scores]
 ) -> tuple[list[str], list[list[str]]]:
     chance = _bbh_chance(tasks, measured)
-    header = ["Task", "n", "Chance", *columns, *(f"unparsed, {name}" for name in measured)]
-    rows = []
-    for task in tasks:
-        cells = [column.get(task) for column in columns.values()]
-        failures = [_unparsed(scores, [task]) for scores in measured.values()]
-        rows.append(
-            [task, _sizes(c.n for c in cells if c), _percent(chance[task]), *map(_shown, cells), *failures]
-        )
+    parts = [name for name in measured if any(cell.is_part for cell in columns[name].values())]
+    header = ["Task", "n", "Chance", *columns, *(f"n, {name}" for name in parts)]
+    header += [f"unparsed, {name}" for name in measured]
+
+    def row(
+        label: str, shown_chance: float | None, found: Mapping[str, Cell | None], of: Sequence[str]
+    ) -> list[str]:
+        whole = _sizes(cell for name, cell in found.items() if name not in parts)
+        entries = [label, whole, _percent(shown_chance), *map(shown, found.values())]
+        entries += [_sizes([found[name]]) for name in parts]
+        return entries + [_unparsed(scores, of) for scores in measured.values()]
+
+    rows = [
+        row(task, chance[task], {name: column.get(task) for name, column in columns.items()}, [task])
+        for task in tasks
+    ]
     common = _common(tasks, columns.values())
-    means = [mean_cell(column, common) for column in columns.values()]
-    failures = [_unparsed(scores, common) for scores in measured.values()]
-    mean_chance = _percent(_mean(chance[task] for task in common))
-    sizes = _sizes(cell.n for cell in means if cell)
-    rows.append([_mean_label(common), sizes, mean_chance, *map(_shown, means), *failures])
+    means = {name: mean_cell(column, common) for name, column in columns.items()}
+    rows.append(row(_mean_label(common), _mean(chance[task] for task in common), means, common))
     return header, rows
 
 
@@ -206,8 +212,8 @@ def _bbh_notes(measured: Mapping[str, Scores]) -> list[str]:
     ours = f"Measured here, in the mode named (unparsed beside): {', '.join(measured)}." if measured else ""
     mixed = "Columns of different modes are not comparable." if len(modes) > 1 else ""
     return [
-        "Accuracy in per cent ± one standard error (published cells: binomial, from n). Means are unweighted "
-        "over the tasks that every column has.",
+        f"{cells.CAPTION} Errors of published cells are binomial, from n. Means are unweighted over the "
+        "tasks that every column has.",
         f"Published: Orca paper, Table 11, its own runs: {', '.join(PUBLISHED_SYSTEMS.values())}.",
         ours,
         mixed,
@@ -241,12 +247,10 @@ def _percent(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f}"
 
 
-def _shown(cell: Cell | None) -> str:
-    return ABSENT if cell is None else str(cell)
-
-
-def _sizes(sizes: Iterable[int | None]) -> str:
-    return " / ".join(str(size) for size in sorted({size for size in sizes if size})) or ABSENT
+def _sizes(found: Iterable[Cell | None]) -> str:
+    """How many questions the cells of a row have, each number once, the smallest first."""
+    known = {(cell.n, cell.size) for cell in found if cell is not None and cell.n is not None}
+    return " / ".join(size for _, size in sorted(known)) or ABSENT
 
 
 def _with_notes(table: str, notes: Iterable[str]) -> str:
@@ -269,9 +273,10 @@ def loss_table(validations: Sequence[Mapping[str, Any]], most: int = 6) -> str:
 
 
 def _group(name: str) -> str:
-    group, _, value = name.partition("/")[2].partition("=")
-    return (
-        f"{group.removesuffix('_id').replace('_', ' ')} {'none' if value == '-1' else value}"
-        if value
-        else "all"
-    )
+    """A group's name out of `loss/GROUP=NAME`; `loss` alone is over all."""
+    group, is_group, value = name.partition("/")[2].partition("=")
+    if not is_group:
+        return "all"
+    if group == "system_message_id":
+        return f"system message {message_label(int(value))}"
+    return f"{group.replace('_', ' ')} {value or UNNAMED}"

@@ -49,16 +49,22 @@ def test_micro_mean_is_the_accuracy_of_all_items_together(tasks):
 
 def test_intervals_known_values():
     assert statistics.wilson_interval(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
-    assert statistics.clopper_pearson_interval(0, 10) == pytest.approx((0, 0.30850), abs=1e-4)
+    assert statistics.wilson_interval(0, 10) == pytest.approx((0, 0.27753), abs=1e-4)
+    with pytest.raises(ValueError, match="n=0, correct=0"):
+        statistics.wilson_interval(0, 0)
+    # Newcombe (Statistics in Medicine 17, 1998), table II, method 10: 56 of 70 less 48 of 80
+    both = [statistics.wilson_interval(56, 70), statistics.wilson_interval(48, 80)]
+    found = statistics.combined_interval([56 / 70, 48 / 80], both, [1, -1])
+    assert found == pytest.approx((0.0524, 0.3339), abs=1e-4)
 
 
 @few
 @given(st.integers(1, 80), st.data())
-def test_the_exact_interval_holds_the_accuracy_and_is_wider_at_more_confidence(n, data):
+def test_an_interval_holds_the_accuracy_and_is_wider_at_more_confidence(n, data):
     correct = data.draw(st.integers(0, n))
-    narrow = statistics.clopper_pearson_interval(correct, n, confidence=0.8)
-    wide = statistics.clopper_pearson_interval(correct, n, confidence=0.99)
-    assert wide.low <= narrow.low <= correct / n <= narrow.high <= wide.high
+    narrow = statistics.wilson_interval(correct, n, confidence=0.8)
+    wide = statistics.wilson_interval(correct, n, confidence=0.99)
+    assert 0 <= wide.low <= narrow.low <= correct / n <= narrow.high <= wide.high <= 1
 
 
 def test_mcnemar_on_the_papers_agieval_disagreements():

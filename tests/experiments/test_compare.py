@@ -42,11 +42,12 @@ def test_scored_replies_are_paired_by_item_and_tested_by_task(scored, monkeypatc
         if "|" in line
     }
     assert list(rows)[2:] == ["navigate", "snarks", "all"]
-    assert rows["snarks"][:5] == ["12", "8.3 ± 8.0", "91.7 ± 8.0", "+83.3", "1 / 11"]
+    assert rows["snarks"][:5] == ["12 of 178", "8.3 [1.5, 35.4]", "91.7 [64.6, 98.5]", "+83.3", "1 / 11"]
     alone, corrected = map(float, rows["snarks"][5:7])
     assert alone == pytest.approx(0.0063, rel=0.02)  # 1 of 12, two-sided
     assert corrected == pytest.approx(2 * alone, rel=0.05)
-    assert rows["all"][1] == "8.3 ± 5.6"
+    assert rows["all"][:2] == ["24 of 428", "8.3 [3.5, 27.5]"]
+    assert any("n of N: a part of the N questions" in line for line in lines)
     assert lines[-1].startswith("other is right more often (one 8.3 %, other 91.7 %, n = 24, one seed")
 
 

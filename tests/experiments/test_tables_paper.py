@@ -1,11 +1,14 @@
 """`experiments.tables --paper`: the command, from a run's scores and token stores to the files."""
 
+import csv
 import json
 import sys
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
+from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import evaluate_score, tables
 from orca_jax.queries import system_messages
 from orca_jax.reporting import paper_figures, paper_runs, paper_tables
@@ -57,8 +60,8 @@ def test_with_a_run_the_index_says_what_is_reproduced_and_what_was_left_out(work
     index = (tmp_path / "out" / "README.md").read_text()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in index.splitlines() if "|" in line]
     row = dict(zip(table[0], next(row for row in table if row[0] == "mini")))
-    assert row["Table 11"] == "1 / 0 / 22"
-    assert row["Table 8"] == "0 / 0 / 8"
+    assert row["Table 11"] == "1 / 0 / 0 / 22"
+    assert row["Table 8"] == "0 / 0 / 0 / 8"
     assert "mini: bbh-orca_cot." in index
     assert "60.0 ± 4.0" in (tmp_path / "out" / "table_11.md").read_text()
     assert "expert (mini)" in (tmp_path / "out" / "figure_9.svg").read_text()
@@ -85,8 +88,42 @@ def test_what_the_scoring_programs_write_is_read(tmp_path):
     evaluate_score.judge(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
     runs = paper_runs.find([tmp_path / "ours"])
     shown = {table.name: paper_tables.page(table, runs).grids[0] for table in TABLES}
-    assert "50.0 ± 15.8" in {cell for row in shown["table_11"].rows for cell in row}
+    assert "50.0 [23.7, 76.3]" in {cell for row in shown["table_11"].rows for cell in row}
     assert any(cell.startswith("85.0 ± ") for row in shown["table_7"].rows for cell in row)
+
+
+def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, monkeypatch):
+    replies = [
+        {"task": task, "id": f"{task}-{i}", "target": "(B)", "reply": "A"}
+        for task in registry.READERS["bbh"].groups[0].tasks
+        for i in range(2)
+    ]
+    (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
+    folder = tmp_path / "two" / "evaluation" / "bbh-orca"
+    evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", folder)
+    monkeypatch.setattr(paper_figures, "drawings", lambda runs, shares, lengths: [])
+    call(monkeypatch, "--paper=orca", f"--runs={tmp_path / 'two'}", "--out", tmp_path / "out")
+    for suffix in ("md", "tex"):
+        text = (tmp_path / "out" / f"table_11.{suffix}").read_text()
+        assert text.count("only a part") == 24  # every task, and their mean
+        assert text.count("0.0 [0.0, 65.8]") == 2 * 23
+        assert text.count(" 2 of 250 ") == 2 * 18
+        assert "46 of 5508" in text
+        assert "n of N: a part" in text
+    with (tmp_path / "out" / "table_11.csv").open(encoding="utf-8") as file:
+        records = [row for row in csv.DictReader(file) if row["run"]]
+    frame = parquet.read_table(tmp_path / "out" / "table_11.parquet").to_pylist()
+    for row in (*records, *(row for row in frame if row["run"])):
+        shown = [row[name] for name in ("n", "of", "low", "high", "stderr", "reproduced")]
+        n, of, low, high, stderr, verdict = shown
+        if row["task"] != "average":
+            assert (int(n), float(low), verdict) == (2, 0.0, "only a part")
+            assert int(of) > 145
+            assert float(high) == pytest.approx(65.8, abs=0.05)
+            assert stderr in (None, "")
+    index = (tmp_path / "out" / "README.md").read_text()
+    assert "| 0 / 0 / 23 / 0 |" in index
+    assert "only a part of the questions" in index
 
 
 def test_a_folder_without_an_evaluation_is_an_error_with_its_name(tmp_path, monkeypatch, capsys):

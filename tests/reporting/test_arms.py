@@ -35,7 +35,7 @@ def split(line):
 
 def test_an_arm_stands_beside_the_baseline_with_its_seeds():
     table = arms.outcome_table(result(weak=[10, 12, 8], strong=[38, 36, 40]), "strong")
-    assert cells(table, "strong")[:5] == ["strong", "40", "3", "95.0 ± 2.5", "95.0 90.0 100.0"]
+    assert cells(table, "strong")[:5] == ["strong", "40", "3", "95.0 [81.8, 97.9]", "95.0 90.0 100.0"]
     assert cells(table, "strong")[5:] == ["–"] * 4
     weak = cells(table, "weak")
     assert weak[1:3] == ["40", "3"]
@@ -78,8 +78,8 @@ def test_without_the_baseline_arms_are_shown_and_not_compared():
 
 def test_tasks_and_difficulties_have_rows_with_the_items_of_one_seed():
     table = arms.group_table(result(base=[20, 20], other=[40, 40]))
-    assert cells(table, "dyck, difficulty 1")[1:] == ["10", "100.0 ± 0.0", "100.0 ± 0.0"]
-    assert cells(table, "all, difficulty 2")[1:] == ["20", "0.0 ± 0.0", "100.0 ± 0.0"]
+    assert cells(table, "dyck, difficulty 1")[1:] == ["10", *["100.0 [72.2, 100.0]"] * 2]
+    assert cells(table, "all, difficulty 2")[1:] == ["20", "0.0 [0.0, 19.6]", "100.0 [80.4, 100.0]"]
     assert cells(table, "all")[1:3] == ["40", "50.0 ± 7.9"]
 
 

@@ -65,7 +65,7 @@ def test_every_count_stands_in_the_card():
     assert ["truncated", "5", "3.8 %"] in rows_of(card, "Size and what was left out")
     assert ["cot", "60", "50.0 %", "2.9 %"] in rows_of(card, "Collections and teachers")
     assert ["cot_0", "30", "25.0 %"] in rows_of(card, "Tasks")
-    assert "5 tasks; their entropy is 2.29 bits" in card
+    assert "5 tasks; their entropy is 2.29 bits, that of 4.9 tasks of equal size." in card
     assert ["6: an information-seeking persona", "20", "16.7 %", "16.7 %"] in rows_of(card, "System messages")
     assert "Chi-square against the shares aimed at: 0.0 at 7 degrees of freedom, p = 1." in card
     assert "40 rows of 2048 positions: 3.00 examples a row (the paper: 2.7" in card
@@ -121,8 +121,33 @@ def test_a_message_that_is_none_of_the_16(tmp_path):
     columns = {**facts().columns, "system_message_id": np.array([-1] * N)}
     given = facts(columns=columns)
     card = data_card.render(given)
-    assert ["not recognised", "120", "100.0 %", "–"] in rows_of(card, "System messages")
+    assert ["other (its own, not among the 16)", "120", "100.0 %", "–"] in rows_of(card, "System messages")
     data_card.write(tmp_path, given)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["navigate"] * N, "There is one task: navigate."),
+        ([""] * N, "There is one task: not named."),
+        (["a"] * (N - 1) + ["b"], "2 tasks; their entropy is 0.07 bits, that of 1.0 tasks of equal size."),
+    ],
+)
+def test_a_single_task_has_no_entropy(tasks, said):
+    card = data_card.render(facts(columns={**facts().columns, "task": np.array(tasks)}))
+    assert said in card
+    assert "-0.0" not in card
+    assert "equal ones" not in card
+
+
+def test_openorcas_prefixes_are_the_papers_collections():
+    names = np.array(["niv"] * 10 + ["flan"] * 50 + ["t0"] * 40 + ["cot"] * 10 + ["own"] * 5 + [""] * 5)
+    card = data_card.render(facts(columns={**facts().columns, "collection": names}))
+    rows = {row[0]: row[1:] for row in rows_of(card, "Collections and teachers")}
+    assert rows["niv (the paper's NiV2)"] == ["10", "8.3 %", "8.6 %"]
+    assert rows["flan (the paper's Flan 2021)"] == ["50", "41.7 %", "49.1 %"]
+    assert (rows["t0"][-1], rows["cot"][-1]) == ("39.3 %", "2.9 %")
+    assert rows["own"] == rows["not named"] == ["5", "4.2 %", "–"]
 
 
 def test_all_boxes_of_figure_9():
@@ -137,7 +162,8 @@ def test_all_boxes_of_figure_9():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20))
 def test_entropy_is_between_none_and_that_of_equal_tasks(counts):
     bits = data_card.entropy(counts)
-    assert -1e-9 <= bits <= math.log2(len(counts)) + 1e-9
+    assert str(bits) != "-0.0"
+    assert 0 <= bits <= math.log2(len(counts)) + 1e-9
     assert data_card.entropy([7] * len(counts)) == pytest.approx(math.log2(len(counts)))
 
 

@@ -48,7 +48,7 @@ def test_several_seeds_are_means_of_items_and_one_test(examined):
     table = pairs.accuracy_table(pairs.pair(arms[0], arms[1][::-1]), ("answers", "explanations"))
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[1] == "10"
-    assert last[2].startswith("55.0 ± ")  # 2 of 10, and 9 of 10 under the other seed
+    assert last[2].startswith("55.0 [")  # 2 of 10, and 9 of 10 under the other seed
     assert last[4:6] == ["+35.0", "1 / 8"]  # the test is the first seed's
     assert "n = 10, 2 seeds, of the first" in pairs.sentence(pairs.pair(*arms), ("answers", "explanations"))
 
@@ -58,8 +58,8 @@ def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[0] == "all"
     assert last[1] == "10"
-    assert last[2].startswith("20.0 ±")
-    assert last[3].startswith("90.0 ±")
+    assert last[2] == "20.0 [5.7, 51.0]"
+    assert last[3].startswith("90.0 [")
     assert last[4:6] == ["+70.0", "1 / 8"]
     assert float(last[6]) == pytest.approx(0.039, abs=1e-3)  # exact binomial: 1 of 9, two-sided
     assert float(last[8].split()[0]) < 70 < float(last[8].split()[2])
@@ -87,7 +87,7 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
     table = pairs.accuracy_table(pairs.pair(first, first), ("one", "other"))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
     assert list(rows)[2:] == ["easy", "hard", "all"]  # no difficulty is made up
-    assert "50.0 ± 0.0" in rows["all"]
+    assert "50.0 [28.3, 71.7]" in rows["all"]  # where 5 of 10 alone have 23.7 to 76.3
 
 
 def test_steps_are_scored_apart_from_answers(examined):

@@ -8,10 +8,11 @@ import pytest
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh, registry
 from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item, Outcome
 from orca_jax.reporting import paper, paper_runs, paper_tables, published
+from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.paper_tables import MARKS
-from orca_jax.reporting.tables import ABSENT, Cell
 
 SOURCES = [
     *(f"table_{number}" for number in (7, 8, 9, 10, 11)),
@@ -157,17 +158,25 @@ def share(right, n):
 
 @pytest.fixture
 def run(tmp_path):
-    """Snarks as in the paper (111 of 178), navigate far below it (20 of 100 where it has 64.8 per cent)."""
+    """Snarks as in the paper (111 of 178), navigate far below it (20 %), hyperbaton in part (20 of 100)."""
     workdir = tmp_path / "mini"
-    examine(workdir, "bbh-orca", "bbh", {"snarks": share(111, 178), "navigate": share(20, 100)})
+    examine(
+        workdir,
+        "bbh-orca",
+        "bbh",
+        {"snarks": share(111, 178), "navigate": share(50, 250), "hyperbaton": share(20, 100)},
+    )
     return workdir
 
 
 def test_a_run_has_its_column_with_errors(run):
     main = by_row(paper_tables.page(paper.TABLE_11, paper_runs.find([run])).grids[0])
     assert main["Snarks"]["mini"] == "62.4 ± 3.6"
-    assert main["Navigate"]["mini"] == "20.0 ± 4.0"
-    assert main["Hyperbaton"]["mini"] == main["Average"]["mini"] == ABSENT
+    assert main["Navigate"]["mini"] == "20.0 ± 2.5"
+    assert (main["Hyperbaton"]["mini"], main["Hyperbaton"]["n, mini"]) == ("20.0 ± 4.0", "100 of 250")
+    assert main["Snarks"]["n, mini"] == "178"
+    assert main["Snarks"]["n"] == "178"
+    assert main["Web of lies"]["mini"] == main["Average"]["mini"] == ABSENT
 
 
 def test_a_run_is_compared_cell_by_cell_with_orca(run):
@@ -177,12 +186,16 @@ def test_a_run_is_compared_cell_by_cell_with_orca(run):
         "n": "178", "Orca-13B": "62.4 ± 3.6", "mini": "62.4 ± 3.6", "Difference": "+0.0 ± 5.1",
         "Reproduced within error": "yes",
     }  # fmt: skip
-    assert rows["Navigate"]["n"] == "100 of 250"
+    assert rows["Navigate"]["n"] == "250"
     assert rows["Navigate"]["Reproduced within error"] == "no"
-    assert rows["Hyperbaton"]["mini"] == rows["Hyperbaton"]["Difference"] == ABSENT
-    assert rows["Hyperbaton"]["Reproduced within error"] == "not measured"
+    assert rows["Hyperbaton"]["n"] == "100 of 250"
+    assert rows["Hyperbaton"]["Reproduced within error"] == "only a part"
+    assert rows["Web of lies"]["mini"] == rows["Web of lies"]["Difference"] == ABSENT
+    assert rows["Web of lies"]["Reproduced within error"] == "not measured"
     assert rows["Average"]["Reproduced within error"] == "not measured"
-    assert rows["Mean of 2 measured"]["mini"] == "41.2 ± 2.7"
+    assert rows["Mean of 3 measured"]["mini"] == "34.1 ± 2.0"
+    assert rows["Mean of 3 measured"]["n"] == "528 of 678"
+    assert rows["Mean of 3 measured"]["Reproduced within error"] == "only a part"
     assert "at most 2 of its standard errors" in comparison.notes[0]
 
 
@@ -227,8 +240,8 @@ def test_table_9_takes_each_message_from_its_own_examination(tmp_path):
 def test_truthfulqa_counts_replies_out_of_format(tmp_path):
     examine(tmp_path / "a", "t", "truthfulqa_mc", {"truthfulqa_mc": [True] * 6 + [False] * 2 + [None] * 2})
     main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_runs.find([tmp_path / "a"])).grids[0])
-    assert main["Accuracy"]["a"] == "60.00 ± 15.49"
-    assert main["Replies not in the format"]["a"] == "20.00 ± 12.65"
+    assert main["Accuracy"]["a"] == "60.00 [31.27, 83.18]"
+    assert main["Replies not in the format"]["a"] == "20.00 [5.67, 50.98]"
 
 
 def test_toxicity_and_reviews_are_read(tmp_path):
@@ -255,14 +268,14 @@ def test_toxicity_and_reviews_are_read(tmp_path):
 
 
 def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
-    examine(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(20, 100)})
+    examine(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(50, 250)})
     grids = paper_tables.page(paper.TABLE_11, paper_runs.find([run, tmp_path / "other"])).grids
     assert grids[3].title == "other against mini on the same items, those of Table 11"
     rows = by_row(grids[3])
     assert rows["Snarks"]["other - mini"] == "+5.6"
     assert rows["Snarks"]["right in one only"] == "0 / 10"
     assert float(rows["Snarks"]["p (McNemar)"]) == pytest.approx(2 * 0.5**10, rel=0.05)
-    assert rows["all"]["n"] == "278"
+    assert rows["all"]["n"] == "428"
 
 
 def test_runs_of_other_items_are_not_paired_and_the_page_says_so(run, tmp_path):
@@ -273,7 +286,9 @@ def test_runs_of_other_items_are_not_paired_and_the_page_says_so(run, tmp_path):
 
 
 def test_runs_are_paired_on_the_tasks_that_both_have(run, tmp_path):
-    other = examine(tmp_path / "other", "bbh-orca", "bbh", {"navigate": share(10, 100), "hyperbaton": [True]})
+    other = examine(
+        tmp_path / "other", "bbh-orca", "bbh", {"navigate": share(25, 250), "web_of_lies": [True]}
+    )
     runs = paper_runs.find([run, tmp_path / "other"])
     rows = by_row(paper_tables.page(paper.TABLE_11, runs).grids[3])
     assert list(rows) == ["Navigate", "all"]
@@ -288,8 +303,10 @@ def test_values_hold_what_is_shown_unrounded(run):
     assert own["snarks"]["value"] == pytest.approx(100 * 111 / 178)
     assert own["snarks"]["printed"] == 62.4
     assert own["snarks"]["reproduced"] == "yes"
-    assert own["hyperbaton"]["value"] is None
-    assert own["hyperbaton"]["reproduced"] == "not measured"
+    assert own["web_of_lies"]["value"] is None
+    assert own["web_of_lies"]["reproduced"] == "not measured"
+    assert (own["hyperbaton"]["n"], own["hyperbaton"]["of"]) == (100, 250)
+    assert own["hyperbaton"]["reproduced"] == "only a part"
     gpt = next(v for v in values if v["system"] == "gpt-4" and v["task"] == "snarks")
     assert (gpt["value"], gpt["n"], gpt["run"], gpt["source"]) == (
         pytest.approx(87.6), 178, "", "table 11, printed",
@@ -297,16 +314,39 @@ def test_values_hold_what_is_shown_unrounded(run):
 
 
 def test_without_a_known_error_the_published_value_is_as_sure_as_ours_at_its_n():
-    ours, theirs = Cell(0.5, 25, 0.04, "run"), Cell(0.4, 100, None, "paper")
+    ours, theirs = Cell(0.5, 25, 0.04), Cell(0.4, 100)
     assert paper_tables.difference(ours, theirs).stderr == pytest.approx((0.04**2 + 0.02**2) ** 0.5)
     known = dataclasses.replace(theirs, stderr=0.03)
-    assert paper_tables.difference(ours, known) == pytest.approx((0.1, 0.05))
+    found = paper_tables.difference(ours, known)
+    assert (found.value, found.stderr) == pytest.approx((0.1, 0.05))
 
 
-def test_two_standard_errors_decide():
-    assert paper_tables.reproduced(paper_tables.Estimate(0.2, 0.1)) == "yes"
-    assert paper_tables.reproduced(paper_tables.Estimate(-0.21, 0.1)) == "no"
+def test_two_standard_errors_decide_or_the_interval_and_of_a_part_nothing():
+    assert paper_tables.reproduced(Cell(0.2, 90, 0.1)) == "yes"
+    assert paper_tables.reproduced(Cell(-0.21, 90, 0.1)) == "no"
+    assert paper_tables.reproduced(Cell(-0.21, 90, 0.01, 90, Interval(-0.3, 0.01))) == "yes"
+    assert paper_tables.reproduced(Cell(0.1, 90, 0.1, 90, Interval(0.01, 0.2))) == "no"
+    assert paper_tables.reproduced(Cell(0.0, 89, 0.1, 90)) == "only a part"
     assert paper_tables.reproduced(None) == "not measured"
+
+
+@pytest.mark.parametrize("right", [0, 1, 2])
+@pytest.mark.parametrize("benchmark", ["bbh", "agieval", "truthfulqa_mc"])
+def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
+    groups = registry.READERS[benchmark].groups
+    tasks = groups[0].tasks if groups else (benchmark,)
+    examine(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
+    for table in paper.TABLES:
+        page = paper_tables.page(table, paper_runs.find([tmp_path / "two"]))
+        measured = [value for value in page.values if value["run"] and value["value"] is not None]
+        assert {value["reproduced"] for value in measured} <= {"only a part"}
+        assert {row[-1] for row in page.grids[1].rows} <= {"only a part", "not measured"}
+        assert all(value["n"] < value["of"] for value in measured)
+        main = by_row(page.grids[0])
+        for row in main.values():
+            shown = {heading: text for heading, text in row.items() if "two" in heading and text != ABSENT}
+            assert not shown or any(" of " in text for text in shown.values())
+            assert not any("±" in text for text in shown.values() if right != 1)
 
 
 # Where runs are found

@@ -199,9 +199,52 @@ def test_a_run_has_every_part(run):
 def test_accuracies_have_n_and_errors_by_task_and_difficulty(run):
     page_of(run)
     text = " ".join(section(run, "results").text.split())
-    assert "navigate 4 50.0 50.0 ± 25.0 25.0 unparsed 75.0 ± 21.7 25.0 unparsed" in text
-    assert "difficulty 1 2 50.0 ± 35.4 100.0 ± 0.0" in text
-    assert "mean of 3 12 50.0 50.0 ± 14.4 75.0 ± 12.5" in text
+    assert "navigate 4 50.0 50.0 [15.0, 85.0] 25.0 unparsed 75.0 [30.1, 95.4] 25.0 unparsed" in text
+    assert "difficulty 1 2 50.0 [9.5, 90.5] 100.0 [34.2, 100.0]" in text
+    assert "mean of 3 tasks 12 50.0 50.0 [29.8, 70.2] 75.0 [49.1, 86.8]" in text
+
+
+def tiles(page_path):
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page_path.read_text(encoding="utf-8"))
+    return dict(found)
+
+
+def test_headline_figures_name_benchmark_mode_message_and_n(run):
+    page_of(run)
+    found = tiles(run / "report.html")
+    asked = "puzzles, mode robust, {}: accuracy in %, mean of 3 tasks, n = 12"
+    assert found[asked.format("empty message")] == "50.0 [29.8, 70.2]"
+    assert found[asked.format("step by step")] == "75.0 [49.1, 86.8]"
+
+
+def test_a_part_of_the_questions_is_marked_as_one(run):
+    whole = {("puzzles", task, f"{task}-{i}"): "?" for task in TASKS for i in range(6)}
+    page = page_of(run, questions=lambda run: whole)
+    text = " ".join(section(run, "results").text.split())
+    assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
+    assert "mean of 3 tasks 12 of 18" in text
+    assert "n of N: a part of the N questions" in text
+    assert any(name.endswith("n = 12 of 18") for name in tiles(run / "report.html"))
+    assert "n = 4 of 6" in page.text  # of the bars
+
+
+def test_two_examinations_alike_are_both_shown(run):
+    write_examination(run / "evaluation/puzzles-again", 1, right=0)
+    labels = {reply["data-label"] for reply in page_of(run).all("div", "reply")}
+    assert labels == {"empty message", "empty message (puzzles-message-1)", "step by step"}
+
+
+def test_a_message_of_the_conversations_own_is_not_called_none(run):
+    store = run / "tokens/apprentice"
+    with np.load(store / "columns.npz") as columns:
+        kept = {**columns, "system_message_id": [1, 7, -1], "collection": ["niv", "", "flan"]}
+    np.savez(store / "columns.npz", **kept)
+    page_of(run)
+    text = " ".join(section(run, "data").text.split())
+    assert "other (its own, not among the 16) 1" in text
+    assert "no message" not in text
+    assert "niv (the paper's NiV2) 1" in text
+    assert "not named 1" in text
 
 
 def test_stages_have_their_losses_and_their_goodput(run):
@@ -282,8 +325,8 @@ def test_an_arm_set_has_its_arms_beside_one_another(arm_set):
     assert "answers no steps" not in results  # which table.md says itself
     assert 'answers data.supervise = "last"' in " ".join(section(arm_set, "config").text.split())
     # Two runs of four questions: right are 2 and 3 with the steps asked for, 2 and 2 without.
-    assert "navigate 4 50.0 62.5 ± 20.7 25.0 unparsed 50.0 ± 25.0 25.0 unparsed" in results
-    assert "each counted with its mean over the runs (answers 2, explained 2)" in results
+    assert "navigate 4 50.0 62.5 [21.9, 90.8] 25.0 unparsed 50.0 [15.0, 85.0] 25.0 unparsed" in results
+    assert "counted with its mean over the runs (answers 2, explained 2)" in results
     assert "runs begun" in page.text
     assert "4 of 9" in page.text
     names = [line["data-name"] for line in section(arm_set, "training").all("polyline")]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.reporting import report_charts
-from orca_jax.reporting.report_charts import Bar, Scale
+from orca_jax.reporting.cells import Cell
+from orca_jax.reporting.report_charts import Scale
 
 names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=30)
 BOX = {"whisker_low": 1, "q1": 5, "median": 10, "q3": 40, "whisker_high": 300}
@@ -73,7 +74,7 @@ def test_long_lines_are_thinned_to_their_means():
 
 
 def test_bars_are_as_long_as_they_say():
-    rows = {"navigate": {"one": Bar(0.5, 0.05, 100), "other": Bar()}}
+    rows = {"navigate": {"one": Cell(0.5, 100, 0.05), "other": None}}
     chart = report_charts.bars(rows, {"navigate": 0.25}, caption="Accuracy.")
     (bar,) = parts(chart, "rect")
     grid = [line for line in parts(chart, "line") if line.get("class") == "grid"]
@@ -88,10 +89,10 @@ def test_bars_are_as_long_as_they_say():
 
 
 def test_a_radar_needs_three_tasks_that_every_column_has():
-    full = {task: {"a": Bar(0.5, 0.1, 9), "b": Bar(1.0, 0.0, 9)} for task in ("x", "y", "z")}
+    full = {task: {"a": Cell(0.5, 9, 0.1), "b": Cell(1.0, 9, 0.0)} for task in ("x", "y", "z")}
     areas = [p for p in parts(report_charts.radar(full, caption=""), "polygon") if "area" in p.get("class")]
     assert [len(area.get("points").split()) for area in areas] == [3, 3]
-    assert report_charts.radar(full | {"z": {"a": Bar(0.5, 0.1, 9)}}, caption="") is None
+    assert report_charts.radar(full | {"z": {"a": Cell(0.5, 9, 0.1)}}, caption="") is None
     assert report_charts.radar({}, caption="") is None
 
 
@@ -130,7 +131,7 @@ def test_every_artifact_stands_below_what_it_was_made_of(pairs):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(names, min_size=3, max_size=5, unique=True))
 def test_any_name_leaves_a_drawing_well_formed(labels):
-    row = {label: Bar(0.5, 0.1, 3) for label in labels}
+    row = {label: Cell(0.5, 3, 0.1) for label in labels}
     drawn = [
         report_charts.lines(
             {label: [(1, 1.0), (2, 2.0)] for label in labels}, caption=labels[0], y=labels[1]

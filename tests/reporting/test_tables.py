@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from orca_jax.evaluation.benchmarks import bbh
 from orca_jax.reporting import tables
+from orca_jax.reporting.cells import Cell
 
 
 def scores(tasks, *, benchmark="bbh", mode="orca"):
@@ -23,8 +24,8 @@ def parsed(text):
 
 
 def test_a_cell_prints_per_cent_and_error():
-    assert str(tables.Cell(0.4567, 250, 0.0315, "run")) == "45.7 ± 3.1"
-    assert str(tables.Cell(1.0, None, None, "paper")) == "100.0"
+    assert str(Cell(0.4567, 250, 0.0314)) == "45.7 ± 3.1"
+    assert str(Cell(1.0)) == "100.0"
 
 
 def test_markdown_is_aligned():
@@ -47,7 +48,9 @@ MESSAGES = {
     "empty": scores(
         {"navigate": (100, 0.5, 0.05, 0.1, 0.5), "web": (50, 0.7, 0.06, 0.0, 0.5)}, benchmark="puzzles"
     ),
-    "step by step": scores({"navigate": (100, 0.9, 0.03, 0.0, 0.5), "web": (50, 0.8, 0.04, 0.2, 0.5)}),
+    "step by step": scores(
+        {"navigate": (100, 0.9, 0.03, 0.0, 0.5), "web": (50, 0.8, 0.04, 0.2, 0.5)}, benchmark="puzzles"
+    ),
 }
 
 
@@ -63,6 +66,19 @@ def test_puzzle_table_has_both_messages_beside_chance_and_failures():
     assert means["step by step"] == "85.0 ± 2.5"
     assert (means["n"], means["unparsed, step by step"]) == ("150", "10.0")
     assert text.endswith("Teachers are procedural oracles.\n")
+
+
+def test_a_part_of_the_puzzles_or_of_bbh_says_so():
+    row = (3, 0.0, 0.0, 1.0, 0.5)
+    few = scores({"navigate": row, "web": row}, benchmark="puzzles")
+    rows = parsed(tables.puzzle_table({"empty": few}, whole={"navigate": 100, "web": 3}))
+    assert (rows["navigate"]["n"], rows["navigate"]["empty"]) == ("3 of 100", "0.0 [0.0, 56.1]")
+    assert (rows["Mean of 2"]["n"], rows["Mean of 2"]["empty"]) == ("6 of 103", "0.0 [0.0, 39.7]")
+    text = tables.bbh_table({"mini": scores({"navigate": row, "snarks": (178, 0.5, 0.0375, 0, 0.5)})})
+    assert parsed(text)["navigate"]["n"] == "250"
+    assert parsed(text)["navigate"]["n, mini (orca)"] == "3 of 250"
+    assert parsed(text)["Mean of 2"]["n, mini (orca)"] == "181 of 428"
+    assert "n of N: a part" in text
 
 
 def test_puzzle_table_averages_only_what_every_message_has():
@@ -111,7 +127,7 @@ def test_bbh_table_refuses_other_scores_and_unknown_tasks():
 
 
 def test_a_mean_needs_every_task():
-    column = {"a": tables.Cell(0.2, 10, 0.03, "r"), "b": tables.Cell(0.4, 10, 0.04, "r")}
+    column = {"a": Cell(0.2, 100, 0.03), "b": Cell(0.4, 100, 0.04)}
     assert tables.mean_cell(column, ["a", "b"]).value == pytest.approx(0.3)
     assert tables.mean_cell(column, ["a", "c"]) is None
     assert tables.mean_cell(column, []) is None
@@ -124,6 +140,8 @@ def test_losses_of_the_first_the_last_and_some_steps_between():
             "loss": 3.0 - i / 10,
             "examples": 4.0,
             "loss/collection=cot": 1.0,
+            "loss/collection=": 3.0,
+            "loss/system_message_id=7": 2.0,
             "loss/system_message_id=-1": 2.0,
         }
         for i in range(1, 12)
@@ -133,7 +151,13 @@ def test_losses_of_the_first_the_last_and_some_steps_between():
     assert [cell.strip() for cell in header.split("|")[2:-1]] == [
         f"step {step}" for step in (10, 30, 50, 70, 90, 110)
     ]
-    assert [row.split("|")[1].strip() for row in rows] == ["all", "collection cot", "system message none"]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "all",
+        "collection cot",
+        "collection not named",
+        "system message 7",
+        "system message other (its own, not among the 16)",
+    ]
     assert [cell.strip() for cell in rows[0].split("|")[2:-1]] == [
         "2.900",
         "2.700",
