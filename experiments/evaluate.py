@@ -39,6 +39,7 @@ from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Reply, Sampling
+from orca_jax.reporting import cells
 from orca_jax.serving.local import LocalStudent
 
 log = logging.getLogger(__name__)
@@ -224,11 +225,10 @@ class Examiner:
             items, questions, groups=reader.groups if reader else (), met=self._met(first.benchmark)
         )
         scoring.write(directory, items, scores)
-        total = scores["groups"]["micro"]
+        total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
         log.info(
-            "%s: n %d, accuracy %.1f ± %.1f %% (mean of tasks %.1f), unparsed %.1f %%",
-            directory.name, total["n"], 100 * total["accuracy"], 100 * total["stderr"], 100 * scores["macro"],
-            100 * total["unparsed"],
+            "%s: n %s, accuracy %s %% (mean of tasks %.1f), unparsed %.1f %%",
+            directory.name, total.size, total, 100 * scores["macro"], 100 * unparsed,
         )  # fmt: skip
 
     def _met(self, benchmark: str) -> set[str] | None:

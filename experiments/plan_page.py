@@ -80,7 +80,14 @@ def published_rows() -> Iterator[tuple[str, ...]]:
     for run in published.RUNS:
         ours = published.estimated(run)
         error = 100 * (ours - run.mfu)
-        yield run.name, run.topology, f"{100 * run.mfu:.1f}", f"{100 * ours:.1f}", f"{error:+.1f}", run.source
+        yield (
+            run.name,
+            run.topology,
+            f"{100 * run.mfu:.1f}",
+            f"{100 * ours:.1f}",
+            f"{error:+z.1f}",
+            run.source,
+        )
 
 
 def published_table() -> str:

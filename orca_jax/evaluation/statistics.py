@@ -182,6 +182,9 @@ def paired_bootstrap(
 ) -> Bootstrap:
     """Compares two systems over seeds and items, both drawn with replacement.
 
+    Where the difference is the same at every item, so that every draw gives it again, the interval is
+    Wilson's and the p-value that of the sign test: two items say little.
+
     Args:
       first, second: right or wrong, [seeds, items]; items are the same and drawn together, seeds
         (their number may differ) are drawn for each system alone.
@@ -195,7 +198,14 @@ def paired_bootstrap(
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
     p_value = min(1.0, 2 * float(tail + 1) / (resamples + 1))
-    return Bootstrap(float(systems[0].mean() - systems[1].mean()), float(low), float(high), p_value)
+    difference = float(systems[0].mean() - systems[1].mean())
+    if low == high:
+        n = systems[0].shape[1]
+        shares = max(difference, 0.0), max(-difference, 0.0)
+        bounds = [wilson_interval(share * n, n, confidence=confidence) for share in shares]
+        low, high = combined_interval(shares, bounds, (1, -1))
+        p_value = max(p_value, min(1.0, 2.0 ** (1 - n))) if difference else 1.0
+    return Bootstrap(difference, float(low), float(high), p_value)
 
 
 def _resampled_difference(systems: Sequence[np.ndarray], random: np.random.Generator) -> float:

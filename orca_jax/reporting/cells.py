@@ -21,7 +21,7 @@ from orca_jax.reporting import sizes
 ABSENT = "–"
 ERRORS = (
     f"± one standard error, or [the 95 % interval] where n is below {statistics.FEW} or fewer than "
-    f"{statistics.RARE} are right or wrong (Wilson's; of means and differences combined from their terms')"
+    f"{statistics.RARE} are right or wrong (Wilson's; a mean's or difference's, from its terms')"
 )
 PARTS = "n of N: a part of the N questions that there are, which is no score of the benchmark"
 CAPTION = f"Accuracy in per cent {ERRORS}. {PARTS}."

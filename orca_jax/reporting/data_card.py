@@ -196,7 +196,7 @@ def _tasks(facts: Facts) -> str:
         f"{len(by_size)} tasks; their entropy is {bits:.2f} bits, that of {2**bits:.1f} tasks of equal size."
     )
     if len(by_size) < 2:
-        spread = f"There is one task: {rows[0][0]}." if rows else "There is no task."
+        spread = f"There is one task: {by_size[0][0]}." if by_size and by_size[0][0] else "No task is named."
     parts = [f"{spread}\n", markdown((heading, "traces", "share"), rows)]
     return "\n".join([*parts, f"![tasks by size]({TASKS})"] if rows else parts)
 
@@ -214,12 +214,14 @@ def _messages(facts: Facts) -> str:
         )
         for id in ids
     ]
-    table = markdown(("system message", "traces", "share", "aimed at"), rows)
-    return f"{table}\n{_chi_square(counts, facts.expected)}"
+    is_file = facts.queries is None  # whose aim is not known
+    header = ("system message", "traces", "share", "the paper's (Fig. 6)" if is_file else "aimed at")
+    against = "the paper's shares" if is_file else "the shares aimed at"
+    return f"{markdown(header, rows)}\n{_chi_square(counts, facts.expected, against)}"
 
 
-def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float]) -> str:
-    """How well the counts fit the shares that the allocation aims at."""
+def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], against: str) -> str:
+    """How well the counts fit the shares that are expected."""
     from scipy import stats
 
     ids = [id for id, share in expected.items() if share > 0]
@@ -229,7 +231,7 @@ def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float]) -> str
     aimed = np.array([expected[id] for id in ids])
     found = stats.chisquare(observed, observed.sum() * aimed / aimed.sum())
     return (
-        f"Chi-square against the shares aimed at: {found.statistic:.1f} at "
+        f"Chi-square against {against}: {found.statistic:.1f} at "
         f"{counted(len(ids) - 1, 'degree')} of freedom, p = {found.pvalue:.2g}."
     )
 

@@ -177,7 +177,10 @@ def _tiles(source: Source, histories: Sequence[History]) -> list[tuple[str, str]
         planned = len(source.arms) * len(source.about["seeds"])
         return [("arms", str(len(source.arms))), ("runs begun", f"{len(source.runs)} of {planned}")]
     trained = [("training steps", f"{row['step']:,}") for row in histories[0].train[-1:]]
-    return trained + [("validation loss", f"{row['loss']:.3f}") for row in histories[0].validations[-1:]]
+    return trained + [
+        ("validation loss, nats a supervised token", f"{row['loss']:.3f}")
+        for row in histories[0].validations[-1:]
+    ]
 
 
 def _config_tables(run: Run, given: Given) -> list[Table]:

@@ -110,6 +110,13 @@ def test_paired_bootstrap_gains_from_pairing():
     assert (paired.high - paired.low) / 2 < 1.96 * unpaired_error / 2
 
 
+def test_paired_bootstrap_of_items_that_are_all_alike_is_not_certain():
+    same = statistics.paired_bootstrap([[1] * 100], [[1] * 100])
+    assert same == pytest.approx((0, -0.037, 0.037, 1), abs=1e-3)
+    two = statistics.paired_bootstrap([[1, 1]], [[0, 0]])
+    assert two == pytest.approx((1, 0.0698, 1, 0.5), abs=1e-3)
+
+
 def test_paired_bootstrap_refuses_other_items():
     with pytest.raises(ValueError, match="3 and 2 items"):
         statistics.paired_bootstrap([[1, 0, 1]], [[1, 0]])

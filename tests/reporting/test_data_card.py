@@ -91,7 +91,10 @@ def test_another_allocation_has_no_aim():
 
 
 def test_traces_of_a_file_and_of_nothing():
-    assert "The traces came in a file" in data_card.render(facts(queries=None))
+    card = data_card.render(facts(queries=None))
+    assert "The traces came in a file" in card
+    assert "aimed at" not in card  # by a file's makers, which it does not say
+    assert "Chi-square against the paper's shares: 0.0" in card
     assert "No files" in data_card.render(facts(sources=()))
 
 
@@ -129,7 +132,7 @@ def test_a_message_that_is_none_of_the_16(tmp_path):
     ("tasks", "said"),
     [
         (["navigate"] * N, "There is one task: navigate."),
-        ([""] * N, "There is one task: not named."),
+        ([""] * N, "No task is named."),
         (["a"] * (N - 1) + ["b"], "2 tasks; their entropy is 0.07 bits, that of 1.0 tasks of equal size."),
     ],
 )
