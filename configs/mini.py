@@ -8,7 +8,7 @@ language models. Launch, the default and a version of all eleven families:
 
 Expected on 2 cores: 5 to 10 minutes with set-up (`full`: 83 beside other work, 112 minutes of CPU time).
 Result on test puzzles unseen in training, 100 a family, in per cent: empty message 55.0 ± 2.4, step by step
-86.2 ± 1.7, chance 25.0; by family in README.md, and of `full` in docs/findings.md.
+86.3 ± 1.7, chance 25.0; by family in README.md, and of `full` in docs/findings.md.
 """
 
 from ml_collections import ConfigDict

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from orca_jax import record_files
 from orca_jax.records import Item
-from orca_jax.reporting import cells, pairs
+from orca_jax.reporting import cells, pairs, sizes
 
 
 def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
     """The paired tables of two examinations as Markdown."""
     sides = [list(record_files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
     paired = pairs.pair(*sides)
-    parts = [pairs.accuracy_table(paired, names), cells.CAPTION]
+    parts = [pairs.accuracy_table(paired, names, sizes.of_family(first)), cells.CAPTION]
     if any("steps" in item.extra for item in sides[0]):
         parts.append(pairs.step_table(paired, names))
     return "\n\n".join([*(part.strip() for part in parts), pairs.sentence(paired, names)]) + "\n"

@@ -82,9 +82,8 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
     """The Markdown of everything that was examined."""
     parts = [f"# {config.name}"]
     if by_message := puzzle_scores(config, workdir):
-        whole = dict.fromkeys(config.puzzles.families, config.evaluation.per_family)
         note = ORACLE_NOTE if has_oracles(config) else ""
-        table = tables.puzzle_table(by_message, note=note, whole=whole)
+        table = tables.puzzle_table(by_message, note=note, whole=config.evaluation.per_family)
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
     if validations := held_out_losses(workdir):
         parts += ["## Held-out traces", tables.loss_table(validations)]

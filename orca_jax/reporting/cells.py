@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 from orca_jax.evaluation import statistics
@@ -128,11 +128,11 @@ def _combined(cells: Sequence[Cell], weights: Sequence[float]) -> Interval:
     return statistics.combined_interval([cell.value for cell in cells], bounds, weights)
 
 
-def of_items(items: Iterable[Item], whole: Mapping[tuple[str, str], int] | None = None) -> Cell:
+def of_items(items: Iterable[Item], whole: int | None = None) -> Cell:
     """Accuracy over all items, errors pooled within tasks; an item under several seeds is its mean.
 
     Args:
-      whole: how many questions a (benchmark, task) has, where no published file tells.
+      whole: how many questions each task has, where no published file tells.
     """
     by_task: dict[tuple[str, str, str], list[float]] = collections.defaultdict(list)
     keyed = (((i.benchmark, i.task, i.mode, i.id), float(i.correct)) for i in items)
@@ -140,9 +140,9 @@ def of_items(items: Iterable[Item], whole: Mapping[tuple[str, str], int] | None 
         by_task[benchmark, task, mode].append(right)
     found = []
     for (benchmark, task, mode), values in by_task.items():
-        n, known = len(values), (whole or {}).get((benchmark, task))
+        n = len(values)
         estimate: Estimate = statistics.mean(values)
         found.append(
-            proportion(estimate.value, n, estimate.stderr, sizes.full(benchmark, task, mode, n) or known)
+            proportion(estimate.value, n, estimate.stderr, sizes.full(benchmark, task, mode, n) or whole)
         )
     return mean(found, [cell.n or 0 for cell in found])

@@ -65,12 +65,15 @@ def _difficulty(item: Item) -> int:
     return int(item.extra.get("difficulty", 0))
 
 
-def accuracy_table(pairs: Sequence[Pair], names: Names) -> str:
+def accuracy_table(pairs: Sequence[Pair], names: Names, whole: int | None = None) -> str:
     """Accuracy of both as in `cells`, n, discordant items, the exact McNemar test and a paired bootstrap.
 
     p (Holm) corrects for the table's rows of single tasks being tests as many. Errors of rows over several
     tasks are pooled within tasks, as in the tables of scores. Under several seeds an item counts with its
     mean, the bootstrap draws seeds too, and McNemar's test is that of the first seed.
+
+    Args:
+      whole: how many questions each task has, where no published file tells.
     """
     header = ["", "n", *names, f"{names[1]} - {names[0]}", "right in one only", "p (McNemar)"]
     header += ["p (Holm)", "95 % of the difference"]
@@ -78,7 +81,10 @@ def accuracy_table(pairs: Sequence[Pair], names: Names) -> str:
     tests = {name: statistics.mcnemar(*_right(group)[0].T) for name, group in found.items()}
     single = [name for name in found if name.partition(",")[0] != "all"]
     corrected = dict(zip(single, statistics.holm([tests[name].p_value for name in single])))
-    rows = [_accuracy_row(name, group, tests[name], corrected.get(name)) for name, group in found.items()]
+    rows = []
+    for name, group in found.items():
+        of = None if ", difficulty " in name else whole
+        rows.append(_accuracy_row(name, group, tests[name], corrected.get(name), of))
     return markdown(header, rows)
 
 
@@ -92,10 +98,10 @@ def _right(group: Sequence[Pair]) -> np.ndarray:
 
 
 def _accuracy_row(
-    name: str, group: Sequence[Pair], test: statistics.McNemar, corrected: float | None
+    name: str, group: Sequence[Pair], test: statistics.McNemar, corrected: float | None, whole: int | None
 ) -> list[str]:
     right = _right(group)
-    shown = [cells.of_items(pair[side] for pair in group) for side in (0, 1)]
+    shown = [cells.of_items((pair[side] for pair in group), whole) for side in (0, 1)]
     drawn = statistics.paired_bootstrap(right[..., 1], right[..., 0])
     return [
         name,

@@ -7,7 +7,6 @@ that markup in a reply stays text. What a workdir lacks is named in the page.
 from __future__ import annotations
 
 import base64
-import collections
 import dataclasses
 import hashlib
 import importlib.resources
@@ -126,8 +125,8 @@ def _making(source: Source, given: Given) -> dict[str, Any]:
 
 def _results(source: Source, given: Given) -> dict[str, Any]:
     """What the page says of examinations."""
+    groups = report_results.groups(source)
     asked = {key: text for run in source.first_runs.values() for key, text in given.questions(run).items()}
-    groups = report_results.groups(source, collections.Counter(key[:2] for key in asked))
     return {
         "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],

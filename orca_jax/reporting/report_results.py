@@ -12,7 +12,7 @@ from markupsafe import Markup
 from orca_jax.artifacts import digest
 from orca_jax.evaluation.examination import RecordedReply
 from orca_jax.records import Item
-from orca_jax.reporting import cells, report_charts
+from orca_jax.reporting import cells, report_charts, sizes
 from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.report_charts import Chart, tag
 from orca_jax.reporting.report_markdown import Table
@@ -27,7 +27,7 @@ MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of a
 class Group:
     """Examinations of the same questions in one mode: items and number of runs by column, chance by task.
 
-    `whole` is how many questions a (benchmark, task) has, where no published file tells.
+    `whole` is how many questions each task has, where no published file tells.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Group:
     replies: Mapping[str, Mapping[Key, RecordedReply]]
     chance: Mapping[str, float | None]
     runs: Mapping[str, int]
-    whole: Mapping[tuple[str, str], int]
+    whole: int | None
 
     @property
     def tasks(self) -> list[str]:
@@ -84,15 +84,15 @@ class Sample:
         return (self.group, self.item.task, *(answer.outcome for answer in self.answers))
 
 
-def groups(source: Source, whole: Mapping[tuple[str, str], int] | None = None) -> list[Group]:
-    """The examinations that stand beside one another; `whole` as in `Group`."""
+def groups(source: Source) -> list[Group]:
+    """The examinations that stand beside one another."""
     by_group: dict[str, list[Column]] = collections.defaultdict(list)
     for column in source.columns:
         by_group[column.group].append(column)
-    return [_group(title, columns, whole or {}) for title, columns in by_group.items()]
+    return [_group(title, columns) for title, columns in by_group.items()]
 
 
-def _group(title: str, columns: Sequence[Column], whole: Mapping[tuple[str, str], int]) -> Group:
+def _group(title: str, columns: Sequence[Column]) -> Group:
     chance = {
         task: row.get("chance")
         for column in columns
@@ -104,7 +104,7 @@ def _group(title: str, columns: Sequence[Column], whole: Mapping[tuple[str, str]
         {column.label: column.replies() for column in columns},
         chance,
         {column.label: len(column.directories) for column in columns},
-        whole,
+        sizes.of_family(columns[0].directories[0]),
     )
 
 

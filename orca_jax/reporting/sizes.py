@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from orca_jax import artifacts
 from orca_jax.evaluation import modes
-from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, toxigen, truthfulqa
+from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
 
 
 def full(benchmark: str, task: str, mode: str, n: int) -> int | None:
@@ -13,6 +16,16 @@ def full(benchmark: str, task: str, mode: str, n: int) -> int | None:
     """
     sizes = _sizes(benchmark, task, mode)
     return n if n in sizes else next((size for size in sizes if size > n), max(sizes, default=None))
+
+
+def of_family(examination: Path) -> int | None:
+    """How many puzzles of each family the config of an examination has, by its manifest; None of others."""
+    try:
+        made_by = artifacts.read_manifest(examination)["made_by"]
+    except artifacts.ArtifactError:
+        return None
+    is_puzzles = str(made_by.get("name", "")).startswith(puzzles.BENCHMARK)
+    return made_by.get("evaluation", {}).get("per_family") if is_puzzles else None
 
 
 def _sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:

@@ -60,11 +60,11 @@ def _line(entries: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |\n"
 
 
-def measured_column(scores: Scores, whole: Mapping[str, int] | None = None) -> dict[str, Cell]:
+def measured_column(scores: Scores, whole: int | None = None) -> dict[str, Cell]:
     """The tasks' cells of one `scores.json`.
 
     Args:
-      whole: how many questions a task has, where no published file tells.
+      whole: how many questions each task has, where no published file tells.
     """
     benchmark, mode = scores.get("benchmark", ""), scores.get("mode", "")
     return {
@@ -72,7 +72,7 @@ def measured_column(scores: Scores, whole: Mapping[str, int] | None = None) -> d
             row["accuracy"],
             row["n"],
             row["stderr"],
-            sizes.full(benchmark, task, mode, row["n"]) or (whole or {}).get(task),
+            sizes.full(benchmark, task, mode, row["n"]) or whole,
         )
         for task, row in scores["tasks"].items()
     }
@@ -95,9 +95,7 @@ def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
     return cells.mean(present) if present and len(present) == len(found) else None
 
 
-def puzzle_table(
-    scores_by_message: Mapping[str, Scores], *, note: str = "", whole: Mapping[str, int] | None = None
-) -> str:
+def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "", whole: int | None = None) -> str:
     """Accuracy and format failures by puzzle family, under each system message.
 
     Args:

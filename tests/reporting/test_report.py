@@ -218,8 +218,11 @@ def test_headline_figures_name_benchmark_mode_message_and_n(run):
 
 
 def test_a_part_of_the_questions_is_marked_as_one(run):
-    whole = {("puzzles", task, f"{task}-{i}"): "?" for task in TASKS for i in range(6)}
-    page = page_of(run, questions=lambda run: whole)
+    for examined in (run / "evaluation").iterdir():
+        made_by = {"program": "evaluate", "name": examined.name, "evaluation": {"per_family": 6}}
+        (examined / "manifest.json").unlink()
+        artifacts.finish(examined, made_by, {}, {"items": 12})
+    page = page_of(run)
     text = " ".join(section(run, "results").text.split())
     assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
     assert "mean of 3 tasks 12 of 18" in text
