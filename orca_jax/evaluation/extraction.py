@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from orca_jax.evaluation import lm_eval_filters
 
 PAPER_LETTERS = "ABCDEF"
+Form = Literal["text", "number", "brackets"]
 
 _ANSWER = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s+[A-Z])|\n")
 _DECORATION = "*_`\"' \t"
-_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?!\w)")
-_CLOSING_BRACKETS = re.compile(r"(?:^|\s)((?:[\[\](){}<>]\s*)+)\.?$")
-_LOWER_CASE_WORDS = re.compile(r"[a-z][^\sA-Z,.:;?!]*(?:,? [a-z][^\sA-Z,.:;?!]*)*\.?")
-_MARKED_LETTER = re.compile(
-    r"""\(([A-Za-z])\)                             # (B), (b)
-      | \b(?i:option|choice|answer):?\s+([A-Z])\b  # option B
-      | (?m:^)\W*([A-Z])[).:](?=\s|$)              # B) or B. at the start of a line
-      | \A\W*([A-Za-z])\W*\Z                       # nothing but a letter
-    """,
-    re.VERBOSE,
-)
-_TWO_LETTERS = re.compile(r"\W*[A-Z]\)?\s*(?:,|/|\bor\b|\band\b)+\s*\(?[A-Z]\b")
-_LEADING_LETTER = re.compile(r"\W*([A-Z])\b")
 
 
 def first_capital(text: str, letters: str = PAPER_LETTERS) -> str | None:
@@ -46,14 +41,9 @@ def answer_is(text: str) -> str | None:
     White space, a final full stop and decoration (asterisks, quotes, backticks) around the answer are
     dropped; what is left empty is `None`.
     """
-    statement = _last_statement(text)
-    return None if statement is None else _undecorated(_SENTENCE_END.split(statement, maxsplit=1)[0]) or None
-
-
-def _last_statement(text: str) -> str | None:
-    """All that follows the last "answer is"."""
     ends = [match.end() for match in _ANSWER.finditer(text)]
-    return text[ends[-1] :].lstrip() if ends else None
+    statement = text[ends[-1] :].lstrip() if ends else ""
+    return _undecorated(_SENTENCE_END.split(statement, maxsplit=1)[0]) or None
 
 
 def _undecorated(text: str) -> str:
@@ -61,75 +51,392 @@ def _undecorated(text: str) -> str:
     return stripped.removesuffix(".").strip(_DECORATION)
 
 
-def robust(text: str, choices: Sequence[str] = (), *, options: Sequence[str] = ()) -> str | None:
+def form(target: str) -> Form:
+    """How free answers like `target` are written; its value plays no part in reading a reply."""
+    if _value(target) is not None:
+        return "number"
+    return "text" if re.search(r"\w", target) else "brackets"
+
+
+def robust(
+    text: str,
+    choices: Sequence[str] = (),
+    *,
+    options: Sequence[str] = (),
+    synonyms: Mapping[str, str] = MappingProxyType({}),
+    form: Form = "text",
+    finished: bool = True,
+) -> str | None:
     """The last well-formed answer in `text`; with `choices`, always one of them.
 
-    If the reply says "answer is", nothing before the last such words is looked at: first the sentence
-    they are in (`answer_is`), then what follows it. Otherwise the whole reply is.
-      - Letters: "(B)" and "(b)", "option B", a line beginning "B)" or "B.", a reply that is nothing but
-        the letter; in the "answer is" sentence also a leading "B" and the text of an option. That
-        sentence is no answer if it names two letters as in "(A) or (B)".
-      - Words (Yes/No, True/False, valid/invalid): the last sentence that ends with one of them, not
-        after "not" or "or", or that begins with one followed by punctuation; case is free.
-      - Free answers: what follows "answer is"; else a reply that is nothing but lower-case words; else
-        the brackets that close the last line, or the only number in it.
+    Thinking (`<think>`), Markdown, LaTeX and currencies are taken out first. An answer is announced by
+    "answer is" and the like, `\\boxed{}`, `<answer>` or "####". The last announcement with an answer decides:
+    its sentence, else what follows it; without one the whole reply, from its end. What is denied ("not (A)",
+    "(A) is wrong") is no answer, nor is what is left open ("(A) or (B)", "neither").
+      - Letters and digits: "(B)", "[B]", "option B", "so B", a line beginning "B)" or "B.", a line that is
+        nothing but the letter; where it is announced also a bare "B", and the text of an option.
+      - Words (Yes/No, True/False, valid/invalid) and synonyms that end a sentence or, at its beginning or
+        where it is announced, stand before punctuation; case is free. "Not" and one of two is the other.
+      - Numbers: the first that is announced, behind "=" if there is one; else the last in the last sentence
+        with one. Operands and ordinals are none, units do not matter. Without commas and trailing zeros.
+      - Brackets and other texts: what is announced; else a reply or last line that is nothing else.
 
     Args:
       text: the reply.
-      choices: labels, all single capitals or all words; empty for a free answer.
+      choices: labels, all single characters or all words; empty for a free answer.
       options: the options' texts, in the order of `choices`.
+      synonyms: what may be said for a label.
+      form: of free answers.
+      finished: False of a reply that was cut off; only an announced answer counts then.
     """
-    stated, statement = answer_is(text), _last_statement(text)
+    reader: _Letters | _Words | _Numbers | _Texts
     if not choices:
-        return stated or _unannounced(text)
-    passage = text if statement is None else statement
-    if not all(len(choice) == 1 for choice in choices):
-        return _last_word(stated or "", choices) or _last_word(passage, choices)
-    if stated and _TWO_LETTERS.match(stated):
+        text = _BOLD_NUMBER.sub(r"= \1", text) if form == "number" else text
+        reader = _Numbers() if form == "number" else _Texts(form)
+    elif all(len(choice) == 1 for choice in choices):
+        text = _BOLD_LETTER.sub(r"(\1)", text)
+        reader = _Letters(choices, options)
+    else:
+        reader = _Words(choices, synonyms)
+    return _read(_prose(text), reader, finished=finished) or None
+
+
+_THINKING = "think(?:ing)?|thought|reasoning|scratchpad"
+_END_OF_TURN = r"<\|(?:im_end|eot_id|end|endoftext|end_of_text)\|>|</s>|<end_of_turn>"
+_LATEX_FONT = r"\\(?:text|math|mbox|operatorname)[a-z]*"
+_BOLD_LETTER = re.compile(r"\*\*\(?([A-Za-z])[).:]*\*\*")
+_BOLD_NUMBER = re.compile(r"\*\*(?=[^\w\s*]*\d)(?!\d+[.):]\s)([^*\n]+)\*\*")
+_CHARACTERS = str.maketrans(
+    "".join(map(chr, range(0xFF01, 0xFF5F)))  # full width
+    + "\u2010\u2011\u2212\ufe63\u00a0\u2007\u2008\u2009\u200a\u202f\u3000\u2019",
+    "".join(map(chr, range(0x21, 0x7F))) + "----       '",
+    "\u200b\u2060\ufeff",
+)
+
+
+def _announced(match: re.Match[str]) -> str:
+    return f"\nanswer: {' '.join(match[1].split())}\n"
+
+
+_REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # in this order
+    (rf"(?is)<({_THINKING})>.*?(?:</\1>|\Z)", " "),  # thinking that does not end holds no answer
+    (rf"(?is)\A.*</(?:{_THINKING})>", ""),
+    (rf"(?s)(?<=\S)\s*(?:{_END_OF_TURN}).*", ""),
+    (r"<\|[^|<>\n]*\|>", " "),
+    (r"(?is)<answer>(.*?)(?:</answer>|\Z)", _announced),
+    *[(rf"{_LATEX_FONT}\s*\{{([^{{}}]*)\}}", r"\1")] * 2,  # one may stand in another
+    (rf"(?:{_LATEX_FONT}|\\(?:left|right|displaystyle))\b ?", ""),
+    (r"\{,\}|(?<=\d)\\[,!](?=\d{3})", ","),
+    (r"\\[,!;: ]", " "),
+    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
+    (r"\\f?box(?:ed)?\s*\{((?:\\.|[^{}\\]|\{(?:\\.|[^{}\\]|\{[^{}]*\})*\})*)\}", _announced),
+    (r"\\(?:times|cdot)\b", "*"),
+    (r"\\[()\[\]]", " "),
+    (r"\\([$%#&_{}])", r"\1"),
+    (r"~~.*?~~|`+|(?<![\w)])\*{2,}|\*{2,}(?![\w(])|__+", ""),
+    (r"(?<![\w*])[*_](\S[^*_\n]*?)[*_](?![\w*])", r"\1"),
+    (r"(?m)^[ \t]*####\s*(?=\S*\d)(?!\d+[.):]\s)", "answer: "),
+    (r"(?m)^[ \t]*#{1,6}\s+", ""),
+    (r"(?<=[A-Za-z])\$", " "),
+    (r"[$€£¥]", ""),
+    (r"(?<!\S)\u2013(?=[.\d])|\b(?:[Mm]inus|[Nn]egative) (?=\d)", "-"),
+)
+_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
+
+
+def _prose(text: str) -> str:
+    """The reply without thinking, special tokens, Markdown, LaTeX and currencies."""
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _COMPILED:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+_NO_ANSWER = ""  # said to be none or several, where None is that nothing is said
+_ANNOUNCED = re.compile(
+    r"""\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b
+          (?:\s+(?:to|in|for|here|of)\b[^.,:;?!\n]{0,60}?)?
+          (?: \s+(?:is|are|was|would\ be|should\ be|must\ be)\b\s*:? | \s*[:=] | \s+[-\u2013\u2014]\s
+            | \s+(?=(?:isn't|can't|cannot)\b) | [^\S\n]*(?=\n) )
+      | \bans\s*[:=]
+      | (?P<correction>\b(?:wait|correction|scratch\ that|i\ mean)\s*[,.:;!\u2013\u2014-])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_IS = re.compile(r"\b(?:is|are|was|be)\b")
+_STATEMENT_END = re.compile(r"[.!?](?=\s+[A-Z(])|\n")
+_ABSTAINS = re.compile(
+    r"\b(?:neither|none|unknown|unclear|undetermined|not (?:enough|given|known|listed)"
+    r"|(?:can't|cannot|impossible to) (?:be )?(?:determin|know|sa[iy]|t[eo]l|answer)\w*)\b",
+    re.IGNORECASE,
+)
+_DENIED_BEFORE = re.compile(
+    r"""(?:\b(?:not|never|neither|nor|cannot|none\ of|without|except|rather\ than|instead\ of
+           |rul\w+\ out|eliminat\w+|exclud\w+|reject\w*)|n't)
+        (?:[\s(\["'-]+(?!(?:is|are|was|were|equals|but|so|since|because)\b)[\w/']+[)\]"']*){0,3}
+        [\s(\["'-]*\Z
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_DENIED_AFTER = re.compile(
+    r"""[)\]]*(?:,?\s+(?:and\s+)?\(?[A-Z]\b\)?){0,6}(?:\s+[^\sa-z]\S*)?\s+(?:both\s+)?
+        (?:(?:is|are|was|were)(?:n't\b|\ not\b|\ (?:\w+ly\ |also\ |both\ )?
+            (?:wrong|incorrect|false|impossible|(?:ruled\ )?out|eliminated|excluded)\b)
+          |can(?:not|'t)\b|do(?:es)?(?:n't|\ not)\b|won't\b)
+    """,
+    re.VERBOSE,
+)
+_JOINED = re.compile(
+    r"(?:[^a-z.;:!?\n]{0,30}\b(?i:or|and|nor)\b|[\W_]*[/,&])[\W_]*"
+    r"(?i:(?:or|and|the|option|choice|answer|maybe|possibly|even|also)\W+)*"
+)
+_JOINED_NUMBERS = re.compile(r"[\s,]*\bor\b\W*(?:maybe\W+|even\W+)?")
+
+
+class _Mention(NamedTuple):
+    """A possible answer in a text; `value` is None if it is none of the choices."""
+
+    start: int
+    end: int
+    value: str | None
+
+
+class _Said(NamedTuple):
+    """The mentions that are meant, those that are denied, and whether some are left open."""
+
+    meant: list[_Mention]
+    denied: list[_Mention]
+    is_open: bool
+
+
+def _said(text: str, mentions: Iterable[_Mention], joined: re.Pattern[str] = _JOINED) -> _Said:
+    meant: list[_Mention] = []
+    denied: list[_Mention] = []
+    for one in mentions:
+        before = _DENIED_BEFORE.search(text, max(0, one.start - 80), one.start)
+        (denied if before or _DENIED_AFTER.match(text, one.end) else meant).append(one)
+    either: set[_Mention] = set()
+    for one, other in itertools.pairwise(meant):
+        if one.value != other.value and joined.fullmatch(text, one.end, other.start):
+            either |= {one, other}
+    return _Said([one for one in meant if one not in either], denied, bool(either))
+
+
+def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished: bool) -> str | None:
+    """Readers' `stated` reads the sentence behind an announcement, `unannounced` what any text says last;
+    both give an answer, `_NO_ANSWER` or None."""
+    corrects = not isinstance(reader, _Texts)
+    announcements = [one for one in _ANNOUNCED.finditer(text) if corrects or not one["correction"]]
+    end = len(text)
+    for announcement in reversed(announcements):
+        statement = text[announcement.end() : end].lstrip()
+        end = announcement.start()
+        sentence = _STATEMENT_END.split(statement, maxsplit=1)[0]
+        rest = statement[len(sentence) :]
+        if rest.startswith("?") or sentence.endswith("?"):
+            continue
+        answer = reader.stated(sentence)
+        is_title = not _IS.search(announcement[0]) and reader.stated(" ".join(sentence.split()[:2])) is None
+        if is_title and finished:  # as in "Answer: Half of 48 is 24. So ..."
+            answer = reader.unannounced(statement) or answer
+        if answer is None and _ABSTAINS.search(sentence):
+            return None
+        if answer is None and finished:
+            answer = reader.unannounced(rest)
+        if answer is not None:
+            return answer
+    return reader.unannounced(text) if finished else None
+
+
+class _Letters:
+    def __init__(self, choices: Sequence[str], options: Sequence[str]) -> None:
+        self._choices = choices
+        self._by_text = {_plain(option): choice for choice, option in zip(choices, options)}
+        any_case, capital, line = (
+            ("A-Za-z", "A-Z", "(?m:^)") if choices[0].isalpha() else ("0-9", "0-9", r"\A")
+        )
+        marked = rf"""\(([{any_case}])\) | \[([{any_case}])\]
+          | \b(?i:option|choice|answer):?\s+([{capital}])\b
+          | \b(?i:so|therefore|thus|hence|choose|pick|with|it's|it\ is),?\s+([{capital}])(?=[.!]?\s*(?m:$))
+          | (?<![\w'])([{capital}])\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b
+          | {line}[^\w\n]*([{capital}])[).:](?=\s|$)
+          | (?m:^)[^\w\n]*([{capital}])[^\w\n]*(?m:$)
+          | \A\W*([{any_case}])\W*\Z"""
+        # "A dog" and "I think" hold no letter.
+        bare = rf"""(?![AI]\s+(?!(?:because|since|as|or|and|is|which|but|not|for|due)\b)[a-z])
+          ([{capital}])\b(?!['.-]\w)"""
+        self._marked = re.compile(marked, re.VERBOSE)
+        self._leading = re.compile(rf"\A\W*{bare} | {marked}", re.VERBOSE)
+        self._any = re.compile(rf"\A\W*{bare} | {marked} | (?<![\w'.-]){bare}", re.VERBOSE)
+
+    def _mentions(self, pattern: re.Pattern[str], text: str) -> list[_Mention]:
+        found = [
+            (*match.span(match.lastindex or 0), match[match.lastindex or 0].upper())
+            for match in pattern.finditer(text)
+        ]
+        return [
+            _Mention(start, end, letter if letter in self._choices else None) for start, end, letter in found
+        ]
+
+    def stated(self, sentence: str) -> str | None:
+        if letter := self._by_text.get(_plain(sentence)):
+            return letter
+        said = _said(sentence, self._mentions(self._any, sentence))
+        first = {one.start for one in self._mentions(self._leading, sentence)}
+        for one in sorted(said.meant, key=lambda one: one.start not in first):
+            return one.value or _NO_ANSWER
+        if said.is_open:
+            return _NO_ANSWER
+        begun = [text for text in self._by_text if re.match(rf"{re.escape(text)}(?!\w)", _plain(sentence))]
+        return self._by_text.get(max(begun, key=len, default=""))
+
+    def unannounced(self, passage: str) -> str | None:
+        passage = re.sub(r"(?<=[A-Z)]),? (?:because|since|as) [^.;\n]*", "", passage)
+        said = _said(passage, [one for one in self._mentions(self._marked, passage) if one.value])
+        retracted = {one.value: one.start for one in said.denied}
+        if meant := [one for one in said.meant if one.start > retracted.get(one.value, -1)]:
+            return meant[-1].value
+        if said.is_open:
+            return _NO_ANSWER
+        if self._leading.match(passage):
+            return self.stated(_STATEMENT_END.split(passage, maxsplit=1)[0])
+        return self._by_text.get(_plain(passage.strip().rpartition("\n")[2]))
+
+
+class _Words:
+    # What may follow a label that is an answer: "no way" holds none.
+    _END = r"(?:\s+(?:argument|sentence|statement))?\W*\Z|,?\s+(?:because|since|as)\b"
+    _AFTER = re.compile(_END)
+    _AFTER_STATED = re.compile(
+        rf"{_END}|\s*[^\w\s'\"-]|\s+(?:-\s|(?:which|he|she|it|they|this|that|we|you)\b)"
+    )
+
+    def __init__(self, choices: Sequence[str], synonyms: Mapping[str, str]) -> None:
+        self._choices = choices
+        by_case = {choice.casefold(): choice for choice in choices}
+        said = {text: by_case.get(label.casefold()) for text, label in synonyms.items()}
+        self._labels = {text.casefold(): label for text, label in (said | by_case).items() if label}
+        longest_first = sorted(map(re.escape, self._labels), key=len, reverse=True)
+        self._pattern = re.compile(rf"(?<![\w-])({'|'.join(longest_first)})(?![\w-])", re.IGNORECASE)
+
+    def stated(self, sentence: str) -> str | None:
+        return self._sentence(sentence, stated=True)
+
+    def unannounced(self, passage: str) -> str | None:
+        sentences = re.split(r"[.!?\n]", passage)
+        return next((word for one in reversed(sentences) if (word := self._sentence(one)) is not None), None)
+
+    def _sentence(self, sentence: str, *, stated: bool = False) -> str | None:
+        def usable(one: _Mention) -> bool:
+            starts = stated or re.fullmatch(r"\W*|.*\[", sentence[: one.start], re.DOTALL)
+            return bool((self._AFTER_STATED if starts else self._AFTER).match(sentence, one.end))
+
+        found = self._pattern.finditer(sentence)
+        said = _said(sentence, [_Mention(*m.span(), self._labels[m[0].casefold()]) for m in found])
+        if meant := [one.value for one in said.meant if usable(one)]:
+            return meant[0 if stated else -1]
+        denied = {one.value for one in said.denied}
+        others = [choice for choice in self._choices if choice not in denied]
+        if len(others) == 1 and not said.is_open and any(map(usable, said.denied)):
+            return others[0]
+        return _NO_ANSWER if stated and (said.is_open or not others) else None
+
+
+# Thousands are set apart by commas, spaces or apostrophes; "144/2 = 72" holds no fraction.
+_UNSIGNED = (
+    r"(?>\d+/0*[1-9]\d*(?!\s*[-+*/\u00d7\u00f7=^\d])|(?:\d{1,3}(?:[,' ]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?>(?:[eE][-+]?\d{1,2}(?!\w))?)"
+)
+_NUMBER = re.compile(rf"(?<![\w.])(?<!\d[:,])(?:(?<![\w)])-)?{_UNSIGNED}(?!:?\d|(?:st|nd|rd|th)\b|-[A-Za-z])")
+_OPERATOR_BEFORE = re.compile(r"(?:[\w)%]\s*[+*/\u00d7\u00f7^]|[\d)]\s*-|\d\s+x\s)\s*\(*\Z")
+_OPERATOR_AFTER = re.compile(r"(?:[)%\s]*(?:[a-z]+\s*)?[+*/\u00d7\u00f7^]|[)%]*\s*-|\s*x\s)\s*\(*-?[.\d]")
+_CLAUSE_END = re.compile(r",(?!\d)|;|\s\(|\b(?:because|since|as|which|so)\b")
+_WORD = "|".join(sorted(lm_eval_filters.NUMBER_WORDS, key=len, reverse=True))
+_SPELLED = re.compile(rf"(?i)\b(?:minus |negative )?(?:{_WORD})(?:(?:[\s-]|\sand\s)+(?:{_WORD}))*\b(?! of\b)")
+
+
+class _Numbers:
+    def _said(self, text: str) -> _Said:
+        if re.search(r"\d", text):
+            found = [_Mention(*m.span(), _canonical(m[0])) for m in _NUMBER.finditer(text)]
+        else:
+            found = [_Mention(*m.span(), _spelled(m[0])) for m in _SPELLED.finditer(text)]
+        return _said(text, (one for one in found if not self._is_operand(text, one)), _JOINED_NUMBERS)
+
+    def _is_operand(self, text: str, one: _Mention) -> bool:
+        before = _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
+        return bool(before or _OPERATOR_AFTER.match(text, one.end))
+
+    def stated(self, sentence: str) -> str | None:
+        said = self._said(sentence)
+        if not said.meant:
+            return _NO_ANSWER if said.is_open else None
+        first = said.meant[0]
+        clause = sentence[: first.end] + _CLAUSE_END.split(sentence[first.end :], maxsplit=1)[0]
+        return _result(clause, said.meant) or first.value
+
+    def unannounced(self, passage: str) -> str | None:
+        for sentence in reversed(_SENTENCE_END.split(passage)):
+            for text in (re.sub(r"\([^()]*\)", " ", sentence), sentence):
+                said = self._said(text)
+                if said.meant or said.is_open:
+                    return _result(text, said.meant) or said.meant[-1].value if said.meant else _NO_ANSWER
         return None
-    return _stated_letter(stated or "", choices, options) or _last_letter(passage, choices)
 
 
-def _unannounced(text: str) -> str | None:
-    reply = text.strip()
-    if _LOWER_CASE_WORDS.fullmatch(reply):
-        return _undecorated(reply)
-    last_line = reply.rpartition("\n")[2]
-    if brackets := _CLOSING_BRACKETS.search(last_line):
-        return brackets[1].strip()
-    numbers = _NUMBER.findall(last_line)
-    return numbers[0].rstrip(",") if len(numbers) == 1 else None
+def _result(text: str, numbers: Sequence[_Mention]) -> str | None:
+    """The first of the numbers behind the last "=" of `text`."""
+    equals = text.rfind("=")
+    return next((one.value for one in numbers if 0 <= equals < one.start < len(text)), None)
 
 
-def _stated_letter(stated: str, choices: Sequence[str], options: Sequence[str]) -> str | None:
-    by_text = {_plain(option): choice for choice, option in zip(choices, options)}
-    if letter := by_text.get(_plain(stated)):
-        return letter
-    leading = _LEADING_LETTER.match(stated)
-    if leading and leading[1] in choices:
-        return leading[1]
-    return _last_letter(stated, choices)
+class _Texts:
+    _BRACKETS = r"((?:[\[\](){}<>]\s*)+)"
+    _WORDS = r"[a-z][^\sA-Z,.:;?!]*(?:,? [a-z][^\sA-Z,.:;?!]*)*"
 
+    def __init__(self, form: Form) -> None:
+        self._form = form
 
-def _last_letter(text: str, choices: Sequence[str]) -> str | None:
-    found = [match[match.lastindex or 0].upper() for match in _MARKED_LETTER.finditer(text)]
-    return next((letter for letter in reversed(found) if letter in choices), None)
+    def stated(self, sentence: str) -> str | None:
+        if self._form == "brackets" and (run := re.match(rf"\W*?{self._BRACKETS}", sentence)):
+            return run[1].strip()
+        return _undecorated(sentence) or None
 
-
-def _last_word(text: str, choices: Sequence[str]) -> str | None:
-    label = "|".join(map(re.escape, choices))
-    ending = re.compile(rf"(?:.*\W)?(?<!not )(?<!or )({label})\W*", re.IGNORECASE)
-    beginning = re.compile(rf"\W*({label})[,:;*].*", re.IGNORECASE)
-    by_case = {choice.casefold(): choice for choice in choices}
-    for sentence in reversed(re.split(r"[.!?\n]", text)):
-        if match := ending.fullmatch(sentence) or beginning.fullmatch(sentence):
-            return by_case[match[1].casefold()]
-    return None
+    def unannounced(self, passage: str) -> str | None:
+        reply = _undecorated(passage.strip())
+        last_line = reply.rpartition("\n")[2]
+        if re.fullmatch(self._WORDS, reply):
+            return reply
+        if brackets := re.search(rf"(?:^|\s){self._BRACKETS}$", last_line):
+            return brackets[1].strip()
+        numbers = _NUMBER.findall(last_line)
+        return numbers[0] if len(numbers) == 1 else None
 
 
 def same_answer(answer: str, target: str) -> bool:
-    """Equality of free answers: case, spacing, commas, quotes and a final full stop do not matter."""
-    return _plain(answer) == _plain(target)
+    """Equality of free answers: numbers by value; of others case, spacing, commas, quotes and a final full
+    stop do not matter."""
+    values = _value(answer), _value(target)
+    return values[0] == values[1] if None not in values else _plain(answer) == _plain(target)
+
+
+def _value(text: str) -> Fraction | None:
+    number = re.fullmatch(rf"[-+]?{_UNSIGNED}", _plain(text)) if len(text) < 200 else None
+    return Fraction(re.sub(r"[,' ]", "", number[0])) if number else None
+
+
+def _canonical(number: str) -> str:
+    """A number without thousands' marks, trailing zeros and exponent."""
+    digits = re.sub(r"[,' ]", "", number)
+    if "/" in digits:
+        return digits
+    digits = format(Decimal(digits), "f")
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def _spelled(words: str) -> str:
+    value = lm_eval_filters.spelled_value(re.findall(r"\w+", words.lower()))
+    return str(-value if re.match("minus|negative", words, re.IGNORECASE) else value)
 
 
 def _plain(text: str) -> str:

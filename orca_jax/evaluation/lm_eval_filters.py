@@ -44,6 +44,7 @@ _VALUES = {word: number for number, word in enumerate(_COUNTED.split())} | {
 }
 _VALUES["hundred"] = 100
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+NUMBER_WORDS = (*_VALUES, *_SCALES)
 _STEMS = "(?:twen|thir|for|fif|six|seven|nine)"
 _OTHERS = "ten|eleven|twelve|fourteen|hundred|thousand|(?:m|b|tr)illion"
 _SMALL = "zero|one|two|three|four|five"
@@ -126,10 +127,10 @@ def _sorted_words(reply: str, question: str) -> str:
 
 def _spelled_number(reply: str, place: int) -> str | None:
     spelled = _hit(_NUMBER_WORDS, reply.lower(), place)
-    return str(_value(spelled.split())) if spelled else None
+    return str(spelled_value(spelled.split())) if spelled else None
 
 
-def _value(words: list[str]) -> int:
+def spelled_value(words: list[str]) -> int:
     """As the package word2number has it: words that are no number, one before a comma say, do not count."""
     total, part = 0, list[int]()
     for word in words:

@@ -23,6 +23,14 @@ from orca_jax.evaluation.lm_eval_filters import FIRST, LAST
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Outcome, Reply
 
+# What replies say for the labels of two BBH tasks.
+_SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "sports_understanding": {"plausible": "yes", "implausible": "no"},
+    "web_of_lies": {
+        **dict.fromkeys(("tell the truth", "tells the truth", "telling the truth"), "Yes"),
+        **dict.fromkeys(("lies", "lying"), "No"),
+    },
+}
 LOG_LIKELIHOODS = "log_likelihoods"  # a reply's `raw` holds them in the order of the question's continuations
 
 
@@ -51,9 +59,14 @@ def _first_capital(question: Question, reply: Reply) -> str | None:
 
 
 def _robust(question: Question, reply: Reply) -> str | None:
-    if reply.outcome == Outcome.LENGTH and extraction.answer_is(reply.text) is None:
-        return None  # what a cut-off chain of thought mentions last is not its answer
-    return extraction.robust(reply.text, question.choices, options=question.extra.get("options", ()))
+    return extraction.robust(
+        reply.text,
+        question.choices,
+        options=question.extra.get("options", ()),
+        synonyms=_SYNONYMS.get(question.task, {}),
+        form=extraction.form(question.target),
+        finished=reply.outcome != Outcome.LENGTH,
+    )
 
 
 def _answer_is(question: Question, reply: Reply) -> str | None:

@@ -43,7 +43,7 @@ def score(
 ) -> list[Item]:
     """One item a question; `replies` are in the same order.
 
-    A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an "answer is"); of
+    A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an announced answer); of
     others, and of replies without a well-formed answer, `answer` is None. Items keep the mode's further
     numbers in `extra["metrics"]`.
 

@@ -92,6 +92,21 @@ def test_answer_is_depends_on_nothing_before_it(before, answer):
         ("The answer is A because of (B).", "A"),
         ("First (A).\nSo the answer is (A) or (B).", None),
         ("(B) looks right, but the answer is (Z).", None),
+        ("Going back gives 11/08/1928.\n\nB. 11/08/1928\n\nThe answer isn't (A).", "B"),
+        ("The answer isn't A, it is B.", "B"),
+        ("The answer is neither (A) nor (B).", None),
+        ("The answer is both (A) and (B).", None),
+        ("It is A or B", None),
+        ("(A) and (B) are wrong, so C.", "C"),
+        ("(B) is right. (A) is not.", "B"),
+        ("Maybe (A)? No, the answer is not (A).", None),
+        ("The answer is (A). Wait, no, it's (B).", "B"),
+        ("The answer is (B). I hope this answer is helpful!", "B"),
+        ("Is the answer (A)? No: (B), because (A) is late", "B"),
+        ("The correct option is **B) 11/08/1928**", "B"),
+        ("<think>\nThe answer is (A).\n</think>\n\nB", "B"),
+        ("<think>The answer is (A)", None),
+        ("The answer is I think a dog", None),
         ("(Z)", None),
         ("A dog barks", None),
         ("", None),
@@ -113,7 +128,15 @@ def test_robust_letters(reply, letter):
         ("Yes or no", YES_NO, None),
         ("valid, no: invalid", VALIDITY, "invalid"),
         ("Invalid", VALIDITY, "invalid"),
-        ("The argument is not valid", VALIDITY, None),
+        ("The argument is not valid", VALIDITY, "invalid"),
+        ("This is not a valid argument.", VALIDITY, "invalid"),
+        ("neither valid nor invalid", VALIDITY, None),
+        ("The answer is not False, but True.", BOOLEAN, "True"),
+        ("The answer is True and False = False", BOOLEAN, "False"),
+        ("[No]\n1. It has an even digit. If yes, it is not prime", YES_NO, "No"),
+        ("Yes and no.", YES_NO, None),
+        ("The answer is there is no way to know.", YES_NO, None),
+        ("I say Yes. The answer cannot be determined.", YES_NO, None),
         ("Jo lies, so Jo says Yes.\nSo the answer is No.", YES_NO, "No"),
         ("implausible", ("yes", "no"), None),
     ],
@@ -141,10 +164,113 @@ def test_robust_free_answers(reply, answer):
     assert extraction.robust(reply) == answer
 
 
-@few
-@given(st.text(max_size=80), st.sampled_from([tuple("ABCD"), YES_NO, BOOLEAN, VALIDITY]))
-def test_robust_gives_a_choice_or_nothing(text, choices):
-    assert extraction.robust(text, choices) in (*choices, None)
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("48 / 2 = 24, so 48 + 24 = 72 clips in all.", "72"),
+        ("The answer is 72, since 48 + 24 = 72 and 48 / 2 = 24.", "72"),
+        ("The answer is 72 (48 in April).\n\nAnything else? I have 2 more ideas.", "72"),
+        ("Half of 48 is 24.\n#### 1,072", "1072"),
+        ("She sold 72 clips (48 in April and 24 in May).", "72"),
+        ("So she sold **72** clips in 2 months.", "72"),
+        ("He rests on the 3rd day of a 5-day week and earns 72", "72"),
+        ("The answer is 70. Wait, no: it is 72.", "72"),
+        ("The answer is not 70 but 72.", "72"),
+        ("The answer is 1\u202f234.50 kg", "1234.5"),
+        ("The answer is minus 3.", "-3"),
+        ("There are seventy-two vegetables.", "72"),
+        ("Answer: She sold 48 / 2 = 24 in May.\nSo she sold 48 + 24 = 72 in all.", "72"),
+        (r"\[ \frac{144}{2} = \boxed{72\text{ clips}} \]", "72"),
+        ("The answer is 3/4.", "3/4"),
+        ("The answer is 70 or 72.", None),
+        ("48 in April. The answer is unknown.", None),
+        ("<think>48 + 24 = 72", None),
+    ],
+)
+def test_robust_numbers(reply, number):
+    assert extraction.robust(reply, form="number") == number
+
+
+LETTERS = {"choices": tuple("ABCDEF")}
+WRAPPED = [
+    ("B", LETTERS, "B"),
+    ("(B)", LETTERS, "B"),
+    *((word, {"choices": choices}, word) for choices in (YES_NO, BOOLEAN, VALIDITY) for word in choices),
+    *(
+        (text, {"form": "number"}, number)
+        for text, number in [("72", "72"), ("$1,234.50", "1234.5"), ("−3", "-3")]
+    ),
+    ("] ] >", {"form": "brackets"}, "] ] >"),
+    ("apple fig pear", {}, "apple fig pear"),
+]
+WRAPPERS = [
+    "{}.",
+    "**{}**",
+    "`{}`",
+    '"{}"',
+    "${}$",
+    r"\({}\)",
+    r"\text{{{}}}",
+    r"\mathbf{{{}}}",
+]
+FRAMES = [
+    " {}\n",
+    "So the answer is {}<|im_end|>",
+    "First (A), 5 or maybe yes.\n\n**Answer:** {}",
+    "### Final answer\n{}",
+    r"We find \boxed{{{}}}.",
+    "True or 6?\n<answer>{}</answer>",
+    "<think>\nMaybe the answer is (C) or 7 or no?\n</think>\n{}",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(WRAPPED),
+    st.lists(st.sampled_from(WRAPPERS), max_size=2, unique=True),
+    st.sampled_from(FRAMES),
+)
+def test_what_stands_around_an_answer_does_not_change_it(wrapped, wrappers, frame):
+    text, kind, answer = wrapped
+    for wrapper in [*wrappers, frame]:
+        text = wrapper.format(text)
+    assert extraction.robust(text, **kind) == answer
+
+
+PIECES = "(A) (B) C I not n't or and neither answer is : = 72 -3 3/4 , . ? + 1e5 yes No valid wait"
+SYNTAX = [
+    "\n",
+    "<think>",
+    "</think>",
+    "\\boxed{",
+    "}",
+    "**",
+    "$",
+    "<answer>",
+    "####",
+    "<|im_end|>",
+    "\\frac{",
+    "{",
+    "```",
+    "so ",
+    "~~",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(PIECES.split() + SYNTAX) | st.text(max_size=8), max_size=14),
+    st.sampled_from(
+        [LETTERS, *({"choices": c} for c in (tuple("0123"), YES_NO, VALIDITY)), {"form": "number"}]
+    ),
+)
+def test_an_answer_is_a_choice_or_a_number_and_read_as_itself(pieces, kind):
+    answer = extraction.robust(" ".join(pieces), **kind)
+    if answer is not None:
+        assert answer in kind["choices"] if "choices" in kind else extraction.form(answer) == "number"
+        assert extraction.robust(answer, **kind) == answer
+    for form in ("text", "brackets"):
+        assert extraction.robust(" ".join(pieces), form=form) != ""
 
 
 @few
@@ -157,7 +283,15 @@ def test_robust_reads_a_bare_choice_and_a_stated_one(choices, data):
 
 
 @pytest.mark.parametrize(
-    ("answer", "target"), [("1,234", "1234"), ("[ ] >", "[]>"), ("Apple, fig", "apple fig"), ("24.", "24")]
+    ("answer", "target"),
+    [
+        ("1,234", "1234"),
+        ("0.75", "3/4"),
+        ("$18.00", "18"),
+        ("[ ] >", "[]>"),
+        ("Apple, fig", "apple fig"),
+        ("24.", "24"),
+    ],
 )
 def test_same_answer_ignores_form(answer, target):
     assert extraction.same_answer(answer, target)

@@ -52,11 +52,21 @@ def test_only_answered_requests_are_parsed(outcome):
 
 
 def test_a_cut_off_reply_counts_only_if_it_states_its_answer():
-    replies = [reply("Maybe (A)", Outcome.LENGTH), reply("The answer is (A). Also", Outcome.LENGTH)]
+    texts = [
+        "Maybe (A)",
+        "The answer is (A). Also",
+        "<think>The answer is (A). Wait",
+        "Answer: Of the two, (A)",
+    ]
+    questions = [question("t", number) for number in range(len(texts))]
     items = scoring.score(
-        [question("t", 0), question("t", 1)], replies, seed=0, mode="robust", system_message_id=None
+        questions,
+        [reply(text, Outcome.LENGTH) for text in texts],
+        seed=0,
+        mode="robust",
+        system_message_id=None,
     )
-    assert [item.answer for item in items] == [None, "A"]
+    assert [item.answer for item in items] == [None, "A", None, "A"]
 
 
 def test_free_answers_are_compared_by_content():

@@ -80,6 +80,61 @@ def test_reviews_are_printed_in_per_cent_with_one_decimal(tmp_path, capsys):
     assert scores["per_cent"]["reference_first"] == pytest.approx(100 * 16.5 / 18)
 
 
+STEPS = "Half of 48 is 24 and 48 + 24 = 72."
+DATE, COUNT, LIES = "date_understanding", "object_counting", "web_of_lies"
+
+
+@pytest.mark.parametrize("mode", ["orca_cot", "robust"])
+@pytest.mark.parametrize(
+    ("task", "target", "reply", "answer"),
+    [
+        ("gsm8k", "72", f"{STEPS} The answer is 72 clips.", "72"),
+        ("gsm8k", "18", "She earns 9 * 2. The answer is $18.00.", "18"),
+        ("gsm8k", "-3", "The answer is \u22123 degrees.", "-3"),
+        ("gsm8k", "72", "So she has 3 * 24 = 72 clips.", "72"),
+        ("gsm8k", "72", "The answer is 72 (48 in April and 24 in May).", "72"),
+        ("gsm8k", "1234", r"$\boxed{1{,}234\text{ clips}}$", "1234"),
+        (DATE, "(B)", "One week back.\n\n**Answer**: B", "B"),
+        (DATE, "(B)", "One week back.\n\\boxed{\\text{B}}", "B"),
+        (DATE, "(B)", "The answer is neither (A) nor (B).", None),
+        (DATE, "(B)", "<think>\nMaybe the answer is (A)? No.\n</think>\n\nB", "B"),
+        (DATE, "(B)", "B. 03/09/2020\n\nThe answer isn't (A).", "B"),
+        (COUNT, "8", "2 + 1 + 5 = 8. So I have 8 vegetables.", "8"),
+        (COUNT, "8", "The answer is eight.", "8"),
+        ("multistep_arithmetic_two", "24", "(-4 * -6) = 24, so the answer is 24, which is positive.", "24"),
+        (LIES, "No", "The answer is \\boxed{No}.", "No"),
+        (LIES, "No", "So Ana does not tell the truth.", "No"),
+        ("sports_understanding", "no", "The sentence is not plausible.", "no"),
+        ("formal_fallacies", "invalid", "The argument is not valid.", "invalid"),
+        ("boolean_expressions", "True", "The answer is not False, but True.", "True"),
+        ("dyck_languages", "] >", "The answer is `] >`, which closes all.", "] >"),
+    ],
+)
+def test_replies_are_read_whatever_their_form(tmp_path, mode, task, target, reply, answer):
+    path = tmp_path / "replies.jsonl"
+    path.write_text(json.dumps({"task": task, "id": "0", "target": target, "reply": reply}), encoding="utf-8")
+    benchmark = "gsm8k" if task == "gsm8k" else "bbh"
+    evaluate_score.main(
+        [f"--benchmark={benchmark}", f"--mode={mode}", f"--replies={path}", f"--out={tmp_path}"]
+    )
+    [item] = read_jsonl(tmp_path / "items.jsonl", Item)
+    assert (item.answer, item.correct) == (answer, answer is not None)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("mode", ["orca_cot", "robust"])
+@pytest.mark.parametrize("benchmark", ["gsm8k", "bbh"])
+def test_replies_from_the_field(shared_data, tmp_path, benchmark, mode):
+    path = shared_data.parent / f"field/{benchmark}_replies.jsonl"
+    if not path.is_file():
+        pytest.skip(f"no replies at {path}")
+    evaluate_score.score(benchmark, mode, path, tmp_path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row, item in zip(rows, read_jsonl(tmp_path / "items.jsonl", Item), strict=True):
+        assert row.get("counts", item.correct) == item.correct, row
+        assert row.get("answer", item.answer) == item.answer, row
+
+
 @pytest.mark.realdata
 def test_the_stored_accuracies_of_all_fourteen_tasks(shared_data, tmp_path):
     folder = shared_data / "bbh_codex/cot"
