@@ -71,8 +71,9 @@ def robust(
 
     Thinking (`<think>`), Markdown, LaTeX and currencies are taken out first. An answer is announced by
     "answer is" and the like, `\\boxed{}`, `<answer>` or "####". The last announcement with an answer decides:
-    its sentence, else what follows it; without one the whole reply, from its end. What is denied ("not (A)",
-    "(A) is wrong") is no answer, nor is what is left open ("(A) or (B)", "neither").
+    its sentence, else what follows it. Without one the whole reply is read from its end, unless it says
+    "the answer is" and then nothing well-formed. What is denied ("not (A)", "(A) is wrong") is no answer, nor
+    is what is left open ("(A) or (B)", "neither").
       - Letters and digits: "(B)", "[B]", "option B", "so B", a line beginning "B)" or "B.", a line that is
         nothing but the letter; where it is announced also a bare "B", and the text of an option.
       - Words (Yes/No, True/False, valid/invalid) and synonyms that end a sentence or, at its beginning or
@@ -156,7 +157,9 @@ _NO_ANSWER = ""  # said to be none or several, where None is that nothing is sai
 _ANNOUNCED = re.compile(
     r"""\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b
           (?:\s+(?:to|in|for|here|of)\b[^.,:;?!\n]{0,60}?)?
-          (?: \s+(?:is|are|was|would\ be|should\ be|must\ be)\b\s*:? | \s*[:=] | \s+[-\u2013\u2014]\s
+          (?: \s+(?:is|are|was|would\ be|should\ be|must\ be)\b
+              (?!\s+(?:helpful|useful|clear|correct|right)\b)\s*:?
+            | \s*[:=] | \s+[-\u2013\u2014]\s
             | \s+(?=(?:isn't|can't|cannot)\b) | [^\S\n]*(?=\n) )
       | \bans\s*[:=]
       | (?P<correction>\b(?:wait|correction|scratch\ that|i\ mean)\s*[,.:;!\u2013\u2014-])
@@ -227,7 +230,7 @@ def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished:
     both give an answer, `_NO_ANSWER` or None."""
     corrects = not isinstance(reader, _Texts)
     announcements = [one for one in _ANNOUNCED.finditer(text) if corrects or not one["correction"]]
-    end = len(text)
+    reads_all, end = finished, len(text)
     for announcement in reversed(announcements):
         statement = text[announcement.end() : end].lstrip()
         end = announcement.start()
@@ -236,16 +239,17 @@ def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished:
         if rest.startswith("?") or sentence.endswith("?"):
             continue
         answer = reader.stated(sentence)
-        is_title = not _IS.search(announcement[0]) and reader.stated(" ".join(sentence.split()[:2])) is None
-        if is_title and finished:  # as in "Answer: Half of 48 is 24. So ..."
-            answer = reader.unannounced(statement) or answer
+        says_is = bool(_IS.search(announcement[0]))
+        if finished and not says_is and reader.stated(" ".join(sentence.split()[:2])) is None:
+            answer = reader.unannounced(statement) or answer  # "Answer: Half of 48 is 24. So ..."
         if answer is None and _ABSTAINS.search(sentence):
             return None
         if answer is None and finished:
             answer = reader.unannounced(rest)
         if answer is not None:
             return answer
-    return reader.unannounced(text) if finished else None
+        reads_all &= not says_is or sentence.startswith("not ")  # what is garbled is not made up for
+    return reader.unannounced(text) if reads_all else None
 
 
 class _Letters:

@@ -182,6 +182,7 @@ def test_robust_free_answers(reply, answer):
         ("Answer: She sold 48 / 2 = 24 in May.\nSo she sold 48 + 24 = 72 in all.", "72"),
         (r"\[ \frac{144}{2} = \boxed{72\text{ clips}} \]", "72"),
         ("The answer is 3/4.", "3/4"),
+        ("So 1 + 1 = 2.\nSo the answer is We", None),
         ("The answer is 70 or 72.", None),
         ("48 in April. The answer is unknown.", None),
         ("<think>48 + 24 = 72", None),
