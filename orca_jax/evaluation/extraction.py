@@ -141,6 +141,7 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # i
     (r"(?<=[A-Za-z])\$", " "),
     (r"[$€£¥]", ""),
     (r"(?<!\S)\u2013(?=[.\d])|\b(?:[Mm]inus|[Nn]egative) (?=\d)", "-"),
+    (r"(?i)(\bis|[:=])[ \t]*- (?=\d)", r"\1 -"),
 )
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 
@@ -302,7 +303,7 @@ class _Letters:
             return meant[-1].value
         if said.is_open:
             return _NO_ANSWER
-        if self._leading.match(passage):
+        if not said.denied and self._leading.match(passage):
             return self.stated(_STATEMENT_END.split(passage, maxsplit=1)[0])
         return self._by_text.get(_plain(passage.strip().rpartition("\n")[2]))
 
