@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import collections
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -33,7 +34,7 @@ from typing import Any
 from absl import flags
 
 from orca_jax import artifacts, record_files
-from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
+from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, students, tables, train
 from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig
 from orca_jax.experiments.collect_asking import LEDGER
 from orca_jax.experiments.config import ExperimentConfig, load, plain
@@ -56,33 +57,55 @@ def data_key(config: ExperimentConfig) -> str:
     return artifacts.digest([{name: plain(getattr(config, name)) for name in DATA_KEYS}, data, ids])[:12]
 
 
-def make_data(config: ExperimentConfig, workdir: Path) -> Path:
-    """Makes what the run needs under WORKDIR/data, or finds it there; returns its folder."""
-    shared = workdir / "data" / data_key(config)
+def data_folder(config: ExperimentConfig, workdir: Path, directory: Path) -> Path:
+    """Where the data of a run in `directory` are: those that it was trained on, or else WORKDIR/data/KEY."""
+    if students.is_trained(directory):
+        return (directory / "tokens").resolve().parent
+    return workdir / "data" / data_key(config)
+
+
+def make_data(config: ExperimentConfig, workdir: Path, shared: Path) -> None:
+    """Makes what runs need in their shared folder, or finds it there."""
     _link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
     collect.run(config, shared)
-    prepare.run(config, shared)
-    return shared
+    prepare.run(config, shared, kept=True)  # an arm may have been trained on it
 
 
 def _link(link: Path, target: Path) -> None:
+    to = os.path.relpath(target, link.parent)
+    if link.is_symlink() and os.readlink(link) != to:
+        link.unlink()
     if not link.is_symlink():
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(target, link.parent))
+        link.symlink_to(to)
 
 
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> None:
     """One arm under one seed, from its data to its table."""
     config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
-    shared = make_data(config, workdir)
+    shared = data_folder(config, workdir, directory)
+    make_data(config, workdir, shared)
     for name in SHARED:
         _link(directory / name, shared / name)
-    run.keep_config(config, directory)
-    train.run(config, directory)
+    keep = functools.partial(run.keep_config, config, directory)
+
+    def begun() -> None:
+        keep()
+        if not (workdir / ABOUT).exists():
+            keep_set(arm_set, workdir)
+
+    train.run(config, directory, on_begin=begun)
     evaluate.run(config, directory)
+    keep()
     if flags.FLAGS.bbh:
         ablate_bbh.examine_arm(arm_set, arm, seed, directory, Path(flags.FLAGS.bbh))
     tables.run(config, directory)
+
+
+def keep_set(arm_set: ArmSetConfig, workdir: Path) -> None:
+    """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none."""
+    with artifacts.atomic_write(workdir / ABOUT) as file:
+        json.dump(plain(arm_set), file, indent=1)
 
 
 def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> bool:
@@ -265,11 +288,11 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
     asked = arm_set.runs(given.arms, given.seeds)
     taken = [(arm, seed) for arm, seed in asked if take(arm_set, arm, seed, workdir)]
     chosen = [one for one in asked if one not in taken]
-    with artifacts.atomic_write(workdir / ABOUT) as file:
-        json.dump(plain(arm_set), file, indent=1)
     if given.jobs > 1:
-        for config in {data_key(c): c for c in (arm_set.config(*one) for one in chosen)}.values():
-            make_data(config, workdir)
+        configs = {(arm.name, seed): arm_set.config(arm, seed) for arm, seed in chosen}
+        folders = {data_folder(c, workdir, folder(workdir, *one)): c for one, c in configs.items()}
+        for shared, config in folders.items():
+            make_data(config, workdir, shared)
         _in_processes(arm_set, chosen, given.jobs)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
@@ -278,6 +301,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
     if given.bbh:
         for arm, seed in taken:
             ablate_bbh.examine_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(given.bbh))
+    keep_set(arm_set, workdir)
     text = report(arm_set, workdir)
     print(text)
     return text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts
+from orca_jax import artifacts, settings
 from orca_jax.data import packing
 from orca_jax.data.tokens import TokenStore
 from orca_jax.data.traces import PlacedTraces
@@ -31,13 +31,8 @@ def make_card(
       traces: gives what the teacher's token store was made of.
     """
     directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
-    made_by = {
-        "program": "card",
-        "row_length": config.data.row_length,
-        "max_segments": config.data.max_segments,
-        "overlong": config.data.overlong,
-        "seed": config.seed,
-    }
+    rows = settings.section(config.data, ("row_length", "max_segments", "overlong"))
+    made_by = settings.joined({"program": "card"}, rows, settings.section(config, ("seed",)))
     inputs = {"tokens": store.manifest["fingerprint"]}
     if not _is_up_to_date(directory, made_by, inputs):
         data_card.write(directory, _facts(config, teacher, workdir, store, traces()))

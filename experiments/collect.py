@@ -23,14 +23,16 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from orca_jax import artifacts, record_files, remote
+from orca_jax import artifacts, record_files, remote, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking import monitor
+from orca_jax.asking.api_config import DRAWN
+from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options, students
 from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
-from orca_jax.experiments.queries import asked_as, examined_texts, make_queries
+from orca_jax.experiments.queries import asked_as, examined_as, make_queries
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
 
@@ -66,17 +68,18 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     """Writes traces/NAME/traces.jsonl and its manifest, which counts the outcomes."""
     directory = workdir / "traces" / teacher.name
     made_by = _made_by(config, teacher, directory)
+    places = {"file": teacher.path, "student": teacher.path, "queries": workdir / "queries"}
     if teacher.kind == "file":
-        examined = examined_texts(config)
-        file = artifacts.file_digest(remote.local(teacher.path))
-        inputs = {"file": file, "examined": artifacts.digest(examined)}
-        found = read_teacher(teacher, examined)
+        inputs = {"file": artifacts.file_digest(remote.local(teacher.path))}
+        documents = list(registry.documents(config.given_benchmarks))
+        inputs |= examined_as(documents, artifacts.recorded(directory)["inputs"])
+        found = read_teacher(teacher, [document.text for document in documents])
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
             inputs["student"] = students.open_source(teacher.path).fingerprint
         found = traces(Job(config, teacher, workdir), artifacts.fingerprint(made_by, inputs))
-    if artifacts.is_finished(directory, made_by, inputs):
+    if artifacts.is_finished(directory, made_by, inputs, places=places):
         return artifacts.read_manifest(directory)
     outcomes: collections.Counter[str] = collections.Counter()
     count = record_files.write_jsonl(directory / TRACES, _counted(found, outcomes))
@@ -86,13 +89,12 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     return artifacts.finish(directory, made_by, inputs, {"traces": count, "outcomes": dict(outcomes)})
 
 
-def _made_by(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> dict[str, Any]:
+def _made_by(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> settings.Section:
     """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
-    asked = asked_as(teacher)
-    asked.pop("api")
-    made_by: dict[str, Any] = {"program": "collect", "seed": config.seed, "teacher": asked}
+    own = settings.section(config, ("seed",))
+    made_by = settings.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
     if teacher.api:
-        made_by["api"] = teacher.api.drawn()
+        made_by["api"] = settings.joined({"identity": teacher.api.name}, settings.section(teacher.api, DRAWN))
     if (directory / RETRIED).exists():
         made_by["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))
     return made_by

@@ -368,8 +368,7 @@ def load(config: Any) -> ExperimentConfig:
 
 
 def plain(part: Any) -> Any:
-    """A dataclass, or a tuple of them, as JSON values, for manifests."""
+    """A dataclass, or a tuple of them, as JSON values."""
     if isinstance(part, tuple):
         return [plain(entry) for entry in part]
-    given = dataclasses.is_dataclass(part) and not isinstance(part, type)
-    return dataclasses.asdict(part) if given else part
+    return settings.section(part) if dataclasses.is_dataclass(part) else part

@@ -38,6 +38,7 @@ from orca_jax.training.checkpoints import Checkpoints, load_params
 
 log = logging.getLogger(__name__)
 options.define("convert")
+EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 
 def import_(source: Path, out: Path) -> None:
@@ -45,10 +46,10 @@ def import_(source: Path, out: Path) -> None:
     opened = students.open_source(source)
     made_by = {"program": students.IMPORT, "student": plain(opened.config), "layout": ""}
     inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, made_by, inputs):
+    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
         log.info("%s is imported already", out)
         return
-    artifacts.begin(out, made_by, inputs)
+    artifacts.begin(out, made_by, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
     tokenizers.load(opened.tokenizer).save(out / "tokenizer")
     params = opened.load(opened.config, mesh())
     checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
@@ -77,10 +78,10 @@ def export(source: Path, out: Path, *, dtype: str, layout: str) -> None:
         )
     made_by = {"program": "export", "dtype": dtype, "layout": layout}
     inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, made_by, inputs):
+    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
         log.info("%s is exported already", out)
         return
-    artifacts.begin(out, made_by, inputs)
+    artifacts.begin(out, made_by, inputs, places={"source": source}, own=EXPORTED)
     tokenizer = tokenizers.load(opened.tokenizer)
     tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
     params, special = opened.load(opened.config, mesh()), special_ids(tokenizer, layout)
@@ -109,7 +110,7 @@ def adapter(source: Path, out: Path) -> None:
     config = settings.build(LlamaConfig, manifest["made_by"]["student"])
     made_by = {"program": "adapter", "lora": plain(config.lora)}
     inputs = {"source": manifest["fingerprint"]}
-    if artifacts.is_finished(out, made_by, inputs):
+    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
         log.info("%s is written already", out)
         return
     _, params = load_params(source / "training/checkpoints")

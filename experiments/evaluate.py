@@ -21,20 +21,20 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from orca_jax import artifacts
+from orca_jax import artifacts, settings
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation import answering, examination, modes, scoring, toxicity
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate_who, options, students
-from orca_jax.experiments.config import ExperimentConfig, plain
+from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
@@ -134,10 +134,11 @@ class Examiner:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
         questions = list(_first_of_tasks(questions, self.options.limit))
         directory = self.workdir / "evaluation" / self.who.name / name
-        made_by = self._made_by(name, questions, system)
-        if artifacts.is_finished(directory, made_by, self.who.inputs):
+        made_by = self._made_by(name, questions, artifacts.recorded(directory)["made_by"])
+        places = dict.fromkeys(self.who.inputs, self.options.examine or self.workdir / "training")
+        if artifacts.is_finished(directory, made_by, self.who.inputs, places=places):
             return
-        artifacts.begin(directory, made_by, self.who.inputs)
+        artifacts.begin(directory, made_by, self.who.inputs, places=places)
         seed = self.config.evaluation.seed
         seeds = range(seed, seed + self.options.samples)
         with progress(f"examining {name}", len(questions) * len(seeds)) as report:
@@ -149,14 +150,18 @@ class Examiner:
         counts = {"items": len(questions) * len(seeds)}
         artifacts.finish(directory, made_by, self.who.inputs, counts)
 
-    def _made_by(self, name: str, questions: Sequence[Question], system: System) -> dict[str, Any]:
-        settings = plain(self.config.evaluation)
-        made_by = {
-            "program": "evaluate",
-            "name": name,
-            "evaluation": {key: value for key, value in settings.items() if key not in LISTS},
-            "questions": artifacts.digest([[*q.key, q.text, q.target] for q in questions]),
-        }
+    def _made_by(
+        self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
+    ) -> settings.Section:
+        asked: dict[str, str] | str = artifacts.digests(
+            (q.task, [*q.key, q.text, q.target]) for q in questions
+        )
+        if isinstance(there.get("questions"), str):  # all in one, as it was
+            asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
+        evaluation = settings.section(self.config.evaluation, without=LISTS)
+        made_by = settings.joined(
+            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
+        )
         defaults = dataclasses.asdict(Options())
         given = {
             key: value
@@ -166,7 +171,7 @@ class Examiner:
         for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
             if key in given:
                 given[key] = content(given[key])
-        return made_by | ({"options": given} if given else {})
+        return settings.joined(made_by, {"options": given}) if given else made_by
 
     def _replies(
         self,
@@ -176,12 +181,12 @@ class Examiner:
         seed: int,
         report: Callable[[int], None],
     ) -> list[Reply]:
-        settings = self.config.evaluation
+        own = self.config.evaluation
         found = examination.examine(
             questions,
             self._answer(questions, system),
             directory if self.options.samples == 1 else directory / f"seed-{seed}",
-            sampling=Sampling(settings.temperature, settings.top_p, settings.max_tokens),
+            sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
             seed=seed,
             system_message_id=system.id,
             system_text=system.text,

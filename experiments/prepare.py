@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, record_files, settings
 from orca_jax.data import beam, few_shot, layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
@@ -70,7 +70,7 @@ class Flagged:
 
 
 def make_flags(
-    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, inputs: dict[str, str]
+    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, inputs: dict[str, str], *, remake: bool
 ) -> dict[str, Any]:
     """Writes quality/NAME/flags.jsonl; the manifest counts every flag, and what filters leave out.
 
@@ -78,11 +78,12 @@ def make_flags(
     begins, and where those of its examples do, none of which is of validation.
     """
     directory = workdir / "quality" / teacher.name
-    made_by: dict[str, Any] = {"program": "quality", "filters": list(teacher.filters)}
+    made_by = settings.joined({"program": "quality"}, settings.section(teacher, ("filters",)))
     if teacher.shots:
-        held = config.data.validation_fraction
-        made_by |= {"shots": teacher.shots, "validation_fraction": held, "seed": config.seed}
-    if artifacts.is_finished(directory, made_by, inputs):
+        drawn = settings.section(config.data, ("validation_fraction",)), settings.section(config, ("seed",))
+        made_by = settings.joined(made_by, settings.section(teacher, ("shots",)), *drawn)
+    places = {"traces": workdir / "traces" / teacher.name}
+    if artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
     examiner = Examiner(teacher.filters, _examined(config) if teacher.kind == "file" else None)
     placed = record_files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
@@ -153,7 +154,9 @@ def _shots(workdir: Path, teacher: TeacherConfig, offsets: NDArray[np.int64]) ->
     return found
 
 
-def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, str]) -> TokenizerLike:
+def make_tokenizer(
+    config: ExperimentConfig, workdir: Path, inputs: dict[str, str], *, remake: bool
+) -> TokenizerLike:
     """The configured tokenizer with the layout's control tokens, or one trained on the traces.
 
     Raises:
@@ -168,21 +171,25 @@ def make_tokenizer(config: ExperimentConfig, workdir: Path, inputs: dict[str, st
         "vocab_size": size,
         "control": controls,
     }
-    if not artifacts.is_finished(directory, made_by, inputs):
-        if source:
-            made = tokenizers.load(source, controls)
-        else:
-            made = tokenizers.train(_texts(config, workdir), size, controls)
+    places = {name: workdir / "quality" / name for name in inputs}
+    finished = artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake)
+    if finished:
+        made = tokenizers.load(directory)
+    elif source:
+        made = tokenizers.load(source, controls)
+    else:
+        made = tokenizers.train(_texts(config, workdir), size, controls)
+    # Weights to start from may have more ids than their tokenizer uses; see students.shape.
+    if made.vocab_size != size and not config.student.init:
+        raise TokenizerError(
+            f"the tokenizer has {made.vocab_size} ids, control tokens counted, and student.vocab_size is "
+            f"{size}; set student.vocab_size={made.vocab_size}"
+        )
+    if not finished:
+        artifacts.begin(directory, made_by, inputs)
         made.save(directory)
         artifacts.finish(directory, made_by, inputs, {"vocab_size": made.vocab_size})
-    loaded = tokenizers.load(directory)
-    # Weights to start from may have more ids than their tokenizer uses; see students.shape.
-    if loaded.vocab_size != size and not config.student.init:
-        raise TokenizerError(
-            f"the tokenizer has {loaded.vocab_size} ids, control tokens counted, and student.vocab_size is "
-            f"{size}; set student.vocab_size={loaded.vocab_size}"
-        )
-    return loaded
+    return tokenizers.load(directory)
 
 
 def _control_tokens(layout: str, source: str) -> tuple[str, ...]:
@@ -217,23 +224,21 @@ def make_store(
     tokenizer: TokenizerLike,
     inputs: dict[str, str],
     how: tokens.Run,
+    *,
+    remake: bool,
 ) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
     directory, supervise = workdir / "tokens" / name, config.data.supervise
     if name == VALIDATION and supervise == "everything":
         supervise = "all"  # so that losses are of the same tokens, however the student was trained
-    made_by = {
-        "program": "prepare",
-        "data set": name,
-        "layout": config.data.layout,
-        "supervise": supervise,
-        "validation_fraction": config.data.validation_fraction,
-        "seed": config.seed,
-    }
+    data = settings.section(config.data, ("layout", "supervise", "validation_fraction"))
+    own = settings.section(config, ("seed",))
+    made_by = settings.joined({"program": "prepare", "data set": name}, own, data, {"supervise": supervise})
+    places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}
-    if artifacts.is_finished(directory, made_by, inputs):
+    if artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
-    artifacts.begin(directory, made_by, inputs)
+    artifacts.begin(directory, made_by, inputs, places=places)
     traces = part(config, workdir, name)
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     with progress(f"tokenising {name}, shards", tokens.shard_count(len(traces))) as report:
@@ -260,24 +265,35 @@ def from_flags() -> tokens.Run:
     return on_all_cores
 
 
-def run(config: ExperimentConfig, workdir: Path, *, how: tokens.Run | None = None) -> None:
-    """Writes all stores and cards; `how` does the shards' work."""
+def run(
+    config: ExperimentConfig, workdir: Path, *, how: tokens.Run | None = None, kept: bool = False
+) -> None:
+    """Writes all stores and cards; `how` does the shards' work.
+
+    What other settings made is made again, unless it is to be `kept`, or a student was trained on it.
+    """
     how = how or from_flags()
+    remake = not (kept or students.is_trained(workdir))
     collected = {
         teacher.name: artifacts.read_manifest(workdir / "traces" / teacher.name)["fingerprint"]
         for teacher in config.teachers
     }
     inputs = {
-        teacher.name: make_flags(config, teacher, workdir, {"traces": collected[teacher.name]})["fingerprint"]
+        teacher.name: make_flags(
+            config, teacher, workdir, {"traces": collected[teacher.name]}, remake=remake
+        )["fingerprint"]
         for teacher in config.teachers
     }
-    tokenizer = make_tokenizer(config, workdir, inputs)
-    for teacher in config.teachers:
-        make_store(config, workdir, teacher.name, tokenizer, {teacher.name: inputs[teacher.name]}, how)
+    tokenizer = make_tokenizer(config, workdir, inputs, remake=remake)
+    stores = {teacher.name: {teacher.name: inputs[teacher.name]} for teacher in config.teachers}
     if config.data.validation_fraction > 0:
-        make_store(config, workdir, VALIDATION, tokenizer, inputs, how)
+        stores[VALIDATION] = inputs
+    for name, used in stores.items():
+        make_store(config, workdir, name, tokenizer, used, how, remake=remake)
     for teacher in config.teachers:
-        make_card(config, teacher, workdir, functools.partial(part, config, workdir, teacher.name))
+        # A student's data card is of the rows that it was trained on.
+        if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
+            make_card(config, teacher, workdir, functools.partial(part, config, workdir, teacher.name))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, record_files, remote
+from orca_jax import artifacts, record_files, remote, settings
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import Document
-from orca_jax.experiments.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig, plain
+from orca_jax.experiments.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
 from orca_jax.progress import progress
 from orca_jax.queries import contamination, draw, flan, puzzles, system_messages
 from orca_jax.queries.duplicates import Exact
@@ -58,13 +58,9 @@ def is_asked(query: Query, share: float, seed: int) -> bool:
     return unit_hash("share", seed, query.id) < share
 
 
-def asked_as(teacher: TeacherConfig) -> dict[str, Any]:
-    """The settings that a teacher's traces depend on: filters and shots are for later.
-
-    One sample is not told, so that traces stand that were made before there was a choice.
-    """
-    untold = {"filters", "shots"} if teacher.samples > 1 else {"filters", "shots", "samples"}
-    return {name: value for name, value in plain(teacher).items() if name not in untold}
+def asked_as(teacher: TeacherConfig) -> settings.Section:
+    """The settings that a teacher's traces depend on, its API's apart; filters and shots are for later."""
+    return settings.section(teacher, without=("filters", "shots", "api"))
 
 
 def training_puzzles(
@@ -85,6 +81,15 @@ def training_puzzles(
 def examined_texts(config: ExperimentConfig) -> list[str]:
     """The questions of every benchmark that the config examines."""
     return [document.text for document in registry.documents(config.given_benchmarks)]
+
+
+def examined_as(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
+    """What is examined, for a manifest, by benchmark; as one digest where `there` says it so."""
+    documents = list(documents)
+    if "examined" in there:
+        return {"examined": artifacts.digest([document.text for document in documents])}
+    by_name = artifacts.digests((document.benchmark, document.text) for document in documents)
+    return {f"benchmarks.{name}": digest for name, digest in by_name.items()}
 
 
 # FLAN-v2
@@ -108,9 +113,10 @@ def source_files(config: FlanConfig) -> dict[str, list[Path]]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    return sorted(
-        path for path in map(Path, glob.glob(remote.local(pattern), recursive=True)) if path.is_file()
-    )
+    """The files of a pattern; a file of that very name comes before what the pattern matches."""
+    path = remote.local(pattern)
+    names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
+    return sorted(found for found in map(Path, names) if found.is_file())
 
 
 @functools.cache
@@ -190,17 +196,14 @@ def puzzle_queries(config: ExperimentConfig, examined: Iterable[str]) -> tuple[l
     return queries, known
 
 
-def _made_by(config: ExperimentConfig, examined: list[str]) -> dict[str, Any]:
+def _made_by(
+    config: ExperimentConfig, documents: list[Document], there: Mapping[str, Any]
+) -> settings.Section:
     """The settings that the queries depend on; files count by content, see `_flan_inputs`."""
-    expert = min(config.asked_shares, default=1.0)
-    draws = [{**plain(part), "sources": "", "messages": "", "expert": expert} for part in config.flan]
-    return {
-        "program": "queries",
-        "seed": config.seed,
-        "puzzles": plain(config.puzzles),
-        "flan": draws,
-        "examined": artifacts.digest(examined),
-    }
+    untold = {"sources": "", "messages": "", "expert": min(config.asked_shares, default=1.0)}
+    draws = [settings.joined(settings.section(part), untold) for part in config.flan]
+    own = settings.section(config, ("seed", "puzzles"))
+    return settings.joined({"program": "queries"}, own, {"flan": draws}, examined_as(documents, there))
 
 
 def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
@@ -208,7 +211,7 @@ def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     directory, inputs = workdir / "queries", _flan_inputs(config.flan)
     documents = list(registry.documents(config.given_benchmarks))
     examined = [document.text for document in documents]
-    made_by = _made_by(config, examined)
+    made_by = _made_by(config, documents, artifacts.recorded(directory)["made_by"])
     if artifacts.is_finished(directory, made_by, inputs):
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, made_by, inputs)

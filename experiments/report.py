@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orca_jax import settings as settings_of
 from orca_jax.evaluation.benchmarks import puzzles, registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate, options, tables
@@ -87,25 +88,21 @@ def _settings(part: Any, prefix: str = "") -> Iterator[Setting]:
                 yield from _settings(entry, f"{key}[{number}].")
         else:
             default = (
-                _shown(getattr(usual, field.name)) if _default(field) is not dataclasses.MISSING else None
+                _shown(getattr(usual, field.name))
+                if settings_of.default(field) is not dataclasses.MISSING
+                else None
             )
             yield Setting(key, _shown(value), default)
 
 
 def _usual(part: Any) -> Any:
     """The same part with every default."""
-    defaults = {f.name: _default(f) for f in dataclasses.fields(part)}
+    defaults = {f.name: settings_of.default(f) for f in dataclasses.fields(part)}
     defaults = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
     try:
         return dataclasses.replace(part, **defaults)
     except ValueError:  # what it must name, such as a size, does not go with the defaults
         return types.SimpleNamespace(**defaults)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    """MISSING where a value must be given."""
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
 
 
 def _shown(value: Any) -> str:

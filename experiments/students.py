@@ -26,6 +26,7 @@ from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)
 IMPORT = "import"
+CHECKPOINTS = f"checkpoints/*/{remote.COMMITTED}"
 PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
 Load = Callable[[LlamaConfig, Mesh], llama.Params]
 
@@ -197,6 +198,12 @@ def initial(source: Source, config: LlamaConfig, mesh: Mesh, seed: int) -> llama
     draw = jax.jit(lambda: lora.split(llama.init(config, seed), config.lora).trained)
     placed = sharding.shardings(jax.eval_shape(draw), mesh)
     return lora.added(base, jax.device_put(draw(), placed))
+
+
+def is_trained(workdir: Path) -> bool:
+    """Whether a student was trained on what a workdir has prepared, at least to a checkpoint."""
+    directory = workdir / "training"
+    return (directory / artifacts.MANIFEST).exists() or any(directory.glob(CHECKPOINTS))
 
 
 def trained(workdir: Path) -> tuple[int, llama.Params, LlamaConfig]:

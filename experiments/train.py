@@ -9,18 +9,19 @@ if __name__ == "__main__":
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from absl import flags
 
-from orca_jax import artifacts, remote_workdir
+from orca_jax import artifacts, remote_workdir, settings
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import options, students
-from orca_jax.experiments.config import ExperimentConfig, plain
+from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
 from orca_jax.student import sharding
@@ -70,16 +71,17 @@ def peak_flops(watching: Watching, device_kind: str, compute_dtype: str) -> floa
     return watching.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
-def made_by(config: ExperimentConfig, student: LlamaConfig) -> dict[str, Any]:
+def made_by(config: ExperimentConfig, student: LlamaConfig) -> settings.Section:
     """Everything of the config that the trained parameters depend on."""
-    parts = ("seed", "curriculum", "optimizer", "compiler_options")
-    data = {
-        name: getattr(config.data, name) for name in ("row_length", "max_segments", "overlong", "segments")
-    }
-    train = {name: getattr(config.train, name) for name in ("batch_rows", "accumulation", "compute_dtype")}
-    chosen = {name: plain(getattr(config, name)) for name in parts}
-    layout = {"layout": config.data.layout}
-    return {"program": "train", "student": plain(student), **layout, **chosen, "data": data, "train": train}
+    return settings.joined(
+        {"program": "train", "student": settings.section(student)},
+        settings.section(config.data, ("layout",)),
+        settings.section(config, ("seed", "curriculum", "optimizer", "compiler_options")),
+        {
+            "data": settings.section(config.data, ("row_length", "max_segments", "overlong", "segments")),
+            "train": settings.section(config.train, ("batch_rows", "accumulation", "compute_dtype")),
+        },
+    )
 
 
 def stores(config: ExperimentConfig, workdir: Path) -> dict[str, TokenStore]:
@@ -126,7 +128,23 @@ def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
     return described
 
 
-def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = None) -> None:
+def _begin(directory: Path, made: settings.Section, inputs: dict[str, str], places: dict[str, object]) -> str:
+    """As `artifacts.begin`, on the first host before all others: it removes what other settings began."""
+    for turn in (True, False):
+        if turn == (jax.process_index() == 0):
+            begun = artifacts.begin(directory, made, inputs, places=places, costly=students.CHECKPOINTS)
+        hosts.compare("begin", {})
+    return begun
+
+
+def run(
+    config: ExperimentConfig,
+    workdir: Path,
+    watching: Watching | None = None,
+    *,
+    on_begin: Callable[[], None] | None = None,
+) -> None:
+    """Trains, or goes on; `on_begin` is called once it is known that no other settings have trained here."""
     watching = watching or from_flags()
     hosts.join(watching.hosts)
     if watching.hosts:
@@ -137,14 +155,17 @@ def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = Non
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
     student = students.shape(config, workdir, source)
-    settings = made_by(config, student)
+    made = made_by(config, student)
+    places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
     if source:
-        inputs["init"] = source.fingerprint
+        inputs["init"], places["init"] = source.fingerprint, config.student.init
     versions = artifacts.versions()
-    hosts.compare("run", {"config": artifacts.digest(settings), "data": artifacts.digest(inputs), **versions})
-    if artifacts.is_finished(directory, settings, inputs):
+    hosts.compare("run", {"config": artifacts.digest(made), "data": artifacts.digest(inputs), **versions})
+    if artifacts.is_finished(directory, made, inputs, places=places):
         return
-    artifacts.begin(directory, settings, inputs)
+    fingerprint = _begin(directory, made, inputs, places)
+    if on_begin:
+        on_begin()
     curriculum = Curriculum(
         config.curriculum, builder.plan_of, batch_rows=config.train.batch_rows, seed=config.seed
     )
@@ -164,7 +185,7 @@ def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = Non
         rows=builder,
         mesh=mesh,
         seed=config.seed,
-        fingerprint=artifacts.fingerprint(settings, inputs),
+        fingerprint=fingerprint,
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
         init=source and (lambda: students.initial(source, student, mesh, config.seed)),
@@ -173,7 +194,7 @@ def run(config: ExperimentConfig, workdir: Path, watching: Watching | None = Non
     )
     last = trainer.run()
     counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
-    artifacts.finish(directory, settings, inputs, counts)
+    artifacts.finish(directory, made, inputs, counts)
 
 
 if __name__ == "__main__":

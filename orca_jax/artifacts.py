@@ -2,7 +2,9 @@
 
 The manifest says what made the directory (program, config, seed, hashes of the inputs' manifests,
 package versions, XLA flags) and what is in it (counts). A program skips work that a finished
-manifest already proves, and refuses a directory that another config made.
+manifest already proves, refuses a finished directory that another config made, and makes an unfinished one
+of another config again. Settings are compared value by value, so that a manifest stands which was written
+before there was a setting, as long as that has its default.
 """
 
 from __future__ import annotations
@@ -11,13 +13,19 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from orca_jax import settings
+
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STARTED = ".started.json"
 PACKAGES = (
@@ -32,6 +40,7 @@ PACKAGES = (
     "jinja2",
     "numpy",
 )
+NOWHERE: Mapping[str, object] = types.MappingProxyType({})
 
 
 class ArtifactError(RuntimeError):
@@ -67,6 +76,14 @@ def digest(value: Any) -> str:
     """The sha256 of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digests(entries: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """By name the digest of the JSON values that have it, so that an error can name what changed."""
+    by_name: dict[str, list[Any]] = {}
+    for name, value in entries:
+        by_name.setdefault(name, []).append(value)
+    return {name: digest(values) for name, values in by_name.items()}
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -110,61 +127,108 @@ def fingerprint(made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
 
 
 def is_finished(
-    directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs: Mapping[str, str]
+    directory: str | os.PathLike[str],
+    made_by: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    places: Mapping[str, object] = NOWHERE,
+    remake: bool = False,
 ) -> bool:
     """Whether `directory` already holds what `made_by` would make of `inputs`.
+
+    Args:
+      made_by: settings; those in a `settings.Section` may be absent there where they have their default.
+      places: of inputs by name: where they lie, for the error.
+      remake: whether what something else made is removed, since nothing was made of it yet.
 
     Raises:
       ArtifactError: it holds a finished artifact that something else made.
     """
     if not (Path(directory) / MANIFEST).exists():
         return False
-    manifest = read_manifest(directory)
-    if manifest["fingerprint"] == fingerprint(made_by, inputs):
-        return True
-    raise _made_otherwise(directory, manifest, made_by, inputs)
+    changed = _changes(read_manifest(directory), made_by, inputs, places)
+    if changed and not remake:
+        raise ArtifactError(
+            f"{directory} was made with other settings ({changed}). "
+            "Use another workdir, or remove that directory to make it again."
+        )
+    if changed:
+        _remove(directory, changed)
+    return not changed
 
 
-def _made_otherwise(
-    directory: str | os.PathLike[str],
+def _changes(
     there: Mapping[str, Any],
     made_by: Mapping[str, Any],
     inputs: Mapping[str, str],
-) -> ArtifactError:
-    changed = _changes(there["made_by"], dict(made_by)) + _changes(there["inputs"], dict(inputs))
-    return ArtifactError(
-        f"{directory} was made with other settings ({'; '.join(changed) or 'unknown'}). "
-        "Use another workdir, or remove that directory to make it again."
-    )
+    places: Mapping[str, object],
+) -> str:
+    """What differs from a manifest, or from what was noted at the beginning; empty: nothing."""
+    if there["fingerprint"] == fingerprint(made_by, inputs):
+        return ""
+    found = list(settings.differences(there["made_by"], made_by))
+    for name in sorted({*there["inputs"], *inputs}):
+        before, now = (known.get(name, settings.ABSENT) for known in (there["inputs"], inputs))
+        place = f" ({places[name]})" if name in places else ""
+        found += settings.differences(before, now, f"{name}{place}")
+    return "; ".join(found)
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    changes = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), json.loads(json.dumps(new.get(key), default=str))
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changes += _changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before!r:.60} there, {after!r:.60} now")
-    return changes
+def _remove(directory: str | os.PathLike[str], changed: str, own: Iterable[str] = ("*",)) -> None:
+    log.warning("%s is of other settings (%s): it is removed and made again", directory, changed)
+    for path in [path for pattern in own for path in Path(directory).glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    (Path(directory) / STARTED).unlink(missing_ok=True)
 
 
-def begin(directory: str | os.PathLike[str], made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-    """Marks an unfinished artifact with what makes it, so that only the same program goes on with it.
+def begin(
+    directory: str | os.PathLike[str],
+    made_by: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    places: Mapping[str, object] = NOWHERE,
+    costly: str = "",
+    own: Iterable[str] = ("*",),
+) -> str:
+    """Marks an unfinished artifact with what makes it, and returns its fingerprint: the one of its beginning.
+
+    What other settings began is removed first.
+
+    Args:
+      costly: a pattern of files; where there are any, what other settings began is refused instead.
+      own: patterns of what may be removed, in a folder that the user has named.
 
     Raises:
-      ArtifactError: something else began it.
+      ArtifactError: something else began it, and it is costly.
     """
-    path, mark = Path(directory) / STARTED, fingerprint(made_by, inputs)
-    if not path.exists():
-        with atomic_write(path) as file:
-            json.dump(
-                {"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str
+    path = Path(directory) / STARTED
+    if path.exists():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        changed = _changes(begun, made_by, inputs, places)
+        if not changed:
+            return str(begun["fingerprint"])
+        if costly and any(Path(directory).glob(costly)):
+            raise ArtifactError(
+                f"{directory} was begun with other settings ({changed}) and holds "
+                f"{costly.partition('/')[0]}. Go on with those settings, use another workdir, or remove that "
+                "directory to make it again."
             )
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    if begun["fingerprint"] != mark:
-        raise _made_otherwise(directory, begun, made_by, inputs)
+        _remove(directory, changed, own)
+    mark = fingerprint(made_by, inputs)
+    with atomic_write(path) as file:
+        json.dump({"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str)
+    return mark
+
+
+def recorded(directory: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """`made_by` and `inputs` of what a directory holds, finished or begun; empty where there is nothing."""
+    if (Path(directory) / MANIFEST).exists():
+        return read_manifest(directory)
+    path = Path(directory) / STARTED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"made_by": {}, "inputs": {}}
 
 
 def finish(
@@ -174,8 +238,11 @@ def finish(
     counts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the manifest, which marks the artifact as whole, and returns it."""
+    path = Path(directory) / STARTED
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    same = begun and not _changes(begun, made_by, inputs, NOWHERE)
     manifest = {
-        "fingerprint": fingerprint(made_by, inputs),
+        "fingerprint": begun["fingerprint"] if begun and same else fingerprint(made_by, inputs),
         "made_by": dict(made_by),
         "inputs": dict(inputs),
         "counts": dict(counts),

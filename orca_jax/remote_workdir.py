@@ -201,6 +201,20 @@ def _back_up(ledger: Path, copy: Path) -> None:
 _kept: list[Workdir] = []  # at most one
 
 
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for a path at which Orbax writes checkpoints and cannot read them.
+
+    It takes the whole path for a pattern, and TensorStore takes a backslash for a slash.
+    """
+    text = os.fspath(path)
+    unfit = sorted(set("*?[\\") & set(text)) or [c for c in text if "\ud800" <= c <= "\udfff"]
+    if unfit:
+        raise ValueError(
+            f"{text!r}: checkpoints cannot be read under a path with {', '.join(map(repr, unfit))} in it; "
+            "name another workdir, or rename the folder"
+        )
+
+
 @contextlib.contextmanager
 def workdir(given: str | Path, *, parts: Collection[str] = (), hosts: bool = False) -> Iterator[Path]:
     """A workdir as a local folder, which is kept in step with the bucket where `given` is an address.
@@ -211,8 +225,10 @@ def workdir(given: str | Path, *, parts: Collection[str] = (), hosts: bool = Fal
 
     Raises:
       RemoteError: the bucket cannot be used, or not by several hosts.
+      ValueError: no checkpoint could be read there.
     """
     if not remote.is_remote(given):
+        check_path(Path(given).absolute())
         yield Path(given)
         return
     address = os.fspath(given)
@@ -222,6 +238,7 @@ def workdir(given: str | Path, *, parts: Collection[str] = (), hosts: bool = Fal
             "disk that all hosts share"
         )
     copy = Workdir(address, parts=parts, straight=hosts)
+    check_path(copy.folder)
     log.info("%s: working on its copy %s", address, copy.folder)
     _kept.append(copy)
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError, atomic_write, begin, digest, finish, is_finished, read_manifest
+from orca_jax.settings import Section
 
 MADE_BY = {"program": "prepare", "config": {"seed": 1, "data": {"row_length": 64, "sets": ["a"]}}}
 INPUTS = {"traces": "f00d"}
@@ -94,8 +96,8 @@ def test_counts_do_not_change_the_fingerprint(tmp_path):
 
 DIFFERENT = [
     (changed(row_length=128), INPUTS, r"config\.data\.row_length: 64 there, 128 now"),
-    (changed(sets=["a", "b"]), INPUTS, r"config\.data\.sets: \['a'\] there, \['a', 'b'\] now"),
-    (changed(overlong="drop"), INPUTS, r"config\.data\.overlong: None there, 'drop' now"),
+    (changed(sets=["a", "b"]), INPUTS, r"config\.data\.sets\[1\]: absent there, 'b' now"),
+    (changed(overlong="drop"), INPUTS, r"config\.data\.overlong: absent there, 'drop' now"),
     (MADE_BY, {"traces": "beef"}, "traces: 'f00d' there, 'beef' now"),
 ]
 
@@ -108,11 +110,55 @@ def test_another_configs_finished_work_is_refused_and_the_change_named(tmp_path,
 
 
 @pytest.mark.parametrize(("made_by", "inputs", "message"), DIFFERENT)
-def test_another_configs_unfinished_work_is_refused_and_the_change_named(tmp_path, made_by, inputs, message):
+def test_another_configs_unfinished_work_is_removed_unless_it_is_costly(
+    tmp_path, caplog, made_by, inputs, message
+):
     begin(tmp_path, MADE_BY, INPUTS)
-    begin(tmp_path, MADE_BY, INPUTS)
-    with pytest.raises(ArtifactError, match=message):
-        begin(tmp_path, made_by, inputs)
+    half, mine = tmp_path / "shards/half.bin", tmp_path / "mine.txt"
+    for path in (half, mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    begin(tmp_path, MADE_BY, INPUTS)  # goes on
+    with pytest.raises(ArtifactError, match=rf"begun with other settings \({message}\) and holds shards"):
+        begin(tmp_path, made_by, inputs, costly="shards/*.bin")
+    assert half.exists()
+    mark = begin(tmp_path, made_by, inputs, own=("shards",))
+    assert not half.exists()
+    assert mine.exists()
+    assert re.search(message, caplog.text)
+    assert finish(tmp_path, made_by, inputs, {})["fingerprint"] == mark
+
+
+def test_what_nothing_stands_on_is_made_again(tmp_path, caplog):
+    finish(tmp_path, MADE_BY, INPUTS, {})
+    assert not is_finished(tmp_path, changed(row_length=128), INPUTS, remake=True)
+    assert not any(tmp_path.iterdir())
+    assert "row_length: 64 there, 128 now" in caplog.text
+
+
+def test_an_input_that_changed_is_named_with_its_place(tmp_path):
+    finish(tmp_path, MADE_BY, INPUTS, {})
+    with pytest.raises(ArtifactError, match=r"traces \(runs/a/traces\): 'f00d' there, 'beef' now"):
+        is_finished(tmp_path, MADE_BY, {"traces": "beef"}, places={"traces": "runs/a/traces"})
+
+
+def test_a_setting_that_is_new_had_its_default(tmp_path):
+    old = {"program": "train", "student": {"size": 4}}
+
+    def now(**more):
+        student = Section({"size": 4, "norm": False, **more}, {"norm": False, "lora": {"rank": 0}})
+        return {"program": "train", "student": student}
+
+    made, mark = finish(tmp_path / "made", old, {}, {}), begin(tmp_path / "begun", old, {})
+    assert is_finished(tmp_path / "made", now(), {})
+    assert begin(tmp_path / "begun", now(), {}) == mark
+    assert finish(tmp_path / "begun", now(), {}, {})["fingerprint"] == mark == made["fingerprint"]
+    with pytest.raises(
+        ArtifactError, match=r"student\.norm: False there, True now \(absent there: the default"
+    ):
+        is_finished(tmp_path / "made", now(norm=True), {})
+    with pytest.raises(ArtifactError, match=r"student\.lora\.rank: 0 there, 8 now \(absent"):
+        is_finished(tmp_path / "made", now(lora={"rank": 8}), {})
 
 
 def test_only_what_changed_is_named(tmp_path):

@@ -17,6 +17,8 @@ from orca_jax.records import Sampling
 
 OPENAI = "https://api.openai.com/v1"
 LENGTHS = ("chatgpt", "gpt-4")
+# What replies depend on, besides the queries, `name` and `max_tokens`.
+DRAWN = ("temperature", "top_p", "stop", "top_logprobs", "samples")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -131,11 +133,6 @@ class ApiConfig:
         """Of all endpoints together, a minute; 0 where one of them is not known."""
         every = [one.limits for one in self.endpoints]
         return Limits.together([one.requests for one in every], [one.tokens for one in every])
-
-    def drawn(self) -> dict[str, object]:
-        """What replies depend on, besides the queries and `max_tokens`."""
-        names = ("temperature", "top_p", "stop", "top_logprobs", "samples")
-        return {"identity": self.name, **{name: getattr(self, name) for name in names}}
 
     def sampling(self, max_tokens: int) -> Sampling:
         """How a reply of at most so many tokens is drawn."""

@@ -14,6 +14,8 @@ from orca_jax.evaluation.examination import RecordedReply
 from orca_jax.records import Item
 
 SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
+RAN = [(key, "training") for key in ("seed", "curriculum", "optimizer", "compiler_options", "data", "train")]
+RAN += [("evaluation", "evaluation"), ("puzzles", "queries")]
 Key = tuple[str, str, str]  # benchmark, task, id
 
 
@@ -135,8 +137,20 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def config_of(run: Run) -> dict[str, Any] | None:
-    """The config as it was kept; None where it was not."""
-    return _json(run.directory / CONFIG)
+    """The config as it was kept, with what the manifests say that ran; None where it was not kept."""
+    config = _json(run.directory / CONFIG)
+    if config:
+        ran = {name.partition("/")[0]: found["made_by"] for name, found in manifests(run.directory).items()}
+        for key, part in RAN:
+            config[key] = _over(config.get(key), ran.get(part, {}).get(key))
+    return config
+
+
+def _over(kept: Any, ran: Any) -> Any:
+    """What ran, and of its keys that are not said, what was kept."""
+    if isinstance(kept, Mapping) and isinstance(ran, Mapping):
+        return {**kept, **ran}
+    return kept if ran is None else ran
 
 
 def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:

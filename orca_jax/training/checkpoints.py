@@ -73,7 +73,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int, note: Mapping[str, Any]):
-        self.directory = epath.Path(remote_workdir.checkpoints_at(Path(directory).absolute()))
+        place = remote_workdir.checkpoints_at(Path(directory).absolute())
+        remote_workdir.check_path(place)
+        self.directory = epath.Path(place)
         self.note = dict(note)
         self._keep = keep
         self._orbax = self._open()
@@ -94,13 +96,44 @@ class Checkpoints:
         """
         self.wait()
         metadata = {"note": {**self.note, **(note or {})}, "checksums": checksums(state)}
-        self._pending = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
+        response = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
+        self._pending = step, response
 
-    def wait(self) -> None:
-        """Waits for the save under way and raises its error, if it had one."""
+    def look(self) -> None:
+        """As `wait` if the save under way is done, else nothing: what cannot be read shows at once."""
+        pending = self._pending
+        try:
+            self.wait(timeout=0)
+        except TimeoutError:
+            self._pending = pending
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits for the save under way, raises its error, if it had one, and sees that it can be read.
+
+        Raises:
+          CheckpointError: what was written cannot be found and read.
+          TimeoutError: it is not done in so many seconds.
+        """
         if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+            (step, response), self._pending = self._pending, None
+            response.result(timeout)
+            if jax.process_index() == 0:
+                self._see(step)
+
+    def _see(self, step: int) -> None:
+        """Reads what is read first at a restore: the step, its note, the shapes of its arrays."""
+        try:
+            found = step in self.steps() and self._metadata(step) and self._orbax.metadata(step).metadata
+            why = "it is not found there" if not found else ""
+        except Exception as error:  # as in `_newest_whole`
+            if _is_of_machine(error):
+                raise
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        if why:
+            raise CheckpointError(
+                f"the checkpoint of step {step} was written to {self.directory} and cannot be read: "
+                f"{why:.200}. See that the disk keeps what is written, or use a workdir on another one"
+            )
 
     def steps(self) -> list[int]:
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]

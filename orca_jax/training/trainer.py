@@ -203,6 +203,7 @@ class Trainer:
                 late.append(step)
                 ballots.append(self.votes.cast(interrupted.signal))
                 leaving = self._leaving(ballots)
+                self.checkpoints.look()
                 due = self._validation_due(done)
                 # A step is recorded when it completes, hence before validation, whose time is not its own,
                 # and before a save, since nothing is saved whose metrics are not written.

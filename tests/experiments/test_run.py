@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 from orca_jax import artifacts
 from orca_jax.configs import openorca
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.experiments import collect, prepare, train
+from orca_jax.experiments import collect, prepare, report, train
 from orca_jax.experiments import run as road
 from orca_jax.experiments.config import load
 from orca_jax.queries import puzzles
+from orca_jax.reporting.report_sources import Run, config_of
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
 
@@ -33,6 +35,13 @@ ROAD = (
 
 def stamps(workdir):
     return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+
+def stages(steps):
+    return [
+        dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=1e-3, warmup_steps=1)
+        for name in ("apprentice", "expert")
+    ]
 
 
 def store_bytes(workdir):
@@ -69,6 +78,67 @@ def test_run_again_it_does_nothing_and_gives_the_same_table(finished, mini):
     written = {path for path in after if after[path] != before.get(path)}
     assert finished / "table.md" in written
     assert {path.parent for path in written} == {finished}  # what is shown, and no artifact
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"puzzles.per_family": 41}, "puzzles.per_family: 40 there, 41 now"),
+        ({"data.supervise": "last"}, "supervise: 'all' there, 'last' now"),
+        ({"data.row_length": 256}, "data.row_length: 512 there, 256 now"),
+        ({"evaluation.max_tokens": 15}, "evaluation.max_tokens: 16 there, 15 now"),
+    ],
+)
+def test_a_refused_run_leaves_what_is_shown_of_the_finished_one(copied, mini, change, named):
+    workdir = copied()
+    before = stamps(workdir)
+    with pytest.raises(artifacts.ArtifactError, match=re.escape(named)):
+        road.run(mini(**change), workdir)
+    assert stamps(workdir) == before
+
+
+def test_a_run_that_changes_no_number_is_kept_as_it_ran(copied, mini):
+    workdir = copied("evaluation/puzzles-message-7")
+    change = {"train.log_every": 3, "evaluation.messages": (7,)}
+    road.run(mini(**change), workdir)
+    assert load(json.loads((workdir / road.CONFIG).read_text())) == mini(**change)
+
+
+def test_the_config_is_kept_as_training_begins_and_not_before(copied, mini, monkeypatch):
+    workdir = copied("training", "evaluation", road.CONFIG)
+
+    def begun(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(train, "describe", begun)
+    with pytest.raises(InterruptedError):
+        road.run(mini(), workdir)
+    kept = (workdir / road.CONFIG).read_text()
+    assert load(json.loads(kept)) == mini()
+    with pytest.raises(InterruptedError):  # nothing was trained, so other settings may be
+        road.run(mini(**{"curriculum": stages(5)}), workdir)
+    assert load(json.loads((workdir / road.CONFIG).read_text())).curriculum[0].steps == 5
+
+
+def test_a_report_is_of_what_ran_whatever_config_was_kept(copied, mini):
+    workdir = copied()
+    road.keep_config(mini(**{"optimizer.clip_norm": 0.25, "evaluation.max_tokens": 99}), workdir)
+    shown = {setting.key: setting.value for setting in report.settings(config_of(Run("mini", workdir)))}
+    assert (shown["optimizer.clip_norm"], shown["evaluation.max_tokens"]) == ("1.0", "16")
+
+
+@pytest.mark.parametrize("name", ["runs[1]", "what?", "all*", "back\\slash"])
+def test_a_workdir_where_no_checkpoint_could_be_read_is_refused_before_anything_is_made(tmp_path, mini, name):
+    with pytest.raises(ValueError, match="name another workdir"):
+        road.run(mini(), tmp_path / name / "run")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_workdir_of_any_other_name_works(copied, mini):
+    workdir = copied("training", "evaluation")
+    workdir = workdir.rename(workdir.with_name("~ a]b%20{c,d}\nä😀'\"#"))
+    assert road.run(mini(), workdir)
+    assert load_params(workdir / "training/checkpoints")[0] == 6
 
 
 def test_one_program_after_the_other_is_the_road(finished, mini):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -348,3 +349,33 @@ def test_parameters_are_loaded_whatever_mesh_is_in_force(saved):
     assert step == 2
     assert_equal(params, jax.tree.map(np.asarray, state(2).params))
     assert not list(saved.glob("damaged-*"))
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a[", "a*", "a?b", "a\\b", "\udc80"])
+def test_a_path_whose_checkpoints_could_not_be_read_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="checkpoints cannot be read under a path with"):
+        Checkpoints(tmp_path / name / "checkpoints", keep=1, note=NOTE)
+
+
+@pytest.mark.parametrize("name", ["a ]b", "a%20{b,c}\n~", "Bläh 😀'\"#&;$!`|"])
+def test_checkpoints_under_any_other_path_come_back(tmp_path, name):
+    save(tmp_path / name, 1)
+    assert load_params(tmp_path / name)[0] == 1
+
+
+@pytest.mark.parametrize("lost", ["state/manifest.ocdbt", "_CHECKPOINT_METADATA", "."])
+def test_a_save_that_cannot_be_read_is_an_error_once_it_is_done(tmp_path, lost):
+    checkpoints = Checkpoints(tmp_path, keep=2, note=NOTE)
+    checkpoints.save(1, state(1))
+    while not (tmp_path / "1").exists():  # it appears whole
+        time.sleep(0.01)
+    (shutil.rmtree if lost == "." else os.unlink)(tmp_path / "1" / lost)
+
+    def steps():
+        for _ in range(500):
+            checkpoints.look()
+            time.sleep(0.01)
+
+    with pytest.raises(CheckpointError, match=r"checkpoint of step 1 was written .* and cannot be read"):
+        steps()
+    checkpoints.close()
