@@ -170,7 +170,7 @@ def _changes(
     for name in sorted({*there["inputs"], *inputs}):
         before, now = (known.get(name, settings.ABSENT) for known in (there["inputs"], inputs))
         place = f" ({places[name]})" if name in places else ""
-        found += settings.differences(before, now, f"{name}{place}")
+        found += [f"{line}{place}" for line in settings.differences(before, now, name)]
     return "; ".join(found)
 
 

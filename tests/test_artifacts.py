@@ -138,7 +138,7 @@ def test_what_nothing_stands_on_is_made_again(tmp_path, caplog):
 
 def test_an_input_that_changed_is_named_with_its_place(tmp_path):
     finish(tmp_path, MADE_BY, INPUTS, {})
-    with pytest.raises(ArtifactError, match=r"traces \(runs/a/traces\): 'f00d' there, 'beef' now"):
+    with pytest.raises(ArtifactError, match=r"traces: 'f00d' there, 'beef' now \(runs/a/traces\)"):
         is_finished(tmp_path, MADE_BY, {"traces": "beef"}, places={"traces": "runs/a/traces"})
 
 

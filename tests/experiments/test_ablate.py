@@ -15,6 +15,7 @@ from orca_jax import artifacts
 from orca_jax.configs.ablations import main, segments, stages
 from orca_jax.experiments import ablate, ablate_bbh, run
 from orca_jax.experiments.arm_sets import load_set, merged
+from orca_jax.experiments.config import plain
 from orca_jax.experiments.queries import training_puzzles
 from orca_jax.settings import SettingsError
 
@@ -73,6 +74,15 @@ def test_run_again_it_makes_nothing(workdir, given):
     text = ablate.ablate(small(), workdir)
     assert stamps(workdir) == before
     assert text == (workdir / "table.md").read_text()
+
+
+def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir, given):
+    about = [workdir / ablate.ABOUT, *workdir.glob(f"*/*/{run.CONFIG}")]
+    before = [path.read_text() for path in about]
+    other = merged(plain(small()), {"base": {"optimizer": {"clip_norm": 0.5}}})
+    with pytest.raises(artifacts.ArtifactError, match=r"optimizer\.clip_norm: 1\.0 there, 0\.5 now"):
+        ablate.ablate(load_set(other), workdir)
+    assert [path.read_text() for path in about] == before
 
 
 def test_every_arm_and_seed_is_a_whole_run(workdir):
