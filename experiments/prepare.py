@@ -70,7 +70,12 @@ class Flagged:
 
 
 def make_flags(
-    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, inputs: dict[str, str], *, remake: bool
+    config: ExperimentConfig,
+    teacher: TeacherConfig,
+    workdir: Path,
+    inputs: dict[str, str],
+    *,
+    remake: bool = False,
 ) -> dict[str, Any]:
     """Writes quality/NAME/flags.jsonl; the manifest counts every flag, and what filters leave out.
 
@@ -155,7 +160,7 @@ def _shots(workdir: Path, teacher: TeacherConfig, offsets: NDArray[np.int64]) ->
 
 
 def make_tokenizer(
-    config: ExperimentConfig, workdir: Path, inputs: dict[str, str], *, remake: bool
+    config: ExperimentConfig, workdir: Path, inputs: dict[str, str], *, remake: bool = False
 ) -> TokenizerLike:
     """The configured tokenizer with the layout's control tokens, or one trained on the traces.
 
@@ -225,7 +230,7 @@ def make_store(
     inputs: dict[str, str],
     how: tokens.Run,
     *,
-    remake: bool,
+    remake: bool = False,
 ) -> dict[str, Any]:
     """Writes tokens/NAME, or goes on with its missing shards."""
     directory, supervise = workdir / "tokens" / name, config.data.supervise
