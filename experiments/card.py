@@ -10,7 +10,7 @@ from typing import Any
 
 from orca_jax import artifacts, settings
 from orca_jax.data import packing
-from orca_jax.data.tokens import TokenStore
+from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.queries import flan, system_messages
@@ -36,8 +36,23 @@ def make_card(
     inputs = {"tokens": store.manifest["fingerprint"]}
     if not _is_up_to_date(directory, made_by, inputs):
         data_card.write(directory, _facts(config, teacher, workdir, store, traces()))
-        artifacts.finish(directory, made_by, inputs, {"examples": len(store)})
+        fates = store.fates(config.data.row_length, config.data.overlong)
+        artifacts.finish(directory, made_by, inputs, fates)
         log.info("%s: data card at %s", teacher.name, directory / data_card.README)
+
+
+def left_out(teacher: TeacherConfig, workdir: Path, store: TokenStore) -> dict[str, int]:
+    """Why rows and traces are no examples, and how many are not; those held out for validation apart."""
+    collected = artifacts.read_manifest(workdir / "traces" / teacher.name)["counts"]
+    quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
+    rows = {name: collected[name] for name in ("malformed", "asks_a_benchmark") if collected.get(name)}
+    return {**rows, **quality["left_out"], **store.manifest["counts"]["dropped"]}
+
+
+def untrained(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, store: TokenStore) -> str:
+    """What does not train of a teacher's traces, of how many, and what to change; empty where all does."""
+    fates = store.fates(config.data.row_length, config.data.overlong)
+    return warning(fates, left_out(teacher, workdir, store))
 
 
 def _is_up_to_date(directory: Path, made_by: dict[str, Any], inputs: dict[str, str]) -> bool:
@@ -54,6 +69,7 @@ def _facts(
     quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
     sample = list(traces[:: max(1, len(traces) // SAMPLE)])
     asked = _queries(workdir) if teacher.kind != "file" else None
+    trains = store.effective_lengths(config.data.row_length, config.data.overlong) > 0
     return Facts(
         name=teacher.name,
         about=(
@@ -62,10 +78,11 @@ def _facts(
             f"tokenizer: {Path(config.data.tokenizer).name or 'the weights own, or trained on the traces'}",
             f"layout {config.data.layout}, loss on {_LOSS_ON[config.data.supervise]}",
         ),
-        columns={**store.columns},
+        columns={name: values[trains] for name, values in store.columns.items()},
+        untrained=untrained(config, teacher, workdir, store),
         purposes={id: message.purpose for id, message in system_messages.all_messages().items()},
-        expected=_expected(config, store.columns["collection"].tolist()),
-        left_out={**quality["left_out"], **store.manifest["counts"]["dropped"]},
+        expected=_expected(config, store.columns["collection"][trains].tolist()),
+        left_out={**left_out(teacher, workdir, store), "in no row": int((~trains).sum())},
         held_out=quality["kept"] - len(traces),
         flags=quality["flags"],
         packing=_packing(config, store),

@@ -35,31 +35,38 @@ from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import asked_as, examined_as, make_queries
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
+from orca_jax.row_files import Tally
 
 log = logging.getLogger(__name__)
 options.define("collect")
 RETRIED = "retried"  # a file: how often failed requests were asked again after the traces were written
 
 
-def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]:
+def read_teacher(teacher: TeacherConfig, examined: list[str], tally: Tally) -> Iterator[Trace]:
     """The traces of a file, without those that ask a question of `examined`.
 
+    Args:
+      tally: counts the rows, and those that are left out as malformed.
+
     Raises:
-      RecordError: a row cannot be read, or no trace is left.
+      RecordError: too many rows are malformed, or no trace is left.
     """
     known = set(map(puzzles.question_key, examined))
-    kept = left_out = 0
+    kept = 0
     for trace in record_files.read_traces(
-        remote.local(teacher.path), teacher=teacher.name, recognise=system_messages.recognise
+        remote.local(teacher.path),
+        teacher=teacher.name,
+        recognise=system_messages.recognise,
+        tally=tally,
+        join_turns=teacher.join_turns,
     ):
         asked = (message.content for message in trace.messages if message.role == "user")
         if known and any(puzzles.question_key(text) in known for text in asked):
-            left_out += 1
             continue
         kept += 1
         yield trace
-    if left_out:
-        log.info("%s: left out %d traces that ask a benchmark's question", teacher.name, left_out)
+    if kept < tally.read:
+        log.info("%s: left out %d traces that ask a benchmark's question", teacher.name, tally.read - kept)
     if not kept:
         raise RecordError(f"{teacher.path}: no traces in it; give another file as the teacher's path")
 
@@ -67,13 +74,13 @@ def read_teacher(teacher: TeacherConfig, examined: list[str]) -> Iterator[Trace]
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:
     """Writes traces/NAME/traces.jsonl and its manifest, which counts the outcomes."""
     directory = workdir / "traces" / teacher.name
-    made_by = _made_by(config, teacher, directory)
+    made_by, tally = _made_by(config, teacher, directory), Tally(teacher.malformed)
     places = {"file": teacher.path, "student": teacher.path, "queries": workdir / "queries"}
     if teacher.kind == "file":
         inputs = {"file": artifacts.file_digest(remote.local(teacher.path))}
         documents = list(registry.documents(config.given_benchmarks))
         inputs |= examined_as(documents, artifacts.recorded(directory)["inputs"])
-        found = read_teacher(teacher, [document.text for document in documents])
+        found = read_teacher(teacher, [document.text for document in documents], tally)
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
@@ -86,7 +93,10 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     log.info("%s: %d traces: %s", teacher.name, count, _listed(outcomes))
     if outcomes[Outcome.ERROR] and teacher.kind != "file":
         log.warning("%s: to ask again what ended in an error: experiments.collect retry", teacher.name)
-    return artifacts.finish(directory, made_by, inputs, {"traces": count, "outcomes": dict(outcomes)})
+    counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
+    if teacher.kind == "file":
+        counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
+    return artifacts.finish(directory, made_by, inputs, counts)
 
 
 def _made_by(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> settings.Section:

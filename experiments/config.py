@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from orca_jax import remote, settings
+from orca_jax import remote, row_files, settings
 from orca_jax.asking.api_config import ApiConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, sampling, system_messages
@@ -72,7 +72,7 @@ class FlanConfig:
     niv2_per_task: int = 300
     flan2021: int = 2_500_000
     t0: int = 2_000_000
-    malformed: float = 0.01
+    malformed: float = flan.MALFORMED
     messages: str = ""
     contamination: str = "drop"
     coverage: float = 0.4
@@ -120,6 +120,8 @@ class TeacherConfig:
         is asked without them.
       brevity, reach, error_rate: the oracle's knobs.
       bare_reply: how the oracle gives an answer alone.
+      malformed: the share of a file's rows, and of traces in the layout, that may be that; they are left out.
+      join_turns: of a file's conversations, consecutive turns of one role become one.
     """
 
     name: str
@@ -137,6 +139,8 @@ class TeacherConfig:
     reach: int = 1_000_000
     error_rate: float = 0.0
     bare_reply: str = "{answer}"
+    malformed: float = row_files.MALFORMED
+    join_turns: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in TEACHER_KINDS:
@@ -154,6 +158,8 @@ class TeacherConfig:
                 _check_messages(f"teacher {self.name!r}: {name}", [number])
         if not 0 < self.share <= 1:
             raise ValueError(f"teacher {self.name!r}: share={self.share} must be in (0, 1]")
+        if not 0 <= self.malformed <= 1:
+            raise ValueError(f"teacher {self.name!r}: malformed={self.malformed} must be from 0 to 1")
         if self.shots < 0:
             raise ValueError(f"teacher {self.name!r}: shots={self.shots} must be 0 or more")
         quality.check(self.filters)

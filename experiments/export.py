@@ -53,7 +53,9 @@ def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = 
 
 
 def _traces(path: Path) -> Iterator[Trace]:
-    return record_files.read_traces(path / prepare.TRACES if path.is_dir() else path)
+    if path.is_dir():
+        return record_files.read_jsonl(path / prepare.TRACES, Trace)
+    return record_files.read_traces(path)
 
 
 def _kept(directory: Path) -> Iterator[Trace]:

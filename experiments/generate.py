@@ -31,7 +31,7 @@ from orca_jax.data.layouts import LayoutError
 from orca_jax.experiments import options, students
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
-from orca_jax.records import Message, Outcome, RecordError, Reply, Sampling, Usage, to_json
+from orca_jax.records import Message, Outcome, RecordError, Reply, Sampling, Usage, half_pair, to_json
 from orca_jax.serving.local import LocalStudent
 
 options.define("generate")
@@ -208,6 +208,8 @@ def answer_file(
 
 
 def _check(student: LocalStudent, source: Path, question: Question, messages: tuple[Message, ...]) -> None:
+    if any(half_pair(message.content) for message in messages):
+        raise RecordError(f"{source}: id {question.id!r} has half a surrogate pair, which is no character")
     if messages[-1].role != "user" or not messages[-1].content:
         raise RecordError(f"{source}: id {question.id!r} asks nothing: its last words must be the user's")
     try:

@@ -32,14 +32,14 @@ from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import options, students
-from orca_jax.experiments.card import make_card
+from orca_jax.experiments.card import make_card, untrained
 from orca_jax.experiments.collect_asking import TRACES
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import unit_hash
 from orca_jax.progress import Report, progress
 from orca_jax.queries import contamination
 from orca_jax.queries.quality import Examiner
-from orca_jax.records import Outcome, Trace
+from orca_jax.records import Outcome, Trace, half_pair
 
 log = logging.getLogger(__name__)
 options.define("prepare")
@@ -108,7 +108,8 @@ def make_flags(
 def _candidates(config: ExperimentConfig, workdir: Path, teacher: str) -> Iterator[few_shot.Candidate]:
     """Every trace, in order; examples are of the training part and of what filters keep."""
     for entry, trace in zip(flagged(workdir, teacher), read(workdir, teacher), strict=True):
-        serves = entry.left_out is None and trace.outcome is Outcome.OK and not held_out(entry, config)
+        good = trace.outcome is Outcome.OK and trace.messages[-1].weight > 0
+        serves = entry.left_out is None and good and not held_out(entry, config)
         kind = trace.task, trace.system_message_id
         yield few_shot.Candidate(entry.offset, entry.query_id, kind, serves)
 
@@ -213,7 +214,9 @@ def _control_tokens(layout: str, source: str) -> tuple[str, ...]:
 def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
     """A sample of the training part of all teachers: a file's first traces may all be of one kind."""
     every = itertools.chain.from_iterable(part(config, workdir, teacher.name) for teacher in config.teachers)
-    for trace in heapq.nsmallest(TRAINING_TEXTS, every, key=lambda trace: _draw(config, trace)):
+    # A text that is none would end SentencePiece; tokens.trainable leaves its trace out later.
+    texts = (trace for trace in every if not any(half_pair(message.content) for message in trace.messages))
+    for trace in heapq.nsmallest(TRAINING_TEXTS, texts, key=lambda trace: _draw(config, trace)):
         pieces = layouts.LAYOUTS[config.data.layout](trace.messages)
         yield "".join(piece.text for piece in pieces if not piece.control)
 
@@ -248,7 +251,12 @@ def make_store(
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     with progress(f"tokenising {name}, shards", tokens.shard_count(len(traces))) as report:
         counts = tokens.write_store(
-            directory, traces, encode, run=how, on_shard=lambda done, shards: report(done)
+            directory,
+            traces,
+            encode,
+            run=how,
+            malformed=max(t.malformed for t in config.teachers if name in (t.name, VALIDATION)),
+            on_shard=lambda done, shards: report(done),
         )
     log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
     return artifacts.finish(directory, made_by, inputs, counts)
@@ -299,6 +307,9 @@ def run(
         # A student's data card is of the rows that it was trained on.
         if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
             make_card(config, teacher, workdir, functools.partial(part, config, workdir, teacher.name))
+        store = tokens.TokenStore(workdir / "tokens" / teacher.name)
+        if said := untrained(config, teacher, workdir, store):
+            log.warning("%s: %s", teacher.name, said)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def is_asked(query: Query, share: float, seed: int) -> bool:
 
 
 def asked_as(teacher: TeacherConfig) -> settings.Section:
-    """The settings that a teacher's traces depend on, its API's apart; filters and shots are for later."""
-    return settings.section(teacher, without=("filters", "shots", "api"))
+    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
+    return settings.section(teacher, without=("filters", "shots", "api", "malformed"))
 
 
 def training_puzzles(

@@ -19,7 +19,7 @@ from absl import flags
 from orca_jax import artifacts, remote_workdir, settings
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
-from orca_jax.data.tokens import TokenStore
+from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.experiments import options, students
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import VALIDATION
@@ -106,25 +106,25 @@ def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
     )
 
 
-def describe(rows: RowBuilder) -> dict[str, dict[str, float]]:
+def describe(rows: RowBuilder, overlong: str) -> dict[str, dict[str, float]]:
     """What packing makes of every data set's first epoch: the figures to look at before training."""
     described = {}
     for name, store in rows.stores.items():
         plan = rows.plan_of(name, 0)
-        first = store.columns["first_supervised"]
+        fates = store.fates(rows.row_length, overlong)
         described[name] = {
-            "examples": len(store),
+            **fates,
             "rows": plan.rows,
             "examples_per_row": round(plan.packing_factor, 3),
             "fill": round(plan.fill, 5),
             "supervised_share": round(
                 float(store.columns["supervised"].sum() / max(1, store.lengths.sum())), 4
             ),
-            "cut_or_too_long": int((store.lengths > rows.row_length).sum()),
             "left_out": len(plan.left_out),
-            "nothing_supervised": int((first < 0).sum()),
         }
         log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in described[name].items()))
+        if said := warning(fates):
+            log.warning("%s: %s", name, said)
     return described
 
 
@@ -169,7 +169,7 @@ def run(
     curriculum = Curriculum(
         config.curriculum, builder.plan_of, batch_rows=config.train.batch_rows, seed=config.seed
     )
-    described = describe(builder)
+    described = describe(builder, config.data.overlong)
     mesh = sharding.make_mesh(config.mesh)
     log.info(
         "student of %d parameters from %s, %d steps of %d rows, mesh %s",

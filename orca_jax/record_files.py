@@ -1,58 +1,45 @@
 """The file formats of records: JSON lines, and the schemas in which traces are exchanged.
 
-Traces are read from and written to JSON lines or Parquet, by the file's suffix, in four schemas:
+Traces are read from JSON lines, a JSON array or Parquet, by the file's suffix, in the fields of `Trace`
+(native) or in the columns of `orca_jax.conversations`. They are written in four schemas, as JSON lines or
+Parquet:
 
   native      the fields of `Trace`; keeps everything
   openorca    id, system_prompt, question, response; an id's prefix before the dot is its collection
   messages    id, messages [{role, content}]
   sharegpt    id, conversations [{from: system, human or gpt, value}]
 
-The last three hold the conversation and `extra` only. `extra` holds the columns of no schema.
+The last three hold the conversation and `extra` only. A turn has a `weight` too where that is not 1.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, TypeVar
 
+from orca_jax import conversations, row_files
 from orca_jax.artifacts import atomic_write
-from orca_jax.records import ROLES, Message, Outcome, RecordError, Sampling, Trace, from_json, to_json
+from orca_jax.records import Outcome, RecordError, Sampling, Trace, from_json, half_pair, to_json
 
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-PARQUET_SUFFIX = ".parquet"
 ROW_GROUP = 1000  # rows; what is held in memory while Parquet is written
-BATCH = 256  # rows; the same while it is read
-SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-SHAREGPT_NAMES = {role: name for name, role in SHAREGPT_ROLES.items()}
+SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 SCHEMAS = {
     "native": ("id", "query_id", "sample", "messages"),
     "openorca": ("id", "system_prompt", "question", "response"),
     "messages": ("messages",),
     "sharegpt": ("conversations",),
 }
-ACCEPTED = "accepted: " + "; ".join(f"{schema} ({', '.join(columns)})" for schema, columns in SCHEMAS.items())
 
 Record = TypeVar("Record")
 Recognise = Callable[[str], int | None]
 log = logging.getLogger(__name__)
-
-
-class _Row(NamedTuple):
-    """One row of a file; `where` names file and line or row, `number` counts from 0.
-
-    `offset` is the byte at which a line begins.
-    """
-
-    where: str
-    number: int
-    values: Any
-    offset: int = 0
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
@@ -75,10 +62,14 @@ def read_jsonl(path: str | os.PathLike[str], record_type: type[Record]) -> Itera
 
 def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[tuple[int, Record]]:
     """As `read_jsonl`, each record with the byte at which its line begins, for `read_at`."""
-    for row in _json_rows(path):
-        with _located(row.where):
-            record = from_json(record_type, row.values)
-        yield row.offset, record
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                with _located(f"{path}:{number}"):
+                    record = from_json(record_type, row_files.parse(line))
+                yield offset, record
+            offset += len(line)
 
 
 def read_at(
@@ -89,7 +80,7 @@ def read_at(
         for offset in offsets:
             file.seek(offset)
             with _located(f"{path}: byte {offset}"):
-                record = from_json(record_type, _parse(file.readline()))
+                record = from_json(record_type, row_files.parse(file.readline()))
             yield record
 
 
@@ -125,26 +116,33 @@ class JsonlAppender:
 
 
 def read_traces(
-    path: str | os.PathLike[str], *, teacher: str = "", recognise: Recognise = lambda text: None
+    path: str | os.PathLike[str],
+    *,
+    teacher: str = "",
+    recognise: Recognise = lambda text: None,
+    tally: row_files.Tally | None = None,
+    join_turns: bool = False,
 ) -> Iterator[Trace]:
-    """Reads traces of any schema, row by row, from JSON lines or Parquet.
+    """Reads traces of any schema, row by row, from JSON lines, a JSON array or Parquet.
 
-    A null or empty system text means no system message, a null or empty answer `Outcome.EMPTY`.
+    A null or empty system text means no system message, a null or empty last answer `Outcome.EMPTY`.
 
     Args:
-      path: a file ending in .jsonl, .json, .ndjson (one JSON object a line) or .parquet.
+      path: a file that `row_files.rows` reads.
       teacher: who answered; native rows name their own.
       recognise: gives a system text's id; called with the empty string where there is none.
+      tally: counts the malformed rows, which are left out, and says how many there may be.
+      join_turns: consecutive turns of one role become one.
 
     Raises:
-      RecordError: a row cannot be read; the message names file, row, column and accepted schemas.
+      RecordError: too many rows are malformed, or the file is damaged; names file, row, column.
     """
     path = Path(path)
-    rows = _parquet_rows(path) if _is_parquet(path) else _json_rows(path)
-    for row in rows:
-        with _located(row.where):
-            trace = _trace(row, path.stem, teacher, recognise)
-        yield trace
+
+    def read(row: row_files.Row) -> Trace:
+        return _trace(row, path.stem, teacher, recognise, join_turns)
+
+    return row_files.counted(path, row_files.rows(path), read, tally or row_files.Tally())
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: str = "native") -> int:
@@ -159,16 +157,16 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: 
       RecordError: the schema is unknown, or cannot hold a trace; the message names the trace.
     """
     if schema not in SCHEMAS:
-        raise RecordError(f"unknown schema {schema!r}; {ACCEPTED}")
+        raise RecordError(f"unknown schema {schema!r}; known: {', '.join(SCHEMAS)}")
     path = Path(path)
-    rows = (_WRITERS[schema](trace) for trace in traces)
-    return _write_parquet_rows(path, rows, schema) if _is_parquet(path) else _write_json_rows(path, rows)
-
-
-def _is_parquet(path: Path) -> bool:
-    if path.suffix not in (*JSON_SUFFIXES, PARQUET_SUFFIX):
-        raise RecordError(f"{path}: unknown suffix; name it {', '.join(JSON_SUFFIXES)} or {PARQUET_SUFFIX}")
-    return path.suffix == PARQUET_SUFFIX
+    if path.suffix == ".gz":
+        raise RecordError(f"{path}: packed files are read and not written; name it {path.stem}")
+    made = (_WRITERS[schema](trace) for trace in traces)
+    return (
+        _write_parquet_rows(path, made, schema)
+        if row_files.is_parquet(path)
+        else _write_json_rows(path, made)
+    )
 
 
 @contextlib.contextmanager
@@ -195,29 +193,6 @@ def _write_json_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, A
         for count, row in enumerate(rows, 1):  # noqa: B007
             file.write(_line(row))
     return count
-
-
-def _json_rows(path: str | os.PathLike[str]) -> Iterator[_Row]:
-    offset = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file):
-            if line.strip():
-                where = f"{path}:{number + 1}"
-                with _located(where):
-                    values = _parse(line)
-                yield _Row(where, number, values, offset)
-            offset += len(line)
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
-    except json.JSONDecodeError as error:
-        raise RecordError(f"not a JSON object on one line ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
-        raise RecordError(f"JSON beyond the reader's limits ({error})") from error
 
 
 def _mend(path: Path) -> None:
@@ -253,33 +228,6 @@ def _last_line(file: IO[bytes], block: int = 1 << 16) -> int:
 
 
 # Parquet. pyarrow is imported where it is needed: JSON lines do without it.
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    with open(path, "rb") as file:
-        rows = itertools.chain.from_iterable(_batches(path, file))
-        for number, values in enumerate(rows):
-            yield _Row(f"{path}: row {number}", number, {**values, **_unpacked(values.get("extra"))})
-
-
-def _batches(path: Path, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH):
-            yield batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: damaged or no Parquet file ({error}); fetch or write it again") from error
-
-
-def _unpacked(extra: Any) -> dict[str, Any]:
-    """The column `extra` as a JSON object, where it is one."""
-    if isinstance(extra, str):
-        with contextlib.suppress(ValueError):
-            values = json.loads(extra)
-            return {"extra": values} if isinstance(values, dict) else {}
-    return {}
 
 
 def _packed(row: dict[str, Any]) -> dict[str, Any]:
@@ -318,8 +266,8 @@ def _columns(schema: str) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
-    message = pa.struct({"role": text, "content": text})
-    turn = pa.struct({"from": text, "value": text})
+    message = pa.struct({"role": text, "content": text, "weight": pa.float64()})
+    turn = pa.struct({"from": text, "value": text, "weight": pa.float64()})
     drawn = {"temperature": pa.float64(), "top_p": pa.float64(), "max_tokens": number}
     typed = {
         "messages": pa.list_(message),
@@ -336,94 +284,39 @@ def _columns(schema: str) -> Any:
 # Schemas
 
 
-def _trace(row: _Row, stem: str, teacher: str, recognise: Recognise) -> Trace:
+def _trace(row: row_files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool) -> Trace:
     if not isinstance(row.values, dict):
-        raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {ACCEPTED}")
+        raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {conversations.ACCEPTED}")
     if "query_id" in row.values and "outcome" in row.values:
-        return from_json(Trace, row.values)
-    return _foreign_trace(row, stem, teacher, recognise)
+        trace = from_json(Trace, row.values)
+        messages = conversations.checked(trace.messages, join_turns=join_turns)
+        trace = dataclasses.replace(trace, messages=messages)
+    else:
+        trace = _foreign_trace(row, stem, teacher, recognise, join_turns)
+    if half := half_pair(f"{trace.id}{trace.query_id}{trace.collection}{trace.task}{trace.teacher}"):
+        raise RecordError(f"an id or name has half a surrogate pair ({half}), which is no character")
+    return trace
 
 
-def _foreign_trace(row: _Row, stem: str, teacher: str, recognise: Recognise) -> Trace:
-    schema, messages = _conversation(row.values)
+def _foreign_trace(
+    row: row_files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool
+) -> Trace:
+    messages, columns, extra = conversations.read(row.values, join_turns=join_turns)
     id = str(row.values["id"]) if row.values.get("id") is not None else f"{stem}-{row.number}"
-    system = next((message.content for message in messages if message.role == "system"), "")
-    answered = messages[-1:] and messages[-1].role == "assistant" and messages[-1].content.strip()
+    answered = messages[-1].role == "assistant" and messages[-1].content.strip()
     return Trace(
         id=id,
         query_id=id,
         sample=0,
-        messages=tuple(messages),
-        collection=id.split(".")[0] if schema == "openorca" and "." in id else "",
+        messages=messages,
+        collection=id.split(".")[0] if "question" in columns and "." in id else "",
         task="",
-        system_message_id=recognise(system),
+        system_message_id=recognise(messages[0].content if messages[0].role == "system" else ""),
         teacher=teacher,
         sampling=Sampling(),
         outcome=Outcome.OK if answered else Outcome.EMPTY,
-        extra=_rest(row.values, schema),
+        extra=extra,
     )
-
-
-def _rest(row: Mapping[str, Any], schema: str) -> dict[str, Any]:
-    """The columns that are not the schema's, those inside `extra` among them."""
-    rest = {key: value for key, value in row.items() if key not in (*SCHEMAS[schema], "id")}
-    return {**rest.pop("extra"), **rest} if isinstance(rest.get("extra"), dict) else rest
-
-
-def _conversation(row: dict[str, Any]) -> tuple[str, list[Message]]:
-    """The row's schema and its conversation."""
-    if "question" in row or "response" in row:
-        return "openorca", _openorca_messages(row)
-    if "messages" in row:
-        return "messages", _turns(row, "messages", "role", "content", dict(zip(ROLES, ROLES)))
-    if "conversations" in row:
-        return "sharegpt", _turns(row, "conversations", "from", "value", SHAREGPT_ROLES)
-    raise RecordError(f"column 'messages' is missing, among {', '.join(row) or 'none'}; {ACCEPTED}")
-
-
-def _openorca_messages(row: dict[str, Any]) -> list[Message]:
-    missing = [column for column in SCHEMAS["openorca"] if column not in row]
-    if missing:
-        raise RecordError(f"column {', '.join(map(repr, missing))} is missing; {ACCEPTED}")
-    texts = [_text(row, column) for column in ("system_prompt", "question", "response")]
-    if not texts[1]:
-        raise RecordError("column 'question' is empty; drop the row")
-    return _said(zip(("system", "user", "assistant"), texts))
-
-
-def _turns(row: dict[str, Any], column: str, role: str, text: str, roles: Mapping[str, str]) -> list[Message]:
-    turns = row[column]
-    if not isinstance(turns, list) or not turns:
-        raise RecordError(f"column {column!r} must be a list of turns, not {turns!r:.60}; {ACCEPTED}")
-    said = []
-    for number, turn in enumerate(turns):
-        with _located(f"{column}[{number}]"):
-            said.append(_turn(turn, role, text, roles))
-    return _said(said)
-
-
-def _turn(turn: Any, role: str, text: str, roles: Mapping[str, str]) -> tuple[str, str]:
-    missing = [key for key in (role, text) if not isinstance(turn, dict) or key not in turn]
-    if missing:
-        raise RecordError(f"{', '.join(map(repr, missing))} is missing; {ACCEPTED}")
-    if not isinstance(turn[role], str) or turn[role] not in roles:
-        raise RecordError(f"unknown {role!r} {turn[role]!r}; known: {', '.join(roles)}")
-    return roles[turn[role]], _text(turn, text)
-
-
-def _text(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if value is not None and not isinstance(value, str):
-        raise RecordError(f"column {column!r} must be text, not {value!r:.60}")
-    return value or ""
-
-
-def _said(turns: Iterable[tuple[str, str]]) -> list[Message]:
-    """The messages without empty system texts and an empty last answer, which mean that there is none."""
-    messages = [Message(role, text) for role, text in turns if role != "system" or text]
-    if messages and messages[-1].role == "assistant" and not messages[-1].content:
-        messages.pop()
-    return messages
 
 
 def _as_openorca(trace: Trace) -> dict[str, Any]:
@@ -435,6 +328,8 @@ def _as_openorca(trace: Trace) -> dict[str, Any]:
             f"trace {trace.id!r}: openorca holds one question and one answer, "
             f"not {', '.join(roles) or 'nothing'}; write the schema messages"
         )
+    if messages[-1].weight != 1:
+        raise RecordError(f"trace {trace.id!r}: openorca holds no weights; write the schema messages")
     question, response = messages[0].content, messages[1].content if len(messages) == 2 else ""
     texts = {"system_prompt": system, "question": question, "response": response}
     return {"id": trace.id, **texts, **_extra(trace)}
@@ -445,7 +340,10 @@ def _as_messages(trace: Trace) -> dict[str, Any]:
 
 
 def _as_sharegpt(trace: Trace) -> dict[str, Any]:
-    turns = [{"from": SHAREGPT_NAMES[message.role], "value": message.content} for message in trace.messages]
+    turns = [
+        {"from": SHAREGPT_NAMES[turn.pop("role")], "value": turn.pop("content"), **turn}
+        for turn in map(to_json, trace.messages)
+    ]
     return {"id": trace.id, "conversations": turns, **_extra(trace)}
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from orca_jax import settings
 
 ROLES = ("system", "user", "assistant")
-LEFT_OUT = ("extra", "raw", "top_logprobs")  # of the JSON form where they are empty
+# Fields that are left out of the JSON form where they have these values.
+LEFT_OUT: Mapping[str, Any] = {"extra": {}, "raw": {}, "top_logprobs": 0, "weight": 1.0}
 Record = TypeVar("Record")
 
 
@@ -37,12 +39,38 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
+    """One turn. `weight` scales the loss of an assistant's turn; 0: nothing is learnt from it."""
+
     role: str
     content: str
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise RecordError(f"unknown role {self.role!r}; known: {', '.join(ROLES)}")
+        if not 0 <= self.weight < math.inf:
+            raise RecordError(f"weight {self.weight!r} must be a number of 0 or more")
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Raises RecordError unless: an optional system message, then user and assistant in turn."""
+    turns = [message.role for message in messages]
+    spoken = turns[1:] if turns[:1] == ["system"] else turns
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"] * (len(spoken) % 2):
+        raise RecordError(
+            f"turns must be [system], user, assistant, user, ...; got {', '.join(turns) or 'nothing'}"
+        )
+
+
+def half_pair(text: str) -> str:
+    """The first half of a surrogate pair in a text, escaped; empty for a text that UTF-8 can hold."""
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,11 +176,11 @@ class Item:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A record as plain JSON values; the inverse of `from_json`. Empty `LEFT_OUT` fields are left out."""
+    """A record as plain JSON values; the inverse of `from_json`. See `LEFT_OUT`."""
     row: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if value or field.name not in LEFT_OUT:
+        if field.name not in LEFT_OUT or value != LEFT_OUT[field.name]:
             row[field.name] = _plain(value)
     return row
 
@@ -201,6 +229,8 @@ def _message(value: Any) -> Message:
     """`from_json`, faster for what is as it should be: traces are mostly messages."""
     if type(value) is dict and value.keys() == {"role", "content"} and type(value["content"]) is str:
         return Message(value["role"], value["content"])
+    if isinstance(value, dict) and value.get("weight", 1.0) is None:  # a column of Parquet without a value
+        value = {key: entry for key, entry in value.items() if key != "weight"}
     return from_json(Message, value)
 
 

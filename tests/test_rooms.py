@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "orca_jax"
-SHARED = {"records", "record_files", "artifacts", "settings", "progress", "remote", "remote_workdir"}
+SHARED = {
+    "records",
+    "record_files",
+    "row_files",
+    "conversations",
+    "artifacts",
+    "settings",
+    "progress",
+    "remote",
+    "remote_workdir",
+}
 # What each room may import, besides itself and the shared modules.
 ALLOWED = {
     "queries": set(),

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from orca_jax import records
 from orca_jax.data import template_layout
 from orca_jax.data.chat_template import LayoutError
 from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike
-from orca_jax.records import Message
+from orca_jax.records import Message, RecordError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,13 +37,10 @@ Layout = Callable[[Sequence[Message]], list[Piece]]
 
 def check_turns(messages: Sequence[Message]) -> None:
     """Raises LayoutError unless: an optional system message, then user and assistant in turn."""
-    turns = [message.role for message in messages]
-    spoken = turns[1:] if turns[:1] == ["system"] else turns
-    expected = [("user", "assistant")[i % 2] for i in range(len(spoken))]
-    if not spoken or spoken != expected:
-        raise LayoutError(
-            f"turns must be [system], user, assistant, user, ...; got {', '.join(turns) or 'nothing'}"
-        )
+    try:
+        records.check_turns(messages)
+    except RecordError as error:
+        raise LayoutError(str(error)) from error
 
 
 def orca(messages: Sequence[Message]) -> list[Piece]:
@@ -168,7 +166,7 @@ def joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids int32 [n] and whether each carries loss, float32 [n]; roles as indices of ROLE_NAMES."""
+    """Token ids int32 [n] and the weight of each one's loss, float32 [n]; roles as indices of ROLE_NAMES."""
 
     tokens: np.ndarray
     weights: np.ndarray
@@ -185,7 +183,7 @@ def encode(
     """Tokens of a conversation; the same ids at training and at inference.
 
     `supervise`: "all" puts the loss on every answer, "last" on the last one, "everything" on prompts too;
-    the ids are the same.
+    the ids are the same. An answer's loss is scaled by its message's weight.
 
     Raises:
       LayoutError: the turns do not alternate, the layout or `supervise` is unknown, or the layout is
@@ -195,22 +193,42 @@ def encode(
     return encode_all([messages], layout, tokenizer, supervise)[0]
 
 
+def check(layout: str, tokenizer: TokenizerLike, supervise: str) -> None:
+    """Raises LayoutError for a layout or `supervise` that no conversation can be encoded with."""
+    if supervise not in SUPERVISE:
+        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
+    if layout == TEMPLATE:
+        _templated(tokenizer)
+    elif layout not in LAYOUTS:
+        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
+
+
 def encode_all(
     conversations: Sequence[Sequence[Message]], layout: str, tokenizer: TokenizerLike, supervise: str = "all"
 ) -> list[Encoded]:
     """`encode` of many conversations, faster than one by one; raises as it does."""
-    if supervise not in SUPERVISE:
-        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
+    check(layout, tokenizer, supervise)
     for messages in conversations:
         check_turns(messages)
     if layout == TEMPLATE:
         encoded = [_encode_template(messages, _templated(tokenizer)) for messages in conversations]
-    elif layout in LAYOUTS:
-        encoded = _encode_pieces([list(joined(LAYOUTS[layout](m))) for m in conversations], tokenizer)
     else:
-        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
+        encoded = _encode_pieces([list(joined(LAYOUTS[layout](m))) for m in conversations], tokenizer)
     weigh = {"all": None, "last": only_last, "everything": on_everything}[supervise]
-    return list(map(weigh, encoded)) if weigh else encoded
+    return [
+        _scaled(weigh(one) if weigh else one, one.weights, messages)
+        for one, messages in zip(encoded, conversations)
+    ]
+
+
+def _scaled(encoded: Encoded, answers: np.ndarray, messages: Sequence[Message]) -> Encoded:
+    """With each answer's loss scaled by its weight; `answers` [n] has a run of ones for each answer."""
+    scales = [message.weight for message in messages if message.role == "assistant"]
+    if all(scale == 1 for scale in scales):
+        return encoded
+    run = np.cumsum(np.diff(answers, prepend=0.0) > 0)
+    weights = encoded.weights * np.where(answers > 0, np.array([1.0, *scales], np.float32)[run], 1)
+    return dataclasses.replace(encoded, weights=weights.astype(np.float32))
 
 
 def _encode_pieces(conversations: Sequence[Sequence[Piece]], tokenizer: TokenizerLike) -> list[Encoded]:

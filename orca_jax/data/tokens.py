@@ -14,33 +14,37 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orca_jax import artifacts
+from orca_jax import artifacts, row_files
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.data.traces import Traces
-from orca_jax.records import Outcome, Trace
+from orca_jax.records import Message, Outcome, Trace, half_pair
 
 Job = tuple[int, Traces]  # a shard's number and its traces
 # Does every job and yields as they are done, in any order: here, in several processes or on many machines.
 Run = Callable[[Callable[[Job], int], Sequence[Job]], Iterable[int]]
+log = logging.getLogger(__name__)
 NAME = "traces"
 SPLIT = "train"
 SHARD_SIZE = 4096
 BATCH = 512  # traces that are encoded at once
+MISFITS = "does not fit the layout"  # why a trace is dropped
 COLUMNS = {
     "length": np.int64,
     "first_supervised": np.int64,
     "supervised": np.int64,
+    "answers_without_loss": np.int64,
     "collection": np.str_,
     "task": np.str_,
     "teacher": np.str_,
@@ -77,24 +81,38 @@ def serializer(spec: Any) -> Callable[[dict[str, Any]], bytes]:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What turns traces into tokens: the same for every worker."""
+    """What turns traces into tokens: the same for every worker.
+
+    Raises:
+      LayoutError: nothing can be encoded in this way.
+    """
 
     tokenizer: TokenizerLike
     layout: str
     supervise: str = "all"
 
-    def __call__(self, traces: Sequence[Trace]) -> list[layouts.Encoded]:
-        """The tokens of each; LayoutError names the trace that does not fit the layout."""
+    def __post_init__(self) -> None:
+        layouts.check(self.layout, self.tokenizer, self.supervise)
+
+    def __call__(self, traces: Sequence[Trace]) -> list[layouts.Encoded | layouts.LayoutError]:
+        """The tokens of each, or why it does not fit the layout."""
         how = (self.layout, self.tokenizer, self.supervise)
         try:
-            return layouts.encode_all([trace.messages for trace in traces], *how)
+            return [*layouts.encode_all([learnt(trace) for trace in traces], *how)]
         except layouts.LayoutError as error:
-            for trace in traces:
-                try:
-                    layouts.encode(trace.messages, *how)
-                except layouts.LayoutError as its:
-                    raise layouts.LayoutError(f"trace {trace.id!r}: {its}") from error
-            raise
+            return [error] if len(traces) == 1 else [self([trace])[0] for trace in traces]
+
+
+def learnt(trace: Trace) -> tuple[Message, ...]:
+    """The messages, without loss on empty answers: silence is not learnt."""
+    if all(message.content.strip() for message in trace.messages):
+        return trace.messages
+    return tuple(
+        dataclasses.replace(message, weight=0.0)
+        if message.role == "assistant" and not message.content.strip()
+        else message
+        for message in trace.messages
+    )
 
 
 def shard_path(directory: Path, index: int, shards: int) -> Path:
@@ -106,32 +124,49 @@ def _sidecar(directory: Path, index: int) -> Path:
 
 
 def trainable(trace: Trace) -> bool:
-    return trace.outcome is Outcome.OK and bool(trace.answer.strip())
+    """Whether a trace is tokenised: it has an answer, and every text of it is one."""
+    return not _reason(trace)
 
 
-def write_shard(directory: Path, index: int, shards: int, traces: Traces, encode: Encoder) -> int:
+def write_shard(
+    directory: Path,
+    index: int,
+    shards: int,
+    traces: Traces,
+    encode: Encoder,
+    malformed: float = row_files.MALFORMED,
+) -> int:
     """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
 
-    Traces that do not train (outcome other than ok, empty answer) are counted in the sidecar.
+    Traces that do not train (outcome other than ok, empty answer, half a surrogate pair, a conversation that
+    does not fit the layout) are counted in the sidecar.
 
     Raises:
-      LayoutError: a conversation does not fit the layout; names the trace.
+      RecordError: too many conversations do not fit the layout; names the first.
       OSError: the shard cannot be written, the disk being full for example; names the file.
     """
     columns = collections.defaultdict(list)
     dropped: collections.Counter[str] = collections.Counter()
+    misfits, pairs, seen = row_files.Tally(malformed), list[tuple[str, str]](), 0
     with shard_writer(shard_path(directory, index, shards)) as writer:
         source = iter(traces)
         while batch := list(itertools.islice(source, BATCH)):
-            dropped.update(_reason(trace) for trace in batch if not trainable(trace))
+            dropped.update(filter(None, map(_reason, batch)))
             kept = list(filter(trainable, batch))
             for trace, encoded in zip(kept, encode(kept)):
+                seen += 1
+                if isinstance(encoded, layouts.LayoutError):
+                    pairs.append((f"trace {trace.id!r}", str(encoded)))
+                    misfits.refuse(*pairs[-1])
+                    row_files.check_rate(directory, misfits, max(seen, row_files.MIN_ROWS), seen)
+                    continue
                 writer.write(_example(trace.id, encoded))
                 for name, value in _columns(trace, encoded).items():
                     columns[name].append(value)
     arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
+    arrays |= {"dropped": np.array(sorted(dropped.elements())), "misfits": np.array(pairs).reshape(-1, 2)}
     with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
-        np.savez(file, dropped=np.array(sorted(dropped.elements())), **arrays)
+        np.savez(file, **arrays)
     return len(columns["length"])
 
 
@@ -154,8 +189,13 @@ def shard_writer(path: Path) -> Iterator[Any]:
 
 
 def _reason(trace: Trace) -> str:
-    """Why a trace does not train."""
-    return str(trace.outcome) if trace.outcome != Outcome.OK else "empty"
+    """Why a trace is not tokenised; empty for one that is."""
+    if trace.outcome is not Outcome.OK:
+        return str(trace.outcome)
+    if not trace.answer.strip():
+        return "empty"
+    texts = (trace.id, *(message.content for message in trace.messages))
+    return "half a surrogate pair" if any(map(half_pair, texts)) else ""
 
 
 def _example(id: str, encoded: layouts.Encoded) -> bytes:
@@ -199,6 +239,9 @@ def _columns(trace: Trace, encoded: layouts.Encoded) -> dict[str, Any]:
         "length": len(encoded.tokens) - 1,
         "first_supervised": supervised[0] if len(supervised) else -1,
         "supervised": len(supervised),
+        "answers_without_loss": sum(
+            message.role == "assistant" and not message.weight for message in learnt(trace)
+        ),
         "collection": trace.collection,
         "task": trace.task,
         "teacher": trace.teacher,
@@ -213,14 +256,16 @@ def write_store(
     *,
     run: Run | None = None,
     workers: int = 1,
+    malformed: float = row_files.MALFORMED,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the shards that are missing, then the store's metadata; returns its counts.
 
-    The bytes written depend on the traces and the encoder alone.
+    The bytes written depend on the traces and the encoder alone. Raises as `write_shard`.
 
     Args:
       run: does the shards' work; by default `workers` processes of this machine do.
+      malformed: the share of traces that may not fit the layout; they are left out.
       on_shard: called with (shards done, shards) as they are written.
     """
     directory = Path(directory)
@@ -228,12 +273,12 @@ def write_store(
     shards = shard_count(len(traces))
     missing = [index for index in range(shards) if not _is_whole(directory, index, shards)]
     jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
-    work = functools.partial(_write_job, directory, shards, encode)
+    work = functools.partial(_write_job, directory, shards, encode, malformed)
     done = (run or functools.partial(in_processes, workers))(work, jobs)
     for finished, _ in enumerate(done, 1 + shards - len(missing)):
         if on_shard:
             on_shard(finished, shards)
-    return _finish(directory, shards)
+    return _finish(directory, shards, malformed)
 
 
 def shard_count(traces: int) -> int:
@@ -244,8 +289,8 @@ def _is_whole(directory: Path, index: int, shards: int) -> bool:
     return _sidecar(directory, index).exists() and shard_path(directory, index, shards).exists()
 
 
-def _write_job(directory: Path, shards: int, encode: Encoder, job: Job) -> int:
-    return write_shard(directory, job[0], shards, job[1], encode)
+def _write_job(directory: Path, shards: int, encode: Encoder, malformed: float, job: Job) -> int:
+    return write_shard(directory, job[0], shards, job[1], encode, malformed)
 
 
 def _leave_with_parent() -> None:
@@ -277,15 +322,27 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
                 future.cancel()
 
 
-def _finish(directory: Path, shards: int) -> dict[str, Any]:
-    """Joins the sidecars and writes TFDS's metadata."""
+def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
+    """Joins the sidecars and writes TFDS's metadata.
+
+    Raises:
+      RecordError: too many traces do not fit the layout.
+    """
     import tensorflow_datasets as tfds
 
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
     dropped = collections.Counter(
         itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts)
     )
+    misfits = row_files.Tally(malformed)
+    for where, reason in itertools.chain.from_iterable(part.pop("misfits", ()) for part in parts):
+        misfits.refuse(str(where), reason)
     lengths = [len(part.get("length", ())) for part in parts]
+    seen = sum(lengths) + misfits.malformed
+    row_files.check_rate(directory, misfits, seen, seen)
+    if misfits.malformed:
+        dropped[MISFITS] = misfits.malformed
+        log.warning("%s: %s: %s", directory, MISFITS, "; ".join(misfits.places))
     full = [part for part in parts if len(part)] or [
         {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
     ]
@@ -299,7 +356,12 @@ def _finish(directory: Path, shards: int) -> dict[str, Any]:
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features(), split_infos=[split], check_data=False
     )
-    return {"examples": sum(lengths), "shards": shards, "dropped": dict(sorted(dropped.items()))}
+    return {
+        "examples": sum(lengths),
+        "shards": shards,
+        "dropped": dict(sorted(dropped.items())),
+        "answers_without_loss": int(columns["answers_without_loss"].sum()),
+    }
 
 
 class TokenStore:
@@ -347,3 +409,40 @@ class TokenStore:
         )
         first = self.columns["first_supervised"]
         return np.where((first >= 0) & (first < cut), cut, 0)
+
+    def fates(self, row_length: int, overlong: str) -> dict[str, int]:
+        """How many examples there are, how many of them train, are cut at a row's end, and never train.
+
+        Args:
+          overlong: as in `effective_lengths`. With `drop` what is longer than a row is `too_long`, with
+            `truncate` it is `cut`, or `answer_cut_away` where nothing supervised is left.
+        """
+        trains = self.effective_lengths(row_length, overlong) > 0
+        answered, fits = self.columns["first_supervised"] >= 0, self.lengths <= row_length
+        long = "too_long" if overlong == "drop" else "answer_cut_away"
+        counts = {"trained": trains, "cut": trains & ~fits, long: answered & ~trains}
+        counts["nothing_supervised"] = ~answered
+        return {"examples": len(self), **{name: int(found.sum()) for name, found in counts.items()}}
+
+
+# What to do about examples that do not train, or not whole, by the names of `TokenStore.fates`.
+ADVICE = {
+    "cut": "cut at a row's end (raise data.row_length, or data.overlong='drop' leaves them out)",
+    "too_long": "longer than a row, left out (raise data.row_length, or data.overlong='truncate' cuts them)",
+    "answer_cut_away": "left out, as nothing supervised stands in a row's length (raise data.row_length)",
+    "nothing_supervised": "without a supervised token (the weights of their turns, or data.supervise)",
+}
+
+
+def warning(fates: Mapping[str, int], left_out: Mapping[str, int] | None = None) -> str:
+    """What does not train, or not whole, of how many, and what to change; empty where all does.
+
+    Args:
+      fates: as of `TokenStore.fates`.
+      left_out: reason to traces that are no examples.
+    """
+    total = fates["examples"] + sum((left_out or {}).values())
+    found = [(fates.get(name, 0), said) for name, said in ADVICE.items()]
+    found += [(count, f"left out: {reason}") for reason, count in (left_out or {}).items()]
+    parts = [f"{count} ({100 * count / total:.1f} %) {said}" for count, said in found if count]
+    return f"{fates['trained']} of {total} train; {'; '.join(parts)}" if parts else ""

@@ -27,7 +27,9 @@ def features() -> Any:
             **dict.fromkeys((*TEXTS, "target", "extra"), text),
             "sample": tfds.features.Scalar(np.int64),
             "system_message_id": tfds.features.Scalar(np.int64),
-            "messages": tfds.features.Sequence({"role": text, "content": text}),
+            "messages": tfds.features.Sequence(
+                {"role": text, "content": text, "weight": tfds.features.Scalar(np.float32)}
+            ),
         }
     )
 
@@ -40,7 +42,7 @@ def as_example(trace: Trace) -> dict[str, Any]:
         **{name: row[name] for name in (*TEXTS, "sample")},
         "target": trace.target or "",
         "system_message_id": -1 if trace.system_message_id is None else trace.system_message_id,
-        "messages": row["messages"],
+        "messages": [{"weight": 1.0, **message} for message in row["messages"]],
         "extra": json.dumps({**rest, **row.get("extra", {})}, default=str),
     }
 

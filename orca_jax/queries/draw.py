@@ -17,6 +17,7 @@ from orca_jax.queries import contamination, flan, sampling, system_messages
 from orca_jax.queries.duplicates import Exact, Near
 from orca_jax.queries.system_messages import MessageSet
 from orca_jax.records import Query
+from orca_jax.row_files import Tally
 
 INDEX = "index.npz"
 PARTS = "drawn"
@@ -43,7 +44,7 @@ class Draw:
     files: Mapping[str, Sequence[str | Path]]
     quotas: sampling.Quotas
     seed: int
-    malformed: float = 0.01
+    malformed: float = flan.MALFORMED
     messages: MessageSet | None = None
     examined: contamination.Index | None = None
     near_duplicates: float = 0.0
@@ -54,7 +55,7 @@ class Draw:
 class Counts:
     """What became of a draw's rows; filled while its queries are taken."""
 
-    rows: flan.Tally = dataclasses.field(default_factory=flan.Tally)
+    rows: Tally = dataclasses.field(default_factory=Tally)
     not_drawn_from: Mapping[str, int] = dataclasses.field(default_factory=dict)
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
@@ -93,7 +94,7 @@ def queries(
       on_hit: is called for every benchmark's text that a query meets.
 
     Raises:
-      FlanError: too many rows of a file are malformed.
+      RecordError: too many rows of a file are malformed.
       MessagesError: no message is for a query.
     """
     folder = Path(folder)
@@ -113,12 +114,12 @@ def queries(
 def _scatter(draw: Draw, folder: Path, counts: Counts) -> None:
     """Leaves the drawn queries in `folder`: two passes over the files."""
     if not (folder / INDEX).exists():
-        rows = flan.read_all(draw.files, flan.Tally(draw.malformed))
+        rows = flan.read_all(draw.files, Tally(draw.malformed, flan.SETTING))
         sampling.index(draw.watch(rows, "indexing FLAN")).save(folder / INDEX)
     indexed = sampling.Index.load(folder / INDEX)
     plan = sampling.plan(indexed, draw.quotas, draw.seed)
     counts.rows, counts.drawn, counts.not_drawn_from = (
-        flan.Tally(draw.malformed),
+        Tally(draw.malformed, flan.SETTING),
         plan.summary(),
         indexed.left_out,
     )

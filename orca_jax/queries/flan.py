@@ -9,8 +9,8 @@
   raw      labelled sentences of the Flan 2021 kind, JSON lines of (sentence, label); rendered here
 
 Every reader yields `Query` records one at a time, in file order. A row that cannot be read is counted with
-its place in a `Tally` and left out; too many of them end the run. A query's id is a hash of what it holds,
-so that it depends neither on the file nor on its place, and equal rows have equal ids.
+its place in a `Tally` and left out; too many of them end the run (`row_files.counted`). A query's id is a
+hash of what it holds, so that it depends neither on the file nor on its place, and equal rows have equal ids.
 
 The templates that FLAN gives to the CoT and raw sets are not in those files. What is rendered here is
 worded anew: enough to ask by, not FLAN's distribution of templates; the submix files have that.
@@ -18,21 +18,17 @@ worded anew: enough to ask by, not FLAN's distribution of templates; the submix 
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
 import hashlib
 import itertools
 import json
-import logging
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orca_jax import row_files
 from orca_jax.queries.multiple_choice import is_multiple_choice
-from orca_jax.records import Query, RecordError
-
-log = logging.getLogger(__name__)
+from orca_jax.records import Query, RecordError, half_pair
+from orca_jax.row_files import Row, Tally
 
 # The sub-collections by the names that files give them.
 COLLECTIONS: Mapping[str, str] = {
@@ -46,50 +42,12 @@ COLLECTIONS: Mapping[str, str] = {
     "dialog": "dialog",
     "wikidialog": "dialog",
 }
-PARQUET_BATCH = 256  # rows held while Parquet is read
-KEPT_PLACES = 20  # of malformed rows, with reasons
-MIN_ROWS = 1000  # what the allowed share of malformed rows is taken of until a file is read to its end
+MALFORMED = 0.01  # the share of a file's rows that may be malformed
+SETTING = "flan[].malformed"  # the config's key that says otherwise
 MAX_LABELS = 20  # with more labels, a raw set's options are not listed
 
 
-class FlanError(ValueError):
-    """A file is no FLAN file, or too many of its rows are malformed; the message names file and rows."""
-
-
-class Row(NamedTuple):
-    """One row of a file; `where` names file and line, row or instance."""
-
-    where: str
-    values: Any
-
-
-@dataclasses.dataclass
-class Tally:
-    """Counts rows, and the malformed ones with their places; shared by all files of a run.
-
-    Attributes:
-      max_rate: the share of a file's rows that may be malformed; one more stops the run.
-      read: rows that gave queries.
-      malformed: rows left out.
-      places: the first malformed rows, each "file:line: reason".
-    """
-
-    max_rate: float = 0.01
-    read: int = 0
-    malformed: int = 0
-    places: list[str] = dataclasses.field(default_factory=list)
-
-    def refuse(self, where: str, reason: Exception) -> None:
-        self.malformed += 1
-        if len(self.places) < KEPT_PLACES:
-            self.places.append(f"{where}: {reason}")
-
-    def summary(self) -> dict[str, Any]:
-        """The counts, for a manifest."""
-        return {"read": self.read, "malformed": self.malformed, "malformed_places": list(self.places)}
-
-
-# What a reader calls for every row; raises RecordError, KeyError or TypeError where the row is malformed.
+# What a reader calls for every row; raises RecordError where the row is malformed.
 Render = Callable[[Row], Iterable[Query]]
 
 
@@ -100,7 +58,7 @@ def read_submix(path: str | Path, tally: Tally | None = None, *, collection: str
       collection: what rows without `task_source` belong to.
 
     Raises:
-      FlanError: too many rows are malformed, or the file is of another kind; names file and rows.
+      RecordError: too many rows are malformed, or the file is of another kind; names file and rows.
     """
     return _read(_rows(Path(path)), lambda row: [_submix_query(row, collection)], path, tally)
 
@@ -111,12 +69,12 @@ def read_cot(
     """The queries of a CoT set: each row asked (`forward`) and turned round (`inverted`), a task each.
 
     Raises:
-      FlanError: a style is unknown, or too many rows are malformed; names file and rows.
+      RecordError: a style is unknown, or too many rows are malformed; names file and rows.
     """
     styles = tuple(styles)
     unknown = [style for style in styles if style not in _COT_STYLES]
     if unknown:
-        raise FlanError(f"unknown style of CoT query {unknown[0]!r}; known: {', '.join(_COT_STYLES)}")
+        raise RecordError(f"unknown style of CoT query {unknown[0]!r}; known: {', '.join(_COT_STYLES)}")
     name = _stem(Path(path)).removesuffix("_train")
     task = f"{_COT_KINDS.get(name, 'cot')}_{name}"
 
@@ -134,11 +92,11 @@ def read_niv2(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     memory at a time.
 
     Raises:
-      FlanError: the file is no task file, or too many instances are malformed; names file and instance.
+      RecordError: the file is no task file, or too many instances are malformed; names file and instance.
     """
     definition, instances = _niv2_task(Path(path))
     name = _stem(Path(path))
-    rows = (Row(f"{path}: Instances[{number}]", values) for number, values in enumerate(instances))
+    rows = (Row(f"{path}: Instances[{number}]", number, values) for number, values in enumerate(instances))
     return _read(rows, lambda row: [_niv2_query(name, definition, row.values)], path, tally)
 
 
@@ -150,7 +108,7 @@ def read_t0(path: str | Path, tally: Tally | None = None, *, task: str = "") -> 
         keeps a folder a sub-task.
 
     Raises:
-      FlanError: too many rows are malformed; names file and rows.
+      RecordError: too many rows are malformed; names file and rows.
     """
     task = task or Path(path).resolve().parent.name
     return _read(_rows(Path(path)), lambda row: [_t0_query(row.values, task)], path, tally)
@@ -160,7 +118,7 @@ def read_raw(path: str | Path, tally: Tally | None = None, *, with_options: bool
     """The queries of a raw labelled set, its labels listed as options unless they are many.
 
     Raises:
-      FlanError: too many rows are malformed; names file and rows.
+      RecordError: too many rows are malformed; names file and rows.
     """
     path = Path(path)
     labels = _labels(path)
@@ -194,12 +152,12 @@ def read_all(sources: Mapping[str, Iterable[str | Path]], tally: Tally | None = 
       sources: kind (a key of `READERS`) to files.
 
     Raises:
-      FlanError: a kind is unknown, or too many rows of a file are malformed.
+      RecordError: a kind is unknown, or too many rows of a file are malformed.
     """
     unknown = [kind for kind in sources if kind not in READERS]
     if unknown:
-        raise FlanError(f"unknown kind of FLAN file {unknown[0]!r}; known: {', '.join(READERS)}")
-    shared = tally if tally is not None else Tally()
+        raise RecordError(f"unknown kind of FLAN file {unknown[0]!r}; known: {', '.join(READERS)}")
+    shared = tally if tally is not None else Tally(MALFORMED, SETTING)
     for kind, paths in sources.items():
         for path in sorted(map(str, paths)):
             yield from READERS[kind](path, shared)
@@ -214,89 +172,26 @@ def is_zero_shot(query: Query) -> bool:
 
 
 def _read(rows: Iterable[Row], render: Render, path: str | Path, tally: Tally | None) -> Iterator[Query]:
-    tally = tally if tally is not None else Tally()
-    seen = refused = 0
-    for row in rows:
-        seen += 1
-        try:
-            if isinstance(row.values, Exception):
-                raise row.values
-            queries = list(render(row))
-        except (RecordError, KeyError, TypeError) as error:
-            refused += 1
-            tally.refuse(row.where, error)
-            _check_rate(path, refused, max(seen, MIN_ROWS), tally)
-            continue
-        tally.read += 1
-        yield from queries
-    _check_rate(path, refused, seen, tally)
-    if refused:
-        log.warning("%s: left out %d malformed rows of %d", path, refused, seen)
+    def rendered(row: Row) -> list[Query]:
+        if not isinstance(row.values, Mapping):
+            raise RecordError(f"expected a JSON object, got {row.values!r:.60}")
+        return list(render(row))
 
-
-def _check_rate(path: str | Path, refused: int, seen: int, tally: Tally) -> None:
-    if refused > tally.max_rate * seen:
-        places = "\n  ".join(tally.places)
-        raise FlanError(
-            f"{path}: {refused} rows are malformed, more than the share {tally.max_rate} that is allowed; "
-            f"mend the file or allow more. The first of the run:\n  {places}"
-        )
+    tally = tally if tally is not None else Tally(MALFORMED, SETTING)
+    return itertools.chain.from_iterable(row_files.counted(path, rows, rendered, tally))
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    if suffixes[-1:] == [".parquet"]:
-        return _parquet_rows(path)
-    if suffixes[-1:] == [".tsv"]:
-        return _line_rows(path, _tsv_values)
-    if suffixes[-1:] in ([".jsonl"], [".json"], [".ndjson"]):
-        return _line_rows(path, _json_values)
-    raise FlanError(f"{path}: unknown suffix; known: .jsonl, .json, .ndjson, .tsv (also .gz) and .parquet")
+    if ".tsv" not in path.suffixes[-2:]:
+        return row_files.rows(path)
+    return row_files.line_rows(path, _tsv_values)
 
 
-def _line_rows(path: Path, values: Callable[[str], Any]) -> Iterator[Row]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield Row(f"{path}:{number}", _parsed(line, values))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FlanError(f"{path}: damaged or cut off ({error}); fetch the file again") from error
-
-
-def _parsed(line: bytes, values: Callable[[str], Any]) -> Any:
-    """A line's values, or the reason why it has none."""
-    try:
-        return values(line.decode("utf-8-sig").rstrip("\r\n"))
-    except (ValueError, RecursionError) as error:
-        return RecordError(f"{type(error).__name__}: {error}")
-
-
-def _json_values(line: str) -> dict[str, Any]:
-    values = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError(f"expected a JSON object, got {values!r:.60}")
-    return values
-
-
-def _tsv_values(line: str) -> dict[str, str]:
-    fields = line.split("\t")
+def _tsv_values(line: bytes) -> dict[str, str]:
+    fields = row_files.decoded(line).rstrip("\r\n").split("\t")
     if len(fields) != 3:
-        raise ValueError(f"expected question, answer and rationale between tabs, got {len(fields)} fields")
+        raise RecordError(f"expected question, answer and rationale between tabs, got {len(fields)} fields")
     return dict(zip(("question", "answer", "explanation"), fields))
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            batches = (batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH))
-            for number, values in enumerate(itertools.chain.from_iterable(batches)):
-                yield Row(f"{path}: row {number}", values)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise FlanError(f"{path}: damaged or no Parquet file ({error}); fetch it again") from error
 
 
 def _stem(path: Path) -> str:
@@ -317,7 +212,9 @@ def _query(
     if not text.strip():
         raise RecordError("the query is empty")
     content = "\x00".join((collection, task, template_type, text, target))
-    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    if half := half_pair(content):
+        raise RecordError(f"half a surrogate pair ({half}), which is no character")
+    digest = hashlib.blake2b(content.encode(), digest_size=10).hexdigest()
     return Query(
         id=f"{collection}.{digest}",
         text=text,
@@ -424,7 +321,7 @@ def _niv2_task(path: Path) -> tuple[str, list[Any]]:
         task = json.loads(path.read_text(encoding="utf-8-sig"))
         return _texts(task["Definition"], "Definition")[0], list(task["Instances"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise FlanError(
+        raise RecordError(
             f"{path}: no task file, a JSON object with Definition and Instances ({error!r:.120}); "
             "fetch it again or take it out of the list"
         ) from error
@@ -438,9 +335,7 @@ def _texts(value: Any, field: str) -> list[str]:
     return texts
 
 
-def _niv2_query(task: str, definition: str, values: Any) -> Query:
-    if not isinstance(values, Mapping):
-        raise RecordError(f"expected an object, got {values!r:.60}")
+def _niv2_query(task: str, definition: str, values: Mapping[str, Any]) -> Query:
     outputs = _texts(values.get("output"), "output")
     given = _text(values, "input")
     extra = {"targets": outputs} if len(outputs) > 1 else {}

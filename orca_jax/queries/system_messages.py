@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax.records import Query
+from orca_jax.records import Query, half_pair
 
 DATA_FILE = "system_messages.csv"
 COLLECTIONS = ("cot", "niv2", "t0", "flan2021")
@@ -379,6 +379,8 @@ def _user_message(entry: Any, where: str) -> SystemMessage:
         values[name] = entry.get(name, default)
         if not isinstance(values[name], kind) or (kind is int and isinstance(values[name], bool)):
             raise MessagesError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r:.60}")
+        if half := half_pair(str(values[name])):
+            raise MessagesError(f"{where}: {name} has half a surrogate pair ({half}), which is no character")
     if not all(isinstance(share, int | float) and share >= 0 for share in values["shares"].values()):
         raise MessagesError(f"{where}: shares must map collections to numbers from 0, not {values['shares']}")
     if values["style"] not in tuple(Style):

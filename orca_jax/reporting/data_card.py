@@ -46,8 +46,9 @@ class Facts:
 
     Attributes:
       about: what made the set, in lines: config, teacher, seeds.
-      columns: arrays [examples]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of the 16)
-        and `supervised`, the tokens of the answers with their end.
+      columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
+        the 16) and `supervised`, the tokens of the answers with their end.
+      untrained: what does not train, or not whole, of how many, and what to change; empty where all does.
       purposes: what each system message asks for, by id.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
       left_out: reason to traces that are not trained on.
@@ -72,6 +73,7 @@ class Facts:
     sample: int
     queries: Mapping[str, Any] | None
     sources: Sequence[Source]
+    untrained: str = ""
 
 
 def write(directory: str | os.PathLike[str], facts: Facts) -> None:
@@ -137,16 +139,18 @@ def _share(count: float, total: float) -> str:
 
 
 def _size(facts: Facts) -> str:
-    left_out = [(f"left out: {why}", count) for why, count in sorted(facts.left_out.items())]
+    left_out = [(f"left out: {why}", count) for why, count in sorted(facts.left_out.items()) if count]
     rows = [
         ("trained on", len(facts.columns["task"])),
         *left_out,
         ("held out for validation", facts.held_out),
     ]
     total = sum(count for _, count in rows)
-    flags = [(flag, count, _share(count, total)) for flag, count in facts.flags.items()]
+    traces = total - sum(facts.left_out.get(name, 0) for name in ("malformed", "asks_a_benchmark"))
+    flags = [(flag, count, _share(count, traces)) for flag, count in facts.flags.items()]
     return "\n".join(
         (
+            f"**{facts.untrained}**\n" if facts.untrained else "",
             markdown(("traces", "number", "share"), [(*row, _share(row[1], total)) for row in rows]),
             "What was looked for in every trace, filtered or not (`orca_jax/queries/quality.py`):\n",
             markdown(("flag", "traces", "share"), flags),

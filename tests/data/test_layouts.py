@@ -250,6 +250,25 @@ def test_loss_on_everything(layout, tokenizer, messages):
     assert all_of_it.weights.all()
 
 
+@EVERY_LAYOUT
+@pytest.mark.parametrize("supervise", layouts.SUPERVISE)
+@given(messages=conversations(), data=st.data())
+@settings(max_examples=10)
+def test_an_answers_loss_is_scaled_by_its_weight(layout, supervise, tokenizer, messages, data):
+    plain = encode(messages, layout, tokenizer, supervise)
+    expected, weighted = plain.weights.copy(), list(messages)
+    for place, message in enumerate(messages):
+        if message.role == "assistant":
+            start, end = (len(encode(messages[:n], layout, tokenizer).tokens) for n in (place, place + 1))
+            weight = data.draw(st.sampled_from((0.0, 0.5, 1.0)))
+            weighted[place] = Message("assistant", message.content, weight)
+            expected[start:end] *= weight
+    scaled = encode(weighted, layout, tokenizer, supervise)
+    np.testing.assert_array_equal(scaled.tokens, plain.tokens)
+    np.testing.assert_array_equal(scaled.weights, expected)
+    assert scaled.weights.dtype == np.float32
+
+
 def test_a_prompt_has_no_last_answer_to_supervise(tokenizer):
     assert not encode(exchange()[:-1], "orca", tokenizer, "last").weights.any()
 

@@ -17,7 +17,7 @@ from orca_jax import artifacts
 from orca_jax.data import tokens
 from orca_jax.data.layouts import Encoded, LayoutError
 from orca_jax.data.tokens import Encoder, TokenStore, trainable, write_store
-from orca_jax.records import Message, Outcome, Sampling, Trace
+from orca_jax.records import Message, Outcome, RecordError, Sampling, Trace
 
 SHARD = 4
 SERIALIZE = tokens.serializer(tokens.features())
@@ -215,8 +215,12 @@ def test_shards_are_reported_as_they_are_written(encoder, tmp_path):
 
 def test_a_trace_that_fits_no_layout_is_named(encoder, tmp_path):
     wrong = dataclasses.replace(TRACES[0], id="cot.bad", messages=TRACES[0].messages[1:])
-    with pytest.raises(LayoutError, match=r"trace 'cot\.bad': turns must be"):
-        write_store(tmp_path, [wrong], encoder)
+    with pytest.raises(RecordError, match=r"1 rows are malformed(.|\n)*trace 'cot\.bad': turns must be"):
+        write_store(tmp_path, [wrong, *TRACES], encoder)
+    counts = write_store(tmp_path, [wrong, *TRACES], encoder, malformed=0.1)
+    assert (counts["examples"], counts["dropped"]) == (len(TRACES), {"does not fit the layout": 1})
+    with pytest.raises(LayoutError, match="supervise='first'"):
+        Encoder(encoder.tokenizer, "chatml", "first")
 
 
 def test_an_unfinished_store_is_refused(encoder, tmp_path):

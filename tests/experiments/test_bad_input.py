@@ -1,6 +1,7 @@
 """What is wrong in users' files: a clear error or a counted drop, and nothing half-made."""
 
 import json
+import re
 import resource
 import shutil
 
@@ -10,7 +11,9 @@ import pytest
 
 from orca_jax import artifacts
 from orca_jax.configs import openorca
-from orca_jax.experiments import collect, launch, prepare
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokens import TokenStore
+from orca_jax.experiments import collect, launch, prepare, train
 from orca_jax.experiments.config import load
 
 GOOD = {"id": "flan.1", "system_prompt": "Be kind.", "question": "What is 2 + 2?", "response": "It is 4."}
@@ -21,13 +24,14 @@ SMALL = {"student.vocab_size": 300, "data.validation_fraction": 0.0}
 def config(tmp_path):
     """`config(content, suffix)`: configs/openorca.py on a trace file of these rows or bytes."""
 
-    def make(content, suffix=".jsonl", **changes):
+    def make(content, suffix=".jsonl", teacher=None, **changes):
         path = tmp_path / f"gpt4{suffix}"
         if isinstance(content, list):
             content = b"".join(json.dumps(row).encode() + b"\n" for row in content)
         path.write_bytes(content)
         made = openorca.get_config("runlocal")
         made.teachers[0]["path"] = str(path)
+        made.teachers[0].update(teacher or {})
         made.update_from_flattened_dict(changes)
         return load(made)
 
@@ -99,6 +103,141 @@ def test_empty_answers_and_nulls_are_counted_drops(config, tmp_path, caplog):
     counts = artifacts.read_manifest(tmp_path / "w/tokens/gpt4")["counts"]
     assert counts["examples"] == 101
     assert counts["dropped"] == {"empty": 3}
+
+
+def turns(*texts, **keys):
+    """A conversation of these texts in turn; `keys` are the first answer's."""
+    made = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return [made[0], {**made[1], **keys}, *made[2:]]
+
+
+def learnt(workdir, id):
+    """The text that carries loss in an example."""
+    store, tokenizer = TokenStore(workdir / "tokens/gpt4"), tokenizers.load(workdir / "tokenizer")
+    (example,) = (store[i] for i in range(len(store)) if store[i]["id"] == id)
+    return tokenizer.decode(example["tokens"][example["weights"] > 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"messages": turns("q one", "wrong", "q two", "right", weight=0)}, "right"),
+        ({"messages": turns("q one", "wrong", "q two", "right", train=False)}, "right"),
+        ({"messages": turns("q one", " ", "q two", "right")}, "right"),
+        ({"system": "Be a pirate.", "messages": turns("q one", "arr")}, "arr"),
+        ({"question": "not read", "response": "nor this", "conversations": turns("q", "said")}, "said"),
+        ({"instruction": "q one", "input": "1", "output": "right"}, "right"),
+        ({"prompt": turns("q one", "earlier")[:1], "completion": turns("", "right")[1:]}, "right"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["orca", "chatml"])
+def test_the_loss_is_where_the_file_says(config, tmp_path, row, answers, layout):
+    given = config([*rows(40), {**row, "id": "w"}], **SMALL, **{"data.layout": layout})
+    collect.run(given, tmp_path / "w")
+    prepare.run(given, tmp_path / "w")
+    assert learnt(tmp_path / "w", "w") == answers
+
+
+BAD_ROWS = [
+    ({"messages": [*turns("q", "a"), *turns("q", "a")[1:]]}, "got user, assistant, assistant"),
+    ({"messages": turns("q", "a")[1:]}, "got assistant"),
+    (
+        {"messages": turns("q", None, "tool says sun", "sunny", tool_calls=[{"type": "function"}])},
+        "'tool_calls'",
+    ),
+    ({"messages": turns("q \ud83d half", "a")}, "half a surrogate pair"),
+    ({"id": "\ude00", "messages": turns("q", "a")}, "half a surrogate pair"),
+    ({"messages": 3}, "must be a list of turns"),
+    (b"{", "not a JSON object on one line"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_ROWS)
+def test_a_bad_row_is_counted_named_and_left_out(config, tmp_path, caplog, capsys, bad, reason):
+    lines = [json.dumps(row).encode() for row in rows(40)]
+    lines.insert(7, bad if isinstance(bad, bytes) else json.dumps(bad).encode())
+    given = config(b"\n".join(lines), **SMALL)
+    collect.run(given, tmp_path / "w")
+    counts = artifacts.read_manifest(tmp_path / "w/traces/gpt4")["counts"]
+    assert (counts["traces"], counts["read"], counts["malformed"]) == (40, 40, 1)
+    assert "gpt4.jsonl:8: " in counts["malformed_places"][0]
+    assert reason in counts["malformed_places"][0]
+    assert "left out 1 malformed rows of 41 (2.4 %)" in caplog.text
+    prepare.run(given, tmp_path / "w")
+    assert "gpt4: 40 of 41 train; 1 (2.4 %) left out: malformed" in caplog.text
+    strict = config(b"\n".join(lines), teacher={"malformed": 0.02}, **SMALL)
+    said = failure(lambda: collect.run(strict, tmp_path / "strict"), capsys)
+    assert (
+        "1 rows are malformed of 41 read, more than the share 0.02 that teachers[].malformed allows" in said
+    )
+    assert "gpt4.jsonl:8: " in said
+
+
+def test_an_answer_without_loss_is_no_example_for_others(config, tmp_path):
+    wrong = {"id": "w", "system": "Be kind.", "messages": turns("q", "wrong", weight=0)}
+    given = config([*rows(40), wrong], teacher={"shots": 4}, **SMALL | {"student.vocab_size": 320})
+    collect.run(given, tmp_path / "w")
+    prepare.run(given, tmp_path / "w")
+    shown = {trace.id: trace.messages[-2].content for trace in prepare.part(given, tmp_path / "w", "gpt4")}
+    assert shown["w"].count("Example:") == 4
+    assert not any("wrong" in text for text in shown.values())
+
+
+def test_turns_of_one_role_are_joined_if_the_config_says_so(config, tmp_path):
+    row = {"id": "w", "messages": [{"role": "user", "content": "one"}, *turns("two", "right")]}
+    given = config([row], teacher={"join_turns": True}, **SMALL)
+    collect.run(given, tmp_path / "w")
+    (trace,) = prepare.read(tmp_path / "w", "gpt4")
+    assert [message.content for message in trace.messages] == ["one\n\ntwo", "right"]
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_dropped_before_it_is_tokenised(config, tmp_path):
+    """An API may answer with one; what was paid for is not the end of the run."""
+    given = config([*rows(40)], **SMALL)
+    collect.run(given, tmp_path / "w")
+    path = tmp_path / "w/traces/gpt4/traces.jsonl"
+    first = path.read_text().splitlines()[0].replace("flan.0", "flan.x").replace("What is", "What was")
+    path.write_text(path.read_text() + first.replace("It is", "\\ud83d") + "\n")
+    prepare.run(given, tmp_path / "w")
+    counts = artifacts.read_manifest(tmp_path / "w/tokens/gpt4")["counts"]
+    assert (counts["examples"], counts["dropped"]) == (40, {"half a surrogate pair": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "counts"),
+    [
+        (
+            {"data.overlong": "drop"},
+            "gpt4: 40 of 44 train; 3 (6.8 %) longer than a row, left out (raise data.row_length",
+            {"trained": 40, "cut": 0, "too_long": 3, "nothing_supervised": 1},
+        ),
+        (
+            {"data.overlong": "truncate"},
+            "gpt4: 42 of 44 train; 2 (4.5 %) cut at a row's end (raise data.row_length",
+            {"trained": 42, "cut": 2, "answer_cut_away": 1, "nothing_supervised": 1},
+        ),
+    ],
+)
+def test_what_never_trains_is_said(config, tmp_path, caplog, changes, said, counts):
+    long = " ".join(f"{number}" for number in range(400))
+    odd = [
+        {"id": "a", "messages": turns("q one", long)},
+        {"id": "b", "messages": turns("q two", f"{long}!")},
+        {"id": "c", "messages": turns(f"{long}?", "a")},
+        {"id": "d", "messages": turns("q three", "wrong", weight=0)},
+    ]
+    given = config([*rows(40), *odd], **SMALL, **changes)
+    collect.run(given, tmp_path / "w")
+    prepare.run(given, tmp_path / "w")
+    (warned,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert warned.startswith(said)
+    assert artifacts.read_manifest(tmp_path / "w/cards/gpt4")["counts"] == {"examples": 44, **counts}
+    card = (tmp_path / "w/cards/gpt4/README.md").read_text()
+    assert re.search(rf"\| trained on +\| +{counts['trained']} \|", card)
+    assert warned.removeprefix("gpt4: ") in card
+    described = train.describe(train.row_builder(given, tmp_path / "w"), given.data.overlong)["gpt4"]
+    assert {name: described[name] for name in counts} == counts
+    assert described["left_out"] == 44 - counts["trained"]
 
 
 def test_tokens_that_cannot_be_written(config, tmp_path, capsys):

@@ -185,7 +185,15 @@ def test_a_file_teachers_traces(tmp_path, mini):
     teacher = write_rows(tmp_path / "rows.jsonl", rows)
     manifest = collect.collect(mini(), teacher, tmp_path / "workdir")
     found = traces(tmp_path / "workdir", "gpt4")
-    assert manifest["counts"] == {"traces": 2, "outcomes": {"ok": 2}}
+    assert manifest["counts"] == {
+        "traces": 2,
+        "outcomes": {"ok": 2},
+        "read": 2,
+        "malformed": 0,
+        "malformed_reasons": {},
+        "malformed_places": [],
+        "asks_a_benchmark": 0,
+    }
     assert [trace.answer for trace in found] == ["2", "So, 4."]
     assert [trace.system_message_id for trace in found] == [1, 7]
     assert {trace.teacher for trace in found} == {"gpt4"}

@@ -163,8 +163,9 @@ def test_answers_of_other_settings_are_not_mixed_in(student, questions, tmp_path
         ({"id": "z"}, "id 'z' asks nothing"),
         ({"id": "z", "messages": [{"role": "user", "content": "x"}] * 2}, "id 'z': turns must be"),
         ({"question": "x"}, "lacks id"),
+        ({"id": "z", "question": "\ud83d"}, "id 'z' has half a surrogate pair"),
     ],
-    ids=["twice", "nothing", "turns", "no id"],
+    ids=["twice", "nothing", "turns", "no id", "half a pair"],
 )
 def test_questions_that_cannot_be_asked_are_named(student, questions, tmp_path, row, said):
     with questions.open("a") as file:

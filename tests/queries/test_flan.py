@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.queries import flan
-from orca_jax.queries.flan import FlanError, Tally
+from orca_jax.records import RecordError
+from orca_jax.row_files import Row, Tally
 
 SUBMIX = {
     "inputs": "Is it so?\nOPTIONS:\n- yes\n- no",
@@ -86,15 +87,15 @@ def test_template_types_in_both_spellings(tmp_path, name, template_type, zero_sh
 
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_an_id_is_of_the_content_alone(text, target):
-    row = flan.Row("here", {**SUBMIX, "inputs": text, "targets": target})
+    row = Row("here", 0, {**SUBMIX, "inputs": text, "targets": target})
     (first, second) = (flan._submix_query(row, ""), flan._submix_query(row._replace(where="there"), ""))
     assert first == second
-    other = flan._submix_query(flan.Row("here", {**row.values, "inputs": f"{text}."}), "")
+    other = flan._submix_query(Row("here", 0, {**row.values, "inputs": f"{text}."}), "")
     assert other.id != first.id
 
 
 MALFORMED = [
-    ("{", "JSONDecodeError"),
+    ("{", "not a JSON object on one line"),
     ("[1]", "expected a JSON object"),
     (json.dumps({**SUBMIX, "inputs": None}), "inputs must be text"),
     (json.dumps({**SUBMIX, "inputs": " "}), "the query is empty"),
@@ -104,7 +105,8 @@ MALFORMED = [
     ),
     (json.dumps({**SUBMIX, "task_source": "xP3"}), "unknown task_source 'xP3'"),
     (json.dumps({**SUBMIX, "template_type": "few"}), "unknown template_type 'few'"),
-    (b"\xff\xfe{}".decode("latin-1"), "UnicodeDecodeError"),
+    (b"\xff\xfe{}".decode("latin-1"), "not UTF-8"),
+    (json.dumps({**SUBMIX, "inputs": "\ud83d"}), "half a surrogate pair ('\\ud83d')"),
 ]
 
 
@@ -125,7 +127,7 @@ def test_too_many_malformed_rows_stop_the_run_before_the_end(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [SUBMIX] * 500 + [bad] * 500 + [SUBMIX] * 5000)
     taken = []
     with pytest.raises(
-        FlanError, match=rf"{path}: 11 rows are malformed(.|\n)*{path}:501: the query is empty"
+        RecordError, match=rf"{path}: 11 rows are malformed(.|\n)*{path}:501: the query is empty"
     ):
         taken.extend(flan.read_submix(path, Tally(max_rate=0.01)))
     assert len(taken) == 500
@@ -134,7 +136,7 @@ def test_too_many_malformed_rows_stop_the_run_before_the_end(tmp_path):
 def test_a_rate_just_kept_does_not_stop_the_run(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{**SUBMIX, "inputs": ""}] * 2 + [SUBMIX] * 198)
     assert len(list(flan.read_submix(path, Tally(max_rate=0.01)))) == 198
-    with pytest.raises(FlanError, match="2 rows are malformed"):
+    with pytest.raises(RecordError, match="2 rows are malformed"):
         list(flan.read_submix(path, Tally(max_rate=0.009)))
 
 
@@ -144,9 +146,9 @@ def test_damaged_and_unknown_files_are_named(tmp_path):
     cut = tmp_path / "a.jsonl.gz"
     cut.write_bytes(gzip.compress(b"x" * 1000)[:-9])
     for path in (parquet, cut):
-        with pytest.raises(FlanError, match=rf"{path.name}: damaged"):
+        with pytest.raises(RecordError, match=rf"{path.name}: damaged"):
             list(flan.read_submix(path))
-    with pytest.raises(FlanError, match=r"unknown suffix; known: \.jsonl"):
+    with pytest.raises(RecordError, match=r"unknown suffix; name it \.jsonl"):
         list(flan.read_submix(tmp_path / "a.txt"))
 
 
@@ -168,14 +170,14 @@ def test_cot_as_json_lines_is_the_same(tmp_path):
     write_lines(lines, [dict(zip(("question", "answer", "explanation"), row)) for row in rows])
     assert list(flan.read_cot(tsv)) == list(flan.read_cot(lines))
     assert len(list(flan.read_cot(tsv, styles=["forward"]))) == 2
-    with pytest.raises(FlanError, match="unknown style of CoT query 'both'; known: forward, inverted"):
+    with pytest.raises(RecordError, match="unknown style of CoT query 'both'; known: forward, inverted"):
         flan.read_cot(tsv, styles=["both"])
 
 
 def test_a_tsv_row_of_two_fields_is_malformed(tmp_path):
     path = tmp_path / "qed_train.tsv"
     path.write_text("So?\tyes\n", encoding="utf-8")
-    with pytest.raises(FlanError, match=rf"{path}:1: ValueError: expected question, answer and rationale"):
+    with pytest.raises(RecordError, match=rf"{path}:1: expected question, answer and rationale"):
         list(flan.read_cot(path))
 
 
@@ -195,11 +197,11 @@ def test_natural_instructions_have_texts_or_lists(tmp_path, definition, output, 
 def test_bad_task_files_and_instances_are_named(tmp_path):
     path = tmp_path / "task.json"
     path.write_text(json.dumps({"Definition": "Add.", "Instances": [{"input": "1"}]}), encoding="utf-8")
-    with pytest.raises(FlanError, match=r"Instances\[0\]: output must be a text or a list"):
+    with pytest.raises(RecordError, match=r"Instances\[0\]: output must be a text or a list"):
         list(flan.read_niv2(path))
     for damaged in ({"Instances": []}, {"Definition": [], "Instances": []}, [1]):
         path.write_text(json.dumps(damaged), encoding="utf-8")
-        with pytest.raises(FlanError, match="no task file"):
+        with pytest.raises(RecordError, match="no task file"):
             flan.read_niv2(path)
 
 
@@ -234,8 +236,13 @@ def test_many_files_are_read_by_kind_and_name(tmp_path):
     first = write_lines(tmp_path / "a.jsonl", [{**SUBMIX, "task_name": "a"}])
     tally = Tally()
     assert [query.task for query in flan.read_all({"submix": [second, first]}, tally)] == ["a", "b"]
-    assert tally.summary() == {"read": 2, "malformed": 0, "malformed_places": []}
-    with pytest.raises(FlanError, match="unknown kind of FLAN file 'p3'; known: submix, cot"):
+    assert tally.summary() == {
+        "read": 2,
+        "malformed": 0,
+        "malformed_reasons": {},
+        "malformed_places": [],
+    }
+    with pytest.raises(RecordError, match="unknown kind of FLAN file 'p3'; known: submix, cot"):
         list(flan.read_all({"p3": [first]}))
 
 

@@ -218,6 +218,7 @@ def test_a_users_own_messages(tmp_path):
         ({"id": 1}, "expected a list of messages"),
         ([], "expected a list of messages"),
         ([{"id": 1}], "message 0: text must be str"),
+        ([{"id": 1, "text": "\ud83d"}], "message 0: text has half a surrogate pair"),
         ([{"id": True, "text": ""}], "message 0: id must be int"),
         ([{"id": 1, "text": "", "weight": 2}], "message 0: expected fields among id, text"),
         ([{"id": 1, "text": "", "shares": {"t0": -1}}], "message 0: shares must map"),

@@ -1,0 +1,280 @@
+"""Conversations in the columns in which data sets hold them, read as messages.
+
+  messages, conversations   a list of turns: role (or from) and content (or value)
+  question, response        texts, with system_prompt or system (OpenOrca)
+  instruction, output       texts, with input below the instruction (Alpaca)
+  prompt, completion        texts, or lists of turns, of which the prompt's carry no loss (TRL)
+
+Beside all of them `system` or `system_prompt` is the system message and `weight` scales the loss; beside
+texts `history` is a list of earlier (question, answer) pairs. A turn's `weight`, `train`, `training`, `loss`
+and `loss_scale` scale the loss of an assistant's turn, and `mask` takes it away (OpenAI, axolotl, ms-swift).
+What else changes a prompt or the loss (tools, images, weights of other turns) is refused; all other columns,
+and other keys of turns, are kept as `extra`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from orca_jax.records import Message, RecordError, check_turns, half_pair
+
+ALIASES = {
+    alias: role
+    for role, aliases in {
+        "system": "system developer",
+        "user": "user human prompter",
+        "assistant": "assistant gpt chatgpt bing bard model bot ai",
+    }.items()
+    for alias in aliases.split()
+}
+TURNS = ("messages", "conversations", "conversation")  # columns of turns
+TEXTS = {"openorca": ("question", "response"), "alpaca": ("instruction", "output")}
+TEXTS |= {"completion": ("prompt", "completion")}
+SYSTEM = ("system", "system_prompt", "system_message")
+USED = {*SYSTEM, "weight", "id"}  # beside a conversation's own columns
+WEIGHTS = ("weight", "train", "training", "loss", "loss_scale")
+TURN_KEYS = {"role", "from", "content", "value", "mask", *WEIGHTS}
+# What a prompt or an answer has besides its text: a row or a turn with one of them is refused.
+REFUSED = {"tools", "functions", "tool_calls", "function_call", "tool_call_id", "documents"}
+REFUSED |= {"chat_template_kwargs", "images", "image", "videos", "video", "audios", "audio"}
+REFUSED |= {"train_detail", "training_detail"}
+EMPTY = ("", "[]", "{}", "null", "none")
+ACCEPTED = (
+    "accepted: native (id, query_id, sample, messages, ...); messages; conversations; "
+    "system_prompt, question, response; instruction, input, output; prompt, completion"
+)
+
+
+class Conversation(NamedTuple):
+    """A row's messages, the columns that they were read from, and all other columns but `id`."""
+
+    messages: tuple[Message, ...]
+    columns: Sequence[str]
+    extra: dict[str, Any]
+
+
+def read(row: Mapping[str, Any], *, join_turns: bool = False) -> Conversation:
+    """The conversation of a row.
+
+    Empty system texts, and an empty or null last answer, mean that there is none.
+
+    Args:
+      join_turns: consecutive turns of one role become one, with a blank line between them.
+
+    Raises:
+      RecordError: the row holds none, one that cannot be trained on, or something that is not read.
+    """
+    _refuse(row)
+    of_turns: dict[str, Any] = {}
+    if held := [name for name in TURNS if isinstance(row.get(name), list)]:
+        columns: Sequence[str] = held
+        messages = _turns(row, held[0], of_turns)
+        if any(_turns(row, name, {}) != messages for name in held[1:]):
+            raise RecordError(f"columns {' and '.join(held)} hold different conversations; keep one")
+    else:
+        columns, messages = _texts(row, of_turns)
+    messages = _with_system(row, [m for m in messages if m.content or m.role != "system"])
+    if messages[-1:] and messages[-1].role == "assistant" and not messages[-1].content:
+        messages.pop()
+    if (factor := _number(row, "weight", 1)) != 1:
+        messages = [
+            dataclasses.replace(m, weight=m.weight * factor) if m.role == "assistant" else m for m in messages
+        ]
+    extra = {key: value for key, value in row.items() if key not in USED and key not in columns}
+    if isinstance(extra.get("extra"), dict):
+        extra = {**extra.pop("extra"), **extra}
+    return Conversation(checked(messages, join_turns=join_turns), columns, {**extra, **of_turns})
+
+
+def checked(messages: Iterable[Message], *, join_turns: bool = False) -> tuple[Message, ...]:
+    """The messages, joined where that is asked for.
+
+    Raises:
+      RecordError: roles do not alternate, a question is empty, or a text is no text; names the turn.
+    """
+    said = tuple(_joined(messages) if join_turns else messages)
+    check_turns(said)
+    for number, message in enumerate(said):
+        content = message.content
+        if message.role == "user" and not content.strip():
+            raise RecordError(f"messages[{number}]: a user's turn is empty; drop the row")
+        if not content.isascii() and (half := half_pair(content)):
+            raise RecordError(f"messages[{number}]: half a surrogate pair ({half}), which is no character")
+    return said
+
+
+def _joined(messages: Iterable[Message]) -> Iterator[Message]:
+    last: Message | None = None
+    for message in messages:
+        if last and (last.role, last.weight) == (message.role, message.weight):
+            last = Message(last.role, f"{last.content}\n\n{message.content}", last.weight)
+            continue
+        if last:
+            yield last
+        last = message
+    if last:
+        yield last
+
+
+def _refuse(values: Mapping[str, Any]) -> None:
+    for key in () if REFUSED.isdisjoint(values) else values.keys() & REFUSED:
+        given = values[key]
+        if given and not (isinstance(given, str) and given.strip().lower() in EMPTY):
+            raise RecordError(f"{key!r} is not read, and changes what is trained; drop the row")
+
+
+def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """With the system message that stands in a column of its own."""
+    texts = {text for name in SYSTEM if name in row and (text := _text(row, name))}
+    if not texts:
+        return messages
+    own = {message.content for message in messages if message.role == "system"}
+    if texts == own:
+        return messages
+    if len(texts | own) > 1:
+        raise RecordError("the row has several different system messages; keep one")
+    return [Message("system", texts.pop()), *messages]
+
+
+# Columns of texts
+
+
+def _texts(row: Mapping[str, Any], of_turns: dict[str, Any]) -> tuple[Sequence[str], list[Message]]:
+    """The columns read, and their messages."""
+    schema = _schema(row)
+    asked, answered = TEXTS[schema]
+    if schema == "completion":
+        prompt, completion = (
+            _turns(row, name, of_turns) if isinstance(row[name], list) else [Message(role, _text(row, name))]
+            for name, role in ((asked, "user"), (answered, "assistant"))
+        )
+        prompt = [Message(m.role, m.content, 0.0) if m.role == "assistant" else m for m in prompt]
+        return (asked, answered, "history"), [*_history(row), *prompt, *completion]
+    if schema == "openorca" and row.keys().isdisjoint(SYSTEM):
+        raise RecordError(f"column 'system_prompt' is missing; {ACCEPTED}")
+    names = (asked, "input") if schema == "alpaca" else (asked,)
+    question = "\n".join(text for name in names if name in row and (text := _text(row, name)))
+    if not question:
+        raise RecordError(f"column {asked!r} is empty; drop the row")
+    turns = [Message("user", question), Message("assistant", _text(row, answered))]
+    return (*names, answered, "history"), [*_history(row), *turns]
+
+
+def _schema(row: Mapping[str, Any]) -> str:
+    """The schema of TEXTS that a row has the columns of."""
+    whole = [schema for schema, (asked, answered) in TEXTS.items() if asked in row and answered in row]
+    if len(whole) > 1:
+        raise RecordError(f"the row has the columns of {' and '.join(whole)}; keep one pair of them")
+    if whole:
+        return whole[0]
+    for name in TURNS:
+        if row.get(name) is not None:
+            raise RecordError(f"column {name!r} must be a list of turns, not {row[name]!r:.60}; {ACCEPTED}")
+    for asked, answered in TEXTS.values():
+        if asked in row or answered in row:
+            raise RecordError(f"column {answered if asked in row else asked!r} is missing; {ACCEPTED}")
+    raise RecordError(f"column 'messages' is missing, among {', '.join(row) or 'none'}; {ACCEPTED}")
+
+
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    messages = list[Message]()
+    pairs = row.get("history") or []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RecordError(f"column 'history' must be pairs of question and answer, not {pair!r:.60}")
+        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
+    return messages
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise RecordError(f"column {column!r} must be text, not {value!r:.60}")
+    return value or ""
+
+
+# Columns of turns
+
+
+def _turns(row: Mapping[str, Any], column: str, of_turns: dict[str, Any]) -> list[Message]:
+    """A column's messages; what else its turns hold goes to `of_turns`."""
+    turns = row[column]
+    if not turns:
+        raise RecordError(f"column {column!r} must be a list of turns, not []; {ACCEPTED}")
+    messages = []
+    for number, turn in enumerate(turns):
+        try:
+            messages.append(_turn(turn, last=number == len(turns) - 1))
+        except RecordError as error:
+            raise RecordError(f"{column}[{number}]: {error}") from error
+    if any(len(turn) > 2 for turn in turns):
+        rest = [
+            {key: value for key, value in turn.items() if key not in TURN_KEYS and value is not None}
+            for turn in turns
+        ]
+        of_turns |= {column: rest} if any(rest) else {}
+    return messages
+
+
+def _turn(turn: Any, *, last: bool) -> Message:
+    if not isinstance(turn, dict):
+        raise RecordError(f"a turn must be an object of role and content, not {turn!r:.60}")
+    if len(turn) == 2 and turn.get("role") in ("user", "assistant") and isinstance(turn.get("content"), str):
+        return Message(turn["role"], turn["content"])  # what most turns are
+    _refuse(turn)
+    named = _either(turn, "role", "from")
+    role = ALIASES.get(named.lower()) if isinstance(named, str) else None
+    if role is None:
+        raise RecordError(f"unknown role {named!r:.60}; known: {', '.join(ALIASES)}")
+    content = _either(turn, "content", "value")
+    if content is None and not (last and role == "assistant"):
+        raise RecordError(f"the {role}'s 'content' is null; drop the row")
+    weight = _weight(turn, WEIGHTS) * (1 - _number(turn, "mask", 0))
+    given = any(turn.get(key) for key in WEIGHTS)
+    if role != "assistant" and given and weight:
+        raise RecordError(f"loss is asked for on a {role}'s turn; data.supervise says where it may be")
+    return Message(role, _content(content), weight if role == "assistant" else 1.0)
+
+
+def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
+    """What stands under one of two names."""
+    if first not in turn and second not in turn:
+        raise RecordError(f"{first!r} is missing; {ACCEPTED}")
+    one, other = turn.get(first), turn.get(second)
+    if one is not None and other is not None and one != other:
+        raise RecordError(f"{first!r} and {second!r} differ; keep one")
+    return other if one is None else one
+
+
+def _content(content: Any) -> str:
+    """A text, or the texts of a list of parts, one after the other."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise RecordError(f"'content' must be text, not {content!r:.60}")
+    for part in content:
+        if not (isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type") == "text"):
+            kind = part.get("type") if isinstance(part, dict) else part
+            raise RecordError(f"a part of 'content' must be text, not {kind!r:.60}")
+    return "".join(part["text"] for part in content)
+
+
+def _weight(values: Mapping[str, Any], names: Iterable[str]) -> float:
+    weight = 1.0
+    for name in names:
+        if name in values:
+            weight *= _number(values, name, 1)
+    return weight
+
+
+def _number(values: Mapping[str, Any], name: str, default: float) -> float:
+    """A weight of 0 or more, or a flag."""
+    value = values.get(name)
+    if value is None:
+        return default
+    most = 1.0 if name == "mask" else 1e6
+    if not isinstance(value, bool | int | float) or not 0 <= value <= most:
+        raise RecordError(f"{name!r} must be true, false or a number of 0 or more, not {value!r:.60}")
+    return float(value)

@@ -1,0 +1,302 @@
+"""Rows of files that others made: JSON lines, a JSON array or Parquet, a row at a time.
+
+Rows that cannot be read are left out, counted in a `Tally` and, where they are too many, the end of the run:
+`counted` does this for every reader.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import gzip
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+from orca_jax.records import RecordError
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+PARQUET_SUFFIX = ".parquet"
+BATCH = 256  # rows; what is held in memory while Parquet is read
+CHUNK = 1 << 20  # characters of a JSON array that are read at once, at least
+MALFORMED = 0.05  # the share of a file's rows that may be malformed
+MIN_ROWS = 1000  # what that share is taken of until a file is read to its end
+KEPT_PLACES = 20  # of malformed rows, with reasons
+
+Read = TypeVar("Read")
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One row of a file, or why there is none; `where` names file and line or row, `number` counts from 0."""
+
+    where: str
+    number: int
+    values: Any
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts rows, and the malformed ones with their places; several files may share one.
+
+    Attributes:
+      max_rate: the share of a file's rows that may be malformed; one more stops the run.
+      setting: the config's key that says so.
+      read: rows that were read.
+      malformed: rows left out.
+      reasons: of these, by what is wrong with them.
+      places: the first malformed rows, each "file:line: reason".
+    """
+
+    max_rate: float = MALFORMED
+    setting: str = "teachers[].malformed"
+    read: int = 0
+    malformed: int = 0
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    places: list[str] = dataclasses.field(default_factory=list)
+
+    def refuse(self, where: str, reason: object) -> None:
+        self.malformed += 1
+        # A reason may quote half a surrogate pair, which no log and no manifest can hold.
+        said = str(reason).encode("utf-8", "backslashreplace").decode()
+        self.reasons[_kind(said)] += 1
+        if len(self.places) < KEPT_PLACES:
+            self.places.append(f"{where}: {said}")
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, for a manifest."""
+        counts = {"read": self.read, "malformed": self.malformed}
+        return {**counts, "malformed_reasons": dict(self.reasons), "malformed_places": list(self.places)}
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from row to row: places in the row, values, advice."""
+    reason = re.sub(r"\[\d+\]", "", reason)
+    return re.split(r"; | \(|, not |, got |, among | \d", reason, maxsplit=1)[0][:80].rstrip(": ")
+
+
+def counted(
+    path: str | os.PathLike[str], rows: Iterable[Row], read: Callable[[Row], Read], tally: Tally
+) -> Iterator[Read]:
+    """What `read` makes of a file's rows, without those for which it raises RecordError.
+
+    Raises:
+      RecordError: too many are malformed; names the first of them by file and row, and how many there are by
+        reason.
+    """
+    own, seen = Tally(tally.max_rate, tally.setting), 0
+    for seen, row in enumerate(rows, 1):
+        try:
+            if isinstance(row.values, RecordError):
+                raise row.values
+            made = read(row)
+        except RecordError as error:
+            own.refuse(row.where, error)
+            tally.refuse(row.where, error)
+            check_rate(path, own, max(seen, MIN_ROWS), seen)
+            continue
+        tally.read += 1
+        yield made
+    check_rate(path, own, seen, seen)
+    if own.malformed:
+        log.warning(
+            "%s: left out %d malformed rows of %d (%.2g %%): %s; the first: %s",
+            path, own.malformed, seen, 100 * own.malformed / seen, _listed(own), own.places[0],
+        )  # fmt: skip
+
+
+def check_rate(path: str | os.PathLike[str], own: Tally, of: int, seen: int) -> None:
+    """Raises RecordError where more of `of` rows are malformed than may be; `seen` were read."""
+    if own.malformed > own.max_rate * of:
+        places = "\n  ".join(own.places[:5])
+        raise RecordError(
+            f"{path}: {own.malformed} rows are malformed of {seen} read, more than the share {own.max_rate} "
+            f"that {own.setting} allows; mend the file or allow more. {_listed(own)}. The first:\n  {places}"
+        )
+
+
+def _listed(tally: Tally) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in tally.reasons.most_common(10))
+
+
+def rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a Parquet file, or of a .jsonl, .json or .ndjson (.gz too): an object a line, or an array.
+
+    Raises:
+      RecordError: the suffix is another, or the file is damaged; names it. A line that is no JSON is a Row.
+    """
+    path = Path(path)
+    if is_parquet(path):
+        return _parquet_rows(path)
+    return _json_rows(path)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether the suffix says so. Raises RecordError for one that no reader knows."""
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in (*JSON_SUFFIXES, PARQUET_SUFFIX):
+        raise RecordError(f"{path}: unknown suffix; name it {', '.join(JSON_SUFFIXES)} or {PARQUET_SUFFIX}")
+    return suffix == PARQUET_SUFFIX
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with _opened(path) as file:
+        if _first_character(file) == b"[":
+            with io.TextIOWrapper(file, "utf-8-sig") as text:
+                yield from _array_rows(path, text)
+            return
+    yield from line_rows(path, parse)
+
+
+def line_rows(path: Path, read: Callable[[bytes], Any]) -> Iterator[Row]:
+    """The lines of a file (.gz too) that are not blank; `read` raises RecordError for one that is no row."""
+    with _opened(path) as file:
+        for number, line in enumerate(file):
+            if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                try:
+                    values = read(line)
+                except RecordError as error:
+                    values = error
+                yield Row(f"{path}:{number + 1}", number, values)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RecordError(f"{path}: damaged or cut off ({error}); fetch the file again") from error
+
+
+def _first_character(file: IO[bytes]) -> bytes:
+    """The first byte that is no white space; the file is at its beginning again."""
+    begun = b""
+    while not begun and (block := file.read(1 << 12)):
+        begun = block.removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    return begun[:1]
+
+
+def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
+    """The elements of a JSON array; `where` names the line in which each begins."""
+    array = _Array(file)
+    try:
+        array.skip("[")
+        for number in itertools.count():
+            if array.next() == "]" and not number:
+                break
+            where = f"{path}:{array.line}"
+            yield Row(where, number, array.element())
+            if array.next() == "]":
+                break
+            array.skip(",")
+        array.skip("]")
+        if array.next():
+            raise ValueError("there is something after its end")
+    except (ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{path}:{array.line}: the JSON array is damaged or cut off ({error}); mend it, or write "
+            "an object a line"
+        ) from error
+
+
+class _Array:
+    """Reads a JSON array bit by bit; `line` is where it stands."""
+
+    def __init__(self, file: IO[str]):
+        self.file, self.text, self.at, self.line = file, "", 0, 1
+
+    def next(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            start = self.at
+            while self.text[self.at : self.at + 1].isspace():
+                self.at += 1
+            self.line += self.text.count("\n", start, self.at)
+            if self.at < len(self.text) or not self._more():
+                return self.text[self.at : self.at + 1]
+
+    def skip(self, character: str) -> None:
+        if self.next() != character:
+            raise ValueError(f"{self.next()!r} where {character!r} was expected")
+        self.at += 1
+
+    def element(self) -> Any:
+        while True:
+            try:
+                values, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    raise ValueError(error.msg) from error
+                continue
+            if end == len(self.text) and self._more():  # a number may go on
+                continue
+            self.line += self.text.count("\n", self.at, end)
+            self.at = end
+            return values
+
+    def _more(self) -> bool:
+        """Reads on, twice as much for what is long."""
+        rest = self.text[self.at :]
+        more = self.file.read(max(CHUNK, len(rest)))
+        self.text, self.at = rest + more, 0
+        return bool(more)
+
+
+def parse(line: bytes) -> Any:
+    """The values of a line of JSON. Raises RecordError."""
+    try:
+        return json.loads(decoded(line))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"not a JSON object on one line ({error.msg}, column {error.colno})") from error
+    except RecordError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
+        raise RecordError(f"JSON beyond the reader's limits ({error})") from error
+
+
+def decoded(line: bytes) -> str:
+    """A line's text. Raises RecordError where it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
+
+
+# Parquet. pyarrow is imported where it is needed: JSON lines do without it.
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    with open(path, "rb") as file:
+        every = itertools.chain.from_iterable(_batches(path, file))
+        for number, values in enumerate(every):
+            yield Row(f"{path}: row {number}", number, {**values, **_unpacked(values.get("extra"))})
+
+
+def _batches(path: Path, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH):
+            yield batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: damaged or no Parquet file ({error}); fetch or write it again") from error
+
+
+def _unpacked(extra: Any) -> dict[str, Any]:
+    """The column `extra` as a JSON object, where it is one."""
+    if isinstance(extra, str):
+        with contextlib.suppress(ValueError):
+            values = json.loads(extra)
+            return {"extra": values} if isinstance(values, dict) else {}
+    return {}
