@@ -22,6 +22,7 @@ from orca_jax.serving.local import LocalStudent
 from orca_jax.student import huggingface, llama, lora, parameters, sharding
 from orca_jax.student.config import LlamaConfig, LoraConfig
 from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
+from orca_jax.student.huggingface_folder import ADAPTER, Folder
 from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def open_source(path: str | Path) -> Source:
       UnsupportedModelError: a model folder that cannot be read.
     """
     path = Path(remote.local(str(path)))
-    if (path / CONFIG_FILE).is_file():
+    if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
         return _model_folder(path)
     for manifest, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
         if (manifest / artifacts.MANIFEST).is_file():
@@ -70,7 +71,7 @@ def open_source(path: str | Path) -> Source:
 
 
 def _model_folder(path: Path) -> Source:
-    files = sorted([path / CONFIG_FILE, *path.glob("*.safetensors")])
+    files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
     return Source(
         config=read_config(path),
         tokenizer=path,

@@ -1,10 +1,11 @@
-"""Hugging Face weights to device shards and back: only `.safetensors`, only the bytes that are needed.
+"""Hugging Face weights to device shards and back: only the bytes that are needed.
 
 A model folder has [out, in] tensors, one a layer; a student's kernels are [in, out] and, scanned, stacked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,19 +17,24 @@ from typing import Any, NamedTuple
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.student import llama, sharding
 from orca_jax.student.config import LlamaConfig
-from orca_jax.student.huggingface_config import CONFIG_FILE, UnsupportedModelError, unparse
+from orca_jax.student.huggingface_config import CONFIG_FILE, read_config, unparse
+from orca_jax.student.huggingface_folder import (
+    BLOCK_ROWS,
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    SINGLE,
+    Folder,
+    UnsupportedModelError,
+)
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30  # a shard of an exported model; what an export holds in memory
-MEAN_ROWS = 4096  # rows of an embedding averaged at a time
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -36,8 +42,8 @@ DTYPES = {
 }
 LAYER = re.compile(r"^layers/|^layer_(\d+)/")
 TENSORS = {
-    "embed/embedding": "model.embed_tokens.weight",
-    "unembed": "lm_head.weight",
+    "embed/embedding": EMBEDDING,
+    "unembed": HEAD,
     "norm/scale": "model.norm.weight",
     "attention_norm/scale": "input_layernorm.weight",
     "feed_forward_norm/scale": "post_attention_layernorm.weight",
@@ -59,7 +65,7 @@ class _Place(NamedTuple):
     transposed: bool
 
 
-def place(path: str, layer: int | None = None) -> _Place:
+def place(path: str, layer: int | str | None = None) -> _Place:
     """The tensor of a parameter's path; `layer` picks one of a stacked parameter."""
     match = LAYER.match(path)
     local = path[match.end() :] if match else path
@@ -68,54 +74,14 @@ def place(path: str, layer: int | None = None) -> _Place:
     return _Place(prefix + TENSORS[local], local == "unembed" or local.endswith("kernel"))
 
 
-class Folder:
-    """The tensors of a model folder, read by slices.
-
-    Raises:
-      UnsupportedModelError: it holds no safetensors.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory)
-        self.files = self._files()
-
-    def _files(self) -> Mapping[str, Path]:
-        index, single = self.directory / INDEX, self.directory / SINGLE
-        if index.is_file():
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {name: self.directory / file for name, file in names.items()}
-        if single.is_file():
-            with self._open(single) as file:
-                return dict.fromkeys(file.keys(), single)
-        pickled = sorted(path.name for path in self.directory.glob("*.bin"))
-        advice = f"; {pickled[0]} is a pickle, never read here: see docs/students.md" if pickled else ""
-        raise UnsupportedModelError(f"{self.directory} has neither {SINGLE} nor {INDEX}{advice}")
-
-    def _open(self, path: Path) -> Any:
-        try:
-            return safetensors.safe_open(path, framework="np")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UnsupportedModelError(f"{path} cannot be read ({error}); fetch it again") from error
-
-    def shape(self, tensor: str) -> tuple[int, ...]:
-        if tensor not in self.files:
-            raise UnsupportedModelError(f"{self.directory} has no tensor {tensor!r}")
-        with self._open(self.files[tensor]) as file:
-            return tuple(file.get_slice(tensor).get_shape())
-
-    def read(self, tensor: str, *index: slice) -> np.ndarray:
-        """A slice of a tensor, in the file's type. The file is closed again, and its pages given back."""
-        with self._open(self.files[tensor]) as file:
-            return np.asarray(file.get_slice(tensor)[index if len(index) > 1 else index[0]])
-
-
 def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
     """Float32 parameters on the mesh, each process reading only what its devices hold.
 
     Rows of the vocabulary past the folder's start at the mean of its rows.
 
     Raises:
-      UnsupportedModelError: a tensor is missing, of another shape, or left over.
+      UnsupportedModelError: a tensor is missing, of another shape than config.json says, no floats, not
+        finite, or left over; or `config` has fewer ids than the folder.
     """
     folder = Folder(directory)
     shapes = jax.eval_shape(lambda: llama.init(config, 0))
@@ -131,21 +97,24 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
 
 
 def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> None:
-    expected = dict(_expected(leaves, config))
+    own = read_config(folder.directory)
+    ids = own.vocab_size
+    if config.vocab_size < ids:
+        raise UnsupportedModelError(
+            f"{folder.directory} has {ids} ids, more than the {config.vocab_size} that are wanted"
+        )
+    expected = dict(_expected(leaves, dataclasses.replace(config, vocab_size=ids)))
     for tensor, shape in expected.items():
         found = folder.shape(tensor)
-        vocabulary = tensor in (TENSORS[name] for name in VOCABULARY)
-        grown = vocabulary and found[0] <= shape[0] and found[1:] == shape[1:]
-        if found != shape and not grown:
+        if found != shape:
             raise UnsupportedModelError(
                 f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape} as {CONFIG_FILE} says: "
                 "weights and config are of different models; fetch the folder again"
             )
-    left = [name for name in folder.files if name not in expected and not BUFFERS.search(name)]
-    if config.tie_embeddings:
-        left = [name for name in left if name != TENSORS["unembed"]]
-    if left:
-        raise UnsupportedModelError(f"{folder.directory} has a tensor {left[0]!r} that no student here uses")
+    tied = {HEAD} if own.tie_embeddings else set()
+    for name in sorted(set(folder.files) - set(expected) - tied):
+        if not BUFFERS.search(name):
+            raise UnsupportedModelError(f"{folder.files[name]}: no student here uses its tensor {name!r}")
 
 
 def _expected(
@@ -164,12 +133,22 @@ def _expected(
 def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax.Array:
     @functools.lru_cache(maxsize=1)  # replicas ask for the same part one after the other
     def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        return _part(folder, path, tuple(slice(*bound) for bound in bounds))
+        return _finite(_part(folder, path, tuple(slice(*bound) for bound in bounds)), folder, path)
 
     def callback(index: Any) -> np.ndarray:
         return part(tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True)))
 
     return jax.make_array_from_callback(shape, where, callback)
+
+
+def _finite(value: np.ndarray, folder: Folder, path: str) -> np.ndarray:
+    """The value; raises UnsupportedModelError unless all of it is finite, which a sum tells in one pass."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspect = not np.isfinite(value.sum())
+    if suspect and not np.isfinite(value).all():
+        tensor = place(path, "*").tensor
+        raise UnsupportedModelError(f"{folder.directory}: {tensor} holds NaN or infinity; fetch it again")
+    return value
 
 
 def _part(folder: Folder, path: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -208,8 +187,8 @@ def _mean(folder: Folder, tensor: str, columns: slice) -> np.ndarray:
     """The mean row of a tensor, float32, summed in float64."""
     rows = folder.shape(tensor)[0]
     total = np.zeros(columns.stop - columns.start, np.float64)
-    for start in range(0, rows, MEAN_ROWS):
-        block = folder.read(tensor, slice(start, min(start + MEAN_ROWS, rows)), columns)
+    for start in range(0, rows, BLOCK_ROWS):
+        block = folder.read(tensor, slice(start, min(start + BLOCK_ROWS, rows)), columns)
         total += block.astype(np.float64).sum(axis=0)
     return (total / rows).astype(np.float32)
 

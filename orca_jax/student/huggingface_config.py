@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orca_jax.student.config import LlamaConfig, RopeScaling
+from orca_jax.student.huggingface_folder import UnsupportedModelError, has_own_head
 
+log = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Fields that say nothing about the function from tokens to logits.
@@ -50,12 +53,11 @@ ROPE_FIELDS = {
 }
 
 
-class UnsupportedModelError(ValueError):
-    """A model's config.json asks for what no student here does; the message names the field."""
-
-
 def read_config(directory: str | os.PathLike[str]) -> LlamaConfig:
     """The student's config of a Hugging Face model folder.
+
+    A head that differs from the embedding is kept, though the file may say that they are tied, as
+    transformers does.
 
     Raises:
       UnsupportedModelError: a field is missing, unknown or has a value that is not supported.
@@ -70,9 +72,13 @@ def read_config(directory: str | os.PathLike[str]) -> LlamaConfig:
     except json.JSONDecodeError as error:
         raise UnsupportedModelError(f"{path} is not JSON ({error}); fetch it again") from error
     try:
-        return parse(values)
+        config = parse(values)
     except ValueError as error:
         raise UnsupportedModelError(f"{path}: {error}") from error
+    if config.tie_embeddings and has_own_head(directory):
+        log.warning("%s says tie_word_embeddings, but the weights have a head of their own: it is used", path)
+        return dataclasses.replace(config, tie_embeddings=False)
+    return config
 
 
 def parse(values: Mapping[str, Any]) -> LlamaConfig:

@@ -119,6 +119,9 @@ def test_a_larger_vocabulary_starts_at_the_mean(finished):
 def test_what_is_no_student_is_said(tmp_path, finished):
     with pytest.raises(ArtifactError, match="holds no student: neither"):
         students.open_source(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="adapters are not read here; merge them"):
+        students.open_source(tmp_path)
     with pytest.raises(ArtifactError, match="was made by 'prepare'"):
         students.open_source(finished / "tokens/expert")
     with pytest.raises(ValueError, match="give --layout, one of orca"):

@@ -134,19 +134,31 @@ def rewrite(folder, change):
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
 
+EMBEDDING, QUERY = "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.pop("model.norm.weight"), "has no tensor 'model.norm.weight'"),
+        (lambda t: t.pop(QUERY), f"has no tensor '{QUERY}'"),
+        (lambda t: t.pop("lm_head.weight"), "has no tensor 'lm_head.weight'"),
         (lambda t: t.update({"model.norm.weight": np.ones(3, np.float32)}), r"shape \(3,\), not \(32,\)"),
-        (lambda t: t.update({"model.extra.weight": np.ones(3)}), "'model.extra.weight' that no student"),
+        (lambda t: t.update({"model.extra.weight": np.ones(3)}), "uses its tensor 'model.extra.weight'"),
+        (lambda t: t.update({QUERY.replace("1", "2"): t[QUERY]}), "its tensor 'model.layers.2.self_attn"),
+        (lambda t: t.update({f"{QUERY}.absmax": np.ones(3)}), "its tensor 'model.layers.1.*absmax'"),
         (lambda t: t.update({"lm_head.weight": np.ones((130, 32))}), r"shape \(130, 32\), not \(97, 32\)"),
+        (lambda t: t.update({EMBEDDING: t[EMBEDDING][:10].copy()}), r"shape \(10, 32\), not \(97, 32\)"),
+        (lambda t: t.update({QUERY: t[QUERY].astype(np.int8)}), f"'{QUERY}' is of type I8"),
+        (lambda t: t[QUERY].__setitem__((0, 0), np.nan), "self_attn.q_proj.weight holds NaN"),
+        (lambda t: t[EMBEDDING].__setitem__((96, 31), np.inf), f"{EMBEDDING} holds NaN or infinity"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit_are_named(folder, change, message):
+@pytest.mark.parametrize("ids", [97, 120])
+def test_tensors_that_do_not_fit_are_named(folder, change, message, ids):
     rewrite(folder, change)
     with pytest.raises(UnsupportedModelError, match=message):
-        huggingface.load(folder, SMALL, mesh(1, 8, 1))
+        huggingface.load(folder, dataclasses.replace(SMALL, vocab_size=ids), mesh(1, 8, 1))
 
 
 def test_computed_buffers_of_old_files_are_passed_over(folder):
@@ -154,10 +166,82 @@ def test_computed_buffers_of_old_files_are_passed_over(folder):
     huggingface.load(folder, SMALL, mesh(1, 8, 1))
 
 
-def test_a_file_cut_short_is_named(folder):
-    file = sorted(folder.glob("*.safetensors"))[1]
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UnsupportedModelError, match=f"{file}.* cannot be read"):
+@pytest.mark.parametrize("own", [True, False])
+def test_a_tied_folder_keeps_a_head_of_its_own(folder, own, caplog):
+    """As transformers does; `test_parity` compares them. A head that is the embedding is simply tied."""
+    if not own:
+        rewrite(folder, lambda t: t.update({"lm_head.weight": t[EMBEDDING]}))
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "tie_word_embeddings": True}))
+    config = read_config(folder)
+    assert config.tie_embeddings is not own
+    assert ("a head of their own" in caplog.text) is own
+    loaded = huggingface.load(folder, config, mesh(1, 8, 1))
+    assert ("unembed" in loaded) is own
+    if own:
+        with pytest.raises(UnsupportedModelError, match=r"no student here uses its tensor 'lm_head\.weight'"):
+            huggingface.load(folder, dataclasses.replace(config, tie_embeddings=True), mesh(1, 8, 1))
+
+
+def index_of(folder):
+    return json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def place_elsewhere(folder):
+    """The index, with every tensor in the first shard but one in each."""
+    named = index_of(folder)
+    shards = sorted(set(named.values()))
+    moved = dict.fromkeys(named, shards[0]) | {f"model.other.{i}": file for i, file in enumerate(shards)}
+    huggingface.write_index(folder, moved, {})
+
+
+def leave_an_index(folder):
+    """A whole model in one file, beside the index of another."""
+    stale = index_of(folder)
+    rewrite(folder, lambda tensors: None)
+    huggingface.write_index(folder, stale, {})
+
+
+@pytest.mark.parametrize("change", [place_elsewhere, leave_an_index])
+def test_tensors_are_where_the_files_say(folder, change):
+    """As in transformers, which takes from an index no more than the files' names, and one file before it."""
+    change(folder)
+    assert_trees_equal(huggingface.load(folder, SMALL, mesh(1, 8, 1)), make_params(SMALL), SMALL.vocab_size)
+
+
+def shard(folder, number):
+    return sorted(folder.glob("model-*.safetensors"))[number]
+
+
+def move_norm(folder, keep):
+    """The final norm's file without it, or with it in another file too."""
+    norm = "model.norm.weight"
+    home = folder / index_of(folder)[norm]
+    file = next(path for path in folder.glob("model-*.safetensors") if path != home) if keep else home
+    tensors = safetensors.numpy.load_file(file)
+    if keep:
+        tensors[norm] = np.ones(32, np.float32)
+    else:
+        tensors.pop(norm)
+    safetensors.numpy.save_file(tensors, file)
+
+
+DAMAGES = {
+    "cut": (lambda f: shard(f, 1).write_bytes(shard(f, 1).read_bytes()[:-100]), r"-0*2-of.*cannot be read"),
+    "gone": (lambda f: shard(f, 1).unlink(), r"-0*2-of.*cannot be read"),
+    "in none": (lambda f: move_norm(f, False), r"has no tensor 'model.norm.weight', though .* names model-"),
+    "in two": (lambda f: move_norm(f, True), r"model-.* and model-.* both hold 'model\.norm\.weight'"),
+    "index": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+    "cut index": (lambda f: (f / "model.safetensors.index.json").write_text("{"), "has no weight_map"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "adapters are not read here"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_are_refused_by_file(folder, damage):
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(UnsupportedModelError, match=message):
         huggingface.load(folder, SMALL, mesh(1, 8, 1))
 
 

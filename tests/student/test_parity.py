@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from orca_jax.experiments import parity
 from orca_jax.student import huggingface, huggingface_config, llama
-from orca_jax.student.sharding import path_name
+from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from orca_jax.training.loss import cross_entropy
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 EVERY_FAMILY = pytest.mark.parametrize("family", parity.FAMILIES)
 
@@ -86,3 +88,34 @@ def test_round_trip_is_bit_exact(pairs, family, tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     running = {"vocab_multiple": 16, "scan_layers": False}
     assert dataclasses.replace(huggingface_config.read_config(tmp_path), **running) == pair.config
+
+
+def own_head(folder, files):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "tie_word_embeddings": True}))
+
+
+def same_head(folder, files):
+    own_head(folder, files)
+    weights = {name: huggingface.Folder(folder).read(name, slice(None)) for name in files}
+    for file in set(files.values()):
+        (folder / file).unlink()
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def wrong_index(folder, files):
+    shards = sorted(set(files.values()))
+    turned = {name: shards[shards.index(file) - 1] for name, file in files.items()}
+    huggingface.write_index(folder, turned, {})
+
+
+@pytest.mark.parametrize("change", [own_head, same_head, wrong_index])
+def test_odd_folders_are_read_as_transformers_reads_them(change, tmp_path):
+    parity.make_model("LLaMA").save_pretrained(tmp_path, max_shard_size="100KB")
+    index = json.loads((tmp_path / huggingface.INDEX).read_text())
+    change(tmp_path, index["weight_map"])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    config = dataclasses.replace(huggingface_config.read_config(tmp_path), scan_layers=False)
+    params = huggingface.load(tmp_path, config, make_mesh(MeshConfig()))
+    assert parity.logit_error(parity.Pair(theirs, params, config)) < 2e-4
