@@ -190,7 +190,7 @@ def endpoint(job: Job) -> Iterator[Endpoint]:
         return
     source = students.open_source(teacher.path)
     student = students.local(
-        source, source.layout or config.data.layout, compiler_options=config.compiler_options
+        source, students.layout_of(config, source), compiler_options=config.compiler_options
     )
     with StudentEndpoint(student) as answering:
         yield answering

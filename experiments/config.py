@@ -183,14 +183,15 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows. `tokenizer` is a SentencePiece file or a folder with one, or with tokenizer.json.
 
-    Empty: the tokenizer of `student.init`, or without that a new one, trained on the traces. `supervise`
-    puts the loss on `all` answers of a conversation, on the `last` one, or on `everything`, prompts too. A
-    row's `segments` are `separated`, or `leaking`: an example sees those packed before it. Both last ones
-    are for ablations.
+    Empty: the tokenizer of `student.init`, or without that a new one, trained on the traces. `layout` is one
+    of data.layouts; empty: the one that `student.init` was trained in, else the tokenizer's chat template,
+    else `orca`. `supervise` puts the loss on `all` answers of a conversation, on the `last` one, or on
+    `everything`, prompts too. A row's `segments` are `separated`, or `leaking`: an example sees those packed
+    before it. Both last ones are for ablations.
     """
 
     tokenizer: str = ""
-    layout: str = "orca"
+    layout: str = ""
     supervise: str = "all"
     row_length: int = 512
     max_segments: int = 32

@@ -27,7 +27,7 @@ from orca_jax import artifacts, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import BOS, TokenizerLike
+from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.experiments import options, students
 from orca_jax.experiments.config import plain
 from orca_jax.progress import progress
@@ -44,7 +44,7 @@ EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
 def import_(source: Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
-    made_by = {"program": students.IMPORT, "student": plain(opened.config), "layout": ""}
+    made_by = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
     inputs = {"source": opened.fingerprint}
     if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
         log.info("%s is imported already", out)
@@ -68,10 +68,10 @@ def export(source: Path, out: Path, *, dtype: str, layout: str) -> None:
     """A student as a Hugging Face model folder.
 
     Raises:
-      ValueError: the layout it was trained in is not known, and not given.
+      ValueError: its layout is not known, and not given.
     """
     opened = students.open_source(source)
-    layout = layout or opened.layout
+    layout = layout or opened.own_layout
     if layout not in layouts.CONTROL_TOKENS:
         raise ValueError(
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
@@ -94,7 +94,7 @@ def special_ids(tokenizer: TokenizerLike, layout: str) -> dict[str, Any]:
     """The ids that other programs need; the end of sequence is the one trained to end an answer."""
     stop = layouts.stop_ids(layout, tokenizer)
     return {
-        "bos_token_id": tokenizer.control_ids.get(BOS),
+        "bos_token_id": tokenizer.bos_id,
         "eos_token_id": stop[0] if len(stop) == 1 else list(stop),
         "pad_token_id": tokenizer.pad_id,
     }

@@ -88,14 +88,15 @@ def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
 
 def load_student(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     step, params, shape = students.trained(workdir)
-    fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
+    manifest = artifacts.read_manifest(workdir / "training")
+    config = students.as_made(config, manifest)
     log.info("examining the student of step %d", step)
     return LocalStudent(
         params,
         shape,
         tokenizers.load(workdir / "tokenizer"),
         config.data.layout,
-        checkpoint=f"{fingerprint}-{step}",
+        checkpoint=f"{manifest['fingerprint']}-{step}",
         batch_size=config.evaluation.batch_size,
         max_length=config.evaluation.max_length,
     )

@@ -139,7 +139,7 @@ def examined(config: ExperimentConfig, workdir: Path, given: str, load: Callable
     def local() -> LocalStudent:
         return students.local(
             source,
-            source.layout or config.data.layout,
+            students.layout_of(config, source),
             batch_size=batch,
             max_length=config.evaluation.max_length,
             compiler_options=config.compiler_options,

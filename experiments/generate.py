@@ -49,7 +49,7 @@ def load(
       LayoutError: it does not say in which layout it was trained, and none is given.
     """
     source = students.open_source(path)
-    if not (layout or source.layout):
+    if not (layout or source.own_layout):
         raise LayoutError(f"{path} does not say its prompt layout; give --prompt_layout")
     return students.local(source, layout, tensor=tensor, batch_size=batch_size, max_length=max_length)
 

@@ -110,12 +110,10 @@ def _plan() -> None:
 
 
 def _generate() -> None:
-    from orca_jax.data.layouts import CONTROL_TOKENS
+    from orca_jax.data.layouts import LAYOUTS, TEMPLATE
 
     flags.DEFINE_string("student", "", "A workdir, an imported student, or a model folder.")
-    flags.DEFINE_enum(
-        "prompt_layout", "", ["", *CONTROL_TOKENS], "Of prompts; empty: the one the student was trained in."
-    )
+    flags.DEFINE_enum("prompt_layout", "", ["", *LAYOUTS, TEMPLATE], "Of prompts; empty: the student's own.")
     flags.DEFINE_integer("system_id", 0, "One of the 16 system messages; 0: none.")
     flags.DEFINE_string("system", "", "A system message in words.")
     flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
@@ -135,7 +133,7 @@ def _convert() -> None:
     flags.DEFINE_string("source", "", "A model folder, an imported student, or a workdir.")
     flags.DEFINE_string("out", "", "The folder to write.")
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Of exported weights.")
-    flags.DEFINE_string("layout", "", "Of an exported student; empty: the one it was trained in.")
+    flags.DEFINE_string("layout", "", "Of an exported student; empty: its own.")
 
 
 def _parity() -> None:
@@ -281,7 +279,7 @@ def _lm_eval(add: Add) -> None:
     add("--limit", type=int, help="questions of each task")
     add("--batch_size", type=int, default=32)
     add("--max_length", type=int, default=2048)
-    add("--prompt_layout", default="", help="empty: the one that it was trained in")
+    add("--prompt_layout", default="", help="empty: the student's own")
 
 
 def _serve(add: Add) -> None:
@@ -289,7 +287,7 @@ def _serve(add: Add) -> None:
 
     add("--checkpoint", required=True, help="a workdir, an imported student, or a model folder")
     add("--name", default="", help="what clients call it; empty: the checkpoint's folder's name")
-    add("--layout", default="", choices=["", *LAYOUTS, TEMPLATE], help="empty: the one it was trained in")
+    add("--layout", default="", choices=["", *LAYOUTS, TEMPLATE], help="empty: the student's own")
     add("--host", default="127.0.0.1", help="any but this host's own needs a token")
     add("--port", type=int, default=8000, help="0: any that is free")
     add("--token_variable", default="ORCA_JAX_TOKEN", help="environment variable that holds the token")

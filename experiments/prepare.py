@@ -167,6 +167,7 @@ def make_tokenizer(
 
     Raises:
       TokenizerError: it has another number of ids than the student's vocabulary.
+      LayoutError: it cannot write the layout.
     """
     directory = workdir / "tokenizer"
     size, source = config.student.vocab_size, students.tokenizer_path(config)
@@ -183,6 +184,7 @@ def make_tokenizer(
         made = tokenizers.load(directory)
     elif source:
         made = tokenizers.load(source, controls)
+        layouts.check(config.data.layout, made)
     else:
         made = tokenizers.train(_texts(config, workdir), size, controls)
     # Weights to start from may have more ids than their tokenizer uses; see students.shape.
@@ -217,7 +219,7 @@ def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
     # A text that is none would end SentencePiece; tokens.trainable leaves its trace out later.
     texts = (trace for trace in every if not any(half_pair(message.content) for message in trace.messages))
     for trace in heapq.nsmallest(TRAINING_TEXTS, texts, key=lambda trace: _draw(config, trace)):
-        pieces = layouts.LAYOUTS[config.data.layout](trace.messages)
+        pieces = layouts.LAYOUTS[config.data.layout or layouts.PAPER](trace.messages)
         yield "".join(piece.text for piece in pieces if not piece.control)
 
 
@@ -285,7 +287,7 @@ def run(
 
     What other settings made is made again, unless it is to be `kept`, or a student was trained on it.
     """
-    how = how or from_flags()
+    how, config = how or from_flags(), students.to_prepare(config)
     remake = not (kept or students.is_trained(workdir))
     collected = {
         teacher.name: artifacts.read_manifest(workdir / "traces" / teacher.name)["fingerprint"]

@@ -75,7 +75,7 @@ def serve(options: argparse.Namespace) -> None:
     """
     secret, allowed = token(options.token_variable), limits(options)
     source = students.open_source(options.checkpoint)
-    if not (options.layout or source.layout):
+    if not (options.layout or source.own_layout):
         raise LayoutError(f"{options.checkpoint} does not say its prompt layout; give --layout")
     positions = source.config.max_positions
     max_length = options.max_length or positions

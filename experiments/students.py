@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from orca_jax import artifacts, remote, settings
 from orca_jax.artifacts import ArtifactError
+from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerError
@@ -39,7 +40,7 @@ class Source:
     Attributes:
       config: its shape.
       tokenizer: the path of its tokenizer, for data.tokenizer.load.
-      layout: the prompt layout it was trained in; empty where that is not known.
+      layout: the prompt layout that it is recorded to be trained in; empty: none is, see `own_layout`.
       fingerprint: of its weights.
       load: its parameters on a mesh, for a config of the same shape and as many ids or more.
     """
@@ -49,6 +50,11 @@ class Source:
     layout: str
     fingerprint: str
     load: Load
+
+    @property
+    def own_layout(self) -> str:
+        """The layout of its prompts unless another is named; empty where that is not known."""
+        return self.layout or layouts.default(self.tokenizer)
 
 
 def open_source(path: str | Path) -> Source:
@@ -124,12 +130,12 @@ def local(
     """The student, ready to answer, its layers split over so many devices.
 
     Args:
-      layout: of prompts; empty: the one that the student was trained in.
+      layout: of prompts; empty: the student's own.
 
     Raises:
       LayoutError: that is not known, and none is given.
     """
-    layout = layout or source.layout
+    layout = layout or source.own_layout
     if not layout:
         raise LayoutError("the student does not say its prompt layout; give one")
     config = dataclasses.replace(source.config, scan_layers=False)
@@ -144,6 +150,43 @@ def local(
         max_length=max_length,
         compiler_options=compiler_options,
     )
+
+
+def layout_of(config: ExperimentConfig, source: Source) -> str:
+    """The layout in which an experiment asks a student that it did not train itself."""
+    return source.layout or config.data.layout or source.own_layout or layouts.PAPER
+
+
+def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with its layout said.
+
+    Where `data.layout` is empty: the one that the weights to start from are recorded to be trained in, the
+    tokenizer's chat template, or the paper's.
+    """
+    tokenizer, init = tokenizer_path(config), config.student.init
+    recorded = open_source(init).layout if init else ""
+    own = layouts.default(tokenizer) if tokenizer else ""
+    by_default = (recorded if recorded != layouts.TEMPLATE else own) or own or layouts.PAPER
+    return _in_layout(config, config.data.layout or by_default)
+
+
+def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> ExperimentConfig:
+    """The config with the layout that a step of its workdir was made in.
+
+    Raises:
+      ArtifactError: the config names another.
+    """
+    found = manifest["made_by"]["layout"]
+    if config.data.layout not in ("", found):
+        raise ArtifactError(
+            f"the workdir was prepared with data.layout={found!r}, and the config says "
+            f"{config.data.layout!r}; set data.layout={found!r}, or take a new workdir"
+        )
+    return _in_layout(config, found)
+
+
+def _in_layout(config: ExperimentConfig, layout: str) -> ExperimentConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, layout=layout))
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:

@@ -154,6 +154,7 @@ def run(
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
+    config = students.as_made(config, next(iter(builder.stores.values())).manifest)
     student = students.shape(config, workdir, source)
     made = made_by(config, student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}

@@ -97,6 +97,11 @@ class HuggingFaceTokenizer:
         return {alias: self.special_names[key] for alias, key in keys.items() if key in self.special_names}
 
     @property
+    def bos_id(self) -> int | None:
+        """None where the folder names no beginning of sequence."""
+        return self.control_id(BOS) if BOS in self._aliases else None
+
+    @property
     def pad_id(self) -> int:
         return self.control_id(self.special_names["pad_token"])
 
@@ -218,10 +223,7 @@ class HuggingFaceTokenizer:
         Raises:
           TokenizerError: there are several, and none is named so.
         """
-        files = dict(self.files)
-        if TEMPLATE_FILE in files:
-            return files[TEMPLATE_FILE]
-        found = json.loads(files.get(CONFIG_FILE, "{}")).get("chat_template")
+        found = _chat_template(dict(self.files))
         if not isinstance(found, list):
             return found
         named = {template["name"]: str(template["template"]) for template in found}
@@ -237,6 +239,30 @@ class HuggingFaceTokenizer:
         for name, text in self.files:
             with artifacts.atomic_write(Path(directory) / name) as file:
                 file.write(text)
+
+
+def _chat_template(files: Mapping[str, str]) -> Any:
+    """The template of a folder, or the list of those that it has; None: there is none."""
+    if TEMPLATE_FILE in files:
+        return files[TEMPLATE_FILE]
+    return json.loads(files.get(CONFIG_FILE, "{}")).get("chat_template")
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether a folder has a chat template, seen without building the tokenizer.
+
+    Raises:
+      TokenizerError: its configuration cannot be read.
+    """
+    try:
+        return bool(_chat_template(_texts(path, (CONFIG_FILE, TEMPLATE_FILE))))
+    except (ValueError, AttributeError) as error:
+        raise TokenizerError(f"{path / CONFIG_FILE} cannot be read: {error!r}") from error
+
+
+def _texts(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files of a folder, of these names and as far as they are there."""
+    return {name: (path / name).read_text(encoding="utf-8") for name in names if (path / name).is_file()}
 
 
 def _widened(match: re.Match[str], flags: Mapping[str, Any], floor: int) -> tuple[int, int]:
@@ -340,8 +366,7 @@ def load(path: str | os.PathLike[str], control_tokens: Sequence[str] = ()) -> Hu
       TokenizerError: a file is missing or cannot be used; names it.
     """
     path = Path(path)
-    names = (TOKENIZER_FILE, CONFIG_FILE, TOKENS_FILE, TEMPLATE_FILE)
-    files = {name: (path / name).read_text(encoding="utf-8") for name in names if (path / name).is_file()}
+    files = _texts(path, (TOKENIZER_FILE, CONFIG_FILE, TOKENS_FILE, TEMPLATE_FILE))
     try:
         if eos := _configured_eos(path):
             files[GENERATION_FILE] = json.dumps({"eos_token_id": eos})

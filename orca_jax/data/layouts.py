@@ -3,22 +3,26 @@
 A layout is one function from messages to pieces. A conversation that ends with a user's turn ends with
 the header of the answer to come, so a prompt is exactly the start of the sequence trained on.
 
-The layout `template` is no such function: it is the chat template of a Hugging Face tokenizer.
+The layout `template` is no such function: it is the chat template of a Hugging Face tokenizer, and the layout
+of a folder that has one unless another is named. The others write no beginning of sequence for a tokenizer
+that has none, and none behind the same token.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from orca_jax import records
-from orca_jax.data import template_layout
+from orca_jax import records, remote
+from orca_jax.data import hf_tokenizer, template_layout
 from orca_jax.data.chat_template import LayoutError
 from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
-from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike
+from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike, is_hugging_face
 from orca_jax.records import Message, RecordError
 
 
@@ -133,6 +137,7 @@ def vicuna(messages: Sequence[Message]) -> list[Piece]:
 
 LAYOUTS: dict[str, Layout] = {"orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna}
 TEMPLATE = "template"  # a Hugging Face tokenizer's own
+PAPER = "orca"
 CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     "orca": (PAD,),
     "chatml": (PAD, IM_START, IM_END),
@@ -150,7 +155,47 @@ ANSWER_FRAMES: dict[str, tuple[str, str]] = {
 }
 
 
-def joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
+def default(tokenizer: str | os.PathLike[str]) -> str:
+    """The layout of a tokenizer's folder, which may be in a bucket: its chat template; empty: it has none."""
+    path = Path(remote.local(str(tokenizer)))
+    return TEMPLATE if is_hugging_face(path) and hf_tokenizer.has_chat_template(path) else ""
+
+
+def check(layout: str, tokenizer: TokenizerLike, supervise: str = "all") -> None:
+    """Whether a tokenizer can write a layout.
+
+    Raises:
+      LayoutError: `supervise` or the layout is unknown, or the layout is `template` and the tokenizer has
+        none, or marks turns with the tokenizer's beginning of sequence.
+      TokenizerError: the tokenizer lacks a control token of the layout.
+    """
+    if supervise not in SUPERVISE:
+        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
+    if layout == TEMPLATE:
+        _templated(tokenizer)
+        return
+    if layout not in LAYOUTS:
+        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
+    for token in (*CONTROL_TOKENS[layout], STOP_TOKENS[layout]):
+        if token != PAD and tokenizer.control_id(token) == tokenizer.bos_id and token != EOS:
+            raise LayoutError(
+                f"layout {layout!r} marks turns with {token!r}, this tokenizer's beginning of sequence, "
+                f"which would stand there twice; use {TEMPLATE!r}, its chat template, or another layout"
+            )
+
+
+def _begun(pieces: Iterable[Piece], tokenizer: TokenizerLike) -> Iterator[Piece]:
+    """The pieces without a beginning of sequence that the tokenizer lacks, or that stands there already."""
+    bos, before = tokenizer.bos_id, None
+    for piece in pieces:
+        begins = piece.control and piece.text == BOS
+        if begins and bos in (None, before):
+            continue
+        before = (bos if begins else tokenizer.control_id(piece.text)) if piece.control else None
+        yield piece
+
+
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbouring texts of equal supervision as one piece, so that each run is tokenised once."""
     held: Piece | None = None
     for piece in pieces:
@@ -186,21 +231,10 @@ def encode(
     the ids are the same. An answer's loss is scaled by its message's weight.
 
     Raises:
-      LayoutError: the turns do not alternate, the layout or `supervise` is unknown, or the layout is
-        `template` and the tokenizer has none, or one whose answers cannot be located exactly.
-      TokenizerError: the tokenizer lacks a control token of the layout.
+      LayoutError, TokenizerError: as `check`; or the turns do not alternate, `supervise` is unknown, or the
+        answers of a template cannot be located exactly.
     """
     return encode_all([messages], layout, tokenizer, supervise)[0]
-
-
-def check(layout: str, tokenizer: TokenizerLike, supervise: str) -> None:
-    """Raises LayoutError for a layout or `supervise` that no conversation can be encoded with."""
-    if supervise not in SUPERVISE:
-        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
-    if layout == TEMPLATE:
-        _templated(tokenizer)
-    elif layout not in LAYOUTS:
-        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
 
 
 def encode_all(
@@ -213,7 +247,8 @@ def encode_all(
     if layout == TEMPLATE:
         encoded = [_encode_template(messages, _templated(tokenizer)) for messages in conversations]
     else:
-        encoded = _encode_pieces([list(joined(LAYOUTS[layout](m))) for m in conversations], tokenizer)
+        pieces = [list(joined(_begun(LAYOUTS[layout](m), tokenizer))) for m in conversations]
+        encoded = _encode_pieces(pieces, tokenizer)
     weigh = {"all": None, "last": only_last, "everything": on_everything}[supervise]
     return [
         _scaled(weigh(one) if weigh else one, one.weights, messages)
@@ -272,7 +307,11 @@ def _encode_template(messages: Sequence[Message], tokenizer: HuggingFaceTokenize
 
 
 def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:
-    """What ends a reply: the layout's token; for a template its end of turn and the folder's own ends."""
+    """What ends a reply: the layout's token; for a template its end of turn and the folder's own ends.
+
+    Raises as `check` does.
+    """
+    check(layout, tokenizer)
     if layout == TEMPLATE:
         templated = _templated(tokenizer)
         return tuple(dict.fromkeys([template_layout.probe(templated).stop_id, *templated.eos_ids]))

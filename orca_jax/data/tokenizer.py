@@ -44,6 +44,9 @@ class TokenizerLike(Protocol):
     def control_ids(self) -> dict[str, int]: ...
 
     @property
+    def bos_id(self) -> int | None: ...
+
+    @property
     def pad_id(self) -> int: ...
 
     @property
@@ -98,6 +101,10 @@ class Tokenizer:
         start = self._plain.vocab_size()
         own = {BOS: self._plain.bos_id(), EOS: self._plain.eos_id()}
         return own | {token: start + i for i, token in enumerate(self.control_tokens)}
+
+    @property
+    def bos_id(self) -> int:
+        return self.control_ids[BOS]
 
     @property
     def pad_id(self) -> int:
@@ -156,11 +163,16 @@ def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = No
       TokenizerError: nothing readable is there.
     """
     path = Path(remote.local(str(path)))
-    if not (path / CONTROL_FILE).is_file() and (path / "tokenizer.json").is_file():
+    if is_hugging_face(path):
         from orca_jax.data import hf_tokenizer  # which imports this module
 
         return hf_tokenizer.load(path, control_tokens or ())
     return _load_sentencepiece(path, control_tokens)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a folder on this machine is a Hugging Face tokenizer's, and none of ours."""
+    return not (path / CONTROL_FILE).is_file() and (path / "tokenizer.json").is_file()
 
 
 def _load_sentencepiece(path: Path, control_tokens: Sequence[str] | None) -> Tokenizer:

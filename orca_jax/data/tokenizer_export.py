@@ -26,7 +26,7 @@ from orca_jax.data.hf_tokenizer import (
     TOKENS_FILE,
     HuggingFaceTokenizer,
 )
-from orca_jax.data.layouts import IM_END, IM_START, TEMPLATE, VICUNA_SYSTEM, LayoutError, encode
+from orca_jax.data.layouts import IM_END, IM_START, TEMPLATE, VICUNA_SYSTEM, LayoutError, check, encode
 from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from orca_jax.records import Message
 
@@ -54,8 +54,10 @@ def write(
 
     Raises:
       ExportError: the model or the layout cannot be expressed with the same ids.
+      LayoutError, TokenizerError: a Hugging Face tokenizer cannot write the layout.
     """
     if isinstance(tokenizer, HuggingFaceTokenizer):
+        check(layout, tokenizer)
         if layout != TEMPLATE:
             tokenizer = _templated(tokenizer, layout)
         return write_files(_files(tokenizer, model_max_length), out_dir)
@@ -307,7 +309,10 @@ _TURNS = (
     "{{- raise_exception('turns must be [system], user, assistant, user, ...') -}}\n"
     "{%- endif -%}\n"
     "{%- endfor -%}\n"
-    "{{- bos_token -}}\n"
+    # A tokenizer may have no beginning of sequence, or one that is its end too and is not written twice.
+    "{%- set begin = bos_token or '' -%}\n"
+    "{%- set begin_again = '' if begin == eos_token else begin -%}\n"
+    "{{- begin -}}\n"
 )
 
 
@@ -343,7 +348,7 @@ CHAT_TEMPLATES = {
     ),
     "llama2": _template(
         opening=rf"'{SPACE}[INST] ' + ('<<SYS>>\n' + system + '\n<</SYS>>\n\n' if system else '')",
-        user="('' if loop.first else bos_token + ' [INST] ') + message['content'] + ' [/INST]'",
+        user="('' if loop.first else begin_again + ' [INST] ') + message['content'] + ' [/INST]'",
         assistant="' ' + message['content'] + ' ' + eos_token",
         prompt="''",
     ),

@@ -114,7 +114,8 @@ def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaC
     tied = {HEAD} if own.tie_embeddings else set()
     for name in sorted(set(folder.files) - set(expected) - tied):
         if not BUFFERS.search(name):
-            raise UnsupportedModelError(f"{folder.files[name]}: no student here uses its tensor {name!r}")
+            file = folder.files[name]
+            raise UnsupportedModelError(f"{file} has a tensor {name!r} that no student here uses")
 
 
 def _expected(

@@ -18,11 +18,12 @@ CONFIG_FILE = "config.json"
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Fields that say nothing about the function from tokens to logits.
 NEUTRAL = {
-    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "architectures",
-    "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
+    "_attn_implementation", "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path",
+    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "id2label",
     "initializer_range", "is_llama_config", "label2id", "max_sequence_length", "max_window_layers",
     "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict",
-    "torch_dtype", "transformers_version", "unsloth_version", "use_cache",
+    "torch_dtype", "transformers_version", "unk_token_id", "unsloth_version", "use_cache",
 }  # fmt: skip
 SHAPE = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

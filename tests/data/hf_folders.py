@@ -113,6 +113,15 @@ def write_folder(folder, made, template=None, bos="<s>", eos="</s>", pad=None, *
     return folder
 
 
+def without_template(folder):
+    """Takes a folder's chat template away; returns the folder."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 # The known formats, in our own words.
 CHATML = """{% for m in messages %}
 {{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' }}
@@ -169,3 +178,41 @@ ENDS = {
     "blocks": "<|im_end|>",
     "swallowing": "<|im_end|>",
 }
+
+# As Qwen and SmolLM2 have it: a system message of its own where the conversation has none.
+DEFAULT_SYSTEM = """{% for m in messages %}
+{%- if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{% endif %}
+{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def begins(made, bos):
+    """Puts the beginning of sequence before every text, as Llama 3's and Mistral's files do."""
+    made.add_special_tokens([bos])
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, made.token_to_id(bos))]
+    )
+    return made
+
+
+# Released models' tokenizers in small: how each is made of a corpus, and its settings.
+RELEASED = {
+    "qwen": (
+        byte_level,
+        dict(template=DEFAULT_SYSTEM, bos=None, eos="<|im_end|>", pad="<|endoftext|>", add_bos_token=False),
+    ),
+    "smollm2": (byte_level, dict(template=DEFAULT_SYSTEM, bos="<|im_start|>", eos="<|im_end|>")),
+    "gpt2": (byte_level, dict(bos="<|endoftext|>", eos="<|endoftext|>")),
+    "llama3": (
+        lambda corpus: begins(byte_level(corpus), "<|begin|>"),
+        dict(template=HEADERS, bos="<|begin|>", eos="<|turn|>"),
+    ),
+    "mistral": (lambda corpus: begins(metaspace(corpus, "first"), "<s>"), dict(template=INSTRUCT)),
+}
+
+
+def released(folder, corpus, name):
+    """Writes a released model's kind of tokenizer folder; returns its path."""
+    make, settings = RELEASED[name]
+    return write_folder(folder, make(corpus), **settings)

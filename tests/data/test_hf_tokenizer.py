@@ -1,5 +1,6 @@
 """Hugging Face tokenizers: the ids of the library, and no text spells a special token."""
 
+import itertools
 import json
 import pickle
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from orca_jax.data import hf_tokenizer, layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.layouts import LAYOUTS, encode
+from orca_jax.data.layouts import LAYOUTS, LayoutError, encode
 from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerError
 from orca_jax.records import Message
 from tests.data import hf_folders
@@ -292,6 +293,32 @@ def test_the_other_layouts_take_it_too(kind, layout, loaded):
     assert encoded[: len(prompt)] == prompt
     answer = tokenizer.decode(encoded[len(prompt) :])
     assert layouts.answer_text(answer, layout, tokenizer).startswith("it is red")
+
+
+TURNS = [
+    Message("system", "Be kind."),
+    *[Message(role, said) for said in ("Is it red?", "No") for role in ("user", "assistant")],
+]
+
+
+@pytest.mark.parametrize("layout", layouts.CONTROL_TOKENS)
+@pytest.mark.parametrize("name", hf_folders.RELEASED)
+def test_a_sequence_begins_once_or_has_no_beginning(name, layout, corpus, tmp_path):
+    """Without a beginning of sequence none is written; one that the layout writes anyway is not doubled."""
+    folder = hf_folders.released(tmp_path, corpus, name)
+    tokenizer = tokenizers.load(folder, layouts.CONTROL_TOKENS[layout])
+    assert layouts.default(folder) == ("" if name == "gpt2" else "template")
+    refused = {("smollm2", "chatml"): "twice; use 'template'", ("gpt2", "template"): "tokenizer has none"}
+    if message := refused.get((name, layout)):
+        for use in (lambda: encode(TURNS, layout, tokenizer), lambda: layouts.stop_ids(layout, tokenizer)):
+            with pytest.raises(LayoutError, match=message):
+                use()
+        return
+    ids, prompt = (encode(TURNS[:end], layout, tokenizer).tokens.tolist() for end in (5, 2))
+    assert ids[: len(prompt)] == prompt
+    assert tokenizer.bos_id not in [a for a, b in itertools.pairwise(ids) if a == b]
+    assert (tokenizer.bos_id == ids[0]) is (tokenizer.bos_id is not None)
+    assert (tokenizer.bos_id is None) is (name == "qwen")
 
 
 def test_a_folder_without_a_default_among_its_templates_is_refused(corpus, tmp_path):

@@ -422,3 +422,33 @@ def test_a_hugging_face_tokenizer_goes_out_with_the_layouts_template_or_not_at_a
             )
             assert mine.tokens.tolist() == theirs.tokens.tolist()
     assert layouts.stop_ids(layouts.TEMPLATE, again)[0] == layouts.stop_ids(layout, own)[0]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("layout", layouts.CONTROL_TOKENS)
+@pytest.mark.parametrize("name", hf_folders.RELEASED)
+def test_a_released_models_tokenizer_goes_out_with_ids_that_transformers_gives(
+    name, layout, corpus, tmp_path
+):
+    """In a layout of ours, or in its own template: with no beginning of sequence, one, or the end's."""
+    transformers = pytest.importorskip("transformers")
+    folder = hf_folders.released(tmp_path / "theirs", corpus, name)
+    own = load(folder, layouts.CONTROL_TOKENS[layout])
+    try:
+        write(own, layout, tmp_path / "out", model_max_length=2048)
+    except (ExportError, layouts.LayoutError):
+        assert (name, layout) in REFUSED
+        return
+    assert (name, layout) not in REFUSED
+    again, theirs = load(tmp_path / "out"), transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [Message("system", "Be kind."), *[Message(role, "Is it?") for role in ("user", "assistant") * 2]]
+    for messages in (turns, turns[:2], turns[1:], turns[1:2], turns[:3], turns[:4]):
+        expected = layouts.encode(messages, layout, own).tokens.tolist()
+        assert layouts.encode(messages, layouts.TEMPLATE, again).tokens.tolist() == expected
+        assert chat_ids(theirs, messages) == expected
+
+
+REFUSED = {
+    *((name, "llama2") for name in hf_folders.RELEASED),  # here `[INST]` is a special token
+    *(("smollm2", "chatml"), ("gpt2", "template")),
+}

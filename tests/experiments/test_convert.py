@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,14 +14,18 @@ from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.experiments import collect, convert, prepare, students, train
-from orca_jax.records import Sampling
+from orca_jax.data.layouts import LayoutError
+from orca_jax.data.tokens import TokenStore
+from orca_jax.experiments import collect, convert, generate, prepare, students, train
+from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 from orca_jax.student import huggingface, lora
 from orca_jax.student.huggingface import UnsupportedModelError
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
+from tests.data import hf_folders
+from tests.student.students import SMALL, make_params
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_workdir_model_folder_and_import_hold_the_same_student(finished, exporte
     sources = [students.open_source(path) for path in (finished, exported, imported)]
     running = {"scan_layers": True, "vocab_multiple": 128}
     assert len({dataclasses.replace(source.config, **running) for source in sources}) == 1
-    assert [source.layout for source in sources] == ["orca", "", ""]
+    assert [source.own_layout for source in sources] == ["orca", "template", "template"]
     ours = parameters(finished)
     jax.tree.map(np.testing.assert_array_equal, parameters(imported), parameters(exported))
     ids = sources[0].config.vocab_size
@@ -103,6 +108,52 @@ def test_training_starts_from_it(kind, mini, request, tmp_path):
     manifest = artifacts.read_manifest(tmp_path / "w/training")
     assert manifest["inputs"]["init"] == students.open_source(folder).fingerprint
     assert manifest["made_by"]["student"]["hidden_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("exported", "template"), ("finished", "orca"), ("imported", "template")]
+)
+def test_examples_are_prepared_in_the_layout_of_the_weights_to_start_from(
+    kind, layout, mini, finished, request, tmp_path
+):
+    """Of an exported folder by its template, which gives the same ids."""
+    folder = request.getfixturevalue(kind)
+    config = mini(**{"student.init": str(folder), "student.vocab_size": 0})
+    for part in ("queries", "traces"):
+        shutil.copytree(finished / part, tmp_path / "w" / part)
+    prepare.run(config, tmp_path / "w")
+    store, same = (TokenStore(workdir / "tokens/expert") for workdir in (tmp_path / "w", finished))
+    assert store.manifest["made_by"]["layout"] == layout
+    assert len(store) == len(same)
+    for index in range(len(same)):
+        np.testing.assert_array_equal(store[index]["tokens"], same[index]["tokens"])
+    assert students.as_made(config, store.manifest).data.layout == layout
+    with pytest.raises(ArtifactError, match=f"layout='{layout}', and the config says 'vicuna'"):
+        students.as_made(mini(**{"data.layout": "vicuna"}), store.manifest)
+
+
+@pytest.mark.parametrize("name", hf_folders.RELEASED)
+def test_a_released_model_is_asked_in_its_template_and_goes_out_in_any_layout(name, corpus, mini, tmp_path):
+    """What is exported in a layout gives the layout's ids, to every program and with no layout named."""
+    folder = hf_folders.released(tmp_path / "released", corpus, name)
+    shape = dataclasses.replace(SMALL, vocab_size=tokenizers.load(folder).vocab_size)
+    huggingface.export(make_params(shape), shape, folder)
+    source = students.open_source(folder)
+    own = "" if name == "gpt2" else "template"
+    assert source.own_layout == own
+    assert students.layout_of(mini(), source) == (own or "orca")
+    assert students.layout_of(mini(**{"data.layout": "vicuna"}), source) == "vicuna"
+    messages = [Message("system", "Be kind."), Message("user", "Is it red?")]
+    for layout in ("orca", "chatml", "vicuna", *filter(None, [own])):
+        if (name, layout) == ("smollm2", "chatml"):
+            with pytest.raises(LayoutError, match="would stand there twice"):
+                convert.export(folder, tmp_path / layout, dtype="float32", layout=layout)
+            continue
+        convert.export(folder, tmp_path / layout, dtype="float32", layout=layout)
+        ours, theirs = generate.load(str(folder), layout), generate.load(str(tmp_path / layout), "")
+        assert theirs.layout == "template"
+        assert theirs.prompt(messages).tolist() == ours.prompt(messages).tolist()
+        assert theirs.stop_ids[0] == ours.stop_ids[0]
 
 
 def test_a_larger_vocabulary_starts_at_the_mean(finished):

@@ -9,8 +9,9 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data.layouts import LayoutError
-from orca_jax.experiments import generate
+from orca_jax.experiments import convert, generate
 from orca_jax.records import Message, Outcome, RecordError, Sampling
+from tests.data import hf_folders
 
 SAMPLING = Sampling(max_tokens=12, temperature=1.0, seed=1)
 
@@ -174,12 +175,15 @@ def test_questions_that_cannot_be_asked_are_named(student, questions, tmp_path, 
         generate.answer_file(student, questions, tmp_path / "replies.jsonl", SAMPLING)
 
 
-def test_a_student_of_no_known_layout_needs_one(finished, tmp_path):
-    from orca_jax.experiments import convert
-
-    convert.export(finished, tmp_path / "model", dtype="float32", layout="")
+def test_an_exported_folder_has_the_trained_layout_and_one_without_a_template_none(finished, tmp_path):
+    folder = tmp_path / "model"
+    convert.export(finished, folder, dtype="float32", layout="")
+    theirs, ours = generate.load(str(folder), ""), generate.load(str(finished), "")
+    assert theirs.layout == "template"
+    assert theirs.stop_ids == ours.stop_ids
+    hf_folders.without_template(folder)
     with pytest.raises(LayoutError, match="--prompt_layout"):
-        generate.load(str(tmp_path / "model"), "")
+        generate.load(str(folder), "")
 
 
 @pytest.mark.proof

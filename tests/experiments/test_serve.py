@@ -16,6 +16,7 @@ pytest.importorskip("fastapi")
 
 from orca_jax.experiments import convert, serve
 from orca_jax.student.huggingface_config import CONFIG_FILE
+from tests.data import hf_folders
 
 
 def options(*arguments):
@@ -74,8 +75,9 @@ def test_pickles_are_never_read(model_folder, tmp_path, capsys):
     assert "safetensors" in said
 
 
-def test_a_model_folder_needs_a_layout(model_folder, capsys):
-    assert "give --layout" in failure(capsys, f"--checkpoint={model_folder}", "--port=0")
+def test_a_model_folder_without_a_chat_template_needs_a_layout(model_folder, tmp_path, capsys):
+    folder = hf_folders.without_template(shutil.copytree(model_folder, tmp_path / "bare"))
+    assert "give --layout" in failure(capsys, f"--checkpoint={folder}", "--port=0")
 
 
 def test_more_than_the_model_has_is_refused(finished, capsys, monkeypatch):
@@ -89,7 +91,7 @@ def test_more_than_the_model_has_is_refused(finished, capsys, monkeypatch):
     ("kind", "more", "length"),
     [
         ("workdir", (), 2048),
-        pytest.param("model folder", ("--layout=orca", "--max_length=128"), 128, marks=pytest.mark.proof),
+        pytest.param("model folder", ("--max_length=128",), 128, marks=pytest.mark.proof),
     ],
 )
 def test_the_program(finished, model_folder, repo, kind, more, length):

@@ -50,6 +50,11 @@ def test_what_is_not_said_has_the_familys_default():
     assert parse({**MISTRAL, "sliding_window": None}).sliding_window == 0
 
 
+def test_names_and_ids_change_no_number():
+    said = {"_model_name_or_path": "x", "unk_token_id": 0, "bos_token_id": 1, "architectures": ["A"]}
+    assert parse({**LLAMA, **said}) == parse(LLAMA)
+
+
 def test_both_forms_of_rotary_settings_are_one():
     new = {**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **SCALING}}
     old = {**LLAMA, "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **SCALING}}
