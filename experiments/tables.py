@@ -42,8 +42,9 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
     if not (directory / artifacts.MANIFEST).exists():
         there = sorted(path.parent.name for path in directory.parent.glob(f"*/{artifacts.MANIFEST}"))
         raise artifacts.ArtifactError(
-            f"{directory} has no finished replies (finished there: {', '.join(there) or 'nothing'}); run "
-            "`python -m experiments.evaluate run` with this config and workdir first"
+            f"{directory} has no {artifacts.MANIFEST}: nothing is finished there (finished beside it: "
+            f"{', '.join(there) or 'nothing'}); run `python -m experiments.evaluate run` with this config "
+            "and workdir first"
         )
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 

@@ -1,6 +1,7 @@
 """What all tests share: the CPU as eight devices, a cache of compiled programs, and which tests run."""
 
 import importlib.util
+import logging
 import os
 import re
 import signal
@@ -91,6 +92,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(
                 pytest.mark.skip(reason=f"needs {', '.join(missing)}: install the extra `parity`")
             )
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left():
+    """A program's main that a test calls logs to the standard error of that test, which is closed then."""
+    before = logging.root.handlers[:]
+    yield
+    for handler in set(logging.root.handlers) - set(before):
+        if not type(handler).__module__.startswith("_pytest"):
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -14,5 +14,7 @@ def test_a_workdir_that_only_evaluated_has_its_tables(mini, copied):
 
 def test_what_is_not_evaluated_says_what_to_run(mini, copied):
     workdir = copied("evaluation/puzzles-message-7")
-    with pytest.raises(ArtifactError, match=r"finished there: puzzles-message-1.*experiments\.evaluate run"):
+    with pytest.raises(
+        ArtifactError, match=r"finished beside it: puzzles-message-1.*experiments\.evaluate run"
+    ):
         tables.run(mini(), workdir)
