@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import collections
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from rich.console import Console
 from orca_jax import artifacts, record_files, remote, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.asking import monitor
-from orca_jax.asking.api_config import DRAWN
+from orca_jax.asking.api_config import DRAWN, read_key
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options, students
 from orca_jax.experiments import export as trace_files
@@ -121,12 +122,22 @@ def _listed(outcomes: collections.Counter[str]) -> str:
 
 
 def run(config: ExperimentConfig, workdir: Path) -> None:
+    _check_keys(config)
     for teacher in config.teachers:
         collect(config, teacher, workdir)
 
 
+def _check_keys(config: ExperimentConfig) -> None:
+    """Refuses, before anybody is asked, a key that cannot be sent; one that is missing may not be needed."""
+    for teacher in config.teachers:
+        for one in teacher.api.endpoints if teacher.api else ():
+            if os.environ.get(one.key_variable, "").strip():
+                read_key(one.model, one.key_variable)
+
+
 def retry(config: ExperimentConfig, workdir: Path) -> None:
     """Asks again what ended in an error, and nothing else; goes on with what was not finished."""
+    _check_keys(config)
     for teacher in config.teachers:
         directory = workdir / "traces" / teacher.name
         manifest = directory / artifacts.MANIFEST

@@ -15,6 +15,7 @@ from orca_jax.asking import keys, monitor, spent
 from orca_jax.asking.api_config import ApiConfig
 from orca_jax.asking.ask import ask_each, run_here
 from orca_jax.asking.budget import Budget
+from orca_jax.asking.completions import REASONING
 from orca_jax.asking.endpoint import ID_BYTES, Endpoint, Request, request_id
 from orca_jax.asking.estimate import BATCH_PRICE
 from orca_jax.asking.ledger import Answer, Ledger, LedgerError, Status
@@ -104,7 +105,8 @@ def conversation(query: Query) -> tuple[Message, ...]:
 
 def to_trace(query: Query, request: Request, answer: Answer, teacher: TeacherConfig) -> Trace:
     """What the student learns from: under the message that the teacher was asked under, or is shown."""
-    reply, logprobs = answer.reply, answer.reply.raw.get("logprobs")
+    reply = answer.reply
+    kept = {name: reply.raw[name] for name in ("logprobs", REASONING) if name in reply.raw}
     query = system_messages.under(query, teacher.shown)
     return Trace(
         id=f"{query.id}/{teacher.name}/{request.sample}",
@@ -120,7 +122,7 @@ def to_trace(query: Query, request: Request, answer: Answer, teacher: TeacherCon
         usage=reply.usage,
         created=answer.created,
         target=query.target,
-        extra={**query.extra, "logprobs": logprobs} if logprobs else query.extra,
+        extra={**query.extra, **kept},
     )
 
 
@@ -215,12 +217,13 @@ def _ask_api(job: Job, ledger: Ledger, fingerprint: str) -> Path:
     if missing:  # else no key is needed, and what was answered is read
         budget = Budget(api.budget_money or None, api.budget_tokens or None)
         folder = batches_folder(job.workdir, job.teacher.name)
-        spent.count(budget, api, ledger.status().get(api.name, Status()), folder)
         look = functools.partial(_look, job, api, ledger, budget, total)
-        if api.batch:
-            _ask_in_batches(job, api, ledger, ids, budget, look)
-        else:
-            _ask_pool(api, ledger, requests, budget, look)
+        with ledger.claim(api.name):  # what others spent meanwhile would not be counted
+            spent.count(budget, api, ledger.status().get(api.name, Status()), folder)
+            if api.batch:
+                _ask_in_batches(job, api, ledger, ids, budget, look)
+            else:
+                _ask_pool(api, ledger, requests, budget, look)
     return ids
 
 

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from traceback import extract_tb
+from traceback import extract_tb, format_exception
+from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import flags
@@ -20,6 +21,9 @@ from ml_collections import ConfigDict, config_flags
 
 from orca_jax import configs, remote, remote_workdir, settings
 from orca_jax.asking.budget import BudgetSpent
+from orca_jax.asking.endpoint import AskingStopped
+from orca_jax.asking.scrubbing import scrub
+from orca_jax.evaluation.examination import ExaminationError
 from orca_jax.experiments import options
 from orca_jax.experiments.config import load
 
@@ -30,12 +34,20 @@ ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
     os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
     os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
-    "RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory",
     "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
 }
 
+XLA_ADVICE = {"RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory"}
+
 EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
 options.define_every()
+
+
+class _Formatter(logging.Formatter):
+    """Takes secrets out of every line, and of its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(scrub(super().format(record)))
 
 
 def set_up_logging() -> None:
@@ -44,8 +56,8 @@ def set_up_logging() -> None:
     terminal = sys.stderr.isatty()
     handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
     handler.setLevel(logging.INFO)
-    form = "%(message)s" if terminal else FORM
-    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True)
+    handler.setFormatter(_Formatter("%(message)s" if terminal else FORM, "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     log.setLevel(logging.DEBUG)  # how a program ended: printed, and for the files of `keep_log`
     for noisy in ("orbax", "jax", "grain", "tensorboardX", "httpx2", "openai", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -54,6 +66,7 @@ def set_up_logging() -> None:
     for raised in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(raised).setLevel(logging.CRITICAL)
     sys.unraisablehook = _untidy
+    sys.excepthook = _uncaught
 
 
 def _untidy(left: Any) -> None:
@@ -61,11 +74,16 @@ def _untidy(left: Any) -> None:
     log.debug("left behind: %r", left.exc_value)
 
 
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback without secrets."""
+    print(scrub("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
 def keep_log(path: Path) -> None:
     """Appends the log to a file too, with the error that ends the program, if one does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORM))
+    handler.setFormatter(_Formatter(FORM))
     logging.getLogger().addHandler(handler)
 
 
@@ -88,12 +106,16 @@ def checked(work: Callable[[], Any]) -> Any:
         if _without_devices(error) and not traceback:
             wanted = os.environ.get("JAX_PLATFORMS")
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
-        advice = next((advice for words, advice in ADVICE.items() if words in str(error)), "")
+        of_xla = type(error).__name__ == "JaxRuntimeError"
+        # What an API says is no word of this machine's, and such errors say themselves what to do.
+        of_api = isinstance(error, AskingStopped | ExaminationError)
+        known = {} if of_api else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
+        advice = next((advice for words, advice in known.items() if words in str(error)), "")
         if traceback or not (advice or _mendable(error)):
             log.debug("ended by", exc_info=True)
             raise
         # XLA follows its first line with pages of allocations.
-        said = str(error).partition("\n")[0] if type(error).__name__ == "JaxRuntimeError" else error
+        said = str(error).partition("\n")[0] if of_xla else error
         _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
 
 
@@ -117,6 +139,7 @@ def _unread() -> NoReturn:
 
 
 def _end(said: str, status: int) -> NoReturn:
+    said = scrub(said)
     print(said, file=sys.stderr)
     log.debug(said)
     sys.exit(status)

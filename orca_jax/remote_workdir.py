@@ -45,7 +45,9 @@ def _is_worth(file: str, files: Collection[str]) -> bool:
 def _is_passing(name: str) -> bool:
     """Names of what is half-written or set aside, and SQLite's own."""
     return (
-        name.endswith((".tmp", "-wal", "-shm")) or ".orbax-checkpoint-tmp" in name or name.startswith(DAMAGED)
+        name.endswith((".tmp", "-wal", "-shm", ".lock"))
+        or ".orbax-checkpoint-tmp" in name
+        or name.startswith(DAMAGED)
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from orca_jax.asking.budget import Price
 from orca_jax.asking.limiter import Limits
+from orca_jax.asking.scrubbing import guard
 from orca_jax.records import Sampling
 
 OPENAI = "https://api.openai.com/v1"
@@ -139,6 +141,39 @@ class ApiConfig:
         return Sampling(
             self.temperature, self.top_p, max_tokens, tuple(self.stop), top_logprobs=self.top_logprobs
         )
+
+
+def read_key(model: str, variable: str) -> str:
+    """The key that the environment holds, without white space around it; made known to `scrubbing`.
+
+    Raises:
+      EndpointError: there is none, or its value is no key; names the variable and never shows the value.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise EndpointError(
+            f"{model!r}: the environment variable {variable} is not set; put the "
+            "key into it, or set key_variable to '' for a server that needs none"
+        )
+    if wrong := re.search(r"[^\x21-\x7e]", key):
+        char = wrong[0]
+        what = next(
+            name
+            for name, found in (
+                ("a line end", char in "\n\r\v\f\x85\u2028\u2029"),
+                ("a space", char.isspace()),
+                ("a character outside ASCII", char > "\x7f"),
+                ("a control character", True),
+            )
+            if found
+        )
+        raise EndpointError(
+            f"{model!r}: the environment variable {variable} holds {what} inside (character {wrong.start() + 1} "
+            f"of {len(key)}), which no key holds and no request can carry; put one key, on one line, into it "
+            "(its value is not shown)"
+        )
+    guard(key)
+    return key
 
 
 def _check_url(url: str, with_key: bool) -> None:

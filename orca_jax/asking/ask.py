@@ -23,6 +23,7 @@ from orca_jax.asking.endpoint import Admission, AskingStopped, Endpoint, Paced, 
 from orca_jax.asking.ledger import Attempt, Ledger
 from orca_jax.asking.queue import LOOK_AHEAD as LOOK_AHEAD
 from orca_jax.asking.queue import Asked, Pending, Queue
+from orca_jax.asking.scrubbing import scrub
 from orca_jax.records import Outcome, Reply
 
 Result = TypeVar("Result")
@@ -50,25 +51,25 @@ async def ask(
     Raises:
       AskingStopped: no further request may be sent. Those in flight are waited for, committed and
         yielded before.
-      LedgerError: the ledger cannot be written to.
+      LedgerError: the ledger cannot be written to, or another process asks this endpoint by it.
       ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
     """
     if concurrency < 1 or retries < 0 or not backoff >= 0:
         raise ValueError(
             f"concurrency {concurrency} must be at least 1, retries {retries} and backoff {backoff} 0 or more"
         )
-    asking = _Asking(
-        endpoint, Queue(endpoint.identity, requests, ledger, retries, backoff), ledger, concurrency
-    )
-    asking.start()
-    try:
-        while not asking.finished():
-            await asking.gather()
-            for asked in asking.settle():
-                yield asked
-        asking.check()
-    finally:
-        await asking.close()
+    with ledger.claim(endpoint.identity):
+        queue = Queue(endpoint.identity, requests, ledger, retries, backoff)
+        asking = _Asking(endpoint, queue, ledger, concurrency)
+        asking.start()
+        try:
+            while not asking.finished():
+                await asking.gather()
+                for asked in asking.settle():
+                    yield asked
+            asking.check()
+        finally:
+            await asking.close()
 
 
 def ask_each(
@@ -280,9 +281,9 @@ class _Asking:
                 raise TypeError(f"endpoint {identity} returned {answer!r:.80}, not a Reply")
         except AskingStopped as stopped:
             self._stop(stopped)
-            answer = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": str(stopped)})
+            answer = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": scrub(str(stopped))})
         except Exception as error:  # whatever one request meets must not end the others
-            answer = Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
+            answer = Reply(Outcome.ERROR, "", raw={"error": scrub(f"{type(error).__name__}: {error}")})
         return Attempt(identity, request, answer, time.monotonic() - started, ticket=ticket)
 
     def _stop(self, stopped: AskingStopped) -> None:

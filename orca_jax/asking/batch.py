@@ -20,13 +20,14 @@ import httpx2
 import openai
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.asking import batch_files, completions
+from orca_jax.asking import batch_files, completions, token_counts
 from orca_jax.asking.batch_files import BatchLimits, InputFile
 from orca_jax.asking.budget import Budget, Price, Reservation
 from orca_jax.asking.endpoint import AskingStopped, EndpointRefused, Fault, Request
 from orca_jax.asking.ledger import Attempt, Ledger
 from orca_jax.asking.openai import OpenAIConfig, OpenAIEndpoint
 from orca_jax.asking.queue import FOR_GOOD
+from orca_jax.asking.scrubbing import scrub
 from orca_jax.records import Usage
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Batches:
         self._ledger = ledger
         self._limits = limits or BatchLimits()
         self._budget, self._price = budget or Budget(), price or Price()
+        self._expectation = token_counts.Expectation()
         self._hopeless: set[bytes] = set()
         folder.mkdir(parents=True, exist_ok=True)
         self.batches = read_state(folder)
@@ -244,7 +246,7 @@ class Batches:
         self._write_state()
         if batch.status == "failed":
             said = "; ".join(f"{code}: {message}" for code, message in errors) or "no reason given"
-            raise BatchError(self._endpoint.scrub(f"{batch.file.name}: the server refused it: {said}"))
+            raise BatchError(scrub(f"{batch.file.name}: the server refused it: {said}"))
 
     def _settle(self, batch: Batch, used: Usage) -> None:
         if batch.reservation is not None:
@@ -268,10 +270,14 @@ class Batches:
     def _record(self, batch: Batch, results: dict[bytes, completions.Reading]) -> Usage:
         attempts = []
         for key in self._ledger.awaited(results, batch.file.ticket):
-            reading = results[key].cleaned(self._endpoint.scrub)
+            reading = results[key].cleaned()
             request = self._ledger.request(key)
             assert request is not None  # it is awaited, hence known
-            attempts.append(Attempt(self.identity, request, reading.reply, ticket=batch.file.ticket))
+            used = self._expectation.used(reading, request.messages, request.sampling)
+            reply = dataclasses.replace(reading.reply, usage=used)
+            attempts.append(Attempt(self.identity, request, reply, ticket=batch.file.ticket))
+            if reading.usage_known:
+                self._expectation.learn(request.messages, used)
             if reading.fault in FOR_GOOD:
                 self._hopeless.add(key)
         self._ledger.record(attempts)
@@ -302,7 +308,7 @@ class Batches:
         Raises:
           EndpointRefused: wrong key, or no Batch API there.
         """
-        said = self._endpoint.scrub(f"{type(error).__name__}: {error}")[: completions.LONGEST_ERROR]
+        said = scrub(f"{type(error).__name__}: {error}")[: completions.LONGEST_ERROR]
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         if status is not None and status < 500 and status not in (408, 409, 429):
             advice = completions.advice(status, said)

@@ -15,6 +15,7 @@ from orca_jax.artifacts import atomic_write
 from orca_jax.asking import completions, token_counts
 from orca_jax.asking.api_config import OpenAIConfig
 from orca_jax.asking.endpoint import Fault, Request, request_id
+from orca_jax.asking.scrubbing import scrub
 from orca_jax.records import Usage
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,6 @@ def _result(line: bytes) -> tuple[bytes, completions.Reading] | None:
         if response:
             return key, completions.read_json(int(response["status_code"]), response["body"])
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        log.warning("a line of a batch's results cannot be read and is left out: %s", problem)
+        log.warning("a line of a batch's results cannot be read and is left out: %s", scrub(str(problem)))
         return None
     return key, completions.failed(Fault.SERVER, None, json.dumps(error))

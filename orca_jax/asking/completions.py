@@ -1,27 +1,45 @@
 """Chat completions as JSON: what is sent, and which outcome or fault an answer is.
 
-Follows the OpenAI and Azure OpenAI references, and the departures from them of vLLM, SGLang,
-llama.cpp, Ollama, LiteLLM and OpenRouter. No input raises.
+Follows the OpenAI and Azure OpenAI references, and the departures from them of vLLM, SGLang, TGI,
+llama.cpp, Ollama, LiteLLM, OpenRouter, Mistral, DeepSeek and of the compatible endpoints of Anthropic,
+Gemini and Cohere. No input raises.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orca_jax.asking import rate_headers
 from orca_jax.asking.endpoint import Fault
+from orca_jax.asking.scrubbing import scrub
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 
 LONGEST_ERROR = 500  # characters of a server's error that are kept
+MOST_TOKENS = 2_000_000  # of a prompt or a completion that are believed; no model takes more
+NO_USAGE = "usage_not_believed"  # in a reply's raw values: what the server said instead
+REASONING = "reasoning_content"  # likewise: what the model thought before it answered
 _KEPT = ("id", "model", "system_fingerprint")
 _QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
 _UNKNOWN_MODEL = ("model_not_found", "deploymentnotfound", "unknown_model", "invalid_model")
 _TOO_LONG = ("context_length_exceeded", "string_above_max_length", "exceed_context_size_error")
 _TOO_LONG_WORDS = ("context length", "context window", "contextwindow")
 _UNKNOWN_MODEL_WORDS = ("invalid model name", "model not found")
+_WRONG_KEY = ("invalid_api_key", "api_key_invalid", "unauthenticated")
+_WRONG_KEY_WORDS = ("api key not valid", "incorrect api key", "invalid api key")
 _FILTER = ("content_filter", "responsibleaipolicyviolation", "content_policy_violation")
+# Reasons to finish, in lower case and without separators. Only these are of a whole answer.
+_WHOLE = ("", "stop", "stopsequence", "eos", "eostoken", "endturn", "complete")
+_WITHHELD = re.compile(
+    "filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail|toxic|moderation"
+)
+_CUT = re.compile("length|max[a-z]*tokens?|tokenlimit|errorlimit|contextwindow")
+_DECLINED = ("refusal", "refused")
+_TOOLS = ("toolcalls", "toolcall", "tooluse", "functioncall")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,8 +58,8 @@ class Reading:
     usage_known: bool = False
     maybe_paid: bool = False
 
-    def cleaned(self, scrub: Callable[[Any], Any]) -> Reading:
-        """The same after `scrub`, which takes secrets out of JSON values; then long errors are cut."""
+    def cleaned(self) -> Reading:
+        """The same without secrets; then long errors are cut."""
         message = scrub(self.message)[:LONGEST_ERROR]
         raw = scrub(self.reply.raw) | ({"error": message} if self.fault else {})
         reply = dataclasses.replace(self.reply, text=scrub(self.reply.text), raw=raw)
@@ -108,14 +126,16 @@ def read(status: int, content: bytes, content_type: str = "") -> Reading:
 
 def read_json(status: int, answer: Any) -> Reading:
     """Reads an answer's JSON: of an HTTP answer, or of a line of a batch's output."""
+    first = _first(answer)
+    is_error = isinstance(first, Mapping) and (first.get("error") or first.get("object") == "error")
+    if status >= 300 or is_error:
+        return _error(status, answer)
     if not isinstance(answer, Mapping):
         return failed(Fault.MALFORMED, status, f"not a JSON object: {json.dumps(answer)}", maybe_paid=True)
-    if status >= 300 or answer.get("error") or answer.get("object") == "error":
-        return _error(status, answer)
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         if _prompt_filtered(answer):
-            return _filtered(answer, "")
+            return _filtered(answer)
         return failed(Fault.MALFORMED, status, f"no choices in {json.dumps(answer)}", maybe_paid=True)
     return _completion(answer, choices[0])
 
@@ -131,41 +151,67 @@ def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Reading
     message = message if isinstance(message, Mapping) else {}
     text, refusal = _text(message.get("content")), _text(message.get("refusal"))
     reason = str(choice.get("finish_reason") or "")
-    if reason == "content_filter":
-        return _filtered(answer, text, choice.get("content_filter_results"))
-    if reason in ("error", "abort"):  # OpenRouter, and servers that shut down in the middle
-        words = json.dumps(choice.get("error") or f"the server ended it with {reason!r}")
-        return failed(Fault.SERVER, None, words, maybe_paid=True)
-    if reason == "length":
-        outcome = Outcome.LENGTH
-    elif refusal and not text:
-        outcome = Outcome.REFUSED
-    else:
-        outcome = Outcome.OK if text.strip() else Outcome.EMPTY
-    return _reading(answer, outcome, text or refusal, reason, choice.get("logprobs"))
+    calls = message.get("tool_calls") or message.get("function_call")
+    about = {
+        "finish_reason": reason,
+        "logprobs": choice.get("logprobs"),
+        REASONING: _text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+    }
+    outcome = Outcome.ERROR if calls else ended(reason)
+    if outcome is Outcome.FILTERED:
+        about["content_filter_results"] = choice.get("content_filter_results")
+    if outcome is Outcome.ERROR:
+        tools = calls or _squeezed(reason) in _TOOLS
+        words = "the model calls a tool, and was given none" if tools else "the answer is not whole"
+        words += f" (finish_reason {reason!r})"
+        words += f": {json.dumps(choice['error'])}" if choice.get("error") else ""
+        # To call a tool is the model's answer to this request; the others are accidents.
+        return _reading(answer, outcome, text, about, Fault.REQUEST if tools else Fault.SERVER, words)
+    if outcome is Outcome.OK and not text.strip():
+        outcome = Outcome.REFUSED if refusal else Outcome.EMPTY
+    return _reading(answer, outcome, text or refusal, about)
 
 
-def _filtered(answer: Mapping[str, Any], text: str, results: Any = None) -> Reading:
-    return _reading(answer, Outcome.FILTERED, text, "content_filter", filter_results=results)
+def ended(reason: str) -> Outcome:
+    """How a generation ended for which a server gives this reason, in whatever case and with whatever
+    separators: `OK` where it is known that the answer is whole, `ERROR` where nothing is known."""
+    reason = _squeezed(reason)
+    if reason in _WHOLE:
+        return Outcome.OK
+    if _WITHHELD.search(reason):
+        return Outcome.FILTERED
+    if _CUT.search(reason):
+        return Outcome.LENGTH
+    return Outcome.REFUSED if reason in _DECLINED else Outcome.ERROR
+
+
+def _squeezed(reason: str) -> str:
+    return re.sub("[^a-z0-9]", "", reason.lower()).removeprefix("finishreason")
+
+
+def _filtered(answer: Mapping[str, Any], results: Any = None) -> Reading:
+    about = {"finish_reason": "content_filter", "content_filter_results": results}
+    return _reading(answer, Outcome.FILTERED, "", about)
 
 
 def _reading(
     answer: Mapping[str, Any],
     outcome: Outcome,
     text: str,
-    reason: str,
-    logprobs: Any = None,
-    filter_results: Any = None,
+    about: Mapping[str, Any],
+    fault: Fault | None = None,
+    words: str = "",
 ) -> Reading:
+    """A reading of what was generated; `about` is kept of its choice, as far as there is any."""
     raw = {name: answer[name] for name in _KEPT if answer.get(name)}
-    if reason:
-        raw["finish_reason"] = reason
-    if logprobs:
-        raw["logprobs"] = logprobs
-    if filter_results:
-        raw["content_filter_results"] = filter_results
+    raw |= {name: value for name, value in about.items() if value}
+    if fault:
+        raw |= {"fault": str(fault), "error": words}
     usage = _usage(answer.get("usage"))
-    return Reading(Reply(outcome, text, usage or Usage(), raw), usage_known=usage is not None)
+    if usage is None and answer.get("usage"):
+        raw[NO_USAGE] = json.dumps(answer["usage"])[:LONGEST_ERROR]
+    reply = Reply(outcome, text, usage or Usage(), raw)
+    return Reading(reply, fault, words, usage_known=usage is not None, maybe_paid=fault is not None)
 
 
 def _text(content: Any) -> str:
@@ -179,10 +225,14 @@ def _text(content: Any) -> str:
 def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(completion, int) or min(prompt, completion) < 0:
-        return None
-    return Usage(prompt, completion)
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return None if prompt is None or completion is None else Usage(prompt, completion)
+
+
+def _count(tokens: Any) -> int | None:
+    """A number of tokens, where it can be one."""
+    is_number = isinstance(tokens, int | float) and not isinstance(tokens, bool)
+    return math.ceil(tokens) if is_number and 0 <= tokens <= MOST_TOKENS else None
 
 
 def _prompt_filtered(answer: Mapping[str, Any]) -> bool:
@@ -190,20 +240,27 @@ def _prompt_filtered(answer: Mapping[str, Any]) -> bool:
     return '"filtered": true' in results
 
 
-def _error(status: int, answer: Mapping[str, Any]) -> Reading:
+def _first(value: Any) -> Any:
+    """The first of a list, as which Gemini's compatible endpoint sends an error."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _error(status: int, answer: Any) -> Reading:
     """Reads an error in any of its forms, among them one that comes with status 200."""
-    error = answer.get("error") or answer
+    error = _first(answer)
+    if isinstance(error, Mapping):
+        error = _first(error.get("error")) or error
     if not isinstance(error, Mapping):
         error = {"message": error}
     words = error.get("message") or error.get("detail") or error
     message = words if isinstance(words, str) else json.dumps(words)
     codes = _codes(error)
     if status < 300:
-        status = next((int(code) for code in codes if code.isdigit() and 400 <= int(code) < 600), 500)
+        status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 500)
     if codes & set(_FILTER):
         inner = error.get("innererror")
         results = inner.get("content_filter_result") if isinstance(inner, Mapping) else None
-        return _filtered({}, "", results)
+        return _filtered({}, results)
     return failed(_fault(status, codes, message), status, message)
 
 
@@ -217,7 +274,11 @@ def _codes(error: Mapping[str, Any]) -> set[str]:
 
 def _fault(status: int, codes: set[str], message: str) -> Fault:
     message = message.lower()
-    if codes & set(_QUOTA) or status == 402 or "exceeded your current quota" in message:
+    # Gemini says so of its limits a minute too, and then when to ask again.
+    quota = "exceeded your current quota" in message and rate_headers.retry_after({}, message) is None
+    if codes & set(_QUOTA) or status == 402 or quota:
+        return Fault.REFUSED
+    if codes & set(_WRONG_KEY) or _has(message, _WRONG_KEY_WORDS):
         return Fault.REFUSED
     if codes & set(_UNKNOWN_MODEL) or _has(message, _UNKNOWN_MODEL_WORDS):
         return Fault.REFUSED
@@ -237,7 +298,7 @@ def _has(message: str, words: Sequence[str]) -> bool:
 
 def advice(status: int | None, message: str) -> str:
     """What to do about a fault that concerns every request."""
-    if status == 401:
+    if status == 401 or _has(message.lower(), _WRONG_KEY_WORDS):
         return "the key is wrong or has expired: correct it and run again"
     if status == 403:
         return "the key may not use this model or this address: ask for access, or use another key"

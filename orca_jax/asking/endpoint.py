@@ -84,7 +84,7 @@ class Fault(enum.StrEnum):
 
     RATE_LIMIT = "rate_limit"  # too many requests; asked again as often as it takes
     REFUSED = "refused"  # wrong key, unknown model, exhausted quota; asked again only elsewhere
-    REQUEST = "request"  # the server does not take this request and never will; not asked again in this run
+    REQUEST = "request"  # the server never answers this request; not asked again in this run
     TOO_LONG = "too_long"  # the same, for its length
     SERVER = "server"
     CONNECTION = "connection"

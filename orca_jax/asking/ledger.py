@@ -4,7 +4,7 @@ One SQLite file in WAL mode. What was asked (`requests`) and what came back (`at
 appended, with their texts compressed; `lookup` is a compact tree from request id to the attempt
 that answers it, so a resume reads no texts; triggers keep the counts, so `status` reads no rows.
 An attempt that ended in `Outcome.ERROR` is no answer: the request will be asked again. The first
-answer stands, whatever another process adds later. What is paid for is noted in `sent` before it goes
+answer stands, whatever another process adds later; that two do not pay for the same is `claim`'s. What is paid for is noted in `sent` before it goes
 out, and the note goes when its attempt is recorded, so what a kill lost is counted all the same.
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
+import hashlib
 import json
 import os
 import random
@@ -93,6 +95,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self._settings: dict[tuple[str, Sampling], int] = {}
+        self._claimed: set[str] = set()
         self._connection = open_ledger(self.path)
 
     def __enter__(self) -> Ledger:
@@ -103,6 +106,40 @@ class Ledger:
 
     def close(self) -> None:
         self._connection.close()
+
+    @contextlib.contextmanager
+    def claim(self, identity: str) -> Iterator[None]:
+        """Leave to put requests to this endpoint, which one `Ledger` at a time has for each file.
+
+        Reading needs none. The lock, on a file beside the ledger, ends with its process, however that ends.
+        Within a claim another one of the same `Ledger` is without effect.
+
+        Raises:
+          LedgerError: another process, or another `Ledger` of this one, has it.
+        """
+        if identity in self._claimed:
+            yield
+            return
+        file = self.path.resolve()
+        mark = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
+        with open(f"{file}-{mark}.lock", "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise LedgerError(
+                    f"{self.path}: {lock.read() or 'another process'} asks {identity} by this ledger now, and "
+                    "two at once would pay twice: run again when it has ended, which takes what it was "
+                    "answered, or name another file in api.ledger"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            self._claimed.add(identity)
+            try:
+                yield
+            finally:
+                self._claimed.discard(identity)
 
     def get(self, key: bytes) -> Answer | None:
         """The stored answer to the request with this id."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from orca_jax.asking.ledger import Ledger, Recent, Status
 from orca_jax.asking.limiter import Limits
 from orca_jax.asking.pool import MemberStatus
+from orca_jax.asking.scrubbing import scrub
 from orca_jax.records import Usage
 
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0
@@ -45,12 +46,12 @@ class Progress:
     note: str = ""
 
     def columns(self) -> dict[str, str]:
-        """What is shown, by title."""
+        """What is shown, by title, without secrets."""
         status, usage = self.status, self.recent.usage if self.recent else Usage()
         requests = self.recent.attempts if self.recent else 0
         outcomes = [f"{outcome} {count:,}" for outcome, count in sorted(status.attempts.items())]
         outcomes += [f"unheard {status.unheard:,}"] if status.unheard else []
-        return {
+        columns = {
             "teacher": self.name,
             "done": f"{self.done:,} of {self.total:,}",
             "requests/min": _of(requests, self.limits.requests),
@@ -61,6 +62,7 @@ class Progress:
             "attempts": ", ".join(outcomes) or "none",
             "note": self.note,
         }
+        return {title: scrub(text) for title, text in columns.items()}
 
     def end(self, a_minute: int) -> str:
         """When it is done, should so many be answered in each minute; else how long it has stood still."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from orca_jax.asking import rate_headers, token_counts
 from orca_jax.asking.budget import Budget, Price, Reservation
-from orca_jax.asking.completions import Reading, Sent
+from orca_jax.asking.completions import Sent
 from orca_jax.asking.endpoint import EndpointRefused, Fault
 from orca_jax.asking.limiter import Limiter, Limits, Rate, Ticket
 from orca_jax.asking.waiting import Signal
@@ -126,12 +126,13 @@ class Pool:
     def settle(self, admission: _Admission, answer: Sent) -> Reply:
         """Takes in what an answer says of usage and limits; returns the reply, its usage filled in."""
         reading, member = answer.reading, admission.member
-        used = self._used(reading, admission)
+        used = self._expectation.used(reading, admission.messages, admission.sampling)
         limiter = member.limiter
         limiter.correct(
             rate_headers.quota(answer.headers, "requests"), rate_headers.quota(answer.headers, "tokens")
         )
-        counted = 0 if reading.fault in UNPAID else used.total or admission.expected.total
+        unpaid = reading.fault in UNPAID
+        counted = used.total or (0 if unpaid else admission.expected.total)
         limiter.settle(admission.ticket, counted)
         self._heed(admission, answer)
         if reading.usage_known:
@@ -149,15 +150,6 @@ class Pool:
     def release(self, admission: _Admission, used: Usage) -> None:
         """Ends a request that was not settled, having used at most so much."""
         self.budget.settle(admission.reservation, used, self.price)
-
-    def _used(self, reading: Reading, admission: _Admission) -> Usage:
-        """What a request used: as the server says, else an estimate; where nobody can know, the most."""
-        if reading.usage_known:
-            return reading.reply.usage
-        prompt, most = admission.expected.prompt_tokens, admission.sampling.max_tokens
-        if reading.fault:
-            return Usage(prompt, most) if reading.maybe_paid else Usage()
-        return Usage(prompt, min(most, self._expectation.tokens(reading.reply.text)))
 
     def _heed(self, admission: _Admission, answer: Sent) -> None:
         wait = rate_headers.retry_after(answer.headers, answer.reading.message)

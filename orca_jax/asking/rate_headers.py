@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Mapping
 
-LONGEST = 86_400.0  # seconds; a server that asks for more than a day asks for a day
+LONGEST = 3_600.0  # seconds; a server that asks for more is asked again after an hour
+ERA = 10 * 365 * 86_400.0  # a number of seconds this near to now's since 1970 is a moment
 _SCALE = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _AMOUNT = r"\d+(?:\.\d+)?"
 _UNIT = r"milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d"
@@ -44,17 +45,20 @@ def quota(headers: Mapping[str, str], of: str) -> Quota:
 def retry_after(headers: Mapping[str, str], message: str = "", now: float | None = None) -> float | None:
     """How many seconds the server asks to wait, or None.
 
-    Read from `retry-after-ms`, `retry-after` (seconds, or a date, which counts from the server's own
-    `date`), or the error's words ("Please try again in 1m26.4s", "retry after 7 seconds").
+    Read from `retry-after-ms`, `retry-after` (seconds, or a moment: a date, or seconds or milliseconds since
+    1970; it counts from the server's own `date`), or the error's words ("Please try again in 1m26.4s",
+    "retry after 7 seconds"). At least 0 and at most `LONGEST`.
     """
+    server = _moment(headers.get("date", ""))
+    since = server if server is not None else time.time() if now is None else now
     milliseconds = _number(headers.get("retry-after-ms"))
     value = headers.get("retry-after", "")
     wait = milliseconds / 1000 if milliseconds is not None else seconds(value)
-    if wait is None and value:
-        wait = _until(value, headers.get("date", ""), time.time() if now is None else now)
+    if wait is None and (date := _moment(value)) is not None:
+        wait = date - since
     if wait is None and (words := _WORDS.search(message)):
         wait = seconds(words[1])
-    return None if wait is None else min(max(wait, 0.0), LONGEST)
+    return None if wait is None else min(max(_from_now(wait, since), 0.0), LONGEST)
 
 
 def seconds(text: str) -> float | None:
@@ -69,10 +73,10 @@ def _scale(unit: str) -> float:
     return _SCALE["ms" if unit.startswith(("ms", "milli")) else unit[0]]
 
 
-def _until(date: str, since: str, now: float) -> float | None:
-    """Seconds from the server's date (or, without one, from `now`) to an HTTP date."""
-    then, server = _moment(date), _moment(since)
-    return None if then is None else then - (now if server is None else server)
+def _from_now(wait: float, now: float) -> float:
+    """Seconds from now, where `wait` is a moment in seconds or milliseconds since 1970."""
+    moments = (moment for moment in (wait, wait / 1000) if abs(moment - now) < ERA)
+    return next((moment - now for moment in moments), wait)
 
 
 def _moment(date: str) -> float | None:

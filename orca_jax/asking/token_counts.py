@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from orca_jax.asking.completions import NO_USAGE, Reading
 from orca_jax.records import Message, Sampling, Usage
 
+log = logging.getLogger(__name__)
 MESSAGE_BYTES, REQUEST_BYTES = 8, 64  # most tokens that a chat template adds, to each and in all
 FIRST_BYTES_A_TOKEN = 3.0  # before anything was measured; English has about four
 MEMORY = 50  # requests over which averages are taken
@@ -29,6 +32,7 @@ class Expectation:
         self._bytes_a_token = FIRST_BYTES_A_TOKEN
         self._completion = self._deviation = 0.0
         self._answers = 0
+        self._warned = False
 
     def usage(self, messages: Sequence[Message], sampling: Sampling) -> Usage:
         """What a request is expected to use: a little more than the average, so that most need no more."""
@@ -40,6 +44,19 @@ class Expectation:
     def tokens(self, text: str) -> int:
         """About how many tokens a text has."""
         return round(len(text.encode("utf-8", "surrogatepass")) / self._bytes_a_token)
+
+    def used(self, reading: Reading, messages: Sequence[Message], sampling: Sampling) -> Usage:
+        """What a request used: as the server says, else an estimate; where nobody can know, the most."""
+        if reading.usage_known:
+            return reading.reply.usage
+        if NO_USAGE in reading.reply.raw and not self._warned:
+            self._warned = True
+            said = reading.reply.raw[NO_USAGE]
+            log.warning("the server says a request used %.200s, which cannot be: counted by its text", said)
+        prompt, most = self.usage(messages, sampling).prompt_tokens, sampling.max_tokens
+        if reading.fault:
+            return Usage(prompt, most) if reading.maybe_paid else Usage()
+        return Usage(prompt, min(most, self.tokens(reading.reply.text)))
 
     def learn(self, messages: Sequence[Message], usage: Usage) -> None:
         """Takes in what an answered request used."""
