@@ -156,21 +156,15 @@ def read_key(model: str, variable: str) -> str:
             "key into it, or set key_variable to '' for a server that needs none"
         )
     if wrong := re.search(r"[^\x21-\x7e]", key):
-        char = wrong[0]
-        what = next(
-            name
-            for name, found in (
-                ("a line end", char in "\n\r\v\f\x85\u2028\u2029"),
-                ("a space", char.isspace()),
-                ("a character outside ASCII", char > "\x7f"),
-                ("a control character", True),
-            )
-            if found
+        at, kind = (
+            wrong.start() + 1,
+            "a character outside ASCII" if wrong[0] > "\x7f" else "a control character",
         )
+        if wrong[0].isspace():
+            kind = "a line end" if wrong[0].splitlines() == [""] else "a space"
         raise EndpointError(
-            f"{model!r}: the environment variable {variable} holds {what} inside (character {wrong.start() + 1} "
-            f"of {len(key)}), which no key holds and no request can carry; put one key, on one line, into it "
-            "(its value is not shown)"
+            f"{model!r}: the environment variable {variable} holds {kind} inside (character {at} of {len(key)}), "
+            "which no key holds; put one key, on one line, into it (its value is not shown)"
         )
     guard(key)
     return key

@@ -4,8 +4,9 @@ One SQLite file in WAL mode. What was asked (`requests`) and what came back (`at
 appended, with their texts compressed; `lookup` is a compact tree from request id to the attempt
 that answers it, so a resume reads no texts; triggers keep the counts, so `status` reads no rows.
 An attempt that ended in `Outcome.ERROR` is no answer: the request will be asked again. The first
-answer stands, whatever another process adds later; that two do not pay for the same is `claim`'s. What is paid for is noted in `sent` before it goes
-out, and the note goes when its attempt is recorded, so what a kill lost is counted all the same.
+answer stands, whatever another process adds later; `claim` keeps two from paying for the same. What is
+paid for is noted in `sent` before it goes out, and the note goes when its attempt is recorded, so what a
+kill lost is counted all the same.
 """
 
 from __future__ import annotations
@@ -128,9 +129,9 @@ class Ledger:
             except BlockingIOError:
                 lock.seek(0)
                 raise LedgerError(
-                    f"{self.path}: {lock.read() or 'another process'} asks {identity} by this ledger now, and "
-                    "two at once would pay twice: run again when it has ended, which takes what it was "
-                    "answered, or name another file in api.ledger"
+                    f"{self.path}: {lock.read() or 'another process'} is asking {identity} with this ledger, "
+                    "and two at once would pay twice; run again when it has ended (its answers are used), "
+                    "or name another file in api.ledger"
                 ) from None
             lock.truncate(0)
             lock.write(f"process {os.getpid()}")

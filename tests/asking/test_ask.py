@@ -443,3 +443,33 @@ def test_an_interrupt_leaves_the_ledger_whole(tmp_path):
     assert set(collection.reported()) <= set(collection.stored().items())
     assert collection.start().wait() == 0
     assert set(collection.stored()) == set(range(collection.count))
+
+
+def test_one_process_at_a_time_asks_and_a_killed_one_is_no_hindrance(tmp_path):
+    collection = Collection(tmp_path)
+    first = collection.start()
+    while not collection.reported():
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    with Ledger(collection.path) as ledger:
+        paid = Echo()
+        paid.identity = "paid"
+        with pytest.raises(
+            LedgerError, match=rf"ledger\.sqlite: process {first.pid} is asking paid .*run again when"
+        ):
+            ask_all(paid, requests(5), ledger)
+        assert not paid.calls
+        assert ledger.status()["paid"].answers > 0  # reading needs no leave
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        ask_all(paid, requests(collection.count), ledger)
+    assert not set(paid.calls) & {str(number) for number, _ in collection.reported()}
+
+
+def test_other_endpoints_may_be_asked_meanwhile(ledger):
+    with Ledger(ledger.path) as other, other.claim("someone else"):
+        assert ask_all(Echo(), requests(1), ledger)[0].text == "echo 0"
+        with pytest.raises(LedgerError, match="is asking someone else"), ledger.claim("someone else"):
+            pass
+    with ledger.claim("someone else"), ledger.claim("someone else"):
+        pass

@@ -165,6 +165,22 @@ def test_everything_is_collected(folder, ledger):
     assert status.usage == Usage(100, 150)
 
 
+def test_results_are_read_as_answers_are(folder, ledger):
+    answers = {
+        "q0": completion("half", (27, 6), finish_reason="MAX_TOKENS"),
+        "q1": completion("half", (27, 6), finish_reason="insufficient_system_resource"),
+        "q2": completion("word " * 10, None) | {"usage": {"prompt_tokens": 1e30, "completion_tokens": 1e30}},
+        "q3": completion("half", (27, 6), finish_reason="SAFETY"),
+    }
+    with Server(BatchAPI(answers.get)) as server:
+        batches = collect(server, folder, ledger, requests(4), rounds=1)
+    found = [ledger.attempts(request_id("teacher", one))[0].reply for one in requests(4)]
+    assert [reply.outcome for reply in found] == ["length", "error", "ok", "filtered"]
+    assert found[1].raw["finish_reason"] == "insufficient_system_resource"
+    assert 5 < found[2].usage.completion_tokens <= 50
+    assert batches.batches[0].used == sum((reply.usage for reply in found), Usage())
+
+
 def test_lines_are_what_is_documented(folder, ledger):
     api, (request, *_) = BatchAPI(), requests(1)
     with Server(api) as server:

@@ -1,6 +1,7 @@
 """Which outcome or fault an answer is, in the forms of OpenAI, Azure and the servers beside them."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,6 @@ class TestAnswers:
             ),
             (completion(message=None), Outcome.EMPTY, ""),
             (completion("So.", finish_reason=None), Outcome.OK, "So."),
-            (completion("So.", finish_reason="eos"), Outcome.OK, "So."),
             # Azure's two forms of a filter that stopped the answer, and one that stopped the prompt.
             (completion("half", finish_reason="content_filter"), Outcome.FILTERED, "half"),
             (completion(message={}, finish_reason="content_filter"), Outcome.FILTERED, ""),
@@ -65,6 +65,47 @@ class TestAnswers:
     def test_outcomes(self, body, outcome, text):
         reading = read(200, body)
         assert (reading.reply.outcome, reading.reply.text, reading.fault) == (outcome, text, None)
+
+    @pytest.mark.parametrize(
+        ("outcome", "reasons"),
+        [
+            (Outcome.OK, "stop STOP Stop FINISH_REASON_STOP eos eos_token EOS_TOKEN end_turn EndTurn"),
+            (Outcome.OK, "stop_sequence STOP_SEQUENCE stop-sequence COMPLETE"),
+            (Outcome.LENGTH, "length LENGTH max_tokens MAX_TOKENS MaxTokens max-tokens model_length"),
+            (Outcome.LENGTH, "MAX_LENGTH max_new_tokens max_output_tokens FINISH_REASON_MAX_TOKENS"),
+            (Outcome.LENGTH, "model_context_window_exceeded ERROR_LIMIT"),
+            (Outcome.FILTERED, "content_filter CONTENT_FILTER content_filter:hate content-filtered SAFETY"),
+            (Outcome.FILTERED, "RECITATION BLOCKLIST PROHIBITED_CONTENT SPII IMAGE_SAFETY sensitive"),
+            (Outcome.FILTERED, "guardrail_intervened ERROR_TOXIC"),
+            (Outcome.REFUSED, "refusal"),
+            (Outcome.ERROR, "insufficient_system_resource network_error timeout cancelled USER_CANCEL"),
+            (Outcome.ERROR, "unknown error ERROR abort OTHER LANGUAGE tool_calls TOOL_CALL tool_use"),
+            (Outcome.ERROR, "function_call MALFORMED_FUNCTION_CALL pause_turn FINISH_REASON_UNSPECIFIED"),
+            (Outcome.ERROR, "null 1 nonstop stop_failed not_complete"),
+        ],
+    )
+    def test_only_known_reasons_end_a_whole_answer(self, outcome, reasons):
+        for reason in reasons.split():
+            reading = read(200, completion("Half an ans", (5, 3), finish_reason=reason))
+            assert (reason, reading.reply.outcome) == (reason, outcome)
+            assert reading.reply.raw["finish_reason"] == reason
+            assert (reading.reply.text, reading.reply.usage) == ("Half an ans", Usage(5, 3))
+            assert reason in reading.message or outcome is not Outcome.ERROR
+
+    @pytest.mark.parametrize("reason", ["stop", "tool_calls", "length", None])
+    @pytest.mark.parametrize("calls", [{"tool_calls": [{"id": "1"}]}, {"function_call": {"name": "f"}}])
+    def test_text_beside_a_tool_call_is_not_whole(self, calls, reason):
+        message = {"role": "assistant", "content": "Let me look.", **calls}
+        reading = read(200, completion(message=message, finish_reason=reason))
+        assert (reading.reply.outcome, reading.fault) == (Outcome.ERROR, Fault.REQUEST)
+        none = dict.fromkeys(calls) | {"content": "So."}
+        assert read(200, completion(message=none)).reply.outcome is Outcome.OK
+
+    @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+    def test_reasoning_is_kept(self, name):
+        message = {"content": "So.", name: "First,"}
+        reply = read(200, completion(message=message)).reply
+        assert (reply.text, reply.raw["reasoning_content"]) == ("So.", "First,")
 
     @pytest.mark.parametrize(
         "error",
@@ -87,13 +128,25 @@ class TestAnswers:
         logprobs = {"content": [{"token": "So", "logprob": -0.1, "top_logprobs": []}]}
         assert read(200, completion(logprobs=logprobs)).reply.raw["logprobs"] == logprobs
 
-    @pytest.mark.parametrize(
-        "usage", [None, {}, {"prompt_tokens": "5"}, {"prompt_tokens": -1, "completion_tokens": 1}]
-    )
+    @pytest.mark.parametrize("usage", [None, {}, 7, "many", {"prompt_tokens": "5"}])
     def test_no_usage(self, usage):
         reading = read(200, completion(usage=None) | {"usage": usage})
         assert not reading.usage_known
         assert reading.reply.usage == Usage()
+
+    @pytest.mark.parametrize(
+        "tokens", [-1, 1e30, 10**30, 2**63, math.nan, math.inf, "5", None, True, [5], {"n": 5}, 2_000_001]
+    )
+    @pytest.mark.parametrize("of", ["prompt_tokens", "completion_tokens"])
+    def test_usage_that_cannot_be_is_kept_and_not_believed(self, of, tokens):
+        usage = {"prompt_tokens": 5, "completion_tokens": 3, of: tokens}
+        reading = read(200, completion(usage=None) | {"usage": usage})
+        assert (reading.usage_known, reading.reply.usage) == (False, Usage())
+        assert of in reading.reply.raw[completions.NO_USAGE]
+
+    def test_usage_in_floats(self):
+        body = completion(usage=None) | {"usage": {"prompt_tokens": 5.0, "completion_tokens": 2.5}}
+        assert read(200, body).reply.usage == Usage(5, 3)
 
 
 ERRORS = [
@@ -150,6 +203,27 @@ ERRORS = [
     (200, b"[" * 100_000, Fault.MALFORMED),
     (200, b"\xff\xfe", Fault.MALFORMED),
     (200, [1], Fault.MALFORMED),
+    (200, [], Fault.MALFORMED),
+    (200, [completion()], Fault.MALFORMED),
+    # Errors as lists, or as anything else.
+    (401, [{"error": {"code": 401, "message": "no", "status": "UNAUTHENTICATED"}}], Fault.REFUSED),
+    (404, [{"error": {"code": 404, "message": "no model", "status": "NOT_FOUND"}}], Fault.REFUSED),
+    (400, [{"error": {"code": 400, "message": "API key not valid."}}], Fault.REFUSED),
+    (429, [{"error": {"code": 429, "message": "no", "status": "RESOURCE_EXHAUSTED"}}], Fault.RATE_LIMIT),
+    (
+        429,
+        [{"error": {"code": 429, "message": "You exceeded your current quota. Please retry in 27.4s."}}],
+        Fault.RATE_LIMIT,
+    ),
+    (503, [{"error": {"code": 503, "message": "overloaded", "status": "UNAVAILABLE"}}], Fault.SERVER),
+    (400, [{"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}}], Fault.REQUEST),
+    (200, [{"error": {"code": 404, "message": "no model"}}], Fault.REFUSED),
+    (400, {"error": [{"code": "model_not_found", "message": "no"}]}, Fault.REFUSED),
+    (401, "Unauthorized", Fault.REFUSED),
+    (401, ["no"], Fault.REFUSED),
+    (404, [], Fault.REFUSED),
+    (500, 7, Fault.SERVER),
+    (200, {"error": {"code": "²", "message": "no"}}, Fault.SERVER),
     (200, {}, Fault.MALFORMED),
     (200, {"choices": [None]}, Fault.MALFORMED),
     (200, {"choices": "no"}, Fault.MALFORMED),
@@ -163,6 +237,7 @@ def test_faults(status, body, fault):
     assert reading.reply.raw["fault"] == fault
     assert reading.reply.raw["error"] == reading.message
     assert reading.maybe_paid == (status == 200 and (fault is Fault.MALFORMED or "choices" in str(body)))
+    assert not (status >= 300 and reading.maybe_paid)
 
 
 @given(st.sampled_from([200, 400, 429, 500]), st.recursive(
@@ -184,6 +259,7 @@ class TestAdvice:
         ("status", "message", "word"),
         [
             (401, "", "the key is wrong"),
+            (400, "API key not valid. Please pass a valid API key.", "the key is wrong"),
             (403, "", "may not use"),
             (404, "", "base_url and api_version"),
             (308, "", "correct base_url"),

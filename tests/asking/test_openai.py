@@ -1,10 +1,12 @@
 """Endpoints over HTTP: what goes out, what becomes of every failure, and that no key ever leaves."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 import traceback
@@ -13,7 +15,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.asking.ask import ask_all
+from orca_jax.asking.ask import ask, ask_all
 from orca_jax.asking.budget import Budget
 from orca_jax.asking.endpoint import AskingStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.asking.ledger import Ledger
@@ -224,6 +226,24 @@ def test_nobody_listens():
     assert not sent.reading.maybe_paid
 
 
+@pytest.mark.parametrize("with_tls", [True, False])
+def test_an_interrupt_costs_what_was_sent(tmp_path, with_tls):
+    """A server that takes connections and says nothing: with TLS no request gets out."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, Ledger(tmp_path / "ledger.sqlite") as ledger:
+        one = endpoint(f"{'https' if with_tls else 'http'}://127.0.0.1:{silent.getsockname()[1]}/v1")
+        budget = Budget(tokens=100_000)
+        asking = ask(Pool("teacher", [(one, Limits())], budget=budget), [Request(MESSAGES)], ledger)
+
+        async def interrupted():
+            async with asyncio.timeout(0.5), contextlib.aclosing(asking):
+                await anext(asking)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(interrupted())
+        status = ledger.status()["teacher"]
+    assert (status.unheard, status.usage.total, budget.tokens_spent > 0) == (not with_tls, 0, not with_tls)
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate with openssl")
 def test_an_unknown_certificate_is_refused(tmp_path):
     made = [
@@ -258,6 +278,7 @@ def test_an_unknown_certificate_is_refused(tmp_path):
     sent = asyncio.run(run())
     assert sent.reading.fault is Fault.CONNECTION
     assert "certificate" in sent.reading.message.lower()
+    assert not sent.reading.maybe_paid
     assert not seen
 
 

@@ -210,11 +210,15 @@ class TestFaults:
         assert asking.budget.tokens_spent == reply.usage.prompt_tokens + 70
         assert ledger.status()["teacher"].usage == reply.usage
 
-    def test_an_answer_without_usage_is_estimated(self, ledger):
-        one = Sender("one", lambda number: completion("word " * 60, None))
-        (reply,) = ask_all(pool(one), requests(1), ledger)
-        assert 30 < reply.usage.completion_tokens < 300
-        assert reply.usage.prompt_tokens > 0
+    @pytest.mark.parametrize("usage", [None, (1e30, 1e30), (5, -1), (10**30, 3), (float("nan"), 3), ("5", 3)])
+    def test_an_answer_without_usage_is_estimated(self, ledger, caplog, usage):
+        names = ("prompt_tokens", "completion_tokens")
+        said = completion("word " * 60, None) | {"usage": usage and dict(zip(names, usage, strict=True))}
+        replies = ask_all(pool(Sender("one", lambda number: said)), requests(3), ledger)
+        for reply in replies:
+            assert 30 < reply.usage.completion_tokens < 300
+            assert 0 < reply.usage.prompt_tokens < 100
+        assert caplog.text.count("which cannot be: counted by its text") == (usage is not None)
 
 
 class TestBudget:

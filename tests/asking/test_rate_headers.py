@@ -59,6 +59,16 @@ def test_go_durations(hours, minutes, rest, milliseconds):
         ({"retry-after": "-5"}, "", 0),
         ({"retry-after": "1e300"}, "", LONGEST),
         ({"retry-after": "later"}, "", None),
+        ({"retry-after": f"{NOW + 30:.0f}"}, "", 30),
+        ({"retry-after": f"{NOW + 30.5}"}, "", 30.5),
+        ({"retry-after": f"{1000 * (NOW + 30):.0f}"}, "", 30),
+        ({"retry-after-ms": f"{1000 * (NOW + 30):.0f}"}, "", 30),
+        ({"retry-after": f"{NOW - 30:.0f}"}, "", 0),
+        ({"retry-after": f"{NOW + 30:.0f}", "date": email.utils.formatdate(NOW + 10, usegmt=True)}, "", 20),
+        ({}, f"Please retry after {NOW + 30:.0f}", 30),
+        ({"retry-after": "999999"}, "", LONGEST),
+        ({"retry-after": "7200"}, "", LONGEST),
+        ({"retry-after": email.utils.formatdate(NOW + 1e8, usegmt=True)}, "", LONGEST),
         ({}, "Rate limit reached for gpt-4. Please try again in 1m26.4s. Visit the page.", 86.4),
         ({}, "Please try again in 6ms.", 0.006),
         ({}, "Rate limit is exceeded. Try again in 7 seconds.", 7),
@@ -71,6 +81,10 @@ def test_go_durations(hours, minutes, rest, milliseconds):
 def test_retry_after(headers, message, expected):
     found = retry_after(headers, message, NOW)
     assert found == (expected if expected is None else pytest.approx(expected))
+
+
+def test_a_pause_is_bounded():
+    assert 60 <= LONGEST <= 3600
 
 
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), st.text()), st.text())

@@ -18,7 +18,7 @@ pytest.importorskip("openai")
 from orca_jax import artifacts, record_files
 from orca_jax.asking.budget import BudgetSpent, Price
 from orca_jax.asking.endpoint import EndpointRefused
-from orca_jax.asking.ledger import Ledger
+from orca_jax.asking.ledger import Ledger, LedgerError
 from orca_jax.configs import api as api_file
 from orca_jax.experiments import collect, collect_asking, collect_plan, launch, prepare
 from orca_jax.experiments import run as road
@@ -170,6 +170,38 @@ def test_a_ledger_is_shared_between_workdirs(tmp_path):
             collect.run(make(server.url, teachers=1, ledger=str(tmp_path / "shared.sqlite")), tmp_path / name)
         assert len(server.calls) == QUERIES
     assert traces(tmp_path / "one") == traces(tmp_path / "two")
+
+
+def test_two_collections_on_one_ledger_at_once(tmp_path):
+    refused = []
+
+    def answer(call):
+        if not refused:  # while the first one asks
+            with pytest.raises(
+                LedgerError, match=r"shared\.sqlite: process \d+ is asking .* with this ledger"
+            ) as found:
+                collect.run(config, tmp_path / "two")
+            refused.append(found)
+            assert stand(tmp_path / "one").total == QUERIES
+        return right(call)
+
+    with Server(answer) as server:
+        config = make(server.url, teachers=1, ledger=str(tmp_path / "shared.sqlite"))
+        collect.run(config, tmp_path / "one")
+        collect.run(config, tmp_path / "two")
+        assert set(asked(server).values()) == {1}
+    assert traces(tmp_path / "one") == traces(tmp_path / "two")
+
+
+def test_reasoning_is_kept_with_the_trace(tmp_path):
+    thought = completion(message={"role": "assistant", "content": "So.", "reasoning_content": "First,"})
+    with Server(lambda call: thought) as server:
+        collect.run(make(server.url, teachers=1), tmp_path)
+    for form in ("parquet", "jsonl"):
+        collect.write_exports(tmp_path, tmp_path / "out", "messages", form)
+        found = list(record_files.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
+        assert {trace.extra["reasoning_content"] for trace in found} == {"First,"}
+    assert {trace.answer for trace in traces(tmp_path)} == {"So."}
 
 
 @pytest.mark.slow
