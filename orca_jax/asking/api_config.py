@@ -156,15 +156,13 @@ def read_key(model: str, variable: str) -> str:
             "key into it, or set key_variable to '' for a server that needs none"
         )
     if wrong := re.search(r"[^\x21-\x7e]", key):
-        at, kind = (
-            wrong.start() + 1,
-            "a character outside ASCII" if wrong[0] > "\x7f" else "a control character",
-        )
+        at = wrong.start() + 1
+        kind = "a character outside ASCII" if wrong[0] > "\x7f" else "a control character"
         if wrong[0].isspace():
             kind = "a line end" if wrong[0].splitlines() == [""] else "a space"
         raise EndpointError(
-            f"{model!r}: the environment variable {variable} holds {kind} inside (character {at} of {len(key)}), "
-            "which no key holds; put one key, on one line, into it (its value is not shown)"
+            f"{model!r}: the environment variable {variable} holds {kind} inside (character {at} of "
+            f"{len(key)}), which no key holds; put one key, on one line, into it (its value is not shown)"
         )
     guard(key)
     return key

@@ -270,9 +270,9 @@ class Batches:
     def _record(self, batch: Batch, results: dict[bytes, completions.Reading]) -> Usage:
         attempts = []
         for key in self._ledger.awaited(results, batch.file.ticket):
-            reading = results[key].cleaned()
             request = self._ledger.request(key)
             assert request is not None  # it is awaited, hence known
+            reading = results[key].within(request.sampling.max_tokens).cleaned()
             used = self._expectation.used(reading, request.messages, request.sampling)
             reply = dataclasses.replace(reading.reply, usage=used)
             attempts.append(Attempt(self.identity, request, reply, ticket=batch.file.ticket))

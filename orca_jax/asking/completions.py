@@ -33,7 +33,7 @@ _WRONG_KEY = ("invalid_api_key", "api_key_invalid", "unauthenticated")
 _WRONG_KEY_WORDS = ("api key not valid", "incorrect api key", "invalid api key")
 _FILTER = ("content_filter", "responsibleaipolicyviolation", "content_policy_violation")
 # Reasons to finish, in lower case and without separators. Only these are of a whole answer.
-_WHOLE = ("", "stop", "stopsequence", "eos", "eostoken", "endturn", "complete")
+_WHOLE = ("stop", "stopsequence", "eos", "eostoken", "endturn", "complete")
 _WITHHELD = re.compile(
     "filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail|toxic|moderation"
 )
@@ -57,6 +57,13 @@ class Reading:
     message: str = ""
     usage_known: bool = False
     maybe_paid: bool = False
+
+    def within(self, most: int) -> Reading:
+        """The same of a request for so many tokens: an answer that used them all and has no reason is cut."""
+        unsaid = self.reply.outcome is Outcome.OK and "finish_reason" not in self.reply.raw
+        if not unsaid or self.reply.usage.completion_tokens < most:
+            return self
+        return dataclasses.replace(self, reply=dataclasses.replace(self.reply, outcome=Outcome.LENGTH))
 
     def cleaned(self) -> Reading:
         """The same without secrets; then long errors are cut."""
@@ -150,7 +157,7 @@ def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Reading
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {}
     text, refusal = _text(message.get("content")), _text(message.get("refusal"))
-    reason = str(choice.get("finish_reason") or "")
+    reason = str("" if choice.get("finish_reason") is None else choice["finish_reason"])
     calls = message.get("tool_calls") or message.get("function_call")
     about = {
         "finish_reason": reason,
@@ -174,15 +181,15 @@ def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Reading
 
 def ended(reason: str) -> Outcome:
     """How a generation ended for which a server gives this reason, in whatever case and with whatever
-    separators: `OK` where it is known that the answer is whole, `ERROR` where nothing is known."""
-    reason = _squeezed(reason)
-    if reason in _WHOLE:
+    separators: `OK` where the answer is known to be whole, and without a reason; `ERROR` for any other."""
+    squeezed = _squeezed(reason)
+    if squeezed in _WHOLE or not reason:
         return Outcome.OK
-    if _WITHHELD.search(reason):
+    if _WITHHELD.search(squeezed):
         return Outcome.FILTERED
-    if _CUT.search(reason):
+    if _CUT.search(squeezed):
         return Outcome.LENGTH
-    return Outcome.REFUSED if reason in _DECLINED else Outcome.ERROR
+    return Outcome.REFUSED if squeezed in _DECLINED else Outcome.ERROR
 
 
 def _squeezed(reason: str) -> str:

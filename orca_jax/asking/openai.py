@@ -105,7 +105,7 @@ class OpenAIEndpoint:
         content_type = response.headers.get("content-type", "")
         reading = completions.read(response.status_code, response.content, content_type)
         told = {name: scrub(value) for name, value in response.headers.items() if _LIMITS.match(name)}
-        return Sent(reading.cleaned(), told, response.status_code)
+        return Sent(reading.within(sampling.max_tokens).cleaned(), told, response.status_code)
 
     def refusal(self, status: int | None, said: str) -> str:
         """What its user should know of an endpoint that answers nobody."""

@@ -81,7 +81,7 @@ class TestAnswers:
             (Outcome.ERROR, "insufficient_system_resource network_error timeout cancelled USER_CANCEL"),
             (Outcome.ERROR, "unknown error ERROR abort OTHER LANGUAGE tool_calls TOOL_CALL tool_use"),
             (Outcome.ERROR, "function_call MALFORMED_FUNCTION_CALL pause_turn FINISH_REASON_UNSPECIFIED"),
-            (Outcome.ERROR, "null 1 nonstop stop_failed not_complete"),
+            (Outcome.ERROR, "null 1 nonstop stop_failed not_complete ? 停止"),
         ],
     )
     def test_only_known_reasons_end_a_whole_answer(self, outcome, reasons):
@@ -91,6 +91,11 @@ class TestAnswers:
             assert reading.reply.raw["finish_reason"] == reason
             assert (reading.reply.text, reading.reply.usage) == ("Half an ans", Usage(5, 3))
             assert reason in reading.message or outcome is not Outcome.ERROR
+
+    def test_without_a_reason_what_used_all_its_tokens_is_cut(self):
+        for reason, most, outcome in ((None, 3, "length"), (None, 4, "ok"), ("stop", 3, "ok")):
+            reading = read(200, completion("So.", (5, 3), finish_reason=reason)).within(most)
+            assert reading.reply.outcome == outcome
 
     @pytest.mark.parametrize("reason", ["stop", "tool_calls", "length", None])
     @pytest.mark.parametrize("calls", [{"tool_calls": [{"id": "1"}]}, {"function_call": {"name": "f"}}])

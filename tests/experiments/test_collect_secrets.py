@@ -41,12 +41,12 @@ def _environment(monkeypatch, caplog):
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-def asked(url, **changes):
+def asked(url, timeout=30.0):
     """A config that asks little, at a price that shows."""
-    config = make(url, teachers=1, retries=0, price=Price(prompt=1.0, completion=1.0), **changes)
+    config = make(url, teachers=1, retries=0, price=Price(prompt=1.0, completion=1.0))
     config = dataclasses.replace(config, puzzles=dataclasses.replace(config.puzzles, per_family=5))
     (teacher,) = config.teachers
-    ends = tuple(dataclasses.replace(one, timeout=1.0) for one in teacher.api.endpoints)
+    ends = tuple(dataclasses.replace(one, timeout=timeout) for one in teacher.api.endpoints)
     api = dataclasses.replace(teacher.api, endpoints=ends)
     return dataclasses.replace(config, teachers=(dataclasses.replace(teacher, api=api),))
 
@@ -113,7 +113,7 @@ def test_what_was_not_sent_costs_nothing_and_shows_no_secret(name, tmp_path, mon
 @pytest.mark.parametrize("answer", [Answer(delay=None), Answer(cut=0), Answer(200, completion(), cut=200)])
 def test_what_may_have_been_received_is_charged(answer, tmp_path, capfd):
     with Server(lambda call: answer) as server:
-        ends(asked(server.url), tmp_path)
+        ends(asked(server.url, timeout=3.0), tmp_path)
         sent = len(server.calls)
     one = stand(tmp_path)
     assert one.status.usage.completion_tokens >= 64 * sent > 0
