@@ -451,17 +451,18 @@ def test_one_process_at_a_time_asks_and_a_killed_one_is_no_hindrance(tmp_path):
     while not collection.reported():
         time.sleep(0.002)
     first.send_signal(signal.SIGSTOP)
-    with Ledger(collection.path) as ledger:
-        paid = Echo()
-        paid.identity = "paid"
-        with pytest.raises(
-            LedgerError, match=rf"ledger\.sqlite: process {first.pid} is asking paid .*run again when"
-        ):
-            ask_all(paid, requests(5), ledger)
+    paid = Echo()
+    paid.identity = "paid"
+    try:
+        with Ledger(collection.path) as ledger:
+            with pytest.raises(LedgerError, match=rf"process {first.pid} is asking paid .*run again when"):
+                ask_all(paid, requests(5), ledger)
+            assert ledger.status()["paid"].answers > 0  # reading needs no leave
         assert not paid.calls
-        assert ledger.status()["paid"].answers > 0  # reading needs no leave
-        first.send_signal(signal.SIGKILL)
+    finally:
+        first.kill()
         first.wait()
+    with Ledger(collection.path) as ledger:
         ask_all(paid, requests(collection.count), ledger)
     assert not set(paid.calls) & {str(number) for number, _ in collection.reported()}
 

@@ -173,23 +173,26 @@ def test_a_ledger_is_shared_between_workdirs(tmp_path):
 
 
 def test_two_collections_on_one_ledger_at_once(tmp_path):
-    refused = []
+    said = []
 
     def answer(call):
-        if not refused:  # while the first one asks
-            with pytest.raises(
-                LedgerError, match=r"shared\.sqlite: process \d+ is asking .* with this ledger"
-            ) as found:
-                collect.run(config, tmp_path / "two")
-            refused.append(found)
-            assert stand(tmp_path / "one").total == QUERIES
+        if not said:  # while the first one asks
+            said.append(str(stand(tmp_path / "one").total))
+            try:
+                collect.run(make(other.url, **shared), tmp_path / "two")
+            except LedgerError as refused:
+                said.append(str(refused))
         return right(call)
 
-    with Server(answer) as server:
-        config = make(server.url, teachers=1, ledger=str(tmp_path / "shared.sqlite"))
-        collect.run(config, tmp_path / "one")
-        collect.run(config, tmp_path / "two")
+    with Server(answer) as server, Server(right) as other:
+        shared = {"teachers": 1, "ledger": str(tmp_path / "shared.sqlite")}
+        collect.run(make(server.url, **shared), tmp_path / "one")
+        collect.run(make(server.url, **shared), tmp_path / "two")
         assert set(asked(server).values()) == {1}
+        assert not other.calls
+    total, refusal = said
+    assert int(total) == QUERIES
+    assert re.search(r"shared\.sqlite: process \d+ is asking gpt-3.5-turbo with this ledger", refusal)
     assert traces(tmp_path / "one") == traces(tmp_path / "two")
 
 
