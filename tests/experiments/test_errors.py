@@ -15,17 +15,26 @@ import pytest
 
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import convert, students
+from tests.data import hf_folders
 from tests.experiments import mains
 
 pytestmark = pytest.mark.slow
 MINI = "--config={repo}/configs/mini.py:runlocal --workdir="
 TRACES = "--config={repo}/configs/openorca.py:runlocal --workdir={new} --config.teachers[0].path="
+API = "--config={repo}/configs/api.py --workdir={new} --config.puzzles.per_family=10"
 ROWS = " --config.train.batch_rows=8"
 STUDENT = " --config.data.tokenizer= --config.student.vocab_size=0 --config.student.init="
 FULL = """
 def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 os.fsync = full
+"""
+BUSY_LEDGER = """
+import fcntl
+os.environ["OPENAI_API_KEY"] = "sk-0123456789"
+def busy(*_):
+    raise BlockingIOError
+fcntl.flock = busy
 """
 NO_DEVICES = """
 os.environ["JAX_PLATFORMS"] = "cuda"
@@ -73,6 +82,11 @@ CASES = {
     "bad line in a trace file": Case(
         "run", TRACES + "{bad}", ("bad.jsonl:2: not a JSON object on one line", "column")
     ),
+    "too many bad rows": Case(
+        "run",
+        TRACES + "{bad}",
+        ("rows are malformed of 2 read", "teachers[].malformed allows", "mend the file"),
+    ),
     "wrong path of a benchmark": Case("run", MINI + "{new} --config.benchmarks.bbh=/no/bbh", ("/no/bbh",)),
     "unknown system message": Case(
         "evaluate", MINI + "{finished} --examine_system=17", ("no system message 17", "1 to 16")
@@ -84,6 +98,16 @@ CASES = {
         "train",
         MINI + "{tokens} --config.student.attention=flash" + ROWS,
         ("attention='flash'", "known: auto"),
+    ),
+    "layout that doubles the beginning of sequence": Case(
+        "prepare",
+        MINI + "{traces} --config.data.layout=chatml --config.data.tokenizer={smollm2}",
+        ("'chatml' marks turns with '<|im_start|>'", "use 'template'"),
+    ),
+    "layout of other tokens": Case(
+        "train",
+        MINI + "{tokens} --config.data.layout=chatml" + ROWS,
+        ("prepared with data.layout='orca'", "says 'chatml'"),
     ),
     "tokenizer of another size": Case(
         "prepare",
@@ -126,6 +150,11 @@ CASES = {
         MINI + "{finished} --config.student.hidden_size=16" + ROWS,
         ("made with other settings", "student.hidden_size: 32 there, 16 now", "Use another workdir"),
     ),
+    "half trained by other settings": Case(
+        "train",
+        MINI + "{half} --config.optimizer.clip_norm=3.5" + ROWS,
+        ("was begun with other settings", "optimizer.clip_norm: 1.0 there, 3.5 now", "holds checkpoints"),
+    ),
     "nothing trained yet": Case(
         "evaluate",
         MINI + "{tokens}",
@@ -137,9 +166,27 @@ CASES = {
     "full disk": Case("run", MINI + "{new}", ("No space left", "free some space"), FULL),
     "no API key": Case(
         "collect",
-        "--config={repo}/configs/api.py --workdir={new} --config.puzzles.per_family=10",
+        API,
         ("environment variable OPENAI_API_KEY is not set", "put the key into it"),
         "os.environ.pop('OPENAI_API_KEY', None)",
+    ),
+    "two keys on two lines": Case(
+        "collect",
+        API,
+        ("OPENAI_API_KEY holds a line end inside (character 14 of 27)", "put one key, on one line"),
+        "os.environ['OPENAI_API_KEY'] = 'sk-0123456789\\nsk-0123456789'",
+    ),
+    "certificates that are not there": Case(
+        "collect",
+        API,
+        ("no connection can be set up", "correct SSL_CERT_FILE"),
+        "os.environ |= {'OPENAI_API_KEY': 'sk-0123456789', 'SSL_CERT_FILE': '/no/file'}",
+    ),
+    "ledger in use": Case(
+        "collect",
+        API,
+        ("is asking", "with this ledger", "run again when it has ended"),
+        BUSY_LEDGER,
     ),
     "missing extra": Case(
         "serve",
@@ -151,6 +198,12 @@ CASES = {
         "serve",
         "--checkpoint={finished} --port={port}",
         ("Address already in use", "give another port"),
+        needs="fastapi",
+    ),
+    "more than the model's length": Case(
+        "serve",
+        "--checkpoint={finished} --port=0 --max_length=99999",
+        ("--max_length=99999: this model has 2048 positions", "give 1 to 2048"),
         needs="fastapi",
     ),
     "server open to others without a token": Case(
@@ -186,6 +239,9 @@ def refuse(*_, **__):
 MemoryFileSystem.find = refuse
 """,
     ),
+    "workdir that is a pattern": Case(
+        "run", MINI + "{new}[1]", ("checkpoints cannot be read under a path with '['", "rename the folder")
+    ),
     "workdir is a file": Case("run", MINI + "{bad}", ("bad.jsonl is a file", "name a directory")),
     "no such devices": Case(
         "train",
@@ -211,18 +267,21 @@ def inputs(finished, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     workdirs = {
         "finished": (),
+        "half": ("evaluation",),
         "damaged": ("evaluation",),
         "tokens": ("training", "evaluation"),
         "traces": ("training", "evaluation", "tokens", "tokenizer"),
     }
     for name, without in workdirs.items():
         shutil.copytree(finished, folder / name, ignore=shutil.ignore_patterns(*without))
+    (folder / "half/training/manifest.json").unlink()
     for file in (folder / "damaged/training/checkpoints").rglob("d/*"):
         file.write_bytes(bytes(len(file.read_bytes())))
     convert.export(finished, folder / "model", dtype="float32", layout="")
     shutil.copytree(folder / "model", folder / "misfit")
     config = json.loads((folder / "misfit/config.json").read_text())
     (folder / "misfit/config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    hf_folders.released(folder / "smollm2", corpus, "smollm2")
     (folder / "other.model").write_bytes(tokenizers.train(corpus, 400).model)
     (folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "?"}]}\n{"messages": [}\n')
     names = {path.name.partition(".")[0]: path for path in folder.iterdir()}
@@ -239,7 +298,7 @@ def said(repo, inputs, tmp_path_factory):
         cases = {}
         for number, (name, case) in enumerate(CASES.items()):
             given = {"repo": repo, "new": folder / f"{number}-new", **ports}
-            for copied in ("traces", "tokens", "damaged"):
+            for copied in ("traces", "tokens", "damaged", "half"):
                 if "{" + copied + "}" in case.arguments:
                     given[copied] = shutil.copytree(inputs[copied], folder / f"{number}" / copied)
             arguments = [argument.format_map({**inputs, **given}) for argument in case.arguments.split()]
