@@ -36,6 +36,7 @@ from orca_jax.student import sharding
 from orca_jax.training.curriculum import StageConfig
 
 PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3
+PAPER_PACKING = options.PACKING
 PAPER_ROW = 2048
 COMPILED_BEST = 5
 
