@@ -12,13 +12,16 @@ CONFIG ?= configs/mini.py
 # Huge pages spare XLA's buffers, which are allocated anew each step, most of their page faults.
 CPU := JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
+# Tests of a file share what is costly to make, so a file stays on one core.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: mini test noted wheel proof lint coverage benchmark golden clean
 
 mini: $(STAMP)
 	$(CPU) $(BIN)/python -m experiments.run --config=$(CONFIG) --workdir=$(WORKDIR)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -27,12 +30,12 @@ lint: $(STAMP)
 
 # Lines of orca_jax that the tests run, in the programs that they start too.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
 # What an earlier run skipped for want of an extra: `make test PYTEST_ADDOPTS=--note-skipped=$(NOTED)`.
 NOTED := .cache/skipped-for-extras.txt
 noted: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --only-noted=$(NOTED)
+	$(PYTEST) --only-noted=$(NOTED)
 
 # The wheel with nothing but what it requires, in a new environment and outside the clone.
 WHEEL := .cache/wheel

@@ -49,12 +49,11 @@ def test_what_is_skipped_for_want_of_an_extra_is_noted_and_run_alone(repo, tmp_p
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         return done.stdout.splitlines()[-1]
 
-    for workers in ((), ("-n", "2")):
-        assert "1 passed, 4 skipped" in run("--note-skipped", *workers)
-        assert noted.read_text().splitlines() == [
-            "test_some.py::test_that_names_its_extra",
-            "test_some.py::test_with_an_extra[not_there]",
-            "test_whole.py",
-        ]
+    assert "1 passed, 4 skipped" in run("--note-skipped", "-n", "2")
+    assert noted.read_text().splitlines() == [
+        "test_some.py::test_that_names_its_extra",
+        "test_some.py::test_with_an_extra[not_there]",
+        "test_whole.py",
+    ]
     (tmp_path / "not_there.py").touch()
     assert "2 passed, 1 skipped, 2 deselected" in run("--only-noted")

@@ -460,7 +460,7 @@ def program(repo, workdir, url, word, *overrides):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_killed_and_resumed(repo, tmp_path):
     def slow(call):
         return Answer(200, right(call), delay=0.2)

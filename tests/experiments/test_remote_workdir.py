@@ -63,6 +63,7 @@ def test_every_program_on_another_machine(finished, mini, machine):
         assert_same(workdir, finished)
 
 
+@pytest.mark.proof
 def test_a_machine_that_is_lost_while_it_trains(finished, mini, machine, monkeypatch, caplog):
     fsspec.filesystem("memory").put(f"{finished}/", RUN, recursive=True)
     for part in ("training", "evaluation", "table.md"):

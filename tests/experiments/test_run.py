@@ -134,6 +134,7 @@ def test_a_workdir_where_no_checkpoint_could_be_read_is_refused_before_anything_
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.proof
 def test_a_workdir_of_any_other_name_works(copied, mini):
     workdir = copied("training", "evaluation")
     workdir = workdir.rename(workdir.with_name("~ a]b%20{c,d}\nä😀'\"#"))
@@ -179,10 +180,8 @@ def kill_when(process, path):
     assert process.returncode == -signal.SIGKILL, words
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "moment", ["in training", pytest.param("between two token stores", marks=pytest.mark.proof)]
-)
+@pytest.mark.proof
+@pytest.mark.parametrize("moment", ["in training", "between two token stores"])
 def test_killed_and_run_again_it_comes_to_the_same_end(repo, finished, mini, overrides, tmp_path, moment):
     kill_when(start(repo, tmp_path / "w", overrides), tmp_path / "w" / MOMENTS[moment])
     assert not (tmp_path / "w/training/manifest.json").exists()
