@@ -43,7 +43,7 @@ class Message:
 
     role: str
     content: str
-    weight: float = 1.0
+    weight: float = dataclasses.field(default=1.0, repr=False)  # oracles draw by a message's repr
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

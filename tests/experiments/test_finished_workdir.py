@@ -9,11 +9,13 @@ this, with the keys and values of `CHANGES`; pictures and TensorBoard's events a
 import json
 import tarfile
 
+import numpy as np
 import pytest
 
 from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
 from orca_jax.configs import mini as mini_file
+from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, evaluate, prepare, report, run, students, tables, train
 from orca_jax.experiments.config import load
 
@@ -58,6 +60,22 @@ def test_every_program_takes_it_for_finished(old):
     run.keep_config(config(), old)
     assert "| Mean of 4       |  12 |   25.0 | 0.0 " in tables.run(config(), old)
     assert report.write(old).stat().st_size > 10_000
+
+
+def test_the_same_config_makes_the_same_examples_again(old, tmp_path):
+    new = tmp_path / "new"
+    for program in (collect, prepare):
+        program.run(config(), new)
+    for teacher in ("apprentice", "expert"):
+        traces = [
+            [json.loads(line)["messages"] for line in (w / f"traces/{teacher}/traces.jsonl").open()]
+            for w in (old, new)
+        ]
+        assert traces[0] == traces[1]
+        stores = [TokenStore(workdir / "tokens" / teacher) for workdir in (old, new)]
+        assert len(stores[0]) == len(stores[1])
+        for one, other in ((stores[0][i], stores[1][i]) for i in range(len(stores[0]))):
+            assert all(np.array_equal(one[key], other[key]) for key in ("tokens", "weights"))
 
 
 def test_its_student_can_be_read(old):
