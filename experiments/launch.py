@@ -165,7 +165,8 @@ def start(program: str, *, read: Callable[[Any], Any] = load) -> None:
         _help(program, names)
     words = options.WORDS.get(program, ())
     if word not in words and (word or options.needs_word(program)):
-        _refuse(f"unknown word {word!r}; known before the flags: {', '.join(words) or 'none'}")
+        what = f"unknown word {word!r}" if word else "a word is missing"
+        _refuse(f"{what}; known before the flags: {', '.join(words) or 'none'}")
     rest = _parsed([program, *arguments])[1:]
     if extra := [argument for argument in rest if argument != word]:
         _refuse(f"{extra[0]!r} is no flag; flags begin with --")
@@ -235,8 +236,10 @@ def _own_config(argument: str) -> str:
 
 def _wrong_override(arguments: Sequence[str]) -> str:
     """What is said of the first `--config.PATH=VALUE` that the config has no place for; empty: of none."""
-    named = next(a for a in arguments if re.match("--?config=", a)).partition("=")[2]
-    file, _, given = named.partition(".py:")
+    given_as = re.search(r"(?:^|\n)--?config[=\n](.+)", "\n".join(arguments))
+    if not given_as:
+        return ""
+    file, _, given = given_as[1].partition(".py:")
     try:
         config = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
     except (AttributeError, IndexError, KeyError):
@@ -249,8 +252,10 @@ def _wrong_override(arguments: Sequence[str]) -> str:
                 if key not in part:
                     return settings.unknown(done, part)
                 part = part[key]
-            elif key.isdecimal() and int(key) < len(part):
+            elif isinstance(part, list | tuple) and key.isdecimal() and int(key) < len(part):
                 done, part = f"{done}[{key}]", part[int(key)]
+            elif not isinstance(part, list | tuple):
+                return f"config key '{done}' is {part!r:.60}, and has no '{key}'"
             else:
                 return f"config key '{done}' has {len(part)} entries, counted from 0; there is no [{key}]"
     return ""

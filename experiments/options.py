@@ -160,7 +160,7 @@ FLAGS: Mapping[str, tuple[Callable[[], None], ...]] = {
 # What may stand before the flags.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "collect": ("run", "plan", "estimate", "retry", "status", "export"),
-    "evaluate": ("run",),
+    "evaluate": ("run", "compare", "judge", "lm_eval", "score", "show"),
     "convert": ("import", "export", "adapter", "resave"),
     "generate": ("chat", "batch"),
     "parity": ("families", "memory"),

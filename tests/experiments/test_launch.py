@@ -26,6 +26,7 @@ CASES = {
         (MINI, WORKDIR, "--config.curriculum[9].steps=1"),
         ("'curriculum' has 2 entries", "no [9]"),
     ),
+    "key of a number": ((MINI, WORKDIR, "--config.data.row_length.x=1"), ("'data.row_length' is", "no 'x'")),
     "missing sections": (
         ("{tmp}/empty.py", WORKDIR),
         ("'puzzles', 'teachers', 'data', 'student', 'curriculum'", "are missing"),
