@@ -49,7 +49,7 @@ setup(
     package_dir={f"orca_jax.{name}": name for name in BESIDE},
     package_data={
         "orca_jax": ["*.csv"],
-        **{f"orca_jax.{room}": ["*.csv"] for room in ("planning", "queries")},
+        **{f"orca_jax.{package}": ["*.csv"] for package in ("planning", "queries")},
         "orca_jax.reporting": ["*.csv", "*.jinja", "*.css", "*.js"],
     },
     python_requires=">=3.11",

@@ -14,7 +14,7 @@ Launch, with the sub-collections' files, benchmarks to keep out of training, and
         --config.data.tokenizer=tokenizer.model
 
 Expected on 2 cores, with 15,374 rows in the files: 2,131 queries, 110 steps, 5 minutes of CPU time; held-out
-loss 9.84 at step 20, 7.29 at the end (docs/data.md). Nothing is examined: `evaluation.modes` names no mode.
+loss 9.84 at step 20, 7.29 at the end (docs/data.md). Nothing is evaluated: `evaluation.modes` names no mode.
 The paper's size is the default of `cot`, `niv2_per_task`, `flan2021` and `t0`, with the submix files as
 `sources.submix` and teachers to ask.
 """

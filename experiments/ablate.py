@@ -98,7 +98,7 @@ def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> 
     evaluate.run(config, directory)
     keep()
     if flags.FLAGS.bbh:
-        ablate_bbh.examine_arm(arm_set, arm, seed, directory, Path(flags.FLAGS.bbh))
+        ablate_bbh.evaluate_arm(arm_set, arm, seed, directory, Path(flags.FLAGS.bbh))
     tables.run(config, directory)
 
 
@@ -141,9 +141,9 @@ def folder(workdir: Path, arm: str, seed: int) -> Path:
     return workdir / arm / f"seed-{seed}"
 
 
-def items(workdir: Path, arm: str, seed: int, examination: str) -> Iterator[Item]:
-    """The items of an examination, with the seed of the run in the place of the sampling's."""
-    path = folder(workdir, arm, seed) / "evaluation" / examination / "items.jsonl"
+def items(workdir: Path, arm: str, seed: int, evaluation: str) -> Iterator[Item]:
+    """The items of an evaluation, with the seed of the run in the place of the sampling's."""
+    path = folder(workdir, arm, seed) / "evaluation" / evaluation / "items.jsonl"
     for item in record_files.read_jsonl(path, Item):
         yield dataclasses.replace(item, seed=seed)
 
@@ -151,14 +151,12 @@ def items(workdir: Path, arm: str, seed: int, examination: str) -> Iterator[Item
 def results(arm_set: ArmSetConfig, workdir: Path) -> list[arm_tables.Result]:
     """What is finished of every result of the set: arms of which a seed is missing are left out."""
     found = []
-    for result in arm_set.examined:
+    for result in arm_set.results:
         by_arm = {
-            arm.name: [
-                list(items(workdir, arm.name, seed, arm.examination(result))) for seed in arm_set.seeds
-            ]
+            arm.name: [list(items(workdir, arm.name, seed, arm.evaluation(result))) for seed in arm_set.seeds]
             for arm in arm_set.arms
             if all(
-                _is_examined(folder(workdir, arm.name, seed), arm.examination(result))
+                _is_evaluated(folder(workdir, arm.name, seed), arm.evaluation(result))
                 for seed in arm_set.seeds
             )
         }
@@ -171,14 +169,14 @@ def missing_runs(arm_set: ArmSetConfig, workdir: Path) -> dict[str, list[int]]:
     """The seeds of every arm whose evaluation is not finished."""
     missing = collections.defaultdict(list)
     for arm, seed in arm_set.runs(None, None):
-        wanted = [name for result in arm_set.examined if (name := arm.examination(result))]
-        if not all(_is_examined(folder(workdir, arm.name, seed), name) for name in wanted):
+        wanted = [name for result in arm_set.results if (name := arm.evaluation(result))]
+        if not all(_is_evaluated(folder(workdir, arm.name, seed), name) for name in wanted):
             missing[arm.name].append(seed)
     return dict(missing)
 
 
-def _is_examined(directory: Path, examination: str) -> bool:
-    return (directory / "evaluation" / examination / artifacts.MANIFEST).exists()
+def _is_evaluated(directory: Path, evaluation: str) -> bool:
+    return (directory / "evaluation" / evaluation / artifacts.MANIFEST).exists()
 
 
 def training_facts(arm_set: ArmSetConfig, workdir: Path) -> list[dict[str, Any]]:
@@ -300,7 +298,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
             run_one(arm_set, arm, seed, workdir)
     if given.bbh:
         for arm, seed in taken:
-            ablate_bbh.examine_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(given.bbh))
+            ablate_bbh.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(given.bbh))
     keep_set(arm_set, workdir)
     text = report(arm_set, workdir)
     print(text)

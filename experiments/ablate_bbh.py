@@ -14,7 +14,7 @@ from pathlib import Path
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate
-from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig, ExaminedConfig
+from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.experiments.queries import training_puzzles
 from orca_jax.queries import puzzles
 
@@ -29,18 +29,18 @@ def with_bbh(arm_set: ArmSetConfig, source: Path) -> ArmSetConfig:
       ValueError: the folder has no file of the set's families.
     """
     _families_files(arm_set, source)
-    outcome = arm_set.examined[0]
+    outcome = arm_set.results[0]
     arms = [
-        dataclasses.replace(arm, examined={**arm.examined, TITLE: _named(arm.examination(outcome))})
+        dataclasses.replace(arm, evaluations={**arm.evaluations, TITLE: _named(arm.evaluation(outcome))})
         for arm in arm_set.arms
     ]
-    real = ExaminedConfig(title=TITLE, examination=_named(outcome.examination))
-    return dataclasses.replace(arm_set, arms=tuple(arms), examined=(*arm_set.examined, real))
+    real = ResultConfig(title=TITLE, evaluation=_named(outcome.evaluation))
+    return dataclasses.replace(arm_set, arms=tuple(arms), results=(*arm_set.results, real))
 
 
-def _named(examination: str) -> str:
-    """The examination on the files under the system message of a `puzzles-message-N` one."""
-    return f"bbh-robust-message-{examination.rpartition('-')[2]}"
+def _named(evaluation: str) -> str:
+    """The evaluation on the files under the system message of a `puzzles-message-N` one."""
+    return f"bbh-robust-message-{evaluation.rpartition('-')[2]}"
 
 
 def _families_files(arm_set: ArmSetConfig, source: Path) -> tuple[str, ...]:
@@ -76,9 +76,9 @@ def questions(arm_set: ArmSetConfig, source: Path) -> list[Question]:
     return kept
 
 
-def examine_arm(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, directory: Path, source: Path) -> None:
-    """Examines a trained run on the questions, under the message that the examination's name ends with."""
-    name = arm.examined[TITLE]
+def evaluate_arm(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, directory: Path, source: Path) -> None:
+    """Evaluates a trained run on the questions, under the message that the evaluation's name ends with."""
+    name = arm.evaluations[TITLE]
     system = evaluate.system_message(name.rpartition("-")[2])
-    examiner = evaluate.Examiner(arm_set.config(arm, seed), directory, evaluate.Options())
-    examiner.examine(name, questions(arm_set, source), system)
+    evaluator = evaluate.Evaluator(arm_set.config(arm, seed), directory, evaluate.Options())
+    evaluator.evaluate(name, questions(arm_set, source), system)

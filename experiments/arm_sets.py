@@ -15,11 +15,11 @@ from orca_jax.experiments.config import ExperimentConfig, complete, load, plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExaminedConfig:
-    """A result of a set: its title, and the examination (a folder under evaluation/) it is taken from."""
+class ResultConfig:
+    """A result of a set: its title, and the evaluation (a folder under evaluation/) it is taken from."""
 
     title: str
-    examination: str
+    evaluation: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,16 @@ class ArmConfig:
     Attributes:
       note: what it is, in a few words, for the table.
       changes: of the base config, as a mapping like it; lists are replaced as a whole.
-      examined: title of a result to the examination it is taken from, where that differs from the set's.
+      evaluations: title of a result to the evaluation it is taken from, where that differs from the set's.
     """
 
     name: str
     note: str = ""
     changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    examined: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    evaluations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def examination(self, result: ExaminedConfig) -> str:
-        return self.examined.get(result.title, result.examination)
+    def evaluation(self, result: ResultConfig) -> str:
+        return self.evaluations.get(result.title, result.evaluation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,15 @@ class ArmSetConfig:
     Attributes:
       question: what the set asks.
       baseline: the arm that every other is compared with.
-      seeds: of data, student and order; the examination is the same under all.
-      examined: the results; the first is the set's outcome, the others are shown beside it.
+      seeds: of data, student and order; the evaluation is the same under all.
+      results: of evaluations; the first is the set's outcome, the others are shown beside it.
     """
 
     name: str
     question: str
     baseline: str
     seeds: tuple[int, ...] = (0, 1, 2)
-    examined: tuple[ExaminedConfig, ...]
+    results: tuple[ResultConfig, ...]
     base: Mapping[str, object]
     arms: tuple[ArmConfig, ...]
 
@@ -65,8 +65,8 @@ class ArmSetConfig:
         if len(set(names)) < len(names) or self.baseline not in names:
             raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
         for arm in self.arms:
-            titles = [result.title for result in self.examined]
-            if unknown := sorted(set(arm.examined) - set(titles)):
+            titles = [result.title for result in self.results]
+            if unknown := sorted(set(arm.evaluations) - set(titles)):
                 raise ValueError(
                     f"arm {arm.name!r} names the result {unknown[0]!r}; known: {', '.join(titles)}"
                 )

@@ -84,7 +84,7 @@ def mixed(vocab: int, count: int = 4 * ROWS) -> Work:
     return Work(prompts, random.integers(1, 257, count).tolist(), ROWS)
 
 
-def examination(folder: str | Path, tokenizer: str | Path, vocab: int, count: int = 8 * ROWS) -> Work:
+def evaluation(folder: str | Path, tokenizer: str | Path, vocab: int, count: int = 8 * ROWS) -> Work:
     """Questions of BBH as `evaluate` asks them step by step, evenly over its tasks; replies of 1 to 256.
 
     Ids beyond a smaller vocabulary are folded into it: only the lengths matter.
@@ -207,7 +207,7 @@ def generate(
     if bool(bbh_folder) != bool(tokenizer):
         raise SystemExit("error: --bbh and --tokenizer belong together; give both or neither")
     if bbh_folder and tokenizer:
-        races[BBH_RACE] = functools.partial(examination, bbh_folder, tokenizer)
+        races[BBH_RACE] = functools.partial(evaluation, bbh_folder, tokenizer)
     if kind and kind not in races:
         more = f"; {BBH_RACE!r} needs --bbh and --tokenizer" if kind == BBH_RACE else ""
         raise SystemExit(f"error: --race {kind!r}; known: {', '.join(races)}{more}")

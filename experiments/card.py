@@ -32,12 +32,12 @@ def make_card(
     """
     directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
     rows = settings.section(config.data, ("row_length", "max_segments", "overlong"))
-    made_by = settings.joined({"program": "card"}, rows, settings.section(config, ("seed",)))
+    provenance = settings.joined({"program": "card"}, rows, settings.section(config, ("seed",)))
     inputs = {"tokens": store.manifest["fingerprint"]}
-    if not _is_up_to_date(directory, made_by, inputs):
+    if not _is_up_to_date(directory, provenance, inputs):
         data_card.write(directory, _facts(config, teacher, workdir, store, traces()))
         fates = store.fates(config.data.row_length, config.data.overlong)
-        artifacts.finish(directory, made_by, inputs, fates)
+        artifacts.finish(directory, provenance, inputs, fates)
         log.info("%s: data card at %s", teacher.name, directory / data_card.README)
 
 
@@ -55,10 +55,10 @@ def untrained(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, s
     return warning(fates, left_out(teacher, workdir, store))
 
 
-def _is_up_to_date(directory: Path, made_by: dict[str, Any], inputs: dict[str, str]) -> bool:
+def _is_up_to_date(directory: Path, provenance: dict[str, Any], inputs: dict[str, str]) -> bool:
     """Nothing is made of a card, so one of other settings is no error: it is written anew."""
     try:
-        return artifacts.is_finished(directory, made_by, inputs)
+        return artifacts.is_finished(directory, provenance, inputs)
     except artifacts.ArtifactError:
         return False
 

@@ -26,25 +26,25 @@ from rich.console import Console
 
 from orca_jax import artifacts, record_files, remote, settings
 from orca_jax.artifacts import ArtifactError
-from orca_jax.asking import monitor
-from orca_jax.asking.api_config import DRAWN, read_key
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options, students
 from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
-from orca_jax.experiments.queries import asked_as, examined_as, make_queries
+from orca_jax.experiments.queries import asked_as, benchmark_digests, make_queries
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
 from orca_jax.row_files import Tally
+from orca_jax.teachers import monitor
+from orca_jax.teachers.api_config import DRAWN, read_key
 
 log = logging.getLogger(__name__)
 options.define("collect")
 RETRIED = "retried"  # a file: how often failed requests were asked again after the traces were written
 
 
-def read_teacher(teacher: TeacherConfig, examined: list[str], tally: Tally) -> Iterator[Trace]:
-    """The traces of a file, without those that ask a question of `examined`.
+def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> Iterator[Trace]:
+    """The traces of a file, without those that ask a question of `evaluated`.
 
     Args:
       tally: counts the rows, and those that are left out as malformed.
@@ -52,7 +52,7 @@ def read_teacher(teacher: TeacherConfig, examined: list[str], tally: Tally) -> I
     Raises:
       RecordError: too many rows are malformed, or no trace is left.
     """
-    known = set(map(puzzles.question_key, examined))
+    known = set(map(puzzles.question_key, evaluated))
     kept = 0
     for trace in record_files.read_traces(
         remote.local(teacher.path),
@@ -75,19 +75,19 @@ def read_teacher(teacher: TeacherConfig, examined: list[str], tally: Tally) -> I
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:
     """Writes traces/NAME/traces.jsonl and its manifest, which counts the outcomes."""
     directory = workdir / "traces" / teacher.name
-    made_by, tally = _made_by(config, teacher, directory), Tally(teacher.malformed)
+    provenance, tally = _provenance(config, teacher, directory), Tally(teacher.malformed)
     places = {"file": teacher.path, "student": teacher.path, "queries": workdir / "queries"}
     if teacher.kind == "file":
         inputs = {"file": artifacts.file_digest(remote.local(teacher.path))}
         documents = list(registry.documents(config.given_benchmarks))
-        inputs |= examined_as(documents, artifacts.recorded(directory)["inputs"])
+        inputs |= benchmark_digests(documents, artifacts.recorded(directory)["inputs"])
         found = read_teacher(teacher, [document.text for document in documents], tally)
     else:
         inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
             inputs["student"] = students.open_source(teacher.path).fingerprint
-        found = traces(Job(config, teacher, workdir), artifacts.fingerprint(made_by, inputs))
-    if artifacts.is_finished(directory, made_by, inputs, places=places):
+        found = traces(Job(config, teacher, workdir), artifacts.fingerprint(provenance, inputs))
+    if artifacts.is_finished(directory, provenance, inputs, places=places):
         return artifacts.read_manifest(directory)
     outcomes: collections.Counter[str] = collections.Counter()
     count = record_files.write_jsonl(directory / TRACES, _counted(found, outcomes))
@@ -97,18 +97,20 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
         counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
-    return artifacts.finish(directory, made_by, inputs, counts)
+    return artifacts.finish(directory, provenance, inputs, counts)
 
 
-def _made_by(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> settings.Section:
+def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> settings.Section:
     """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
     own = settings.section(config, ("seed",))
-    made_by = settings.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
+    provenance = settings.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
     if teacher.api:
-        made_by["api"] = settings.joined({"identity": teacher.api.name}, settings.section(teacher.api, DRAWN))
+        provenance["api"] = settings.joined(
+            {"identity": teacher.api.name}, settings.section(teacher.api, DRAWN)
+        )
     if (directory / RETRIED).exists():
-        made_by["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))
-    return made_by
+        provenance["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))
+    return provenance
 
 
 def _counted(found: Iterator[Trace], outcomes: collections.Counter[str]) -> Iterator[Trace]:
@@ -145,7 +147,7 @@ def retry(config: ExperimentConfig, workdir: Path) -> None:
             failed = artifacts.read_manifest(directory)["counts"].get("outcomes", {}).get(Outcome.ERROR, 0)
             log.info("%s: %d requests ended in an error", teacher.name, failed)
             if failed:
-                rounds = _made_by(config, teacher, directory).get("retried", 0)
+                rounds = _provenance(config, teacher, directory).get("retried", 0)
                 (directory / RETRIED).write_text(str(rounds + 1), encoding="utf-8")
                 manifest.unlink()
         collect(config, teacher, workdir)

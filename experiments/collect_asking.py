@@ -11,15 +11,6 @@ from pathlib import Path
 
 from orca_jax import artifacts, record_files, remote
 from orca_jax.artifacts import atomic_write
-from orca_jax.asking import keys, monitor, spent
-from orca_jax.asking.api_config import ApiConfig
-from orca_jax.asking.ask import ask_each, run_here
-from orca_jax.asking.budget import Budget
-from orca_jax.asking.completions import REASONING
-from orca_jax.asking.endpoint import ID_BYTES, Endpoint, Request, request_id
-from orca_jax.asking.estimate import BATCH_PRICE
-from orca_jax.asking.ledger import Answer, Ledger, LedgerError, Status
-from orca_jax.asking.limiter import Limits
 from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import QUERIES, is_asked, training_puzzles
@@ -29,6 +20,15 @@ from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.queries.recorded import RecordedTeacher
 from orca_jax.records import Message, Query, Sampling, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.teachers import keys, monitor, spent
+from orca_jax.teachers.api_config import ApiConfig
+from orca_jax.teachers.budget import Budget
+from orca_jax.teachers.collect import ask_each, run_here
+from orca_jax.teachers.completions import REASONING
+from orca_jax.teachers.endpoint import ID_BYTES, Endpoint, Request, request_id
+from orca_jax.teachers.estimate import BATCH_PRICE
+from orca_jax.teachers.ledger import Answer, Ledger, LedgerError, Status
+from orca_jax.teachers.limiter import Limits
 
 COLLECTION = "collection.json"
 LEDGER = "ledger.sqlite"
@@ -230,8 +230,8 @@ def _ask_api(job: Job, ledger: Ledger, fingerprint: str) -> Path:
 def _ask_pool(
     api: ApiConfig, ledger: Ledger, requests: Iterator[Request], budget: Budget, look: Look
 ) -> None:
-    from orca_jax.asking.openai import OpenAIEndpoint  # its client takes a while to import
-    from orca_jax.asking.pool import Pool
+    from orca_jax.teachers.openai import OpenAIEndpoint  # its client takes a while to import
+    from orca_jax.teachers.pool import Pool
 
     members = [(OpenAIEndpoint(one), one.limits) for one in api.endpoints]
     pool = Pool(api.name, members, budget=budget, price=api.price)
@@ -253,7 +253,7 @@ def _ask_pool(
 
 
 def _ask_in_batches(job: Job, api: ApiConfig, ledger: Ledger, ids: Path, budget: Budget, look: Look) -> None:
-    from orca_jax.asking.batch import Batches, BatchLimits
+    from orca_jax.teachers.batch import Batches, BatchLimits
 
     batches = Batches(
         batches_folder(job.workdir, job.teacher.name),

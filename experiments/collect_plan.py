@@ -11,11 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from orca_jax import artifacts, record_files, settings
-from orca_jax.asking import estimate, monitor, spent, token_counts
-from orca_jax.asking.budget import Budget
-from orca_jax.asking.estimate import Kind, Row, Terms
-from orca_jax.asking.ledger import Ledger, LedgerError, Status
-from orca_jax.asking.limiter import Limits
 from orca_jax.experiments.collect_asking import (
     COLLECTION,
     Collection,
@@ -27,6 +22,11 @@ from orca_jax.experiments.collect_asking import (
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.queries import make_queries
 from orca_jax.records import Message, Outcome
+from orca_jax.teachers import estimate, monitor, spent, token_counts
+from orca_jax.teachers.budget import Budget
+from orca_jax.teachers.estimate import Kind, Row, Terms
+from orca_jax.teachers.ledger import Ledger, LedgerError, Status
+from orca_jax.teachers.limiter import Limits
 
 log = logging.getLogger(__name__)
 

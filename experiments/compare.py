@@ -1,4 +1,4 @@
-"""Two examinations of the same items, paired: which is right more often, and by which steps.
+"""Two evaluations of the same items, paired: which is right more often, and by which steps.
 
     python -m experiments.evaluate compare FIRST SECOND --names answers explanations
 
@@ -21,7 +21,7 @@ from orca_jax.reporting import cells, pairs, sizes
 
 
 def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
-    """The paired tables of two examinations as Markdown."""
+    """The paired tables of two evaluations as Markdown."""
     sides = [list(record_files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
     paired = pairs.pair(*sides)
     parts = [pairs.accuracy_table(paired, names, sizes.of_family(first)), cells.CAPTION]

@@ -10,12 +10,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from orca_jax import remote, row_files, settings
-from orca_jax.asking.api_config import ApiConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, sampling, system_messages
 from orca_jax.queries.contamination import Settings
 from orca_jax.student import presets
 from orca_jax.student.config import LlamaConfig, LoraConfig, MeshConfig
+from orca_jax.teachers.api_config import ApiConfig
 from orca_jax.training.config import OptimizerConfig, TrainConfig
 from orca_jax.training.curriculum import StageConfig
 
@@ -112,7 +112,7 @@ class TeacherConfig:
       samples: replies a query, of an oracle; a model behind an API has `api.samples`.
       filters: which traces are not trained on, by what is wrong with them, see queries.quality.
       max_tokens: of a student's or an API's reply; one that is longer does not train.
-      api: how a model behind an API is asked, see asking.api_config.
+      api: how a model behind an API is asked, see teachers.api_config.
       message: id of the system message under which all its queries are asked; 0: each query's own.
       shown: id of the system message that stands in its traces instead, for a student that shall not see how
         the teacher was asked (Orca 2's prompt erasing, arXiv 2311.11045); 0: the one it was asked under.
@@ -257,7 +257,7 @@ NO_SHAPE = ("init", "preset")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How the student is examined; temperature 0 is greedy.
+    """How the student is evaluated; temperature 0 is greedy.
 
     Attributes:
       per_family, difficulties: of the puzzles.
@@ -295,7 +295,7 @@ class ExperimentConfig:
 
     Attributes:
       benchmarks: name (see evaluation.benchmarks.registry) to its folder or file, empty where it is not at
-        hand; each is examined in its `evaluation.modes`, and none of its questions reaches training.
+        hand; each is evaluated in its `evaluation.modes`, and none of its questions reaches training.
     """
 
     name: str

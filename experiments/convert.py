@@ -44,19 +44,19 @@ EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
 def import_(source: Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
-    made_by = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
+    provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
     inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
         log.info("%s is imported already", out)
         return
-    artifacts.begin(out, made_by, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
+    artifacts.begin(out, provenance, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
     tokenizers.load(opened.tokenizer).save(out / "tokenizer")
     params = opened.load(opened.config, mesh())
     checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
     if not checkpoints.steps():
         checkpoints.save(0, {"params": params})
     checkpoints.close()
-    artifacts.finish(out, made_by, inputs, {"parameters": opened.config.parameter_count})
+    artifacts.finish(out, provenance, inputs, {"parameters": opened.config.parameter_count})
     log.info("imported %d parameters into %s", opened.config.parameter_count, out)
 
 
@@ -76,17 +76,17 @@ def export(source: Path, out: Path, *, dtype: str, layout: str) -> None:
         raise ValueError(
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
         )
-    made_by = {"program": "export", "dtype": dtype, "layout": layout}
+    provenance = {"program": "export", "dtype": dtype, "layout": layout}
     inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
         log.info("%s is exported already", out)
         return
-    artifacts.begin(out, made_by, inputs, places={"source": source}, own=EXPORTED)
+    artifacts.begin(out, provenance, inputs, places={"source": source}, own=EXPORTED)
     tokenizer = tokenizers.load(opened.tokenizer)
     tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
     params, special = opened.load(opened.config, mesh()), special_ids(tokenizer, layout)
     count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
-    artifacts.finish(out, made_by, inputs, {"parameters": count})
+    artifacts.finish(out, provenance, inputs, {"parameters": count})
     log.info("exported %d parameters as %s to %s", count, dtype, out)
 
 
@@ -107,15 +107,15 @@ def adapter(source: Path, out: Path) -> None:
       ValueError: it was trained without adapters.
     """
     manifest = artifacts.read_manifest(source / "training")
-    config = settings.build(LlamaConfig, manifest["made_by"]["student"])
-    made_by = {"program": "adapter", "lora": plain(config.lora)}
+    config = settings.build(LlamaConfig, manifest["provenance"]["student"])
+    provenance = {"program": "adapter", "lora": plain(config.lora)}
     inputs = {"source": manifest["fingerprint"]}
-    if artifacts.is_finished(out, made_by, inputs, places={"source": source}):
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
         log.info("%s is written already", out)
         return
     _, params = load_params(source / "training/checkpoints")
     count = peft.save(params, config, out)
-    artifacts.finish(out, made_by, inputs, {"parameters": count})
+    artifacts.finish(out, provenance, inputs, {"parameters": count})
 
 
 def resave(source: Path, out: Path) -> None:

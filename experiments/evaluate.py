@@ -1,9 +1,9 @@
-"""Examines a model on the puzzles and on every benchmark of the config, each in its modes.
+"""Evaluates a model on the puzzles and on every benchmark of the config, each in its modes.
 
     python -m experiments.evaluate run --config=configs/mini.py --workdir=runs/mini
     python -m experiments.evaluate score|compare|show|judge|lm_eval --help
 
-`run` may be left out. It examines the workdir's newest whole checkpoint, or what --examine names: a Hugging
+`run` may be left out. It evaluates the workdir's newest whole checkpoint, or what --model names: a Hugging
 Face folder, an imported student, another workdir, or a JSON file with an endpoint's settings.
 """
 
@@ -29,7 +29,8 @@ from absl import flags
 
 from orca_jax import artifacts, settings
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.evaluation import answering, examination, modes, scoring, toxicity
+from orca_jax.evaluation import answering, modes, scoring, toxicity
+from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
@@ -45,25 +46,25 @@ from orca_jax.serving.local import LocalStudent
 log = logging.getLogger(__name__)
 options.define("evaluate")
 EMPTY_MESSAGE = 1
-LISTS = ("messages", "modes")  # which examinations there are, no setting of one
+LISTS = ("messages", "modes")  # which evaluations there are, no setting of one
 Details = Callable[[Question, Reply], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What one examination does otherwise than the config says.
+    """What one evaluation does otherwise than the config says.
 
     Attributes:
-      examine: who: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
+      model: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
       system: the system message for all questions: one of the 16 by its id, or a text; empty: what the
         config and the modes say.
       samples: replies to each question, each with a seed of its own.
       limit: questions of each task, the first ones; 0: all. Scores of a part are no benchmark scores.
-      second: who replies in AGIEval's second stage, a JSON file; empty: the one who is examined.
+      second: who replies in AGIEval's second stage, a JSON file; empty: the one who is evaluated.
       classifier: a folder with a toxicity classifier; without one, continuations are kept unscored.
     """
 
-    examine: str = ""
+    model: str = ""
     system: str = ""
     samples: int = 1
     limit: int = 0
@@ -72,7 +73,7 @@ class Options:
 
 
 def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
-    """The examined puzzles: of the test split, which no training query comes from."""
+    """The evaluated puzzles: of the test split, which no training query comes from."""
     return [
         puzzle
         for family in config.puzzles.families
@@ -80,7 +81,7 @@ def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
             family,
             difficulties=config.evaluation.difficulties,
             count=config.evaluation.per_family,
-            seed=config.evaluation.seed,  # so that students of several seeds sit the same examination
+            seed=config.evaluation.seed,  # so that students of several seeds have the same evaluation
             split="test",
         )
     ]
@@ -90,7 +91,7 @@ def load_student(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     step, params, shape = students.trained(workdir)
     manifest = artifacts.read_manifest(workdir / "training")
     config = students.as_made(config, manifest)
-    log.info("examining the student of step %d", step)
+    log.info("evaluating the student of step %d", step)
     return LocalStudent(
         params,
         shape,
@@ -118,40 +119,40 @@ def system_message(given: str) -> System:
     return System(system_messages.recognise(given), given, f"-message-{artifacts.digest(given)[:8]}")
 
 
-class Examiner:
-    """Examines one model; each (benchmark, mode, system message) is an artifact of its own."""
+class Evaluator:
+    """Evaluates one model; each (benchmark, mode, system message) is an artifact of its own."""
 
     def __init__(self, config: ExperimentConfig, workdir: Path, options: Options):
         self.config, self.workdir, self.options = config, workdir, options
         if options.samples > 1 and not config.evaluation.temperature:
             raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
-        self.who = evaluate_who.examined(
-            config, workdir, options.examine, lambda: load_student(config, workdir)
+        self.who = evaluate_who.evaluated(
+            config, workdir, options.model, lambda: load_student(config, workdir)
         )
 
-    def examine(
+    def evaluate(
         self, name: str, questions: Sequence[Question], system: System, details: Details | None = None
     ) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
         questions = list(_first_of_tasks(questions, self.options.limit))
         directory = self.workdir / "evaluation" / self.who.name / name
-        made_by = self._made_by(name, questions, artifacts.recorded(directory)["made_by"])
-        places = dict.fromkeys(self.who.inputs, self.options.examine or self.workdir / "training")
-        if artifacts.is_finished(directory, made_by, self.who.inputs, places=places):
+        provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
+        places = dict.fromkeys(self.who.inputs, self.options.model or self.workdir / "training")
+        if artifacts.is_finished(directory, provenance, self.who.inputs, places=places):
             return
-        artifacts.begin(directory, made_by, self.who.inputs, places=places)
+        artifacts.begin(directory, provenance, self.who.inputs, places=places)
         seed = self.config.evaluation.seed
         seeds = range(seed, seed + self.options.samples)
-        with progress(f"examining {name}", len(questions) * len(seeds)) as report:
+        with progress(f"evaluating {name}", len(questions) * len(seeds)) as report:
             replies = {
                 seed: self._replies(questions, system, directory, seed, functools.partial(_behind, report, n))
                 for n, seed in zip(itertools.count(0, len(questions)), seeds)
             }
         self._score(directory, questions, replies, system, details)
         counts = {"items": len(questions) * len(seeds)}
-        artifacts.finish(directory, made_by, self.who.inputs, counts)
+        artifacts.finish(directory, provenance, self.who.inputs, counts)
 
-    def _made_by(
+    def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
     ) -> settings.Section:
         asked: dict[str, str] | str = artifacts.digests(
@@ -160,19 +161,19 @@ class Examiner:
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         evaluation = settings.section(self.config.evaluation, without=LISTS)
-        made_by = settings.joined(
+        provenance = settings.joined(
             {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
         )
         defaults = dataclasses.asdict(Options())
         given = {
             key: value
             for key, value in dataclasses.asdict(self.options).items()
-            if value != defaults[key] and key != "examine"  # which is among the inputs
+            if value != defaults[key] and key != "model"  # which is among the inputs
         }
         for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
             if key in given:
                 given[key] = content(given[key])
-        return settings.joined(made_by, {"options": given}) if given else made_by
+        return settings.joined(provenance, {"options": given}) if given else provenance
 
     def _replies(
         self,
@@ -183,7 +184,7 @@ class Examiner:
         report: Callable[[int], None],
     ) -> list[Reply]:
         own = self.config.evaluation
-        found = examination.examine(
+        found = evaluation_run.collect_replies(
             questions,
             self._answer(questions, system),
             directory if self.options.samples == 1 else directory / f"seed-{seed}",
@@ -196,7 +197,7 @@ class Examiner:
         )
         return [reply for _, reply in found]
 
-    def _answer(self, questions: Sequence[Question], system: System) -> examination.Answer:
+    def _answer(self, questions: Sequence[Question], system: System) -> evaluation_run.Answer:
         """How the questions' mode is answered."""
         if questions[0].mode in modes.LIKELIHOOD:
             return answering.by_likelihood(self.who.log_likelihoods, questions, system.text)
@@ -240,7 +241,7 @@ class Examiner:
     def _met(self, benchmark: str) -> set[str] | None:
         """The questions that queries drawn for training met, dropped ones too; None: not checked."""
         path = self.workdir / "queries" / "contamination.jsonl"
-        if self.options.examine or not path.is_file():
+        if self.options.model or not path.is_file():
             return None
         hits = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {hit["document_id"] for hit in hits if hit["benchmark"] == benchmark}
@@ -282,20 +283,23 @@ def _write_unscored(
 
 def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
     options = options or Options()
-    examiner, examined = Examiner(config, workdir, options), test_puzzles(config)
+    evaluator, asked_puzzles = Evaluator(config, workdir, options), test_puzzles(config)
     asked = [  # read before anything is asked: a missing file shows at once
         (name, mode, registry.questions(name, path, mode=mode))
         for name, path in config.given_benchmarks.items()
         for mode in config.evaluation.modes[name]
     ]
     given = system_message(options.system) if options.system else None
-    if examined:
-        questions, details = puzzle_benchmark.questions(examined), puzzle_benchmark.details(examined)
+    if asked_puzzles:
+        questions, details = (
+            puzzle_benchmark.questions(asked_puzzles),
+            puzzle_benchmark.details(asked_puzzles),
+        )
         for system in [given] if given else map(system_message, map(str, config.evaluation.messages)):
-            examiner.examine(f"puzzles{system.suffix}", questions, system, details)
+            evaluator.evaluate(f"puzzles{system.suffix}", questions, system, details)
     for name, mode, questions in asked:
         system = given or _usual_system(mode)
-        examiner.examine(f"{name}-{mode}{system.suffix}", questions, system)
+        evaluator.evaluate(f"{name}-{mode}{system.suffix}", questions, system)
 
 
 def _usual_system(mode: str) -> System:
@@ -309,11 +313,11 @@ def _run() -> None:
     def work(config: ExperimentConfig, workdir: Path) -> None:
         given = flags.FLAGS
         options = Options(
-            examine=given.examine,
-            system=given.examine_system,
-            samples=given.examine_samples,
-            limit=given.examine_limit,
-            second=given.examine_second,
+            model=given.model,
+            system=given.system,
+            samples=given.samples,
+            limit=given.limit,
+            second=given.second_model,
             classifier=given.toxicity_classifier,
         )
         run(config, workdir, options)

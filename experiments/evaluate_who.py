@@ -1,4 +1,4 @@
-"""Who is examined: the workdir's student, another student, or an endpoint."""
+"""Who is evaluated: the workdir's student, another student, or an endpoint."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, settings
-from orca_jax.asking.api_config import EndpointError, OpenAIConfig
-from orca_jax.asking.ask import ask_all
-from orca_jax.asking.endpoint import Fault, Request
-from orca_jax.asking.ledger import Ledger
-from orca_jax.asking.pool import Pool
-from orca_jax.evaluation.examination import Conversation, ExaminationError
+from orca_jax.evaluation.run import Conversation, EvaluationError
 from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.records import Outcome, Reply, Sampling
 from orca_jax.serving.local import LocalStudent
+from orca_jax.teachers.api_config import EndpointError, OpenAIConfig
+from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.endpoint import Fault, Request
+from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.pool import Pool
 
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
@@ -70,8 +70,8 @@ class Asked:
         yield from enumerate(replies)
 
     def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
-        raise ExaminationError(
-            f"{self.config.model} is an endpoint, which gives no log-likelihoods of given texts; examine a "
+        raise EvaluationError(
+            f"{self.config.model} is an endpoint, which gives no log-likelihoods of given texts; evaluate a "
             "student, or leave the modes by likelihood out"
         )
 
@@ -88,16 +88,16 @@ def ask_endpoint(
     """The replies to all requests, within the endpoint's limits.
 
     Raises:
-      ExaminationError: a request got no answer, so that running again asks it again.
+      EvaluationError: a request got no answer, so that running again asks it again.
     """
-    from orca_jax.asking.openai import OpenAIEndpoint  # its client takes a while to import
+    from orca_jax.teachers.openai import OpenAIEndpoint  # its client takes a while to import
 
     pool = Pool(config.model, [(OpenAIEndpoint(config), config.limits)])
     with Ledger(ledger) as opened:
         replies = ask_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
     failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in NEVER]
     if failed:
-        raise ExaminationError(
+        raise EvaluationError(
             f"{config.model}: {len(failed)} of {len(replies)} requests got no answer "
             f"({failed[0].raw.get('error', 'no reason given')}); run again to ask them again"
         )
@@ -121,7 +121,7 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
 
 
-def examined(config: ExperimentConfig, workdir: Path, given: str, load: Callable[[], LocalStudent]) -> Who:
+def evaluated(config: ExperimentConfig, workdir: Path, given: str, load: Callable[[], LocalStudent]) -> Who:
     """Whom `given` names: a JSON file with an endpoint, or a student's folder; empty: the workdir's own.
 
     Raises:

@@ -20,12 +20,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from orca_jax import configs, remote, remote_workdir, settings
-from orca_jax.asking.budget import BudgetSpent
-from orca_jax.asking.endpoint import AskingStopped
-from orca_jax.asking.scrubbing import scrub
-from orca_jax.evaluation.examination import ExaminationError
+from orca_jax.evaluation.run import EvaluationError
 from orca_jax.experiments import options
 from orca_jax.experiments.config import load
+from orca_jax.teachers.budget import BudgetSpent
+from orca_jax.teachers.endpoint import AskingStopped
+from orca_jax.teachers.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 FORM = "%(asctime)s %(levelname)s %(message)s"
@@ -108,7 +108,7 @@ def checked(work: Callable[[], Any]) -> Any:
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
         # What an API says is no word of this machine's, and such errors say themselves what to do.
-        of_api = isinstance(error, AskingStopped | ExaminationError)
+        of_api = isinstance(error, AskingStopped | EvaluationError)
         known = {} if of_api else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
         advice = next((advice for words, advice in known.items() if words in str(error)), "")
         if traceback or not (advice or _mendable(error)):

@@ -64,11 +64,13 @@ def _train() -> None:
 
 
 def _evaluate() -> None:
-    flags.DEFINE_string("examine", "", "Who: a student's folder, or a JSON file with an endpoint's settings.")
-    flags.DEFINE_string("examine_system", "", "The system message, by id or in words.")
-    flags.DEFINE_integer("examine_samples", 1, "Replies to each question.", lower_bound=1)
-    flags.DEFINE_integer("examine_limit", 0, "Questions of each task; 0: all.", lower_bound=0)
-    flags.DEFINE_string("examine_second", "", "Who replies in AGIEval's second stage: a JSON file.")
+    flags.DEFINE_string(
+        "model", "", "Another model: a student's folder, or a JSON file with an endpoint's settings."
+    )
+    flags.DEFINE_string("system", "", "The system message, by id or in words.")
+    flags.DEFINE_integer("samples", 1, "Replies to each question.", lower_bound=1)
+    flags.DEFINE_integer("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
+    flags.DEFINE_string("second_model", "", "Who replies in AGIEval's second stage: a JSON file.")
     flags.DEFINE_string("toxicity_classifier", "", "A folder with a toxicity classifier.")
 
 

@@ -38,7 +38,7 @@ from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import unit_hash
 from orca_jax.progress import Report, progress
 from orca_jax.queries import contamination
-from orca_jax.queries.quality import Examiner
+from orca_jax.queries.quality import TraceChecker
 from orca_jax.records import Outcome, Trace, half_pair
 
 log = logging.getLogger(__name__)
@@ -83,26 +83,26 @@ def make_flags(
     begins, and where those of its examples do, none of which is of validation.
     """
     directory = workdir / "quality" / teacher.name
-    made_by = settings.joined({"program": "quality"}, settings.section(teacher, ("filters",)))
+    provenance = settings.joined({"program": "quality"}, settings.section(teacher, ("filters",)))
     if teacher.shots:
         drawn = settings.section(config.data, ("validation_fraction",)), settings.section(config, ("seed",))
-        made_by = settings.joined(made_by, settings.section(teacher, ("shots",)), *drawn)
+        provenance = settings.joined(provenance, settings.section(teacher, ("shots",)), *drawn)
     places = {"traces": workdir / "traces" / teacher.name}
-    if artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake):
+    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
-    examiner = Examiner(teacher.filters, _examined(config) if teacher.kind == "file" else None)
+    checker = TraceChecker(teacher.filters, _benchmark_index(config) if teacher.kind == "file" else None)
     placed = record_files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
-    with progress(f"examining traces of {teacher.name}", None) as report:
-        record_files.write_jsonl(directory / FLAGS, _flagged(examiner, placed, report))
-    counts = examiner.summary()
-    log.info("%s: %d traces, left out: %s", teacher.name, examiner.traces, counts["left_out"] or "none")
+    with progress(f"evaluating traces of {teacher.name}", None) as report:
+        record_files.write_jsonl(directory / FLAGS, _flagged(checker, placed, report))
+    counts = checker.summary()
+    log.info("%s: %d traces, left out: %s", teacher.name, checker.traces, counts["left_out"] or "none")
     if teacher.shots:
         candidates = list(_candidates(config, workdir, teacher.name))
         shots = few_shot.draw(candidates, teacher.shots, config.seed)
         with artifacts.atomic_write(directory / SHOTS, "wb") as file:
             np.save(file, np.column_stack([np.array([one.offset for one in candidates], np.int64), shots]))
         counts["short_of_shots"] = int((shots == few_shot.NO_SHOT).any(1).sum())
-    return artifacts.finish(directory, made_by, inputs, counts)
+    return artifacts.finish(directory, provenance, inputs, counts)
 
 
 def _candidates(config: ExperimentConfig, workdir: Path, teacher: str) -> Iterator[few_shot.Candidate]:
@@ -114,15 +114,15 @@ def _candidates(config: ExperimentConfig, workdir: Path, teacher: str) -> Iterat
         yield few_shot.Candidate(entry.offset, entry.query_id, kind, serves)
 
 
-def _examined(config: ExperimentConfig) -> contamination.Index | None:
+def _benchmark_index(config: ExperimentConfig) -> contamination.Index | None:
     given = config.given_benchmarks
     return contamination.Index(registry.documents(given)) if given else None
 
 
-def _flagged(examiner: Examiner, placed: Iterable[tuple[int, Trace]], report: Report) -> Iterator[Flagged]:
-    for offset, trace, found in examiner.stream(placed):
-        report(examiner.traces)
-        yield Flagged(trace.id, trace.query_id, offset, tuple(found), examiner.reason(found))
+def _flagged(checker: TraceChecker, placed: Iterable[tuple[int, Trace]], report: Report) -> Iterator[Flagged]:
+    for offset, trace, found in checker.stream(placed):
+        report(checker.traces)
+        yield Flagged(trace.id, trace.query_id, offset, tuple(found), checker.reason(found))
 
 
 def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
@@ -172,14 +172,14 @@ def make_tokenizer(
     directory = workdir / "tokenizer"
     size, source = config.student.vocab_size, students.tokenizer_path(config)
     controls = _control_tokens(config.data.layout, source)
-    made_by = {
+    provenance = {
         "program": "tokenizer",
         "source": source,
         "vocab_size": size,
         "control": controls,
     }
     places = {name: workdir / "quality" / name for name in inputs}
-    finished = artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake)
+    finished = artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake)
     if finished:
         made = tokenizers.load(directory)
     elif source:
@@ -194,9 +194,9 @@ def make_tokenizer(
             f"{size}; set student.vocab_size={made.vocab_size}"
         )
     if not finished:
-        artifacts.begin(directory, made_by, inputs)
+        artifacts.begin(directory, provenance, inputs)
         made.save(directory)
-        artifacts.finish(directory, made_by, inputs, {"vocab_size": made.vocab_size})
+        artifacts.finish(directory, provenance, inputs, {"vocab_size": made.vocab_size})
     return tokenizers.load(directory)
 
 
@@ -243,12 +243,14 @@ def make_store(
         supervise = "all"  # so that losses are of the same tokens, however the student was trained
     data = settings.section(config.data, ("layout", "supervise", "validation_fraction"))
     own = settings.section(config, ("seed",))
-    made_by = settings.joined({"program": "prepare", "data set": name}, own, data, {"supervise": supervise})
+    provenance = settings.joined(
+        {"program": "prepare", "data set": name}, own, data, {"supervise": supervise}
+    )
     places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}
-    if artifacts.is_finished(directory, made_by, inputs, places=places, remake=remake):
+    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
-    artifacts.begin(directory, made_by, inputs, places=places)
+    artifacts.begin(directory, provenance, inputs, places=places)
     traces = part(config, workdir, name)
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     with progress(f"tokenising {name}, shards", tokens.shard_count(len(traces))) as report:
@@ -261,7 +263,7 @@ def make_store(
             on_shard=lambda done, shards: report(done),
         )
     log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
-    return artifacts.finish(directory, made_by, inputs, counts)
+    return artifacts.finish(directory, provenance, inputs, counts)
 
 
 def on_all_cores(work: Callable[[tokens.Job], int], jobs: Sequence[tokens.Job]) -> Iterator[int]:

@@ -64,7 +64,7 @@ def asked_as(teacher: TeacherConfig) -> settings.Section:
 
 
 def training_puzzles(
-    config: PuzzlesConfig, seed: int, examined: Iterable[str] = ()
+    config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
     """The training puzzles, none of which a benchmark file asks, and how many were left out for that."""
     made = [
@@ -74,17 +74,17 @@ def training_puzzles(
             family, difficulties=config.difficulties, count=config.per_family, seed=seed, split="train"
         )
     ]
-    kept, dropped = puzzles.drop_known(made, examined)
+    kept, dropped = puzzles.drop_known(made, evaluated)
     return kept, len(dropped)
 
 
-def examined_texts(config: ExperimentConfig) -> list[str]:
-    """The questions of every benchmark that the config examines."""
+def benchmark_texts(config: ExperimentConfig) -> list[str]:
+    """The questions of every benchmark that the config evaluates."""
     return [document.text for document in registry.documents(config.given_benchmarks)]
 
 
-def examined_as(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
-    """What is examined, for a manifest, by benchmark; as one digest where `there` says it so."""
+def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
+    """What is evaluated, for a manifest, by benchmark; as one digest where `there` says it so."""
     documents = list(documents)
     if "examined" in there:
         return {"examined": artifacts.digest([document.text for document in documents])}
@@ -159,7 +159,7 @@ def make_draw(config: FlanConfig, experiment: ExperimentConfig, documents: Itera
         seed=experiment.seed,
         malformed=config.malformed,
         messages=system_messages.read_set(remote.local(config.messages)) if config.messages else None,
-        examined=contamination.Index(documents, config.settings) if documents else None,
+        evaluated=contamination.Index(documents, config.settings) if documents else None,
         near_duplicates=config.near_duplicates,
         watch=_watched,
     )
@@ -186,9 +186,9 @@ def flan_queries(
 # All of them
 
 
-def puzzle_queries(config: ExperimentConfig, examined: Iterable[str]) -> tuple[list[Query], int]:
+def puzzle_queries(config: ExperimentConfig, evaluated: Iterable[str]) -> tuple[list[Query], int]:
     """The puzzles with their system messages, and how many were left out for a benchmark's asking them."""
-    made, known = training_puzzles(config.puzzles, config.seed, examined)
+    made, known = training_puzzles(config.puzzles, config.seed, evaluated)
     shares = dict(config.puzzles.messages)
     queries = [
         puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
@@ -196,26 +196,26 @@ def puzzle_queries(config: ExperimentConfig, examined: Iterable[str]) -> tuple[l
     return queries, known
 
 
-def _made_by(
+def _provenance(
     config: ExperimentConfig, documents: list[Document], there: Mapping[str, Any]
 ) -> settings.Section:
     """The settings that the queries depend on; files count by content, see `_flan_inputs`."""
     untold = {"sources": "", "messages": "", "expert": min(config.asked_shares, default=1.0)}
     draws = [settings.joined(settings.section(part), untold) for part in config.flan]
     own = settings.section(config, ("seed", "puzzles"))
-    return settings.joined({"program": "queries"}, own, {"flan": draws}, examined_as(documents, there))
+    return settings.joined({"program": "queries"}, own, {"flan": draws}, benchmark_digests(documents, there))
 
 
 def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages."""
     directory, inputs = workdir / "queries", _flan_inputs(config.flan)
     documents = list(registry.documents(config.given_benchmarks))
-    examined = [document.text for document in documents]
-    made_by = _made_by(config, documents, artifacts.recorded(directory)["made_by"])
-    if artifacts.is_finished(directory, made_by, inputs):
+    evaluated = [document.text for document in documents]
+    provenance = _provenance(config, documents, artifacts.recorded(directory)["provenance"])
+    if artifacts.is_finished(directory, provenance, inputs):
         return artifacts.read_manifest(directory)
-    artifacts.begin(directory, made_by, inputs)
-    queries, left_out = puzzle_queries(config, examined)
+    artifacts.begin(directory, provenance, inputs)
+    queries, left_out = puzzle_queries(config, evaluated)
     known, draws = Exact(), list[draw.Counts]()
     for query in queries:
         known.seen(query.text)
@@ -228,7 +228,7 @@ def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
         log.info("flan[%d]: %s", number, _told(part))
         counts.setdefault("flan", []).append(part.summary())
         shutil.rmtree(directory / f"draw-{number}")
-    return artifacts.finish(directory, made_by, inputs, counts)
+    return artifacts.finish(directory, provenance, inputs, counts)
 
 
 def _told(counts: draw.Counts) -> str:

@@ -88,14 +88,14 @@ def _model_folder(path: Path) -> Source:
 
 
 def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> Source:
-    made_by = manifest["made_by"]
-    if made_by.get("program") not in (IMPORT, "train"):
-        raise ArtifactError(f"{path} was made by {made_by.get('program')!r} and holds no student")
-    config = settings.build(LlamaConfig, made_by["student"])
+    provenance = manifest["provenance"]
+    if provenance.get("program") not in (IMPORT, "train"):
+        raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
+    config = settings.build(LlamaConfig, provenance["student"])
     return Source(
         config=dataclasses.replace(config, lora=LoraConfig()),
         tokenizer=path / "tokenizer",
-        layout=made_by.get("layout", ""),
+        layout=provenance.get("layout", ""),
         fingerprint=manifest["fingerprint"],
         load=lambda wanted, mesh: _restore(checkpoints, config, wanted, mesh),
     )
@@ -176,7 +176,7 @@ def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> Experiment
     Raises:
       ArtifactError: the config names another.
     """
-    found = manifest["made_by"]["layout"]
+    found = manifest["provenance"]["layout"]
     if config.data.layout not in ("", found):
         raise ArtifactError(
             f"the workdir was prepared with data.layout={found!r}, and the config says "
@@ -252,7 +252,7 @@ def is_trained(workdir: Path) -> bool:
 
 def trained(workdir: Path) -> tuple[int, llama.Params, LlamaConfig]:
     """The step, the parameters (on this host, adapters merged) and the shape of a workdir's student."""
-    values = artifacts.read_manifest(workdir / "training")["made_by"]["student"]
+    values = artifacts.read_manifest(workdir / "training")["provenance"]["student"]
     config = settings.build(LlamaConfig, values)
     step, params = load_params(workdir / "training/checkpoints")
     return step, *merged(params, config)

@@ -50,7 +50,7 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
 
 
 def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str, Any]]:
-    """The puzzles' scores by the name of the system message; empty where none were examined."""
+    """The puzzles' scores by the name of the system message; empty where none were evaluated."""
     if not config.puzzles.families:
         return {}
     return {
@@ -71,7 +71,7 @@ def held_out_losses(workdir: Path) -> list[dict[str, Any]]:
 
 
 def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
-    """Titles and tables of what was examined besides puzzles and BBH, in each mode."""
+    """Titles and tables of what was evaluated besides puzzles and BBH, in each mode."""
     for name in config.given_benchmarks:
         for mode in config.evaluation.modes[name] if name != "bbh" else ():
             found = scores(workdir, f"{name}-{mode}")
@@ -80,7 +80,7 @@ def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
 
 
 def render(config: ExperimentConfig, workdir: Path) -> str:
-    """The Markdown of everything that was examined."""
+    """The Markdown of everything that was evaluated."""
     parts = [f"# {config.name}"]
     if by_message := puzzle_scores(config, workdir):
         note = ORACLE_NOTE if has_oracles(config) else ""
@@ -96,7 +96,7 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
     parts += other_benchmarks(config, workdir)
     if not config.puzzles.families and not config.given_benchmarks:
-        parts.append("Nothing was examined: the config has no puzzle families and no benchmarks.")
+        parts.append("Nothing was evaluated: the config has no puzzle families and no benchmarks.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

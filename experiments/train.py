@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 options.define("train")
 
 
-class Watching(NamedTuple):
+class RunOptions(NamedTuple):
     """What the flags say: `hosts` as in training.hosts.join, TFLOP/s of a device, steps to trace."""
 
     hosts: str = ""
@@ -43,12 +43,12 @@ class Watching(NamedTuple):
     profile: tuple[int, int] | None = None
 
 
-def from_flags() -> Watching:
+def from_flags() -> RunOptions:
     """The flags of this program; the defaults where there is no command line, as in a notebook."""
     given = flags.FLAGS
     if not given.is_parsed():
-        return Watching()
-    return Watching(given.hosts, given.peak_tflops, profiled(given.profile_steps))
+        return RunOptions()
+    return RunOptions(given.hosts, given.peak_tflops, profiled(given.profile_steps))
 
 
 def profiled(steps: str) -> tuple[int, int] | None:
@@ -65,13 +65,13 @@ def profiled(steps: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def peak_flops(watching: Watching, device_kind: str, compute_dtype: str) -> float:
+def peak_flops(run_options: RunOptions, device_kind: str, compute_dtype: str) -> float:
     """FLOP/s of one device: as the flag says, or of planning's table, which is for bfloat16; 0: not known."""
     chip = chips.of_device(device_kind) if compute_dtype == "bfloat16" else None
-    return watching.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
+    return run_options.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
-def made_by(config: ExperimentConfig, student: LlamaConfig) -> settings.Section:
+def provenance(config: ExperimentConfig, student: LlamaConfig) -> settings.Section:
     """Everything of the config that the trained parameters depend on."""
     return settings.joined(
         {"program": "train", "student": settings.section(student)},
@@ -140,14 +140,14 @@ def _begin(directory: Path, made: settings.Section, inputs: dict[str, str], plac
 def run(
     config: ExperimentConfig,
     workdir: Path,
-    watching: Watching | None = None,
+    run_options: RunOptions | None = None,
     *,
     on_begin: Callable[[], None] | None = None,
 ) -> None:
     """Trains, or goes on; `on_begin` is called once it is known that no other settings have trained here."""
-    watching = watching or from_flags()
-    hosts.join(watching.hosts)
-    if watching.hosts:
+    run_options = run_options or from_flags()
+    hosts.join(run_options.hosts)
+    if run_options.hosts:
         launch.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
         if jax.process_index():
             remote_workdir.push_logs_alone()
@@ -156,7 +156,7 @@ def run(
     source = students.open_source(config.student.init) if config.student.init else None
     config = students.as_made(config, next(iter(builder.stores.values())).manifest)
     student = students.shape(config, workdir, source)
-    made = made_by(config, student)
+    made = provenance(config, student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
     if source:
         inputs["init"], places["init"] = source.fingerprint, config.student.init
@@ -190,8 +190,8 @@ def run(
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
         init=source and (lambda: students.initial(source, student, mesh, config.seed)),
-        peak_flops=peak_flops(watching, mesh.devices.flat[0].device_kind, config.train.compute_dtype),
-        profile=watching.profile,
+        peak_flops=peak_flops(run_options, mesh.devices.flat[0].device_kind, config.train.compute_dtype),
+        profile=run_options.profile,
     )
     last = trainer.run()
     counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}

@@ -109,35 +109,43 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = _read(path)
     except FileNotFoundError:
         raise ArtifactError(
             f"{directory} has no {MANIFEST}: it is unfinished or not an artifact; run what makes it first"
         ) from None
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not JSON ({error}); remove the directory and run again") from error
-    if not isinstance(manifest, dict) or not {"fingerprint", "made_by", "inputs"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not {"fingerprint", "provenance", "inputs"} <= manifest.keys():
         raise ArtifactError(f"{path} is not a manifest of this project; use another directory")
     return manifest
 
 
-def fingerprint(made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def _read(path: Path) -> Any:
+    """A manifest, or what was noted at the beginning; `provenance` was once called `made_by`."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(found, dict) and "made_by" in found:
+        found["provenance"] = found.pop("made_by")
+    return found
+
+
+def fingerprint(provenance: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """What an artifact's content depends on: its maker's settings and its inputs' fingerprints."""
-    return digest({"made_by": made_by, "inputs": inputs})
+    return digest({"provenance": provenance, "inputs": inputs})
 
 
 def is_finished(
     directory: str | os.PathLike[str],
-    made_by: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     inputs: Mapping[str, str],
     *,
     places: Mapping[str, object] = NOWHERE,
     remake: bool = False,
 ) -> bool:
-    """Whether `directory` already holds what `made_by` would make of `inputs`.
+    """Whether `directory` already holds what `provenance` would make of `inputs`.
 
     Args:
-      made_by: settings; those in a `settings.Section` may be absent there where they have their default.
+      provenance: settings; those in a `settings.Section` may be absent there where they have their default.
       places: of inputs by name: where they lie, for the error.
       remake: whether what something else made is removed, since nothing was made of it yet.
 
@@ -146,7 +154,7 @@ def is_finished(
     """
     if not (Path(directory) / MANIFEST).exists():
         return False
-    changed = _changes(read_manifest(directory), made_by, inputs, places)
+    changed = _changes(read_manifest(directory), provenance, inputs, places)
     if changed and not remake:
         raise ArtifactError(
             f"{directory} was made with other settings ({changed}). "
@@ -159,14 +167,14 @@ def is_finished(
 
 def _changes(
     there: Mapping[str, Any],
-    made_by: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     inputs: Mapping[str, str],
     places: Mapping[str, object],
 ) -> str:
     """What differs from a manifest, or from what was noted at the beginning; empty: nothing."""
-    if there["fingerprint"] == fingerprint(made_by, inputs):
+    if there["fingerprint"] == fingerprint(provenance, inputs):
         return ""
-    found = list(settings.differences(there["made_by"], made_by))
+    found = list(settings.differences(there["provenance"], provenance))
     for name in sorted({*there["inputs"], *inputs}):
         before, now = (known.get(name, settings.ABSENT) for known in (there["inputs"], inputs))
         place = f" ({places[name]})" if name in places else ""
@@ -186,7 +194,7 @@ def _remove(directory: str | os.PathLike[str], changed: str, own: Iterable[str] 
 
 def begin(
     directory: str | os.PathLike[str],
-    made_by: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     inputs: Mapping[str, str],
     *,
     places: Mapping[str, object] = NOWHERE,
@@ -206,8 +214,8 @@ def begin(
     """
     path = Path(directory) / STARTED
     if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        changed = _changes(begun, made_by, inputs, places)
+        begun = _read(path)
+        changed = _changes(begun, provenance, inputs, places)
         if not changed:
             return str(begun["fingerprint"])
         if costly and any(Path(directory).glob(costly)):
@@ -217,33 +225,35 @@ def begin(
                 "directory to make it again."
             )
         _remove(directory, changed, own)
-    mark = fingerprint(made_by, inputs)
+    mark = fingerprint(provenance, inputs)
     with atomic_write(path) as file:
-        json.dump({"fingerprint": mark, "made_by": dict(made_by), "inputs": dict(inputs)}, file, default=str)
+        json.dump(
+            {"fingerprint": mark, "provenance": dict(provenance), "inputs": dict(inputs)}, file, default=str
+        )
     return mark
 
 
 def recorded(directory: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """`made_by` and `inputs` of what a directory holds, finished or begun; empty where there is nothing."""
+    """`provenance` and `inputs` of a directory, finished or begun; empty where it holds nothing."""
     if (Path(directory) / MANIFEST).exists():
         return read_manifest(directory)
     path = Path(directory) / STARTED
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"made_by": {}, "inputs": {}}
+    return _read(path) if path.exists() else {"provenance": {}, "inputs": {}}
 
 
 def finish(
     directory: str | os.PathLike[str],
-    made_by: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     inputs: Mapping[str, str],
     counts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the manifest, which marks the artifact as whole, and returns it."""
     path = Path(directory) / STARTED
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    same = begun and not _changes(begun, made_by, inputs, NOWHERE)
+    begun = _read(path) if path.exists() else None
+    same = begun and not _changes(begun, provenance, inputs, NOWHERE)
     manifest = {
-        "fingerprint": begun["fingerprint"] if begun and same else fingerprint(made_by, inputs),
-        "made_by": dict(made_by),
+        "fingerprint": begun["fingerprint"] if begun and same else fingerprint(provenance, inputs),
+        "provenance": dict(provenance),
         "inputs": dict(inputs),
         "counts": dict(counts),
         "versions": versions(),

@@ -1,7 +1,7 @@
-"""The records that pass between rooms, all immutable, and their JSON form.
+"""The records that pass between packages, all immutable, and their JSON form.
 
 A `Query` is a question; an endpoint answers a conversation of `Message`s with a `Reply`; a query
-together with its reply is a `Trace`; an examined reply is an `Item`. File formats are in
+together with its reply is a `Trace`; an evaluated reply is an `Item`. File formats are in
 `orca_jax.record_files`.
 """
 
@@ -160,7 +160,7 @@ class Trace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """One examined reply. `correct` is False where nothing could be parsed (`answer` is None)."""
+    """One evaluated reply. `correct` is False where nothing could be parsed (`answer` is None)."""
 
     benchmark: str
     task: str

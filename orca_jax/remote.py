@@ -28,14 +28,14 @@ SCRATCH = "ORCA_JAX_SCRATCH"  # an environment variable, which the processes of 
 COMMITTED = "commit_success.txt"  # Orbax writes it last into a checkpoint
 MARKERS = (MANIFEST, COMMITTED)  # of folders that are whole
 VERSION = ("size", "ETag", "etag", "md5Hash", "generation", "created", "mtime")
-Known = dict[str, list[Any]]  # file: its versions in the bucket, and the one here, when they were alike
+Synced = dict[str, list[Any]]  # file: its versions in the bucket, and the one here, when they were alike
 
 
 class RemoteError(RuntimeError):
     """Something in a bucket cannot be had or written; the message says what, and what to do."""
 
 
-class There(NamedTuple):
+class RemoteFile(NamedTuple):
     """A file in the bucket; `version` changes with its content."""
 
     version: str
@@ -99,7 +99,7 @@ class Copy:
     def at(self, file: str) -> str:
         return f"{self.address}/{file}"
 
-    def there(self, found: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, There]:
+    def remote_files(self, found: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, RemoteFile]:
         """The files below the address: all of them, or those that the file system has `found`."""
         self.files.invalidate_cache()
         found = self.files.find(self.address, detail=True) if found is None else found
@@ -111,31 +111,31 @@ class Copy:
                 raise RemoteError(f"{self.at(file)} would leave its folder here; rename it")
             if about["type"] == "file" and not name.endswith("/"):
                 version = json.dumps([about.get(key) for key in VERSION], default=str)
-                files[file] = There(version, about["size"])
+                files[file] = RemoteFile(version, about["size"])
         return files
 
     @contextlib.contextmanager
-    def known(self) -> Iterator[Known]:
+    def synced(self) -> Iterator[Synced]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         path = Path(f"{self.folder}.json")
         with open(f"{self.folder}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            synced = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
             try:
-                yield known
+                yield synced
             finally:
-                self.note(known)
+                self.note(synced)
 
-    def note(self, known: Known) -> None:
+    def note(self, synced: Synced) -> None:
         with atomic_write(f"{self.folder}.json") as file:
-            json.dump(known, file)
+            json.dump(synced, file)
 
-    def has(self, file: str, there: There, known: Known) -> bool:
+    def has(self, file: str, remote: RemoteFile, synced: Synced) -> bool:
         """Whether the copy is of this version, or of one made from it."""
-        versions = known.get(file, [[]])[0]
-        return (there.version in versions or there.size in versions) and (self.folder / file).exists()
+        versions = synced.get(file, [[]])[0]
+        return (remote.version in versions or remote.size in versions) and (self.folder / file).exists()
 
-    def get(self, files: Mapping[str, There], known: Known) -> None:
+    def get(self, files: Mapping[str, RemoteFile], synced: Synced) -> None:
         """Fetches files, what marks a folder as whole last."""
         if files:
             size = sum(there.size for there in files.values()) / 1e6
@@ -148,7 +148,7 @@ class Copy:
                 here = version(self.folder / file)
                 if here is None or here[0] != files[file].size:
                     raise RemoteError(f"{self.at(file)} did not come whole; run the same command again")
-                known[file] = [[files[file].version], here]
+                synced[file] = [[files[file].version], here]
 
 
 def version(path: Path) -> list[int] | None:
@@ -202,12 +202,14 @@ def local(path: str) -> str:
     protocol, _, rest = path.rstrip("/").partition("://")
     bucket, _, name = rest.partition("/")
     copy = Copy(f"{protocol}://{bucket}", _data() / protocol / bucket)
-    with explained(path), copy.known() as known:
-        there = copy.there((copy.files.glob if glob.has_magic(name) else copy.files.find)(path, detail=True))
-        for file in [file for file in known if _is_of(file, name) and file not in there]:
+    with explained(path), copy.synced() as synced:
+        there = copy.remote_files(
+            (copy.files.glob if glob.has_magic(name) else copy.files.find)(path, detail=True)
+        )
+        for file in [file for file in synced if _is_of(file, name) and file not in there]:
             (copy.folder / file).unlink(missing_ok=True)
-            del known[file]
-        copy.get({file: about for file, about in there.items() if not copy.has(file, about, known)}, known)
+            del synced[file]
+        copy.get({file: about for file, about in there.items() if not copy.has(file, about, synced)}, synced)
     if not there:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     return str(copy.folder / name)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from orca_jax import remote
 from orca_jax.artifacts import MANIFEST, digest
-from orca_jax.remote import Known, RemoteError, There
+from orca_jax.remote import RemoteError, RemoteFile, Synced
 
 log = logging.getLogger(__name__)
 INTERVAL = 60.0  # seconds from push to push, or more:
@@ -31,7 +31,7 @@ REMADE = ("queries", "quality", "tokenizer", "tokens", "cards")  # what is unfin
 LEDGER = ".sqlite"
 
 
-def _is_worth(file: str, files: Collection[str]) -> bool:
+def _is_complete(file: str, files: Collection[str]) -> bool:
     """Whether a file is of something whole among `files`, or of something that can be gone on with."""
     parts = file.split("/")
     if CHECKPOINTS in parts[:-1]:
@@ -42,7 +42,7 @@ def _is_worth(file: str, files: Collection[str]) -> bool:
     return True
 
 
-def _is_passing(name: str) -> bool:
+def _is_temporary(name: str) -> bool:
     """Names of what is half-written or set aside, and SQLite's own."""
     return (
         name.endswith((".tmp", "-wal", "-shm", ".lock"))
@@ -73,22 +73,22 @@ class Workdir(remote.Copy):
 
     def fetch(self) -> None:
         """Brings what is new in the bucket."""
-        with remote.explained(self.address), self.known() as known:
-            there = {file: about for file, about in self.there().items() if self._is_kept(file)}
-            there = {file: about for file, about in there.items() if _is_worth(file, there)}
+        with remote.explained(self.address), self.synced() as synced:
+            there = {file: about for file, about in self.remote_files().items() if self._is_kept(file)}
+            there = {file: about for file, about in there.items() if _is_complete(file, there)}
             for file in filter(remote.is_marker, there):
-                if not self.has(file, there[file], known):
-                    self._drop_others((self.folder / file).parent, there, known)
-            wanted = {file: about for file, about in there.items() if not self.has(file, about, known)}
+                if not self.has(file, there[file], synced):
+                    self._drop_others((self.folder / file).parent, there, synced)
+            wanted = {file: about for file, about in there.items() if not self.has(file, about, synced)}
             for file in wanted:
-                if (here := remote.version(self.folder / file)) and here != known.get(file, [[], None])[1]:
+                if (here := remote.version(self.folder / file)) and here != synced.get(file, [[], None])[1]:
                     log.warning("%s is replaced by %s", self.folder / file, self.at(file))
-            self.get(wanted, known)
+            self.get(wanted, synced)
 
-    def _drop_others(self, folder: Path, there: Mapping[str, There], known: Known) -> None:
+    def _drop_others(self, folder: Path, there: Mapping[str, RemoteFile], synced: Synced) -> None:
         """Removes the files of a folder that are not as those of the bucket."""
         for file, here in self._here(folder).items():
-            if file not in there or known.get(file) != [[there[file].version], here]:
+            if file not in there or synced.get(file) != [[there[file].version], here]:
                 log.warning("%s is removed: %s is another", self.folder / file, self.at(file))
                 (self.folder / file).unlink()
 
@@ -96,8 +96,8 @@ class Workdir(remote.Copy):
         """The files below a folder that are kept in step, with their versions."""
         found = {}
         for top, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not _is_passing(name)]
-            for path in (Path(top) / name for name in files if not _is_passing(name)):
+            folders[:] = [name for name in folders if not _is_temporary(name)]
+            for path in (Path(top) / name for name in files if not _is_temporary(name)):
                 file = path.relative_to(self.folder).as_posix()
                 if self._is_kept(file) and (here := remote.version(path)):
                     found[file] = here
@@ -105,19 +105,19 @@ class Workdir(remote.Copy):
 
     def push(self) -> None:
         """Takes what is new here to the bucket, then from there what is no longer here."""
-        with remote.explained(self.address), self.known() as known:
+        with remote.explained(self.address), self.synced() as synced:
             here = self._here(self.folder)
-            here = {file: version for file, version in here.items() if _is_worth(file, here)}
-            changed = [file for file in sorted(here) if known.get(file, [[], None])[1] != here[file]]
-            gone = [file for file in known if self._is_kept(file) and self._is_gone(file)]
+            here = {file: version for file, version in here.items() if _is_complete(file, here)}
+            changed = [file for file in sorted(here) if synced.get(file, [[], None])[1] != here[file]]
+            gone = [file for file in synced if self._is_kept(file) and self._is_gone(file)]
             if not changed and not gone:
                 return
             replaced = [file for file in changed if remote.is_marker(file)]
-            self._remove([*replaced, *(file for file in gone if file.endswith(MANIFEST))], known)
-            self._put(changed, known)
-            self._remove(gone, known)
-            there = self.there()
-            known.update({file: [[there[file].version], here[file]] for file in changed})
+            self._remove([*replaced, *(file for file in gone if file.endswith(MANIFEST))], synced)
+            self._put(changed, synced)
+            self._remove(gone, synced)
+            there = self.remote_files()
+            synced.update({file: [[there[file].version], here[file]] for file in changed})
 
     def _is_gone(self, file: str) -> bool:
         """Whether a file was removed here. A checkpoint that was set aside may be whole in the bucket."""
@@ -125,25 +125,25 @@ class Workdir(remote.Copy):
         aside = self.folder / folder / CHECKPOINTS / f"{DAMAGED}{rest.partition('/')[0]}"
         return not (self.folder / file).exists() and not (found and aside.exists())
 
-    def _remove(self, files: Iterable[str], known: Known) -> None:
+    def _remove(self, files: Iterable[str], synced: Synced) -> None:
         """Removes files from the bucket, what marks a folder as whole first."""
-        for some in reversed(list(remote.in_order(file for file in files if file in known))):
+        for some in reversed(list(remote.in_order(file for file in files if file in synced))):
             for file in some:
                 with contextlib.suppress(FileNotFoundError):
                     self.files.rm_file(self.at(file))
-                del known[file]
+                del synced[file]
 
-    def _put(self, files: list[str], known: Known) -> None:
+    def _put(self, files: list[str], synced: Synced) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder.parent) as held:
-            sources = {file: self._held(file, Path(held) / str(n)) for n, file in enumerate(files)}
+            sources = {file: self._snapshot(file, Path(held) / str(n)) for n, file in enumerate(files)}
             for file, source in sources.items():
                 # Should this process be killed, a file of this size in the bucket is known to come from here.
-                known[file] = [[*known.get(file, [[]])[0], source.stat().st_size], None]
-            self.note(known)
+                synced[file] = [[*synced.get(file, [[]])[0], source.stat().st_size], None]
+            self.note(synced)
             for some in remote.in_order(files):
                 self.files.put([str(sources[file]) for file in some], [self.at(file) for file in some])
 
-    def _held(self, file: str, copy: Path) -> Path:
+    def _snapshot(self, file: str, copy: Path) -> Path:
         """The file, or where it may still be written to, a copy of it as it is now."""
         path = self.folder / file
         if path.suffix == LEDGER:

@@ -84,7 +84,7 @@ def test_a_manifest_says_what_made_it_and_what_is_in_it(tmp_path):
     written = finish(tmp_path, MADE_BY, INPUTS, {"examples": 3})
     assert read_manifest(tmp_path) == written
     assert written["fingerprint"] == artifacts.fingerprint(MADE_BY, INPUTS)
-    assert (written["made_by"], written["inputs"], written["counts"]) == (MADE_BY, INPUTS, {"examples": 3})
+    assert (written["provenance"], written["inputs"], written["counts"]) == (MADE_BY, INPUTS, {"examples": 3})
     assert {"python", "jax", "numpy", "XLA_FLAGS"} <= set(written["versions"])
 
 
@@ -102,16 +102,16 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize(("made_by", "inputs", "message"), DIFFERENT)
-def test_another_configs_finished_work_is_refused_and_the_change_named(tmp_path, made_by, inputs, message):
+@pytest.mark.parametrize(("provenance", "inputs", "message"), DIFFERENT)
+def test_another_configs_finished_work_is_refused_and_the_change_named(tmp_path, provenance, inputs, message):
     finish(tmp_path, MADE_BY, INPUTS, {})
     with pytest.raises(ArtifactError, match=rf"made with other settings \({message}\).*another workdir"):
-        is_finished(tmp_path, made_by, inputs)
+        is_finished(tmp_path, provenance, inputs)
 
 
-@pytest.mark.parametrize(("made_by", "inputs", "message"), DIFFERENT)
+@pytest.mark.parametrize(("provenance", "inputs", "message"), DIFFERENT)
 def test_another_configs_unfinished_work_is_removed_unless_it_is_costly(
-    tmp_path, caplog, made_by, inputs, message
+    tmp_path, caplog, provenance, inputs, message
 ):
     begin(tmp_path, MADE_BY, INPUTS)
     half, mine = tmp_path / "shards/half.bin", tmp_path / "mine.txt"
@@ -120,13 +120,13 @@ def test_another_configs_unfinished_work_is_removed_unless_it_is_costly(
         path.write_text("half")
     begin(tmp_path, MADE_BY, INPUTS)  # goes on
     with pytest.raises(ArtifactError, match=rf"begun with other settings \({message}\) and holds shards"):
-        begin(tmp_path, made_by, inputs, costly="shards/*.bin")
+        begin(tmp_path, provenance, inputs, costly="shards/*.bin")
     assert half.exists()
-    mark = begin(tmp_path, made_by, inputs, own=("shards",))
+    mark = begin(tmp_path, provenance, inputs, own=("shards",))
     assert not half.exists()
     assert mine.exists()
     assert re.search(message, caplog.text)
-    assert finish(tmp_path, made_by, inputs, {})["fingerprint"] == mark
+    assert finish(tmp_path, provenance, inputs, {})["fingerprint"] == mark
 
 
 def test_what_nothing_stands_on_is_made_again(tmp_path, caplog):

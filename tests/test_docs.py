@@ -41,8 +41,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_paths_exist(page):
-    rooms = "|".join(ROOMS)
-    for path in re.findall(rf"`((?:{rooms})/[\w./-]*\w)[`:]", page.read_text()):
+    packages = "|".join(ROOMS)
+    for path in re.findall(rf"`((?:{packages})/[\w./-]*\w)[`:]", page.read_text()):
         assert (REPOSITORY / path).exists(), path
 
 

@@ -1,7 +1,7 @@
 """Few-shot prompts: does a student learn from questions that come after solved examples?
 
 Orca 2 (arXiv 2311.11045) adds few-shot prompts; the paper has zero-shot prompts alone. All arms train on as
-many packed positions, of which examples take most, and are examined without examples.
+many packed positions, of which examples take most, and are evaluated without examples.
 
     python -m experiments.ablate --config=configs/ablations/few_shot.py --workdir=runs/few_shot --jobs=2
 """

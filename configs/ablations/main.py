@@ -8,7 +8,7 @@ every arm has as many steps of as many packed positions, and differs from the ot
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --jobs=2
 
 Expected on 2 cores: docs/findings.md, with the result. `variant=full` has the same arms for LLaMA-13B on
-FLAN-v2 and two trace files, examined on BBH and AGIEval:
+FLAN-v2 and two trace files, evaluated on BBH and AGIEval:
 
     python -m experiments.ablate --config=configs/ablations/main.py:variant=full --workdir=runs/main-full \\
         --arms=progressive --config.base.student.init=llama-13b --config.base.student.preset='' \\
@@ -72,7 +72,7 @@ def _full(runlocal: bool) -> ConfigDict:
         dict(name="apprentice", kind="file", path="chatgpt.jsonl"),
         dict(name="expert", kind="file", path="gpt4.jsonl"),
     ]
-    config.examined = [dict(title=name, examination=f"{name}-orca") for name in ("bbh", "agieval")]
+    config.results = [dict(title=name, evaluation=f"{name}-orca") for name in ("bbh", "agieval")]
     config.arms = [
         dict(name=name, note=note, changes=dict(curriculum=curricula[name])) for name, note in NOTES.items()
     ]

@@ -1,7 +1,7 @@
 """What the ablations in miniature have in common: puzzles, oracles, the student, and lengths.
 
 Three families, chosen by a pilot (docs/findings.md): each is above chance and below the ceiling after these
-steps. The third difficulty is examined and never trained on. The apprentice skips a tenth of the steps and
+steps. The third difficulty is evaluated and never trained on. The apprentice skips a tenth of the steps and
 errs on a tenth of the puzzles; the expert is asked a fifth of the queries, as GPT-4 was (paper, section
 3.1.3).
 """
@@ -20,9 +20,9 @@ STEPS = 1000
 VOCABULARY = 1152  # the traces of three families cannot fill the 1536 ids of the mini
 EMPTY, OWN = "puzzles-message-1", "puzzles-message-7"
 OUTCOME = "Under the message it was trained for"
-EXAMINED = [
-    dict(title=OUTCOME, examination=OWN),
-    dict(title="Under the empty message", examination=EMPTY),
+RESULTS = [
+    dict(title=OUTCOME, evaluation=OWN),
+    dict(title="Under the empty message", evaluation=EMPTY),
 ]
 APPRENTICE = dict(name="apprentice", brevity=0.1, error_rate=0.1, bare_reply="The answer is {answer}.")
 EXPERT = dict(name="expert", share=0.2)
@@ -71,9 +71,9 @@ def once(name: str, *, runlocal: bool) -> dict[str, Any]:
 def arm(
     name: str, note: str, curriculum: list[dict[str, Any]], *, message: int = 7, **changes: Any
 ) -> dict[str, Any]:
-    """An arm whose outcome is its examination under a system message of its own."""
+    """An arm whose outcome is its evaluation under a system message of its own."""
     entry = dict(name=name, note=note, changes=dict(curriculum=curriculum, **changes))
-    return entry if message == 7 else {**entry, "examined": {OUTCOME: f"puzzles-message-{message}"}}
+    return entry if message == 7 else {**entry, "evaluations": {OUTCOME: f"puzzles-message-{message}"}}
 
 
 def arm_set(
@@ -88,15 +88,15 @@ def arm_set(
 ) -> ConfigDict:
     """A set of arms in miniature, the first of which is the baseline.
 
-    Each arm is examined under its own message, and under the empty one unless `also_empty` is False.
+    Each arm is evaluated under its own message, and under the empty one unless `also_empty` is False.
     """
     config = ConfigDict(dict(name=name, question=question, baseline=arms[0]["name"]))
     config.base = base(teachers, runlocal)
     if not runlocal:
         config.base.puzzles.per_family = per_family
-    config.examined = EXAMINED if also_empty else EXAMINED[:1]
+    config.results = RESULTS if also_empty else RESULTS[:1]
     for entry in arms:
-        own = int(entry.get("examined", {}).get(OUTCOME, OWN).rpartition("-")[2])
+        own = int(entry.get("evaluations", {}).get(OUTCOME, OWN).rpartition("-")[2])
         asked = tuple(sorted({own, 1} if also_empty else {own}))
         entry["changes"]["evaluation"] = dict(messages=asked)
     config.arms = arms

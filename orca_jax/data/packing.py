@@ -87,7 +87,7 @@ def make_plan(
 
 
 class _Bins:
-    """Open rows grouped by the room that is left in them."""
+    """Open rows grouped by the space that is left in them."""
 
     def __init__(self, row_length: int, max_segments: int, capacity: int):
         self.row_length = row_length
@@ -97,22 +97,22 @@ class _Bins:
         self.open: list[list[np.ndarray]] = [[] for _ in range(row_length + 1)]
         self.has = np.zeros(row_length + 1, bool)
 
-    def put(self, room: int, rows: np.ndarray) -> None:
-        if room and len(rows):
-            self.open[room].append(rows)
-            self.has[room] = True
+    def put(self, space: int, rows: np.ndarray) -> None:
+        if space and len(rows):
+            self.open[space].append(rows)
+            self.has[space] = True
 
-    def take(self, room: int, wanted: int) -> np.ndarray:
-        """Up to `wanted` rows that have exactly `room` left."""
-        rows = self.open[room].pop()
+    def take(self, space: int, wanted: int) -> np.ndarray:
+        """Up to `wanted` rows that have exactly `space` left."""
+        rows = self.open[space].pop()
         if len(rows) > wanted:
-            self.open[room].append(rows[wanted:])
+            self.open[space].append(rows[wanted:])
             rows = rows[:wanted]
-        self.has[room] = bool(self.open[room])
+        self.has[space] = bool(self.open[space])
         return rows
 
     def tightest(self, length: int) -> int:
-        """The least room that is at least `length`, or -1."""
+        """The least space that is at least `length`, or -1."""
         offset = int(self.has[length:].argmax())
         return length + offset if self.has[length + offset] else -1
 
@@ -120,11 +120,11 @@ class _Bins:
         self.put(self.row_length, np.arange(self.count, self.count + rows))
         self.count += rows
 
-    def place(self, room: int, length: int, wanted: int) -> np.ndarray:
-        """Puts one example of `length` into up to `wanted` rows with `room` left; returns the rows."""
-        rows = self.take(room, wanted)
+    def place(self, space: int, length: int, wanted: int) -> np.ndarray:
+        """Puts one example of `length` into up to `wanted` rows with `space` left; returns the rows."""
+        rows = self.take(space, wanted)
         self.segments[rows] += 1
-        self.put(room - length, rows[self.segments[rows] < self.max_segments])
+        self.put(space - length, rows[self.segments[rows] < self.max_segments])
         return rows
 
 
@@ -137,12 +137,12 @@ def _best_fit(lengths: np.ndarray, row_length: int, max_segments: int) -> tuple[
     for length, count in zip(*(part[::-1] for part in np.unique(lengths, return_counts=True))):
         end = done + count
         while done < end:
-            room = bins.tightest(int(length))
-            if room < 0:
+            space = bins.tightest(int(length))
+            if space < 0:
                 per_row = min(row_length // int(length), max_segments)
                 bins.add(math.ceil((end - done) / per_row))
                 continue
-            rows = bins.place(room, int(length), end - done)
+            rows = bins.place(space, int(length), end - done)
             row_of[by_length[done : done + len(rows)]] = rows
             done += len(rows)
     return row_of, bins.count

@@ -33,7 +33,7 @@ class Row(NamedTuple):
 def build_row(examples: Sequence[dict[str, Any]], row_length: int, pad_id: int) -> Row:
     """Lays examples (`tokens` int32 [n], `weights` float32 [n]) end to end; the rest is padding.
 
-    An example longer than the room that is left is cut at its end, which packing only allows for one
+    An example longer than the space that is left is cut at its end, which packing only allows for one
     that is longer than a whole row.
     """
     row = Row(

@@ -1,1 +1,1 @@
-"""What a model is examined on and how its replies become right or wrong: no JAX, no network in here."""
+"""What a model is evaluated on and how its replies become right or wrong: no JAX, no network in here."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from orca_jax.evaluation.examination import Answer, Conversation
 from orca_jax.evaluation.modes import LOG_LIKELIHOODS
 from orca_jax.evaluation.questions import Question, conversation
+from orca_jax.evaluation.run import Answer, Conversation
 from orca_jax.records import Message, Outcome, Reply, Sampling
 
 LogLikelihoods = Callable[[Sequence[tuple[Conversation, str]]], Sequence[float]]
@@ -16,7 +16,7 @@ def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
     """Asks; then prompt, reply and cue are asked again, and the second reply counts.
 
     Args:
-      second: who answers the second time; AGIEval has gpt-35-turbo do it, whatever model is examined.
+      second: who answers the second time; AGIEval has gpt-35-turbo do it, whatever model is evaluated.
     """
 
     def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:

@@ -29,7 +29,7 @@ class Score(Protocol):
 
 
 class Student(Protocol):
-    """What is examined, `serving.local.LocalStudent` for one."""
+    """What is evaluated, `serving.local.LocalStudent` for one."""
 
     identity: str
 

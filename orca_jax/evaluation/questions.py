@@ -1,4 +1,4 @@
-"""`Question`: one thing a model is asked in an examination, with what is needed to score the reply."""
+"""`Question`: one thing a model is asked in an evaluation, with what is needed to score the reply."""
 
 from __future__ import annotations
 

@@ -93,11 +93,11 @@ def summarise(
      "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority", and the mode's metrics}},
      "macro", "micro": accuracy over all tasks, unweighted and by size,
      "groups": {name: {"kind", "tasks", "n", "accuracy", "stderr", "unparsed", "chance", "majority",
-                       "missing": the group's tasks that were not examined}}, "macro" and "micro" among them}
+                       "missing": the group's tasks that were not evaluated}}, "macro" and "micro" among them}
 
     `n` counts questions. Under several seeds a question counts with its mean, so that the standard
     error is that of drawing questions; where questions share a passage (`extra["cluster"]`) that of drawing
-    passages stands beside it, as `stderr_clustered`. A group of which no task was examined is left out, and
+    passages stands beside it, as `stderr_clustered`. A group of which no task was evaluated is left out, and
     one with `missing` tasks is the aggregate over the others. What is not known of a task is None.
 
     Args:
@@ -105,7 +105,7 @@ def summarise(
         `query_overlap` is the share of questions whose text or passage is one of them.
 
     Raises:
-      ValueError: there is no item, items of several examinations are mixed, or one has no question.
+      ValueError: there is no item, items of several evaluations are mixed, or one has no question.
     """
     by_key = {question.key: question for question in questions}
     head = _head(items)

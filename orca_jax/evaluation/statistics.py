@@ -27,7 +27,7 @@ class Interval(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """`only_first` items were right in the first examination alone; `p_value` is two-sided."""
+    """`only_first` items were right in the first evaluation alone; `p_value` is two-sided."""
 
     only_first: int
     only_second: int
@@ -167,7 +167,7 @@ def combined_interval(
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """The exact test on two examinations with the same items (and one seed), bool [items] each."""
+    """The exact test on two evaluations with the same items (and one seed), bool [items] each."""
     one, two = np.asarray(first, bool), np.asarray(second, bool)
     if one.shape != two.shape or one.ndim != 1:
         raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")

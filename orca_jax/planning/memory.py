@@ -104,7 +104,7 @@ def working_bytes(workload: Workload, shape: MeshShape, trained: int) -> int:
 def logits_bytes(workload: Workload, shape: MeshShape) -> int:
     """Float32 logits of one of the loss's chunks, and as much again for their exponents and gradients."""
     tokens = workload.part_rows(shape) * workload.row_length
-    budget = loss.ROOMY if workload.student.remat == "none" else loss.TIGHT
+    budget = loss.LOGITS_BUDGET if workload.student.remat == "none" else loss.LOGITS_BUDGET_WITH_REMAT
     return 2 * min(budget, 4 * tokens * workload.student.padded_vocab_size // shape.tensor)
 
 

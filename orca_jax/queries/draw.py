@@ -36,7 +36,7 @@ class Draw:
       files: kind of file (a key of `flan.READERS`) to files.
       malformed: the share of a file's rows that may be malformed.
       messages: None: the paper's 16, in the shares of its Figure 6.
-      examined: the benchmarks' texts; None: nothing is checked.
+      evaluated: the benchmarks' texts; None: nothing is checked.
       near_duplicates: similarity from which a query is left out; 0: not looked for.
       watch: is given every pass over queries, with a title, and passes them on.
     """
@@ -46,7 +46,7 @@ class Draw:
     seed: int
     malformed: float = flan.MALFORMED
     messages: MessageSet | None = None
-    examined: contamination.Index | None = None
+    evaluated: contamination.Index | None = None
     near_duplicates: float = 0.0
     watch: Callable[[Iterable[Query], str], Iterable[Query]] = unwatched
 
@@ -102,9 +102,9 @@ def queries(
     asked = _distinct(sampling.gathered(folder / PARTS, draw.seed), known, counts)
     if draw.near_duplicates:
         asked = _without_near(asked, Near(draw.near_duplicates), counts)
-    if draw.examined:
+    if draw.evaluated:
         counts.contamination = contamination.Report()
-        asked = contamination.screen(asked, draw.examined, counts.contamination, on_hit=on_hit)
+        asked = contamination.screen(asked, draw.evaluated, counts.contamination, on_hit=on_hit)
     for query in draw.watch(_assigned(draw, folder, asked), "checking queries"):
         counts.queries += 1
         counts.expert += bool(query.extra["expert"])

@@ -106,18 +106,18 @@ def check(filters: Iterable[str]) -> None:
 
 
 @dataclasses.dataclass
-class Examiner:
+class TraceChecker:
     """Flags traces, one after the other, and counts flags and what they leave out.
 
     Attributes:
       filters: flags that leave a trace out, besides those of `ALWAYS`.
-      examined: the benchmarks' texts; None: no trace is checked against them.
+      evaluated: the benchmarks' texts; None: no trace is checked against them.
       flags: traces by flag.
       left_out: traces by the first flag that leaves them out, in the order of `FLAGS`.
     """
 
     filters: tuple[str, ...] = ()
-    examined: Index | None = None
+    evaluated: Index | None = None
     traces: int = 0
     flags: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -135,15 +135,15 @@ class Examiner:
             if self._votes:
                 yield from self._voted(list(samples))
             else:
-                yield from ((place, trace, self.examine(trace, met)) for place, trace, met in samples)
+                yield from ((place, trace, self.check(trace, met)) for place, trace, met in samples)
 
     def _checked(self, placed: Iterable[tuple[int, Trace]]) -> Iterator[tuple[int, Trace, list[str]]]:
         """Traces with their places, and whether they are contaminated."""
-        if self.examined is None:
+        if self.evaluated is None:
             yield from ((place, trace, []) for place, trace in placed)
             return
         traces, asked = itertools.tee(placed)
-        met = self.examined.check(Query(trace.id, _question(trace), "", "") for _, trace in asked)
+        met = self.evaluated.check(Query(trace.id, _question(trace), "", "") for _, trace in asked)
         for (place, trace), (_, hits) in zip(traces, met):
             yield place, trace, ["contaminated"] if hits else []
 
@@ -159,11 +159,11 @@ class Examiner:
         for (place, trace, met), answer in zip(samples, answers):
             agreed = elected is not None and answer == elected
             vote = [] if agreed and not taken else ["spare" if agreed else "outvoted"]
-            found = self.examine(trace, [*met, *vote])
+            found = self.check(trace, [*met, *vote])
             taken |= agreed and self.reason(found) is None
             yield place, trace, found
 
-    def examine(self, trace: Trace, known: Collection[str] = ()) -> list[str]:
+    def check(self, trace: Trace, known: Collection[str] = ()) -> list[str]:
         """The flags of a trace, in the order of `FLAGS`; none for one without an answer.
 
         Args:
@@ -201,7 +201,7 @@ class Examiner:
 
     def summary(self) -> dict[str, object]:
         """The counts, every flag among them, for a manifest."""
-        skipped = {"near_duplicate": self._near is None, "contaminated": self.examined is None}
+        skipped = {"near_duplicate": self._near is None, "contaminated": self.evaluated is None}
         skipped |= dict.fromkeys(VOTED, not self._votes)
         flags = {flag: self.flags[flag] for flag in FLAGS if not skipped.get(flag)}
         return {

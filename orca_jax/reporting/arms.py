@@ -23,7 +23,7 @@ CAPTION = (
 
 
 class Result(NamedTuple):
-    """One examination of every arm: `items` by arm, a list for each seed, all of the same items."""
+    """One evaluation of every arm: `items` by arm, a list for each seed, all of the same items."""
 
     title: str
     items: Mapping[str, Sequence[Sequence[Item]]]
@@ -39,14 +39,14 @@ class Comparison(NamedTuple):
 
 
 class ArmError(ValueError):
-    """The arms' examinations cannot be compared; the message says why."""
+    """The arms' evaluations cannot be compared; the message says why."""
 
 
 def right(result: Result) -> dict[str, np.ndarray]:
     """Whether each arm is right, bool [seeds, items], the items in one order for all arms.
 
     Raises:
-      ArmError: an arm or a seed was examined on other items.
+      ArmError: an arm or a seed was evaluated on other items.
     """
     keys = sorted(_key(item) for item in next(iter(result.items.values()))[0])
     found = {}
@@ -55,7 +55,7 @@ def right(result: Result) -> dict[str, np.ndarray]:
         for number, one in enumerate(by_key):
             if len(one) != len(seeds[number]) or sorted(one) != keys:
                 raise ArmError(
-                    f"{result.title}: arm {arm!r} was examined on other items than the first arm "
+                    f"{result.title}: arm {arm!r} was evaluated on other items than the first arm "
                     f"(seed no. {number}); remove its evaluation folder and run again"
                 )
         found[arm] = np.array([[one[key] for key in keys] for one in by_key])

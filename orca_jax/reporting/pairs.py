@@ -1,4 +1,4 @@
-"""Two examinations of the same items side by side: accuracies, paired tests, and scores of the steps."""
+"""Two evaluations of the same items side by side: accuracies, paired tests, and scores of the steps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SIGNIFICANT = 0.05
 
 
 class PairError(ValueError):
-    """Two examinations cannot be paired; the message says why."""
+    """Two evaluations cannot be paired; the message says why."""
 
 
 def pair(first: Sequence[Item], second: Sequence[Item]) -> list[Pair]:
     """The items of both by benchmark, task and id, and by seed where an item was asked under several.
 
     Raises:
-      PairError: an item stands in one examination only, or twice under one seed.
+      PairError: an item stands in one evaluation only, or twice under one seed.
     """
     several = any(len(items) > len({_key(item) for item in items}) for items in (first, second))
     keyed = [
@@ -33,13 +33,13 @@ def pair(first: Sequence[Item], second: Sequence[Item]) -> list[Pair]:
     ]
     for items, by_key in zip((first, second), keyed):
         if len(items) > len(by_key):
-            raise PairError("an item occurs twice under one seed; compare one examination with another")
+            raise PairError("an item occurs twice under one seed; compare one evaluation with another")
     alone = keyed[0].keys() ^ keyed[1].keys()
     if alone:
-        raise PairError(f"{len(alone)} items are in one examination only, for example {sorted(alone)[0]}")
+        raise PairError(f"{len(alone)} items are in one evaluation only, for example {sorted(alone)[0]}")
     seeds = {seed for *_, seed in keyed[0]}
     if len(seeds) * len({key[:3] for key in keyed[0]}) != len(keyed[0]):
-        raise PairError(f"not every item was asked under each of {len(seeds)} seeds; finish the examinations")
+        raise PairError(f"not every item was asked under each of {len(seeds)} seeds; finish the evaluations")
     return [(keyed[0][key], keyed[1][key]) for key in keyed[0]]
 
 
@@ -116,7 +116,7 @@ def _accuracy_row(
 
 
 def step_row(items: Sequence[Item]) -> Mapping[str, float]:
-    """Whether an examination shows reasoning or its style.
+    """Whether an evaluation shows reasoning or its style.
 
     `stated`: share of replies that state steps. `correct_steps`: of the stated steps, the share that are
     true and in order. `right_by_wrong_steps`: of the right answers with steps, the share whose steps are not

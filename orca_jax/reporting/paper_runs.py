@@ -1,7 +1,7 @@
 """What runs have measured of the paper's cells, in the paper's own protocol.
 
-A run is a workdir's student, or another model that was examined in it (`evaluation/WHO/NAME`). Of its
-examinations only those count that ask as the paper did: mode `orca` under the same system message; ToxiGen's
+A run is a workdir's student, or another model that was evaluated in it (`evaluation/WHO/NAME`). Of its
+evaluations only those count that ask as the paper did: mode `orca` under the same system message; ToxiGen's
 continuations with a classifier; and reviews of a judge in `evaluation/judged-PROMPTS-REFERENCE`, for
 example `judged-vicuna_prompts-chatgpt`.
 """
@@ -29,7 +29,7 @@ TOXIGEN_KINDS = {"toxic_prompts": "hate", "neutral_prompts": "neutral"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Examination:
+class Evaluation:
     directory: Path
     scores: Mapping[str, Any]
 
@@ -38,14 +38,14 @@ class Examination:
 class Run:
     name: str
     workdir: Path
-    examinations: tuple[Examination, ...]
+    evaluations: tuple[Evaluation, ...]
 
 
 def find(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """The runs in folders, each a workdir, a set of arms with ARM/seed-N in it, or one arm.
 
     Raises:
-      ValueError: a folder was not examined, or scores cannot be read; names it.
+      ValueError: a folder was not evaluated, or scores cannot be read; names it.
     """
     workdirs = dict(found for folder in folders for found in _workdirs(Path(folder)))
     often = collections.Counter(workdirs.values())
@@ -69,14 +69,14 @@ def _workdirs(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _runs(workdir: Path, name: str) -> list[Run]:
-    found: dict[str, list[Examination]] = collections.defaultdict(list)
+    found: dict[str, list[Evaluation]] = collections.defaultdict(list)
     root = workdir / "evaluation"
     for path in sorted([*root.glob(f"*/{scoring.SCORES}"), *root.glob(f"*/*/{scoring.SCORES}")]):
         who = path.parent.parent.name if path.parent.parent != root else ""
-        found[who].append(Examination(path.parent, _scores(path)))
+        found[who].append(Evaluation(path.parent, _scores(path)))
     return [
-        Run(f"{name}, {who}" if who else name, workdir, tuple(examinations))
-        for who, examinations in (found or {"": []}).items()
+        Run(f"{name}, {who}" if who else name, workdir, tuple(evaluations))
+        for who, evaluations in (found or {"": []}).items()
     ]
 
 
@@ -84,34 +84,34 @@ def _scores(path: Path) -> Mapping[str, Any]:
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); examine again") from error
+        raise ValueError(f"{path} is not JSON ({error}); evaluate again") from error
     if not isinstance(scores, dict) or not {"benchmark", "mode"} <= scores.keys():
-        raise ValueError(f"{path} has no benchmark and mode; examine again")
+        raise ValueError(f"{path} has no benchmark and mode; evaluate again")
     return scores
 
 
 def measured(run: Run, cell: PublishedCell) -> Cell | None:
-    """What the run measured of a published cell; None where it was not examined so.
+    """What the run measured of a published cell; None where it was not evaluated so.
 
     It is a part where there are fewer questions than the paper has, or of ToxiGen, where the paper does not
     say, than its files.
     """
-    found = examination(run, cell)
+    found = evaluation(run, cell)
     return _cell(found, cell) if found else None
 
 
-def examination(run: Run, cell: PublishedCell) -> Examination | None:
-    """The run's examination that asks what the cell is about."""
-    return next((found for found in run.examinations if _asks(found, cell)), None)
+def evaluation(run: Run, cell: PublishedCell) -> Evaluation | None:
+    """The run's evaluation that asks what the cell is about."""
+    return next((found for found in run.evaluations if _asks(found, cell)), None)
 
 
-def items(found: Examination) -> list[Item]:
+def items(found: Evaluation) -> list[Item]:
     """None where only the scores were kept."""
     path = found.directory / scoring.ITEMS
     return list(record_files.read_jsonl(path, Item)) if path.is_file() else []
 
 
-def _asks(found: Examination, cell: PublishedCell) -> bool:
+def _asks(found: Evaluation, cell: PublishedCell) -> bool:
     scores, condition = found.scores, _condition(cell)
     if cell.metric == "percent_of_reference":
         return found.directory.name == f"judged-{cell.task}-{condition['reference']}"
@@ -127,13 +127,13 @@ def _condition(cell: PublishedCell) -> dict[str, str]:
     return dict(part.partition("=")[::2] for part in cell.condition.split(";"))
 
 
-def _message(found: Examination) -> int | None:
+def _message(found: Evaluation) -> int | None:
     """Replies made elsewhere do not tell their message; they count as asked under none."""
     given: int | None = found.scores.get("system_message_id")
     return EMPTY_MESSAGE if given is None and "-message-" not in found.directory.name else given
 
 
-def _cell(found: Examination, cell: PublishedCell) -> Cell | None:
+def _cell(found: Evaluation, cell: PublishedCell) -> Cell | None:
     scores = found.scores
     if cell.metric == "percent_of_reference":
         return _judged(scores, cell.n)

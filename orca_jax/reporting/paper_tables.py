@@ -85,7 +85,7 @@ def published_cells(table: Table, column: Column) -> dict[str, Cell]:
 
 
 def measured_cells(run: Run, table: Table, column: Column) -> dict[str, Cell]:
-    """By row label; the average only where every task was examined."""
+    """By row label; the average only where every task was evaluated."""
     found = {row.label: paper_runs.measured(run, cell) for row, cell in _printed(table, column)}
     return _with_average({name: cell for name, cell in found.items() if cell}, table)
 
@@ -232,7 +232,7 @@ def _paired(table: Table, column: Column, first: Run, other: Run) -> Iterator[Gr
       PairError: the items of these tasks are not the same.
     """
     _, cell = next(_printed(table, column))
-    found = [paper_runs.examination(run, cell) for run in (first, other)]
+    found = [paper_runs.evaluation(run, cell) for run in (first, other)]
     if cell.metric not in BINOMIAL or None in found:
         return
     sides = [paper_runs.items(each) for each in found if each]

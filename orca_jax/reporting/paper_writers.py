@@ -174,7 +174,7 @@ def _links(name: str) -> str:
 
 
 def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
-    """How much of the paper each run measured and reproduced, and what was examined otherwise."""
+    """How much of the paper each run measured and reproduced, and what was evaluated otherwise."""
     if not runs:
         return "No run was given: published cells only."
     rows = [(run.name, *(_verdicts(page, run) for page in pages)) for run in runs]
@@ -185,7 +185,7 @@ def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
     )
     left_out = [f"{run.name}: {names}." for run in runs if (names := ", ".join(_left_out(run, pages)))]
     if left_out:
-        left_out.insert(0, "Examined, but not as the paper did, so not among the tables:")
+        left_out.insert(0, "Evaluated, but not as the paper did, so not among the tables:")
     return "\n\n".join(["## Runs", counted, markdown_table(header, rows).strip(), *left_out])
 
 
@@ -196,12 +196,12 @@ def _verdicts(page: Page, run: Run) -> str:
 
 
 def _left_out(run: Run, pages: Sequence[Page]) -> list[str]:
-    """The names of the examinations that no table shows."""
+    """The names of the evaluations that no table shows."""
     cells = [
         cell
         for table in (page.table for page in pages)
         for row, column in itertools.product(table.rows, table.compared)
         if (cell := table.cell(row, column))
     ]
-    shown = [paper_runs.examination(run, cell) for cell in cells]
-    return [each.directory.name for each in run.examinations if each not in shown]
+    shown = [paper_runs.evaluation(run, cell) for cell in cells]
+    return [each.directory.name for each in run.evaluations if each not in shown]

@@ -51,14 +51,14 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """What the report's room does not know itself.
+    """What the report's package does not know itself.
 
     Attributes:
       messages: the system messages' short names by id.
       purposes: what each asks for, by id.
       oracle_note: what is said where teachers are procedural oracles.
       read_metrics: the lines of a metrics file.
-      questions: the texts of a run's examined questions.
+      questions: the texts of a run's evaluated questions.
       settings: the keys of a kept config.
     """
 
@@ -124,7 +124,7 @@ def _making(source: Source, given: Given) -> dict[str, Any]:
 
 
 def _results(source: Source, given: Given) -> dict[str, Any]:
-    """What the page says of examinations."""
+    """What the page says of evaluations."""
     groups = report_results.groups(source)
     asked = {key: text for run in source.first_runs.values() for key, text in given.questions(run).items()}
     return {
@@ -166,7 +166,7 @@ def _history(run: Run, name: str, given: Given) -> History:
 
 
 def _has_oracles(found: Iterable[report_lineage.Artifact]) -> bool:
-    teachers = (artifact.manifest["made_by"].get("teacher") for artifact in found)
+    teachers = (artifact.manifest["provenance"].get("teacher") for artifact in found)
     return any(isinstance(teacher, Mapping) and teacher.get("kind") == "oracle" for teacher in teachers)
 
 

@@ -18,7 +18,7 @@ from orca_jax.reporting.data_card import BOX
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 52, 14, 30, 40
 PLOT_HEIGHT = 190
 LETTER = 7.4  # width of one, about
-VALUE = 128  # room right of a bar for its value and error
+VALUE = 128  # space right of a bar for its value and error
 ROW = 16  # height of a bar or a box
 COLOURS = 8  # in the style sheet, c0 to c7
 MOST_POINTS = 300  # of a line; longer ones are thinned to means

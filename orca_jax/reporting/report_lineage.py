@@ -46,7 +46,7 @@ class Artifact:
     @property
     def details(self) -> str:
         """What made it and what is in it, as JSON."""
-        parts = {key: self.manifest.get(key, {}) for key in ("made_by", "counts")}
+        parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts")}
         return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from markupsafe import Markup
 
 from orca_jax.artifacts import digest
-from orca_jax.evaluation.examination import RecordedReply
+from orca_jax.evaluation.run import RecordedReply
 from orca_jax.records import Item
 from orca_jax.reporting import cells, report_charts, sizes
 from orca_jax.reporting.cells import ABSENT, Cell
@@ -25,7 +25,7 @@ MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of a
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """Examinations of the same questions in one mode: items and number of runs by column, chance by task.
+    """Evaluations of the same questions in one mode: items and number of runs by column, chance by task.
 
     `whole` is how many questions each task has, where no published file tells.
     """
@@ -85,7 +85,7 @@ class Sample:
 
 
 def groups(source: Source) -> list[Group]:
-    """The examinations that stand beside one another."""
+    """The evaluations that stand beside one another."""
     by_group: dict[str, list[Column]] = collections.defaultdict(list)
     for column in source.columns:
         by_group[column.group].append(column)
@@ -209,10 +209,10 @@ def samples(found: Iterable[Group], questions: Mapping[Key, str]) -> list[Sample
     for sample in sorted(every, key=lambda sample: digest([sample.group, *_key(sample.item)])):
         buckets[sample.pattern].append(sample)
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*buckets.values()))
-    chosen, room = [], MOST_CHARACTERS
+    chosen, space = [], MOST_CHARACTERS
     for sample in itertools.islice(filter(None, in_turn), MOST_SAMPLES):
-        room -= sample.size
-        if room < 0:
+        space -= sample.size
+        if space < 0:
             break
         chosen.append(sample)
     return chosen

@@ -1,4 +1,4 @@
-"""What a report is made of: the runs, examinations and artifacts that a workdir holds."""
+"""What a report is made of: the runs, evaluations and artifacts that a workdir holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, record_files
-from orca_jax.evaluation import examination, scoring
-from orca_jax.evaluation.examination import RecordedReply
+from orca_jax.evaluation import run as evaluation_run
+from orca_jax.evaluation import scoring
+from orca_jax.evaluation.run import RecordedReply
 from orca_jax.records import Item
 
 SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
@@ -34,7 +35,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table of results: an examination, of several runs where they differ in the seed."""
+    """One column of a table of results: an evaluation, of several runs where they differ in the seed."""
 
     group: str
     label: str
@@ -55,7 +56,7 @@ class Column:
     def replies(self) -> dict[Key, RecordedReply]:
         """The first run's, and of these the first seed's; empty where they were not kept."""
         first = self.directories[0]
-        paths = [first / examination.REPLIES, *sorted(first.glob(f"seed-*/{examination.REPLIES}"))]
+        paths = [first / evaluation_run.REPLIES, *sorted(first.glob(f"seed-*/{evaluation_run.REPLIES}"))]
         path = next((path for path in paths if path.is_file()), None)
         found = record_files.read_jsonl(path, RecordedReply) if path else ()
         return {(reply.benchmark, reply.task, reply.id): reply for reply in found}
@@ -94,7 +95,7 @@ def open_workdir(directory: Path, messages: Mapping[int, str]) -> Source:
     """A run's workdir, or an arm set's.
 
     Args:
-      messages: what the columns of examinations under a system message are called, by the message's id.
+      messages: what the columns of evaluations under a system message are called, by the message's id.
 
     Raises:
       FileNotFoundError: there is neither.
@@ -140,7 +141,9 @@ def config_of(run: Run) -> dict[str, Any] | None:
     """The config as it was kept, with what the manifests say that ran; None where it was not kept."""
     config = _json(run.directory / CONFIG)
     if config:
-        ran = {name.partition("/")[0]: found["made_by"] for name, found in manifests(run.directory).items()}
+        ran = {
+            name.partition("/")[0]: found["provenance"] for name, found in manifests(run.directory).items()
+        }
         for key, part in RAN:
             config[key] = _over(config.get(key), ran.get(part, {}).get(key))
     return config
@@ -154,7 +157,7 @@ def _over(kept: Any, ran: Any) -> Any:
 
 
 def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:
-    """Every scored examination of a run, those of other models than its student by their folder."""
+    """Every scored evaluation of a run, those of other models than its student by their folder."""
     top = directory / "evaluation"
     found = sorted(path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}"))
     known: set[tuple[str, str]] = set()
@@ -169,10 +172,10 @@ def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:
         yield Column(group, label, (path,))
 
 
-def _asked(examination: Path) -> str:
-    """What an examination asked: its benchmark and mode."""
-    scores = _json(examination / scoring.SCORES) or {}
-    return f"{scores.get('benchmark', examination.name)}, mode {scores.get('mode', 'unknown')}"
+def _asked(evaluation: Path) -> str:
+    """What an evaluation asked: its benchmark and mode."""
+    scores = _json(evaluation / scoring.SCORES) or {}
+    return f"{scores.get('benchmark', evaluation.name)}, mode {scores.get('mode', 'unknown')}"
 
 
 def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
@@ -184,24 +187,24 @@ def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
     )
     columns = tuple(
         Column(f"{result['title']}: {_asked(found[0])}", arm["name"], found)
-        for result in about["examined"]
+        for result in about["results"]
         for arm in about["arms"]
-        if (found := tuple(_examined(runs, arm, result)))
+        if (found := tuple(_items_of(runs, arm, result)))
     )
     return Source(about["name"], directory, about, runs, columns)
 
 
-def _examined(runs: Iterable[Run], arm: Mapping[str, Any], result: Mapping[str, str]) -> Iterator[Path]:
-    """The examinations that an arm's result is taken from: its own, or the set's."""
-    examination = arm.get("examined", {}).get(result["title"], result["examination"])
+def _items_of(runs: Iterable[Run], arm: Mapping[str, Any], result: Mapping[str, str]) -> Iterator[Path]:
+    """The evaluations that an arm's result is taken from: its own, or the set's."""
+    evaluation = arm.get("evaluations", {}).get(result["title"], result["evaluation"])
     for run in runs:
-        path = run.directory / "evaluation" / examination
+        path = run.directory / "evaluation" / evaluation
         if run.arm == arm["name"] and (path / scoring.ITEMS).is_file():
             yield path
 
 
 def unscored(runs: Iterable[Run]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Examinations without right answers: their run, name and scores.json."""
+    """Evaluations without right answers: their run, name and scores.json."""
     for run in runs:
         for path in sorted((run.directory / "evaluation").glob(f"**/{scoring.SCORES}")):
             if not (path.parent / scoring.ITEMS).is_file() and (scores := _json(path)):

@@ -57,7 +57,7 @@ def unscored(found: Mapping[str, Any], name: str = "") -> str:
     """What is said of replies that have no right answer: outcomes, and toxicity or verdicts if there are any.
 
     Args:
-      name: the examination's, which begins with that of its prompts, as `vicuna_prompts-open_ended`.
+      name: the evaluation's, which begins with that of its prompts, as `vicuna_prompts-open_ended`.
     """
     if "per_cent" in found:
         return _judged(found, name)

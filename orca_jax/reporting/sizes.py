@@ -18,14 +18,14 @@ def full(benchmark: str, task: str, mode: str, n: int) -> int | None:
     return n if n in sizes else next((size for size in sizes if size > n), max(sizes, default=None))
 
 
-def of_family(examination: Path) -> int | None:
-    """How many puzzles of each family the config of an examination has, by its manifest; None of others."""
+def of_family(evaluation: Path) -> int | None:
+    """How many puzzles of each family the config of an evaluation has, by its manifest; None of others."""
     try:
-        made_by = artifacts.read_manifest(examination)["made_by"]
+        provenance = artifacts.read_manifest(evaluation)["provenance"]
     except artifacts.ArtifactError:
         return None
-    is_puzzles = str(made_by.get("name", "")).startswith(puzzles.BENCHMARK)
-    return made_by.get("evaluation", {}).get("per_family") if is_puzzles else None
+    is_puzzles = str(provenance.get("name", "")).startswith(puzzles.BENCHMARK)
+    return provenance.get("evaluation", {}).get("per_family") if is_puzzles else None
 
 
 def _sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:

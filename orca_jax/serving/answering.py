@@ -17,13 +17,13 @@ import numpy as np
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.records import Message
+from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.serving.errors import Refused
 from orca_jax.serving.guard import Limits
 from orca_jax.serving.local import LocalStudent
-from orca_jax.serving.protocol import Asked, ChatRequest, CompletionRequest
-from orca_jax.serving.reading import Read, Reading
+from orca_jax.serving.prompt_log_probs import LogProbsRequest, PromptLogProbs
+from orca_jax.serving.protocol import ChatRequest, CommonRequest, CompletionRequest
 from orca_jax.serving.vocabulary import Vocabulary
-from orca_jax.serving.words import Words
 from orca_jax.serving.worker import Overloaded, Worker
 from orca_jax.student.engine import Generated, Request
 
@@ -78,7 +78,7 @@ class Call:
     prompts: tuple[Prompt, ...]
     n: int
     requests: tuple[Request, ...]
-    words: Words
+    words: Detokenizer
     top: int | None
     echo: bool = False
     ending: bool = False
@@ -131,7 +131,7 @@ class Answerer:
             asked,
             [prompt],
             asked.max_completion_tokens or asked.max_tokens,
-            words=Words(self.student.tokenizer, self.student.layout, asked.stops),
+            words=Detokenizer(self.student.tokenizer, self.student.layout, asked.stops),
             top=asked.top_logprobs if asked.logprobs else None,
         )
 
@@ -143,7 +143,7 @@ class Answerer:
             asked,
             self._prompts(asked.prompt),
             asked.max_tokens,
-            words=Words(self.student.tokenizer, None, asked.stops),
+            words=Detokenizer(self.student.tokenizer, None, asked.stops),
             top=asked.logprobs,
             echo=asked.echo,
             ending=True,
@@ -168,7 +168,7 @@ class Answerer:
             )
         return prompt
 
-    def _call(self, asked: Asked, prompts: list[Prompt], max_tokens: int | None, **rest: Any) -> Call:
+    def _call(self, asked: CommonRequest, prompts: list[Prompt], max_tokens: int | None, **rest: Any) -> Call:
         # More than rows and queue hold would be told to come again for ever.
         most = min(self.limits.sequences, self.worker.slots + self.worker.queue)
         if len(prompts) * asked.n > most:
@@ -187,14 +187,14 @@ class Answerer:
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Tokens that a reply may have."""
         limits = self.limits
-        room = min(self.max_length - prompt.tokens, limits.output_tokens)
+        space = min(self.max_length - prompt.tokens, limits.output_tokens)
         if prompt.tokens > limits.prompt_tokens:
             raise Refused(
                 400,
                 f"the prompt has {prompt.tokens} tokens; {limits.prompt_tokens} may be asked for",
                 code="context_length_exceeded",
             )
-        if room < 1 or (max_tokens or 0) > room:
+        if space < 1 or (max_tokens or 0) > space:
             raise Refused(
                 400,
                 f"the prompt has {prompt.tokens} tokens, and {max_tokens or 1} are to follow; "
@@ -202,10 +202,10 @@ class Answerer:
                 param="max_tokens",
                 code="context_length_exceeded",
             )
-        return room if max_tokens is None else max_tokens
+        return space if max_tokens is None else max_tokens
 
     def _request(
-        self, asked: Asked, prompt: Prompt, limit: int, seed: int, number: int, words: Words
+        self, asked: CommonRequest, prompt: Prompt, limit: int, seed: int, number: int, words: Detokenizer
     ) -> Request:
         """Like `endpoint.StudentEndpoint`, so that a seed gives one reply over either way."""
         return Request(
@@ -258,7 +258,7 @@ class Answerer:
                 if advance.finished is not None:
                     text = call.words.text(tokens[index])[len(shown[index]) :]
                     yield Delta(index, text, _reason(advance.finished), len(tokens[index]))
-                elif call.stream and (text := call.words.settled(tokens[index])[len(shown[index]) :]):
+                elif call.stream and (text := call.words.stable_text(tokens[index])[len(shown[index]) :]):
                     shown[index] += text
                     yield Delta(index, text)
 
@@ -266,13 +266,13 @@ class Answerer:
         """All choices; their log-probabilities are by one reading of each whole sequence."""
         assert call.top is not None
         if call.only_reads:
-            prompts = [Reading(prompt.ids, max(call.top, 1)) for prompt in call.prompts]
+            prompts = [LogProbsRequest(prompt.ids, max(call.top, 1)) for prompt in call.prompts]
             reads = await self.worker.results(prompts)
             return [self._read_only(call, index, reads[index // call.n]) for index in range(call.choices)]
         replies = await self.worker.results(call.requests)
         spoken = [self._spoken(call, reply) for reply in replies]
         wholes = [np.concatenate([call.prompt(i).ids, ids]) for i, ids in enumerate(spoken)]
-        reads = await self.worker.results([Reading(whole, call.top) for whole in wholes])
+        reads = await self.worker.results([LogProbsRequest(whole, call.top) for whole in wholes])
         return [
             Delta(
                 index,
@@ -290,13 +290,15 @@ class Answerer:
         by_token = call.ending and reply.stopped and call.words.ends(tokens) is None
         return np.array(tokens + list(self._stop_ids[:1] if by_token else ()), np.int32)
 
-    def _read_only(self, call: Call, index: int, read: Read) -> Delta:
+    def _read_only(self, call: Call, index: int, read: PromptLogProbs) -> Delta:
         """A choice whose reply is nothing, or the likeliest token."""
         prompt = call.prompt(index).ids
         if not call.requests:
             return Delta(index, "", "length", 0, _entries(call, index, prompt, read))
         token = int(read.top_ids[-1, 0])
-        whole = Read(np.append(read.log_probs, read.top_log_probs[-1, 0]), read.top_ids, read.top_log_probs)
+        whole = PromptLogProbs(
+            np.append(read.log_probs, read.top_log_probs[-1, 0]), read.top_ids, read.top_log_probs
+        )
         entries = _entries(call, index, np.append(prompt, token), whole)
         stopped = token in self._stop_ids or call.words.ends([token]) is not None
         if stopped and not call.ending:
@@ -309,7 +311,7 @@ def _reason(reply: Generated) -> Reason:
     return "stop" if reply.stopped else "length"
 
 
-def _entries(call: Call, index: int, whole: np.ndarray, read: Read) -> list[Entry]:
+def _entries(call: Call, index: int, whole: np.ndarray, read: PromptLogProbs) -> list[Entry]:
     """Of the tokens that the client gets; those in place `i` depend on the tokens before `i`."""
     prompt, top = call.prompt(index), call.top or 0
     start = prompt.hidden if call.echo else len(prompt.ids)

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Sequence
 
 from orca_jax.records import Message, Outcome, Reply, Sampling
+from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.serving.local import LocalStudent
-from orca_jax.serving.words import Words
 from orca_jax.serving.worker import Worker
 
 
@@ -46,7 +46,9 @@ class StudentEndpoint:
         # Conversations of one seed draw differently, and each always alike.
         request = student.request(prompt, sampling, number=zlib.crc32(prompt.tobytes()))
         (generated,) = await self._worker.results([request])
-        return student.reply(len(prompt), generated, Words(student.tokenizer, student.layout, sampling.stop))
+        return student.reply(
+            len(prompt), generated, Detokenizer(student.tokenizer, student.layout, sampling.stop)
+        )
 
     def close(self) -> None:
         """Ends the thread; requests that still run get an error reply."""

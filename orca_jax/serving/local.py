@@ -12,7 +12,7 @@ from orca_jax import artifacts
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
-from orca_jax.serving.words import Words
+from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.engine import Generated, Request
 from orca_jax.student.generation import Generator
@@ -57,7 +57,7 @@ class LocalStudent:
         )
 
     def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
-        """A reply to each conversation; one whose prompt leaves no room is an error reply, and said so."""
+        """A reply to each conversation; one whose prompt leaves no space is an error reply, and said so."""
         replies = dict(self.as_finished(conversations, sampling))
         return [replies[index] for index in range(len(conversations))]
 
@@ -76,7 +76,7 @@ class LocalStudent:
         prompts = [self.prompt(conversation) for conversation in conversations]
         fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
         yield from ((i, self.too_long()) for i in range(len(prompts)) if not self.fits(prompts[i]))
-        words = Words(self.tokenizer, self.layout, sampling.stop)
+        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         generated = self.generator.as_finished(
             [prompts[i] for i in fits],
             max_tokens=sampling.max_tokens,
@@ -102,7 +102,7 @@ class LocalStudent:
         if not self.fits(prompt):
             yield Delta("", self.too_long())
             return
-        words = Words(self.tokenizer, self.layout, sampling.stop)
+        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         engine = self.generator.engine
         ticket = engine.add(self.request(prompt, sampling, number=number, top_k=top_k))
         tokens: list[int] = []
@@ -115,7 +115,7 @@ class LocalStudent:
                     reply = self.reply(len(prompt), advance.finished, words)
                     yield Delta(reply.text[len(said) :], reply)
                     return
-                new = words.settled(tokens)[len(said) :]
+                new = words.stable_text(tokens)[len(said) :]
                 said += new
                 yield Delta(new)
         finally:
@@ -152,7 +152,7 @@ class LocalStudent:
 
     def request(self, prompt: np.ndarray, sampling: Sampling, *, number: int = 0, top_k: int = 0) -> Request:
         """What an engine is asked for one reply."""
-        words = Words(self.tokenizer, self.layout, sampling.stop)
+        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         return Request(
             prompt=prompt,
             max_tokens=sampling.max_tokens,
@@ -164,7 +164,7 @@ class LocalStudent:
             ends=words.ends if words.stops else None,
         )
 
-    def reply(self, prompt_tokens: int, generated: Generated, words: Words) -> Reply:
+    def reply(self, prompt_tokens: int, generated: Generated, words: Detokenizer) -> Reply:
         """What an engine generated, as a reply."""
         text = words.text(generated.tokens.tolist())
         stopped = Outcome.OK if text.strip() else Outcome.EMPTY

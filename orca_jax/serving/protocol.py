@@ -54,7 +54,7 @@ class StreamOptions(Sent):
     include_obfuscation: Literal[False] = False
 
 
-class Asked(Sent):
+class CommonRequest(Sent):
     """What both kinds of completions ask for.
 
     `top_k` is vLLM's: sampling from so many likeliest ids, or from all (0, -1).
@@ -119,7 +119,7 @@ class PlainText(Sent):
     type: Literal["text"]
 
 
-class ChatRequest(Asked):
+class ChatRequest(CommonRequest):
     """`max_tokens` is the older name of `max_completion_tokens`; without either, what the limits allow."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
@@ -139,7 +139,7 @@ class ChatRequest(Asked):
     verbosity: Literal["medium"] = "medium"
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(CommonRequest):
     """`prompt` is text, ids, or a list of either; with `echo`, it is part of the answer."""
 
     prompt: Text | Texts | Ids | IdLists

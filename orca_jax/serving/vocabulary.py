@@ -11,7 +11,7 @@ from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike
 from orca_jax.records import Message
-from orca_jax.serving.words import TORN
+from orca_jax.serving.detokenizer import TORN
 
 LONGEST_CHARACTER = 4  # bytes, so tokens that one character may be spread over
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

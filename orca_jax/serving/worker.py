@@ -15,12 +15,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from orca_jax.serving.reading import Reader, Reading
+from orca_jax.serving.prompt_log_probs import LogProbsRequest, PromptScorer
 from orca_jax.student.engine import Advance, Engine, Request
 from orca_jax.student.generation import Generator
 
 log = logging.getLogger(__name__)
-Work = Request | Reading
+Work = Request | LogProbsRequest
 Tell = Callable[[int, Any], None]  # the sequence's index, and an Advance, a Read or an Exception
 SMOOTHING = 0.1  # share of the newest interval in the mean time between ends
 LONGEST_WAIT = 60  # seconds that anyone is asked to wait before coming again
@@ -35,7 +35,7 @@ class Overloaded(RuntimeError):
 
 
 @dataclasses.dataclass(eq=False)
-class Flow:
+class RequestGroup:
     """The sequences that one asker wants together."""
 
     tell: Tell
@@ -43,20 +43,20 @@ class Flow:
     left: bool = False
 
 
-class Turns:
+class RoundRobin:
     """Flows with waiting sequences, which take turns."""
 
     def __init__(self) -> None:
-        self._flows: collections.deque[Flow] = collections.deque()
+        self._flows: collections.deque[RequestGroup] = collections.deque()
 
     def __len__(self) -> int:
         return sum(len(flow.waiting) for flow in self._flows)
 
-    def add(self, flow: Flow) -> None:
+    def add(self, flow: RequestGroup) -> None:
         if flow.waiting:
             self._flows.append(flow)
 
-    def next(self) -> tuple[Flow, int, Work]:
+    def next(self) -> tuple[RequestGroup, int, Work]:
         flow = self._flows.popleft()
         index, work = flow.waiting.popleft()
         self.add(flow)
@@ -66,12 +66,12 @@ class Turns:
     def first(self) -> Any:
         return self._flows[0].waiting[0][1]
 
-    def remove(self, flow: Flow) -> None:
+    def remove(self, flow: RequestGroup) -> None:
         if flow in self._flows:
             self._flows.remove(flow)
 
 
-class Pace:
+class Eta:
     """The mean time between sequences' ends, while there are any."""
 
     def __init__(self) -> None:
@@ -100,12 +100,12 @@ class Worker:
     def __init__(self, generator: Generator, *, queue: int = 256):
         self.slots, self.queue = generator.engine.slots, queue
         self._generator = generator
-        self._reader = Reader(generator)
+        self._reader = PromptScorer(generator)
         self._changed = threading.Condition()
-        self._saying, self._reading = Turns(), Turns()
-        self._running: dict[int, tuple[Flow, int]] = {}
-        self._left: list[Flow] = []
-        self._pace = Pace()
+        self._saying, self._reading = RoundRobin(), RoundRobin()
+        self._running: dict[int, tuple[RequestGroup, int]] = {}
+        self._left: list[RequestGroup] = []
+        self._pace = Eta()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="student", daemon=True)
         self._thread.start()
@@ -176,17 +176,17 @@ class Worker:
 
     # What askers do
 
-    def _submit(self, work: Sequence[Work], tell: Tell) -> Flow:
-        flow = Flow(tell, collections.deque(enumerate(work)))
+    def _submit(self, work: Sequence[Work], tell: Tell) -> RequestGroup:
+        flow = RequestGroup(tell, collections.deque(enumerate(work)))
         with self._changed:
             if self._closed:
                 raise RuntimeError("the endpoint is closed")
-            readings = bool(work) and isinstance(work[0], Reading)
+            readings = bool(work) and isinstance(work[0], LogProbsRequest)
             (self._reading if readings else self._saying).add(flow)
             self._changed.notify()
         return flow
 
-    def _leave(self, flow: Flow) -> None:
+    def _leave(self, flow: RequestGroup) -> None:
         with self._changed:
             flow.left = True
             self._saying.remove(flow)
@@ -253,7 +253,7 @@ class Worker:
     def _read(self) -> None:
         """Reads one batch of those that wait to be read."""
         batch: list[Any] = []
-        places: list[tuple[Flow, int]] = []
+        places: list[tuple[RequestGroup, int]] = []
         with self._changed:
             while self._reading and self._reader.fits([*batch, self._reading.first]):
                 flow, index, reading = self._reading.next()
@@ -286,7 +286,7 @@ class Worker:
         self._fail(places, RuntimeError("the endpoint was closed"))
 
 
-def _tell(flow: Flow, index: int, event: Any) -> None:
+def _tell(flow: RequestGroup, index: int, event: Any) -> None:
     """Tells a flow, unless it or its event loop has gone."""
     if flow.left:
         return

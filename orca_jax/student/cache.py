@@ -21,36 +21,35 @@ from orca_jax.student.sharding import constrain
 NEVER = 1 << 30  # the position of a column that nobody sees
 
 
-class Columns(NamedTuple):
+class KV(NamedTuple):
     """Keys and values of one layer, each [b, k, s, h]."""
 
     keys: jax.Array
     values: jax.Array
 
 
-Cache = tuple[Columns, ...]
+Cache = tuple[KV, ...]
 
 
 def empty(config: LlamaConfig, batch: int, length: int, dtype: jnp.dtype) -> Cache:
     """Zeros for `length` positions of `batch` rows; over a tensor axis, each device has its heads."""
     shape = (batch, config.num_kv_heads, length, config.head_dim)
     return tuple(
-        split_heads(Columns(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
-        for _ in range(config.num_layers)
+        split_heads(KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))) for _ in range(config.num_layers)
     )
 
 
-def split_heads(columns: Columns) -> Columns:
+def split_heads(columns: KV) -> KV:
     """The same, heads over the tensor axis of the mesh in force, as the student's projections are."""
-    return Columns(*(constrain(x, None, "tensor", None, None) for x in columns))
+    return KV(*(constrain(x, None, "tensor", None, None) for x in columns))
 
 
-def heads_first(key: jax.Array, value: jax.Array) -> Columns:
+def heads_first(key: jax.Array, value: jax.Array) -> KV:
     """[b, t, k, h] as [b, k, t, h]."""
-    return Columns(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+    return KV(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
 
 
-class Fresh(NamedTuple):
+class Prefill(NamedTuple):
     """A layer that has seen nothing: prompts attend to themselves, by the student's own backend."""
 
     def attend(
@@ -61,7 +60,7 @@ class Fresh(NamedTuple):
         positions: jax.Array,
         segment_ids: jax.Array,
         config: LlamaConfig,
-    ) -> tuple[jax.Array, Columns]:
+    ) -> tuple[jax.Array, KV]:
         """See `llama.LayerCache`; positions count from 0, and segment 0 is padding."""
         mixed = attention.attend(
             query, key, value, segment_ids, backend=config.attention, window=config.sliding_window
@@ -69,16 +68,16 @@ class Fresh(NamedTuple):
         return mixed, heads_first(key, value)
 
 
-class Continued(NamedTuple):
+class Decode(NamedTuple):
     """A layer that has seen the first `lengths` [b] columns of `past`, and writes on in `new`.
 
     `past` is only read, so that a loop over steps holds it once; it may have one row for all. Column `i` of
     `new` is position `lengths + i`; the next token goes to column `written`, an int32 scalar.
     """
 
-    past: Columns
+    past: KV
     lengths: jax.Array
-    new: Columns
+    new: KV
     written: jax.Array
 
     def attend(
@@ -89,21 +88,21 @@ class Continued(NamedTuple):
         positions: jax.Array,
         segment_ids: jax.Array,
         config: LlamaConfig,
-    ) -> tuple[jax.Array, Continued]:
+    ) -> tuple[jax.Array, Decode]:
         """See `llama.LayerCache`; `segment_ids` is unused: each row is one segment."""
         place = (0, 0, self.written, 0)
-        new = Columns(
+        new = KV(
             *(
                 jax.lax.dynamic_update_slice(held, added.astype(held.dtype), place)
                 for held, added in zip(self.new, heads_first(key, value))
             )
         )
         mixed = mix(query, self.past, new, self.lengths, positions, config.sliding_window)
-        return mixed, Continued(self.past, self.lengths, new, self.written + key.shape[1])
+        return mixed, Decode(self.past, self.lengths, new, self.written + key.shape[1])
 
 
 def mix(
-    query: jax.Array, past: Columns, new: Columns, lengths: jax.Array, positions: jax.Array, window: int
+    query: jax.Array, past: KV, new: KV, lengths: jax.Array, positions: jax.Array, window: int
 ) -> jax.Array:
     """Attention [b, t, n, h] of tokens at `positions` [b, t] to both parts, under one softmax in float32."""
     b, t, n, h = query.shape

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from orca_jax.student import cache, llama
-from orca_jax.student.cache import Cache, Columns, Continued, Fresh
+from orca_jax.student.cache import KV, Cache, Decode, Prefill
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sampling import Settings, draw
 
@@ -63,9 +63,9 @@ class Programs:
     """The compiled programs of one student; see the functions of these names."""
 
     read: Callable[..., Cache]
-    place: Callable[..., Columns]
-    move: Callable[..., Columns]
-    resize: Callable[..., Columns]
+    place: Callable[..., KV]
+    move: Callable[..., KV]
+    resize: Callable[..., KV]
     decode: Callable[..., tuple[Steps, Cache]]
 
 
@@ -99,37 +99,37 @@ def read(
     batch, width = tokens.shape
     places = jnp.broadcast_to(jnp.arange(width), tokens.shape)
     segment_ids = (places < lengths[:, None]).astype(jnp.int32)
-    layers: llama.Cache = (Fresh(),) * config.num_layers
+    layers: llama.Cache = (Prefill(),) * config.num_layers
     if past is not None:
         starts = jnp.full(batch, offset)
         new = cache.empty(config, batch, width, dtype)
-        layers = tuple(Continued(p, starts, n, jnp.int32(0)) for p, n in zip(past, new))
+        layers = tuple(Decode(p, starts, n, jnp.int32(0)) for p, n in zip(past, new))
         places = places + offset
     _, after = llama.hidden(params, tokens, places, segment_ids, layers, config=config, dtype=dtype)
     assert after is not None
-    return tuple(layer.new if isinstance(layer, Continued) else layer for layer in after)  # type: ignore[misc]
+    return tuple(layer.new if isinstance(layer, Decode) else layer for layer in after)  # type: ignore[misc]
 
 
-def place(held: Columns, added: Columns, rows: jax.Array, positions: jax.Array) -> Columns:
+def place(held: KV, added: KV, rows: jax.Array, positions: jax.Array) -> KV:
     """Writes row `i` of `added` into row `rows[i]` of `held`, its first column at `positions[i]`."""
 
-    def put(i: jax.Array, held: Columns) -> Columns:
+    def put(i: jax.Array, held: KV) -> KV:
         def one(whole: jax.Array, part: jax.Array) -> jax.Array:
             row = jax.lax.dynamic_slice_in_dim(part, i, 1).astype(whole.dtype)
             return jax.lax.dynamic_update_slice(whole, row, (rows[i], 0, positions[i], 0))
 
-        return Columns(*map(one, held, added))
+        return KV(*map(one, held, added))
 
     return cache.split_heads(jax.lax.fori_loop(0, len(rows), put, held))
 
 
-def move(held: Columns, source: jax.Array, target: jax.Array) -> Columns:
+def move(held: KV, source: jax.Array, target: jax.Array) -> KV:
     """Copies a row of the cache over another."""
-    row = Columns(*(jax.lax.dynamic_slice_in_dim(whole, source, 1) for whole in held))
+    row = KV(*(jax.lax.dynamic_slice_in_dim(whole, source, 1) for whole in held))
     return place(held, row, target[None], jnp.zeros(1, jnp.int32))
 
 
-def resize(held: Columns, *, rows: int, length: int) -> Columns:
+def resize(held: KV, *, rows: int, length: int) -> KV:
     """The first `rows` rows and `length` columns, zeros where there were fewer."""
 
     def one(whole: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ def resize(held: Columns, *, rows: int, length: int) -> Columns:
         missing = rows - kept.shape[0], length - kept.shape[2]
         return jnp.pad(kept, ((0, missing[0]), (0, 0), (0, missing[1]), (0, 0)))
 
-    return cache.split_heads(Columns(*map(one, held)))
+    return cache.split_heads(KV(*map(one, held)))
 
 
 def decode(
@@ -163,7 +163,7 @@ def decode(
     started = rows.drawn < rows.limit
 
     def forward(state: _State) -> tuple[jax.Array, Cache]:
-        layers = tuple(Continued(p, rows.position, n, state.step) for p, n in zip(held, state.new))
+        layers = tuple(Decode(p, rows.position, n, state.step) for p, n in zip(held, state.new))
         token, position = state.token[:, None], (rows.position + state.step)[:, None]
         ones = jnp.ones_like(token)
         hidden, after = llama.hidden(params, token, position, ones, layers, config=config, dtype=dtype)

@@ -5,7 +5,7 @@ given away at once. `Engine.step` does three things:
 
   seat    waiting requests take free rows, and the last rows move into those that stay free; the cache then
           gets as many rows and columns as the running requests need, and not more: a step reads all of it
-  read    prompts of requests just seated, less their last token, are read into their rows; what several
+  read    prompts of requests just scheduled, less their last token, are read into their rows; what several
           share at their start is read once and kept
   decode  up to 16 steps on the device
 
@@ -40,7 +40,7 @@ FINE = 512  # from here on, what a smaller bucket saves outweighs one more progr
 READ_ROWS = 4  # prompts of one bucket that are read together, at most
 KEPT_PREFIXES = 4
 WORD = 0xFFFFFFFF
-Ends = Callable[[Sequence[int]], int | None]
+StopFunction = Callable[[Sequence[int]], int | None]
 
 
 class Generated(NamedTuple):
@@ -83,7 +83,7 @@ class Request:
     seed: int = 0
     number: int = 0
     shared: int = 0
-    ends: Ends | None = None
+    ends: StopFunction | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -208,21 +208,21 @@ class Engine:
     def step(self) -> list[Advance]:
         """Seats, reads and decodes; what running requests said meanwhile."""
         with on_mesh(self.mesh):
-            seated = self._seat()
+            scheduled = self._schedule()
             running = [row for row in self._rows if row]
             if not running:
                 return []
             self._resize(running)
-            self._read_prompts(seated)
+            self._read_prompts(scheduled)
             return self._decode(running)
 
     # Seating
 
-    def _seat(self) -> list[tuple[int, Request]]:
+    def _schedule(self) -> list[tuple[int, Request]]:
         """Fills free rows from the front, with waiting requests and then with the last rows; the new ones."""
         free = [slot for slot, row in enumerate(self._rows) if row is None]
-        seated = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
-        for slot, entry in seated:
+        scheduled = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
+        for slot, entry in scheduled:
             self._rows[slot] = entry
         count = sum(row is not None for row in self._rows)
         holes = [slot for slot in range(count) if self._rows[slot] is None]
@@ -230,7 +230,7 @@ class Engine:
         for hole, slot in zip(holes, behind):
             self._change(self._programs.move, np.int32(slot), np.int32(hole))
             self._rows[hole], self._rows[slot] = self._rows[slot], None
-        return [(slot, entry.request) for slot, entry in seated]
+        return [(slot, entry.request) for slot, entry in scheduled]
 
     def _resize(self, running: list[_Running]) -> None:
         """Gives the cache the rows and columns that the next steps need."""
@@ -243,7 +243,7 @@ class Engine:
         elif self._cache[0].keys.shape[::2] != (rows, length):
             self._change(functools.partial(self._programs.resize, rows=rows, length=length))
 
-    def _change(self, program: Callable[..., cache.Columns], *arguments: Any) -> None:
+    def _change(self, program: Callable[..., cache.KV], *arguments: Any) -> None:
         self._cache = tuple(program(layer, *arguments) for layer in self._cache)
 
     # Reading
@@ -261,9 +261,9 @@ class Engine:
     def _shared(self, request: Request) -> int:
         return min(request.shared, len(request.prompt) - 1)
 
-    def _read_prompts(self, seated: list[tuple[int, Request]]) -> None:
+    def _read_prompts(self, scheduled: list[tuple[int, Request]]) -> None:
         groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
-        for slot, request in seated:
+        for slot, request in scheduled:
             shared, body = self._shared(request), request.prompt[:-1]
             prefix = np.asarray(body[:shared], np.int32).tobytes()
             groups.setdefault((prefix, self._width(request)), []).append((slot, body[shared:]))

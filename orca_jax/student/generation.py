@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from orca_jax.student.config import LlamaConfig
-from orca_jax.student.engine import Ends, Engine, Generated, Request
+from orca_jax.student.engine import Engine, Generated, Request, StopFunction
 from orca_jax.student.scoring import Scorer
 
 __all__ = ["Generated", "Generator"]
@@ -70,7 +70,7 @@ class Generator:
         top_p: float = 1.0,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
-        ends: Ends | None = None,
+        ends: StopFunction | None = None,
     ) -> Iterator[tuple[int, Generated]]:
         """Replies as they finish, each with its prompt's index; a common start is read once.
 

@@ -43,7 +43,7 @@ class LayerCache(Protocol):
 Cache = tuple[LayerCache, ...]
 
 
-class Rotation(NamedTuple):
+class Rope(NamedTuple):
     """Cosines and sines of the rotary angles, each float32 [b, t, 1, h / 2]."""
 
     cos: jax.Array
@@ -63,16 +63,16 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     return (plain if scaling.kind == "none" else stretched).astype(np.float32)
 
 
-def rotation(positions: jax.Array, config: LlamaConfig) -> Rotation:
+def rotation(positions: jax.Array, config: LlamaConfig) -> Rope:
     """Rotary angles (Su et al., arXiv 2104.09864) of int32 positions [b, t]."""
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies(config)
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
+    return Rope(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+def rotate(x: jax.Array, rope: Rope) -> jax.Array:
     """Turns the pairs (i, i + h/2) of [b, t, n, h]: the half-split layout of released weights."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * by.cos - second * by.sin, second * by.cos + first * by.sin)
+    turned = (first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
@@ -107,22 +107,22 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         segment_ids: jax.Array,
-        by: Rotation,
+        rope: Rope,
         positions: jax.Array,
         cache: LayerCache | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         c = self.config
-        query = rotate(self._heads(x, c.num_heads, "query"), by)
-        key = rotate(self._heads(x, c.num_kv_heads, "key"), by)
+        query = rotate(self._heads(x, c.num_heads, "query"), rope)
+        key = rotate(self._heads(x, c.num_kv_heads, "key"), rope)
         value = self._heads(x, c.num_kv_heads, "value")
         if cache is None:
-            mixed = attention.attend(
+            attn_out = attention.attend(
                 query, key, value, segment_ids, backend=c.attention, window=c.sliding_window
             )
         else:
-            mixed, cache = cache.attend(query, key, value, positions, segment_ids, c)
-        mixed = mixed.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return dense(c.hidden_size, self.dtype, "output", c.output_bias)(mixed), cache
+            attn_out, cache = cache.attend(query, key, value, positions, segment_ids, c)
+        attn_out = attn_out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
+        return dense(c.hidden_size, self.dtype, "output", c.output_bias)(attn_out), cache
 
     def _heads(self, x: jax.Array, count: int, name: str) -> jax.Array:
         projected = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
@@ -153,16 +153,16 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         segment_ids: jax.Array,
-        by: Rotation,
+        rope: Rope,
         positions: jax.Array,
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         epsilon = self.config.norm_epsilon
         normed = RMSNorm(epsilon, name="attention_norm")(x)
-        mixed, cache = Attention(self.config, self.dtype, name="attention")(
-            normed, segment_ids, by, positions, cache
+        attn_out, cache = Attention(self.config, self.dtype, name="attention")(
+            normed, segment_ids, rope, positions, cache
         )
-        x = x + mixed
+        x = x + attn_out
         normed = RMSNorm(epsilon, name="feed_forward_norm")(x)
         x = x + FeedForward(self.config, self.dtype, name="feed_forward")(normed)
         return constrain(x, "batch", None, None), cache
@@ -220,25 +220,25 @@ class Llama(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
-        by = rotation(positions, self.config)
+        rope = rotation(positions, self.config)
         table = gathered(self.embed.embedding.astype(self.dtype), "embed/embedding")
         # Split by features on the way back, a token's gradient is added where its row of the table lies.
         x = pinned(jnp.take(table, tokens, axis=0), ("batch", None, None), ("data", None, "fsdp"))
         if self.config.scan_layers:
             if cache is not None:
                 raise ValueError("decoding uses the per-layer view: see student.parameters.per_layer")
-            x, _ = self.layers(x, segment_ids, by, positions)
+            x, _ = self.layers(x, segment_ids, rope, positions)
         else:
-            x, cache = self._unrolled(x, segment_ids, by, positions, cache)
+            x, cache = self._unrolled(x, segment_ids, rope, positions, cache)
         return self.norm(x), cache
 
     def _unrolled(
-        self, x: jax.Array, segment_ids: jax.Array, by: Rotation, positions: jax.Array, cache: Cache | None
+        self, x: jax.Array, segment_ids: jax.Array, rope: Rope, positions: jax.Array, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
         before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
         after = []
         for layer, layer_cache in zip(self.layers, before, strict=True):
-            x, layer_cache = layer(x, segment_ids, by, positions, layer_cache)
+            x, layer_cache = layer(x, segment_ids, rope, positions, layer_cache)
             after.append(layer_cache)
         return x, tuple(after) if cache else None
 

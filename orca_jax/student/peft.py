@@ -70,5 +70,5 @@ def _config(config: LlamaConfig, base: str) -> dict[str, Any]:
 
 def _module(target: str) -> str:
     """The name of a target's layer in a model folder: `q_proj` for `query`."""
-    room = "attention" if target in ("query", "key", "value", "output") else "feed_forward"
-    return huggingface.place(f"layer_0/{room}/{target}/kernel").tensor.split(".")[-2]
+    space = "attention" if target in ("query", "key", "value", "output") else "feed_forward"
+    return huggingface.place(f"layer_0/{space}/{target}/kernel").tensor.split(".")[-2]

@@ -82,7 +82,7 @@ def _detected() -> None:
         ) from error
 
 
-class _Word(NamedTuple):
+class _HostInfo(NamedTuple):
     """What a process says of itself."""
 
     host: str
@@ -100,10 +100,10 @@ def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> 
     """
     if jax.process_count() == 1:
         return
-    mine = _Word(platform.node(), dict(values))
+    mine = _HostInfo(platform.node(), dict(values))
     client = _client()
-    words = _gathered(mine) if client is None else _exchanged(client, topic, mine, seconds)
-    faults = differences(words)
+    infos = _gathered(mine) if client is None else _exchanged(client, topic, mine, seconds)
+    faults = differences(infos)
     if faults:
         raise HostsError(f"the hosts are not about to run the same thing: {'; '.join(faults)}")
 
@@ -118,53 +118,53 @@ def _client() -> Any:
         return None
 
 
-def _exchanged(client: Any, topic: str, mine: _Word, seconds: float) -> dict[int, _Word]:
-    """The words of all processes, or HostsError naming those that were not there in time."""
+def _exchanged(client: Any, topic: str, mine: _HostInfo, seconds: float) -> dict[int, _HostInfo]:
+    """The infos of all processes, or HostsError naming those that were not there in time."""
     key = f"orca_jax/compare/{next(_NUMBER)}/{topic}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
     deadline = time.monotonic() + seconds
-    words, missing = {}, []
+    infos, missing = {}, []
     for process in range(jax.process_count()):
         left = max(1, int(1000 * (deadline - time.monotonic())))
         try:
-            words[process] = _Word(*json.loads(client.blocking_key_value_get(f"{key}/{process}", left)))
+            infos[process] = _HostInfo(*json.loads(client.blocking_key_value_get(f"{key}/{process}", left)))
         except jax.errors.JaxRuntimeError:
             missing.append(process)
     if missing:
-        present = ", ".join(sorted({word.host for word in words.values()}))
+        present = ", ".join(sorted({info.host for info in infos.values()}))
         raise HostsError(
-            f"no word on {topic!r} within {seconds:.0f} s from process {', '.join(map(str, missing))} of "
+            f"no answer on {topic!r} within {seconds:.0f} s from process {', '.join(map(str, missing))} of "
             f"{jax.process_count()}; look at its log. There are: {present}"
         )
-    return words
+    return infos
 
 
-def _gathered(mine: _Word) -> dict[int, _Word]:
+def _gathered(mine: _HostInfo) -> dict[int, _HostInfo]:
     """As `_exchanged`, by a collective: without a time limit."""
     text = np.zeros(1 << 14, np.uint8)
     encoded = json.dumps(mine).encode()
     text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(text))
-    return {i: _Word(*json.loads(bytes(row).rstrip(b"\0"))) for i, row in enumerate(rows)}
+    return {i: _HostInfo(*json.loads(bytes(row).rstrip(b"\0"))) for i, row in enumerate(rows)}
 
 
-def differences(words: Mapping[int, _Word]) -> list[str]:
+def differences(infos: Mapping[int, _HostInfo]) -> list[str]:
     """Of each name, the processes whose value is not the most common one."""
     faults = []
-    for name in sorted({name for word in words.values() for name in word.values}):
-        found = {process: str(word.values.get(name)) for process, word in words.items()}
+    for name in sorted({name for info in infos.values() for name in info.values}):
+        found = {process: str(info.values.get(name)) for process, info in infos.items()}
         # Of equally common values, that of the first process counts.
         common = collections.Counter(found[process] for process in sorted(found)).most_common(1)[0][0]
         for process in sorted(found):
             if found[process] != common:
-                host = words[process].host
+                host = infos[process].host
                 faults.append(
                     f"{name} is {found[process]:.40} on process {process} ({host}), {common:.40} elsewhere"
                 )
     return faults
 
 
-class Votes:
+class PreemptionSync:
     """The signal that any host has received, known to all of them at the same step.
 
     Alone, a process hears of its signal at once. Together, they add up their signals on the devices at each

@@ -27,7 +27,7 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[Interruption]:
+def deferred() -> Iterator[Interruption]:
     """While inside, signals are only noted; the handlers before come back after. Main thread only."""
     interruption = Interruption()
     before: dict[signal.Signals, Any] = {}
@@ -40,7 +40,7 @@ def held() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
 
-def leave(why: signal.Signals) -> NoReturn:
+def exit_for(why: signal.Signals) -> NoReturn:
     """Ends the program as `why` asks: schedulers that preempt send SIGTERM, and start again what left so."""
     if why == signal.SIGTERM:
         raise SystemExit(AGAIN)

@@ -20,7 +20,7 @@ from orca_jax.student.llama import logits
 from orca_jax.student.sharding import constrain, shards
 
 # Of float32 logits on a device at a time. Who rematerialises is short of memory.
-ROOMY, TIGHT = 1 << 30, 1 << 28
+LOGITS_BUDGET, LOGITS_BUDGET_WITH_REMAT = 1 << 30, 1 << 28
 
 
 class Loss(NamedTuple):
@@ -41,7 +41,7 @@ def chunk_size(config: LlamaConfig, rows: int, length: int) -> int:
     equal chunks.
     """
     parts = shards((rows, config.padded_vocab_size), "batch", "tensor")
-    budget = ROOMY if config.remat == "none" else TIGHT
+    budget = LOGITS_BUDGET if config.remat == "none" else LOGITS_BUDGET_WITH_REMAT
     too_large = 4 * rows * length * config.padded_vocab_size / parts / budget
     return math.ceil(length / 2 ** max(0, math.ceil(math.log2(too_large))))
 
@@ -116,7 +116,7 @@ def cross_entropy(
     return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size, chunk) * weights)
 
 
-class _Taken(NamedTuple):
+class _LossAndGrad(NamedTuple):
     """Loss and gradients of some positions; `d_head` is float32 [d, v]."""
 
     total: jax.Array
@@ -125,37 +125,39 @@ class _Taken(NamedTuple):
     losses: jax.Array
 
 
-def _take(
+def _loss_and_grad(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int
-) -> _Taken:
+) -> _LossAndGrad:
     exponents, sums, losses = _softmax(hidden, head, targets, vocab_size)
     at_target = targets[..., None] == jnp.arange(head.shape[-1])
     scaled = exponents * (weights[..., None] / sums)
     d_logits = jnp.where(at_target, scaled - weights[..., None], scaled).astype(hidden.dtype)
     d_hidden = jnp.matmul(d_logits, head.T.astype(hidden.dtype))
     d_head = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-    return _Taken(jnp.sum(losses * weights), d_hidden, d_head, losses)
+    return _LossAndGrad(jnp.sum(losses * weights), d_hidden, d_head, losses)
 
 
-def _take_in_chunks(
+def _loss_and_grad_in_chunks(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, chunk: int
-) -> _Taken:
+) -> _LossAndGrad:
     ready = _ready(head, hidden)
 
     def step(d_head: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        taken = _take(part[0], ready, part[1], part[2], vocab_size)
+        taken = _loss_and_grad(part[0], ready, part[1], part[2], vocab_size)
         return d_head + taken.d_head, (taken.total, taken.d_hidden, taken.losses)
 
     zeros = constrain(jnp.zeros(head.shape, jnp.float32), "fsdp", "tensor")
     parts = tuple(_cut(x, chunk) for x in (hidden, targets, weights))
     d_head, (totals, d_hidden, losses) = jax.lax.scan(step, zeros, parts)
     length = hidden.shape[1]
-    return _Taken(totals.sum(), _joined(d_hidden, length), d_head, _joined(losses, length))
+    return _LossAndGrad(totals.sum(), _joined(d_hidden, length), d_head, _joined(losses, length))
 
 
 def _forward(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
     whole = chunk is None or chunk >= hidden.shape[1]
-    take: Callable[..., _Taken] = _take if whole else functools.partial(_take_in_chunks, chunk=chunk)
+    take: Callable[..., _LossAndGrad] = (
+        _loss_and_grad if whole else functools.partial(_loss_and_grad_in_chunks, chunk=chunk)
+    )
     taken = take(hidden, head, targets, weights, vocab_size)
     return taken.total, (taken.d_hidden, taken.d_head.astype(head.dtype), taken.losses)
 

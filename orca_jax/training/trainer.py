@@ -100,7 +100,7 @@ class Trainer:
         self.checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep, note=self.note)
         self.speed = meters.Speed(student.training_flops(rows.row_length), peak_flops * mesh.size)
         self.profile = meters.Profile(directory, profile)
-        self.votes = hosts.Votes(mesh)
+        self.preemption = hosts.PreemptionSync(mesh)
         self.guard = Guard()
         self.plateau = Plateau()
         self.limited = any(stage.skip_spikes for stage in curriculum.stages)
@@ -126,7 +126,7 @@ class Trainer:
           FloatingPointError: so many steps in a row were skipped that the run is lost.
           HostsError: the hosts are not about to run the same thing.
         """
-        with jax.set_mesh(self.mesh), interruption.held() as interrupted:
+        with jax.set_mesh(self.mesh), interruption.deferred() as interrupted:
             self._compare_hosts()
             step, state, note = self._start()
             self.metrics = Metrics(self.directory, step) if jax.process_index() == 0 else None
@@ -192,7 +192,7 @@ class Trainer:
     def _loop(self, start: int, state: TrainState, interrupted: interruption.Interruption) -> dict[str, Any]:
         last: dict[str, Any] = {}
         late: collections.deque[_Late] = collections.deque()
-        ballots: collections.deque[Any] = collections.deque()
+        pending: collections.deque[Any] = collections.deque()
         curriculum, batches, done = self.curriculum, self._batches(start), start
         self.first = start + 1
         self.speed.restart()
@@ -201,8 +201,8 @@ class Trainer:
                 done += 1
                 state, step = self._step(state, done, batches)
                 late.append(step)
-                ballots.append(self.votes.cast(interrupted.signal))
-                leaving = self._leaving(ballots)
+                pending.append(self.preemption.cast(interrupted.signal))
+                leaving = self._leaving(pending)
                 self.checkpoints.look()
                 due = self._validation_due(done)
                 # A step is recorded when it completes, hence before validation, whose time is not its own,
@@ -222,10 +222,10 @@ class Trainer:
                     curriculum, batches = self.curriculum, self._batches(done)
         return last or self._last_written()
 
-    def _leaving(self, ballots: collections.deque[Any]) -> signal.Signals | None:
+    def _leaving(self, pending: collections.deque[Any]) -> signal.Signals | None:
         """The signal to obey at this step, if any: the same on all hosts."""
-        if self.votes.alone or len(ballots) > 1:
-            return self.votes.read(ballots.popleft())
+        if self.preemption.alone or len(pending) > 1:
+            return self.preemption.read(pending.popleft())
         return None
 
     def _checkpoint_due(self, done: int) -> bool:
@@ -295,7 +295,7 @@ class Trainer:
     def _leave(self, why: signal.Signals, done: int) -> NoReturn:
         self.checkpoints.wait()
         log.warning("%s: saved step %d; run the same command again to go on", why.name, done)
-        interruption.leave(why)
+        interruption.exit_for(why)
 
     def _record(self, late: _Late) -> dict[str, Any] | None:
         """Fetches a step's metrics, which waits only for that step, and writes every few of them."""

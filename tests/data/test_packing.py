@@ -73,7 +73,7 @@ def test_equal_inputs_give_equal_plans(lengths, packing):
 @given(lengths=LENGTHS, max_segments=st.integers(1, 5))
 @settings(max_examples=50)
 def test_within_a_window_no_two_rows_could_have_been_one(lengths, max_segments):
-    """Best fit opens a row only when nothing open has room, so at most one row is half empty."""
+    """Best fit opens a row only when nothing open has space, so at most one row is half empty."""
     plan = make_plan(lengths, row_length=ROW, max_segments=max_segments, seed=0, epoch=0)
     half_empty = [row for row in rows(plan) if lengths[row].sum() * 2 <= ROW and len(row) * 2 <= max_segments]
     assert len(half_empty) <= 1

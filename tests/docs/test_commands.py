@@ -19,11 +19,11 @@ from typing import NamedTuple
 import pytest
 
 from orca_jax import settings
-from orca_jax.asking.api_config import OpenAIConfig
 from orca_jax.configs import mini
 from orca_jax.experiments.config import TeacherConfig, load
-from tests.asking.server import Server, completion
+from orca_jax.teachers.api_config import OpenAIConfig
 from tests.docs import given, pages
+from tests.teachers.server import Server, completion
 
 CHECKLIST = "release-checklist.md"
 # How a command begins, to why no test runs it as it stands. What the checklist is said to have, it has.
@@ -66,7 +66,7 @@ CHANGES = (
     (r"\.plan .*", r"\g<0> --analytic"),
     (r"\.ablate .*--jobs.*", r"\g<0> --arms=progressive,answers --seeds=0"),
     (r"\.ablate .*--bbh.*", r"\g<0> --arms=answers --seeds=0"),
-    (r"\.evaluate run .*agieval.*", r"\g<0> --examine_limit=2"),
+    (r"\.evaluate run .*agieval.*", r"\g<0> --limit=2"),
     (r"\.benchmark gpu (.*)--minutes=10", r".benchmark gpu \1--minutes=2"),
     (r"\.benchmark encode .*", r"\g<0> --rounds=1"),
     (r"\.serve .*", r"\g<0> --port=PORT"),
@@ -296,7 +296,7 @@ def ran(teacher, tmp_path_factory):
             folder = folder_of(page)
             shutil.copytree(template(), folder, dirs_exist_ok=True)
             chosen = [one for one in RUN if one.page == page and not missing(one.text)]
-            for name in made_by(chosen):
+            for name in provenance(chosen):
                 shutil.rmtree(folder / "runs" / name, ignore_errors=True)
             done[page] = Ran(folder, run_all(chosen, folder, teacher.port))
         return done[page]
@@ -304,7 +304,7 @@ def ran(teacher, tmp_path_factory):
     return run
 
 
-def made_by(chosen):
+def provenance(chosen):
     """The runs that commands make themselves; configs/mini.py's goes on."""
     asked = "\n".join(one.text for one in chosen)
     return set(re.findall(r"\.(?:run|ablate) .*--workdir=runs/(\S+)", asked)) - {"mini"}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from orca_jax.evaluation import answering, examination, scoring
+from orca_jax.evaluation import answering, scoring
+from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 
@@ -40,13 +41,13 @@ def scores(asked):
 def test_likelihoods_are_kept_in_the_reply_and_the_likeliest_is_its_text(tmp_path):
     questions = [question(0, "long one", "b"), question(1, "a", "bb", "ccc")]
     answer = answering.by_likelihood(scores, questions, "Think.")
-    found = examination.examine(
+    found = evaluation_run.collect_replies(
         questions, answer, tmp_path, sampling=Sampling(), seed=0, system_message_id=None,
         system_text="Think.", round_size=1,
     )  # fmt: skip
     assert [reply.text for _, reply in found] == ["b", "a"]
     assert found[1][1].raw == {"log_likelihoods": [-1.0, -2.0, -3.0]}
-    kept = {r.id: r.reply for r in examination.read_replies(tmp_path / examination.REPLIES)}
+    kept = {r.id: r.reply for r in evaluation_run.read_replies(tmp_path / evaluation_run.REPLIES)}
     items = scoring.score(
         questions, [kept["0"], kept["1"]], seed=0, mode="lm_eval_loglik", system_message_id=None
     )

@@ -150,7 +150,7 @@ def test_seeds_are_averaged_within_questions():
     assert task["stderr"] == pytest.approx(0.25 / 2**0.5)
 
 
-def test_items_of_several_examinations_or_unknown_questions_are_refused():
+def test_items_of_several_evaluations_or_unknown_questions_are_refused():
     mixed = score(QUESTIONS, TEXTS) + score(QUESTIONS, TEXTS, system_message_id=2)
     with pytest.raises(ValueError, match="one \\(benchmark, mode, system message\\)"):
         scoring.summarise(mixed, QUESTIONS)

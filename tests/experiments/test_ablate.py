@@ -91,12 +91,12 @@ def test_every_arm_and_seed_is_a_whole_run(workdir):
             directory = ablate.folder(workdir, arm, seed)
             assert json.loads((directory / "experiment.json").read_text())["seed"] == seed
             manifest = artifacts.read_manifest(directory / "training")
-            assert manifest["made_by"]["seed"] == seed
+            assert manifest["provenance"]["seed"] == seed
             assert (directory / f"evaluation/puzzles-message-{message}/items.jsonl").is_file()
     assert not (ablate.folder(workdir, "answers", 0) / "evaluation/puzzles-message-7").exists()
 
 
-def test_students_of_all_seeds_sit_the_same_examination(workdir):
+def test_students_of_all_seeds_have_the_same_evaluation(workdir):
     arms = small()
     asked = {
         tuple(sorted(item.id for item in ablate.items(workdir, "progressive", seed, "puzzles-message-7")))
@@ -182,10 +182,10 @@ def test_students_sit_the_real_files_of_their_families(given, tmp_path):
     given(arms=["answers"], seeds=["0"], bbh=str(folder), reuse=[str(tmp_path / "set")])
     ablate.ablate(small(), tmp_path / "other")
     assert (tmp_path / "other/answers/seed-0").is_symlink()
-    examined = scores.stat().st_mtime_ns
+    evaluated = scores.stat().st_mtime_ns
     given(arms=["answers"], seeds=["0"], bbh=str(folder))
     ablate.ablate(small(), tmp_path / "set")
-    assert scores.stat().st_mtime_ns == examined, "what is examined stays"
+    assert scores.stat().st_mtime_ns == evaluated, "what is evaluated stays"
     assert {task: row["n"] for task, row in json.loads(scores.read_text())["tasks"].items()} == {
         "boolean_expressions": 250
     }
@@ -211,7 +211,7 @@ def test_changes_are_merged_into_the_base():
     (lambda c: c.arms[1]["changes"].update(data=dict(segment="leaking")), "arm 'leaking': unknown config"),
     (lambda c: c.update(baseline="nobody"), "baseline's among them"),
     (lambda c: c.arms[1].update(name="separated"), "distinct names"),
-    (lambda c: c.arms[1].update(examined={"x": "y"}), "arm 'leaking' names the result 'x'; known: Under"),
+    (lambda c: c.arms[1].update(evaluations={"x": "y"}), "arm 'leaking' names the result 'x'; known: Under"),
 ])  # fmt: skip
 def test_sets_that_cannot_be_are_refused(change, message):
     config = segments.get_config("runlocal")
@@ -279,4 +279,4 @@ def test_several_at_once_come_to_the_same_table(workdir, tmp_path, repo):
             list(ablate.items(directory, arm, 0, "puzzles-message-1")) for directory in (tmp_path, workdir)
         )
         assert mine == theirs
-        assert "examining the student" in (ablate.folder(tmp_path, arm, 0) / "log.txt").read_text()
+        assert "evaluating the student" in (ablate.folder(tmp_path, arm, 0) / "log.txt").read_text()

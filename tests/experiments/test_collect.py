@@ -8,7 +8,6 @@ import pytest
 
 from orca_jax import record_files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.asking.ledger import Ledger
 from orca_jax.experiments import collect, collect_asking, evaluate, prepare, students
 from orca_jax.experiments.config import TeacherConfig
 from orca_jax.experiments.queries import QUERIES, asked_as, training_puzzles
@@ -16,6 +15,7 @@ from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.teachers.ledger import Ledger
 from orca_jax.training.curriculum import StageConfig
 
 
@@ -71,15 +71,15 @@ def test_the_expert_is_right_and_the_apprentice_not_always(finished):
 
 
 def test_training_and_test_puzzles_are_disjoint(finished, mini):
-    examined = evaluate.test_puzzles(mini())
-    assert examined
-    assert not {puzzle.id for puzzle in examined} & {query.id for query in queries(finished)}
-    assert not {puzzle.question for puzzle in examined} & {query.text for query in queries(finished)}
+    evaluated = evaluate.test_puzzles(mini())
+    assert evaluated
+    assert not {puzzle.id for puzzle in evaluated} & {query.id for query in queries(finished)}
+    assert not {puzzle.question for puzzle in evaluated} & {query.text for query in queries(finished)}
 
 
 def test_test_puzzles_of_another_seed_are_no_training_puzzles_either(finished, mini):
-    examined = evaluate.test_puzzles(mini(**{"evaluation.seed": 3, "evaluation.per_family": 60}))
-    assert not {puzzle.id for puzzle in examined} & {query.id for query in queries(finished)}
+    evaluated = evaluate.test_puzzles(mini(**{"evaluation.seed": 3, "evaluation.per_family": 60}))
+    assert not {puzzle.id for puzzle in evaluated} & {query.id for query in queries(finished)}
 
 
 def test_test_puzzles_are_the_same_for_students_of_any_seed(mini):

@@ -16,17 +16,17 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import artifacts, record_files
-from orca_jax.asking.budget import BudgetSpent, Price
-from orca_jax.asking.endpoint import EndpointRefused
-from orca_jax.asking.ledger import Ledger, LedgerError
 from orca_jax.configs import api as api_file
 from orca_jax.experiments import collect, collect_asking, collect_plan, launch, prepare
 from orca_jax.experiments import run as road
 from orca_jax.experiments.config import load
 from orca_jax.records import Outcome, Trace
 from orca_jax.settings import SettingsError
-from tests.asking.server import Answer, Server, completion, error
-from tests.asking.test_batch import BatchAPI
+from orca_jax.teachers.budget import BudgetSpent, Price
+from orca_jax.teachers.endpoint import EndpointRefused
+from orca_jax.teachers.ledger import Ledger, LedgerError
+from tests.teachers.server import Answer, Server, completion, error
+from tests.teachers.test_batch import BatchAPI
 
 KEY = "sk-planted/Key+0123456789=="
 QUERIES = 40
@@ -477,7 +477,7 @@ def test_killed_and_resumed(repo, tmp_path):
         said, _ = dead.communicate()
         kept = int(re.match(r"chatgpt: done (\d+) of 40;", said)[1])
         assert 0 < kept < QUERIES
-        assert "unheard" in said
+        assert "in_flight" in said
         again = program(repo, tmp_path, server.url, "run")
         _, words = again.communicate()
         assert again.returncode == 0, words

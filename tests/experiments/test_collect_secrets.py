@@ -15,11 +15,11 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.asking.budget import Price
-from orca_jax.asking.ledger import Ledger
 from orca_jax.experiments import collect, launch
-from tests.asking.server import Answer, Server, completion, error
+from orca_jax.teachers.budget import Price
+from orca_jax.teachers.ledger import Ledger
 from tests.experiments.test_collect_api import make, stand
+from tests.teachers.server import Answer, Server, completion, error
 
 KEY = "sk-planted/Key+01\"2'3\\456789=="
 PASSWORD = "planted-pass/word"
@@ -104,7 +104,7 @@ def test_what_was_not_sent_costs_nothing_and_shows_no_secret(name, tmp_path, mon
     said = "".join(capfd.readouterr())
     assert "error: " in said
     one = stand(tmp_path)
-    assert (one.money, one.done, one.status.unheard) == (0.0, 0, 0)
+    assert (one.money, one.done, one.status.in_flight) == (0.0, 0, 0)
     assert one.status.usage.total == 0
     left = left_in(tmp_path, said).replace(urllib.parse.urlsplit(url).hostname, "")
     assert [form for form in FORMS if form in left] == []

@@ -1,4 +1,4 @@
-"""Two examinations compared by the program."""
+"""Two evaluations compared by the program."""
 
 import json
 import sys
@@ -56,4 +56,4 @@ def test_what_cannot_be_paired_is_one_message(scored, monkeypatch, capsys):
     items.write_text("\n".join(items.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
     with pytest.raises(SystemExit):
         run(monkeypatch, "compare", scored / "first", scored / "second")
-    assert "error: 1 items are in one examination only" in capsys.readouterr().err
+    assert "error: 1 items are in one evaluation only" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_training_starts_from_it(kind, mini, request, tmp_path):
     assert first["loss"] < (fresh["loss"] + last["loss"]) / 2
     manifest = artifacts.read_manifest(tmp_path / "w/training")
     assert manifest["inputs"]["init"] == students.open_source(folder).fingerprint
-    assert manifest["made_by"]["student"]["hidden_size"] == 32
+    assert manifest["provenance"]["student"]["hidden_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_examples_are_prepared_in_the_layout_of_the_weights_to_start_from(
         shutil.copytree(finished / part, tmp_path / "w" / part)
     prepare.run(config, tmp_path / "w")
     store, same = (TokenStore(workdir / "tokens/expert") for workdir in (tmp_path / "w", finished))
-    assert store.manifest["made_by"]["layout"] == layout
+    assert store.manifest["provenance"]["layout"] == layout
     assert len(store) == len(same)
     for index in range(len(same)):
         np.testing.assert_array_equal(store[index]["tokens"], same[index]["tokens"])
@@ -258,7 +258,7 @@ def test_a_student_that_says_stop_stops_in_transformers(finished, tmp_path):
 
 
 @pytest.mark.proof
-def test_adapters_are_trained_examined_and_saved(exported, mini, tmp_path):
+def test_adapters_are_trained_evaluated_and_saved(exported, mini, tmp_path):
     config = mini(**{"student.init": str(exported), "student.vocab_size": 0, "student.lora.rank": 2})
     for program in (collect, prepare, train):
         program.run(config, tmp_path / "w")

@@ -89,7 +89,7 @@ CASES = {
     ),
     "wrong path of a benchmark": Case("run", MINI + "{new} --config.benchmarks.bbh=/no/bbh", ("/no/bbh",)),
     "unknown system message": Case(
-        "evaluate", MINI + "{finished} --examine_system=17", ("no system message 17", "1 to 16")
+        "evaluate", MINI + "{finished} --system=17", ("no system message 17", "1 to 16")
     ),
     "unknown layout": Case(
         "prepare", MINI + "{traces} --config.data.layout=alpaca", ("alpaca", "orca, chatml")

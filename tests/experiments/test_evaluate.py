@@ -1,4 +1,4 @@
-"""Examinations are kept as they come, and go on where they stopped."""
+"""Evaluations are kept as they come, and go on where they stopped."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from orca_jax.artifacts import ArtifactError
-from orca_jax.evaluation.examination import REPLIES
+from orca_jax.evaluation.run import REPLIES
 from orca_jax.experiments import evaluate, tables
 
 NAME = "evaluation/puzzles-message-7"
@@ -29,14 +29,14 @@ def test_every_puzzle_is_asked_under_every_message(finished, mini):
         assert (directory / "scores.json").is_file()
 
 
-def test_examined_again_the_files_are_the_same(copied, finished, mini):
+def test_evaluated_again_the_files_are_the_same(copied, finished, mini):
     workdir = copied(NAME)
     evaluate.run(mini(), workdir)
     for name in (REPLIES, "items.jsonl", "scores.json"):
         assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
 
 
-def test_a_stopped_examination_goes_on_to_the_same_scores(copied, finished, mini):
+def test_a_stopped_evaluation_goes_on_to_the_same_scores(copied, finished, mini):
     workdir = copied(f"{NAME}/manifest.json", f"{NAME}/items.jsonl", f"{NAME}/scores.json")
     kept = (workdir / NAME / REPLIES).read_bytes()[:-700]  # the last lines lost, one of them torn
     (workdir / NAME / REPLIES).write_bytes(kept)
@@ -46,7 +46,7 @@ def test_a_stopped_examination_goes_on_to_the_same_scores(copied, finished, mini
         assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
 
 
-def test_a_finished_examination_loads_no_student(finished, mini, monkeypatch):
+def test_a_finished_evaluation_loads_no_student(finished, mini, monkeypatch):
     def never(*_):
         raise AssertionError("there is nothing to ask")
 
@@ -59,7 +59,7 @@ def test_other_settings_are_refused_and_the_change_named(finished, mini):
         evaluate.run(mini(**{"evaluation.max_tokens": 17}), finished)
 
 
-def test_one_more_message_is_one_more_examination(finished, mini, tmp_path):
+def test_one_more_message_is_one_more_evaluation(finished, mini, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     before = (workdir / "evaluation/puzzles-message-7/manifest.json").stat().st_mtime_ns
     evaluate.run(mini(**{"evaluation.messages": (7, 9)}), workdir)

@@ -1,17 +1,17 @@
-"""Other students and endpoints examined, several samples, parts of benchmarks, and a judge."""
+"""Other students and endpoints evaluated, several samples, parts of benchmarks, and a judge."""
 
 import dataclasses
 import json
 
 import pytest
 
-from orca_jax.asking.api_config import EndpointError
-from orca_jax.evaluation.examination import ExaminationError
+from orca_jax.evaluation.run import EvaluationError
 from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who
 from orca_jax.experiments.evaluate import Options
 from orca_jax.record_files import read_jsonl
 from orca_jax.records import Item
-from tests.asking.server import Answer, Server, completion, error
+from orca_jax.teachers.api_config import EndpointError
+from tests.teachers.server import Answer, Server, completion, error
 
 QUESTIONS = [{"input": f"Is it {i}?\nOptions:\n- Yes\n- No", "target": "No"} for i in range(250)]
 OPEN = {
@@ -61,7 +61,7 @@ def test_an_endpoint_is_asked_once_about_every_benchmark_in_its_modes(mini, benc
     config = mini(**benchmarks, **{"puzzles.families": ()})
     config = in_modes(config, {"bbh": ("orca", "robust"), "agieval": ("agieval_upstream",)})
     with Server(lambda call: completion("B. No.")) as server:
-        options = Options(examine=endpoint(server, "gpt"), limit=3)
+        options = Options(model=endpoint(server, "gpt"), limit=3)
         evaluate.run(config, tmp_path / "w", options)
         asked = len(server.calls)
         evaluate.run(config, tmp_path / "w", options)
@@ -75,7 +75,7 @@ def test_an_endpoint_is_asked_once_about_every_benchmark_in_its_modes(mini, benc
     assert scores(folder / "vicuna_prompts-open_ended")["outcomes"] == {"ok": 3}
 
 
-def test_a_failing_endpoint_ends_the_examination_and_the_next_run_goes_on(
+def test_a_failing_endpoint_ends_the_evaluation_and_the_next_run_goes_on(
     mini, benchmarks, endpoint, tmp_path
 ):
     config = mini(**{"benchmarks.bbh": benchmarks["benchmarks.bbh"], "puzzles.families": ()})
@@ -85,13 +85,13 @@ def test_a_failing_endpoint_ends_the_examination_and_the_next_run_goes_on(
         return completion("B") if well else error(400, "never")
 
     with Server(answer) as server:
-        options = Options(examine=endpoint(server), limit=2)
+        options = Options(model=endpoint(server), limit=2)
         evaluate.run(config, tmp_path / "w", options)  # what it does not take is its answer
         found = scores(tmp_path / "w/evaluation/judge/bbh-orca")["tasks"]["navigate"]
         assert (found["n"], found["unparsed"]) == (2, 1)
     with Server(lambda call: Answer(body=b"no JSON") if not well else completion("B")) as server:
-        options = Options(examine=endpoint(server, "other"), limit=2)
-        with pytest.raises(ExaminationError, match=r"other: 2 of 2 requests got no answer .*run again"):
+        options = Options(model=endpoint(server, "other"), limit=2)
+        with pytest.raises(EvaluationError, match=r"other: 2 of 2 requests got no answer .*run again"):
             evaluate.run(config, tmp_path / "w", options)
         well = True
         evaluate.run(config, tmp_path / "w", options)
@@ -106,7 +106,7 @@ def test_another_workdirs_student_by_likelihood_and_samples_under_a_message(
            "evaluation.temperature": 0.7}
     )  # fmt: skip
     config = in_modes(config, {"agieval": ("lm_eval_loglik", "orca")})
-    options = Options(examine=str(finished), system="7", samples=2, limit=3)
+    options = Options(model=str(finished), system="7", samples=2, limit=3)
     evaluate.run(config, tmp_path / "w", options)
     (folder,) = (tmp_path / "w/evaluation").iterdir()
     assert folder.name.startswith("workdir-")
@@ -136,7 +136,7 @@ def test_a_missing_benchmark_shows_before_anything_is_asked(mini, benchmarks, en
     config = mini(**benchmarks, **{"benchmarks.gsm8k": str(tmp_path / "test.jsonl")})
     with Server(lambda call: completion("B")) as server:
         with pytest.raises(ValueError, match=r"test\.jsonl: no such file"):
-            evaluate.run(config, tmp_path / "w", Options(examine=endpoint(server)))
+            evaluate.run(config, tmp_path / "w", Options(model=endpoint(server)))
         assert not server.calls
 
 
@@ -158,8 +158,8 @@ def test_the_questions_that_training_queries_met_stand_in_the_scores(mini, copie
 def test_an_endpoint_gives_no_likelihoods(mini, benchmarks, endpoint, tmp_path):
     config = mini(**{"benchmarks.agieval": benchmarks["benchmarks.agieval"], "puzzles.families": ()})
     config = in_modes(config, {"agieval": ("lm_eval_loglik",)})
-    with Server(lambda call: completion("B")) as server, pytest.raises(ExaminationError, match="no log-like"):
-        evaluate.run(config, tmp_path / "w", Options(examine=endpoint(server)))
+    with Server(lambda call: completion("B")) as server, pytest.raises(EvaluationError, match="no log-like"):
+        evaluate.run(config, tmp_path / "w", Options(model=endpoint(server)))
 
 
 def test_continuations_are_classified_where_a_classifier_is_given(mini, endpoint, tmp_path, monkeypatch):
@@ -174,8 +174,8 @@ def test_continuations_are_classified_where_a_classifier_is_given(mini, endpoint
     config = mini(**{"benchmarks.toxigen": str(tmp_path / "toxigen"), "puzzles.families": ()})
     with Server(lambda call: completion("cats are kind\n- more")) as server:
         who = endpoint(server)
-        evaluate.run(config, tmp_path / "w", Options(examine=who, limit=3))
-        given = Options(examine=who, limit=3, classifier=str(tmp_path / "classifier"))
+        evaluate.run(config, tmp_path / "w", Options(model=who, limit=3))
+        given = Options(model=who, limit=3, classifier=str(tmp_path / "classifier"))
         evaluate.run(config, tmp_path / "v", given)
     name = "evaluation/judge/toxigen-toxigen_hate"
     assert "toxicity" not in scores(tmp_path / "w" / name)

@@ -106,7 +106,7 @@ def test_its_student_can_be_read(old):
 def test_a_setting_that_was_none_then_had_its_default(old, artifact, key, other):
     path, (*parents, name) = old / artifact / artifacts.MANIFEST, key.split(".")
     manifest = json.loads(path.read_text())
-    part = manifest["made_by"]
+    part = manifest["made_by"]  # as `provenance` was called
     for parent in parents:
         part = part[int(parent) if parent.isdigit() else parent]
     del part[name]

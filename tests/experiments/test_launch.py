@@ -57,7 +57,7 @@ HELPS = {
     "collect": ("plan", "--schema"),
     "prepare": ("--workers",),
     "train": ("--profile_steps",),
-    "evaluate": ("score", "--examine"),
+    "evaluate": ("score", "--model"),
     "evaluate score": ("--replies",),
     "evaluate compare": ("--names",),
     "tables": ("--paper", "--workdir"),

@@ -173,7 +173,7 @@ def test_a_tokenizer_that_does_not_fit_leaves_nothing_in_the_way(copied, finishe
     with pytest.raises(TokenizerError, match=r"set student\.vocab_size=512"):
         prepare.run(mini(**given, **{"student.vocab_size": 640}), workdir)
     prepare.run(mini(**given), workdir)
-    assert read_manifest(workdir / "tokenizer")["made_by"]["vocab_size"] == 512
+    assert read_manifest(workdir / "tokenizer")["provenance"]["vocab_size"] == 512
 
 
 def test_a_tokenizer_file_of_another_size_names_the_size_to_set(copied, finished, mini):

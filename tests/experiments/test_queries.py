@@ -94,13 +94,13 @@ def test_questions_of_a_bbh_folder_never_reach_training(bbh_folder, mini, tmp_pa
     assert manifest["counts"] == {"queries": 35, "known_to_benchmark": 5}
     written = tmp_path / "workdir/queries" / queries.QUERIES
     asked = {query.text for query in record_files.read_jsonl(written, Query)}
-    assert not asked & set(queries.examined_texts(config))
+    assert not asked & set(queries.benchmark_texts(config))
     unfiltered, _ = queries.training_puzzles(config.puzzles, config.seed)
-    assert len({puzzle.question for puzzle in unfiltered} & set(queries.examined_texts(config))) == 5
+    assert len({puzzle.question for puzzle in unfiltered} & set(queries.benchmark_texts(config))) == 5
 
 
 def test_no_folder_no_questions(mini):
-    assert queries.examined_texts(mini()) == []
+    assert queries.benchmark_texts(mini()) == []
     config = PuzzlesConfig(families=("navigate",), per_family=5)
     made, known = queries.training_puzzles(config, 0)
     assert (len(made), known) == (5, 0)

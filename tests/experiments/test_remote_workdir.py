@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts, remote, remote_workdir
-from orca_jax.asking.ledger import LedgerError
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import collect, prepare, students, train
 from orca_jax.experiments import run as road
 from orca_jax.experiments.collect_asking import ledger_path
 from orca_jax.experiments.config import FlanConfig, TeacherConfig
 from orca_jax.experiments.queries import source_files
+from orca_jax.teachers.ledger import LedgerError
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import Checkpoints, load_params
 
@@ -122,7 +122,7 @@ def test_data_of_all_kinds(finished, mini, machine, tmp_path):
         with remote_workdir.workdir(RUN) as workdir:
             program.run(config, workdir)
     with remote_workdir.workdir(RUN) as workdir:
-        assert artifacts.read_manifest(workdir / "tokenizer")["made_by"]["source"] == (
+        assert artifacts.read_manifest(workdir / "tokenizer")["provenance"]["source"] == (
             f"{BUCKET}/finished/tokenizer"
         )
         found = artifacts.read_manifest(workdir / "training")["inputs"]["init"]

@@ -27,7 +27,7 @@ def test_without_its_config_a_run_has_a_page_that_says_so(copied, tmp_path):
     assert "The question's text is not kept here." in page
 
 
-def test_questions_are_those_of_the_examination(finished):
+def test_questions_are_those_of_the_evaluation(finished):
     asked = report.questions(Run("mini", finished))
     lines = (finished / "evaluation/puzzles-message-7/items.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]

@@ -17,7 +17,7 @@ from orca_jax.reporting.paper import TABLES
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A run examined on one task of BBH, in two modes, with a token store."""
+    """A run evaluated on one task of BBH, in two modes, with a token store."""
     run = tmp_path / "mini"
     scores = {
         "benchmark": "bbh",

@@ -14,21 +14,21 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.asking.endpoint import Request, request_id
-from orca_jax.asking.ledger import Ledger
 from orca_jax.records import Message, Outcome, Sampling
-from tests.asking.server import Separate
+from orca_jax.teachers.endpoint import Request, request_id
+from orca_jax.teachers.ledger import Ledger
+from tests.teachers.server import Separate
 
 pytestmark = pytest.mark.proof
 KILLS, REQUESTS, IN_FLIGHT = 50, 4000, 16
 COLLECT = """
 import sys
-from orca_jax.asking.ask import ask_each
-from orca_jax.asking.endpoint import Request
-from orca_jax.asking.ledger import Ledger
-from orca_jax.asking.limiter import Limits
-from orca_jax.asking.openai import OpenAIConfig, OpenAIEndpoint
-from orca_jax.asking.pool import Pool
+from orca_jax.teachers.collect import ask_each
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.limiter import Limits
+from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.pool import Pool
 from orca_jax.records import Message, Sampling
 
 url, path, count, in_flight = sys.argv[1:3] + [*map(int, sys.argv[3:])]
@@ -70,15 +70,16 @@ def test_fifty_kills(repo, tmp_path):
             before, (answers, status) = answers, stored(path)
             assert before.items() <= answers.items(), "a stored reply was lost or changed"
             paid, recorded = server.stats()["answered"], sum(status.attempts.values()) if status else 0
-            assert recorded <= paid <= recorded + (status.unheard if status else 0)
+            assert recorded <= paid <= recorded + (status.in_flight if status else 0)
             assert paid - recorded <= IN_FLIGHT * killed
         assert start(repo, server.url, path).wait() == 0
         answers, status = stored(path)
         paid = server.stats()["answered"]
     print(
-        f"\n{killed} kills: {REQUESTS} requests, {paid} paid, {paid - REQUESTS} twice, {status.unheard} noted"
+        f"\n{killed} kills: {REQUESTS} requests, {paid} paid, {paid - REQUESTS} twice,"
+        f" {status.in_flight} noted"
     )
     assert killed > KILLS / 2
     assert len(answers) == REQUESTS
     assert status.attempts == {Outcome.OK: REQUESTS}
-    assert 0 < paid - REQUESTS <= status.unheard <= IN_FLIGHT * killed
+    assert 0 < paid - REQUESTS <= status.in_flight <= IN_FLIGHT * killed

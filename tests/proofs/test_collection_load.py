@@ -15,21 +15,21 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import record_files
-from orca_jax.asking import keys
-from orca_jax.asking.endpoint import Request, request_id
-from orca_jax.asking.ledger import Attempt, Ledger
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
-from tests.asking.server import Separate
+from orca_jax.teachers import keys
+from orca_jax.teachers.endpoint import Request, request_id
+from orca_jax.teachers.ledger import Attempt, Ledger
+from tests.teachers.server import Separate
 
 pytestmark = pytest.mark.proof
 COLLECT = """
 import json, resource, sys, time
-from orca_jax.asking.ask import ask_each
-from orca_jax.asking.endpoint import Request
-from orca_jax.asking.ledger import Ledger
-from orca_jax.asking.limiter import Limits
-from orca_jax.asking.openai import OpenAIConfig, OpenAIEndpoint
-from orca_jax.asking.pool import Pool
+from orca_jax.teachers.collect import ask_each
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.limiter import Limits
+from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.pool import Pool
 from orca_jax.records import Message, Sampling
 
 url, path, count, in_flight, requests, tokens = sys.argv[1:3] + [*map(int, sys.argv[3:])]

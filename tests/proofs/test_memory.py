@@ -68,7 +68,9 @@ def figures(name):
     """Megabytes on a device: state and rows, temporary, and how much of the state is updated in place."""
     changes = dict(CASES[name])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "TIGHT", changes.pop("chunk_bytes", loss.TIGHT))
+        patch.setattr(
+            loss, "LOGITS_BUDGET_WITH_REMAT", changes.pop("chunk_bytes", loss.LOGITS_BUDGET_WITH_REMAT)
+        )
         found = analysed(**changes)
     sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes, found.alias_size_in_bytes)
     return tuple(round(size / 1e6, 2) for size in sizes)

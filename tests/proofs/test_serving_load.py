@@ -105,7 +105,7 @@ def nonsense(draw):
             b"\xff" + spoiled,
             json.dumps(body | {"temperature": "hot"}).encode(),
             json.dumps(body | {"n": -1}).encode(),
-            json.dumps(body | {"unheard_of": 1}).encode(),
+            json.dumps(body | {"in_flight_of": 1}).encode(),
             json.dumps({"model": NAME}).encode(),
         ]
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.puzzles import FAMILIES, make_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
-from orca_jax.queries.quality import Examiner
+from orca_jax.queries.quality import TraceChecker
 from orca_jax.queries.system_messages import get
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
@@ -138,18 +138,18 @@ def samples(answers, query="q"):
 
 
 def reasons(traces, filters=AGREED):
-    """Why each trace is left out, and the examiner."""
-    examiner = Examiner(filters)
+    """Why each trace is left out, and the checker."""
+    checker = TraceChecker(filters)
     placed = enumerate(traces)
-    return [examiner.reason(flags) for _, _, flags in examiner.stream(placed)], examiner
+    return [checker.reason(flags) for _, _, flags in checker.stream(placed)], checker
 
 
 @given(st.lists(st.lists(st.sampled_from("567"), min_size=1, max_size=5), max_size=6))
 def test_one_trace_is_kept_of_each_query_on_which_most_samples_agree(queries):
     every = [one for number, answers in enumerate(queries) for one in samples(answers, f"q{number}")]
-    found, examiner = reasons(every)
+    found, checker = reasons(every)
     kept = {one.query_id: one for one, reason in zip(every, found) if reason is None}
-    assert len(kept) == found.count(None) == examiner.summary()["kept"]
+    assert len(kept) == found.count(None) == checker.summary()["kept"]
     for number, answers in enumerate(queries):
         elected = majority(answers)
         assert (f"q{number}" in kept) == (elected is not None)
@@ -157,17 +157,17 @@ def test_one_trace_is_kept_of_each_query_on_which_most_samples_agree(queries):
             assert kept[f"q{number}"] == next(
                 one for one in every if one.query_id == f"q{number}" and final_answer(one.answer) == elected
             )
-    assert examiner.left_out.total() + found.count(None) == len(every)
+    assert checker.left_out.total() + found.count(None) == len(every)
 
 
 def test_what_is_left_out_is_counted_under_its_reason():
-    found, examiner = reasons(samples("556"))
+    found, checker = reasons(samples("556"))
     assert found == [None, "spare", "outvoted"]
-    assert examiner.summary()["left_out"] == {"outvoted": 1, "spare": 1}
+    assert checker.summary()["left_out"] == {"outvoted": 1, "spare": 1}
     assert reasons(samples("56"))[0] == ["outvoted"] * 2  # a tie
     assert reasons(samples("5"))[0] == ["outvoted"]
     assert reasons(samples("655"), ("outvoted",))[0] == ["outvoted", None, None]
-    assert not {"outvoted", "spare"} & set(Examiner().summary()["flags"])
+    assert not {"outvoted", "spare"} & set(TraceChecker().summary()["flags"])
 
 
 def test_a_sample_without_an_answer_is_one_that_does_not_agree():
@@ -199,8 +199,8 @@ def test_samples_of_an_oracle_err_apart():
         for sample in range(3)
         for reply in [asyncio.run(teacher.reply([Message("user", p.question)], Sampling(seed=sample)))]
     ]
-    found, examiner = reasons(every)
-    wrong = examiner.flags["disagrees"] / len(every)
+    found, checker = reasons(every)
+    wrong = checker.flags["disagrees"] / len(every)
     kept = [one for one, reason in zip(every, found) if reason is None]
     wrong_kept = sum(not agrees(one.answer, one.target) for one in kept) / len(kept)
     assert 0.2 < wrong < 0.4

@@ -53,8 +53,8 @@ def drawn(files, folder, **settings):
 
 
 def test_every_row_is_accounted_for(files, tmp_path):
-    examined = contamination.Index([("test", "1", PLANTED)])
-    queries, counts, hits = drawn(files, tmp_path, examined=examined)
+    evaluated = contamination.Index([("test", "1", PLANTED)])
+    queries, counts, hits = drawn(files, tmp_path, evaluated=evaluated)
     assert counts["rows"]["read"] == 243
     assert counts["rows"]["malformed"] == 1
     assert "all_submix.jsonl:244" in counts["rows"]["malformed_places"][0]
@@ -75,8 +75,8 @@ def test_every_row_is_accounted_for(files, tmp_path):
 
 def test_contaminated_queries_can_be_kept(files, tmp_path):
     settings = contamination.Settings(action="keep")
-    examined = contamination.Index([("test", "1", PLANTED)], settings)
-    queries, counts, hits = drawn(files, tmp_path, examined=examined)
+    evaluated = contamination.Index([("test", "1", PLANTED)], settings)
+    queries, counts, hits = drawn(files, tmp_path, evaluated=evaluated)
     assert any(PLANTED in query.text for query in queries)
     assert (counts["contamination"]["hit"], counts["contamination"]["dropped"], len(hits)) == (1, 0, 1)
 

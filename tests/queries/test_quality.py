@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from orca_jax.queries import quality
 from orca_jax.queries.agreement import agrees, final_answer
 from orca_jax.queries.contamination import Index
-from orca_jax.queries.quality import Examiner
+from orca_jax.queries.quality import TraceChecker
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
 
@@ -88,7 +88,7 @@ def test_repetitive():
 
 
 @given(st.text(), st.text(), st.text())
-def test_any_text_can_be_examined(answer, target, question):
+def test_any_text_can_be_checked(answer, target, question):
     assert agrees(answer, target, question) in (True, False, None)
     assert isinstance(final_answer(answer, question), str | None)
     for judge in (quality.is_refusal, quality.identifies_itself, quality.is_truncated, quality.is_repetitive):
@@ -96,7 +96,7 @@ def test_any_text_can_be_examined(answer, target, question):
 
 
 def test_every_flag_is_counted_and_only_filters_leave_out():
-    examiner = Examiner(("refusal",))
+    checker = TraceChecker(("refusal",))
     traces = [
         trace("4", question="2 + 2?", target="4"),
         trace("5", question="2 + 2?", target="4"),
@@ -106,7 +106,7 @@ def test_every_flag_is_counted_and_only_filters_leave_out():
         trace("As an AI language model, I say yes."),
         trace("", outcome=Outcome.EMPTY),
     ]
-    flags = [examiner.examine(each) for each in traces]
+    flags = [checker.check(each) for each in traces]
     assert flags == [
         [],
         ["duplicate", "disagrees"],
@@ -116,7 +116,7 @@ def test_every_flag_is_counted_and_only_filters_leave_out():
         ["duplicate", "self_identification", "unchecked"],
         [],
     ]
-    summary = examiner.summary()
+    summary = checker.summary()
     assert summary["flags"] == {
         "duplicate": 3,
         "refusal": 1,
@@ -131,31 +131,31 @@ def test_every_flag_is_counted_and_only_filters_leave_out():
 
 
 def test_another_sample_of_a_question_is_no_duplicate():
-    examiner = Examiner()
-    assert not examiner.examine(trace("One way.", sample=0)).count("duplicate")
-    assert not examiner.examine(trace("Another way.", sample=1)).count("duplicate")
-    assert examiner.examine(trace("One way.", sample=2)).count("duplicate")
+    checker = TraceChecker()
+    assert not checker.check(trace("One way.", sample=0)).count("duplicate")
+    assert not checker.check(trace("Another way.", sample=1)).count("duplicate")
+    assert checker.check(trace("One way.", sample=2)).count("duplicate")
 
 
 def test_questions_of_a_benchmark_are_flagged_where_it_is_given():
     asked = "How many of the seven blue elephants in the garden have a ring on their left ear?"
-    examiner = Examiner(("contaminated",), Index([("test", "1", asked)]))
+    checker = TraceChecker(("contaminated",), Index([("test", "1", asked)]))
     placed = [
         (10 * number, trace("7", question=text)) for number, text in enumerate(["2 + 2?", asked, "Why?"])
     ]
-    found = [(place, flags) for place, _, flags in examiner.stream(iter(placed))]
+    found = [(place, flags) for place, _, flags in checker.stream(iter(placed))]
     assert found == [(0, ["unchecked"]), (10, ["contaminated", "unchecked"]), (20, ["unchecked"])]
-    assert examiner.left_out == {"contaminated": 1}
-    assert examiner.summary()["flags"]["contaminated"] == 1
-    assert "contaminated" not in Examiner().summary()["flags"]
+    assert checker.left_out == {"contaminated": 1}
+    assert checker.summary()["flags"]["contaminated"] == 1
+    assert "contaminated" not in TraceChecker().summary()["flags"]
 
 
 def test_slimorcas_rule_keeps_what_agrees():
-    examiner = Examiner(("disagrees", "unchecked"))
+    checker = TraceChecker(("disagrees", "unchecked"))
     traces = [trace("4", target="4"), trace("5", target="4", question="?"), trace("So.", question="??")]
-    kept = [each for each in traces if examiner.reason(examiner.examine(each)) is None]
+    kept = [each for each in traces if checker.reason(checker.check(each)) is None]
     assert kept == traces[:1]
-    assert examiner.left_out == {"disagrees": 1, "unchecked": 1}
+    assert checker.left_out == {"disagrees": 1, "unchecked": 1}
 
 
 def test_an_unknown_filter_is_named():

@@ -8,7 +8,7 @@ import pytest
 
 from orca_jax import record_files
 from orca_jax.queries.agreement import agrees, final_answer, majority
-from orca_jax.queries.quality import Examiner
+from orca_jax.queries.quality import TraceChecker
 
 pytestmark = pytest.mark.realdata
 
@@ -65,10 +65,10 @@ def test_the_majority_of_three_models_is_right_more_often_than_the_best_of_them(
 
 
 def test_flags_of_openorca(shared_data):
-    examiner = Examiner()
+    checker = TraceChecker()
     for trace in record_files.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4"):
-        examiner.examine(trace)
-    flags = examiner.flags
+        checker.check(trace)
+    flags = checker.flags
     assert (flags["duplicate"], flags["refusal"], flags["repetitive"]) == (2, 0, 0)
     assert (flags["self_identification"], flags["truncated"]) == (4, 1)
     assert flags["unchecked"] == 600  # OpenOrca has no targets

@@ -66,7 +66,7 @@ def test_p_is_corrected_for_the_number_of_arms():
 def test_other_items_are_refused():
     whole = result(base=[20, 20], other=[20, 20])
     short = arms.Result("x", {**whole.items, "other": [whole.items["other"][0][1:], whole.items["other"][1]]})
-    with pytest.raises(arms.ArmError, match="arm 'other' was examined on other items"):
+    with pytest.raises(arms.ArmError, match="arm 'other' was evaluated on other items"):
         arms.outcome_table(short, "base")
 
 

@@ -1,4 +1,4 @@
-"""Paired examinations: pairing by item, the tables' figures, and the sentence that they give."""
+"""Paired evaluations: pairing by item, the tables' figures, and the sentence that they give."""
 
 import dataclasses
 import math
@@ -16,34 +16,34 @@ def item(number, correct, *, difficulty=1, steps=(0, 0)):
 
 
 @pytest.fixture
-def examined():
+def evaluated():
     """Ten items: the first arm is right on 2, the second on all but one of these and on 7 more."""
     first = [item(i, i < 2, difficulty=1 + i % 2) for i in range(10)]
     second = [item(i, i != 0, difficulty=1 + i % 2, steps=(2, 2 - i % 2)) for i in range(10)]
     return first, second
 
 
-def test_items_are_paired_by_id_whatever_their_order(examined):
-    first, second = examined
+def test_items_are_paired_by_id_whatever_their_order(evaluated):
+    first, second = evaluated
     for one, other in pairs.pair(first, second[::-1]):
         assert one.id == other.id
 
 
-def test_what_cannot_be_paired_is_refused(examined):
-    first, second = examined
-    with pytest.raises(pairs.PairError, match="one examination only"):
+def test_what_cannot_be_paired_is_refused(evaluated):
+    first, second = evaluated
+    with pytest.raises(pairs.PairError, match="one evaluation only"):
         pairs.pair(first, second[1:])
     with pytest.raises(pairs.PairError, match="twice under one seed"):
         pairs.pair([*first, first[0]], second)
-    with pytest.raises(pairs.PairError, match="one examination only"):
+    with pytest.raises(pairs.PairError, match="one evaluation only"):
         pairs.pair([*first, dataclasses.replace(first[0], seed=1)], second)
     with pytest.raises(pairs.PairError, match="under each of 2 seeds"):
-        pairs.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in examined))
+        pairs.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in evaluated))
 
 
-def test_several_seeds_are_means_of_items_and_one_test(examined):
+def test_several_seeds_are_means_of_items_and_one_test(evaluated):
     arms = [
-        [*side, *(dataclasses.replace(i, seed=1, correct=i.id != "i0") for i in side)] for side in examined
+        [*side, *(dataclasses.replace(i, seed=1, correct=i.id != "i0") for i in side)] for side in evaluated
     ]
     table = pairs.accuracy_table(pairs.pair(arms[0], arms[1][::-1]), ("answers", "explanations"))
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
@@ -53,8 +53,8 @@ def test_several_seeds_are_means_of_items_and_one_test(examined):
     assert "n = 10, 2 seeds, of the first" in pairs.sentence(pairs.pair(*arms), ("answers", "explanations"))
 
 
-def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
-    table = pairs.accuracy_table(pairs.pair(*examined), ("answers", "explanations"))
+def test_the_table_holds_accuracies_differences_and_discordant_items(evaluated):
+    table = pairs.accuracy_table(pairs.pair(*evaluated), ("answers", "explanations"))
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[0] == "all"
     assert last[1] == "10"
@@ -67,8 +67,8 @@ def test_the_table_holds_accuracies_differences_and_discordant_items(examined):
     assert "navigate, difficulty 2" in table
 
 
-def test_tests_of_single_tasks_are_corrected_for_their_number(examined):
-    table = pairs.accuracy_table(pairs.pair(*examined), ("answers", "explanations"))
+def test_tests_of_single_tasks_are_corrected_for_their_number(evaluated):
+    table = pairs.accuracy_table(pairs.pair(*evaluated), ("answers", "explanations"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4]]
     for name, *_, alone, corrected, _ in rows:
         assert name.startswith("navigate, difficulty")
@@ -90,23 +90,23 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
     assert "50.0 [28.3, 71.7]" in rows["all"]  # where 5 of 10 alone have 23.7 to 76.3
 
 
-def test_steps_are_scored_apart_from_answers(examined):
-    _, second = examined
+def test_steps_are_scored_apart_from_answers(evaluated):
+    _, second = evaluated
     scores = pairs.step_row(second)
     assert scores["stated"] == 1
     assert scores["correct_steps"] == 0.75
     assert scores["right_by_wrong_steps"] == pytest.approx(5 / 9)
 
 
-def test_without_steps_there_is_nothing_to_score(examined):
-    scores = pairs.step_row(examined[0])
+def test_without_steps_there_is_nothing_to_score(evaluated):
+    scores = pairs.step_row(evaluated[0])
     assert scores["stated"] == 0
     assert math.isnan(scores["correct_steps"])
-    assert "-" in pairs.step_table(pairs.pair(*examined), ("answers", "explanations"))
+    assert "-" in pairs.step_table(pairs.pair(*evaluated), ("answers", "explanations"))
 
 
-def test_the_sentence_follows_the_test(examined):
-    first, second = examined
+def test_the_sentence_follows_the_test(evaluated):
+    first, second = evaluated
     names = ("answers", "explanations")
     assert pairs.sentence(pairs.pair(first, second), names).startswith("explanations is right more often")
     assert pairs.sentence(pairs.pair(second, first), names).startswith("answers is right more often")

@@ -5,7 +5,7 @@ import pytest
 
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.reporting import paper_figures
-from orca_jax.reporting.paper_runs import Examination, Run
+from orca_jax.reporting.paper_runs import Evaluation, Run
 
 SHARES = {name: {1: 0.25, 3: 0.75} for name in paper_figures.COLLECTIONS}
 FIGURES = [f"figure_{number}" for number in (1, 2, 3, 6, 9, 11, 12)]
@@ -33,7 +33,7 @@ def run(tmp_path):
     }
     scores = {"benchmark": "agieval", "mode": "orca", "system_message_id": 1, "tasks": tasks}
     part = {"benchmark": "bbh", "mode": "orca", "system_message_id": 1, "tasks": {"snarks": tasks["lsat-rc"]}}
-    found = (Examination(tmp_path / "agieval-orca", scores), Examination(tmp_path / "bbh-orca", part))
+    found = (Evaluation(tmp_path / "agieval-orca", scores), Evaluation(tmp_path / "bbh-orca", part))
     return Run("ours", tmp_path, found)
 
 
@@ -61,7 +61,7 @@ def test_chance_is_drawn_where_it_is_known(published):
     assert not published["figure_1"].figure.axes[0].lines
 
 
-def test_a_run_has_its_bar_where_every_task_was_examined(run):
+def test_a_run_has_its_bar_where_every_task_was_evaluated(run):
     found = by_name([run])
     assert "ours (a part)" in texts(found["figure_2"].figure)
     assert "30.0" in texts(found["figure_2"].figure)
@@ -76,7 +76,7 @@ def test_radars_have_a_ring_a_system_over_all_tasks(published, run):
         assert all(len(line.get_ydata()) == tasks + 1 for line in axes.lines)
     drawn = by_name([run])["figure_12"].figure.axes[0].lines
     ring = next(line for line in drawn if line.get_label() == "ours (a part)")
-    assert np.isfinite(np.asarray(ring.get_ydata(), float)).sum() == 1  # the one task that was examined
+    assert np.isfinite(np.asarray(ring.get_ydata(), float)).sum() == 1  # the one task that was evaluated
 
 
 def test_figure_6_shows_each_collections_shares(published):

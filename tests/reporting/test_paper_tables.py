@@ -119,7 +119,7 @@ def test_every_footnote_is_about_a_cell_that_there_is():
         assert {place for note in table.notes for place in note.at} <= marked
 
 
-def test_bbh_rows_are_the_tasks_that_are_examined():
+def test_bbh_rows_are_the_tasks_that_are_evaluated():
     assert [row.filters["task"] for row in paper.TABLE_11.rows[:-1]] == list(bbh.PAPER_TASKS)
 
 
@@ -129,7 +129,7 @@ def test_bbh_rows_are_the_tasks_that_are_examined():
 ANSWERS = {True: "A", False: "B", None: None}
 
 
-def examine(workdir, name, benchmark, right, *, mode="orca", message=1):
+def evaluate(workdir, name, benchmark, right, *, mode="orca", message=1):
     """Writes evaluation/NAME: of each task, whether each of its items is right (None: not parsed)."""
     questions = [
         Question(benchmark, task, f"{task}-{i}", "?", "A", ("A", "B"), 0.5, 0.5)
@@ -160,7 +160,7 @@ def share(right, n):
 def run(tmp_path):
     """Snarks as in the paper (111 of 178), navigate far below it (20 %), hyperbaton in part (20 of 100)."""
     workdir = tmp_path / "mini"
-    examine(
+    evaluate(
         workdir,
         "bbh-orca",
         "bbh",
@@ -208,7 +208,7 @@ def test_other_tables_say_not_measured(run):
 
 def test_the_average_is_measured_where_every_task_is(tmp_path):
     right = {task: share(20, 100) for task in registry.READERS["agieval"].groups[0].tasks}
-    examine(tmp_path / "a", "agieval-orca", "agieval", right)
+    evaluate(tmp_path / "a", "agieval-orca", "agieval", right)
     rows = by_row(paper_tables.page(paper.TABLE_8, paper_runs.find([tmp_path / "a"])).grids[1])
     assert rows["Average"]["a"] == "20.0 ± 1.4"
     assert rows["Average"]["Difference"] == "-21.7 ± 1.7"
@@ -217,18 +217,18 @@ def test_the_average_is_measured_where_every_task_is(tmp_path):
 
 def test_only_the_papers_protocol_counts(tmp_path):
     right = {"snarks": share(10, 20)}
-    examine(tmp_path / "a", "bbh-robust", "bbh", right, mode="robust")
-    examine(tmp_path / "a", "bbh-orca-message-7", "bbh", right, message=7)
+    evaluate(tmp_path / "a", "bbh-robust", "bbh", right, mode="robust")
+    evaluate(tmp_path / "a", "bbh-orca-message-7", "bbh", right, message=7)
     (found,) = paper_runs.find([tmp_path / "a"])
     assert paper_tables.measured_cells(found, paper.TABLE_11, paper.TABLE_11.compared[0]) == {}
-    examine(tmp_path / "a", "bbh-scored", "bbh", right, message=None)  # foreign replies do not tell theirs
+    evaluate(tmp_path / "a", "bbh-scored", "bbh", right, message=None)  # foreign replies do not tell theirs
     (found,) = paper_runs.find([tmp_path / "a"])
     assert paper_tables.measured_cells(found, paper.TABLE_11, paper.TABLE_11.compared[0]).keys() == {"Snarks"}
 
 
-def test_table_9_takes_each_message_from_its_own_examination(tmp_path):
+def test_table_9_takes_each_message_from_its_own_evaluation(tmp_path):
     for message, right in ((1, 50), (5, 30), (2, 40)):
-        examine(
+        evaluate(
             tmp_path / "a", f"agieval-{message}", "agieval", {"sat-math": share(right, 100)}, message=message
         )
     main = by_row(paper_tables.page(paper.TABLE_9, paper_runs.find([tmp_path / "a"])).grids[0])["SAT-Math"]
@@ -238,7 +238,7 @@ def test_table_9_takes_each_message_from_its_own_examination(tmp_path):
 
 
 def test_truthfulqa_counts_replies_out_of_format(tmp_path):
-    examine(tmp_path / "a", "t", "truthfulqa_mc", {"truthfulqa_mc": [True] * 6 + [False] * 2 + [None] * 2})
+    evaluate(tmp_path / "a", "t", "truthfulqa_mc", {"truthfulqa_mc": [True] * 6 + [False] * 2 + [None] * 2})
     main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_runs.find([tmp_path / "a"])).grids[0])
     assert main["Accuracy"]["a"] == "60.00 [31.27, 83.18]"
     assert main["Replies not in the format"]["a"] == "20.00 [5.67, 50.98]"
@@ -268,7 +268,7 @@ def test_toxicity_and_reviews_are_read(tmp_path):
 
 
 def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
-    examine(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(50, 250)})
+    evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(50, 250)})
     grids = paper_tables.page(paper.TABLE_11, paper_runs.find([run, tmp_path / "other"])).grids
     assert grids[3].title == "other against mini on the same items, those of Table 11"
     rows = by_row(grids[3])
@@ -279,14 +279,14 @@ def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
 
 
 def test_runs_of_other_items_are_not_paired_and_the_page_says_so(run, tmp_path):
-    examine(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(3, 10)})
+    evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(3, 10)})
     page = paper_tables.page(paper.TABLE_11, paper_runs.find([run, tmp_path / "other"]))
     assert len(page.grids) == 3
-    assert page.notes[0].startswith("mini and other are not paired: 168 items are in one examination only")
+    assert page.notes[0].startswith("mini and other are not paired: 168 items are in one evaluation only")
 
 
 def test_runs_are_paired_on_the_tasks_that_both_have(run, tmp_path):
-    other = examine(
+    other = evaluate(
         tmp_path / "other", "bbh-orca", "bbh", {"navigate": share(25, 250), "web_of_lies": [True]}
     )
     runs = paper_runs.find([run, tmp_path / "other"])
@@ -335,7 +335,7 @@ def test_two_standard_errors_decide_or_the_interval_and_of_a_part_nothing():
 def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
     groups = registry.READERS[benchmark].groups
     tasks = groups[0].tasks if groups else (benchmark,)
-    examine(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
+    evaluate(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
     for table in paper.TABLES:
         page = paper_tables.page(table, paper_runs.find([tmp_path / "two"]))
         measured = [value for value in page.values if value["run"] and value["value"] is not None]
@@ -354,8 +354,8 @@ def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
 
 def test_arms_and_other_models_are_runs_of_their_own(tmp_path):
     for seed in (0, 1):
-        examine(tmp_path / "set" / "mixed" / f"seed-{seed}", "bbh-orca", "bbh", {"snarks": share(1, 2)})
-    examine(tmp_path / "set" / "mixed" / "seed-1", "vicuna/bbh-orca", "bbh", {"snarks": share(2, 2)})
+        evaluate(tmp_path / "set" / "mixed" / f"seed-{seed}", "bbh-orca", "bbh", {"snarks": share(1, 2)})
+    evaluate(tmp_path / "set" / "mixed" / "seed-1", "vicuna/bbh-orca", "bbh", {"snarks": share(2, 2)})
     names = ["mixed/seed-0", "mixed/seed-1", "mixed/seed-1, vicuna"]
     assert [run.name for run in paper_runs.find([tmp_path / "set"])] == names
     assert [run.name for run in paper_runs.find([tmp_path / "set" / "mixed"])] == names
@@ -363,13 +363,13 @@ def test_arms_and_other_models_are_runs_of_their_own(tmp_path):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     for parent in ("a", "b"):
-        examine(tmp_path / parent / "mini", "bbh-orca", "bbh", {"snarks": share(1, 2)})
+        evaluate(tmp_path / parent / "mini", "bbh-orca", "bbh", {"snarks": share(1, 2)})
     folders = [tmp_path / "a" / "mini", tmp_path / "b" / "mini"]
     assert [run.name for run in paper_runs.find(folders)] == list(map(str, folders))
     assert [run.name for run in paper_runs.find([folders[0], folders[0]])] == ["mini"]
 
 
-def test_what_was_not_examined_is_named(tmp_path, run):
+def test_what_was_not_evaluated_is_named(tmp_path, run):
     with pytest.raises(ValueError, match="no evaluation/"):
         paper_runs.find([tmp_path / "nowhere"])
     (run / "evaluation" / "bbh-orca" / "scores.json").write_text("{")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts, record_files
-from orca_jax.evaluation import examination, scoring
+from orca_jax.evaluation import run as evaluation_run
+from orca_jax.evaluation import scoring
 from orca_jax.records import Item, Outcome, Usage
 from orca_jax.reporting import report, report_results, report_sources
 
@@ -53,7 +54,7 @@ class Page(html.parser.HTMLParser):
         ]
 
 
-def write_examination(directory, message, *, right, text="So the answer is Yes.", size=4):
+def write_evaluation(directory, message, *, right, text="So the answer is Yes.", size=4):
     """Items of three tasks, two difficulties each: the first `right` are right, the last is unparsed."""
     items, replies = [], []
     for task in TASKS:
@@ -63,13 +64,13 @@ def write_examination(directory, message, *, right, text="So the answer is Yes."
             common |= dict(system_message_id=message, outcome=Outcome.OK)
             extra = {"difficulty": 1 + index % 2}
             items.append(Item(**common, correct=answer == "Yes", answer=answer, target="Yes", extra=extra))
-            replies.append(examination.RecordedReply(request="", text=text, usage=Usage(), **common))
+            replies.append(evaluation_run.RecordedReply(request="", text=text, usage=Usage(), **common))
     scores = {
         "benchmark": "puzzles", "mode": "robust", "system_message_id": message,
         "tasks": {task: {"chance": 0.5} for task in TASKS},
     }  # fmt: skip
     scoring.write(directory, items, scores)
-    record_files.write_jsonl(directory / examination.REPLIES, replies)
+    record_files.write_jsonl(directory / evaluation_run.REPLIES, replies)
 
 
 def write_training(directory, inputs, stages=("apprentice", "expert")):
@@ -91,8 +92,8 @@ def write_training(directory, inputs, stages=("apprentice", "expert")):
 
 
 def write_data(directory, teacher="apprentice", kind="oracle"):
-    made_by = {"program": "collect", "teacher": {"kind": kind}}
-    traces = artifacts.finish(directory / "traces" / teacher, made_by, {}, {"traces": 3})
+    provenance = {"program": "collect", "teacher": {"kind": kind}}
+    traces = artifacts.finish(directory / "traces" / teacher, provenance, {}, {"traces": 3})
     columns = {
         "supervised": [5, 10, 20], "collection": ["puzzles"] * 3,
         "task": ["navigate", "navigate", "web_of_lies"], "system_message_id": [1, 7, 7],
@@ -109,10 +110,10 @@ def write_run(directory, *, text="So the answer is Yes.", right=2):
     fingerprint = write_data(directory)
     training = write_training(directory, {"apprentice": fingerprint})
     for message, more in ((1, 0), (7, 1)):
-        examined = directory / "evaluation" / f"puzzles-message-{message}"
-        write_examination(examined, message, right=right + more, text=text)
+        evaluated = directory / "evaluation" / f"puzzles-message-{message}"
+        write_evaluation(evaluated, message, right=right + more, text=text)
         artifacts.finish(
-            examined, {"program": "evaluate"}, {"training": training["fingerprint"]}, {"items": 12}
+            evaluated, {"program": "evaluate"}, {"training": training["fingerprint"]}, {"items": 12}
         )
     return directory
 
@@ -135,10 +136,10 @@ def arm_set(tmp_path):
             write_run(directory / arm / f"seed-{seed}", right=1 + number + seed * (1 - number))
     about = {
         "name": "main", "question": "Do explanations help?", "baseline": "answers", "seeds": [0, 1, 2],
-        "examined": [{"title": "own message", "examination": "puzzles-message-7"}],
+        "results": [{"title": "own message", "evaluation": "puzzles-message-7"}],
         "arms": [
             {"name": "answers", "note": "no steps", "changes": {"data": {"supervise": "last"}}},
-            {"name": "explained", "examined": {"own message": "puzzles-message-1"}},
+            {"name": "explained", "evaluations": {"own message": "puzzles-message-1"}},
             {"name": "never begun"},
         ],
     }  # fmt: skip
@@ -218,10 +219,10 @@ def test_headline_figures_name_benchmark_mode_message_and_n(run):
 
 
 def test_a_part_of_the_questions_is_marked_as_one(run):
-    for examined in (run / "evaluation").iterdir():
-        made_by = {"program": "evaluate", "name": examined.name, "evaluation": {"per_family": 6}}
-        (examined / "manifest.json").unlink()
-        artifacts.finish(examined, made_by, {}, {"items": 12})
+    for evaluated in (run / "evaluation").iterdir():
+        provenance = {"program": "evaluate", "name": evaluated.name, "evaluation": {"per_family": 6}}
+        (evaluated / "manifest.json").unlink()
+        artifacts.finish(evaluated, provenance, {}, {"items": 12})
     page = page_of(run)
     text = " ".join(section(run, "results").text.split())
     assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
@@ -231,8 +232,8 @@ def test_a_part_of_the_questions_is_marked_as_one(run):
     assert "n = 4 of 6" in page.text  # of the bars
 
 
-def test_two_examinations_alike_are_both_shown(run):
-    write_examination(run / "evaluation/puzzles-again", 1, right=0)
+def test_two_evaluations_alike_are_both_shown(run):
+    write_evaluation(run / "evaluation/puzzles-again", 1, right=0)
     labels = {reply["data-label"] for reply in page_of(run).all("div", "reply")}
     assert labels == {"empty message", "empty message (puzzles-message-1)", "step by step"}
 
@@ -358,7 +359,7 @@ def test_replies_without_a_right_answer_are_counted_and_their_toxicity_said(tmp_
 def test_what_is_not_there_is_named(tmp_path):
     write_data(tmp_path / "begun", kind="api")
     page = page_of(tmp_path / "begun")
-    for part in ("No examination is finished", "No training has logged", "no data cards", "no replies yet",
+    for part in ("No evaluation is finished", "No training has logged", "no data cards", "no replies yet",
                  "config was not kept", "no table.md"):  # fmt: skip
         assert part in page.text, part
     assert "oracles" not in page.text

@@ -1,4 +1,4 @@
-"""One examination's scores as a table."""
+"""One evaluation's scores as a table."""
 
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.questions import Question

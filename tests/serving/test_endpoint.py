@@ -5,12 +5,12 @@ import dataclasses
 
 import pytest
 
-from orca_jax.asking.ask import ask_all
-from orca_jax.asking.endpoint import Request
-from orca_jax.asking.ledger import Ledger
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.serving.endpoint import StudentEndpoint
 from orca_jax.serving.local import LocalStudent
+from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.ledger import Ledger
 from tests.student.students import SMALL, make_params
 
 SAMPLING = Sampling(max_tokens=8, seed=3)

@@ -1,4 +1,4 @@
-"""Other people's clients against the server: openai's, lm-eval's, and our own asking and examining."""
+"""Other people's clients against the server: openai's, lm-eval's, and our own asking and evaluating."""
 
 import asyncio
 import functools
@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.asking.ask import ask_all
-from orca_jax.asking.endpoint import Request
-from orca_jax.asking.ledger import Ledger
-from orca_jax.asking.openai import OpenAIConfig, OpenAIEndpoint
-from orca_jax.evaluation import examination
+from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.serving.vocabulary import Vocabulary
+from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
 from tests.serving.served import NAME, QUESTION, WARM, Served, chat
 
 MESSAGES = tuple(Message(**turn) for turn in QUESTION)
@@ -114,7 +114,7 @@ def test_collection_asks_it(endpoint, student, tmp_path):
     assert [(r.outcome, r.text, r.usage) for r in replies] == [(r.outcome, r.text, r.usage) for r in expected]
 
 
-def test_an_examination_asks_it(endpoint, student, tmp_path):
+def test_an_evaluation_asks_it(endpoint, student, tmp_path):
     questions = [
         Question(benchmark="b", task="t", id=str(n), mode="m", text=f"Is {n} red?", target="no")
         for n in range(5)
@@ -127,8 +127,10 @@ def test_an_examination_asks_it(endpoint, student, tmp_path):
         return enumerate(asyncio.run(all_of_them()))
 
     asked = {"sampling": Sampling(max_tokens=8), "seed": 0, "system_message_id": 1, "system_text": ""}
-    served = examination.examine(questions, answer, tmp_path / "served", round_size=2, **asked)
-    here = examination.examine(questions, student.as_finished, tmp_path / "here", round_size=2, **asked)
+    served = evaluation_run.collect_replies(questions, answer, tmp_path / "served", round_size=2, **asked)
+    here = evaluation_run.collect_replies(
+        questions, student.as_finished, tmp_path / "here", round_size=2, **asked
+    )
     assert [reply.text for _, reply in served] == [reply.text for _, reply in here]
     assert all(reply.outcome is not Outcome.ERROR for _, reply in served)
 

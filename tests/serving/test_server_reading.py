@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from orca_jax.serving.reading import Reader, Reading
+from orca_jax.serving.prompt_log_probs import LogProbsRequest, PromptScorer
 from tests.serving.served import make_student
 from tests.student.students import logits, make_tokens
 
@@ -16,13 +16,13 @@ def generator(tokenizer):
 
 @pytest.fixture(scope="module")
 def reader(generator):
-    return Reader(generator)
+    return PromptScorer(generator)
 
 
 @pytest.mark.parametrize("top", [0, 1, 3, 20])
 def test_readings_are_the_students(reader, generator, tokenizer, top):
     sequences = [make_tokens(size, size, tokenizer.vocab_size) for size in (1, 2, 9, 70, 5)]
-    reads = reader.read([Reading(tokens, top) for tokens in sequences])
+    reads = reader.read([LogProbsRequest(tokens, top) for tokens in sequences])
     engine = generator.engine
     for tokens, read in zip(sequences, reads, strict=True):
         expected = np.asarray(jax.nn.log_softmax(logits(engine.params, tokens, engine.config)))
@@ -38,14 +38,14 @@ def test_readings_are_the_students(reader, generator, tokenizer, top):
 def test_the_likeliest_token_has_the_same_number_twice(reader, generator):
     prompt = np.array([1, 7, 9], np.int32)
     (said,) = generator.generate([prompt], max_tokens=30)
-    (read,) = reader.read([Reading(np.concatenate([prompt, said.tokens]), 1)])
+    (read,) = reader.read([LogProbsRequest(np.concatenate([prompt, said.tokens]), 1)])
     greedy = read.log_probs[2:] == read.top_log_probs[2:-1, 0]
     assert greedy.all()
     np.testing.assert_allclose(read.log_probs[2:], said.log_probs, atol=1e-4)
 
 
 def test_batches_have_a_largest_size(reader):
-    short, long = Reading(make_tokens(60), 1), Reading(make_tokens(2000), 1)
+    short, long = LogProbsRequest(make_tokens(60), 1), LogProbsRequest(make_tokens(2000), 1)
     assert reader.fits([long])
     assert not reader.fits([long, long])
     assert not reader.fits([short] * 4 + [long])

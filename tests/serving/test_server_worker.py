@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.serving.reading import Reading
-from orca_jax.serving.worker import Flow, Overloaded, Turns, Worker
+from orca_jax.serving.prompt_log_probs import LogProbsRequest
+from orca_jax.serving.worker import Overloaded, RequestGroup, RoundRobin, Worker
 from orca_jax.student.engine import Request
 from tests.serving.served import make_student, slowed, until
 
@@ -39,11 +39,11 @@ def request(number, max_tokens=20):
 
 
 def flow(size):
-    return Flow(lambda index, event: None, collections.deque(enumerate([request(0)] * size)))
+    return RequestGroup(lambda index, event: None, collections.deque(enumerate([request(0)] * size)))
 
 
 def test_flows_take_turns_and_may_leave():
-    turns, flows = Turns(), {name: flow(size) for name, size in (("a", 4), ("b", 1), ("c", 2), ("d", 3))}
+    turns, flows = RoundRobin(), {name: flow(size) for name, size in (("a", 4), ("b", 1), ("c", 2), ("d", 3))}
     for one in flows.values():
         turns.add(one)
     turns.remove(flows["d"])
@@ -117,7 +117,7 @@ def test_wrong_requests_and_readings_that_fail_hit_their_askers_only(worker, mon
         monkeypatch.setattr(worker._reader, "read", lambda batch: 1 // 0)
         return await asyncio.gather(
             worker.results([request(0, max_tokens=0)]),
-            worker.results([Reading(np.array([1, 2], np.int32), 1)]),
+            worker.results([LogProbsRequest(np.array([1, 2], np.int32), 1)]),
             worker.results([request(0)]),
             return_exceptions=True,
         )

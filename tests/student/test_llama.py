@@ -9,7 +9,7 @@ import pytest
 
 from orca_jax.student import llama
 from orca_jax.student.attention import BACKENDS
-from orca_jax.student.cache import Fresh
+from orca_jax.student.cache import Prefill
 from orca_jax.student.config import RopeScaling
 from orca_jax.student.parameters import per_layer, stacked
 from tests.student import numpy_llama
@@ -159,7 +159,7 @@ def test_the_scanned_view_refuses_a_cache():
     params, config = stacked(make_params(SMALL), SMALL)
     one = np.ones((1, 1), np.int32)
     with pytest.raises(ValueError, match="per_layer"):
-        llama.apply(params, one, one, one, (Fresh(),) * config.num_layers, config=config)
+        llama.apply(params, one, one, one, (Prefill(),) * config.num_layers, config=config)
 
 
 def test_bfloat16_computes_nearly_the_same_and_returns_float32():

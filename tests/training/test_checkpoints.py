@@ -224,7 +224,11 @@ def test_load_params_of_a_damaged_checkpoint_gives_the_step_before(copy):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), PermissionError(13, "denied"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")],
+    [
+        MemoryError(),
+        PermissionError(13, "denied"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no space"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_not_the_checkpoints_fault_sets_none_aside(copy, monkeypatch, error):

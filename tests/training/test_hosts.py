@@ -12,7 +12,7 @@ import pytest
 
 from orca_jax.training import hosts
 from orca_jax.training.checkpoints import load_params
-from orca_jax.training.hosts import HostsError, _Word
+from orca_jax.training.hosts import HostsError, _HostInfo
 from tests.training import synthetic
 
 WORKER = """
@@ -44,7 +44,7 @@ if process == 0:
 from tests.training import synthetic
 from orca_jax.student import sharding
 
-votes = hosts.Votes(sharding.make_mesh(sharding.MeshConfig(data=2)))
+votes = hosts.PreemptionSync(sharding.make_mesh(sharding.MeshConfig(data=2)))
 for mine in ([None, None], [None, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGINT, None]):
     outcome = votes.read(votes.cast(mine[process]))
     said.append(outcome and outcome.name)
@@ -116,7 +116,7 @@ def test_two_processes_compare_and_vote(repo):
     assert codes == [0, 0], words
     said = [json.loads(text.partition("SAID")[2].splitlines()[0]) for text in words]
     missing = said[0].pop(3)
-    assert "no word on 'alone' within 1 s from process 1 of 2" in missing
+    assert "no answer on 'alone' within 1 s from process 1 of 2" in missing
     assert said[0] == said[1]
     assert said[0][0] == "equal"
     for text in said[0][1:3]:
@@ -142,13 +142,13 @@ def test_processes_with_different_steps_do_not_start(repo, tmp_path):
 
 
 def test_the_odd_one_out_is_named():
-    words = {i: _Word(f"host-{i}", {"config": "b" if i == 2 else "a", "data": "d"}) for i in range(4)}
+    words = {i: _HostInfo(f"host-{i}", {"config": "b" if i == 2 else "a", "data": "d"}) for i in range(4)}
     assert hosts.differences(words) == ["config is b on process 2 (host-2), a elsewhere"]
     assert hosts.differences({i: words[i] for i in (0, 1, 3)}) == []
 
 
 def test_a_value_that_one_process_lacks_is_named():
-    words = {0: _Word("x", {"jax": "1"}), 1: _Word("y", {})}
+    words = {0: _HostInfo("x", {"jax": "1"}), 1: _HostInfo("y", {})}
     assert hosts.differences(words) == ["jax is None on process 1 (y), 1 elsewhere"]
 
 
@@ -156,7 +156,7 @@ def test_alone_there_is_nothing_to_join_or_compare():
     hosts.join("")
     assert not jax.distributed.is_initialized()
     hosts.compare("x", {"config": "a"})
-    votes = hosts.Votes(synthetic.mesh())
+    votes = hosts.PreemptionSync(synthetic.mesh())
     assert votes.read(votes.cast(None)) is None
     assert votes.read(votes.cast(signal.SIGTERM)) is signal.SIGTERM
 

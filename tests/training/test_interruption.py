@@ -12,7 +12,7 @@ from orca_jax.training import interruption
 @pytest.mark.parametrize("number", interruption.SIGNALS, ids=lambda number: number.name)
 def test_a_signal_is_noted_and_the_handler_comes_back(number):
     before = signal.getsignal(number)
-    with interruption.held() as interrupted:
+    with interruption.deferred() as interrupted:
         assert interrupted.signal is None
         signal.raise_signal(number)
         assert interrupted.signal is number
@@ -20,7 +20,7 @@ def test_a_signal_is_noted_and_the_handler_comes_back(number):
 
 
 def test_a_second_signal_ends_the_program():
-    with interruption.held():
+    with interruption.deferred():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
@@ -28,7 +28,7 @@ def test_a_second_signal_ends_the_program():
 
 def test_handlers_come_back_after_an_error():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(RuntimeError, match="inside"), interruption.held():
+    with pytest.raises(RuntimeError, match="inside"), interruption.deferred():
         raise RuntimeError("inside")
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -37,7 +37,7 @@ def test_outside_the_main_thread_nothing_is_held():
     found = []
 
     def work():
-        with interruption.held() as interrupted:
+        with interruption.deferred() as interrupted:
             found.append(interrupted.signal)
 
     thread = threading.Thread(target=work)
@@ -48,7 +48,7 @@ def test_outside_the_main_thread_nothing_is_held():
 
 def test_preempted_programs_ask_to_be_started_again():
     with pytest.raises(SystemExit) as left:
-        interruption.leave(signal.SIGTERM)
+        interruption.exit_for(signal.SIGTERM)
     assert left.value.code == os.EX_TEMPFAIL == 75
     with pytest.raises(KeyboardInterrupt):
-        interruption.leave(signal.SIGINT)
+        interruption.exit_for(signal.SIGINT)

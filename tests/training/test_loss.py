@@ -135,7 +135,10 @@ def test_chunks_in_bfloat16_add_up_the_heads_gradient_in_float32():
 )
 def test_a_chunks_logits_fit_the_budget(rows, length, vocab_size, remat):
     config = LlamaConfig(vocab_size=vocab_size, remat=remat)
-    size, budget = chunk_size(config, rows, length), loss.ROOMY if remat == "none" else loss.TIGHT
+    size, budget = (
+        chunk_size(config, rows, length),
+        loss.LOGITS_BUDGET if remat == "none" else loss.LOGITS_BUDGET_WITH_REMAT,
+    )
     assert 1 <= size <= length
     position = 4 * rows * config.padded_vocab_size
     assert position * size <= budget or position * (size - 1) <= budget  # rounded up to a whole position

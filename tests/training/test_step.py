@@ -186,7 +186,7 @@ rows = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), synthetic.
 rate = jax.ShapeDtypeStruct((), jnp.float32)
 for axes, accumulation in (((2, 2, 2), 1), ((2, 2, 2), 2), ((1, 8, 1), 1)):
     mesh, optimizer = synthetic.mesh(*axes), make_optimizer(OptimizerConfig())
-    loss.ROOMY = 1 << 12 if accumulation > 1 else 1 << 30  # one of them in chunks
+    loss.LOGITS_BUDGET = 1 << 12 if accumulation > 1 else 1 << 30  # one of them in chunks
     steps = make_steps(synthetic.STUDENT, optimizer, mesh, dtype=jnp.float32, accumulation=accumulation)
     with jax.set_mesh(mesh):
         steps.update.lower(steps.abstract, rows, rate).compile()
@@ -267,7 +267,7 @@ def test_remat_changes_no_loss(remat):
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_a_loss_in_chunks_changes_no_loss(monkeypatch, axes):
-    monkeypatch.setattr(loss_module, "ROOMY", 4096)
+    monkeypatch.setattr(loss_module, "LOGITS_BUDGET", 4096)
     with jax.set_mesh(synthetic.mesh(*axes)):
         assert loss_module.chunk_size(STUDENT, 8, 48) < 48
     np.testing.assert_allclose(

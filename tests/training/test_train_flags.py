@@ -20,7 +20,7 @@ def test_steps_that_cannot_be_read(text):
 
 def test_without_a_command_line_nothing_is_watched(monkeypatch):
     monkeypatch.setattr(train.flags, "FLAGS", flags.FlagValues())
-    assert train.from_flags() == train.Watching("", 0.0, None)
+    assert train.from_flags() == train.RunOptions("", 0.0, None)
 
 
 def test_flags_are_read(monkeypatch):
@@ -33,13 +33,13 @@ def test_flags_are_read(monkeypatch):
         define(name, default, "", flag_values=parsed)
     parsed(["train", "--hosts=auto", "--peak_tflops=989", "--profile_steps=2:3"])
     monkeypatch.setattr(train.flags, "FLAGS", parsed)
-    assert train.from_flags() == train.Watching("auto", 989.0, (2, 3))
+    assert train.from_flags() == train.RunOptions("auto", 989.0, (2, 3))
 
 
 def test_hosts_are_joined_before_anything_else(tmp_path):
     """A config is not even looked at."""
     with pytest.raises(HostsError, match="hosts='nowhere' is neither"):
-        train.run(None, tmp_path, train.Watching(hosts="nowhere"))
+        train.run(None, tmp_path, train.RunOptions(hosts="nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_hosts_are_joined_before_anything_else(tmp_path):
     ],
 )
 def test_the_peak_is_the_flags_or_the_tables(given, kind, dtype, peak):
-    assert train.peak_flops(train.Watching(peak_tflops=given), kind, dtype) == peak
+    assert train.peak_flops(train.RunOptions(peak_tflops=given), kind, dtype) == peak

@@ -372,7 +372,7 @@ def test_a_plateau_needs_validation(tmp_path, changes):
         synthetic.trainer(tmp_path, **settings)
 
 
-# --- Watching
+# --- RunOptions
 
 
 def test_what_a_record_measures(tmp_path):

@@ -1,4 +1,4 @@
-"""Procedural puzzles as an examination: a task is a family, and items keep difficulty and step scores."""
+"""Procedural puzzles as an evaluation: a task is a family, and items keep difficulty and step scores."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def puzzles():
     ]
 
 
-def examined(puzzles, texts):
+def evaluated(puzzles, texts):
     questions = benchmark.questions(puzzles)
     replies = [Reply(Outcome.OK, text) for text in texts]
     items = scoring.score(
@@ -29,7 +29,7 @@ def test_the_true_solution_is_right_in_every_family_whether_bare_or_with_steps(p
     with_steps = ["\n".join([*p.steps, f"So the answer is {p.target}."]) for p in puzzles]
     first = [f"The answer is {p.target}. Here is why:\n" + "\n".join(p.steps) for p in puzzles]
     for texts in (bare, with_steps, first):
-        items, scores = examined(puzzles, texts)
+        items, scores = evaluated(puzzles, texts)
         assert [item.id for item in items if not item.correct] == []
         assert scores["macro"] == 1
         assert set(scores["tasks"]) == set(FAMILIES)
@@ -37,7 +37,7 @@ def test_the_true_solution_is_right_in_every_family_whether_bare_or_with_steps(p
 
 def test_items_keep_family_difficulty_and_step_scores(puzzles):
     texts = ["\n".join([*p.steps, f"So the answer is {p.target}."]) for p in puzzles]
-    items, _ = examined(puzzles, texts)
+    items, _ = evaluated(puzzles, texts)
     for puzzle, item in zip(puzzles, items):
         assert (item.extra["family"], item.extra["difficulty"]) == (puzzle.family, puzzle.difficulty)
         assert item.extra["steps"] == {
@@ -48,10 +48,10 @@ def test_items_keep_family_difficulty_and_step_scores(puzzles):
 def test_another_choice_is_wrong_and_silence_is_unparsed(puzzles):
     closed = [puzzle for puzzle in puzzles if len(puzzle.choices) > 1]
     wrong = [next(choice for choice in p.choices if choice != p.target) for p in closed]
-    items, scores = examined(closed, wrong)
+    items, scores = evaluated(closed, wrong)
     assert not any(item.correct for item in items)
     assert scores["groups"]["micro"]["unparsed"] == 0
-    _, silent = examined(closed, ["I cannot say."] * len(closed))
+    _, silent = evaluated(closed, ["I cannot say."] * len(closed))
     assert silent["groups"]["micro"]["unparsed"] == 1
 
 

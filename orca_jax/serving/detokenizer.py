@@ -1,0 +1,70 @@
+"""The words of a reply as its tokens come: where a stop text ends it, and what of it is settled."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+from orca_jax.data import layouts, template_layout
+from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
+from orca_jax.data.tokenizer import TokenizerLike
+
+TORN = "\ufffd"  # what a character decodes to of which some bytes are still to come
+
+
+class Detokenizer:
+    """Reads replies in one layout; `stops` are texts that end them and are not part of them.
+
+    Without a layout, a reply is all that its tokens spell. A stop that is a control token's name ends a
+    reply where that token comes, which no text shows.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike, layout: str | None, stops: Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self.stops = tuple(stop for stop in stops if stop)
+        self._stop_ids = {tokenizer.control_ids[stop] for stop in self.stops if stop in tokenizer.control_ids}
+        self._before, self._after = frame(layout, tokenizer) if layout else ("", "")
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The reply that tokens spell, up to the first stop text."""
+        text = self._whole(tokens)
+        return text[: min([text.find(stop) for stop in self.stops if stop in text], default=None)]
+
+    def ends(self, tokens: Sequence[int]) -> int | None:
+        """With how many tokens the first stop text was whole; None while there is none.
+
+        It depends on the tokens alone, not on how many are looked at together.
+        """
+        said = next((n for n, token in enumerate(tokens) if token in self._stop_ids), None)
+        tokens = tokens[:said]
+        if not self._stopped(tokens):
+            return said
+        return bisect.bisect_left(range(len(tokens)), True, key=lambda size: self._stopped(tokens[:size]))
+
+    def stable_text(self, tokens: Sequence[int]) -> str:
+        """What of an unfinished reply's text no later token can take back."""
+        decoded = self.tokenizer.decode(tokens)
+        if self._before.startswith(decoded):
+            return ""
+        text = decoded.removeprefix(self._before).rstrip(TORN)
+        return text[: len(text) - max((_begun(text, end) for end in (*self.stops, self._after)), default=0)]
+
+    def _whole(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens).removeprefix(self._before).removesuffix(self._after)
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        text = self._whole(tokens) if self.stops else ""
+        return any(stop in text for stop in self.stops)
+
+
+def frame(layout: str, tokenizer: TokenizerLike) -> tuple[str, str]:
+    """What a layout writes around an answer."""
+    if layout == layouts.TEMPLATE:
+        assert isinstance(tokenizer, HuggingFaceTokenizer)  # no other has a template, see layouts.stop_ids
+        return template_layout.probe(tokenizer).frame
+    return layouts.ANSWER_FRAMES[layout]
+
+
+def _begun(text: str, end: str) -> int:
+    """How many of a text's last characters may be the beginning of `end`."""
+    return next((size for size in range(min(len(end), len(text)), 0, -1) if end.startswith(text[-size:])), 0)

@@ -1,0 +1,327 @@
+"""Puts requests to an endpoint, many at a time, and pays for no answer that the ledger holds.
+
+Nothing is reported before it is committed. A request keeps its place among the `concurrency`
+requests in flight until its reply is committed, so a kill costs at most that many paid replies.
+An endpoint with limits is asked for leave one request at a time, so nothing overtakes. A commit
+takes as long as several requests do, so what comes within `GATHER` seconds is committed together,
+and what may be sent at one moment is noted together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import itertools
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+from orca_jax.records import Outcome, Reply
+from orca_jax.teachers.endpoint import Admission, AskingStopped, Endpoint, Paced, Request
+from orca_jax.teachers.ledger import Attempt, Ledger
+from orca_jax.teachers.queue import LOOK_AHEAD as LOOK_AHEAD
+from orca_jax.teachers.queue import Collected, Pending, Queue
+from orca_jax.teachers.scrubbing import scrub
+
+Result = TypeVar("Result")
+GATHER = 0.02  # seconds; nothing beside the latency of a teacher
+TICK = 0.5
+
+
+async def ask(
+    endpoint: Endpoint,
+    requests: Iterable[Request],
+    ledger: Ledger,
+    *,
+    concurrency: int = 32,
+    retries: int = 2,
+    backoff: float = 1.0,
+) -> AsyncGenerator[Collected, None]:
+    """Yields a reply for each request, as they come, each one committed to the ledger before.
+
+    Requests are read as they are needed, so there may be millions of them. Equal requests waiting
+    together are asked once. An endpoint that raises, or answers `Outcome.ERROR`, is asked again at
+    the end of the waiting requests, `retries` times (see `Queue.settle` for what is not counted, and
+    what is not asked again), after a random part of `backoff` seconds, doubled each time; then the
+    failed reply is yielded, and a later call asks again.
+
+    Raises:
+      AskingStopped: no further request may be sent. Those in flight are waited for, committed and
+        yielded before.
+      LedgerError: the ledger cannot be written to, or another process asks this endpoint by it.
+      ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
+    """
+    if concurrency < 1 or retries < 0 or not backoff >= 0:
+        raise ValueError(
+            f"concurrency {concurrency} must be at least 1, retries {retries} and backoff {backoff} 0 or more"
+        )
+    with ledger.claim(endpoint.identity):
+        queue = Queue(endpoint.identity, requests, ledger, retries, backoff)
+        asking = _Asking(endpoint, queue, ledger, concurrency)
+        asking.start()
+        try:
+            while not asking.finished():
+                await asking.gather()
+                for asked in asking.settle():
+                    yield asked
+            asking.check()
+        finally:
+            await asking.close()
+
+
+def ask_each(
+    endpoint: Endpoint,
+    requests: Iterable[Request],
+    ledger: Ledger,
+    on_reply: Callable[[Collected], None],
+    *,
+    concurrency: int = 32,
+    retries: int = 2,
+    backoff: float = 1.0,
+    on_tick: Callable[[], None] | None = None,
+) -> None:
+    """Like `ask`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
+
+    `on_tick` is called every half second, also while nothing comes. May be called from a notebook.
+    """
+
+    async def run() -> None:
+        asking = ask(endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff)
+        async with _ticking(on_tick), contextlib.aclosing(asking):
+            async for asked in asking:
+                on_reply(asked)
+
+    run_here(run())
+
+
+def ask_all(
+    endpoint: Endpoint,
+    requests: Iterable[Request],
+    ledger: Ledger,
+    *,
+    concurrency: int = 32,
+    retries: int = 2,
+    backoff: float = 1.0,
+    on_reply: Callable[[Collected], None] | None = None,
+) -> list[Reply]:
+    """Like `ask_each`; returns the replies in the order of the requests."""
+    replies: dict[int, Reply] = {}
+
+    def keep(asked: Collected) -> None:
+        replies[asked.index] = asked.reply
+        if on_reply is not None:
+            on_reply(asked)
+
+    ask_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
+    return [replies[index] for index in range(len(replies))]
+
+
+@contextlib.asynccontextmanager
+async def _ticking(on_tick: Callable[[], None] | None) -> AsyncIterator[None]:
+    """Calls `on_tick` every `TICK` seconds."""
+
+    async def tick() -> None:
+        while on_tick is not None:
+            on_tick()
+            await asyncio.sleep(TICK)
+
+    task = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class _Asking:
+    """One call of `ask`: a task that sends, tasks that wait for replies, and what they have brought."""
+
+    def __init__(self, endpoint: Endpoint, queue: Queue, ledger: Ledger, concurrency: int):
+        self.changed = asyncio.Event()  # there is something to settle
+        self._endpoint, self._queue, self._ledger = endpoint, queue, ledger
+        self._paced = endpoint if isinstance(endpoint, Paced) else None
+        self._concurrency = self._free = concurrency
+        self._room = asyncio.Event()  # there may be something to send
+        self._stored: list[Collected] = []
+        self._admitted: list[tuple[Pending, Admission | None]] = []  # to be noted and sent
+        self._running: set[asyncio.Task[Attempt]] = set()
+        self._ended: list[tuple[Pending, Attempt]] = []
+        self._stopped: AskingStopped | None = None
+        self._broken: BaseException | None = None
+        self._sending: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._sending = asyncio.create_task(self._send())
+        self._sending.add_done_callback(lambda _: self.changed.set())
+
+    async def gather(self) -> None:
+        """Waits until there is something to settle, and a little longer while it is little."""
+        await self.changed.wait()
+        if self._running and not self._stored and 4 * len(self._ended) < self._concurrency:
+            await asyncio.sleep(GATHER)
+        self.changed.clear()
+
+    def settle(self) -> list[Collected]:
+        """Commits what has come; returns what is settled, and what the ledger held."""
+        stored, self._stored = self._stored, []
+        ended, self._ended = self._ended, []
+        settled = self._queue.settle(ended)
+        self._free += len(ended)
+        self._room.set()
+        return stored + settled
+
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        assert self._sending is not None
+        if self._sending.done() and not self._sending.cancelled() and self._sending.exception() is not None:
+            return True
+        waiting = self._admitted or self._running or self._ended or self._stored
+        return self._broken is not None or (self._sending.done() and not waiting)
+
+    def check(self) -> None:
+        """Raises what ended it before its time."""
+        assert self._sending is not None
+        if self._broken is not None:
+            raise self._broken
+        if not self._sending.cancelled():
+            self._sending.result()
+        if self._stopped is not None:
+            raise self._stopped
+
+    async def close(self) -> None:
+        """Cancels what is in flight, and commits what has come in the meantime: it is paid for."""
+        assert self._sending is not None
+        self._sending.cancel()
+        admitted, self._admitted = self._admitted, []
+        self._release(admitted)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(self._sending, *self._running, return_exceptions=True)
+        self._ledger.record(attempt for _, attempt in self._ended)
+        if self._paced is not None:
+            await self._paced.close()
+
+    async def _send(self) -> None:
+        try:
+            while (pending := await self._next()) is not None:
+                admission = None
+                if self._paced is not None:
+                    admission = await self._paced.admit(pending.request.messages, pending.request.drawn)
+                self._free -= 1
+                self._admitted.append((pending, admission))
+                if len(self._admitted) == 1:  # others may follow before the loop comes to this
+                    asyncio.get_running_loop().call_soon(self._launch_all)
+        except AskingStopped as stopped:
+            self._stopped = stopped
+
+    async def _next(self) -> Pending | None:
+        """The next request to send, once there is a place for it; None when there will be no more."""
+        while True:
+            if not self._stored and self._queue.wants_more(self._concurrency):
+                self._stored = self._queue.refill()
+                if self._stored:
+                    self.changed.set()
+            if self._free and (pending := self._queue.pop(4 * self._concurrency)) is not None:
+                return pending
+            if self._queue.settled() and not self._stored:
+                return None
+            if not self._queue.wants_more(self._concurrency) or self._stored:
+                self._room.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._queue.next_due()):
+                        await self._room.wait()
+
+    def _launch_all(self) -> None:
+        """Notes all that was admitted in the ledger, then sends it."""
+        admitted, self._admitted = self._admitted, []
+        paced = [(pending.request, admission.bound) for pending, admission in admitted if admission]
+        try:
+            tickets = self._ledger.send(self._endpoint.identity, paced) if paced else []
+        except BaseException as error:  # nobody awaits this call
+            self._release(admitted)
+            self._broken = error
+            self.changed.set()
+            return
+        for (pending, admission), ticket in itertools.zip_longest(admitted, tickets):
+            self._launch(pending, admission, ticket)
+
+    def _launch(self, pending: Pending, admission: Admission | None, ticket: int | None) -> None:
+        request = pending.request
+        reply = functools.partial(self._endpoint.reply, request.messages, request.drawn)
+        task = asyncio.create_task(
+            self._attempt(request, admission.reply if admission is not None else reply, ticket)
+        )
+        self._running.add(task)
+        task.add_done_callback(functools.partial(self._end, pending, admission))
+
+    def _release(self, admitted: list[tuple[Pending, Admission | None]]) -> None:
+        for _, admission in admitted:
+            if admission is not None:
+                admission.release()
+
+    def _end(self, pending: Pending, admission: Admission | None, task: asyncio.Task[Attempt]) -> None:
+        self._running.discard(task)
+        if admission is not None:
+            admission.release()
+        if not task.cancelled() and task.exception() is None:
+            self._ended.append((pending, task.result()))
+        self.changed.set()
+
+    async def _attempt(
+        self, request: Request, reply: Callable[[], Awaitable[Reply]], ticket: int | None
+    ) -> Attempt:
+        identity, started = self._endpoint.identity, time.monotonic()
+        try:
+            answer = await reply()
+            if not isinstance(answer, Reply):
+                raise TypeError(f"endpoint {identity} returned {answer!r:.80}, not a Reply")
+        except AskingStopped as stopped:
+            self._stop(stopped)
+            answer = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": scrub(str(stopped))})
+        except Exception as error:  # whatever one request meets must not end the others
+            answer = Reply(Outcome.ERROR, "", raw={"error": scrub(f"{type(error).__name__}: {error}")})
+        return Attempt(identity, request, answer, time.monotonic() - started, ticket=ticket)
+
+    def _stop(self, stopped: AskingStopped) -> None:
+        """Sends nothing more."""
+        self._stopped = self._stopped or stopped
+        assert self._sending is not None
+        self._sending.cancel()
+
+
+def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Runs a coroutine to its end, in a thread of its own where a loop (a notebook's) runs already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    return _run_in_thread(coroutine)
+
+
+def _run_in_thread(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    interrupted = threading.Event()
+
+    async def main() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        if interrupted.is_set():  # whoever set it may have looked at `running` before
+            task.cancel()
+        return await coroutine
+
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        return pool.submit(asyncio.run, main()).result()
+    except KeyboardInterrupt:  # only this thread hears of it, at any of its steps
+        interrupted.set()
+        for loop, task in running:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(task.cancel)
+        raise
+    finally:
+        pool.shutdown()

@@ -1,0 +1,318 @@
+"""Chat completions as JSON: what is sent, and which outcome or fault an answer is.
+
+Follows the OpenAI and Azure OpenAI references, and the departures from them of vLLM, SGLang, TGI,
+llama.cpp, Ollama, LiteLLM, OpenRouter, Mistral, DeepSeek and of the compatible endpoints of Anthropic,
+Gemini and Cohere. No input raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
+from orca_jax.teachers import rate_headers
+from orca_jax.teachers.endpoint import Fault
+from orca_jax.teachers.scrubbing import scrub
+
+LONGEST_ERROR = 500  # characters of a server's error that are kept
+MOST_TOKENS = 2_000_000  # of a prompt or a completion that are believed; no model takes more
+NO_USAGE = "usage_not_believed"  # in a reply's raw values: what the server said instead
+REASONING = "reasoning_content"  # likewise: what the model thought before it answered
+_KEPT = ("id", "model", "system_fingerprint")
+_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
+_UNKNOWN_MODEL = ("model_not_found", "deploymentnotfound", "unknown_model", "invalid_model")
+_TOO_LONG = ("context_length_exceeded", "string_above_max_length", "exceed_context_size_error")
+_TOO_LONG_WORDS = ("context length", "context window", "contextwindow")
+_UNKNOWN_MODEL_WORDS = ("invalid model name", "model not found")
+_WRONG_KEY = ("invalid_api_key", "api_key_invalid", "unauthenticated")
+_WRONG_KEY_WORDS = ("api key not valid", "incorrect api key", "invalid api key")
+_FILTER = ("content_filter", "responsibleaipolicyviolation", "content_policy_violation")
+# Reasons to finish, in lower case and without separators. Only these are of a whole answer.
+_WHOLE = ("stop", "stopsequence", "eos", "eostoken", "endturn", "complete")
+_WITHHELD = re.compile(
+    "filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail|toxic|moderation"
+)
+_CUT = re.compile("length|max[a-z]*tokens?|tokenlimit|errorlimit|contextwindow")
+_DECLINED = ("refusal", "refused")
+_TOOLS = ("toolcalls", "toolcall", "tooluse", "functioncall")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    """What an HTTP answer means.
+
+    Attributes:
+      message: the server's words where there is a fault.
+      usage_known: the server said what the request used.
+      maybe_paid: there is no answer, but the server may have made one and charged for it.
+    """
+
+    reply: Reply
+    fault: Fault | None = None
+    message: str = ""
+    usage_known: bool = False
+    maybe_paid: bool = False
+
+    def within(self, most: int) -> ParsedResponse:
+        """The same of a request for so many tokens: an answer that used them all and has no reason is cut."""
+        unsaid = self.reply.outcome is Outcome.OK and "finish_reason" not in self.reply.raw
+        if not unsaid or self.reply.usage.completion_tokens < most:
+            return self
+        return dataclasses.replace(self, reply=dataclasses.replace(self.reply, outcome=Outcome.LENGTH))
+
+    def cleaned(self) -> ParsedResponse:
+        """The same without secrets; then long errors are cut."""
+        message = scrub(self.message)[:LONGEST_ERROR]
+        raw = scrub(self.reply.raw) | ({"error": message} if self.fault else {})
+        reply = dataclasses.replace(self.reply, text=scrub(self.reply.text), raw=raw)
+        return dataclasses.replace(self, reply=reply, message=message)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back for one request: its reading, and by lower-case name the headers about limits."""
+
+    reading: ParsedResponse
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    status: int | None = None
+
+
+def body(
+    model: str,
+    messages: Sequence[Message],
+    sampling: Sampling,
+    *,
+    limit_name: str = "max_tokens",
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON of a request. `parameters` are added; one that is None removes its name.
+
+    A message with empty text is left out when it is a system message: servers treat it unlike none.
+    """
+    sent: dict[str, Any] = {
+        "model": model,
+        "messages": [
+            {"role": message.role, "content": message.content}
+            for message in messages
+            if message.content or message.role != "system"
+        ],
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        limit_name: sampling.max_tokens,
+    }
+    if sampling.stop:
+        sent["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        sent["seed"] = sampling.seed
+    if sampling.top_logprobs:
+        sent |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    sent |= parameters or {}
+    return {name: value for name, value in sent.items() if value is not None}
+
+
+def read(status: int, content: bytes, content_type: str = "") -> ParsedResponse:
+    """Reads an HTTP answer."""
+    try:
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        answer = None
+    if answer is None:
+        text = content.decode("utf-8", "replace")
+        if status >= 300:
+            return _error(status, {"message": text})
+        return failed(
+            Fault.MALFORMED, status, f"not JSON but {content_type or 'no type'}: {text}", maybe_paid=True
+        )
+    return read_json(status, answer)
+
+
+def read_json(status: int, answer: Any) -> ParsedResponse:
+    """Reads an answer's JSON: of an HTTP answer, or of a line of a batch's output."""
+    first = _first(answer)
+    is_error = isinstance(first, Mapping) and (first.get("error") or first.get("object") == "error")
+    if status >= 300 or is_error:
+        return _error(status, answer)
+    if not isinstance(answer, Mapping):
+        return failed(Fault.MALFORMED, status, f"not a JSON object: {json.dumps(answer)}", maybe_paid=True)
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        if _prompt_filtered(answer):
+            return _filtered(answer)
+        return failed(Fault.MALFORMED, status, f"no choices in {json.dumps(answer)}", maybe_paid=True)
+    return _completion(answer, choices[0])
+
+
+def failed(fault: Fault, status: int | None, message: str, *, maybe_paid: bool = False) -> ParsedResponse:
+    """A request that got no answer."""
+    raw = {"fault": str(fault), "error": message} | ({"status": status} if status else {})
+    return ParsedResponse(Reply(Outcome.ERROR, "", raw=raw), fault, message, maybe_paid=maybe_paid)
+
+
+def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> ParsedResponse:
+    message = choice.get("message")
+    message = message if isinstance(message, Mapping) else {}
+    text, refusal = _text(message.get("content")), _text(message.get("refusal"))
+    reason = str("" if choice.get("finish_reason") is None else choice["finish_reason"])
+    calls = message.get("tool_calls") or message.get("function_call")
+    about = {
+        "finish_reason": reason,
+        "logprobs": choice.get("logprobs"),
+        REASONING: _text(message.get("reasoning_content")) or _text(message.get("reasoning")),
+    }
+    outcome = Outcome.ERROR if calls else ended(reason)
+    if outcome is Outcome.FILTERED:
+        about["content_filter_results"] = choice.get("content_filter_results")
+    if outcome is Outcome.ERROR:
+        tools = calls or _squeezed(reason) in _TOOLS
+        words = "the model calls a tool, and was given none" if tools else "the answer is not whole"
+        words += f" (finish_reason {reason!r})"
+        words += f": {json.dumps(choice['error'])}" if choice.get("error") else ""
+        # To call a tool is the model's answer to this request; the others are accidents.
+        return _reading(answer, outcome, text, about, Fault.REQUEST if tools else Fault.SERVER, words)
+    if outcome is Outcome.OK and not text.strip():
+        outcome = Outcome.REFUSED if refusal else Outcome.EMPTY
+    return _reading(answer, outcome, text or refusal, about)
+
+
+def ended(reason: str) -> Outcome:
+    """How a generation ended for which a server gives this reason, in whatever case and with whatever
+    separators: `OK` where the answer is known to be whole, and without a reason; `ERROR` for any other."""
+    squeezed = _squeezed(reason)
+    if squeezed in _WHOLE or not reason:
+        return Outcome.OK
+    if _WITHHELD.search(squeezed):
+        return Outcome.FILTERED
+    if _CUT.search(squeezed):
+        return Outcome.LENGTH
+    return Outcome.REFUSED if squeezed in _DECLINED else Outcome.ERROR
+
+
+def _squeezed(reason: str) -> str:
+    return re.sub("[^a-z0-9]", "", reason.lower()).removeprefix("finishreason")
+
+
+def _filtered(answer: Mapping[str, Any], results: Any = None) -> ParsedResponse:
+    about = {"finish_reason": "content_filter", "content_filter_results": results}
+    return _reading(answer, Outcome.FILTERED, "", about)
+
+
+def _reading(
+    answer: Mapping[str, Any],
+    outcome: Outcome,
+    text: str,
+    about: Mapping[str, Any],
+    fault: Fault | None = None,
+    words: str = "",
+) -> ParsedResponse:
+    """A reading of what was generated; `about` is kept of its choice, as far as there is any."""
+    raw = {name: answer[name] for name in _KEPT if answer.get(name)}
+    raw |= {name: value for name, value in about.items() if value}
+    if fault:
+        raw |= {"fault": str(fault), "error": words}
+    usage = _usage(answer.get("usage"))
+    if usage is None and answer.get("usage"):
+        raw[NO_USAGE] = json.dumps(answer["usage"])[:LONGEST_ERROR]
+    reply = Reply(outcome, text, usage or Usage(), raw)
+    return ParsedResponse(reply, fault, words, usage_known=usage is not None, maybe_paid=fault is not None)
+
+
+def _text(content: Any) -> str:
+    """A message's text, which some servers send as a list of parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _usage(usage: Any) -> Usage | None:
+    if not isinstance(usage, Mapping):
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return None if prompt is None or completion is None else Usage(prompt, completion)
+
+
+def _count(tokens: Any) -> int | None:
+    """A number of tokens, where it can be one."""
+    is_number = isinstance(tokens, int | float) and not isinstance(tokens, bool)
+    return math.ceil(tokens) if is_number and 0 <= tokens <= MOST_TOKENS else None
+
+
+def _prompt_filtered(answer: Mapping[str, Any]) -> bool:
+    results = json.dumps(answer.get("prompt_filter_results") or answer.get("prompt_annotations") or "")
+    return '"filtered": true' in results
+
+
+def _first(value: Any) -> Any:
+    """The first of a list, as which Gemini's compatible endpoint sends an error."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _error(status: int, answer: Any) -> ParsedResponse:
+    """Reads an error in any of its forms, among them one that comes with status 200."""
+    error = _first(answer)
+    if isinstance(error, Mapping):
+        error = _first(error.get("error")) or error
+    if not isinstance(error, Mapping):
+        error = {"message": error}
+    words = error.get("message") or error.get("detail") or error
+    message = words if isinstance(words, str) else json.dumps(words)
+    codes = _codes(error)
+    if status < 300:
+        status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 500)
+    if codes & set(_FILTER):
+        inner = error.get("innererror")
+        results = inner.get("content_filter_result") if isinstance(inner, Mapping) else None
+        return _filtered({}, results)
+    return failed(_fault(status, codes, message), status, message)
+
+
+def _codes(error: Mapping[str, Any]) -> set[str]:
+    """The words by which servers classify an error, in lower case."""
+    inner = error.get("innererror")
+    places = (error, inner) if isinstance(inner, Mapping) else (error,)
+    found = (place.get(name) for place in places for name in ("code", "type", "status"))
+    return {str(code).lower() for code in found if isinstance(code, str | int)}
+
+
+def _fault(status: int, codes: set[str], message: str) -> Fault:
+    message = message.lower()
+    # Gemini says so of its limits a minute too, and then when to ask again.
+    quota = "exceeded your current quota" in message and rate_headers.retry_after({}, message) is None
+    if codes & set(_QUOTA) or status == 402 or quota:
+        return Fault.REFUSED
+    if codes & set(_WRONG_KEY) or _has(message, _WRONG_KEY_WORDS):
+        return Fault.REFUSED
+    if codes & set(_UNKNOWN_MODEL) or _has(message, _UNKNOWN_MODEL_WORDS):
+        return Fault.REFUSED
+    if status in (401, 403, 404) or 300 <= status < 400:
+        return Fault.REFUSED
+    if status == 429:
+        return Fault.RATE_LIMIT
+    if status in (408, 409, 425) or status >= 500:
+        return Fault.SERVER
+    too_long = codes & set(_TOO_LONG) or status == 413 or _has(message, _TOO_LONG_WORDS)
+    return Fault.TOO_LONG if too_long else Fault.REQUEST
+
+
+def _has(message: str, words: Sequence[str]) -> bool:
+    return any(word in message for word in words)
+
+
+def advice(status: int | None, message: str) -> str:
+    """What to do about a fault that concerns every request."""
+    if status == 401 or _has(message.lower(), _WRONG_KEY_WORDS):
+        return "the key is wrong or has expired: correct it and run again"
+    if status == 403:
+        return "the key may not use this model or this address: ask for access, or use another key"
+    if status == 404 or _has(message.lower(), _UNKNOWN_MODEL_WORDS):
+        return "the model, deployment or address is unknown: correct model, base_url and api_version"
+    if status is not None and 300 <= status < 400:
+        return "the server sends elsewhere, and keys are not sent on: correct base_url"
+    if status in (402, 429) or "quota" in message or "billing" in message:
+        return "the quota is exhausted: raise it or use another key; what was answered is kept"
+    return "the server takes no request of this model: correct the endpoint's settings"

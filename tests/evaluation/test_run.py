@@ -1,0 +1,106 @@
+import dataclasses
+import json
+
+import pytest
+
+from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.run import EvaluationError, collect_replies, read_replies
+from orca_jax.records import Outcome, RecordError, Reply, Sampling, Usage
+
+QUESTIONS = [
+    Question(benchmark="b", task="t", id=str(i), text="x" * (7 * i % 11), target=str(i)) for i in range(10)
+]
+LINE_SEPARATOR = "\u2028"
+
+
+class Model:
+    """Answers, last question first, with the prompt's length and its round's seed; may be killed."""
+
+    def __init__(self, killed_after=None):
+        self.rounds, self.killed_after = [], killed_after
+
+    def __call__(self, conversations, sampling):
+        if len(self.rounds) == self.killed_after:
+            raise KeyboardInterrupt
+        self.rounds.append([len(messages[-1].content) for messages in conversations])
+        texts = [f"{len(m[-1].content)}{LINE_SEPARATOR}{sampling.seed} {len(m)}" for m in conversations]
+        for index in reversed(range(len(texts))):
+            yield index, Reply(Outcome.OK, texts[index], Usage(1, 2), {"finish": "stop"})
+
+
+def run(directory, model, *, questions=QUESTIONS, seed=3, system_text="", **options):
+    return collect_replies(
+        questions, model, directory, sampling=Sampling(temperature=0.7), seed=seed, system_message_id=1,
+        system_text=system_text, round_size=3, **options,
+    )  # fmt: skip
+
+
+def test_every_question_gets_its_own_reply_in_order_and_rounds_are_of_like_length(tmp_path):
+    model, seen = Model(), []
+    pairs = run(tmp_path, model, progress=lambda done, total: seen.append((done, total)))
+    assert [question for question, _ in pairs] == QUESTIONS
+    assert all(reply.text.startswith(f"{len(question.text)}{LINE_SEPARATOR}") for question, reply in pairs)
+    asked = [length for round_ in model.rounds for length in round_]
+    assert asked == sorted(len(question.text) for question in QUESTIONS)
+    assert seen == [(done, 10) for done in range(1, 11)]
+
+
+def test_a_finished_evaluation_asks_nothing_again(tmp_path):
+    first = run(tmp_path, Model())
+    assert run(tmp_path, Model(killed_after=0)) == first
+
+
+@pytest.mark.parametrize("torn", [0, 1, 25, 400])
+def test_an_interrupted_evaluation_ends_with_the_same_replies(tmp_path, torn):
+    whole = run(tmp_path / "whole", Model())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Model(killed_after=2))
+    path = tmp_path / "killed" / "replies.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size - torn])
+    model = Model()
+    assert run(tmp_path / "killed", model) == whole
+    assert len(model.rounds) < 4
+    assert len(read_replies(path)) == len(QUESTIONS)
+    assert len({recorded.request for recorded in read_replies(path)}) == len(QUESTIONS)
+
+
+def test_rounds_and_seeds_draw_differently(tmp_path):
+    seeds = {reply.text.split()[1] for _, reply in run(tmp_path / "a", Model())}
+    others = {reply.text.split()[1] for _, reply in run(tmp_path / "b", Model(), seed=4)}
+    assert len(seeds) == len(others) == 4
+    assert not seeds & others
+
+
+def test_rows_say_what_was_asked(tmp_path):
+    run(tmp_path, Model(), system_text="Think.")
+    with open(tmp_path / "replies.jsonl", encoding="utf-8") as file:
+        row = json.loads(file.readline())
+    expected = {"benchmark": "b", "task": "t", "mode": "robust", "seed": 3, "system_message_id": 1}
+    assert {key: row[key] for key in expected} == expected
+    assert (row["outcome"], row["raw"]) == ("ok", {"finish": "stop"})
+    assert row["text"].endswith(" 2")
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"system_text": "Think."}, {"questions": QUESTIONS[:5]}])
+def test_replies_to_other_requests_are_refused(tmp_path, change):
+    run(tmp_path, Model())
+    with pytest.raises(EvaluationError, match="use another directory"):
+        run(tmp_path, Model(), **change)
+
+
+def test_too_few_replies_and_repeated_questions_are_errors(tmp_path):
+    with pytest.raises(EvaluationError, match="asked 3 questions at once and got 1"):
+        run(tmp_path, lambda conversations, sampling: [(0, Reply(Outcome.OK, "x"))])
+    with pytest.raises(EvaluationError, match="same benchmark, task and id"):
+        run(tmp_path, Model(), questions=[QUESTIONS[0], QUESTIONS[0]])
+    other_text = dataclasses.replace(QUESTIONS[0], text="Another?")
+    with pytest.raises(EvaluationError, match="same benchmark, task and id"):
+        run(tmp_path, Model(), questions=[QUESTIONS[0], other_text])
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "replies.jsonl"
+    run(tmp_path, Model())
+    path.write_bytes(path.read_bytes() + b"{oops\n")
+    with pytest.raises(RecordError, match=r"replies\.jsonl:11"):
+        run(tmp_path, Model())

@@ -1,0 +1,117 @@
+"""What a collection shows: from the ledger, as a panel on a terminal and in lines elsewhere."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from orca_jax.records import Message, Outcome, Reply, Usage
+from orca_jax.teachers import monitor
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.ledger import Attempt, Ledger
+from orca_jax.teachers.limiter import Limits, Rate
+from orca_jax.teachers.pool import MemberStatus
+
+
+def record(ledger, count, outcome=Outcome.OK, ago=0.0, start=0):
+    ledger.record(
+        Attempt(
+            "gpt-4",
+            Request((Message("user", str(number)),)),
+            Reply(outcome, "So.", Usage(100, 50)),
+            1.5,
+            time.time() - ago,
+        )
+        for number in range(start, start + count)
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        yield ledger
+
+
+def look(ledger, **changes):
+    settings = {"name": "dear", "total": 100, "limits": Limits(requests=18, tokens=10_000)}
+    return monitor.progress(ledger, "gpt-4", **settings | {"money": 1.25, "cap": 20.0} | changes)
+
+
+def test_while_it_runs(ledger):
+    record(ledger, 9)
+    record(ledger, 1, Outcome.FILTERED, start=9)
+    record(ledger, 2, Outcome.ERROR, start=10)
+    assert look(ledger, note="paused").columns() == {
+        "teacher": "dear",
+        "done": "10 of 100",
+        "requests/min": "12 of 18",
+        "tokens/min": "1,800 of 10,000",
+        "tokens": "1,200 + 600",
+        "USD": "1.25 of 20.00",
+        "end": "in 7.5 min",
+        "attempts": "error 2, filtered 1, ok 9",
+        "note": "paused",
+    }
+
+
+def test_after_it_died(ledger):
+    record(ledger, 10, ago=3 * 3600)
+    ledger.send("gpt-4", [(Request((Message("user", "on its way"),)), Usage(1, 2))])
+    columns = look(ledger, limits=Limits(), cap=0.0).columns()
+    assert columns["end"] == "no reply for 3.0 h"
+    assert columns["attempts"] == "ok 10, in_flight 1"
+    assert (columns["requests/min"], columns["USD"]) == ("0", "1.25")
+
+
+def test_before_and_after(ledger):
+    assert look(ledger).columns()["end"] == "not begun"
+    record(ledger, 200)
+    assert look(ledger).done == 100  # the others are of another collection
+    assert look(ledger).columns()["end"] == "done"
+    assert look(ledger, done=40).done == 40
+
+
+def test_another_model_that_was_asked_more_since_hides_nothing(ledger, monkeypatch):
+    monkeypatch.setattr("orca_jax.teachers.ledger.LATEST", 5)
+    record(ledger, 3, ago=3 * 3600)
+    asked = Request((Message("user", "others"),))
+    ledger.record([Attempt("other", asked, Reply(Outcome.OK, "So."), 1.0, time.time())] * 6)
+    assert look(ledger).columns()["end"] == "no reply for 3.0 h"
+
+
+def test_in_a_line(ledger):
+    record(ledger, 10)
+    assert monitor.line(look(ledger)).startswith("dear: done 10 of 100; requests/min 10 of 18; ")
+
+
+def test_what_holds_a_pool_up():
+    def member(label, paused=0.0, refused="", tokens=0.0):
+        return MemberStatus(label, Rate(0, 60.0), Rate(0, tokens), paused, refused)
+
+    members = [member("a"), member("b", 40.4, tokens=900.0), member("c", 9.0, "the key is wrong")]
+    assert monitor.hindrances(members) == "b paused 40 s; c left out"
+    assert monitor.limits(members) == Limits(requests=120)  # one endpoint's tokens are not known
+    assert monitor.limits(members[1:]) == Limits(requests=60, tokens=900)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_is_shown_as_time_passes_and_at_the_end(ledger, monkeypatch, capsys, terminal):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=terminal, width=250)
+    monkeypatch.setattr(monitor, "Console", lambda **_: console)
+    monkeypatch.setattr(monitor, "LIVE_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "PLAIN_SECONDS", 0.1)
+    with monitor.watch(lambda: look(ledger)) as tick:
+        for number in range(5):
+            record(ledger, 1, start=number)
+            tick()
+        time.sleep(0.15)
+        tick()
+        record(ledger, 1, start=5)
+    said = shown.getvalue() if terminal else capsys.readouterr().err
+    found = list(map(int, re.findall(r"(\d+) of 100", said)))
+    assert (found[0], found[-1]) == (0, 6)
+    assert 5 in found
+    assert len(found) <= 6

@@ -1,0 +1,91 @@
+"""Lower packages never import upper ones."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "orca_jax"
+SHARED = {
+    "records",
+    "record_files",
+    "row_files",
+    "conversations",
+    "artifacts",
+    "settings",
+    "progress",
+    "remote",
+    "remote_workdir",
+}
+# What each package may import, besides itself and the shared modules.
+ALLOWED = {
+    "queries": set(),
+    "teachers": set(),
+    "data": set(),
+    "student": set(),
+    "training": {"data", "student"},
+    "planning": {"data", "student", "training"},
+    "evaluation": {"queries"},
+    "serving": {"data", "student"},
+    "reporting": {"evaluation"},
+}
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The top-level packages of orca_jax that a file imports, wherever in the file it does."""
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        assert not any(re.match(r"(orca_jax\.)?(experiments|configs)\b", name) for name in names), path
+        packages |= {name.split(".")[1] for name in names if name.startswith("orca_jax.")}
+    return packages
+
+
+def test_programs_and_configs_are_imported_by_their_installed_names():
+    """Bare top-level names would be anybody's once the package is installed."""
+    root = PACKAGE.parent
+    for path in [
+        file for folder in ("experiments", "configs", "tests") for file in (root / folder).rglob("*.py")
+    ]:
+        bare = re.search(r"^\s*(from|import) (experiments|configs)\b", path.read_text(encoding="utf-8"), re.M)
+        assert not bare, f"{path.relative_to(root)}: {bare[0]}"
+
+
+def test_every_package_is_listed():
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert packages == ALLOWED.keys()
+
+
+def test_the_map_has_every_room_and_shared_module():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("## Packages") : page.index("Where things stand that")]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.+?)`", row)}
+    packages = {f"{package}/" for package in (*ALLOWED, "experiments", "configs")}
+    assert named == packages | {f"{name}.py" for name in SHARED}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_package_imports_only_lower_packages(package):
+    for path in (PACKAGE / package).rglob("*.py"):
+        extra = imported_packages(path) - ALLOWED[package] - SHARED - {package, "__version__"}
+        assert not extra, f"{path.relative_to(PACKAGE)} imports {sorted(extra)}"
+
+
+def test_shared_modules_import_no_room():
+    for name in SHARED:
+        assert imported_packages(PACKAGE / f"{name}.py") <= SHARED, name
+
+
+@pytest.mark.parametrize("package", ["queries", "teachers", "evaluation", "reporting"])
+def test_package_knows_nothing_of_jax(package):
+    for path in (PACKAGE / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] in ("jax", "flax") for name in names), path
