@@ -131,7 +131,7 @@ def _read(path: Path) -> Any:
 
 def fingerprint(provenance: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """What an artifact's content depends on: its maker's settings and its inputs' fingerprints."""
-    return digest({"provenance": provenance, "inputs": inputs})
+    return digest({"made_by": provenance, "inputs": inputs})  # as earlier manifests have it
 
 
 def is_finished(
