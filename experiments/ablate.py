@@ -33,7 +33,7 @@ from typing import Any
 
 from absl import flags
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, files
 from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, students, tables, train
 from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig
 from orca_jax.experiments.collect_asking import LEDGER
@@ -144,7 +144,7 @@ def folder(workdir: Path, arm: str, seed: int) -> Path:
 def items(workdir: Path, arm: str, seed: int, evaluation: str) -> Iterator[Item]:
     """The items of an evaluation, with the seed of the run in the place of the sampling's."""
     path = folder(workdir, arm, seed) / "evaluation" / evaluation / "items.jsonl"
-    for item in record_files.read_jsonl(path, Item):
+    for item in files.read_jsonl(path, Item):
         yield dataclasses.replace(item, seed=seed)
 
 

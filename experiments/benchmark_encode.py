@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from orca_jax import record_files
+from orca_jax import conversations, files
 from orca_jax.data import layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.traces import PlacedTraces
@@ -30,9 +30,11 @@ def encode(traces: str, tokenizer: str, layout: str, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(traces) / TRACES if Path(traces).is_dir() else Path(traces)
         path = Path(folder) / TRACES
-        some = itertools.islice(filter(tokens.trainable, record_files.read_traces(source)), tokens.SHARD_SIZE)
-        record_files.write_jsonl(path, itertools.islice(itertools.cycle(some), tokens.SHARD_SIZE))
-        placed = PlacedTraces.of({path: [offset for offset, _ in record_files.read_placed(path, Trace)]})
+        some = itertools.islice(
+            filter(tokens.trainable, conversations.read_traces(source)), tokens.SHARD_SIZE
+        )
+        files.write_jsonl(path, itertools.islice(itertools.cycle(some), tokens.SHARD_SIZE))
+        placed = PlacedTraces.of({path: [offset for offset, _ in files.read_placed(path, Trace)]})
         encoder = tokens.Encoder(tokenizers.load(tokenizer, layouts.CONTROL_TOKENS[layout]), layout)
         texts = [_text(trace, layout) for trace in placed]
         library = sentencepiece.SentencePieceProcessor(model_file=tokenizer)

@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from orca_jax import artifacts, record_files, remote, settings
+from orca_jax import artifacts, conversations, files, remote, settings
 from orca_jax.artifacts import ArtifactError
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options, students
@@ -32,9 +32,9 @@ from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import asked_as, benchmark_digests, make_queries
+from orca_jax.files import Tally
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
-from orca_jax.row_files import Tally
 from orca_jax.teachers import monitor
 from orca_jax.teachers.api_config import DRAWN, read_key
 
@@ -54,7 +54,7 @@ def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> 
     """
     known = set(map(puzzles.question_key, evaluated))
     kept = 0
-    for trace in record_files.read_traces(
+    for trace in conversations.read_traces(
         remote.local(teacher.path),
         teacher=teacher.name,
         recognise=system_messages.recognise,
@@ -90,7 +90,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     if artifacts.is_finished(directory, provenance, inputs, places=places):
         return artifacts.read_manifest(directory)
     outcomes: collections.Counter[str] = collections.Counter()
-    count = record_files.write_jsonl(directory / TRACES, _counted(found, outcomes))
+    count = files.write_jsonl(directory / TRACES, _counted(found, outcomes))
     log.info("%s: %d traces: %s", teacher.name, count, _listed(outcomes))
     if outcomes[Outcome.ERROR] and teacher.kind != "file":
         log.warning("%s: to ask again what ended in an error: experiments.collect retry", teacher.name)

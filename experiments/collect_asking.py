@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orca_jax import artifacts, record_files, remote
+from orca_jax import artifacts, files, remote
 from orca_jax.artifacts import atomic_write
 from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
@@ -76,7 +76,7 @@ class Job:
 
     def queries(self) -> Iterator[Query]:
         """The queries that the teacher is asked, each with the message that it is asked under."""
-        for query in record_files.read_jsonl(self.workdir / "queries" / QUERIES, Query):
+        for query in files.read_jsonl(self.workdir / "queries" / QUERIES, Query):
             if is_asked(query, self.teacher.share, self.config.seed):
                 yield system_messages.under(query, self.teacher.message)
 

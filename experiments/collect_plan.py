@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orca_jax import artifacts, record_files, settings
+from orca_jax import artifacts, files, settings
 from orca_jax.experiments.collect_asking import (
     COLLECTION,
     Collection,
@@ -55,7 +55,7 @@ def plan(config: ExperimentConfig, workdir: Path) -> None:
     every = jobs(config, workdir)
     print("| teacher | collection | message | requests |\n|---|---|---|---|")
     for job in every:
-        record_files.write_jsonl(workdir / "plan" / f"{job.teacher.name}.jsonl", _rows(job))
+        files.write_jsonl(workdir / "plan" / f"{job.teacher.name}.jsonl", _rows(job))
         for kind, planned in sorted(estimate.plan(_kinds(job)).items(), key=str):
             print(f"| {kind.teacher} | {kind.collection} | {kind.system_message_id} | {planned.requests:,} |")
     print("\n" + "\n".join(_overlaps(every)))

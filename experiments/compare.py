@@ -15,14 +15,14 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 from pathlib import Path
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.records import Item
 from orca_jax.reporting import cells, pairs, sizes
 
 
 def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
     """The paired tables of two evaluations as Markdown."""
-    sides = [list(record_files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
+    sides = [list(files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
     paired = pairs.pair(*sides)
     parts = [pairs.accuracy_table(paired, names, sizes.of_family(first)), cells.CAPTION]
     if any("steps" in item.extra for item in sides[0]):

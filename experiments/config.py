@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from orca_jax import remote, row_files, settings
+from orca_jax import files, remote, settings
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, sampling, system_messages
 from orca_jax.queries.contamination import Settings
@@ -139,7 +139,7 @@ class TeacherConfig:
     reach: int = 1_000_000
     error_rate: float = 0.0
     bare_reply: str = "{answer}"
-    malformed: float = row_files.MALFORMED
+    malformed: float = files.MALFORMED
     join_turns: bool = False
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orca_jax import record_files
+from orca_jax import conversations, files
 from orca_jax.data import trace_export
 from orca_jax.experiments import options, prepare
 from orca_jax.experiments.launch import checked
@@ -43,7 +43,7 @@ def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = 
     traces = _kept(directory) if kept else _traces(directory)
     if out.suffix:
         chosen = (trace for trace in traces if schema == "native" or trace.outcome is Outcome.OK)
-        count = record_files.write_traces(out, chosen, schema)
+        count = conversations.write_traces(out, chosen, schema)
     else:
         count = trace_export.write_tfds(out, traces)
     card = directory.parent.parent / "cards" / directory.name
@@ -54,8 +54,8 @@ def export(directory: str | Path, schema: str, out: str | Path, *, kept: bool = 
 
 def _traces(path: Path) -> Iterator[Trace]:
     if path.is_dir():
-        return record_files.read_jsonl(path / prepare.TRACES, Trace)
-    return record_files.read_traces(path)
+        return files.read_jsonl(path / prepare.TRACES, Trace)
+    return conversations.read_traces(path)
 
 
 def _kept(directory: Path) -> Iterator[Trace]:
@@ -63,7 +63,7 @@ def _kept(directory: Path) -> Iterator[Trace]:
     if not (workdir / "quality" / name).is_dir():
         raise RecordError(f"{directory}: filters have not been applied; run experiments.prepare first")
     places = [entry.offset for entry in prepare.flagged(workdir, name) if entry.left_out is None]
-    return record_files.read_at(directory / prepare.TRACES, places, Trace)
+    return files.read_at(directory / prepare.TRACES, places, Trace)
 
 
 def main(arguments: Sequence[str]) -> None:

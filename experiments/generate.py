@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data.layouts import LayoutError
 from orca_jax.experiments import options, students
@@ -180,7 +180,7 @@ def answer_file(
       RecordError: a line cannot be read or its turns do not alternate, or two have one id.
       ArtifactError: `out` holds an answer of other settings, another student or another question.
     """
-    questions = list(record_files.read_jsonl(source, Question))
+    questions = list(files.read_jsonl(source, Question))
     if len({question.id for question in questions}) < len(questions):
         raise RecordError(f"{source}: two lines have the same id; give each its own")
     conversations = [question.conversation(system) for question in questions]
@@ -190,7 +190,7 @@ def answer_file(
         artifacts.digest([student.identity, list(map(to_json, messages)), to_json(sampling), top_k, number])
         for number, messages in enumerate(conversations)
     ]
-    with record_files.JsonlAppender(out) as file:
+    with files.JsonlAppender(out) as file:
         done = _answered(out, {q.id: request for q, request in zip(questions, requests)})
         left = [i for i, question in enumerate(questions) if question.id not in done]
         with progress("answering", len(questions), len(done)) as report:
@@ -220,7 +220,7 @@ def _check(student: LocalStudent, source: Path, question: Question, messages: tu
 
 def _answered(out: Path, requests: Mapping[str, str]) -> set[str]:
     """Ids that `out` answers already."""
-    rows = list(record_files.read_jsonl(out, Answered))
+    rows = list(files.read_jsonl(out, Answered))
     for row in rows:
         if requests.get(row.id) != row.request:
             raise ArtifactError(

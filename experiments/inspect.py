@@ -26,7 +26,7 @@ from absl import flags
 from rich.console import Console
 from rich.text import Text
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
@@ -81,7 +81,7 @@ def chosen_traces(
 ) -> Iterator[tuple[Trace, tuple[str, ...]]]:
     """The chosen traces of a teacher, or with an empty `dataset` of all, with their flags."""
     for name in [dataset] if dataset else [teacher.name for teacher in config.teachers]:
-        traces = record_files.read_jsonl(workdir / "traces" / name / TRACES, Trace)
+        traces = files.read_jsonl(workdir / "traces" / name / TRACES, Trace)
         for trace, entry in zip(traces, flagged(workdir, name), strict=True):
             if choice.takes(trace, entry.flags):
                 yield trace, entry.flags

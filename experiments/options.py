@@ -42,10 +42,10 @@ def _workdir() -> None:
 
 
 def _collect() -> None:
-    from orca_jax import record_files
+    from orca_jax import conversations
 
     flags.DEFINE_string("to", "", "export: the folder to write.")
-    flags.DEFINE_enum("schema", "messages", list(record_files.SCHEMAS), "export: the traces' columns.")
+    flags.DEFINE_enum("schema", "messages", list(conversations.SCHEMAS), "export: the traces' columns.")
     flags.DEFINE_enum("form", "parquet", ["parquet", "jsonl"], "export: the kind of file.")
 
 
@@ -211,11 +211,11 @@ Add = Callable[..., argparse.Action]
 
 
 def _export(add: Add) -> None:
-    from orca_jax import record_files
+    from orca_jax import conversations
 
     add("--traces", required=True, help="WORKDIR/traces/NAME, or a file of traces")
     add("--to", required=True, help="a file, or a folder for a TFDS data set")
-    add("--schema", default="native", choices=record_files.SCHEMAS)
+    add("--schema", default="native", choices=conversations.SCHEMAS)
     add("--kept", action="store_true", help="without what filters left out")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from orca_jax import artifacts, record_files, settings
+from orca_jax import artifacts, files, settings
 from orca_jax.data import beam, few_shot, layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
@@ -50,7 +50,7 @@ TRAINING_TEXTS = 20_000  # traces that a new tokenizer is trained on
 
 
 def read(workdir: Path, teacher: str) -> Iterator[Trace]:
-    return record_files.read_jsonl(workdir / "traces" / teacher / TRACES, Trace)
+    return files.read_jsonl(workdir / "traces" / teacher / TRACES, Trace)
 
 
 def held_out(trace: Trace | Flagged, config: ExperimentConfig) -> bool:
@@ -91,9 +91,9 @@ def make_flags(
     if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
     checker = TraceChecker(teacher.filters, _benchmark_index(config) if teacher.kind == "file" else None)
-    placed = record_files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
+    placed = files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
     with progress(f"evaluating traces of {teacher.name}", None) as report:
-        record_files.write_jsonl(directory / FLAGS, _flagged(checker, placed, report))
+        files.write_jsonl(directory / FLAGS, _flagged(checker, placed, report))
     counts = checker.summary()
     log.info("%s: %d traces, left out: %s", teacher.name, checker.traces, counts["left_out"] or "none")
     if teacher.shots:
@@ -126,7 +126,7 @@ def _flagged(checker: TraceChecker, placed: Iterable[tuple[int, Trace]], report:
 
 
 def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
-    return record_files.read_jsonl(workdir / "quality" / teacher / FLAGS, Flagged)
+    return files.read_jsonl(workdir / "quality" / teacher / FLAGS, Flagged)
 
 
 def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:

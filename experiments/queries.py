@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, record_files, remote, settings
+from orca_jax import artifacts, files, remote, settings
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import Document
 from orca_jax.experiments.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
@@ -174,7 +174,7 @@ def flan_queries(
 ) -> Iterator[Query]:
     """The queries of every draw; `counts` gets an entry a draw. Every hit goes to contamination.jsonl."""
     (directory / HITS).unlink(missing_ok=True)
-    with record_files.JsonlAppender(directory / HITS) as hits:
+    with files.JsonlAppender(directory / HITS) as hits:
         for number, flan_config in enumerate(config.flan):
             counts.append(draw.Counts())
             folder = directory / f"draw-{number}"
@@ -220,7 +220,7 @@ def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     for query in queries:
         known.seen(query.text)
     drawn = flan_queries(config, documents, directory, known, draws) if config.flan else ()
-    count = record_files.write_jsonl(directory / QUERIES, itertools.chain(queries, drawn))
+    count = files.write_jsonl(directory / QUERIES, itertools.chain(queries, drawn))
     log.info("%d queries, %d of them puzzles; %d puzzles met a benchmark's question and were left out",
              count, len(queries), left_out)  # fmt: skip
     counts: dict[str, Any] = {"queries": count, "known_to_benchmark": left_out}

@@ -10,15 +10,41 @@ texts `history` is a list of earlier (question, answer) pairs. A turn's `weight`
 and `loss_scale` scale the loss of an assistant's turn, and `mask` takes it away (OpenAI, axolotl, ms-swift).
 What else changes a prompt or the loss (tools, images, weights of other turns) is refused; all other columns,
 and other keys of turns, are kept as `extra`.
+
+Traces are read from JSON lines, a JSON array or Parquet, in these columns or the fields of `Trace` (native).
+They are written in four schemas, as JSON lines or Parquet:
+
+  native      the fields of `Trace`; keeps everything
+  openorca    id, system_prompt, question, response; an id's prefix before the dot is its collection
+  messages    id, messages [{role, content}]
+  sharegpt    id, conversations [{from: system, human or gpt, value}]
+
+The last three hold the conversation and `extra` only. A turn has a `weight` too where that is not 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from orca_jax.records import Message, RecordError, check_turns, half_pair
+from orca_jax import files
+from orca_jax.artifacts import atomic_write
+from orca_jax.records import (
+    Message,
+    Outcome,
+    RecordError,
+    Sampling,
+    Trace,
+    check_turns,
+    from_json,
+    half_pair,
+    to_json,
+)
 
 ALIASES = {
     alias: role
@@ -45,6 +71,15 @@ ACCEPTED = (
     "accepted: native (id, query_id, sample, messages, ...); messages; conversations; "
     "system_prompt, question, response; instruction, input, output; prompt, completion"
 )
+ROW_GROUP = 1000  # rows; what is held in memory while Parquet is written
+SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+SCHEMAS = {
+    "native": ("id", "query_id", "sample", "messages"),
+    "openorca": ("id", "system_prompt", "question", "response"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+}
+Recognise = Callable[[str], int | None]
 
 
 class Conversation(NamedTuple):
@@ -278,3 +313,184 @@ def _number(values: Mapping[str, Any], name: str, default: float) -> float:
     if not isinstance(value, bool | int | float) or not 0 <= value <= most:
         raise RecordError(f"{name!r} must be true, false or a number of 0 or more, not {value!r:.60}")
     return float(value)
+
+
+# Files of traces
+
+
+def read_traces(
+    path: str | os.PathLike[str],
+    *,
+    teacher: str = "",
+    recognise: Recognise = lambda text: None,
+    tally: files.Tally | None = None,
+    join_turns: bool = False,
+) -> Iterator[Trace]:
+    """Reads traces of any schema, row by row, from JSON lines, a JSON array or Parquet.
+
+    A null or empty system text means no system message, a null or empty last answer `Outcome.EMPTY`.
+
+    Args:
+      path: a file that `files.rows` reads.
+      teacher: who answered; native rows name their own.
+      recognise: gives a system text's id; called with the empty string where there is none.
+      tally: counts the malformed rows, which are left out, and says how many there may be.
+      join_turns: consecutive turns of one role become one.
+
+    Raises:
+      RecordError: too many rows are malformed, or the file is damaged; names file, row, column.
+    """
+    path = Path(path)
+
+    def read(row: files.Row) -> Trace:
+        return _trace(row, path.stem, teacher, recognise, join_turns)
+
+    return files.counted(path, files.rows(path), read, tally or files.Tally())
+
+
+def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: str = "native") -> int:
+    """Writes traces as JSON lines or Parquet, whole or not at all.
+
+    In Parquet `extra` is a column of JSON.
+
+    Returns:
+      How many were written.
+
+    Raises:
+      RecordError: the schema is unknown, or cannot hold a trace; the message names the trace.
+    """
+    if schema not in SCHEMAS:
+        raise RecordError(f"unknown schema {schema!r}; known: {', '.join(SCHEMAS)}")
+    path = Path(path)
+    if path.suffix == ".gz":
+        raise RecordError(f"{path}: packed files are read and not written; name it {path.stem}")
+    made = (_WRITERS[schema](trace) for trace in traces)
+    return (
+        _write_parquet_rows(path, made, schema)
+        if files.is_parquet(path)
+        else files.write_json_rows(path, made)
+    )
+
+
+def _packed(row: dict[str, Any]) -> dict[str, Any]:
+    """`extra` as text, and what JSON leaves out of a sampling: a column's null would not be read back."""
+    sampling = {"sampling": {"top_logprobs": 0, **row["sampling"]}} if "sampling" in row else {}
+    return {**row, **sampling, "extra": json.dumps(row.get("extra", {}), default=str)}
+
+
+def _write_parquet_rows(path: Path, rows: Iterable[dict[str, Any]], schema: str) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = _columns(schema)
+    count = 0
+    packed = map(_packed, rows)
+    with atomic_write(path, "wb") as file, pyarrow.parquet.ParquetWriter(file, columns) as writer:
+        while group := list(itertools.islice(packed, ROW_GROUP)):
+            try:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema=columns))
+            except UnicodeEncodeError as error:
+                raise RecordError(f"{path}: {_unencodable(group)}; write JSON lines") from error
+            count += len(group)
+    return count
+
+
+def _unencodable(rows: Iterable[Mapping[str, Any]]) -> str:
+    for row in rows:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return f"trace {row['id']!r} holds half a character pair, which Parquet cannot"
+    return "a text holds half a character pair, which Parquet cannot"
+
+
+def _columns(schema: str) -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int64()
+    message = pa.struct({"role": text, "content": text, "weight": pa.float64()})
+    turn = pa.struct({"from": text, "value": text, "weight": pa.float64()})
+    drawn = {"temperature": pa.float64(), "top_p": pa.float64(), "max_tokens": number}
+    typed = {
+        "messages": pa.list_(message),
+        "conversations": pa.list_(turn),
+        "sample": number,
+        "system_message_id": number,
+        "sampling": pa.struct({**drawn, "stop": pa.list_(text), "seed": number, "top_logprobs": number}),
+        "usage": pa.struct({"prompt_tokens": number, "completion_tokens": number}),
+    }
+    names = Trace.__dataclass_fields__ if schema == "native" else ["id", *SCHEMAS[schema], "extra"]
+    return pa.schema([(name, typed.get(name, text)) for name in dict.fromkeys(names)])
+
+
+def _trace(row: files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool) -> Trace:
+    if not isinstance(row.values, dict):
+        raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {ACCEPTED}")
+    if "query_id" in row.values and "outcome" in row.values:
+        trace = from_json(Trace, row.values)
+        messages = checked(trace.messages, join_turns=join_turns)
+        trace = dataclasses.replace(trace, messages=messages)
+    else:
+        trace = _foreign_trace(row, stem, teacher, recognise, join_turns)
+    if half := half_pair(f"{trace.id}{trace.query_id}{trace.collection}{trace.task}{trace.teacher}"):
+        raise RecordError(f"an id or name has half a surrogate pair ({half}), which is no character")
+    return trace
+
+
+def _foreign_trace(row: files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool) -> Trace:
+    messages, columns, extra = read(row.values, join_turns=join_turns)
+    id = str(row.values["id"]) if row.values.get("id") is not None else f"{stem}-{row.number}"
+    answered = messages[-1].role == "assistant" and messages[-1].content.strip()
+    return Trace(
+        id=id,
+        query_id=id,
+        sample=0,
+        messages=messages,
+        collection=id.split(".")[0] if "question" in columns and "." in id else "",
+        task="",
+        system_message_id=recognise(messages[0].content if messages[0].role == "system" else ""),
+        teacher=teacher,
+        sampling=Sampling(),
+        outcome=Outcome.OK if answered else Outcome.EMPTY,
+        extra=extra,
+    )
+
+
+def _as_openorca(trace: Trace) -> dict[str, Any]:
+    messages = list(trace.messages)
+    system = messages.pop(0).content if messages and messages[0].role == "system" else ""
+    roles = [message.role for message in messages]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise RecordError(
+            f"trace {trace.id!r}: openorca holds one question and one answer, "
+            f"not {', '.join(roles) or 'nothing'}; write the schema messages"
+        )
+    if messages[-1].weight != 1:
+        raise RecordError(f"trace {trace.id!r}: openorca holds no weights; write the schema messages")
+    question, response = messages[0].content, messages[1].content if len(messages) == 2 else ""
+    texts = {"system_prompt": system, "question": question, "response": response}
+    return {"id": trace.id, **texts, **_extra(trace)}
+
+
+def _as_messages(trace: Trace) -> dict[str, Any]:
+    return {"id": trace.id, "messages": [to_json(message) for message in trace.messages], **_extra(trace)}
+
+
+def _as_sharegpt(trace: Trace) -> dict[str, Any]:
+    turns = [
+        {"from": SHAREGPT_NAMES[turn.pop("role")], "value": turn.pop("content"), **turn}
+        for turn in map(to_json, trace.messages)
+    ]
+    return {"id": trace.id, "conversations": turns, **_extra(trace)}
+
+
+def _extra(trace: Trace) -> dict[str, Any]:
+    return {"extra": dict(trace.extra)} if trace.extra else {}
+
+
+_WRITERS: dict[str, Callable[[Trace], dict[str, Any]]] = {
+    "native": to_json,
+    "openorca": _as_openorca,
+    "messages": _as_messages,
+    "sharegpt": _as_sharegpt,
+}

@@ -2,7 +2,7 @@
 
 A `Query` is a question; an endpoint answers a conversation of `Message`s with a `Reply`; a query
 together with its reply is a `Trace`; an evaluated reply is an `Item`. File formats are in
-`orca_jax.record_files`.
+`orca_jax.files`.
 """
 
 from __future__ import annotations

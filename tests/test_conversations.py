@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from orca_jax import conversations
 from orca_jax.records import Message, RecordError
-from tests.test_record_files import WORDS
-from tests.test_record_files import conversations as drawn
+from tests.test_trace_files import WORDS
+from tests.test_trace_files import conversations as drawn
 
 SYSTEM, ASKED, SAID = Message("system", "S"), Message("user", "Q"), Message("assistant", "A")
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]

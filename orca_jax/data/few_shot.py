@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.records import Message, Trace
 
@@ -100,7 +100,7 @@ class FewShotTraces(PlacedTraces):
         for number, path in enumerate(self.paths):
             own = places[self.file == number]
             if len(own):
-                read = record_files.read_at(path, own[own != NO_SHOT].tolist(), Trace)
+                read = files.read_at(path, own[own != NO_SHOT].tolist(), Trace)
                 for many in (own != NO_SHOT).sum(1).tolist():
                     *examples, trace = itertools.islice(read, many)
                     yield with_examples(trace, examples)

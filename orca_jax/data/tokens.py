@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import artifacts, row_files
+from orca_jax import artifacts, files
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.data.traces import Traces
@@ -134,7 +134,7 @@ def write_shard(
     shards: int,
     traces: Traces,
     encode: Encoder,
-    malformed: float = row_files.MALFORMED,
+    malformed: float = files.MALFORMED,
 ) -> int:
     """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
 
@@ -147,7 +147,7 @@ def write_shard(
     """
     columns = collections.defaultdict(list)
     dropped: collections.Counter[str] = collections.Counter()
-    misfits, pairs, seen = row_files.Tally(malformed), list[tuple[str, str]](), 0
+    misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
     with shard_writer(shard_path(directory, index, shards)) as writer:
         source = iter(traces)
         while batch := list(itertools.islice(source, BATCH)):
@@ -158,7 +158,7 @@ def write_shard(
                 if isinstance(encoded, layouts.LayoutError):
                     pairs.append((f"trace {trace.id!r}", str(encoded)))
                     misfits.refuse(*pairs[-1])
-                    row_files.check_rate(directory, misfits, max(seen, row_files.MIN_ROWS), seen)
+                    files.check_rate(directory, misfits, max(seen, files.MIN_ROWS), seen)
                     continue
                 writer.write(_example(trace.id, encoded))
                 for name, value in _columns(trace, encoded).items():
@@ -256,7 +256,7 @@ def write_store(
     *,
     run: Run | None = None,
     workers: int = 1,
-    malformed: float = row_files.MALFORMED,
+    malformed: float = files.MALFORMED,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the shards that are missing, then the store's metadata; returns its counts.
@@ -334,12 +334,12 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
     dropped = collections.Counter(
         itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts)
     )
-    misfits = row_files.Tally(malformed)
+    misfits = files.Tally(malformed)
     for where, reason in itertools.chain.from_iterable(part.pop("misfits", ()) for part in parts):
         misfits.refuse(str(where), reason)
     lengths = [len(part.get("length", ())) for part in parts]
     seen = sum(lengths) + misfits.malformed
-    row_files.check_rate(directory, misfits, seen, seen)
+    files.check_rate(directory, misfits, seen, seen)
     if misfits.malformed:
         dropped[MISFITS] = misfits.malformed
         log.warning("%s: %s: %s", directory, MISFITS, "; ".join(misfits.places))

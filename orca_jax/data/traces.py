@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.records import Trace
 
 
@@ -55,4 +55,4 @@ class PlacedTraces:
     def __iter__(self) -> Iterator[Trace]:
         for number, path in enumerate(self.paths):
             if len(offsets := self.offsets[self.file == number]):
-                yield from record_files.read_at(path, offsets.tolist(), Trace)
+                yield from files.read_at(path, offsets.tolist(), Trace)

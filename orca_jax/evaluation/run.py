@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.artifacts import digest
 from orca_jax.evaluation.questions import Question, conversation
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
@@ -93,7 +93,7 @@ def collect_replies(
         if progress:
             progress(min(done, len(requests)), len(requests))
 
-    with record_files.JsonlAppender(path) as file:
+    with files.JsonlAppender(path) as file:
         replies = _recorded(path, requests)
         for number, asked in enumerate(_rounds(requests, round_size)):
             missing = [request for request in asked if request.hash not in replies]
@@ -170,4 +170,4 @@ def read_replies(path: str | Path) -> list[RecordedReply]:
     Raises:
       RecordError: a line cannot be read; the message names file, line and field.
     """
-    return list(record_files.read_jsonl(path, RecordedReply))
+    return list(files.read_jsonl(path, RecordedReply))

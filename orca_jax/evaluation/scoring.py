@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import modes, statistics
 from orca_jax.evaluation.questions import Question
@@ -207,7 +207,7 @@ def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[
 
 def write(directory: str | Path, items: Iterable[Item], scores: Mapping[str, Any]) -> None:
     """Writes `items.jsonl` and `scores.json`, each whole or not at all."""
-    record_files.write_jsonl(Path(directory) / ITEMS, items)
+    files.write_jsonl(Path(directory) / ITEMS, items)
     with atomic_write(Path(directory) / SCORES) as file:
         json.dump(scores, file, indent=1, ensure_ascii=False)
         file.write("\n")

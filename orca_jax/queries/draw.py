@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orca_jax.files import Tally
 from orca_jax.queries import contamination, flan, sampling, system_messages
 from orca_jax.queries.duplicates import Exact, Near
 from orca_jax.queries.system_messages import MessageSet
 from orca_jax.records import Query
-from orca_jax.row_files import Tally
 
 INDEX = "index.npz"
 PARTS = "drawn"

@@ -9,7 +9,7 @@
   raw      labelled sentences of the Flan 2021 kind, JSON lines of (sentence, label); rendered here
 
 Every reader yields `Query` records one at a time, in file order. A row that cannot be read is counted with
-its place in a `Tally` and left out; too many of them end the run (`row_files.counted`). A query's id is a
+its place in a `Tally` and left out; too many of them end the run (`files.counted`). A query's id is a
 hash of what it holds, so that it depends neither on the file nor on its place, and equal rows have equal ids.
 
 The templates that FLAN gives to the CoT and raw sets are not in those files. What is rendered here is
@@ -25,10 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orca_jax import row_files
+from orca_jax import files
+from orca_jax.files import Row, Tally
 from orca_jax.queries.multiple_choice import is_multiple_choice
 from orca_jax.records import Query, RecordError, half_pair
-from orca_jax.row_files import Row, Tally
 
 # The sub-collections by the names that files give them.
 COLLECTIONS: Mapping[str, str] = {
@@ -178,17 +178,17 @@ def _read(rows: Iterable[Row], render: Render, path: str | Path, tally: Tally | 
         return list(render(row))
 
     tally = tally if tally is not None else Tally(MALFORMED, SETTING)
-    return itertools.chain.from_iterable(row_files.counted(path, rows, rendered, tally))
+    return itertools.chain.from_iterable(files.counted(path, rows, rendered, tally))
 
 
 def _rows(path: Path) -> Iterator[Row]:
     if ".tsv" not in path.suffixes[-2:]:
-        return row_files.rows(path)
-    return row_files.line_rows(path, _tsv_values)
+        return files.rows(path)
+    return files.line_rows(path, _tsv_values)
 
 
 def _tsv_values(line: bytes) -> dict[str, str]:
-    fields = row_files.decoded(line).rstrip("\r\n").split("\t")
+    fields = files.decoded(line).rstrip("\r\n").split("\t")
     if len(fields) != 3:
         raise RecordError(f"expected question, answer and rationale between tabs, got {len(fields)} fields")
     return dict(zip(("question", "answer", "explanation"), fields))

@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.artifacts import atomic_write
 from orca_jax.queries.flan import is_zero_shot
 from orca_jax.records import Query, to_json
@@ -368,13 +368,13 @@ def gather(folder: str | Path, path: str | Path, seed: int) -> int:
     Returns:
       How many queries there are.
     """
-    return record_files.write_jsonl(path, gathered(folder, seed))
+    return files.write_jsonl(path, gathered(folder, seed))
 
 
 def gathered(folder: str | Path, seed: int) -> Iterator[Query]:
     """The queries that `gather` writes, one bucket in memory at a time."""
     for bucket in sorted(Path(folder).iterdir()):
-        parts = [record_files.read_jsonl(part, Query) for part in sorted(bucket.glob("*.jsonl"))]
+        parts = [files.read_jsonl(part, Query) for part in sorted(bucket.glob("*.jsonl"))]
         by_id = {query.id: query for part in parts for query in part}
         yield from sorted(by_id.values(), key=lambda query: (_order(query, seed), query.id))
 

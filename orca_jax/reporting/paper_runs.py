@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.evaluation import judging, scoring, statistics
 from orca_jax.records import Item
 from orca_jax.reporting import cells, sizes
@@ -108,7 +108,7 @@ def evaluation(run: Run, cell: PublishedCell) -> Evaluation | None:
 def items(found: Evaluation) -> list[Item]:
     """None where only the scores were kept."""
     path = found.directory / scoring.ITEMS
-    return list(record_files.read_jsonl(path, Item)) if path.is_file() else []
+    return list(files.read_jsonl(path, Item)) if path.is_file() else []
 
 
 def _asks(found: Evaluation, cell: PublishedCell) -> bool:

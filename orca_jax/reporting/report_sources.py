@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, files
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.run import RecordedReply
@@ -45,7 +45,7 @@ class Column:
         """All items, with the run's number in the place of the seed where there are several runs."""
         found = []
         for number, directory in enumerate(self.directories):
-            for item in record_files.read_jsonl(directory / scoring.ITEMS, Item):
+            for item in files.read_jsonl(directory / scoring.ITEMS, Item):
                 several = len(self.directories) > 1
                 found.append(dataclasses.replace(item, seed=number) if several else item)
         return found
@@ -58,7 +58,7 @@ class Column:
         first = self.directories[0]
         paths = [first / evaluation_run.REPLIES, *sorted(first.glob(f"seed-*/{evaluation_run.REPLIES}"))]
         path = next((path for path in paths if path.is_file()), None)
-        found = record_files.read_jsonl(path, RecordedReply) if path else ()
+        found = files.read_jsonl(path, RecordedReply) if path else ()
         return {(reply.benchmark, reply.task, reply.id): reply for reply in found}
 
 

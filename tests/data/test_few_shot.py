@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax import record_files
 from orca_jax.data import few_shot
 from orca_jax.data.few_shot import NO_SHOT, Candidate, FewShotTraces
 from orca_jax.data.traces import PlacedTraces
+from orca_jax.files import read_placed, write_jsonl
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
 
@@ -69,8 +69,8 @@ def files(tmp_path_factory):
     folder, parts = tmp_path_factory.mktemp("traces"), {}
     for name, numbers in (("a", range(6)), ("b", range(6, 12))):
         path = folder / f"{name}.jsonl"
-        record_files.write_jsonl(path, map(trace, numbers))
-        parts[path] = [offset for offset, _ in record_files.read_placed(path, Trace)]
+        write_jsonl(path, map(trace, numbers))
+        parts[path] = [offset for offset, _ in read_placed(path, Trace)]
     return parts
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax import record_files
 from orca_jax.data.traces import PlacedTraces
+from orca_jax.files import read_placed, write_jsonl
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
 
@@ -25,8 +25,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
     parts = {}
     for name, some in (("a", TRACES[:5]), ("b", TRACES[5:])):
-        record_files.write_jsonl(folder / f"{name}.jsonl", some)
-        placed = record_files.read_placed(folder / f"{name}.jsonl", Trace)
+        write_jsonl(folder / f"{name}.jsonl", some)
+        placed = read_placed(folder / f"{name}.jsonl", Trace)
         parts[folder / f"{name}.jsonl"] = [offset for offset, _ in placed]
     return parts
 

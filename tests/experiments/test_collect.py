@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.experiments import collect, collect_asking, evaluate, prepare, students
 from orca_jax.experiments.config import TeacherConfig
@@ -20,11 +20,11 @@ from orca_jax.training.curriculum import StageConfig
 
 
 def queries(workdir):
-    return list(record_files.read_jsonl(workdir / "queries" / QUERIES, Query))
+    return list(files.read_jsonl(workdir / "queries" / QUERIES, Query))
 
 
 def traces(workdir, teacher):
-    return list(record_files.read_jsonl(workdir / "traces" / teacher / collect.TRACES, Trace))
+    return list(files.read_jsonl(workdir / "traces" / teacher / collect.TRACES, Trace))
 
 
 # --- Queries and traces of a run

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, conversations, files
 from orca_jax.configs import api as api_file
 from orca_jax.experiments import collect, collect_asking, collect_plan, launch, prepare
 from orca_jax.experiments import run as road
@@ -58,7 +58,7 @@ def make(url="http://127.0.0.1:9/v1", *, teachers=2, **changes):
 
 
 def traces(workdir, teacher="chatgpt"):
-    return list(record_files.read_jsonl(workdir / "traces" / teacher / collect.TRACES, Trace))
+    return list(files.read_jsonl(workdir / "traces" / teacher / collect.TRACES, Trace))
 
 
 def outcomes(workdir, teacher="chatgpt"):
@@ -202,7 +202,7 @@ def test_reasoning_is_kept_with_the_trace(tmp_path):
         collect.run(make(server.url, teachers=1), tmp_path)
     for form in ("parquet", "jsonl"):
         collect.write_exports(tmp_path, tmp_path / "out", "messages", form)
-        found = list(record_files.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
+        found = list(conversations.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
         assert {trace.extra["reasoning_content"] for trace in found} == {"First,"}
     assert {trace.answer for trace in traces(tmp_path)} == {"So."}
 
@@ -367,7 +367,7 @@ def test_status_of_oracles_too(finished, capsys):
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-@pytest.mark.parametrize("schema", sorted(record_files.SCHEMAS))
+@pytest.mark.parametrize("schema", sorted(conversations.SCHEMAS))
 def test_export(tmp_path, schema, form):
     config = make(teachers=1)
     filtered, *_ = questions(config, tmp_path)
@@ -378,7 +378,7 @@ def test_export(tmp_path, schema, form):
     (tmp_path / "cards/chatgpt/README.md").write_text("the card")
     collect.write_exports(tmp_path, tmp_path / "out", schema, form)
     assert (tmp_path / "out/chatgpt-card/README.md").read_text() == "the card"
-    found = list(record_files.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
+    found = list(conversations.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
     expected = [t for t in traces(tmp_path) if schema == "native" or t.outcome is Outcome.OK]
     assert len(expected) == QUERIES - (schema != "native")
     assert [trace.answer for trace in found] == [trace.answer for trace in expected]

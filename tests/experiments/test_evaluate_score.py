@@ -9,7 +9,7 @@ import pytest
 from orca_jax.evaluation.benchmarks import files
 from orca_jax.experiments import evaluate_score
 from orca_jax.experiments.evaluate_show import show
-from orca_jax.record_files import read_jsonl
+from orca_jax.files import read_jsonl
 from orca_jax.records import Item
 
 TAIL = "So the answer is "

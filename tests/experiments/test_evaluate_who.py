@@ -8,7 +8,7 @@ import pytest
 from orca_jax.evaluation.run import EvaluationError
 from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who
 from orca_jax.experiments.evaluate import Options
-from orca_jax.record_files import read_jsonl
+from orca_jax.files import read_jsonl
 from orca_jax.records import Item
 from orca_jax.teachers.api_config import EndpointError
 from tests.teachers.server import Answer, Server, completion, error

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from orca_jax import record_files
+from orca_jax import conversations, files
 from orca_jax.experiments import export, prepare
 from orca_jax.records import Outcome, RecordError
 
@@ -15,7 +15,7 @@ def test_files(finished, tmp_path, schema, suffix):
     out = tmp_path / f"expert{suffix}"
     expected = list(prepare.read(finished, "expert"))
     assert export.export(finished / "traces/expert", schema, out) == len(expected)
-    written = list(record_files.read_traces(out))
+    written = list(conversations.read_traces(out))
     assert [trace.id for trace in written] == [trace.id for trace in expected]
     assert [trace.answer for trace in written] == [trace.answer for trace in expected]
     assert (tmp_path / "expert-card/README.md").read_text().startswith("# expert")
@@ -23,9 +23,7 @@ def test_files(finished, tmp_path, schema, suffix):
 
 def test_failed_requests_are_no_answers_in_a_schema_that_cannot_say_so(finished, tmp_path):
     first, second, *_ = prepare.read(finished, "expert")
-    record_files.write_jsonl(
-        tmp_path / "in.jsonl", [dataclasses.replace(first, outcome=Outcome.ERROR), second]
-    )
+    files.write_jsonl(tmp_path / "in.jsonl", [dataclasses.replace(first, outcome=Outcome.ERROR), second])
     assert export.export(tmp_path / "in.jsonl", "messages", tmp_path / "out.jsonl") == 1
     assert export.export(tmp_path / "in.jsonl", "native", tmp_path / "all.jsonl") == 2
 

@@ -133,7 +133,7 @@ def test_every_question_is_answered_once(student, questions, tmp_path):
 
 
 def test_each_question_has_its_own_system_message(questions):
-    read = list(generate.record_files.read_jsonl(questions, generate.Question))
+    read = list(generate.files.read_jsonl(questions, generate.Question))
     first = [question.conversation("Be brief.")[0] for question in read]
     assert [message.content for message in first[:3]] == ["Be brief.", "Be exact.", "Hello"]
     assert first[4] == Message("user", "No system?")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.artifacts import ArtifactError, read_manifest
 from orca_jax.configs import flan as flan_file
 from orca_jax.experiments import collect, prepare, queries, train
@@ -93,7 +93,7 @@ def test_questions_of_a_bbh_folder_never_reach_training(bbh_folder, mini, tmp_pa
     manifest = queries.make_queries(config, tmp_path / "workdir")
     assert manifest["counts"] == {"queries": 35, "known_to_benchmark": 5}
     written = tmp_path / "workdir/queries" / queries.QUERIES
-    asked = {query.text for query in record_files.read_jsonl(written, Query)}
+    asked = {query.text for query in files.read_jsonl(written, Query)}
     assert not asked & set(queries.benchmark_texts(config))
     unfiltered, _ = queries.training_puzzles(config.puzzles, config.seed)
     assert len({puzzle.question for puzzle in unfiltered} & set(queries.benchmark_texts(config))) == 5
@@ -147,7 +147,7 @@ def flan(tmp_path_factory):
 
 
 def read(workdir):
-    return list(record_files.read_jsonl(workdir / "queries" / queries.QUERIES, Query))
+    return list(files.read_jsonl(workdir / "queries" / queries.QUERIES, Query))
 
 
 def test_flan_is_drawn_checked_and_counted(flan):

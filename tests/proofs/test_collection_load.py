@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax import record_files
+from orca_jax import conversations
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.teachers import keys
 from orca_jax.teachers.endpoint import Request, request_id
@@ -137,7 +137,7 @@ def test_speed_and_memory(repo, tmp_path):
 @pytest.fixture(scope="module")
 def texts(shared_data):
     """Questions and answers of real traces."""
-    traces = record_files.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4")
+    traces = conversations.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4")
     return [(trace.messages[:-1], trace.answer) for trace in traces]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import contamination, flan
 from orca_jax.queries.contamination import ContaminationError, Hit, Index, Report, Settings
@@ -213,7 +213,7 @@ def test_screening_drops_or_keeps_and_counts(tmp_path):
         query(SHORT_DOCUMENT[2], "short"),
     ]
     report = Report()
-    with record_files.JsonlAppender(tmp_path / "hits.jsonl") as listed:
+    with files.JsonlAppender(tmp_path / "hits.jsonl") as listed:
         kept = list(contamination.screen(asked, INDEX, report, on_hit=listed.append))
     assert [query.id for query in kept] == ["good"]
     assert report.summary() == {

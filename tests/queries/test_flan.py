@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orca_jax.files import Row, Tally
 from orca_jax.queries import flan
 from orca_jax.records import RecordError
-from orca_jax.row_files import Row, Tally
 
 SUBMIX = {
     "inputs": "Is it so?\nOPTIONS:\n- yes\n- no",

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from orca_jax import record_files
+from orca_jax import conversations
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.quality import TraceChecker
 
@@ -66,7 +66,7 @@ def test_the_majority_of_three_models_is_right_more_often_than_the_best_of_them(
 
 def test_flags_of_openorca(shared_data):
     checker = TraceChecker()
-    for trace in record_files.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4"):
+    for trace in conversations.read_traces(shared_data / "openorca/gpt4_600.jsonl", teacher="gpt-4"):
         checker.check(trace)
     flags = checker.flags
     assert (flags["duplicate"], flags["refusal"], flags["repetitive"]) == (2, 0, 0)

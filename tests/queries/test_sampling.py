@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orca_jax import record_files
+from orca_jax import files
 from orca_jax.queries import sampling
 from orca_jax.queries.sampling import Quotas
 from orca_jax.records import Query
@@ -198,7 +198,7 @@ def test_the_file_of_drawn_queries_is_the_same_however_they_are_shared_out(
         part = shuffled[process::processes] + queries[:5]  # some rows are in every part
         sampling.scatter(part, drawn, folder / "buckets", part=f"p{process}", buckets=7)
     assert sampling.gather(folder / "buckets", folder / "queries.jsonl", 0) == len(expected)
-    written = list(record_files.read_jsonl(folder / "queries.jsonl", Query))
+    written = list(files.read_jsonl(folder / "queries.jsonl", Query))
     assert {q.id: q for q in written} == expected
     alone = tmp_path_factory.mktemp("alone")
     assert sampling.scatter(queries, drawn, alone / "buckets", part="p", buckets=7) == len(expected)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orca_jax import artifacts, record_files
+from orca_jax import artifacts, files
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
 from orca_jax.records import Item, Outcome, Usage
@@ -70,7 +70,7 @@ def write_evaluation(directory, message, *, right, text="So the answer is Yes.",
         "tasks": {task: {"chance": 0.5} for task in TASKS},
     }  # fmt: skip
     scoring.write(directory, items, scores)
-    record_files.write_jsonl(directory / evaluation_run.REPLIES, replies)
+    files.write_jsonl(directory / evaluation_run.REPLIES, replies)
 
 
 def write_training(directory, inputs, stages=("apprentice", "expert")):

@@ -1,7 +1,7 @@
-"""Rows of files that others made: JSON lines, a JSON array or Parquet, a row at a time.
+"""Rows of files: JSON lines, a JSON array or Parquet, read a row at a time; records as JSON lines.
 
-Rows that cannot be read are left out, counted in a `Tally` and, where they are too many, the end of the run:
-`counted` does this for every reader.
+In files that others made, rows that cannot be read are left out, counted in a `Tally`, and end the run where
+they are too many: `counted` does this for every reader.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from orca_jax.records import RecordError
+from orca_jax.artifacts import atomic_write
+from orca_jax.records import RecordError, from_json, to_json
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIX = ".parquet"
@@ -32,6 +33,7 @@ MIN_ROWS = 1000  # what that share is taken of until a file is read to its end
 KEPT_PLACES = 20  # of malformed rows, with reasons
 
 Read = TypeVar("Read")
+Record = TypeVar("Record")
 log = logging.getLogger(__name__)
 
 
@@ -300,3 +302,135 @@ def _unpacked(extra: Any) -> dict[str, Any]:
             values = json.loads(extra)
             return {"extra": values} if isinstance(values, dict) else {}
     return {}
+
+
+# Records as JSON lines
+
+
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
+    """Writes records, one JSON object a line; the file appears whole or not at all.
+
+    Returns:
+      How many were written.
+    """
+    return write_json_rows(path, map(to_json, records))
+
+
+def read_jsonl(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[Record]:
+    """Reads the records that `write_jsonl` or `JsonlAppender` wrote, one at a time.
+
+    Raises:
+      RecordError: a line is no such record; the message names file, line and field.
+    """
+    return (record for _, record in read_placed(path, record_type))
+
+
+def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[tuple[int, Record]]:
+    """As `read_jsonl`, each record with the byte at which its line begins, for `read_at`."""
+    offset = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                with _located(f"{path}:{number}"):
+                    record = from_json(record_type, parse(line))
+                yield offset, record
+            offset += len(line)
+
+
+def read_at(
+    path: str | os.PathLike[str], offsets: Iterable[int], record_type: type[Record]
+) -> Iterator[Record]:
+    """The records whose lines begin at these bytes; raises as `read_jsonl`."""
+    with open(path, "rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            with _located(f"{path}: byte {offset}"):
+                record = from_json(record_type, parse(file.readline()))
+            yield record
+
+
+class JsonlAppender:
+    """Appends records to a file, each one flushed at once: a kill tears the last line at most.
+
+    A torn last line is dropped when the file is opened again, with a warning in the log. A context
+    manager; for one writer at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _mend(self.path)
+        self._file = open(self.path, "ab")  # noqa: SIM115
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, record: Any) -> None:
+        self._file.write(_line(to_json(record)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Syncs the file to disk and closes it."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _located(where: str) -> Iterator[None]:
+    try:
+        yield
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character pair, which UTF-8 cannot hold but an escape can
+        return json.dumps(row, default=str).encode() + b"\n"
+
+
+def write_json_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """As `write_jsonl`, of rows that are JSON objects already."""
+    count = 0
+    with atomic_write(path, "wb") as file:
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            file.write(_line(row))
+    return count
+
+
+def _mend(path: Path) -> None:
+    """Drops a torn last line; one that lacks no more than its end gets that."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        start = _last_line(file)
+        file.seek(start)
+        rest = file.read()
+        if not rest:
+            return
+        try:
+            json.loads(rest)
+        except ValueError:
+            file.truncate(start)
+            log.warning("%s: dropped a torn last line of %d bytes", path, len(rest))
+        else:
+            file.write(b"\n")
+
+
+def _last_line(file: IO[bytes], block: int = 1 << 16) -> int:
+    """Where the text after the last line end begins."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

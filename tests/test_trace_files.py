@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax import record_files
-from orca_jax.record_files import JsonlAppender, read_jsonl, read_traces, write_jsonl, write_traces
+from orca_jax import files
+from orca_jax.conversations import read_traces, write_traces
+from orca_jax.files import JsonlAppender, read_jsonl, write_jsonl
 from orca_jax.records import Item, Message, Outcome, Query, RecordError, Sampling, Trace, Usage, to_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -163,17 +164,17 @@ class TestJsonLines:
             queries = [Query(str(number), text, "c", "t") for number, text in enumerate(texts)]
             write_jsonl(path, queries)
             path.write_bytes(path.read_bytes().replace(b"\n", b"\n\n"))
-            placed = list(record_files.read_placed(path, Query))
+            placed = list(files.read_placed(path, Query))
             assert [query for _, query in placed] == queries
             chosen = data.draw(st.lists(st.sampled_from(placed), max_size=6)) if placed else []
             offsets = [offset for offset, _ in chosen]
-            assert list(record_files.read_at(path, offsets, Query)) == [query for _, query in chosen]
+            assert list(files.read_at(path, offsets, Query)) == [query for _, query in chosen]
 
     def test_a_wrong_place_is_named(self, tmp_path):
         path = tmp_path / "queries.jsonl"
         write_jsonl(path, [Query("1", "a", "c", "t")])
         with pytest.raises(RecordError, match=r"queries\.jsonl: byte 5: not a JSON object"):
-            list(record_files.read_at(path, [5], Query))
+            list(files.read_at(path, [5], Query))
 
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "a.jsonl"
@@ -299,8 +300,8 @@ class TestAppender:
     def test_what_was_appended_survives_a_kill(self, tmp_path):
         path = tmp_path / "replies.jsonl"
         script = (
-            "import os, sys; from orca_jax import record_files, records\n"
-            "appender = record_files.JsonlAppender(sys.argv[1])\n"
+            "import os, sys; from orca_jax import files, records\n"
+            "appender = files.JsonlAppender(sys.argv[1])\n"
             "appender.append(records.Query('1', '', '', ''))\n"
             "os.kill(os.getpid(), 9)"
         )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax import row_files
+from orca_jax import files
+from orca_jax.files import Row, Tally, counted, rows
 from orca_jax.records import RecordError
-from orca_jax.row_files import Row, Tally, counted, rows
 
 VALUES = st.dictionaries(st.sampled_from("abc"), st.none() | st.integers() | st.text(max_size=9), max_size=3)
 
@@ -30,7 +30,7 @@ def test_every_form_of_json_gives_the_same_rows(tmp_path_factory, given_rows, in
     (folder / "a.ndjson.gz").write_bytes(gzip.compress(lines))
     (folder / "a.json").write_bytes(b" \n" + json.dumps(given_rows, indent=indent).encode() + b"\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_files, "CHUNK", chunk)
+        patch.setattr(files, "CHUNK", chunk)
         assert [values(folder / name) for name in ("a.jsonl", "a.ndjson.gz", "a.json")] == [given_rows] * 3
 
 
