@@ -24,7 +24,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from orca_jax import artifacts, conversations, files, remote, settings
+from orca_jax import artifacts, conversations, files, settings, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options, students
@@ -55,7 +55,7 @@ def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> 
     known = set(map(puzzles.question_key, evaluated))
     kept = 0
     for trace in conversations.read_traces(
-        remote.local(teacher.path),
+        storage.local(teacher.path),
         teacher=teacher.name,
         recognise=system_messages.recognise,
         tally=tally,
@@ -78,7 +78,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     provenance, tally = _provenance(config, teacher, directory), Tally(teacher.malformed)
     places = {"file": teacher.path, "student": teacher.path, "queries": workdir / "queries"}
     if teacher.kind == "file":
-        inputs = {"file": artifacts.file_digest(remote.local(teacher.path))}
+        inputs = {"file": artifacts.file_digest(storage.local(teacher.path))}
         documents = list(registry.documents(config.given_benchmarks))
         inputs |= benchmark_digests(documents, artifacts.recorded(directory)["inputs"])
         found = read_teacher(teacher, [document.text for document in documents], tally)

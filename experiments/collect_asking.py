@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orca_jax import artifacts, files, remote
+from orca_jax import artifacts, files, storage
 from orca_jax.artifacts import atomic_write
 from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
@@ -89,7 +89,7 @@ class Job:
 
 
 def ledger_path(workdir: Path, named: str) -> Path:
-    if remote.is_remote(named):
+    if storage.is_remote(named):
         raise LedgerError(f"api.ledger={named!r} is no file on a disk; leave it empty for one in the workdir")
     return Path(named) if named else workdir / LEDGER
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from orca_jax import files, remote, settings
+from orca_jax import files, settings, storage
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, sampling, system_messages
 from orca_jax.queries.contamination import Settings
@@ -343,7 +343,7 @@ class ExperimentConfig:
     @property
     def given_benchmarks(self) -> dict[str, str]:
         """The benchmarks that are at hand, with their folder or file, or a local copy of it."""
-        return {name: remote.local(path) for name, path in self.benchmarks.items() if path}
+        return {name: storage.local(path) for name, path in self.benchmarks.items() if path}
 
 
 def complete(config: ConfigDict) -> ConfigDict:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orca_jax import configs, remote, remote_workdir, settings
+from orca_jax import configs, settings, storage
 from orca_jax.evaluation.run import EvaluationError
 from orca_jax.experiments import options
 from orca_jax.experiments.config import load
@@ -263,14 +263,14 @@ def _wrong_override(arguments: Sequence[str]) -> str:
 
 def _workdir(given: str, parts: Collection[str] | None) -> AbstractContextManager[Path]:
     """The workdir that the flag names, for as long as the program works on it."""
-    if parts is None and remote.is_remote(given):
+    if parts is None and storage.is_remote(given):
         _refuse(f"--workdir={given}: this program links folders; name a directory on a disk")
     if Path(given).is_file():
         _refuse(f"--workdir={given} is a file; name a directory for the artifacts")
     if flags.FLAGS.scratch:
-        os.environ[remote.SCRATCH] = flags.FLAGS.scratch
+        os.environ[storage.SCRATCH] = flags.FLAGS.scratch
     hosts = "hosts" in flags.FLAGS and bool(flags.FLAGS.hosts)
-    return remote_workdir.workdir(given, parts=parts or (), hosts=hosts)
+    return storage.workdir(given, parts=parts or (), hosts=hosts)
 
 
 def main(

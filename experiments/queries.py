@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, files, remote, settings
+from orca_jax import artifacts, files, settings, storage
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import Document
 from orca_jax.experiments.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
@@ -114,7 +114,7 @@ def source_files(config: FlanConfig) -> dict[str, list[Path]]:
 
 def _matching(pattern: str) -> list[Path]:
     """The files of a pattern; a file of that very name comes before what the pattern matches."""
-    path = remote.local(pattern)
+    path = storage.local(pattern)
     names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
     return sorted(found for found in map(Path, names) if found.is_file())
 
@@ -139,7 +139,7 @@ def _flan_inputs(configs: Iterable[FlanConfig]) -> dict[str, str]:
             for path in paths:
                 inputs[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = digest(path)
         if config.messages:
-            inputs[f"flan[{number}].messages"] = digest(Path(remote.local(config.messages)))
+            inputs[f"flan[{number}].messages"] = digest(Path(storage.local(config.messages)))
     return inputs
 
 
@@ -158,7 +158,7 @@ def make_draw(config: FlanConfig, experiment: ExperimentConfig, documents: Itera
         quotas=config.quotas(min(experiment.asked_shares, default=1.0)),
         seed=experiment.seed,
         malformed=config.malformed,
-        messages=system_messages.read_set(remote.local(config.messages)) if config.messages else None,
+        messages=system_messages.read_set(storage.local(config.messages)) if config.messages else None,
         evaluated=contamination.Index(documents, config.settings) if documents else None,
         near_duplicates=config.near_duplicates,
         watch=_watched,

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, remote_workdir
+from orca_jax import artifacts, storage
 from orca_jax.experiments import collect, evaluate, prepare, tables, train
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 
@@ -39,7 +39,7 @@ def run(config: Any, workdir: str | Path) -> str:
     there for theirs: a run that one of them refuses leaves the one that was kept.
     """
     experiment = config if isinstance(config, ExperimentConfig) else load(config)
-    with remote_workdir.workdir(workdir) as folder:
+    with storage.workdir(workdir) as folder:
         keep = functools.partial(keep_config, experiment, folder)
         table = ""
         for program in PROGRAMS:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, remote, settings
+from orca_jax import artifacts, settings, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
@@ -28,7 +28,7 @@ from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)
 IMPORT = "import"
-CHECKPOINTS = f"checkpoints/*/{remote.COMMITTED}"
+CHECKPOINTS = f"checkpoints/*/{storage.COMMITTED}"
 PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
 Load = Callable[[LlamaConfig, Mesh], llama.Params]
 
@@ -64,7 +64,7 @@ def open_source(path: str | Path) -> Source:
       ArtifactError: nothing that is known.
       UnsupportedModelError: a model folder that cannot be read.
     """
-    path = Path(remote.local(str(path)))
+    path = Path(storage.local(str(path)))
     if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
         return _model_folder(path)
     for manifest, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
@@ -204,7 +204,7 @@ def tokenizer_path(config: ExperimentConfig) -> str:
             f"data.tokenizer={given} gives other ids than the tokenizer that student.init={init} was trained "
             "with; set data.tokenizer='' to use that one"
         )
-    return given or remote.named(own)
+    return given or storage.source(own)
 
 
 def _alike(given: str, own: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from orca_jax import artifacts, remote_workdir, settings
+from orca_jax import artifacts, settings, storage
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore, warning
@@ -150,7 +150,7 @@ def run(
     if run_options.hosts:
         launch.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
         if jax.process_index():
-            remote_workdir.push_logs_alone()
+            storage.push_logs_alone()
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None

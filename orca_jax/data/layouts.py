@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orca_jax import records, remote
+from orca_jax import records, storage
 from orca_jax.data import hf_tokenizer, template_layout
 from orca_jax.data.chat_template import LayoutError
 from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
@@ -157,7 +157,7 @@ ANSWER_FRAMES: dict[str, tuple[str, str]] = {
 
 def default(tokenizer: str | os.PathLike[str]) -> str:
     """The layout of a tokenizer's folder, which may be in a bucket: its chat template; empty: it has none."""
-    path = Path(remote.local(str(tokenizer)))
+    path = Path(storage.local(str(tokenizer)))
     return TEMPLATE if is_hugging_face(path) and hf_tokenizer.has_chat_template(path) else ""
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import sentencepiece
 
-from orca_jax import artifacts, remote
+from orca_jax import artifacts, storage
 
 PAD = "[[PAD]]"
 BOS = "<s>"
@@ -162,7 +162,7 @@ def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = No
     Raises:
       TokenizerError: nothing readable is there.
     """
-    path = Path(remote.local(str(path)))
+    path = Path(storage.local(str(path)))
     if is_hugging_face(path):
         from orca_jax.data import hf_tokenizer  # which imports this module
 

@@ -21,7 +21,7 @@ from etils import epath
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from orca_jax import remote_workdir
+from orca_jax import storage
 from orca_jax.student.sharding import path_name
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int, note: Mapping[str, Any]):
-        place = remote_workdir.checkpoints_at(Path(directory).absolute())
-        remote_workdir.check_path(place)
+        place = storage.checkpoints_at(Path(directory).absolute())
+        storage.check_path(place)
         self.directory = epath.Path(place)
         self.note = dict(note)
         self._keep = keep

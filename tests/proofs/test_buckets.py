@@ -41,9 +41,9 @@ create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="buc
 # Pushes follow one another, and steps are slow enough for them.
 PROGRAM = """
 import time
-from orca_jax import remote_workdir
+from orca_jax import storage
 from orca_jax.training.checkpoints import Checkpoints
-remote_workdir.INTERVAL, remote_workdir.SHARE, save = 0.2, 0, Checkpoints.save
+storage.INTERVAL, storage.SHARE, save = 0.2, 0, Checkpoints.save
 Checkpoints.save = lambda *arguments: (time.sleep(1), save(*arguments))
 from orca_jax.experiments import launch, {program}
 launch.start("{program}")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from orca_jax import artifacts, remote, remote_workdir
+from orca_jax import artifacts, storage
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import collect, prepare, students, train
 from orca_jax.experiments import run as road
@@ -33,13 +33,13 @@ def machine(tmp_path, monkeypatch):
     names = iter(range(100))
 
     def new():
-        remote.local.cache_clear()
-        monkeypatch.setenv(remote.SCRATCH, str(tmp_path / f"machine-{next(names)}"))
+        storage.local.cache_clear()
+        monkeypatch.setenv(storage.SCRATCH, str(tmp_path / f"machine-{next(names)}"))
 
     fsspec.filesystem("memory").store.clear()
     new()
     yield new
-    remote.local.cache_clear()
+    storage.local.cache_clear()
 
 
 def assert_same(workdir, finished):
@@ -56,10 +56,10 @@ def assert_same(workdir, finished):
 def test_every_program_on_another_machine(finished, mini, machine):
     for program in road.PROGRAMS:
         machine()
-        with remote_workdir.workdir(RUN) as workdir:
+        with storage.workdir(RUN) as workdir:
             program.run(mini(), workdir)
     machine()
-    with remote_workdir.workdir(RUN) as workdir:
+    with storage.workdir(RUN) as workdir:
         assert_same(workdir, finished)
 
 
@@ -76,18 +76,18 @@ def test_a_machine_that_is_lost_while_it_trains(finished, mini, machine, monkeyp
         save(self, step, *arguments)
         self.wait()
         if step == 3:
-            remote_workdir._kept[0].push()  # as it is done every minute
+            storage._open[0].push()  # as it is done every minute
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", lose)
-        patch.setattr(remote_workdir.Workdir, "_try_to_push", lambda self: None)
+        patch.setattr(storage.Workdir, "_try_to_push", lambda self: None)
         with pytest.raises(LostError):
             road.run(mini(), RUN)
     machine()
     caplog.set_level("INFO")
     assert road.run(mini(), RUN) == (finished / "table.md").read_text()
     assert "resuming at step 3 of 6" in caplog.text
-    with remote_workdir.workdir(RUN) as workdir:
+    with storage.workdir(RUN) as workdir:
         assert_same(workdir, finished)
         mine, theirs = ({path.name for path in w.glob("training/checkpoints/*")} for w in (workdir, finished))
         assert mine == theirs
@@ -119,9 +119,9 @@ def test_data_of_all_kinds(finished, mini, machine, tmp_path):
     )
     for program in (collect, prepare, train):
         machine()
-        with remote_workdir.workdir(RUN) as workdir:
+        with storage.workdir(RUN) as workdir:
             program.run(config, workdir)
-    with remote_workdir.workdir(RUN) as workdir:
+    with storage.workdir(RUN) as workdir:
         assert artifacts.read_manifest(workdir / "tokenizer")["provenance"]["source"] == (
             f"{BUCKET}/finished/tokenizer"
         )

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax import artifacts, remote, remote_workdir
-from orca_jax.remote import RemoteError
-from orca_jax.remote_workdir import Workdir, workdir
+from orca_jax import artifacts, storage
+from orca_jax.storage import RemoteError, Workdir, workdir
 
 RUN = "memory://bucket/run"
 
@@ -22,11 +21,11 @@ RUN = "memory://bucket/run"
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
     """A machine's folder for copies; and an empty bucket."""
-    monkeypatch.setenv(remote.SCRATCH, str(tmp_path / "scratch"))
-    remote.local.cache_clear()
+    monkeypatch.setenv(storage.SCRATCH, str(tmp_path / "scratch"))
+    storage.local.cache_clear()
     fsspec.filesystem("memory").store.clear()
     yield tmp_path / "scratch"
-    remote.local.cache_clear()
+    storage.local.cache_clear()
 
 
 def put(address, content="x"):
@@ -65,55 +64,55 @@ def checkpoint(run, step, content="x"):
     folder = run / "training/checkpoints" / str(step)
     (folder / "state").mkdir(parents=True)
     (folder / "state/array").write_text(content)
-    (folder / remote.COMMITTED).write_text("committed")
+    (folder / storage.COMMITTED).write_text("committed")
 
 
 # --- Data
 
 
 def test_a_local_path_is_itself():
-    assert remote.local("a/b*.tsv") == "a/b*.tsv"
-    assert remote.named("a/b") == "a/b"
+    assert storage.local("a/b*.tsv") == "a/b*.tsv"
+    assert storage.source("a/b") == "a/b"
 
 
 def test_a_file_a_folder_and_a_pattern(scratch):
     for name in ("a.jsonl", "cot/x.tsv", "cot/y.tsv", "cot/deep/z.tsv", "other/x.tsv"):
         put(f"memory://bucket/data/{name}", name)
-    file = remote.local("memory://bucket/data/a.jsonl")
+    file = storage.local("memory://bucket/data/a.jsonl")
     assert Path(file).read_text() == "a.jsonl"
     assert file == str(scratch / "data/memory/bucket/data/a.jsonl")
-    assert remote.named(file) == "memory://bucket/data/a.jsonl"
-    pattern = remote.local("memory://bucket/data/cot/*.tsv")
+    assert storage.source(file) == "memory://bucket/data/a.jsonl"
+    pattern = storage.local("memory://bucket/data/cot/*.tsv")
     assert pattern.endswith("data/cot/*.tsv")
     assert set(here(scratch / "data/memory/bucket/data")) == {"a.jsonl", "cot/x.tsv", "cot/y.tsv"}
-    folder = remote.local("memory://bucket/data/cot/")
+    folder = storage.local("memory://bucket/data/cot/")
     assert set(here(scratch / "data/memory/bucket/data/cot")) == {"x.tsv", "y.tsv", "deep/z.tsv"}
-    assert remote.named(folder) == "memory://bucket/data/cot"
+    assert storage.source(folder) == "memory://bucket/data/cot"
 
 
 def test_data_are_fetched_again_when_they_have_changed_and_only_then(scratch):
     put("memory://bucket/data/a", "old")
     put("memory://bucket/data/b", "same")
     folder = scratch / "data/memory/bucket/data"
-    remote.local("memory://bucket/data")
+    storage.local("memory://bucket/data")
     stamp = (folder / "b").stat().st_mtime_ns
     put("memory://bucket/data/a", "new")
     put("memory://bucket/data/c", "more")
-    remote.local("memory://bucket/data")
+    storage.local("memory://bucket/data")
     assert here(folder)["a"] == "old"  # one version for as long as a program runs
-    remote.local.cache_clear()
-    remote.local("memory://bucket/data")
+    storage.local.cache_clear()
+    storage.local("memory://bucket/data")
     assert here(folder) == {"a": "new", "b": "same", "c": "more"}
     assert (folder / "b").stat().st_mtime_ns == stamp
     fsspec.filesystem("memory").rm("/bucket/data/c")
-    remote.local.cache_clear()
-    remote.local("memory://bucket/data")
+    storage.local.cache_clear()
+    storage.local("memory://bucket/data")
     assert here(folder) == {"a": "new", "b": "same"}
 
 
 def test_data_that_are_not_there():
     with pytest.raises(FileNotFoundError, match="No such file or directory: 'memory://bucket/none'"):
-        remote.local("memory://bucket/none")
+        storage.local("memory://bucket/none")
 
 
 @pytest.mark.parametrize(("address", "extra"), [("gs://bucket/x", "gcs"), ("s3://bucket/x", "s3")])
@@ -123,20 +122,20 @@ def test_a_missing_library_names_the_extra(address, extra, monkeypatch):
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     with pytest.raises(RemoteError, match=rf"needs an extra: pip install -e '.\[{extra}\]'"):
-        remote.local(address)
+        storage.local(address)
 
 
 def test_an_unknown_protocol_is_named():
     with pytest.raises(RemoteError, match="gz://bucket: ValueError: Protocol not known: gz"):
-        remote.local("gz://bucket/x")
+        storage.local("gz://bucket/x")
 
 
 def test_a_name_that_would_leave_its_folder_is_refused(monkeypatch):
     fsspec.filesystem("memory").store["/bucket/data/../../x"] = None
     about = {"name": "/bucket/data/../../x", "type": "file", "size": 1}
-    copy = remote.Copy("memory://bucket", remote.scratch() / "c")
+    copy = storage.Copy("memory://bucket", storage.scratch() / "c")
     with pytest.raises(RemoteError, match="would leave its folder"):
-        copy.there({about["name"]: about})
+        copy.remote_files({about["name"]: about})
 
 
 # --- Workdirs
@@ -292,11 +291,11 @@ def test_of_two_artifacts_the_one_in_the_bucket_counts(scratch, tmp_path, monkey
     with workdir(RUN) as run:
         make(run / "tokens/expert", "first")
         (run / "tokens/expert/stale").write_text("x")
-    monkeypatch.setenv(remote.SCRATCH, str(tmp_path / "other"))
+    monkeypatch.setenv(storage.SCRATCH, str(tmp_path / "other"))
     with workdir(RUN) as run:
         shutil.rmtree(run / "tokens/expert")
         make(run / "tokens/expert", "second")
-    monkeypatch.setenv(remote.SCRATCH, str(scratch))
+    monkeypatch.setenv(storage.SCRATCH, str(scratch))
     with workdir(RUN) as run:
         assert (run / "tokens/expert/data").read_text() == "second"
         assert artifacts.is_finished(run / "tokens/expert", {"content": "second"}, {})
@@ -387,7 +386,9 @@ def test_killed_while_it_was_pushed_a_ledger_here_counts(scratch, monkeypatch):
         (run / "notes.txt").write_text("first")
     (run / "notes.txt").write_text("second")
     copy = Workdir(RUN)
-    monkeypatch.setattr(copy, "there", lambda: os.abort)  # not callable as a mapping: dies after the upload
+    monkeypatch.setattr(
+        copy, "remote_files", lambda: os.abort
+    )  # not callable as a mapping: dies after the upload
     with pytest.raises(RemoteError):
         copy.push()
     assert there()["notes.txt"] == "second"
@@ -398,13 +399,13 @@ def test_killed_while_it_was_pushed_a_ledger_here_counts(scratch, monkeypatch):
 
 
 def test_what_is_new_goes_while_the_program_works(monkeypatch):
-    monkeypatch.setattr(remote_workdir, "INTERVAL", 0.01)
+    monkeypatch.setattr(storage, "INTERVAL", 0.01)
     with workdir(RUN) as run:
         (run / "log.txt").write_text("working")
         for _ in range(1000):
             if there().get("log.txt") == "working":
                 break
-            remote_workdir.time.sleep(0.01)
+            storage.time.sleep(0.01)
         assert there()["log.txt"] == "working"
 
 
@@ -425,15 +426,15 @@ def test_several_hosts_need_a_bucket_that_orbax_can_write_to():
 
 
 def test_several_hosts_write_checkpoints_straight_into_the_bucket(monkeypatch, tmp_path):
-    put(f"{RUN}/training/checkpoints/100/{remote.COMMITTED}")
-    copy = Workdir(RUN, straight=True)
-    monkeypatch.setattr(remote_workdir, "_kept", [copy])
+    put(f"{RUN}/training/checkpoints/100/{storage.COMMITTED}")
+    copy = Workdir(RUN, direct=True)
+    monkeypatch.setattr(storage, "_open", [copy])
     where = copy.folder / "training/checkpoints"
-    assert remote_workdir.checkpoints_at(where) == f"{RUN}/training/checkpoints"
-    assert remote_workdir.checkpoints_at(tmp_path / "training/checkpoints").startswith(str(tmp_path))
+    assert storage.checkpoints_at(where) == f"{RUN}/training/checkpoints"
+    assert storage.checkpoints_at(tmp_path / "training/checkpoints").startswith(str(tmp_path))
     copy.fetch()
     assert not where.exists()
-    remote_workdir.push_logs_alone()
+    storage.push_logs_alone()
     make(copy.folder / "tokens/expert")
     copy.push()
     assert "tokens/expert/data" not in there()
@@ -447,7 +448,7 @@ NAMES = st.sampled_from(["tokens/a/data", "tokens/a/manifest.json", "training/me
 def test_after_any_changes_another_machine_sees_what_is_finished_here(changes, tmp_path_factory):
     fsspec.filesystem("memory").store.clear()
     machine = tmp_path_factory.mktemp("machine")
-    os.environ[remote.SCRATCH] = str(machine)
+    os.environ[storage.SCRATCH] = str(machine)
     copy = Workdir(RUN)
     for name, content, pushed in changes:
         path = copy.folder / name
@@ -462,6 +463,6 @@ def test_after_any_changes_another_machine_sees_what_is_finished_here(changes, t
     expected = here(copy.folder)
     if "tokens/a/manifest.json" not in expected:
         expected.pop("tokens/a/data", None)
-    os.environ[remote.SCRATCH] = str(tmp_path_factory.mktemp("other"))
+    os.environ[storage.SCRATCH] = str(tmp_path_factory.mktemp("other"))
     with workdir(RUN) as run:
         assert here(run) == expected
