@@ -1,148 +1,30 @@
-"""What every program's main does: flags, logging, errors without a traceback where the user can mend them."""
+"""The command line of programs that `orca_jax.cli` does not start yet."""
 
 from __future__ import annotations
 
-import errno
 import functools
-import logging
 import os
 import re
-import runpy
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from traceback import extract_tb, format_exception
-from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from orca_jax import configs, settings, storage
-from orca_jax.evaluation.run import EvaluationError
+from orca_jax import cli, settings, storage
+from orca_jax.cli import _own_config, _refuse, _unread, _wrong_override, set_up_logging
 from orca_jax.experiments import options
 from orca_jax.experiments.config import load
-from orca_jax.teachers.budget import BudgetSpent
-from orca_jax.teachers.endpoint import AskingStopped
-from orca_jax.teachers.scrubbing import scrub
 
-log = logging.getLogger(__name__)
-FORM = "%(asctime)s %(levelname)s %(message)s"
-# What to do about an error from below, by its words; the first that fits counts.
-ADVICE = {
-    os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
-    os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
-    os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
-    "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
-}
-
-XLA_ADVICE = {"RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory"}
-
-EXIT_ERROR, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
 options.define_every()
 
 
-class _Formatter(logging.Formatter):
-    """Takes secrets out of every line, and of its traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return str(scrub(super().format(record)))
-
-
-def set_up_logging() -> None:
-    from rich.logging import RichHandler
-
-    terminal = sys.stderr.isatty()
-    handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(_Formatter("%(message)s" if terminal else FORM, "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    log.setLevel(logging.DEBUG)  # how a program ended: printed, and for the files of `keep_log`
-    for noisy in ("orbax", "jax", "grain", "tensorboardX", "httpx2", "openai", "aiobotocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax logs every error of its threads through these, with a traceback a thread, and raises it too.
-    # gcsfs says of every file what it could not find out about its bucket.
-    for raised in ("absl", "asyncio", "gcsfs"):
-        logging.getLogger(raised).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _untidy
-    sys.excepthook = _uncaught
-
-
-def _untidy(left: Any) -> None:
-    """Orbax leaves tasks behind when a read fails; Python prints tracebacks as it collects them."""
-    log.debug("left behind: %r", left.exc_value)
-
-
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback without secrets."""
-    print(scrub("".join(format_exception(kind, error, trace))), end="", file=sys.stderr)
-
-
-def keep_log(path: Path) -> None:
-    """Appends the log to a file too, with the error that ends the program, if one does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_Formatter(FORM))
-    logging.getLogger().addHandler(handler)
-
-
 def checked(work: Callable[[], Any]) -> Any:
-    """Runs `work`; an error that the user can mend ends the program with its message.
-
-    The program's status is then `EXIT_ERROR`, or `EXIT_BUDGET` where a budget is spent. With `--traceback`
-    such an error is raised.
-    """
-    traceback = flags.FLAGS["traceback"].value  # a notebook has parsed none
-    try:
-        return work()
-    except KeyboardInterrupt:
-        _end("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        _unread()
-    except BudgetSpent as stopped:
-        _end(f"stopped: {stopped}", EXIT_BUDGET)
-    except Exception as error:
-        if _without_devices(error) and not traceback:
-            wanted = os.environ.get("JAX_PLATFORMS")
-            error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
-        of_xla = type(error).__name__ == "JaxRuntimeError"
-        # What an API says is no word of this machine's, and such errors say themselves what to do.
-        of_api = isinstance(error, AskingStopped | EvaluationError)
-        known = {} if of_api else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
-        advice = next((advice for words, advice in known.items() if words in str(error)), "")
-        if traceback or not (advice or _mendable(error)):
-            log.debug("ended by", exc_info=True)
-            raise
-        # XLA follows its first line with pages of allocations.
-        said = str(error).partition("\n")[0] if of_xla else error
-        _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
-
-
-def _mendable(error: Exception) -> bool:
-    """Whether the user can mend it: an error of this package's own, or one of values and files."""
-    own = type(error).__module__.partition(".")[0] == "orca_jax"
-    return own or isinstance(error, FloatingPointError | OSError | ValueError)
-
-
-def _without_devices(error: Exception) -> bool:
-    """Whether jax found none of the devices in JAX_PLATFORMS, which it says with a bare assertion."""
-    return isinstance(error, AssertionError) and extract_tb(error.__traceback__)[-1].filename.endswith(
-        "xla_bridge.py"
-    )
-
-
-def _unread() -> NoReturn:
-    """Whoever read the output has left, as `head` does: ends without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(EXIT_ERROR)
-
-
-def _end(said: str, status: int) -> NoReturn:
-    said = scrub(said)
-    print(said, file=sys.stderr)
-    log.debug(said)
-    sys.exit(status)
+    """As cli.checked, with `--traceback` as absl has parsed it."""
+    return cli.checked(work, traceback=flags.FLAGS["traceback"].value)
 
 
 _experiment: Any = None  # what `start` has read for `main`
@@ -198,11 +80,6 @@ def _help(program: str, names: Sequence[str]) -> NoReturn:
     sys.exit()
 
 
-def _refuse(text: str) -> NoReturn:
-    print(f"error: {text.strip()}", file=sys.stderr)
-    sys.exit(EXIT_ERROR)
-
-
 def _parsed(arguments: Sequence[str]) -> list[str]:
     """The arguments that are no flags; what is wrong with a flag, or in the config file, ends the program.
 
@@ -223,42 +100,6 @@ def _parsed(arguments: Sequence[str]) -> list[str]:
         if not Path(file).is_file():
             _refuse(f"no config file {file}")
     return rest
-
-
-def _own_config(argument: str) -> str:
-    """`--config=configs/NAME.py` as the package's own file, where the working folder has no such file."""
-    given = re.fullmatch(r"(?P<flag>--?config=|)configs/(?P<file>[\w/]+\.py)(?P<rest>:.*|)", argument)
-    if not given or Path("configs", given["file"]).exists():
-        return argument
-    own = Path(configs.__file__).parent / given["file"]
-    return f"{given['flag']}{own}{given['rest']}" if own.exists() else argument
-
-
-def _wrong_override(arguments: Sequence[str]) -> str:
-    """What is said of the first `--config.PATH=VALUE` that the config has no place for; empty: of none."""
-    given_as = re.search(r"(?:^|\n)--?config[=\n](.+)", "\n".join(arguments))
-    if not given_as:
-        return ""
-    file, _, given = given_as[1].partition(".py:")
-    try:
-        config = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
-    except (AttributeError, IndexError, KeyError):
-        return ""  # the file itself is wrong
-    for path in (match[1] for a in arguments if (match := re.match(r"--?config\.([^=]+)", a))):
-        part, done = config, ""
-        for key in re.findall(r"[^.\[\]]+", path):
-            if isinstance(part, Mapping | ConfigDict):
-                done = f"{done}.{key}" if done else key
-                if key not in part:
-                    return settings.unknown(done, part)
-                part = part[key]
-            elif isinstance(part, list | tuple) and key.isdecimal() and int(key) < len(part):
-                done, part = f"{done}[{key}]", part[int(key)]
-            elif not isinstance(part, list | tuple):
-                return f"config key '{done}' is {part!r:.60}, and has no '{key}'"
-            else:
-                return f"config key '{done}' has {len(part)} entries, counted from 0; there is no [{key}]"
-    return ""
 
 
 def _workdir(given: str, parts: Collection[str] | None) -> AbstractContextManager[Path]:

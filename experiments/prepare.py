@@ -272,14 +272,16 @@ def on_all_cores(work: Callable[[tokens.Job], int], jobs: Sequence[tokens.Job]) 
     return tokens.in_processes(min(cores, len(jobs) // SHARDS_A_PROCESS), work, jobs)
 
 
+def runner(workers: int = 0, beam_options: Sequence[str] | None = None) -> tokens.Run:
+    """What writes the shards, as `--workers` and `--beam` say; by default a process a core."""
+    if beam_options is not None:
+        return functools.partial(beam.on_beam, beam_options)
+    return functools.partial(tokens.in_processes, workers) if workers else on_all_cores
+
+
 def from_flags() -> tokens.Run:
-    """How the flags say that shards are written; a process a core where there is no command line."""
     given = flags.FLAGS
-    if given.is_parsed() and given.beam is not None:
-        return functools.partial(beam.on_beam, given.beam)
-    if given.is_parsed() and given.workers:
-        return functools.partial(tokens.in_processes, given.workers)
-    return on_all_cores
+    return runner(given.workers, given.beam) if given.is_parsed() else on_all_cores
 
 
 def run(

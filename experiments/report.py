@@ -1,28 +1,30 @@
-"""One page about a finished, or unfinished, run or arm set: a file that needs no network.
+"""Writes one page about a finished or unfinished run or arm set: a file that needs no network.
 
-python -m experiments.report runs/mini
-python -m experiments.report runs/main --out=main.html
+python -m experiments.report --workdir=runs/mini
+python -m experiments.report --workdir=runs/main --out=main.html
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+OUT = cli.Option("out", "", "The file to write; empty: WORKDIR/report.html.")
+PROGRAM = cli.Program(__doc__, cli.WORKDIR, cli.SCRATCH, OUT)
 if __name__ == "__main__":
-    launch.start("report")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import dataclasses
 import json
 import logging
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from orca_jax import settings as settings_of
 from orca_jax.evaluation.benchmarks import puzzles, registry
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate, options, tables
+from orca_jax.experiments import evaluate, tables
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.queries import system_messages
 from orca_jax.reporting import report, report_sources
@@ -109,10 +111,8 @@ def _shown(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    given = options.parser("report").parse_args(arguments)
-    launch.set_up_logging()
-    print(launch.checked(lambda: write(given.workdir, given.out)))
+def main() -> None:
+    PROGRAM.main(lambda options: print(write(options.workdir, Path(options.out) if options.out else None)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""The whole road: queries, traces, tokens, student, replies, table. Run again, it goes on where it was."""
+"""Runs a whole experiment: queries, traces, tokens, student, replies, tables. Run again, it goes on.
+
+python -m experiments.run --config=configs/mini.py --workdir=runs/mini
+"""
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, *cli.PREPARE, *cli.TRAIN)
 if __name__ == "__main__":
-    launch.start("run")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import functools
 import json
@@ -32,25 +36,35 @@ def keep_config(config: ExperimentConfig, workdir: Path) -> None:
             file.write(text)
 
 
-def run(config: Any, workdir: str | Path) -> str:
+def run(config: Any, workdir: str | Path, options: cli.Options | None = None) -> str:
     """Runs an experiment in `workdir`, also `gs://…`, and returns its table. A notebook may call this.
 
     The config is kept once the training of this config has begun, and when all programs have taken what is
     there for theirs: a run that one of them refuses leaves the one that was kept.
+
+    Args:
+      options: of `prepare` and `train` (cli.PREPARE, cli.TRAIN); None: their defaults.
     """
     experiment = config if isinstance(config, ExperimentConfig) else load(config)
     with storage.workdir(workdir) as folder:
         keep = functools.partial(keep_config, experiment, folder)
+        more: dict[Any, dict[str, Any]] = {train: {"on_begin": keep}}
+        if options:
+            more[train]["options"] = train.run_options(options)
+            more[prepare] = {"how": prepare.runner(options.workers, options.beam)}
         table = ""
         for program in PROGRAMS:
             started = time.monotonic()
-            more = {"on_begin": keep} if program is train else {}
-            table = program.run(experiment, folder, **more) or ""
+            table = program.run(experiment, folder, **more.get(program, {})) or ""
             log.info("%s took %.0f s", program.__name__.rpartition(".")[2], time.monotonic() - started)
             if program is evaluate:
                 keep()
         return table
 
 
+def main() -> None:
+    PROGRAM.main(lambda options: run(options.config, options.workdir, options))
+
+
 if __name__ == "__main__":
-    launch.main(run)
+    main()

@@ -1,21 +1,28 @@
 """Scores to tables: those of a run, or the paper's with what any number of runs measured.
 
     python -m experiments.tables --config=configs/mini.py --workdir=runs/mini
-    python -m experiments.tables --paper=orca --out=FOLDER [--runs=WORKDIR,ARMS,...]
+    python -m experiments.tables paper --out=FOLDER [--runs=WORKDIR,ARMS,...]
 
-The first prints a run's tables and keeps them as table.md, with accuracy.png; `experiments.run` ends with it.
-The second writes every table and figure of the Orca paper: see docs/tables.md.
+`run`, which may be left out, prints a run's tables and keeps them as table.md, with accuracy.png.
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch, options
+from orca_jax import cli
 
+RUNS = cli.Option("runs", [], "Workdirs or sets of arms, whose scores stand beside the published ones.")
+PROGRAM = cli.Program(
+    __doc__,
+    commands={
+        "run": cli.Command("Prints and writes the tables of a run.", *cli.EXPERIMENT),
+        "paper": cli.Command("Writes all tables and figures of the Orca paper.", cli.OUT, RUNS),
+    },
+    default="run",
+)
 if __name__ == "__main__":
-    launch.start("tables")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,21 +150,13 @@ def _by_message(path: Path) -> dict[int, np.ndarray]:
     return {int(id): lengths[ids == id] for id in np.unique(ids)}
 
 
-def paper_main(arguments: Sequence[str]) -> None:
-    given = options.parser("tables").parse_args(arguments)
-
-    def work() -> None:
-        write_paper([folder for folder in given.runs.split(",") if folder], given.out)
-        print(f"{given.out / paper_writers.INDEX} lists the tables and figures")
-
-    launch.checked(work)
+def paper(options: cli.Options) -> None:
+    write_paper(options.runs, Path(options.out))
+    print(f"{Path(options.out) / paper_writers.INDEX} lists the tables and figures")
 
 
 def main() -> None:
-    if options.parsed_by("tables", sys.argv[1:]):
-        paper_main(sys.argv[1:])
-    else:
-        launch.main(run)
+    PROGRAM.main(run=lambda options: run(options.config, options.workdir), paper=paper)
 
 
 if __name__ == "__main__":

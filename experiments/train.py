@@ -1,11 +1,15 @@
-"""Tokens to a student: runs the curriculum, or goes on with it."""
+"""Trains a student on tokens: runs the curriculum, or goes on with it.
+
+python -m experiments.train --config=configs/mini.py --workdir=runs/mini
+"""
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, *cli.TRAIN, parts=("tokenizer", "tokens", "training", "logs"))
 if __name__ == "__main__":
-    launch.start("train")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import logging
 import re
@@ -14,13 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import flags
 
 from orca_jax import artifacts, settings, storage
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore, warning
-from orca_jax.experiments import options, students
+from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
@@ -32,8 +35,6 @@ from orca_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-options.define("train")
-
 
 class RunOptions(NamedTuple):
     """What the flags say: `hosts` as in training.hosts.join, TFLOP/s of a device, steps to trace."""
@@ -43,12 +44,9 @@ class RunOptions(NamedTuple):
     profile: tuple[int, int] | None = None
 
 
-def from_flags() -> RunOptions:
-    """The flags of this program; the defaults where there is no command line, as in a notebook."""
-    given = flags.FLAGS
-    if not given.is_parsed():
-        return RunOptions()
-    return RunOptions(given.hosts, given.peak_tflops, profiled(given.profile_steps))
+def run_options(options: cli.Options) -> RunOptions:
+    """What the options of cli.TRAIN say."""
+    return RunOptions(options.hosts, options.peak_tflops, profiled(options.profile_steps))
 
 
 def profiled(steps: str) -> tuple[int, int] | None:
@@ -65,10 +63,10 @@ def profiled(steps: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def peak_flops(run_options: RunOptions, device_kind: str, compute_dtype: str) -> float:
+def peak_flops(options: RunOptions, device_kind: str, compute_dtype: str) -> float:
     """FLOP/s of one device: as the flag says, or of planning's table, which is for bfloat16; 0: not known."""
     chip = chips.of_device(device_kind) if compute_dtype == "bfloat16" else None
-    return run_options.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
+    return options.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> settings.Section:
@@ -140,15 +138,15 @@ def _begin(directory: Path, made: settings.Section, inputs: dict[str, str], plac
 def run(
     config: ExperimentConfig,
     workdir: Path,
-    run_options: RunOptions | None = None,
+    options: RunOptions | None = None,
     *,
     on_begin: Callable[[], None] | None = None,
 ) -> None:
     """Trains, or goes on; `on_begin` is called once it is known that no other settings have trained here."""
-    run_options = run_options or from_flags()
-    hosts.join(run_options.hosts)
-    if run_options.hosts:
-        launch.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
+    options = options or RunOptions()
+    hosts.join(options.hosts)
+    if options.hosts:
+        cli.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
         if jax.process_index():
             storage.push_logs_alone()
     directory, builder = workdir / "training", row_builder(config, workdir)
@@ -190,13 +188,17 @@ def run(
         validation=VALIDATION if VALIDATION in builder.stores else None,
         compiler_options=config.compiler_options,
         init=source and (lambda: students.initial(source, student, mesh, config.seed)),
-        peak_flops=peak_flops(run_options, mesh.devices.flat[0].device_kind, config.train.compute_dtype),
-        profile=run_options.profile,
+        peak_flops=peak_flops(options, mesh.devices.flat[0].device_kind, config.train.compute_dtype),
+        profile=options.profile,
     )
     last = trainer.run()
     counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
     artifacts.finish(directory, made, inputs, counts)
 
 
+def main() -> None:
+    PROGRAM.main(lambda options: run(options.config, options.workdir, run_options(options)))
+
+
 if __name__ == "__main__":
-    launch.main(run, parts=("tokenizer", "tokens", "training", "logs"))
+    main()

@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 class EvaluationError(RuntimeError):
     """The replies on disk do not belong to this evaluation, or the model answered out of step."""
 
+    explained = True  # cli.checked adds no advice
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordedReply:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from orca_jax.records import Sampling
+from orca_jax.scrubbing import guard
 from orca_jax.teachers.budget import Price
 from orca_jax.teachers.limiter import Limits
-from orca_jax.teachers.scrubbing import guard
 
 OPENAI = "https://api.openai.com/v1"
 LENGTHS = ("chatgpt", "gpt-4")

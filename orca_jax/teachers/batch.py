@@ -21,6 +21,7 @@ import openai
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.records import Usage
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers import batch_files, completions, token_counts
 from orca_jax.teachers.batch_files import BatchLimits, InputFile
 from orca_jax.teachers.budget import Budget, Price, Reservation
@@ -28,7 +29,6 @@ from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Re
 from orca_jax.teachers.ledger import Attempt, Ledger
 from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
 from orca_jax.teachers.queue import FOR_GOOD
-from orca_jax.teachers.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 STATE = "batches.json"

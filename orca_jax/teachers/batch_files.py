@@ -13,10 +13,10 @@ from typing import Any
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.records import Usage
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, token_counts
 from orca_jax.teachers.api_config import OpenAIConfig
 from orca_jax.teachers.endpoint import Fault, Request, request_id
-from orca_jax.teachers.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 

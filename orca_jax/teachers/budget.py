@@ -12,6 +12,8 @@ from orca_jax.teachers.waiting import Signal
 class BudgetSpent(AskingStopped):
     """The next request could exceed the budget."""
 
+    exit_status = 3  # of the program that it ends
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Price:

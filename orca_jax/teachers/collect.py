@@ -20,11 +20,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, TypeVar
 
 from orca_jax.records import Outcome, Reply
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers.endpoint import Admission, AskingStopped, Endpoint, Paced, Request
 from orca_jax.teachers.ledger import Attempt, Ledger
 from orca_jax.teachers.queue import LOOK_AHEAD as LOOK_AHEAD
 from orca_jax.teachers.queue import Collected, Pending, Queue
-from orca_jax.teachers.scrubbing import scrub
 
 Result = TypeVar("Result")
 GATHER = 0.02  # seconds; nothing beside the latency of a teacher

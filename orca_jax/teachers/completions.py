@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers import rate_headers
 from orca_jax.teachers.endpoint import Fault
-from orca_jax.teachers.scrubbing import scrub
 
 LONGEST_ERROR = 500  # characters of a server's error that are kept
 MOST_TOKENS = 2_000_000  # of a prompt or a completion that are believed; no model takes more

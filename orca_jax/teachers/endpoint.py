@@ -70,6 +70,8 @@ class AskingStopped(RuntimeError):
     `reply` is what the request that met this came back with, if it was sent.
     """
 
+    explained = True  # what an API says is not about this machine: cli.checked adds no advice
+
     def __init__(self, message: str, reply: Reply | None = None):
         super().__init__(message)
         self.reply = reply

@@ -24,12 +24,12 @@ import httpx2
 import openai
 
 from orca_jax.records import Message, Reply, Sampling
+from orca_jax.scrubbing import guard, scrub
 from orca_jax.teachers import completions
 from orca_jax.teachers.api_config import EndpointError as EndpointError
 from orca_jax.teachers.api_config import OpenAIConfig, read_key
 from orca_jax.teachers.completions import Sent
 from orca_jax.teachers.endpoint import EndpointRefused, Fault
-from orca_jax.teachers.scrubbing import guard, scrub
 
 KEYLESS = "none"
 CONNECT_SECONDS = 30.0

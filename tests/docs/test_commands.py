@@ -100,8 +100,8 @@ MADE = {
     r"\.evaluate score .*--out=(\S+)": (r"\1/scores.json",),
     r"\.evaluate judge .*--out=(\S+)": (r"\1/reviews.jsonl", r"\1/ledger.sqlite"),
     r"\.tables .*--workdir=(\S+)": (r"\1/table.md",),
-    r"\.tables --paper.*--out=(\S+)": (r"\1/README.md", r"\1/*.tex", r"\1/*.csv", r"\1/*.svg"),
-    r"\.report (runs/mini)$": (r"\1/report.html",),
+    r"\.tables paper .*--out=(\S+)": (r"\1/README.md", r"\1/*.tex", r"\1/*.csv", r"\1/*.svg"),
+    r"\.report --workdir=(runs/mini)$": (r"\1/report.html",),
     r"convert export .*--out=(\S+)": (
         r"\1/*.safetensors",
         r"\1/generation_config.json",

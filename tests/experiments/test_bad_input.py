@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from orca_jax import artifacts
+from orca_jax import artifacts, cli
 from orca_jax.configs import openorca
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import collect, launch, prepare, train
+from orca_jax.experiments import collect, prepare, train
 from orca_jax.experiments.config import load
 
 GOOD = {"id": "flan.1", "system_prompt": "Be kind.", "question": "What is 2 + 2?", "response": "It is 4."}
@@ -41,7 +41,7 @@ def config(tmp_path):
 def failure(work, capsys):
     """What a program says that ends with an error which the user can mend."""
     with pytest.raises(SystemExit) as ended:
-        launch.checked(work)
+        cli.checked(work)
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said

@@ -15,9 +15,9 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax import artifacts, conversations, files
+from orca_jax import artifacts, cli, conversations, files
 from orca_jax.configs import api as api_file
-from orca_jax.experiments import collect, collect_asking, collect_plan, launch, prepare
+from orca_jax.experiments import collect, collect_asking, collect_plan, prepare
 from orca_jax.experiments import run as road
 from orca_jax.experiments.config import load
 from orca_jax.records import Outcome, Trace
@@ -266,8 +266,8 @@ def test_a_spent_budget_ends_the_program_with_its_own_status(tmp_path, capsys):
     with Server(right) as server:
         # A request reserves 64 reply tokens and a token for each byte, and then uses 70.
         with pytest.raises(SystemExit) as left:
-            launch.checked(lambda: collect.run(make(server.url, price=price, budget_money=0.02), tmp_path))
-        assert left.value.code == launch.EXIT_BUDGET == 3
+            cli.checked(lambda: collect.run(make(server.url, price=price, budget_money=0.02), tmp_path))
+        assert left.value.code == 3
         assert "the budget of 0.02 USD is spent" in capsys.readouterr().err
         paid = len(server.calls)
         halted = stand(tmp_path)
@@ -422,7 +422,7 @@ def test_no_part_of_the_key_is_in_what_is_written(tmp_path, capfd, caplog):
         collect.write_exports(tmp_path, tmp_path / "out", "native", "jsonl")
         server.answer = lambda call: error(401, f"Incorrect API key provided: {KEY}")
         with pytest.raises(SystemExit):
-            launch.checked(lambda: collect.retry(config, tmp_path))
+            cli.checked(lambda: collect.retry(config, tmp_path))
         collect.status(tmp_path)
     said = "".join(capfd.readouterr())
     assert "the key is wrong" in said

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.experiments import collect, launch
+from orca_jax import cli
+from orca_jax.experiments import collect
 from orca_jax.teachers.budget import Price
 from orca_jax.teachers.ledger import Ledger
 from tests.experiments.test_collect_api import make, stand
@@ -53,10 +54,10 @@ def asked(url, timeout=30.0):
 
 def ends(config, workdir):
     """Runs the program to its end, whatever that is, with a log."""
-    launch.keep_log(workdir / "logs/log.txt")
+    cli.keep_log(workdir / "logs/log.txt")
     try:
         with contextlib.suppress(SystemExit):
-            launch.checked(lambda: collect.run(config, workdir))
+            cli.checked(lambda: collect.run(config, workdir))
     finally:
         logging.getLogger().handlers.pop().close()
 

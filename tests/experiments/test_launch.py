@@ -4,10 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import flagsaver
 
-from orca_jax.artifacts import ArtifactError
-from orca_jax.experiments import launch
 from tests.experiments import mains
 
 MINI = "{repo}/configs/mini.py:runlocal"
@@ -60,8 +57,8 @@ HELPS = {
     "evaluate": ("score", "--model"),
     "evaluate score": ("--replies",),
     "evaluate compare": ("--names",),
-    "tables": ("--paper", "--workdir"),
-    "tables --paper=orca": ("--runs",),
+    "tables": ("paper", "--workdir"),
+    "tables paper": ("--runs",),
     "ablate": ("--arms", "--seeds"),
     "report": ("--out",),
     "plan": ("--topology",),
@@ -99,17 +96,6 @@ def said(repo, tmp_path_factory):
     return mains.run(cases, folder)
 
 
-def test_configs_of_the_package_serve_where_there_are_none(repo, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    own = str(repo / "configs/mini.py")
-    assert launch._own_config("--config=configs/mini.py:runlocal") == f"--config={own}:runlocal"
-    assert launch._own_config("configs/mini.py") == own
-    assert launch._own_config("--config=configs/none.py") == "--config=configs/none.py"
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/mini.py").touch()
-    assert launch._own_config("--config=configs/mini.py") == "--config=configs/mini.py"
-
-
 @pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m orca_jax.experiments.inspect --help | head -1"
@@ -126,30 +112,3 @@ def test_errors_of_the_user(said, name):
     assert "Traceback" not in text
     for word in CASES[name][1]:
         assert word in text
-
-
-def test_an_error_to_mend_ends_with_its_message_and_status_1(capsys):
-    def fail():
-        raise ArtifactError("that directory is another's")
-
-    with pytest.raises(SystemExit) as left:
-        launch.checked(fail)
-    assert left.value.code == 1
-    assert capsys.readouterr().err == "error: that directory is another's\n"
-    with flagsaver.flagsaver(traceback=True), pytest.raises(ArtifactError):
-        launch.checked(fail)
-
-
-def test_an_error_of_ours_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        launch.checked(lambda: 1 / 0)
-
-
-def test_ctrl_c_says_how_to_go_on(capsys):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as left:
-        launch.checked(interrupted)
-    assert left.value.code == 130
-    assert "run the same command again" in capsys.readouterr().err

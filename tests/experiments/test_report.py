@@ -11,7 +11,8 @@ from orca_jax.reporting.report_sources import CONFIG, Run
 
 def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
     workdir = copied()
-    report.main([str(workdir)])
+    report.PROGRAM.start([f"--workdir={workdir}"])
+    report.main()
     page = (workdir / report.FILE).read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() == str(workdir / report.FILE)
     assert "text is not kept" not in page
@@ -50,7 +51,8 @@ def test_a_config_of_another_version_is_shown_without_defaults():
 
 
 def test_what_is_no_workdir_is_one_message(tmp_path, capsys):
+    report.PROGRAM.start([f"--workdir={tmp_path}"])
     with pytest.raises(SystemExit):
-        report.main([str(tmp_path)])
+        report.main()
     assert "error:" in (message := capsys.readouterr().err)
     assert "no workdir of a run or of an arm set" in message

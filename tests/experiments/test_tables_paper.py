@@ -1,8 +1,7 @@
-"""`experiments.tables --paper`: the command, from a run's scores and token stores to the files."""
+"""`experiments.tables paper`: the command, from a run's scores and token stores to the files."""
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -35,8 +34,8 @@ def workdir(tmp_path):
     return run
 
 
-def call(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["tables", *map(str, arguments)])
+def call(*arguments):
+    tables.PROGRAM.start(["paper", *map(str, arguments)])
     tables.main()
 
 
@@ -47,13 +46,13 @@ def suffixes(folder):
 
 def test_without_runs_the_published_tables_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper_figures, "drawings", lambda runs, shares, lengths: [])  # drawn below
-    call(monkeypatch, "--paper=orca", "--out", tmp_path / "out")
+    call("--out", tmp_path / "out")
     assert suffixes(tmp_path / "out") == {".md": 8, ".tex": 7, ".csv": 7, ".parquet": 7}
     assert "README.md lists the tables and figures" in capsys.readouterr().out
 
 
 def test_with_a_run_the_index_says_what_is_reproduced_and_what_was_left_out(workdir, tmp_path, monkeypatch):
-    call(monkeypatch, "--paper", "orca", f"--runs={workdir}", "--out", tmp_path / "out")
+    call(f"--runs={workdir}", "--out", tmp_path / "out")
     assert suffixes(tmp_path / "out") == {
         ".md": 8, ".tex": 7, ".csv": 7, ".parquet": 7, ".svg": 7, ".png": 7,
     }  # fmt: skip
@@ -102,7 +101,7 @@ def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, mon
     folder = tmp_path / "two" / "evaluation" / "bbh-orca"
     evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", folder)
     monkeypatch.setattr(paper_figures, "drawings", lambda runs, shares, lengths: [])
-    call(monkeypatch, "--paper=orca", f"--runs={tmp_path / 'two'}", "--out", tmp_path / "out")
+    call(f"--runs={tmp_path / 'two'}", "--out", tmp_path / "out")
     for suffix in ("md", "tex"):
         text = (tmp_path / "out" / f"table_11.{suffix}").read_text()
         assert text.count("only a part") == 24  # every task, and their mean
@@ -128,14 +127,19 @@ def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, mon
 
 def test_a_folder_without_an_evaluation_is_an_error_with_its_name(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="1"):
-        call(monkeypatch, "--paper=orca", f"--runs={tmp_path}", "--out", tmp_path / "out")
+        call(f"--runs={tmp_path}", "--out", tmp_path / "out")
     assert f"error: {tmp_path} has no evaluation/" in capsys.readouterr().err
 
 
-def test_without_paper_the_command_says_so(monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        call(monkeypatch, "--runs=runs/mini", "--out=paper")
-    assert "the following arguments are required: --paper" in capsys.readouterr().err
+def test_options_of_one_command_are_refused_with_another(capsys):
+    for arguments, said in (
+        (["--runs=runs/mini", "--out=paper"], "--runs is an option of paper"),
+        (["paper", "--runs=runs/mini"], "give --out"),
+        (["paper", "--out=paper", "--workdir=runs/mini"], "--workdir is an option of run"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            tables.PROGRAM.start(arguments)
+        assert said in capsys.readouterr().err
 
 
 def test_figure_6_shows_the_shares_that_the_queries_are_given():

@@ -45,9 +45,9 @@ from orca_jax import storage
 from orca_jax.training.checkpoints import Checkpoints
 storage.INTERVAL, storage.SHARE, save = 0.2, 0, Checkpoints.save
 Checkpoints.save = lambda *arguments: (time.sleep(1), save(*arguments))
-from orca_jax.experiments import launch, {program}
-launch.start("{program}")
-launch.main({program}.run)
+from orca_jax.experiments import {program}
+{program}.PROGRAM.start()
+{program}.main()
 """
 STEPS = 12
 OVERRIDES = (

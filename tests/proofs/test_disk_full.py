@@ -21,17 +21,18 @@ GROW = """
 import shutil, subprocess, sys
 from pathlib import Path
 from orca_jax.configs import mini
-from orca_jax.experiments import launch, run as road
+from orca_jax import cli
+from orca_jax.experiments import run as road
 from orca_jax.experiments.config import load
 
 disk, out, size, more, most = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 mount = ["mount", "-t", "tmpfs", "-o"]
 subprocess.run([*mount, f"size={size}k", "tmpfs", disk], check=True)
-launch.set_up_logging()
+cli.set_up_logging()
 config = load(mini.get_config("runlocal"))
 while size < most:
     try:
-        launch.checked(lambda: road.run(config, disk / "w"))
+        cli.checked(lambda: road.run(config, disk / "w"))
         break
     except SystemExit as ended:
         print("FAILED", ended.code, flush=True)

@@ -24,14 +24,14 @@ STEPS = 12
 PREPARE = """
 from orca_jax.data import tokens
 tokens.SHARD_SIZE = 4
-from orca_jax.experiments import launch, prepare
-launch.start("prepare")
-launch.main(prepare.run)
+from orca_jax.experiments import prepare
+prepare.PROGRAM.start()
+prepare.main()
 """
 TRAIN = """
-from orca_jax.experiments import launch, train
-launch.start("train")
-launch.main(train.run)
+from orca_jax.experiments import train
+train.PROGRAM.start()
+train.main()
 """
 OVERRIDES = {
     "train.checkpoint_every": 1,

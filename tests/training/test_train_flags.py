@@ -1,8 +1,8 @@
-"""What the training program's flags say of a run, which is no part of its config."""
+"""What the training program's options say of a run, which is no part of its config."""
 
 import pytest
-from absl import flags
 
+from orca_jax import cli
 from orca_jax.experiments import train
 from orca_jax.training.hosts import HostsError
 
@@ -18,22 +18,20 @@ def test_steps_that_cannot_be_read(text):
         train.profiled(text)
 
 
-def test_without_a_command_line_nothing_is_watched(monkeypatch):
-    monkeypatch.setattr(train.flags, "FLAGS", flags.FlagValues())
-    assert train.from_flags() == train.RunOptions("", 0.0, None)
+def given(*arguments):
+    """The options of cli.TRAIN on a command line."""
+    program = cli.Program("", *cli.TRAIN)
+    program.start(arguments)
+    return train.run_options(program.given)
 
 
-def test_flags_are_read(monkeypatch):
-    parsed = flags.FlagValues()
-    for name, define, default in (
-        ("hosts", flags.DEFINE_string, ""),
-        ("peak_tflops", flags.DEFINE_float, 0.0),
-        ("profile_steps", flags.DEFINE_string, ""),
-    ):
-        define(name, default, "", flag_values=parsed)
-    parsed(["train", "--hosts=auto", "--peak_tflops=989", "--profile_steps=2:3"])
-    monkeypatch.setattr(train.flags, "FLAGS", parsed)
-    assert train.from_flags() == train.RunOptions("auto", 989.0, (2, 3))
+def test_without_options_nothing_is_watched():
+    assert given() == train.RunOptions() == train.RunOptions("", 0.0, None)
+
+
+def test_options_are_read():
+    options = given("--hosts=auto", "--peak_tflops=989", "--profile_steps=2:3")
+    assert options == train.RunOptions("auto", 989.0, (2, 3))
 
 
 def test_hosts_are_joined_before_anything_else(tmp_path):

@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from orca_jax.teachers.scrubbing import REPLACEMENT, guard, scrub
+from orca_jax.scrubbing import REPLACEMENT, guard, scrub
 
 SECRETS = [
     "sk-scrubbed/Key+0123456789==",

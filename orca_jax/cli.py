@@ -1,0 +1,418 @@
+"""The command line of every program: options, commands, help, the log, and errors without a traceback.
+
+A program declares its options at the top of its file, parses them before its slow imports, and runs last:
+
+    from orca_jax import cli
+
+    LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
+    PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, LIMIT)
+    if __name__ == "__main__":
+        PROGRAM.start()  # before the imports below, which take seconds
+
+    import jax
+
+    def main() -> None:
+        PROGRAM.main(lambda options: run(options.config, options.workdir, options.limit))
+
+    if __name__ == "__main__":
+        main()
+
+With several commands: `Program(__doc__, commands={"run": cli.Command("What it does.", *options), ...})` and
+`PROGRAM.main(run=run, score=score)`. Docstring and options are the help, and fit a screen together. Options
+are absl flags (`--name=value` or `--name value`) in a `FlagValues` of their own, so that programs can import
+one another. One thing has one name in all programs: take CONFIG, MODEL, LAYOUT and so on from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import importlib.util
+import logging
+import os
+import pkgutil
+import re
+import runpy
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from traceback import extract_tb, format_exception
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from orca_jax import settings
+from orca_jax.scrubbing import scrub
+
+log = logging.getLogger(__name__)
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+WIDTH = 100  # columns of help
+NO_OPTION = "'{}' is no option; options begin with --"
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+LOAD = "orca_jax.experiments.config:load"
+# What to do about an error of a library, by its words; the first that fits counts.
+ADVICE = {
+    os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
+    os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
+    os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
+    "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
+}
+XLA_ADVICE = {"RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory"}
+DEFINE: Mapping[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    list: flags.DEFINE_list,
+    tuple: flags.DEFINE_multi_string,
+}
+Options = types.SimpleNamespace  # an attribute an option; `config` is loaded, `workdir` is a local path
+Work = Callable[[Options], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option `--name`.
+
+    Attributes:
+      default: its value where it is not given, and its type: str, bool, int, float, list (`a,b`) or tuple
+        (given more than once). A type itself: None where it is not given.
+      required: whether the program refuses to start without it.
+      choices: the values it may have.
+      lower_bound, upper_bound: of a number.
+    """
+
+    name: str
+    default: Any
+    help: str
+    _: dataclasses.KW_ONLY
+    required: bool = False
+    choices: Sequence[str] = ()
+    lower_bound: float | None = None
+    upper_bound: float | None = None
+
+    def define(self, values: flags.FlagValues, arguments: Sequence[str]) -> None:
+        """Adds the flag to `values`; a config's overrides are found among `arguments`."""
+        kind = self.default if isinstance(self.default, type) else type(self.default)
+        default = None if isinstance(self.default, type) else self.default
+        if kind is ConfigDict:
+            config_flags.DEFINE_config_file(
+                self.name, None, self.help, flag_values=values, sys_argv=list(arguments)
+            )
+        elif self.choices:
+            flags.DEFINE_enum(self.name, default, self.choices, self.help, flag_values=values)
+        else:
+            bounds = {"lower_bound": self.lower_bound, "upper_bound": self.upper_bound}
+            numeric = bounds if kind in (int, float) else {}
+            DEFINE[kind](self.name, default, self.help, flag_values=values, **numeric)
+
+    def line(self) -> str:
+        """The option in the help."""
+        about = [self.help, f"One of: {', '.join(filter(None, self.choices))}." if self.choices else ""]
+        if self.required:
+            about.append("[required]")
+        elif not isinstance(self.default, type) and self.default not in ("", False, [], ()):
+            joined = isinstance(self.default, list | tuple)
+            about.append(f"[{','.join(self.default) if joined else self.default}]")
+        text = " ".join(filter(None, [f"  --{self.name:19}", *about]))
+        return textwrap.fill(text, WIDTH, subsequent_indent=" " * 24)
+
+
+CONFIG = Option("config", ConfigDict, "The experiment, for example configs/mini.py.", required=True)
+WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run again to go on.", required=True)
+SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
+EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
+MODEL = Option("model", "", "A workdir, an imported student, or a Hugging Face folder.", required=True)
+LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.")
+OUT = Option("out", "", "The folder to write.", required=True)
+PREPARE = (
+    Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0),
+    Option("beam", list, "Apache Beam's options: the shards are written there."),
+)
+TRAIN = (
+    Option("hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."),
+    Option("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv."),
+    Option("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler."),
+)
+TRACEBACK = Option("traceback", False, "Show the traceback of errors in config or input.")
+
+
+class Command:
+    """A command of a program: its help, of which the first line stands in the program's, and its options."""
+
+    def __init__(self, help: str, *options: Option):
+        self.help = help
+        self.options = (*options, TRACEBACK)
+        self.names = {option.name: option for option in self.options}
+
+
+class Program:
+    """A program's command line; the module's docstring says how to use this class.
+
+    Args:
+      doc: the program's docstring, which begins its help.
+      options: of a program without commands.
+      commands: the commands by name, `default` the one that may be left out.
+      load: what turns the config into dataclasses, as "module:function".
+      parts: top-level names of a bucket's workdir that are copied; empty: all; None: no bucket is taken.
+    """
+
+    def __init__(
+        self,
+        doc: str | None,
+        *options: Option,
+        commands: Mapping[str, Command] | None = None,
+        default: str = "",
+        load: str = LOAD,
+        parts: Collection[str] | None = (),
+    ):
+        self.doc, self.default, self.load, self.parts = (doc or "").strip(), default, load, parts
+        self.commands = commands or {"": Command("", *options)}
+        self.name, self.given = default, Options()
+
+    def start(self, arguments: Sequence[str] | None = None) -> None:
+        """Parses the command line, `sys.argv` unless given.
+
+        Ends the program after help (status 0), or with what is wrong with the command line (status 1).
+        """
+        rest = [_own_config(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        word = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+        self.name, known = word or self.default, list(filter(None, self.commands))
+        if word and word not in known:
+            near = difflib.get_close_matches(word, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            _refuse(f"unknown command {word!r}; {hint}" if known else NO_OPTION.format(word))
+        if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
+            checked(lambda: print(self.help(word), flush=True))
+            sys.exit()
+        if self.name not in self.commands:
+            _refuse(f"a command is missing; known: {', '.join(known)}")
+        command = self.commands[self.name]
+        values = self._parse(command, rest)
+        given: dict[str, Any] = {name: values[name].value for name in command.names}
+        missing = [name for name, option in command.names.items() if option.required and not given[name]]
+        if missing:
+            _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
+        if given.get("config"):
+            load = pkgutil.resolve_name(self.load)
+            given["config"] = checked(lambda: load(values["config"].value), traceback=given["traceback"])
+        self.given = Options(**given)
+
+    def main(self, work: Work | None = None, **works: Work) -> None:
+        """Runs `work`, or the one named as the command, on the options that `start` has parsed.
+
+        In `options.workdir` it gets a local folder, which is a copy where the workdir is in a bucket.
+        """
+        chosen, given = works[self.name] if works else work, self.given
+        assert chosen is not None
+        set_up_logging()
+
+        def within() -> None:
+            with self._workdir(given) as workdir:
+                # The errors are caught in here too, so that a bucket gets the last words of the log.
+                options = Options(**{**vars(given), **workdir})
+                checked(lambda: chosen(options), traceback=given.traceback)
+
+        checked(within, traceback=given.traceback)
+
+    def help(self, word: str = "") -> str:
+        """The help of the program, or of one of its commands."""
+        command = self.commands.get(word or self.default, Command(""))
+        parts = [command.help if word else self.doc]
+        if not word and "" not in self.commands:
+            lines = [f"  {name:<21} {each.help.splitlines()[0]}" for name, each in self.commands.items()]
+            parts.append("\n".join(["Commands, which have a --help of their own:", *lines]))
+        if word or self.default or "" in self.commands:
+            lines = [option.line() for option in command.options]
+            if "config" in command.names:
+                lines.insert(1, "  --config.KEY=VALUE    Sets a key of the config.")
+            title = f"Options of `{self.default}`:" if self.default and not word else "Options:"
+            parts.append("\n".join([title, *lines]))
+        return "\n\n".join(parts)
+
+    def _parse(self, command: Command, arguments: Sequence[str]) -> flags.FlagValues:
+        """The flags of the arguments; a wrong flag, or an error in the config file, ends the program.
+
+        A config file is run while its flag is parsed, so its errors show here too.
+        """
+        values = flags.FlagValues()
+        for option in command.options:
+            option.define(values, arguments)
+        try:
+            rest = values(["", *arguments])[1:]
+        except flags.UnrecognizedFlagError as error:
+            others = [name for name, other in self.commands.items() if error.flagname in other.names]
+            _refuse(f"--{error.flagname} is an option of {others[0]}" if others else str(error))
+        except flags.Error as error:
+            # ml_collections puts a whole traceback into its message; its last line says what was wrong.
+            _refuse(str(error).strip().rpartition("\n")[2])
+        except (AttributeError, IndexError, KeyError) as error:
+            wrong = "" if isinstance(error, settings.SettingsError) else _wrong_override(arguments)
+            _refuse(wrong or str(error.args[0] if error.args else error).strip("'\""))
+        except (OSError, TypeError, ValueError) as error:
+            _refuse(str(error))
+        if "config" in values and values["config"].present:
+            file = re.sub(r"\.py:.*$", ".py", config_flags.get_config_filename(values["config"]))
+            if not Path(file).is_file():
+                _refuse(f"no config file {file}")
+        if rest:
+            _refuse(NO_OPTION.format(rest[0]))
+        return values
+
+    @contextlib.contextmanager
+    def _workdir(self, given: Options) -> Iterator[dict[str, Path]]:
+        """The workdir as a local folder for as long as the program works on it; nothing without one."""
+        if not getattr(given, "workdir", ""):
+            yield {}
+            return
+        from orca_jax import storage
+
+        if self.parts is None and storage.is_remote(given.workdir):
+            _refuse(f"--workdir={given.workdir}: this program links folders; name a directory on a disk")
+        if Path(given.workdir).is_file():
+            _refuse(f"--workdir={given.workdir} is a file; name a directory for the artifacts")
+        if given.scratch:
+            os.environ[storage.SCRATCH] = given.scratch
+        hosts = bool(getattr(given, "hosts", ""))
+        with storage.workdir(given.workdir, parts=self.parts or (), hosts=hosts) as folder:
+            yield {"workdir": folder}
+
+
+def _refuse(text: str) -> NoReturn:
+    _end(f"error: {text.strip()}", EXIT_ERROR)
+
+
+def _own_config(argument: str) -> str:
+    """`--config=configs/NAME.py` as the package's own file, where the working folder has no such file."""
+    given = re.fullmatch(r"(?P<flag>--?config=|)configs/(?P<file>[\w/]+\.py)(?P<rest>:.*|)", argument)
+    found = importlib.util.find_spec("orca_jax.configs") if given else None
+    if not given or not found or not found.origin or Path("configs", given["file"]).exists():
+        return argument
+    own = Path(found.origin).parent / given["file"]
+    return f"{given['flag']}{own}{given['rest']}" if own.exists() else argument
+
+
+def _wrong_override(arguments: Sequence[str]) -> str:
+    """What is wrong with the first `--config.PATH=VALUE` that the config does not know; empty: nothing is."""
+    given_as = re.search(r"(?:^|\n)--?config[=\n](.+)", "\n".join(arguments))
+    if not given_as:
+        return ""
+    file, _, given = given_as[1].partition(".py:")
+    try:
+        config = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
+    except (AttributeError, IndexError, KeyError):
+        return ""  # the file itself is wrong
+    for path in (match[1] for a in arguments if (match := re.match(r"--?config\.([^=]+)", a))):
+        part, done = config, ""
+        for key in re.findall(r"[^.\[\]]+", path):
+            if isinstance(part, Mapping | ConfigDict):
+                done = f"{done}.{key}" if done else key
+                if key not in part:
+                    return settings.unknown(done, part)
+                part = part[key]
+            elif isinstance(part, list | tuple) and key.isdecimal() and int(key) < len(part):
+                done, part = f"{done}[{key}]", part[int(key)]
+            elif not isinstance(part, list | tuple):
+                return f"config key '{done}' is {part!r:.60}, and has no '{key}'"
+            else:
+                return f"config key '{done}' has {len(part)} entries, counted from 0; there is no [{key}]"
+    return ""
+
+
+# Errors and the log
+
+
+def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
+    """Runs `work`; an error that the user can mend ends the program with its message.
+
+    The status is that of the error's class where it has an `exit_status`, else `EXIT_ERROR`. A class with
+    `explained` says itself what to do, and gets no advice from here. With `traceback` errors are raised.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        _end("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _unread()
+    except Exception as error:
+        if status := getattr(error, "exit_status", 0):
+            _end(f"stopped: {error}", status)
+        if _without_devices(error) and not traceback:
+            wanted = os.environ.get("JAX_PLATFORMS")
+            error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
+        of_xla = type(error).__name__ == "JaxRuntimeError"
+        known = {} if hasattr(error, "explained") else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
+        advice = next((advice for words, advice in known.items() if words in str(error)), "")
+        if traceback or not (advice or _mendable(error)):
+            log.debug("ended by", exc_info=True)
+            raise
+        # XLA follows its first line with pages of allocations.
+        said = str(error).partition("\n")[0] if of_xla else error
+        _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
+
+
+def _mendable(error: Exception) -> bool:
+    """Whether the user can mend it: an error of this package's own, or one of values and files."""
+    own = type(error).__module__.partition(".")[0] == "orca_jax"
+    return own or isinstance(error, FloatingPointError | OSError | ValueError)
+
+
+def _without_devices(error: Exception) -> bool:
+    """Whether jax found none of the devices in JAX_PLATFORMS, which it says with a bare assertion."""
+    return isinstance(error, AssertionError) and extract_tb(error.__traceback__)[-1].filename.endswith(
+        "xla_bridge.py"
+    )
+
+
+def _unread() -> NoReturn:
+    """Ends without a word, as the reader of the output has left: `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_ERROR)
+
+
+def _end(said: str, status: int) -> NoReturn:
+    said = scrub(said)
+    print(said, file=sys.stderr)
+    log.debug(said)
+    sys.exit(status)
+
+
+class _Formatter(logging.Formatter):
+    """Takes secrets out of every line, and of its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(scrub(super().format(record)))
+
+
+def set_up_logging() -> None:
+    """Logs to the terminal, without the noise of libraries and without secrets."""
+    from rich.logging import RichHandler
+
+    terminal = sys.stderr.isatty()
+    handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(_Formatter("%(message)s" if terminal else FORMAT, "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    log.setLevel(logging.DEBUG)  # how a program ended: printed, and for the files of `keep_log`
+    for noisy in ("orbax", "jax", "grain", "tensorboardX", "httpx2", "openai", "aiobotocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs every error of its threads through these, with a traceback a thread, and raises it too.
+    # gcsfs says of every file what it could not find out about its bucket.
+    for raised in ("absl", "asyncio", "gcsfs"):
+        logging.getLogger(raised).setLevel(logging.CRITICAL)
+    # Orbax leaves tasks behind when a read fails; Python prints tracebacks as it collects them.
+    sys.unraisablehook = lambda left: log.debug("left behind: %r", left.exc_value)
+    sys.excepthook = lambda *error: print(scrub("".join(format_exception(*error))), end="", file=sys.stderr)
+
+
+def keep_log(path: Path) -> None:
+    """Appends the log to a file too, with the error that ends the program, if one does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_Formatter(FORMAT))
+    logging.getLogger().addHandler(handler)

@@ -1,0 +1,171 @@
+"""Options, commands, help and errors of programs that are made for these tests."""
+
+import pytest
+
+from orca_jax import cli
+from orca_jax.artifacts import ArtifactError
+from orca_jax.teachers.budget import BudgetSpent
+from orca_jax.teachers.endpoint import AskingStopped
+
+ONE = cli.Program(
+    "Does one thing.",
+    cli.Option("name", "x", "A text."),
+    cli.Option("limit", 0, "At least 0.", lower_bound=0),
+    cli.Option("ratio", 1.0, "From 0 to 1.", lower_bound=0, upper_bound=1),
+    cli.Option("fast", False, "A switch."),
+    cli.Option("seeds", list, "Several, with commas."),
+    cli.Option("stop", (), "May be given more than once."),
+    cli.Option("form", "", "A choice.", choices=("", "jsonl", "parquet")),
+    cli.Option("message", int, "A number or none."),
+)
+MANY = cli.Program(
+    "Does several things.",
+    commands={
+        "run": cli.Command("Runs.\n\nAt length.", cli.Option("limit", 0, "Questions.")),
+        "score": cli.Command("Scores.", cli.Option("input", "", "The replies.", required=True)),
+    },
+    default="run",
+)
+NEEDS = cli.Program("Does things.", commands={"import": cli.Command("In."), "export": cli.Command("Out.")})
+
+
+def given(program, *arguments):
+    program.start(arguments)
+    found = []
+    program.main(found.append) if "" in program.commands else program.main(
+        **{name: lambda options, name=name: found.append((name, options)) for name in program.commands}
+    )
+    return found[0]
+
+
+def refused(capsys, program, *arguments):
+    with pytest.raises(SystemExit) as left:
+        program.start(arguments)
+    assert left.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_an_option_has_the_type_of_its_default():
+    options = given(ONE)
+    assert (options.name, options.limit, options.ratio, options.fast) == ("x", 0, 1.0, False)
+    assert (options.seeds, options.stop, options.form, options.message) == (None, [], "", None)
+    options = given(ONE, "--name=y", "--limit", "3", "--fast", "--seeds=a,b", "--stop=1", "--stop", "2")
+    assert (options.name, options.limit, options.fast) == ("y", 3, True)
+    assert (options.seeds, options.stop) == (["a", "b"], ["1", "2"])
+    assert given(ONE, "--message=-1").message == -1
+    assert not given(ONE, "--nofast").fast
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--limt=3"], ["limt", "Did you mean: limit"]),
+        (["--limit=x"], ["limit", "'x'"]),
+        (["--limit=-1"], ["limit", "-1"]),
+        (["--ratio=2"], ["ratio", "2"]),
+        (["--form=csv"], ["form", "csv", "parquet"]),
+        (["--name"], ["Missing value", "name"]),
+        (["again"], ["'again' is no option", "--"]),
+        (["--fast", "again"], ["'again' is no option", "--"]),
+    ],
+)
+def test_what_is_no_option_is_refused(capsys, arguments, words):
+    said = refused(capsys, ONE, *arguments)
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert all(word in said for word in words), said
+
+
+def test_a_command_has_options_of_its_own(capsys):
+    assert given(MANY, "--limit=3")[0] == "run"
+    assert given(MANY, "run")[1].limit == 0
+    name, options = given(MANY, "score", "--input=a")
+    assert (name, options.input) == ("score", "a")
+    assert not hasattr(options, "limit")
+    assert "--limit is an option of run" in refused(capsys, MANY, "score", "--input=a", "--limit=1")
+    assert "give --input" in refused(capsys, MANY, "score")
+    assert "unknown command 'scores'; did you mean 'score'?" in refused(capsys, MANY, "scores")
+    assert "unknown command 'x'; known: run, score" in refused(capsys, MANY, "x", "--help")
+    assert "a command is missing; known: import, export" in refused(capsys, NEEDS)
+
+
+def helped(capsys, program, *arguments):
+    with pytest.raises(SystemExit) as left:
+        program.start([*arguments, "--help"])
+    assert left.value.code is None
+    return capsys.readouterr().out
+
+
+def test_help_has_the_docstring_the_commands_and_the_options(capsys):
+    text = helped(capsys, ONE)
+    assert text.startswith("Does one thing.\n\nOptions:\n  --name")
+    assert "One of: jsonl, parquet." in text
+    assert "From 0 to 1. [1.0]" in text
+    assert "--traceback" in text
+    text = helped(capsys, MANY)
+    assert "run                   Runs.\n" in text
+    assert "At length" not in text
+    assert "Options of `run`:\n  --limit" in text
+    assert "--input" not in text
+    assert helped(capsys, MANY, "score").startswith("Scores.\n\nOptions:\n  --input")
+    assert "[required]" in helped(capsys, MANY, "score")
+    assert "--" not in helped(capsys, NEEDS).replace("--help", "")
+
+
+# Errors that end a program
+
+
+def test_an_error_to_mend_ends_with_its_message_and_status_1(capsys):
+    def fail():
+        raise ArtifactError("that directory is another's")
+
+    with pytest.raises(SystemExit) as left:
+        cli.checked(fail)
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "error: that directory is another's\n"
+    with pytest.raises(ArtifactError):
+        cli.checked(fail, traceback=True)
+
+
+def test_a_spent_budget_has_a_status_of_its_own_and_no_advice_is_added_to_what_an_api_said(capsys):
+    def fail(error):
+        raise error
+
+    for error, status, said in (
+        (BudgetSpent("10 USD are spent"), 3, "stopped: 10 USD are spent\n"),
+        (
+            AskingStopped("it said: No such file or directory"),
+            1,
+            "error: it said: No such file or directory\n",
+        ),
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.checked(lambda error=error: fail(error))
+        assert left.value.code == status
+        assert capsys.readouterr().err == said
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.checked(lambda: 1 / 0)
+
+
+def test_ctrl_c_says_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        cli.checked(interrupted)
+    assert left.value.code == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_configs_of_the_package_serve_where_there_are_none(repo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = str(repo / "configs/mini.py")
+    assert cli._own_config("--config=configs/mini.py:runlocal") == f"--config={own}:runlocal"
+    assert cli._own_config("configs/mini.py") == own
+    assert cli._own_config("--config=configs/none.py") == "--config=configs/none.py"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/mini.py").touch()
+    assert cli._own_config("--config=configs/mini.py") == "--config=configs/mini.py"
