@@ -6,16 +6,18 @@ import collections
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts, settings
 from orca_jax.data import packing
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces
-from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.queries import flan, system_messages
 from orca_jax.reporting import data_card
 from orca_jax.reporting.data_card import Facts, Source
+
+if TYPE_CHECKING:
+    from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 
 log = logging.getLogger(__name__)
 SAMPLE = 20_000  # traces whose n-grams are counted
