@@ -34,13 +34,14 @@ from typing import Any
 from absl import flags
 
 from orca_jax import artifacts, files
-from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, students, tables, train
+from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
 from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig
 from orca_jax.experiments.collect_asking import LEDGER
 from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.records import Item
 from orca_jax.reporting import arms as arm_tables
 from orca_jax.reporting import figures
+from orca_jax.training import students
 
 log = logging.getLogger(__name__)
 options.define("ablate")

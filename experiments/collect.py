@@ -27,7 +27,7 @@ from rich.console import Console
 from orca_jax import artifacts, conversations, files, settings, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import collect_plan, options, students
+from orca_jax.experiments import collect_plan, options
 from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
@@ -37,6 +37,7 @@ from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
 from orca_jax.teachers import monitor
 from orca_jax.teachers.api_config import DRAWN, read_key
+from orca_jax.training import students
 
 log = logging.getLogger(__name__)
 options.define("collect")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from orca_jax import artifacts, files, storage
 from orca_jax.artifacts import atomic_write
-from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import QUERIES, is_asked, training_puzzles
 from orca_jax.progress import progress
@@ -20,6 +19,7 @@ from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.queries.recorded import RecordedTeacher
 from orca_jax.records import Message, Query, Sampling, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.serving.local import load_student
 from orca_jax.teachers import keys, monitor, spent
 from orca_jax.teachers.api_config import ApiConfig
 from orca_jax.teachers.budget import Budget
@@ -29,6 +29,7 @@ from orca_jax.teachers.endpoint import ID_BYTES, Endpoint, Request, request_id
 from orca_jax.teachers.estimate import BATCH_PRICE
 from orca_jax.teachers.ledger import Answer, Ledger, LedgerError, Status
 from orca_jax.teachers.limiter import Limits
+from orca_jax.training import students
 
 COLLECTION = "collection.json"
 LEDGER = "ledger.sqlite"
@@ -191,7 +192,7 @@ def endpoint(job: Job) -> Iterator[Endpoint]:
         yield RecordedTeacher(teacher.kind, job.queries())
         return
     source = students.open_source(teacher.path)
-    student = students.local(
+    student = load_student(
         source, students.layout_of(config, source), compiler_options=config.compiler_options
     )
     with StudentEndpoint(student) as answering:

@@ -28,12 +28,13 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerLike
-from orca_jax.experiments import options, students
+from orca_jax.experiments import options
 from orca_jax.experiments.config import plain
 from orca_jax.progress import progress
 from orca_jax.student import huggingface, peft
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sharding import MeshConfig, make_mesh
+from orca_jax.training import students
 from orca_jax.training.checkpoints import Checkpoints, load_params
 
 log = logging.getLogger(__name__)

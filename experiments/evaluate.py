@@ -34,7 +34,7 @@ from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate_who, options, students
+from orca_jax.experiments import evaluate_who, options
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
@@ -42,6 +42,7 @@ from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Reply, Sampling
 from orca_jax.reporting import cells
 from orca_jax.serving.local import LocalStudent
+from orca_jax.training import students
 
 log = logging.getLogger(__name__)
 options.define("evaluate")

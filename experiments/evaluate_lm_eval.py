@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.experiments import launch, options, students
+from orca_jax.experiments import launch, options
 from orca_jax.records import Message
-from orca_jax.serving.local import LocalStudent
+from orca_jax.serving.local import LocalStudent, load_student
+from orca_jax.training import students
 
 RESULTS, SAMPLES = "results.json", "samples.json"
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         except ImportError as error:
             sys.exit(f"error: lm-eval is missing ({error}); install the extra lm_eval")
         source = students.open_source(given.student)
-        student = students.local(
+        student = load_student(
             source, given.prompt_layout, batch_size=given.batch_size, max_length=given.max_length
         )
         found = evaluate(

@@ -10,15 +10,15 @@ from typing import Any
 
 from orca_jax import artifacts, settings
 from orca_jax.evaluation.run import Conversation, EvaluationError
-from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.records import Outcome, Reply, Sampling
-from orca_jax.serving.local import LocalStudent
+from orca_jax.serving.local import LocalStudent, load_student
 from orca_jax.teachers.api_config import EndpointError, OpenAIConfig
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import Fault, Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.pool import Pool
+from orca_jax.training import students
 
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
@@ -137,7 +137,7 @@ def evaluated(config: ExperimentConfig, workdir: Path, given: str, load: Callabl
     source = students.open_source(given)
 
     def local() -> LocalStudent:
-        return students.local(
+        return load_student(
             source,
             students.layout_of(config, source),
             batch_size=batch,

@@ -28,11 +28,12 @@ from absl import flags
 from orca_jax import artifacts, files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data.layouts import LayoutError
-from orca_jax.experiments import options, students
+from orca_jax.experiments import options
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
 from orca_jax.records import Message, Outcome, RecordError, Reply, Sampling, Usage, half_pair, to_json
-from orca_jax.serving.local import LocalStudent
+from orca_jax.serving.local import LocalStudent, load_student
+from orca_jax.training import students
 
 options.define("generate")
 
@@ -51,7 +52,7 @@ def load(
     source = students.open_source(path)
     if not (layout or source.own_layout):
         raise LayoutError(f"{path} does not say its prompt layout; give --prompt_layout")
-    return students.local(source, layout, tensor=tensor, batch_size=batch_size, max_length=max_length)
+    return load_student(source, layout, tensor=tensor, batch_size=batch_size, max_length=max_length)
 
 
 def system_text(message_id: int, text: str) -> str:

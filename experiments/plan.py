@@ -26,13 +26,14 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from orca_jax.experiments import options, students
+from orca_jax.experiments import options
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.planning import chips, memory, roofline, search
 from orca_jax.planning.chips import GIB, Topology
 from orca_jax.planning.compile import Compiled, PlanError, compile_step
 from orca_jax.planning.workload import MeshShape, Workload, formula, model_flops
 from orca_jax.student import sharding
+from orca_jax.training import students
 from orca_jax.training.curriculum import StageConfig
 
 PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3

@@ -31,7 +31,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import options, students
+from orca_jax.experiments import options
 from orca_jax.experiments.collect_asking import TRACES
 from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import unit_hash
@@ -40,6 +40,7 @@ from orca_jax.queries import contamination
 from orca_jax.queries.quality import TraceChecker
 from orca_jax.records import Outcome, Trace, half_pair
 from orca_jax.reporting.card import make_card, untrained
+from orca_jax.training import students
 
 log = logging.getLogger(__name__)
 options.define("prepare")

@@ -26,7 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orca_jax.data.layouts import LayoutError
-from orca_jax.experiments import options, students
+from orca_jax.experiments import options
+from orca_jax.serving.local import load_student
+from orca_jax.training import students
 
 try:
     from orca_jax.serving.guard import Limits
@@ -85,7 +87,7 @@ def serve(options: argparse.Namespace) -> None:
         )
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     with socket.create_server((options.host, options.port), family=family, backlog=2048) as listening:
-        student = students.local(
+        student = load_student(
             source,
             options.layout,
             tensor=options.tensor,

@@ -23,13 +23,12 @@ from orca_jax import artifacts, settings, storage
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore, warning
-from orca_jax.experiments import students
 from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
 from orca_jax.student import sharding
 from orca_jax.student.config import LlamaConfig
-from orca_jax.training import hosts
+from orca_jax.training import hosts, students
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.trainer import Trainer
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator as Generates
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from orca_jax import artifacts
 from orca_jax.data import layouts
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.detokenizer import Detokenizer
+from orca_jax.student import sharding
 from orca_jax.student.config import LlamaConfig
 from orca_jax.student.engine import Generated, Request
 from orca_jax.student.generation import Generator
 from orca_jax.student.scoring import Score
+from orca_jax.training.students import SavedStudent
 
 Conversation = Sequence[Message]
 
@@ -170,3 +176,37 @@ class LocalStudent:
         stopped = Outcome.OK if text.strip() else Outcome.EMPTY
         outcome = stopped if generated.stopped else Outcome.LENGTH
         return Reply(outcome, text, Usage(prompt_tokens, len(generated.tokens)))
+
+
+def load_student(
+    source: SavedStudent,
+    layout: str = "",
+    *,
+    tensor: int = 1,
+    batch_size: int = 32,
+    max_length: int = 2048,
+    compiler_options: Mapping[str, str] | None = None,
+) -> LocalStudent:
+    """A student on disk, ready to answer, its layers split over `tensor` devices.
+
+    Args:
+      layout: of prompts; empty: the student's own.
+
+    Raises:
+      LayoutError: that is not known, and none is given.
+    """
+    layout = layout or source.own_layout
+    if not layout:
+        raise LayoutError("the student does not say its prompt layout; give one")
+    config = dataclasses.replace(source.config, scan_layers=False)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    return LocalStudent(
+        source.load(config, mesh),
+        config,
+        tokenizers.load(source.tokenizer),
+        layout,
+        checkpoint=source.fingerprint,
+        batch_size=batch_size,
+        max_length=max_length,
+        compiler_options=compiler_options,
+    )

@@ -8,14 +8,16 @@ import pytest
 
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.experiments import collect, collect_asking, evaluate, prepare, students
+from orca_jax.experiments import collect, collect_asking, evaluate, prepare
 from orca_jax.experiments.config import TeacherConfig
 from orca_jax.experiments.queries import QUERIES, asked_as, training_puzzles
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.serving.local import load_student
 from orca_jax.teachers.ledger import Ledger
+from orca_jax.training import students
 from orca_jax.training.curriculum import StageConfig
 
 
@@ -239,7 +241,7 @@ def taught(mini, finished):
 def test_a_student_teaches(finished, mini, tmp_path):
     collect.run(taught(mini, finished), tmp_path)
     made = traces(tmp_path, "student")
-    student = students.local(students.open_source(finished), batch_size=4)
+    student = load_student(students.open_source(finished), batch_size=4)
     asked = [trace.messages[:-1] for trace in made]
     replies = student.answer(asked, made[0].sampling)
     assert [(trace.answer, trace.outcome) for trace in made] == [(r.text, r.outcome) for r in replies]

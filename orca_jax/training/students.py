@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,15 +16,15 @@ from orca_jax import artifacts, settings, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerError
-from orca_jax.experiments.config import ExperimentConfig
-from orca_jax.serving.local import LocalStudent
 from orca_jax.student import huggingface, llama, lora, parameters, sharding
 from orca_jax.student.config import LlamaConfig, LoraConfig
 from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
 from orca_jax.student.huggingface_folder import ADAPTER, Folder
 from orca_jax.training.checkpoints import load_params
+
+if TYPE_CHECKING:
+    from orca_jax.experiments.config import ExperimentConfig
 
 log = logging.getLogger(__name__)
 IMPORT = "import"
@@ -34,8 +34,8 @@ Load = Callable[[LlamaConfig, Mesh], llama.Params]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A student that can be read.
+class SavedStudent:
+    """A student on disk.
 
     Attributes:
       config: its shape.
@@ -57,7 +57,7 @@ class Source:
         return self.layout or layouts.default(self.tokenizer)
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path) -> SavedStudent:
     """What lies at `path`, which may be in a bucket.
 
     Raises:
@@ -76,9 +76,9 @@ def open_source(path: str | Path) -> Source:
     )
 
 
-def _model_folder(path: Path) -> Source:
+def _model_folder(path: Path) -> SavedStudent:
     files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
-    return Source(
+    return SavedStudent(
         config=read_config(path),
         tokenizer=path,
         layout="",
@@ -87,12 +87,12 @@ def _model_folder(path: Path) -> Source:
     )
 
 
-def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> Source:
+def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> SavedStudent:
     provenance = manifest["provenance"]
     if provenance.get("program") not in (IMPORT, "train"):
         raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
     config = settings.build(LlamaConfig, provenance["student"])
-    return Source(
+    return SavedStudent(
         config=dataclasses.replace(config, lora=LoraConfig()),
         tokenizer=path / "tokenizer",
         layout=provenance.get("layout", ""),
@@ -118,41 +118,7 @@ def _grown(name: str, value: Any, saved: LlamaConfig, wanted: LlamaConfig) -> An
     return value
 
 
-def local(
-    source: Source,
-    layout: str = "",
-    *,
-    tensor: int = 1,
-    batch_size: int = 32,
-    max_length: int = 2048,
-    compiler_options: Mapping[str, str] | None = None,
-) -> LocalStudent:
-    """The student, ready to answer, its layers split over so many devices.
-
-    Args:
-      layout: of prompts; empty: the student's own.
-
-    Raises:
-      LayoutError: that is not known, and none is given.
-    """
-    layout = layout or source.own_layout
-    if not layout:
-        raise LayoutError("the student does not say its prompt layout; give one")
-    config = dataclasses.replace(source.config, scan_layers=False)
-    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    return LocalStudent(
-        source.load(config, mesh),
-        config,
-        tokenizers.load(source.tokenizer),
-        layout,
-        checkpoint=source.fingerprint,
-        batch_size=batch_size,
-        max_length=max_length,
-        compiler_options=compiler_options,
-    )
-
-
-def layout_of(config: ExperimentConfig, source: Source) -> str:
+def layout_of(config: ExperimentConfig, source: SavedStudent) -> str:
     """The layout in which an experiment asks a student that it did not train itself."""
     return source.layout or config.data.layout or source.own_layout or layouts.PAPER
 
@@ -216,7 +182,7 @@ def _alike(given: str, own: Path) -> bool:
     return tokenizers.load(given).encode(PROBE, first=True) == theirs.encode(PROBE, first=True)
 
 
-def shape(config: ExperimentConfig, workdir: Path, source: Source | None) -> LlamaConfig:
+def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) -> LlamaConfig:
     """The student's shape: as many ids as the workdir's tokenizer, or the weights to start from, have.
 
     Raises:
@@ -233,7 +199,7 @@ def shape(config: ExperimentConfig, workdir: Path, source: Source | None) -> Lla
     return config.student.shape(ids, source.config)
 
 
-def initial(source: Source, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
+def initial(source: SavedStudent, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
     """A source's parameters, with fresh adapters where the config has them."""
     base = source.load(dataclasses.replace(config, lora=LoraConfig()), mesh)
     if not config.lora.rank:
