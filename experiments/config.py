@@ -281,9 +281,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _check_messages("messages", self.messages)
-        every = {name: reader.modes[:1] for name, reader in registry.READERS.items()} | dict(self.modes)
+        every = {name: reader.modes[:1] for name, reader in registry.BENCHMARKS.items()} | dict(self.modes)
         for name, modes in self.modes.items():
-            known = registry.READERS[name].modes if name in registry.READERS else modes
+            known = registry.BENCHMARKS[name].modes if name in registry.BENCHMARKS else modes
             if unknown := sorted(set(modes) - set(known)):
                 raise ValueError(f"{name} has no mode {unknown[0]!r}; its modes: {', '.join(known)}")
         object.__setattr__(self, "modes", every)
@@ -314,7 +314,7 @@ class ExperimentConfig:
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
-        every = {name: self.benchmarks.get(name, "") for name in registry.READERS}
+        every = {name: self.benchmarks.get(name, "") for name in registry.BENCHMARKS}
         unknown = sorted({*self.benchmarks, *self.evaluation.modes} - set(every))
         if unknown:
             raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(every)}")

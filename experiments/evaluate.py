@@ -228,7 +228,7 @@ class Evaluator:
                 questions, found, seed=seed, mode=first.mode, system_message_id=system.id, details=details
             )
         ]
-        reader = registry.READERS.get(first.benchmark)
+        reader = registry.BENCHMARKS.get(first.benchmark)
         scores = scoring.summarise(
             items, questions, groups=reader.groups if reader else (), met=self._met(first.benchmark)
         )

@@ -36,7 +36,7 @@ def score(
     questions = replies.questions(lines, benchmark=benchmark, mode=mode, asked=asked)
     answered = [line.reply for line in lines]
     items = scoring.score(questions, answered, seed=0, mode=mode, system_message_id=None)
-    groups = registry.READERS[benchmark].groups if benchmark in registry.READERS else ()
+    groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
     scores = scoring.summarise(items, questions, groups=groups)
     scoring.write(out, items, scores)
     return scores

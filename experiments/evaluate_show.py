@@ -16,9 +16,9 @@ from orca_jax.experiments import launch, options
 
 def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
     """The first question of a benchmark in each of its modes; in one `mode`, the first of each task."""
-    reader = registry.READERS.get(benchmark)
+    reader = registry.BENCHMARKS.get(benchmark)
     if reader is None:
-        raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {', '.join(registry.READERS)}")
+        raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {', '.join(registry.BENCHMARKS)}")
     parts = []
     for name in [mode] if mode else reader.modes:
         try:

@@ -10,8 +10,6 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from orca_jax.evaluation import lm_eval_filters
-
 PAPER_LETTERS = "ABCDEF"
 Form = Literal["text", "number", "brackets"]
 
@@ -356,7 +354,17 @@ _NUMBER = re.compile(rf"(?<![\w.])(?<!\d[:,])(?:(?<![\w)])-)?{_UNSIGNED}(?!:?\d|
 _OPERATOR_BEFORE = re.compile(r"(?:[\w)%]\s*[+*/\u00d7\u00f7^]|[\d)]\s*-|\d\s+x\s)\s*\(*\Z")
 _OPERATOR_AFTER = re.compile(r"(?:[)%\s]*(?:[a-z]+\s*)?[+*/\u00d7\u00f7^]|[)%]*\s*-|\s*x\s)\s*\(*-?[.\d]")
 _CLAUSE_END = re.compile(r",(?!\d)|;|\s\(|\b(?:because|since|as|which|so)\b")
-_WORD = "|".join(sorted(lm_eval_filters.NUMBER_WORDS, key=len, reverse=True))
+_COUNTED = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_VALUES = {word: number for number, word in enumerate(_COUNTED.split())} | {
+    word: 10 * number for number, word in enumerate(_TENS.split(), 2)
+}
+_VALUES["hundred"] = 100
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_WORD = "|".join(sorted((*_VALUES, *_SCALES), key=len, reverse=True))
 _SPELLED = re.compile(rf"(?i)\b(?:minus |negative )?(?:{_WORD})(?:(?:[\s-]|\sand\s)+(?:{_WORD}))*\b(?! of\b)")
 
 
@@ -440,8 +448,26 @@ def _canonical(number: str) -> str:
 
 
 def _spelled(words: str) -> str:
-    value = lm_eval_filters.spelled_value(re.findall(r"\w+", words.lower()))
+    value = _spelled_value(re.findall(r"\w+", words.lower()))
     return str(-value if re.match("minus|negative", words, re.IGNORECASE) else value)
+
+
+def _spelled_value(words: list[str]) -> int:
+    """As the package word2number has it: words that are no number, one before a comma say, do not count."""
+    total, part = 0, list[int]()
+    for word in words:
+        if word in _SCALES:
+            total, part = total + max(_joined(part), 1) * _SCALES[word], []
+        elif word in _VALUES:
+            part.append(_VALUES[word])
+    return total + _joined(part)
+
+
+def _joined(numbers: list[int]) -> int:
+    """Below 1,000: "two hundred five" is 2 * 100 + 5, and so are any three or four; of more, the first."""
+    if len(numbers) in (3, 4) or (len(numbers) == 2 and 100 in numbers):
+        return numbers[0] * numbers[1] + sum(numbers[2:])
+    return sum(numbers if len(numbers) == 2 else numbers[:1])
 
 
 def _plain(text: str) -> str:

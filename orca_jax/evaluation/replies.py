@@ -1,16 +1,14 @@
 """Replies made anywhere, as questions and replies to score.
 
-A file has JSON lines {"task", "id", "target", "reply"}. A line may have more: "input", the question as the
-benchmark's file has it, which lm-eval's filters look at; "outcome"; for likelihoods "log_likelihoods",
-"continuations" and "labels". Lines of our own `replies.jsonl` ("text" for "reply", no target) are read too,
-if the benchmark's questions are given.
+A file has JSON lines {"task", "id", "target", "reply"}. A line may have an "outcome" and, for likelihoods,
+"log_likelihoods", "continuations" and "labels". Lines of our own `replies.jsonl` ("text" for "reply", no
+target) are read too, if the benchmark's questions are given.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,6 @@ from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Outcome, Reply
 
-log = logging.getLogger(__name__)
 OWN = "puzzles"  # asked by no file
 WORDS = (("Yes", "No"), ("yes", "no"), ("True", "False"), ("valid", "invalid"))
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -75,7 +72,7 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
         id=_text(row, "id", where, int),
         target=target,
         reply=Reply(_outcome(row, text, where), text, raw=raw),
-        extra={key: row[key] for key in ("input", "continuations", "labels") if key in row},
+        extra={key: row[key] for key in ("continuations", "labels") if key in row},
     )
 
 
@@ -103,7 +100,7 @@ def questions(
     """What the lines answer, in their order.
 
     Args:
-      benchmark: a key of `registry.READERS`, or `puzzles`.
+      benchmark: a key of `registry.BENCHMARKS`, or `puzzles`.
       mode: a key of `modes.MODES`.
       asked: the benchmark's questions in that mode, if its files are at hand; without them what is needed
         is taken from the targets, and chance is not known.
@@ -116,10 +113,6 @@ def questions(
     known = {(question.task, question.id): question for question in asked}
     if known:
         return [_asked(line, known) for line in lines]
-    if mode in modes.LM_EVAL_BBH and not all("input" in line.extra for line in lines):
-        log.warning(
-            "lines without 'input': options' texts are not recognised; give it, or the files (--path)"
-        )
     targets = collections.defaultdict[str, collections.Counter[str | None]](collections.Counter)
     for line in lines:
         targets[line.task][line.target] += 1
@@ -131,11 +124,11 @@ def _check(benchmark: str, mode: str) -> None:
     modes.mode(mode)
     if benchmark == OWN:
         return
-    if benchmark not in registry.READERS:
+    if benchmark not in registry.BENCHMARKS:
         raise BenchmarkError(
-            f"unknown benchmark {benchmark!r}; known: judged, {OWN}, {', '.join(registry.READERS)}"
+            f"unknown benchmark {benchmark!r}; known: judged, {OWN}, {', '.join(registry.BENCHMARKS)}"
         )
-    reader = registry.READERS[benchmark]
+    reader = registry.BENCHMARKS[benchmark]
     if not reader.scored:
         raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
     if mode not in (*reader.modes, "answer_is", "robust"):
@@ -167,7 +160,7 @@ def _foreign(line: Line, benchmark: str, mode: str, majority: float) -> Question
         raise BenchmarkError(f"{line.where}: no 'target'; give it, or the benchmark's files (--path)")
     if benchmark == bbh.BENCHMARK and line.task not in bbh.TASKS:
         raise BenchmarkError(f"{line.where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
-    target, choices = (line.target, ()) if mode in modes.VERBATIM else _choices(line, mode)
+    target, choices = (line.target, ()) if mode == "answer_is" else _choices(line, mode)
     extra = dict(line.extra)
     if mode == "orca":
         extra["letters"] = "".join(choices) if target.isdigit() else _range(line.task)

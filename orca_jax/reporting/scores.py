@@ -31,7 +31,7 @@ def table(scores: Mapping[str, Any]) -> str:
 
 def _aggregate(name: str, row: Mapping[str, Any], column: Mapping[str, Cell], benchmark: str) -> Cell:
     """The mean over the tasks of an aggregate: of a benchmark's own, or of all tasks."""
-    reader = registry.READERS.get(benchmark)
+    reader = registry.BENCHMARKS.get(benchmark)
     members = next((group.tasks for group in reader.groups if group.name == name), ()) if reader else ()
     found = [column[task] for task in members or column if task in column]
     return cells.mean(found, [cell.n or 0 for cell in found] if row["kind"] == "micro" else None)

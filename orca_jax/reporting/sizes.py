@@ -32,8 +32,7 @@ def _sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
     """Those of each known version, the paper's first."""
     match benchmark:
         case bbh.BENCHMARK if task in bbh.TASKS:
-            unscored = () if mode in modes.LM_EVAL_BBH else bbh.UNSCORED.get(task, ())
-            return (bbh.TASKS[task].size - len(unscored),)
+            return (bbh.TASKS[task].size - len(bbh.UNSCORED.get(task, ())),)
         case agieval.BENCHMARK if task in agieval.TASKS:
             return (agieval.TASKS[task].size,)
         case truthfulqa.BENCHMARK if mode in modes.LIKELIHOOD:

@@ -24,29 +24,12 @@ def item(mode, asked, text="", outcome=Outcome.OK, **raw):
         ("answer_is", "So the answer is (B).", "(B)", True),
         ("answer_is", "So the answer is B.", "B", False),  # letter by letter
         ("answer_is", "It is (B).", None, False),
-        ("lm_eval_zeroshot", "(B), not (A)", "(B)", True),
-        ("lm_eval_cot", "(B), not (A)", "(A)", False),
-        ("lm_eval_zeroshot_strict", "(B)", "(B)", True),
-        ("lm_eval_zeroshot_strict", "It is (B)", "It is (B)", False),
-        ("lm_eval_cot_strict", "So the answer is (B).", "(B)", True),
-        ("lm_eval_cot_strict", "So it is (B).", None, False),
         ("agieval_upstream", "The (B)", "B", False),
     ],
 )
 def test_a_reply_is_read_as_the_mode_does(mode, text, answer, correct):
     found = item(mode, question(), text)
     assert (found.answer, found.correct, found.mode) == (answer, correct, mode)
-
-
-def test_a_word_list_without_its_question_is_read_by_its_target():
-    asked = question("apple fig", task="word_sorting")
-    assert item("lm_eval_cot", asked, "Sorted, apple then fig").correct
-
-
-def test_lm_eval_looks_for_options_in_the_question():
-    asked = question(input="Which?\n(A) He is kind\n(B) He is cruel")
-    assert item("lm_eval_zeroshot", asked, "he is cruel").correct
-    assert item("lm_eval_zeroshot", question(), "he is cruel").answer is None
 
 
 LABELS = {"labels": ["A", "B"], "continuations": ["(A) a very long option", "(B) b"]}

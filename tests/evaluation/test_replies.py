@@ -41,8 +41,6 @@ def scored(path, mode, benchmark="bbh", asked=()):
         ("orca", "invalid", "B", "formal_fallacies", True),  # lettered in the files' order
         ("orca", "B", "G, then B", "logical_deduction_seven_objects", False),  # seven options
         ("orca", "B", "G, then B", "snarks", True),
-        ("lm_eval_cot", "24", "First 3, so 24", "object_counting", True),
-        ("lm_eval_zeroshot", "no", "It is not plausible.", "sports_understanding", True),
     ],
 )
 def test_a_line_is_scored_in_the_mode_named(write, mode, target, reply, task, correct):

@@ -168,12 +168,11 @@ def test_every_benchmark_file_given_shows_its_first_question(shared_data, benchm
     assert part in show(benchmark, shared_data / path, size=size)
 
 
-def test_a_mode_that_cannot_be_asked_says_why_and_the_others_are_shown(tmp_path):
+def test_every_mode_of_a_benchmark_is_shown(tmp_path):
     row = {"input": "Is it so?\nOptions:\n- Yes\n- No", "target": "No"}
     (tmp_path / "navigate.json").write_text(json.dumps({"examples": [row] * 250}), encoding="utf-8")
     text = show("bbh", tmp_path)
     assert "A: Among A through B, the answer is\n-- target: B (chance 50.0 %)" in text
-    assert "mode lm_eval_cot: cannot be asked: lm-eval's prompts need navigate's description" in text
     (tmp_path / "causal_judgement.json").write_text(json.dumps({"examples": [row] * 187}), encoding="utf-8")
     assert "-- causal_judgement-0:" in show("bbh", tmp_path, "robust")
     assert "-- navigate-0:" in show("bbh", tmp_path, "robust")

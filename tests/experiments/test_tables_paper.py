@@ -94,7 +94,7 @@ def test_what_the_scoring_programs_write_is_read(tmp_path):
 def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, monkeypatch):
     replies = [
         {"task": task, "id": f"{task}-{i}", "target": "(B)", "reply": "A"}
-        for task in registry.READERS["bbh"].groups[0].tasks
+        for task in registry.BENCHMARKS["bbh"].groups[0].tasks
         for i in range(2)
     ]
     (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))

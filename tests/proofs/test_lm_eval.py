@@ -1,11 +1,10 @@
-"""Against lm-eval itself: its filters and prompts item by item, and our student behind its model interface.
+"""Against lm-eval itself: likelihoods item by item, and our student behind its model interface.
 
 In an environment that has this package and lm-eval (`pip install -e '.[test,lm_eval]'`), then
-`python -m pytest --proof -s tests/proofs/test_lm_eval.py`. The parity of the filters needs the real data.
+`python -m pytest --proof -s tests/proofs/test_lm_eval.py`. The parity of likelihoods needs the real data.
 """
 
 import dataclasses
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,9 +20,8 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import agieval, bbh, truthfulqa
+from orca_jax.evaluation.benchmarks import agieval, truthfulqa
 from orca_jax.evaluation.lm_eval import StudentLM, windows
-from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate_lm_eval
 from orca_jax.records import Message, Outcome, Reply, Sampling
 from orca_jax.serving.local import LocalStudent
@@ -31,7 +29,6 @@ from tests.student.students import SMALL, make_params
 
 pytestmark = pytest.mark.proof
 TASKS = Path(lm_eval.__file__).parent / "tasks"
-FILTERS = {"flexible-extract": "", "strict-match": "_strict"}
 
 
 class Replay(LM):
@@ -77,83 +74,6 @@ def samples(model, names, folder):
         log_samples=True,
         bootstrap_iters=0,
     )["samples"]
-
-
-@pytest.fixture(scope="module")
-def folder(shared_data, tmp_path_factory):
-    """The real BBH files with their descriptions beside them, as in the published repository."""
-    folder = tmp_path_factory.mktemp("bbh") / "bbh"
-    shutil.copytree(shared_data / "bbh", folder)
-    shutil.copytree(shared_data / "bbh_codex/cot_prompts", folder.parent / "cot-prompts")
-    return folder
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("form", "mode"), [("zeroshot", "lm_eval_zeroshot"), ("cot_zeroshot", "lm_eval_cot")]
-)
-@pytest.mark.parametrize("kind", ["cot", "direct"])
-def test_every_item_of_fourteen_tasks_scores_as_in_lm_eval(shared_data, folder, tmp_path, form, mode, kind):
-    names, replies = {}, {}
-    for path in sorted(folder.glob("*.json")):
-        rows = json.loads(path.read_text(encoding="utf-8"))["examples"]
-        names[path.stem] = local_task(tmp_path, f"bbh/{form}/{path.stem}", rows)
-        stored = (shared_data / "bbh_codex" / kind / f"{path.stem}.jsonl").read_text(encoding="utf-8")
-        replies[names[path.stem]] = [json.loads(line)["prediction"] for line in stored.splitlines()]
-    model = Replay(replies)
-    found = samples(model, names.values(), tmp_path)
-    compared = 0
-    for (task, name), (filter_name, suffix) in itertools.product(names.items(), FILTERS.items()):
-        asked = [q for q in bbh.questions(folder, mode=mode + suffix) if q.task == task]
-        assert [q.text for q in asked] == [model.prompts[name, i] for i in range(len(asked))], task
-        said = [Reply(Outcome.OK, text) for text in replies[name]]
-        items = scoring.score(asked, said, seed=0, mode=mode + suffix, system_message_id=None)
-        theirs = {s["doc_id"]: s for s in found[name] if s["filter"] == filter_name}
-        assert len(theirs) == len(items)
-        for number, item in enumerate(items):
-            answer = theirs[number]["filtered_resps"][0]
-            assert ("[invalid]" if item.answer is None else item.answer) == answer, (task, number)
-            assert item.correct == bool(theirs[number]["exact_match"]), (task, number)
-            compared += 1
-    print(f"{mode}, {kind} replies: {compared} items equal in answer and score")
-    assert compared == 2 * 3261
-
-
-SAID = """yes Yes NO no. No, not plausible implausible tells the truth, does not tell is not telling True
-False. valid Invalid invalid (A) (B) (b) (Z) B: C answer: is (C). 24 -7 1,234 twenty four eighty-five seven
-six nine eight fourteen two pear apple fig Apple ] > ( } [ 12/08/1928 11/08/1928, red Red! : The the answer is
-The final answer: The answer: So"""
-WORDS = [*SAID.split(), "\n", "does not tell the truth", "is not telling the truth", "two hundred and three"]
-QUESTION = "Which?\nOptions:\n(A) 12/08/1928\n(B) red\n(C) 11/08/1928\nList: pear apple fig"
-TARGETS = ("(A)", "No", "yes", "valid", "True", "24", "] >", "apple fig")
-
-
-@pytest.mark.parametrize(
-    ("form", "mode"), [("zeroshot", "lm_eval_zeroshot"), ("cot_zeroshot", "lm_eval_cot")]
-)
-def test_made_up_replies_to_all_27_tasks_are_read_as_in_lm_eval(tmp_path, form, mode):
-    random = np.random.default_rng(0)
-    said = [" ".join(random.choice(WORDS, random.integers(0, 12))) for _ in range(300)]
-    rows = [{"input": QUESTION, "target": TARGETS[i % len(TARGETS)]} for i in range(len(said))]
-    names = {task: local_task(tmp_path, f"bbh/{form}/{task}", rows) for task in bbh.TASKS}
-    found = samples(Replay(dict.fromkeys(names.values(), said)), names.values(), tmp_path)
-    for (task, name), (filter_name, suffix) in itertools.product(names.items(), FILTERS.items()):
-        asked = [
-            Question("bbh", task, str(i), "", row["target"], extra={"input": QUESTION})
-            for i, row in enumerate(rows)
-        ]
-        items = scoring.score(
-            asked,
-            [Reply(Outcome.OK, text) for text in said],
-            seed=0,
-            mode=mode + suffix,
-            system_message_id=None,
-        )
-        theirs = {s["doc_id"]: s for s in found[name] if s["filter"] == filter_name}
-        for number, item in enumerate(items):
-            answer = theirs[number]["filtered_resps"][0]
-            assert ("[invalid]" if item.answer is None else item.answer) == answer, (task, said[number])
-            assert item.correct == bool(theirs[number]["exact_match"]), (task, said[number])
 
 
 def made_up_likelihoods(sizes):
@@ -281,8 +201,8 @@ def test_a_whole_texts_likelihood_is_that_of_its_tokens_one_by_one(student, mode
 
 
 @pytest.mark.realdata
-def test_lm_eval_runs_its_own_task_on_the_student(student, folder, tmp_path):
-    rows = json.loads((folder / "snarks.json").read_text(encoding="utf-8"))["examples"]
+def test_lm_eval_runs_its_own_task_on_the_student(student, shared_data, tmp_path):
+    rows = json.loads((shared_data / "bbh/snarks.json").read_text(encoding="utf-8"))["examples"]
     name = local_task(tmp_path, "bbh/zeroshot/snarks", rows)
     found = evaluate_lm_eval.evaluate(
         student,

@@ -29,7 +29,7 @@ def published():
 def run(tmp_path):
     tasks = {
         task: {"n": 100, "accuracy": 0.3, "stderr": 0.04}
-        for task in registry.READERS["agieval"].groups[0].tasks
+        for task in registry.BENCHMARKS["agieval"].groups[0].tasks
     }
     scores = {"benchmark": "agieval", "mode": "orca", "system_message_id": 1, "tasks": tasks}
     part = {"benchmark": "bbh", "mode": "orca", "system_message_id": 1, "tasks": {"snarks": tasks["lsat-rc"]}}

@@ -207,7 +207,7 @@ def test_other_tables_say_not_measured(run):
 
 
 def test_the_average_is_measured_where_every_task_is(tmp_path):
-    right = {task: share(20, 100) for task in registry.READERS["agieval"].groups[0].tasks}
+    right = {task: share(20, 100) for task in registry.BENCHMARKS["agieval"].groups[0].tasks}
     evaluate(tmp_path / "a", "agieval-orca", "agieval", right)
     rows = by_row(paper_tables.page(paper.TABLE_8, paper_runs.find([tmp_path / "a"])).grids[1])
     assert rows["Average"]["a"] == "20.0 ± 1.4"
@@ -333,7 +333,7 @@ def test_two_standard_errors_decide_or_the_interval_and_of_a_part_nothing():
 @pytest.mark.parametrize("right", [0, 1, 2])
 @pytest.mark.parametrize("benchmark", ["bbh", "agieval", "truthfulqa_mc"])
 def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
-    groups = registry.READERS[benchmark].groups
+    groups = registry.BENCHMARKS[benchmark].groups
     tasks = groups[0].tasks if groups else (benchmark,)
     evaluate(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
     for table in paper.TABLES:

@@ -17,7 +17,6 @@ def test_sizes_are_those_that_the_paper_scored():
     [
         ("bbh", "word_sorting", "answer_is", 3, 250),
         ("bbh", "ruin_names", "robust", 248, 248),
-        ("bbh", "ruin_names", "lm_eval_cot", 248, 250),
         ("truthfulqa_mc", "truthfulqa_mc", "orca", 664, 664),  # of January 2025
         ("truthfulqa_mc", "truthfulqa_mc", "orca", 685, 690),
         ("truthfulqa_mc", "truthfulqa_mc", "loglik", 408, 817),

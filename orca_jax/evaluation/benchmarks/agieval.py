@@ -1,4 +1,4 @@
-"""AGIEval's English multiple-choice sets (arXiv 2304.06364): reader, prompts and known faults of the files.
+"""AGIEval's English multiple-choice sets (arXiv 2304.06364): reader and prompts.
 
 Modes (how replies are read: `evaluation.modes`):
   `orca`      AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage, "Q:", question,
@@ -13,7 +13,7 @@ Questions about one passage are a cluster (`extra["cluster"]`).
 
 The letter that an option shows decides, not its place: 19 rows of logiqa-en list A, C, B, D. Options
 without a letter (nine rows of logiqa-en show none, or none in brackets) get the one that is missing, and
-all are written "(A)". `reports` lists both kinds of row.
+all are written "(A)".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
@@ -44,18 +44,17 @@ class Task:
     name: str
     size: int
     letters: str
-    sha256: str = ""
 
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task("aqua-rat", 254, "ABCDE", "cff42e946e6082dacb27285dae19cb4be98408ab760fe43c6c462e543be50572"),
-        Task("logiqa-en", 651, "ABCD", "63d0e8efaca1944e7eac5037903650f92ca9c036155a66b4e95bf2aa06da1702"),
-        Task("lsat-ar", 230, "ABCDE", "3b3e3fe09a07c695326adb82f38da0d67d5bbaadab41551f198c3102f1ea9dc8"),
+        Task("aqua-rat", 254, "ABCDE"),
+        Task("logiqa-en", 651, "ABCD"),
+        Task("lsat-ar", 230, "ABCDE"),
         Task("lsat-lr", 510, "ABCDE"),
         Task("lsat-rc", 269, "ABCDE"),
-        Task("sat-math", 220, "ABCD", "9cde4c0522b6196852a5562db6e72bf8817b4802822db0fc10013d1becdab3c3"),
+        Task("sat-math", 220, "ABCD"),
         Task("sat-en", 206, "ABCD"),
         Task("sat-en-without-passage", 206, "ABCD"),
     )
@@ -68,7 +67,7 @@ _BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Example:
-    """One row, options in the file's order; `verbatim` are they as it has them, `faults` what is odd."""
+    """One row, options in the file's order; `verbatim` are the options as it has them."""
 
     task: Task
     row: int
@@ -78,7 +77,6 @@ class _Example:
     options: tuple[str, ...]
     verbatim: tuple[str, ...]
     target: str
-    faults: tuple[str, ...]
 
     @property
     def id(self) -> str:
@@ -112,21 +110,6 @@ def documents(directory: str | Path) -> Iterator[Document]:
                 yield Document(BENCHMARK, f"{example.id}/passage", example.passage)
 
 
-def reports(directory: str | Path) -> list[FileReport]:
-    """One report a file. Faults: `reordered` and `unlettered` options (see the module), both repaired."""
-    return [_report(path) for path in _files(directory)]
-
-
-def _report(path: Path) -> FileReport:
-    examples = _read(path)
-    faults: dict[str, list[int]] = collections.defaultdict(list)
-    for example in examples:
-        for fault in example.faults:
-            faults[fault].append(example.row)
-    known = {TASKS[path.stem].sha256: "v1.1"} if TASKS[path.stem].sha256 else {}
-    return files.report(BENCHMARK, path, len(examples), known, faults)
-
-
 def _files(directory: str | Path) -> list[Path]:
     return files.find(directory, TASKS, ".jsonl", "AGIEval")
 
@@ -146,14 +129,9 @@ def _example(task: Task, number: int, row: Mapping[str, Any], where: str) -> _Ex
     letters = _completed([letter for letter, _ in shown], task.letters, where)
     if row.get("label") not in letters:
         raise BenchmarkError(f"{where}: label {row.get('label')!r} is not an option; fetch the file again")
-    bracketed = all(map(_BRACKETED.match, options))
-    faults = [] if bracketed else ["unlettered"]
-    faults += [] if letters == tuple(sorted(letters)) else ["reordered"]
     texts = tuple(text for _, text in shown)
     passage = row.get("passage") or ""
-    return _Example(
-        task, number, passage, question, letters, texts, tuple(options), row["label"], tuple(faults)
-    )
+    return _Example(task, number, passage, question, letters, texts, tuple(options), row["label"])
 
 
 def _shown(option: str, place: int) -> tuple[str | None, str]:

@@ -1,4 +1,4 @@
-"""Big-Bench Hard (arXiv 2210.09261): reader, prompts and known faults of its 27 files.
+"""Big-Bench Hard (arXiv 2210.09261): reader and prompts of its 27 files.
 
 Modes (how replies are read: `evaluation.modes`):
   `orca`      the paper's multiple-choice form (section 4.2.2), in AGIEval's wording: a one-line task
@@ -8,9 +8,6 @@ Modes (how replies are read: `evaluation.modes`):
               in which the files list them. 23 tasks: those with free answers have no such form.
   `orca_cot`, `answer_is`  the file's own question and a step-by-step cue. All 27 tasks.
   `robust`    the file's own question and "A:".
-  `lm_eval_zeroshot`, `lm_eval_cot` and both with `_strict`: lm-eval's prompts, which put the task's
-              description before them. It is what the published `cot-prompts/TASK.txt` has before its first
-              question; looked for in the folder and beside it. Rows with a known fault are asked too.
 """
 
 from __future__ import annotations
@@ -23,15 +20,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orca_jax.evaluation import extraction
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
-from orca_jax.evaluation.modes import LM_EVAL_BBH, VERBATIM
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
 BENCHMARK = "bbh"
-MODES = ("orca", "orca_cot", "robust", "answer_is", *LM_EVAL_BBH)
-DESCRIPTIONS = ("cot-prompts", "cot_prompts", "../cot-prompts", "../cot_prompts")
+MODES = ("orca", "orca_cot", "robust", "answer_is")
 STEP_BY_STEP = " Let's think step by step."
 
 
@@ -96,25 +90,6 @@ GROUPS = (Group("paper23", PAPER_TASKS, "macro"), Group("all27", tuple(TASKS), "
 # scored: ruin_names 51 lists three options, and snarks 88 only one, so that chance there is 1.
 UNSCORED: Mapping[str, tuple[int, ...]] = {"movie_recommendation": (163,), "ruin_names": (99, 144)}
 
-# Of the published files, as far as we have them.
-REVISION = "suzgunmirac/BIG-Bench-Hard"
-KNOWN_HASHES: Mapping[str, str] = {
-    "boolean_expressions": "ea6c754ec005e2d3f2d085d349a740f593b5764f32ea4638ffed4cfc0061b12a",
-    "causal_judgement": "6e8bca44dd402008ed41c07a3d0a1d5e7b03db7001a7e002fcdf4c60985ea081",
-    "date_understanding": "0148d4ac5fca05b2f82373e5fef7208e15363b9c6079493034d77b3dab496bf5",
-    "dyck_languages": "3f9badedf15c2be1ce53d94fdf016299bb30ba231ef087ab9f51a7ed6d0bdc25",
-    "hyperbaton": "b6d7f55c75f5d02f2987a4f3123802dfa093872089a56a334144aae8a7264fdc",
-    "logical_deduction_five_objects": "d2df31394b903b7f0e085d42a69572a092987856eac076799017d70ef266fa8f",
-    "logical_deduction_seven_objects": "2896c7e3482eea318dd37bcc370d24ec3cc91e8374c1784287b5dbd38a529e33",
-    "object_counting": "8acef14dbbdd40d2326ef7755750b6b5fe919fef06276af1bab3f1c297f022ff",
-    "penguins_in_a_table": "bb87ee449698eee51215e025a453b1bcb2f5e6589c2063b2c79e68b8f0655228",
-    "reasoning_about_colored_objects": "0a8850cf95166020fce7a78244026ceedd7ea839302471512b4f8744e85a6a49",
-    "ruin_names": "b6f723aef2bafdd4c7bfc3c7e0329c7e8a8279391a609969c8ed76c9319f5f7f",
-    "salient_translation_error_detection": "becf3eb8dd53c821a555ecd5c1334ecd93eb25f980e63be963c518e7138de5da",
-    "snarks": "54a0661fe2de06167645a4965e6bcf963c4ba307e76262a7c750998b0e3d0d0e",
-    "word_sorting": "2a6132d2c99f00d0d2eb1113ac6b4a918bd969d863c48749210d969713db8d43",
-}
-
 _OPTIONS_HEAD = "\nOptions:\n"
 _OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
 
@@ -155,7 +130,7 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     for path in _files(directory):
         task = TASKS[path.stem]
         if not (mode == "orca" and task.free):
-            made += _task_questions(_read(path, task, whole=mode in LM_EVAL_BBH), mode, path.parent)
+            made += _task_questions(_read(path, task), mode)
     return made
 
 
@@ -164,17 +139,6 @@ def documents(directory: str | Path) -> Iterator[Document]:
     for path in _files(directory):
         for row, (text, _) in enumerate(_rows(path, TASKS[path.stem])):
             yield Document(BENCHMARK, f"{path.stem}-{row}", text)
-
-
-def reports(directory: str | Path) -> list[FileReport]:
-    """One report a file. Fault: `target_no_option`, rows that are not scored."""
-    return [_report(path) for path in _files(directory)]
-
-
-def _report(path: Path) -> FileReport:
-    rows = len(_rows(path, TASKS[path.stem]))
-    known = {KNOWN_HASHES[path.stem]: REVISION} if path.stem in KNOWN_HASHES else {}
-    return files.report(BENCHMARK, path, rows, known, {"target_no_option": UNSCORED.get(path.stem, ())})
 
 
 def _files(directory: str | Path) -> list[Path]:
@@ -195,18 +159,14 @@ def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def _read(path: Path, task: Task, *, whole: bool = False) -> list[_Example]:
-    """The file's rows; those that cannot be right only if `whole`."""
-    faulty = UNSCORED.get(task.name, ())
+def _read(path: Path, task: Task) -> list[_Example]:
+    """The file's scored rows."""
+    unscored = UNSCORED.get(task.name, ())
     rows = enumerate(_rows(path, task))
-    return [
-        _example(task, row, *texts, path=path, faulty=row in faulty)
-        for row, texts in rows
-        if whole or row not in faulty
-    ]
+    return [_example(task, row, *texts, path=path) for row, texts in rows if row not in unscored]
 
 
-def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path, faulty: bool) -> _Example:
+def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path) -> _Example:
     if task.free:
         return _Example(task, row, text, text, (), (), verbatim, verbatim)
     stem, _, tail = text.rpartition(_OPTIONS_HEAD) if _OPTIONS_HEAD in text else (text, "", "")
@@ -214,7 +174,7 @@ def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path, faul
     options = task.words or tuple(match[2].strip() for match in lines if match)
     labels = task.words or tuple(_letters(len(options)))
     target = verbatim if task.words else verbatim.removeprefix("(").removesuffix(")")
-    if target not in labels and not faulty:
+    if target not in labels:
         known = ", ".join(labels) or "none found"
         raise BbhError(f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again")
     return _Example(task, row, text, stem, labels, options, target, verbatim)
@@ -224,14 +184,11 @@ def _letters(count: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
 
 
-def _task_questions(examples: list[_Example], mode: str, folder: Path) -> list[Question]:
+def _task_questions(examples: list[_Example], mode: str) -> list[Question]:
     targets = collections.Counter(example.target for example in examples)
     majority = max(targets.values()) / len(examples)
     if mode == "orca":
         return [_orca_question(example, majority) for example in examples]
-    if mode in VERBATIM:
-        before = _description(folder, examples[0].task) if mode in LM_EVAL_BBH else ""
-        return [_verbatim_question(example, majority, mode, before) for example in examples]
     return [_plain_question(example, majority, mode) for example in examples]
 
 
@@ -257,42 +214,17 @@ def _orca_question(example: _Example, majority: float) -> Question:
 
 
 def _plain_question(example: _Example, majority: float, mode: str) -> Question:
+    """The file's own question; in mode `answer_is` with the file's own target too, which is no label."""
+    verbatim = mode == "answer_is"
     return Question(
         benchmark=BENCHMARK,
         task=example.task.name,
         id=example.id,
-        text=f"Q: {example.input}\nA:{STEP_BY_STEP if mode == 'orca_cot' else ''}",
-        target=example.target,
-        choices=example.labels,
+        text=f"Q: {example.input}\nA:{'' if mode == 'robust' else STEP_BY_STEP}",
+        target=example.verbatim if verbatim else example.target,
+        choices=() if verbatim else example.labels,
         chance=1 / len(example.labels) if example.labels else 0.0,
         majority=majority,
         mode=mode,
         extra={"options": list(example.options)} if example.options and not example.task.words else {},
     )
-
-
-def _verbatim_question(example: _Example, majority: float, mode: str, before: str) -> Question:
-    steps = mode == "answer_is" or mode.startswith("lm_eval_cot")
-    return Question(
-        benchmark=BENCHMARK,
-        task=example.task.name,
-        id=example.id,
-        text=f"{before}Q: {example.input}\nA:{STEP_BY_STEP if steps else ''}",
-        target=example.verbatim,
-        chance=1 / len(example.labels) if example.labels else 0.0,
-        majority=majority,
-        mode=mode,
-        extra={"input": example.input},
-    )
-
-
-def _description(folder: Path, task: Task) -> str:
-    """The published description of a task, which stands behind canary and rule, and an empty line."""
-    files = [folder / name / f"{task.name}.txt" for name in DESCRIPTIONS]
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        raise BbhError(f"lm-eval's prompts need {task.name}'s description: put {files[0]} there")
-    _, rule, prompt = path.read_text(encoding="utf-8").partition("\n-----\n")
-    if not rule:
-        raise BbhError(f"{path}: no '-----' below the canary; fetch it again")
-    return prompt.strip().partition("\n\nQ:")[0] + "\n\n"

@@ -1,17 +1,11 @@
-"""What the readers of benchmark files share: sizes, hashes and known faults; texts not to be trained on."""
+"""What the readers of benchmark files share: their sizes, fields and errors; texts not to be trained on."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from orca_jax.artifacts import file_digest
-
-log = logging.getLogger(__name__)
 
 
 class BenchmarkError(ValueError):
@@ -26,53 +20,12 @@ class Document(NamedTuple):
     text: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileReport:
-    """What was found in one file.
-
-    Attributes:
-      sha256: of the file's bytes, in hex.
-      revision: the published state that the hash is known for; empty for a file we have no hash of.
-      faults: kind of fault to the rows (from 0) that have it; each kind is explained by its reader.
-    """
-
-    benchmark: str
-    path: str
-    rows: int
-    sha256: str
-    revision: str
-    faults: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-
 def check_size(path: Path, found: int, known: Iterable[int]) -> None:
     """Raises BenchmarkError, naming the file and both sizes, unless `found` is one of the known sizes."""
     sizes = sorted(set(known))
     if found not in sizes:
         expected = " or ".join(map(str, sizes))
         raise BenchmarkError(f"{path}: expected {expected} rows, found {found}; fetch the file again")
-
-
-def report(
-    benchmark: str,
-    path: Path,
-    rows: int,
-    known_hashes: Mapping[str, str],
-    faults: Mapping[str, Iterable[int]] | None = None,
-) -> FileReport:
-    """The report on a file; one that is not of a known state is named in the log.
-
-    Args:
-      known_hashes: sha256 to the name of the published state.
-      faults: kinds of fault without rows are left out.
-    """
-    digest = file_digest(path)
-    revision = known_hashes.get(digest, "")
-    if known_hashes and not revision:
-        log.warning("%s: none of the published states we have a hash of (sha256 %s)", path, digest[:12])
-    found = {kind: tuple(where) for kind, where in (faults or {}).items()}
-    return FileReport(
-        benchmark, str(path), rows, digest, revision, {kind: where for kind, where in found.items() if where}
-    )
 
 
 def find(directory: str | Path, names: Iterable[str], suffix: str, benchmark: str) -> list[Path]:

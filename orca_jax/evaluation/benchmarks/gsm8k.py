@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 
 BENCHMARK = TASK = "gsm8k"
@@ -37,11 +37,6 @@ def documents(path: str | Path, *, size: int | None = None) -> Iterator[Document
     """The problems without cue or answer."""
     for number, (problem, _) in enumerate(_read(Path(path), size)):
         yield Document(BENCHMARK, f"{TASK}-{number}", problem)
-
-
-def reports(path: str | Path, *, size: int | None = None) -> list[FileReport]:
-    """One report; no fault is known."""
-    return [files.report(BENCHMARK, Path(path), len(_read(Path(path), size)), {})]
 
 
 def _read(path: Path, size: int | None) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 
 BENCHMARK = "gpt4_judge"
@@ -30,24 +30,13 @@ class Source(NamedTuple):
     sizes: tuple[int, ...]
     text: tuple[str, ...]
     extra: tuple[str, ...]
-    known_hashes: Mapping[str, str]
 
 
 SOURCES: Mapping[str, Source] = {
-    "vicuna_prompts": Source(
-        (80,),
-        ("text", "turns"),
-        ("category", "question_id"),
-        {"590c39157bc561eadd7f03cad4be18c2b597f93029780af65f86718f39eafa87": "2023"},
-    ),
-    "awesome_prompts": Source(
-        (164, 163),
-        ("prompt",),
-        ("act",),
-        {"12693119b52f8f7e75f0e3e7f754ff7233f2b4f578f36c9efd2684469a92f668": "June 2023"},
-    ),
-    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty", "idx"), {}),
-    "own_prompts": Source((), ("question", "prompt", "instruction", "text"), ("category", "question_id"), {}),
+    "vicuna_prompts": Source((80,), ("text", "turns"), ("category", "question_id")),
+    "awesome_prompts": Source((164, 163), ("prompt",), ("act",)),
+    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty", "idx")),
+    "own_prompts": Source((), ("question", "prompt", "instruction", "text"), ("category", "question_id")),
 }
 
 
@@ -79,14 +68,6 @@ def documents(path: str | Path, *, source: str) -> Iterator[Document]:
     """The prompts of one source; the benchmark is the source's name."""
     for question in questions(path, source=source):
         yield Document(source, question.id, question.text)
-
-
-def reports(path: str | Path, *, source: str) -> list[FileReport]:
-    """One report. Fault: `repeated`, rows whose prompt an earlier row has."""
-    texts = [question.text for question in questions(path, source=source)]
-    repeated = [row for row, text in enumerate(texts) if text in texts[:row]]
-    known = SOURCES[source].known_hashes
-    return [files.report(source, Path(path), len(texts), known, {"repeated": repeated})]
 
 
 def _read(path: Path, source: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""All benchmarks by the name a config gives them: questions, texts for contamination, file reports."""
+"""All benchmarks by the name a config gives them: questions, and texts for contamination."""
 
 from __future__ import annotations
 
@@ -10,96 +10,81 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, toxigen, truthfulqa
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.scoring import Group
 
 
-class Reader(NamedTuple):
-    """All three take the benchmark's folder, or its file where it is one file.
+class Benchmark(NamedTuple):
+    """A benchmark by its functions, which take its folder, or its file where it is one file.
 
     Attributes:
+      documents: its texts, not to be trained on.
       questions: with `mode`, and some with the `size` that a file must have.
-      modes: what it can be asked in; the first is the one asked where a config names none.
+      modes: the modes of its questions; the first is the default.
       groups: its named aggregates.
       scored: replies are right or wrong; else a judge or a classifier reads them.
     """
 
     documents: Callable[[str | Path], Iterator[Document]]
-    reports: Callable[[str | Path], list[FileReport]]
     questions: Callable[..., list[Question]]
     modes: tuple[str, ...]
     groups: tuple[Group, ...] = ()
     scored: bool = True
 
 
-def _open_ended(source: str) -> Reader:
+def _open_ended(source: str) -> Benchmark:
     def questions(path: str | Path, *, mode: str) -> list[Question]:
         return open_ended.questions(path, source=source)
 
-    documents, reports = open_ended.documents, open_ended.reports
-    modes = (open_ended.MODE,)
-    return Reader(
-        partial(documents, source=source), partial(reports, source=source), questions, modes, scored=False
-    )
+    documents = partial(open_ended.documents, source=source)
+    return Benchmark(documents, questions, (open_ended.MODE,), scored=False)
 
 
-READERS: Mapping[str, Reader] = {
-    "bbh": Reader(bbh.documents, bbh.reports, bbh.questions, bbh.MODES, bbh.GROUPS),
-    "agieval": Reader(
-        agieval.documents, agieval.reports, agieval.questions, agieval.MODES, agieval.GROUPS
-    ),
-    "truthfulqa_mc": Reader(
-        truthfulqa.documents, truthfulqa.reports, truthfulqa.questions, truthfulqa.MODES
-    ),
-    "toxigen": Reader(
-        toxigen.documents, toxigen.reports, toxigen.questions, toxigen.MODES,
-        scored=False,
-    ),
-    "gsm8k": Reader(gsm8k.documents, gsm8k.reports, gsm8k.questions, gsm8k.MODES),
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "bbh": Benchmark(bbh.documents, bbh.questions, bbh.MODES, bbh.GROUPS),
+    "agieval": Benchmark(agieval.documents, agieval.questions, agieval.MODES, agieval.GROUPS),
+    "truthfulqa_mc": Benchmark(truthfulqa.documents, truthfulqa.questions, truthfulqa.MODES),
+    "toxigen": Benchmark(toxigen.documents, toxigen.questions, toxigen.MODES, scored=False),
+    "gsm8k": Benchmark(gsm8k.documents, gsm8k.questions, gsm8k.MODES),
     **{source: _open_ended(source) for source in open_ended.SOURCES},
-}  # fmt: skip
+}
 
 
 def questions(name: str, path: str | Path, *, mode: str, size: int | None = None) -> list[Question]:
-    """What a benchmark asks in a mode.
+    """A benchmark's questions in a mode.
 
     Args:
-      name: a key of `READERS`.
-      size: rows that its file must have, where the reader can be told.
+      name: a key of `BENCHMARKS`.
+      size: rows that its file must have, where it is not known by the file's name.
 
     Raises:
       BenchmarkError: name or mode is unknown, or a file is not what it should be.
     """
-    reader = _reader(name)
-    if mode not in reader.modes:
-        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(reader.modes)}")
+    benchmark = _benchmark(name)
+    if mode not in benchmark.modes:
+        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(benchmark.modes)}")
     options: dict[str, Any] = {}
     if size is not None:
-        if "size" not in inspect.signature(reader.questions).parameters:
+        if "size" not in inspect.signature(benchmark.questions).parameters:
             raise BenchmarkError(f"{name}: the sizes of its files are known, and cannot be given")
         options = {"size": size}
-    return reader.questions(path, mode=mode, **options)
+    return benchmark.questions(path, mode=mode, **options)
 
 
 def documents(sources: Mapping[str, str | Path]) -> Iterator[Document]:
     """The texts of all named benchmarks, for `queries.contamination`.
 
     Args:
-      sources: benchmark (a key of `READERS`) to its folder or file.
+      sources: benchmark (a key of `BENCHMARKS`) to its folder or file.
 
     Raises:
       BenchmarkError: a name is unknown, or a file not what it should be.
     """
-    return itertools.chain.from_iterable(_reader(name).documents(path) for name, path in sources.items())
+    return itertools.chain.from_iterable(_benchmark(name).documents(path) for name, path in sources.items())
 
 
-def reports(sources: Mapping[str, str | Path]) -> list[FileReport]:
-    """What was found in the files of all named benchmarks, for a manifest; raises as `documents`."""
-    return [report for name, path in sources.items() for report in _reader(name).reports(path)]
-
-
-def _reader(name: str) -> Reader:
-    if name not in READERS:
-        raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(READERS)}")
-    return READERS[name]
+def _benchmark(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

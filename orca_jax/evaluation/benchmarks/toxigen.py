@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.questions import Question
 
 BENCHMARK = MODE = "toxigen"
@@ -61,18 +61,6 @@ def documents(directory: str | Path) -> Iterator[Document]:
         sentences = dict.fromkeys(sentence for line in _lines(path) for sentence in _sentences(line))
         for number, sentence in enumerate(sentences):
             yield Document(BENCHMARK, f"{path.stem}-{number}", sentence)
-
-
-def reports(directory: str | Path) -> list[FileReport]:
-    """One report a file. Fault: `repeated`, rows that an earlier row of the file equals."""
-    return [_report(path) for path in files.find(directory, NAMES, ".txt", "ToxiGen")]
-
-
-def _report(path: Path) -> FileReport:
-    lines = _lines(path)
-    first = {line: row for row, line in reversed(list(enumerate(lines)))}
-    repeated = [row for row, line in enumerate(lines) if first[line] != row]
-    return files.report(BENCHMARK, path, len(lines), {}, {"repeated": repeated})
 
 
 def _lines(path: Path) -> list[str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document, FileReport
+from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
 from orca_jax.evaluation.modes import LIKELIHOOD
 from orca_jax.evaluation.questions import Question
 
@@ -87,15 +87,6 @@ def documents(path: str | Path) -> Iterator[Document]:
         log.warning("%s: %d questions, a part of TruthfulQA: the others are not kept out", path, len(rows))
     for number, row in enumerate(rows):
         yield Document(BENCHMARK, f"{TASK}-{number}", _example(number, row, f"{path}, row {number}").question)
-
-
-def reports(path: str | Path, *, size: int | None = None) -> list[FileReport]:
-    """One report. Fault: `too_few_choices`, rows that are not asked; revision: the version, by counts."""
-    examples = _read(Path(path), size)
-    left_out = [example.row for example in examples if not example.is_asked]
-    found = files.report(BENCHMARK, Path(path), len(examples), {}, {"too_few_choices": left_out})
-    version = VERSIONS.get((len(examples), len(examples) - len(left_out)), "")
-    return [dataclasses.replace(found, revision=version)]
 
 
 def _read(path: Path, size: int | None) -> list[_Example]:

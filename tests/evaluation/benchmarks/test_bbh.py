@@ -93,33 +93,6 @@ def test_the_plain_and_the_verbatim_forms(folder):
     assert said.text.endswith("\nA: Let's think step by step.")
 
 
-@pytest.fixture
-def described(folder):
-    (folder / "cot-prompts").mkdir()
-    for task in ROWS:
-        text = f"canary\n-----\nAll about {task}.\n\nQ: one\nA: two\n"
-        (folder / "cot-prompts" / f"{task}.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
-def test_lm_evals_prompts_have_the_published_description_and_every_row(described):
-    tasks = by_task(bbh.questions(described, mode="lm_eval_zeroshot"))
-    assert len(tasks["ruin_names"]) == 250
-    assert tasks["ruin_names"][99].target == "a, b"
-    assert tasks["snarks"][0].text == f"All about snarks.\n\nQ: {ROWS['snarks'][0]['input']}\nA:"
-    steps = by_task(bbh.questions(described, mode="lm_eval_cot_strict"))["object_counting"][0]
-    assert steps.text == "All about object_counting.\n\nQ: How many?\nA: Let's think step by step."
-
-
-def test_lm_evals_prompts_without_the_descriptions_are_refused(folder):
-    with pytest.raises(bbh.BbhError, match=r"causal_judgement's description: put .*cot-prompts"):
-        bbh.questions(folder, mode="lm_eval_cot")
-    (folder / "cot-prompts").mkdir()
-    (folder / "cot-prompts/causal_judgement.txt").write_text("Judge.", encoding="utf-8")
-    with pytest.raises(bbh.BbhError, match="no '-----' below the canary"):
-        bbh.questions(folder, mode="lm_eval_cot")
-
-
 def test_faulty_rows_are_not_scored_and_odd_ones_are(folder):
     questions = bbh.questions(folder, mode="orca")
     tasks = by_task(questions)
@@ -194,18 +167,10 @@ def test_real_direct_answers_score_as_their_authors_stored():
         assert [i.correct for i in items] == [row["prediction"] == row["target"] for row in scored], task
 
 
-def test_all_rows_are_documents_and_unscored_ones_are_reported(folder):
+def test_all_rows_are_documents_unscored_ones_too(folder):
     documents = list(bbh.documents(folder))
     assert len(documents) == 187 + 178 + 3 * 250
     assert ("bbh", "ruin_names-99") in {document[:2] for document in documents}
-    faults = {report.path.rsplit("/")[-1]: report.faults for report in bbh.reports(folder)}
-    assert faults["ruin_names.json"] == {"target_no_option": (99, 144)}
-    assert faults["snarks.json"] == {}
-
-
-def test_a_file_of_another_state_is_read_but_has_no_revision(folder, caplog):
-    assert {report.revision for report in bbh.reports(folder)} == {""}
-    assert "snarks.json: none of the published states" in caplog.text
 
 
 @pytest.mark.realdata
