@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = dict(batch_rows=4, checkpoint_every=20, validate_every=20, log_every=5)
     config.mesh = {}
     config.evaluation = dict(
-        per_family=1, messages=(), modes=dict.fromkeys(registry.READERS, ()), max_tokens=32
+        per_family=1, messages=(), modes=dict.fromkeys(registry.BENCHMARKS, ()), max_tokens=32
     )
     if args.runlocal:
         config.data.update(tokenizer="", row_length=256)
