@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orca_jax.artifacts import atomic_write
 from orca_jax.experiments import launch, options
-from orca_jax.records import Message
 from orca_jax.serving.local import LocalStudent, load_student
 from orca_jax.training import students
 
 RESULTS, SAMPLES = "results.json", "samples.json"
-
-
-def rolling(student: LocalStudent) -> Callable[[Sequence[str]], list[float]]:
-    """The log-likelihoods of texts by a student: behind the id that its prompts start with, in windows."""
-    from orca_jax.evaluation.lm_eval import windows
-
-    generator = student.generator
-    prefix = int(student.prompt([Message("user", "?")])[0])
-
-    def of_text(text: str) -> float:
-        tokens = student.tokenizer.encode(text, first=True)
-        pairs = windows(tokens, prefix, generator.max_length)
-        contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
-        return sum(score.total for score in generator.scorer.score(contexts, continuations))
-
-    return lambda texts: [of_text(text) for text in texts]
 
 
 def evaluate(student: LocalStudent, tasks: Sequence[str], out: Path, **options: Any) -> dict[str, Any]:
@@ -50,7 +31,7 @@ def evaluate(student: LocalStudent, tasks: Sequence[str], out: Path, **options: 
 
     from orca_jax.evaluation.lm_eval import StudentLM
 
-    model = StudentLM(student, rolling(student))
+    model = StudentLM(student)
     found = lm_eval.simple_evaluate(model=model, tasks=list(tasks), log_samples=True, **options)
     samples = found.pop("samples")
     for name, value in ((RESULTS, found), (SAMPLES, samples)):

@@ -1,61 +1,36 @@
-"""Our student as a model of lm-eval (lm-evaluation-harness, extra `lm_eval`), which then asks its own tasks.
+"""The student as a model of lm-eval (lm-evaluation-harness, extra `lm_eval`), which runs its own tasks on it.
 
-A context is put to the student as a user's turn in the layout that it was trained in; with lm-eval's
-`apply_chat_template` its roles are kept, so that a task's description is the system message.
+A context is a user's turn in the layout that the student was trained in; with lm-eval's `apply_chat_template`
+its roles are kept, so that a task's description is the system message.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from lm_eval.api.model import LM
 
-from orca_jax.records import Message, Reply, Sampling
+from orca_jax.records import Message, Sampling
+from orca_jax.serving.local import LocalStudent
 
 MAX_TOKENS = 256  # lm-eval's default where a task says nothing
 Conversation = tuple[Message, ...]
 Tokens = Sequence[int]
 
 
-class Score(Protocol):
-    """Of a continuation: its log-likelihood, and whether each of its tokens was the likeliest."""
-
-    @property
-    def total(self) -> float: ...
-    @property
-    def greedy(self) -> bool: ...
-
-
-class Student(Protocol):
-    """What is evaluated, `serving.local.LocalStudent` for one."""
-
-    identity: str
-
-    def as_finished(
-        self, conversations: Sequence[Conversation], sampling: Sampling
-    ) -> Iterable[tuple[int, Reply]]: ...
-    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> Sequence[Score]: ...
-
-
 class StudentLM(LM):
     """The adapter.
 
     Args:
-      rolling: the log-likelihood of each of some texts as a whole, without any layout.
       max_tokens: of a reply, where the task says nothing.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        rolling: Callable[[Sequence[str]], Sequence[float]],
-        *,
-        max_tokens: int = MAX_TOKENS,
-    ):
+    def __init__(self, student: LocalStudent, *, max_tokens: int = MAX_TOKENS):
         super().__init__()
-        self._student, self._rolling, self._max_tokens = student, rolling, max_tokens
+        self._student, self._max_tokens = student, max_tokens
         self._rendered: dict[str, Conversation] = {}
 
     @property
@@ -89,8 +64,16 @@ class StudentLM(LM):
         return [(score.total, score.greedy) for score in self._student.log_likelihoods(asked)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts."""
-        return list(self._rolling([request.args[0] for request in requests]))
+        """Log-likelihoods of whole texts, without any layout, in windows behind the first id of a prompt."""
+        return [self._whole_log_likelihood(request.args[0]) for request in requests]
+
+    def _whole_log_likelihood(self, text: str) -> float:
+        student = self._student
+        prefix = int(student.prompt([Message("user", "?")])[0])
+        tokens = student.tokenizer.encode(text, first=True)
+        pairs = windows(tokens, prefix, student.generator.max_length)
+        contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
+        return sum(score.total for score in student.generator.scorer.score(contexts, continuations))
 
     def _conversation(self, context: str) -> Conversation:
         return self._rendered.get(context) or (Message("user", context),)

@@ -155,7 +155,7 @@ def student(tokenizer):
 
 @pytest.fixture(scope="module")
 def model(student):
-    return StudentLM(student, evaluate_lm_eval.rolling(student))
+    return StudentLM(student)
 
 
 def requests(kind, *arguments):
