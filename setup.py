@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_t
 EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
-    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "pydantic>=2.14,<3", "prometheus-client>=0.26,<1"],
+    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
     "dedup": ["datasketch>=2.0,<3"],
     "beam": ["apache-beam>=2.77,<3"],
     "gcs": ["gcsfs>=2026.9"],
@@ -55,6 +55,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "annotated-types>=0.7",
         "array-record>=0.8",
         "flax>=0.12,<0.13",
         "fsspec>=2026.9",
@@ -70,6 +71,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "protobuf>=5",
         "pyarrow>=18",
+        "pydantic>=2.14,<3",
         "rich>=13.7",
         "safetensors>=0.5",
         "scipy>=1.14",

@@ -20,9 +20,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs import mini
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.config import complete
 
 LOCAL = "http://127.0.0.1:8000/v1"
 

@@ -21,9 +21,9 @@ The paper's size is the default of `cot`, `niv2_per_task`, `flan2021` and `t0`, 
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs.arguments import parse
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments.config import complete
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -13,8 +13,8 @@ Result on test puzzles unseen in training, 100 a family, in per cent: empty mess
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.config import complete
 from orca_jax.queries import puzzles
 
 FAMILIES = ("web_of_lies", "navigate", "object_counting", "dyck_languages")

@@ -17,8 +17,8 @@ docs/training.md.
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.config import complete
 
 
 def get_config(arg: str = "") -> ConfigDict:

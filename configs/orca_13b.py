@@ -23,8 +23,8 @@ Result: not trained by us at this size.
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.config import complete
 
 STAGES = (("chatgpt", 2e-5), ("gpt4", 1e-5))
 

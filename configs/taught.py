@@ -10,9 +10,9 @@ The teacher is a trained student, asked greedily; its own teachers were procedur
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete
 from orca_jax.configs import mini
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.config import complete
 
 
 def get_config(arg: str = "") -> ConfigDict:

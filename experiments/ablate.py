@@ -11,8 +11,9 @@ WORKDIR/table.md: the arms beside one another, tested against the baseline.
 
 from __future__ import annotations
 
+from orca_jax.config import load_set
 from orca_jax.experiments import launch
-from orca_jax.experiments.arm_sets import load_set
+from orca_jax.training import curriculum
 
 if __name__ == "__main__":
     launch.start("ablate", read=load_set)  # before the imports below, which take seconds
@@ -34,10 +35,9 @@ from typing import Any
 from absl import flags
 
 from orca_jax import artifacts, files
+from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
 from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
-from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig
 from orca_jax.experiments.collect_asking import LEDGER
-from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.records import Item
 from orca_jax.reporting import arms as arm_tables
 from orca_jax.reporting import figures
@@ -200,7 +200,7 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
         steps = counts["steps"] - done if last else stage.steps or math.ceil(own)
         done += steps
         total = steps * config.train.batch_rows
-        rows.update(dict(zip(stage.names, map(float, stage.expected(total, total)))))
+        rows.update(dict(zip(stage.names, map(float, curriculum.expected(stage, total, total)))))
     examples = {name: count * data[name]["examples_per_row"] for name, count in rows.items()}
     supervised = {
         name: count * config.data.row_length * data[name]["fill"] * data[name]["supervised_share"]

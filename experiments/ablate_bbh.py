@@ -11,10 +11,10 @@ import itertools
 import logging
 from pathlib import Path
 
+from orca_jax.config import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate
-from orca_jax.experiments.arm_sets import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.experiments.queries import training_puzzles
 from orca_jax.queries import puzzles
 

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from orca_jax.config import LlamaConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation.benchmarks import bbh
@@ -29,7 +30,6 @@ from orca_jax.experiments.racing import Contestant, race
 from orca_jax.queries import system_messages
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import huggingface, llama
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.generation import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 

@@ -19,25 +19,25 @@ from typing import Any
 
 import numpy as np
 
+from orca_jax.config import LlamaConfig
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row, stack
 from orca_jax.planning import chips
-from orca_jax.student.config import LlamaConfig
-from orca_jax.student.presets import preset
+from orca_jax.student.presets import PRESETS
 
 EXAMPLES_A_ROW = 2.7  # the paper's packing (ORCA, 3.2)
 WARM_UP, TIMED = 3, 10
 LEFT_OUT = "left out"
 SHAPES = {
     "1B": dataclasses.replace(
-        preset("llama2-7b"),
+        PRESETS["llama2-7b"],
         hidden_size=2048,
         intermediate_size=5632,
         num_layers=22,
         num_heads=16,
         num_kv_heads=16,
     ),
-    "7B": preset("llama2-7b"),
+    "7B": PRESETS["llama2-7b"],
     "tiny": LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, head_dim=16
     ),

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from orca_jax.config import LlamaConfig
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row, stack
 from orca_jax.experiments import benchmark_generate
 from orca_jax.experiments.racing import YNN, Contestant, race
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import llama, sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import make_steps
 

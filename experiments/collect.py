@@ -24,19 +24,19 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from orca_jax import artifacts, conversations, files, settings, storage
+from orca_jax import artifacts, conversations, files, storage
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect_plan, options
 from orca_jax.experiments import export as trace_files
 from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
-from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import asked_as, benchmark_digests, make_queries
 from orca_jax.files import Tally
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.records import Outcome, RecordError, Trace
+from orca_jax.scrubbing import read_key
 from orca_jax.teachers import monitor
-from orca_jax.teachers.api_config import DRAWN, read_key
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)
@@ -101,13 +101,13 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     return artifacts.finish(directory, provenance, inputs, counts)
 
 
-def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> settings.Section:
+def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> artifacts.Section:
     """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
-    own = settings.section(config, ("seed",))
-    provenance = settings.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
+    own = artifacts.section(config, ("seed",))
+    provenance = artifacts.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
     if teacher.api:
-        provenance["api"] = settings.joined(
-            {"identity": teacher.api.name}, settings.section(teacher.api, DRAWN)
+        provenance["api"] = artifacts.joined(
+            {"identity": teacher.api.name}, artifacts.section(teacher.api, teacher.api.DRAWN)
         )
     if (directory / RETRIED).exists():
         provenance["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orca_jax import artifacts, files, storage
 from orca_jax.artifacts import atomic_write
-from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ApiConfig, ExperimentConfig, Limits, TeacherConfig
 from orca_jax.experiments.queries import QUERIES, is_asked, training_puzzles
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
@@ -21,14 +21,12 @@ from orca_jax.records import Message, Query, Sampling, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
 from orca_jax.serving.local import load_student
 from orca_jax.teachers import keys, monitor, spent
-from orca_jax.teachers.api_config import ApiConfig
 from orca_jax.teachers.budget import Budget
 from orca_jax.teachers.collect import ask_each, run_here
 from orca_jax.teachers.completions import REASONING
 from orca_jax.teachers.endpoint import ID_BYTES, Endpoint, Request, request_id
 from orca_jax.teachers.estimate import BATCH_PRICE
 from orca_jax.teachers.ledger import Answer, Ledger, LedgerError, Status
-from orca_jax.teachers.limiter import Limits
 from orca_jax.training import students
 
 COLLECTION = "collection.json"

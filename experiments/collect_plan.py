@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from orca_jax import artifacts, files, settings
+from orca_jax import artifacts, config_check, files
+from orca_jax.config import ExperimentConfig, Limits
 from orca_jax.experiments.collect_asking import (
     COLLECTION,
     Collection,
@@ -19,14 +20,12 @@ from orca_jax.experiments.collect_asking import (
     collected,
     ledger_path,
 )
-from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.queries import make_queries
 from orca_jax.records import Message, Outcome
 from orca_jax.teachers import estimate, monitor, spent, token_counts
 from orca_jax.teachers.budget import Budget
 from orca_jax.teachers.estimate import Kind, Row, Terms
 from orca_jax.teachers.ledger import Ledger, LedgerError, Status
-from orca_jax.teachers.limiter import Limits
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def status(workdir: Path) -> list[monitor.Progress]:
 
 
 def _stand(workdir: Path, path: Path) -> monitor.Progress:
-    about = settings.build(Collection, json.loads(path.read_text(encoding="utf-8")))
+    about = config_check.build(Collection, json.loads(path.read_text(encoding="utf-8")))
     api, cap, money, done = about.api, 0.0, 0.0, None
     ledger_file = ledger_path(workdir, about.ledger)
     if not ledger_file.exists():

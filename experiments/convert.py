@@ -23,16 +23,15 @@ from typing import Any
 from absl import flags
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, settings
+from orca_jax import artifacts, config_check
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import LlamaConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.experiments import options
-from orca_jax.experiments.config import plain
 from orca_jax.progress import progress
 from orca_jax.student import huggingface, peft
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training import students
 from orca_jax.training.checkpoints import Checkpoints, load_params
@@ -108,7 +107,7 @@ def adapter(source: Path, out: Path) -> None:
       ValueError: it was trained without adapters.
     """
     manifest = artifacts.read_manifest(source / "training")
-    config = settings.build(LlamaConfig, manifest["provenance"]["student"])
+    config = config_check.build(LlamaConfig, manifest["provenance"]["student"])
     provenance = {"program": "adapter", "lora": plain(config.lora)}
     inputs = {"source": manifest["fingerprint"]}
     if artifacts.is_finished(out, provenance, inputs, places={"source": source}):

@@ -27,7 +27,8 @@ from typing import Any
 
 from absl import flags
 
-from orca_jax import artifacts, settings
+from orca_jax import artifacts
+from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation import answering, modes, scoring, toxicity
 from orca_jax.evaluation import run as evaluation_run
@@ -35,7 +36,6 @@ from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate_who, options
-from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
@@ -155,14 +155,14 @@ class Evaluator:
 
     def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
-    ) -> settings.Section:
+    ) -> artifacts.Section:
         asked: dict[str, str] | str = artifacts.digests(
             (q.task, [*q.key, q.text, q.target]) for q in questions
         )
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
-        evaluation = settings.section(self.config.evaluation, without=LISTS)
-        provenance = settings.joined(
+        evaluation = artifacts.section(self.config.evaluation, without=LISTS)
+        provenance = artifacts.joined(
             {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
         )
         defaults = dataclasses.asdict(Options())
@@ -174,7 +174,7 @@ class Evaluator:
         for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
             if key in given:
                 given[key] = content(given[key])
-        return settings.joined(provenance, {"options": given}) if given else provenance
+        return artifacts.joined(provenance, {"options": given}) if given else provenance
 
     def _replies(
         self,

@@ -3,7 +3,7 @@
     python -m experiments.evaluate judge --benchmark=vicuna_prompts --path=question.jsonl --judge=JUDGE.json
         --reference=ANSWERS.jsonl --candidate=ANSWERS.jsonl --out=DIR
 
-JUDGE.json holds an endpoint's settings ({"model": ...}, see teachers.api_config.OpenAIConfig). ANSWERS are a
+JUDGE.json holds an endpoint's settings ({"model": ...}, see config.OpenAIConfig). ANSWERS are a
 `replies.jsonl` of ours, or lines {"question_id", "text"}. DIR gets the ledger, reviews.jsonl and scores.json;
 run again, it pays for no review twice.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import OpenAIConfig
 from orca_jax.evaluation import judging
 from orca_jax.evaluation.benchmarks import open_ended, registry
 from orca_jax.evaluation.judging import Comparison, Form
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate_score, evaluate_who, launch, options
 from orca_jax.progress import progress
-from orca_jax.teachers.api_config import OpenAIConfig
 from orca_jax.teachers.endpoint import Request
 
 REVIEWS = "reviews.jsonl"

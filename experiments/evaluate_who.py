@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, settings
+from orca_jax import artifacts, config_check
+from orca_jax.config import ExperimentConfig, OpenAIConfig
 from orca_jax.evaluation.run import Conversation, EvaluationError
-from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.records import Outcome, Reply, Sampling
+from orca_jax.scrubbing import EndpointError
 from orca_jax.serving.local import LocalStudent, load_student
-from orca_jax.teachers.api_config import EndpointError, OpenAIConfig
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import Fault, Request
 from orca_jax.teachers.ledger import Ledger
@@ -112,7 +112,7 @@ def read_endpoint(path: str | Path) -> OpenAIConfig:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return settings.build(OpenAIConfig, values)
+        return config_check.build(OpenAIConfig, values)
     except (OSError, ValueError) as error:
         raise EndpointError(f"{path}: no endpoint's settings: {error}") from error
 

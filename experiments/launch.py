@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import config_flags
 
-from orca_jax import cli, settings, storage
+from orca_jax import cli, config_check, storage
 from orca_jax.cli import _own_config, _refuse, _unread, _wrong_override, set_up_logging
+from orca_jax.config import load
 from orca_jax.experiments import options
-from orca_jax.experiments.config import load
 
 options.define_every()
 
@@ -91,7 +91,7 @@ def _parsed(arguments: Sequence[str]) -> list[str]:
         # ml_collections puts a whole traceback into its message; its last line says what was wrong.
         _refuse(str(error).strip().rpartition("\n")[2])
     except (AttributeError, IndexError, KeyError) as error:
-        wrong = "" if isinstance(error, settings.SettingsError) else _wrong_override(arguments)
+        wrong = "" if isinstance(error, config_check.ConfigError) else _wrong_override(arguments)
         _refuse(wrong or str(error.args[0] if error.args else error).strip("'\""))
     except (OSError, TypeError, ValueError) as error:
         _refuse(str(error))

@@ -31,8 +31,8 @@ import jax
 import numpy as np
 from absl import flags
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import huggingface, huggingface_config, llama, presets
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.generation import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 
@@ -173,7 +173,7 @@ def families() -> None:
 # Memory of an import
 
 SIZED = dataclasses.replace(  # TinyLlama's shape: 1.1B parameters
-    presets.preset("llama-7b"),
+    presets.PRESETS["llama-7b"],
     hidden_size=2048,
     intermediate_size=5632,
     num_layers=22,

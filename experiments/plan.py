@@ -26,15 +26,14 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
+from orca_jax.config import ExperimentConfig, StageConfig
 from orca_jax.experiments import options
-from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.planning import chips, memory, roofline, search
 from orca_jax.planning.chips import GIB, Topology
 from orca_jax.planning.compile import Compiled, PlanError, compile_step
 from orca_jax.planning.workload import MeshShape, Workload, formula, model_flops
-from orca_jax.student import sharding
+from orca_jax.student import presets, sharding
 from orca_jax.training import students
-from orca_jax.training.curriculum import StageConfig
 
 PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3
 PAPER_PACKING = options.PACKING
@@ -101,7 +100,7 @@ def workload_of(config: ExperimentConfig, batch: int = 0) -> Workload:
     source = students.open_source(config.student.init).config if config.student.init else None
     ids = max(config.student.vocab_size, source.vocab_size if source else 0)
     return Workload(
-        student=config.student.shape(ids, source),
+        student=presets.shape(config.student, ids, source),
         optimizer=config.optimizer,
         batch_rows=batch or config.train.batch_rows,
         accumulation=config.train.accumulation,

@@ -15,8 +15,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+from orca_jax.config import ExperimentConfig, load
 from orca_jax.experiments import options, plan
-from orca_jax.experiments.config import ExperimentConfig, load
 from orca_jax.planning import chips, memory, published, roofline, search
 from orca_jax.planning.chips import GIB
 from orca_jax.planning.workload import FORMULA, MeshShape

@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from orca_jax import artifacts, files, settings
+from orca_jax import artifacts, files
+from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import beam, few_shot, layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
@@ -33,7 +34,6 @@ from orca_jax.data.traces import PlacedTraces
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import options
 from orca_jax.experiments.collect_asking import TRACES
-from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
 from orca_jax.experiments.queries import unit_hash
 from orca_jax.progress import Report, progress
 from orca_jax.queries import contamination
@@ -84,10 +84,10 @@ def make_flags(
     begins, and where those of its examples do, none of which is of validation.
     """
     directory = workdir / "quality" / teacher.name
-    provenance = settings.joined({"program": "quality"}, settings.section(teacher, ("filters",)))
+    provenance = artifacts.joined({"program": "quality"}, artifacts.section(teacher, ("filters",)))
     if teacher.shots:
-        drawn = settings.section(config.data, ("validation_fraction",)), settings.section(config, ("seed",))
-        provenance = settings.joined(provenance, settings.section(teacher, ("shots",)), *drawn)
+        drawn = artifacts.section(config.data, ("validation_fraction",)), artifacts.section(config, ("seed",))
+        provenance = artifacts.joined(provenance, artifacts.section(teacher, ("shots",)), *drawn)
     places = {"traces": workdir / "traces" / teacher.name}
     if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
         return artifacts.read_manifest(directory)
@@ -242,9 +242,9 @@ def make_store(
     directory, supervise = workdir / "tokens" / name, config.data.supervise
     if name == VALIDATION and supervise == "everything":
         supervise = "all"  # so that losses are of the same tokens, however the student was trained
-    data = settings.section(config.data, ("layout", "supervise", "validation_fraction"))
-    own = settings.section(config, ("seed",))
-    provenance = settings.joined(
+    data = artifacts.section(config.data, ("layout", "supervise", "validation_fraction"))
+    own = artifacts.section(config, ("seed",))
+    provenance = artifacts.joined(
         {"program": "prepare", "data set": name}, own, data, {"supervise": supervise}
     )
     places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}

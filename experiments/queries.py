@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, files, settings, storage
+from orca_jax import artifacts, files, storage
+from orca_jax.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import Document
-from orca_jax.experiments.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
 from orca_jax.progress import progress
-from orca_jax.queries import contamination, draw, flan, puzzles, system_messages
+from orca_jax.queries import contamination, draw, flan, puzzles, sampling, system_messages
 from orca_jax.queries.duplicates import Exact
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Query
@@ -58,9 +58,9 @@ def is_asked(query: Query, share: float, seed: int) -> bool:
     return unit_hash("share", seed, query.id) < share
 
 
-def asked_as(teacher: TeacherConfig) -> settings.Section:
+def asked_as(teacher: TeacherConfig) -> artifacts.Section:
     """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
-    return settings.section(teacher, without=("filters", "shots", "api", "malformed"))
+    return artifacts.section(teacher, without=("filters", "shots", "api", "malformed"))
 
 
 def training_puzzles(
@@ -153,13 +153,20 @@ def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
 
 def make_draw(config: FlanConfig, experiment: ExperimentConfig, documents: Iterable[Document]) -> draw.Draw:
     documents = list(documents)
+    met = contamination.Settings(config.coverage, config.max_documents, config.contamination)
     return draw.Draw(
         files=source_files(config),
-        quotas=config.quotas(min(experiment.asked_shares, default=1.0)),
+        quotas=sampling.Quotas(
+            config.cot,
+            config.niv2_per_task,
+            config.flan2021,
+            config.t0,
+            min(experiment.asked_shares, default=1.0),
+        ).scaled(config.scale),
         seed=experiment.seed,
         malformed=config.malformed,
         messages=system_messages.read_set(storage.local(config.messages)) if config.messages else None,
-        evaluated=contamination.Index(documents, config.settings) if documents else None,
+        evaluated=contamination.Index(documents, met) if documents else None,
         near_duplicates=config.near_duplicates,
         watch=_watched,
     )
@@ -198,12 +205,12 @@ def puzzle_queries(config: ExperimentConfig, evaluated: Iterable[str]) -> tuple[
 
 def _provenance(
     config: ExperimentConfig, documents: list[Document], there: Mapping[str, Any]
-) -> settings.Section:
+) -> artifacts.Section:
     """The settings that the queries depend on; files count by content, see `_flan_inputs`."""
     untold = {"sources": "", "messages": "", "expert": min(config.asked_shares, default=1.0)}
-    draws = [settings.joined(settings.section(part), untold) for part in config.flan]
-    own = settings.section(config, ("seed", "puzzles"))
-    return settings.joined({"program": "queries"}, own, {"flan": draws}, benchmark_digests(documents, there))
+    draws = [artifacts.joined(artifacts.section(part), untold) for part in config.flan]
+    own = artifacts.section(config, ("seed", "puzzles"))
+    return artifacts.joined({"program": "queries"}, own, {"flan": draws}, benchmark_digests(documents, there))
 
 
 def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import settings as settings_of
+from orca_jax import artifacts
+from orca_jax.config import ExperimentConfig, load, plain
 from orca_jax.evaluation.benchmarks import puzzles, registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate, tables
-from orca_jax.experiments.config import ExperimentConfig, load, plain
 from orca_jax.queries import system_messages
 from orca_jax.reporting import report, report_sources
 from orca_jax.reporting.report import Given, Setting
@@ -91,7 +91,7 @@ def _settings(part: Any, prefix: str = "") -> Iterator[Setting]:
         else:
             default = (
                 _shown(getattr(usual, field.name))
-                if settings_of.default(field) is not dataclasses.MISSING
+                if artifacts.default(field) is not dataclasses.MISSING
                 else None
             )
             yield Setting(key, _shown(value), default)
@@ -99,7 +99,7 @@ def _settings(part: Any, prefix: str = "") -> Iterator[Setting]:
 
 def _usual(part: Any) -> Any:
     """The same part with every default."""
-    defaults = {f.name: settings_of.default(f) for f in dataclasses.fields(part)}
+    defaults = {f.name: artifacts.default(f) for f in dataclasses.fields(part)}
     defaults = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
     try:
         return dataclasses.replace(part, **defaults)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, storage
+from orca_jax.config import ExperimentConfig, load, plain
 from orca_jax.experiments import collect, evaluate, prepare, tables, train
-from orca_jax.experiments.config import ExperimentConfig, load, plain
 
 CONFIG = "experiment.json"
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from orca_jax import artifacts
-from orca_jax.experiments.config import ExperimentConfig
+from orca_jax.config import ExperimentConfig
 from orca_jax.queries import system_messages
 from orca_jax.reporting import figures, paper_figures, paper_runs, paper_tables, paper_writers, tables
 from orca_jax.reporting import scores as score_tables

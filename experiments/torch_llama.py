@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
-from orca_jax.student.config import LlamaConfig
 
 Mix = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -19,15 +19,14 @@ from typing import NamedTuple
 
 import jax
 
-from orca_jax import artifacts, settings, storage
+from orca_jax import artifacts, storage
+from orca_jax.config import ExperimentConfig, LlamaConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.tokens import TokenStore, warning
-from orca_jax.experiments.config import ExperimentConfig
 from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
 from orca_jax.student import sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training import hosts, students
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.trainer import Trainer
@@ -68,15 +67,15 @@ def peak_flops(options: RunOptions, device_kind: str, compute_dtype: str) -> flo
     return options.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
-def provenance(config: ExperimentConfig, student: LlamaConfig) -> settings.Section:
+def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:
     """Everything of the config that the trained parameters depend on."""
-    return settings.joined(
-        {"program": "train", "student": settings.section(student)},
-        settings.section(config.data, ("layout",)),
-        settings.section(config, ("seed", "curriculum", "optimizer", "compiler_options")),
+    return artifacts.joined(
+        {"program": "train", "student": artifacts.section(student)},
+        artifacts.section(config.data, ("layout",)),
+        artifacts.section(config, ("seed", "curriculum", "optimizer", "compiler_options")),
         {
-            "data": settings.section(config.data, ("row_length", "max_segments", "overlong", "segments")),
-            "train": settings.section(config.train, ("batch_rows", "accumulation", "compute_dtype")),
+            "data": artifacts.section(config.data, ("row_length", "max_segments", "overlong", "segments")),
+            "train": artifacts.section(config.train, ("batch_rows", "accumulation", "compute_dtype")),
         },
     )
 
@@ -125,7 +124,9 @@ def describe(rows: RowBuilder, overlong: str) -> dict[str, dict[str, float]]:
     return described
 
 
-def _begin(directory: Path, made: settings.Section, inputs: dict[str, str], places: dict[str, object]) -> str:
+def _begin(
+    directory: Path, made: artifacts.Section, inputs: dict[str, str], places: dict[str, object]
+) -> str:
     """As `artifacts.begin`, on the first host before all others: it removes what other settings began."""
     for turn in (True, False):
         if turn == (jax.process_index() == 0):

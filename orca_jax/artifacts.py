@@ -9,9 +9,12 @@ before there was a setting, as long as that has its default.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -19,11 +22,9 @@ import platform
 import shutil
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
-
-from orca_jax import settings
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -40,6 +41,8 @@ PACKAGES = (
     "jinja2",
     "numpy",
 )
+ABSENT = object()
+SHOWN = 60  # characters of a long value in an error
 NOWHERE: Mapping[str, object] = types.MappingProxyType({})
 
 
@@ -145,7 +148,7 @@ def is_finished(
     """Whether `directory` already holds what `provenance` would make of `inputs`.
 
     Args:
-      provenance: settings; those in a `settings.Section` may be absent there where they have their default.
+      provenance: settings; those in a `Section` may be absent there where they have their default.
       places: of inputs by name: where they lie, for the error.
       remake: whether what something else made is removed, since nothing was made of it yet.
 
@@ -174,11 +177,11 @@ def _changes(
     """What differs from a manifest, or from what was noted at the beginning; empty: nothing."""
     if there["fingerprint"] == fingerprint(provenance, inputs):
         return ""
-    found = list(settings.differences(there["provenance"], provenance))
+    found = list(differences(there["provenance"], provenance))
     for name in sorted({*there["inputs"], *inputs}):
-        before, now = (known.get(name, settings.ABSENT) for known in (there["inputs"], inputs))
+        before, now = (known.get(name, ABSENT) for known in (there["inputs"], inputs))
         place = f" ({places[name]})" if name in places else ""
-        found += [f"{line}{place}" for line in settings.differences(before, now, name)]
+        found += [f"{line}{place}" for line in differences(before, now, name)]
     return "; ".join(found)
 
 
@@ -262,3 +265,79 @@ def finish(
         json.dump(manifest, file, indent=1, ensure_ascii=False, default=str)
         file.write("\n")
     return manifest
+
+
+# Settings: what an artifact's content depends on, compared leaf by leaf
+
+
+class Section(dict[str, Any]):
+    """Settings as JSON values; `defaults` has those of settings that need not be given."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]):
+        super().__init__(values)
+        self.defaults = dict(defaults)
+
+
+def section(part: Any, only: Collection[str] = (), *, without: Collection[str] = ()) -> Section:
+    """A dataclass's fields, nested ones too: all, or `only` some, or all `without` some."""
+    fields = [f for f in dataclasses.fields(part) if f.name not in without and (not only or f.name in only)]
+    values = {field.name: _plain(getattr(part, field.name)) for field in fields}
+    return Section(
+        values, {f.name: _plain(default(f)) for f in fields if default(f) is not dataclasses.MISSING}
+    )
+
+
+def joined(*parts: Mapping[str, Any]) -> Section:
+    """One section of several, which may be plain mappings; the last one that has a key counts."""
+    defaults = (part.defaults for part in parts if isinstance(part, Section))
+    return Section(dict(collections.ChainMap(*map(dict, reversed(parts)))), collections.ChainMap(*defaults))
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; MISSING where a value must be given."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return section(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def differences(there: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Each leaf that differs, as `curriculum[2].steps: 4 there, 8 now`.
+
+    What `there` lacks and `now` knows a default of (`Section`) had that default: so settings kept before
+    there was such a key are those of today. Lists are compared by index.
+    """
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        defaults = now.defaults if isinstance(now, Section) else {}
+        for key in sorted({*there, *now}):
+            place, new = f"{where}.{key}" if where else key, now.get(key, ABSENT)
+            if key in there or key not in defaults:
+                yield from differences(there.get(key, ABSENT), new, place)
+            else:
+                usual = differences(defaults[key], new, place)
+                yield from (f"{line} (absent there: the default)" for line in usual)
+    elif isinstance(there, list | tuple) and isinstance(now, list | tuple):
+        for index, (before, after) in enumerate(itertools.zip_longest(there, now, fillvalue=ABSENT)):
+            yield from differences(before, after, f"{where}[{index}]")
+    elif there is ABSENT or now is ABSENT or (there != now and _text(there) != _text(now)):
+        before, after = _shown(_text(there), _text(now))
+        yield f"{where}: {before} there, {after} now"
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is ABSENT else repr(json.loads(json.dumps(value, default=str)))
+
+
+def _shown(*texts: str) -> list[str]:
+    """The texts, or where they are long, what is around their first difference."""
+    unlike = (place for place, letters in enumerate(zip(*texts)) if len(set(letters)) > 1)
+    first = next(unlike, min(map(len, texts)))
+    start = max(0, first - SHOWN // 3) if max(map(len, texts)) > SHOWN else 0
+    ends = ["…" if len(text) > start + SHOWN else "" for text in texts]
+    return [f"{'…' if start else ''}{text[start : start + SHOWN]}{end}" for text, end in zip(texts, ends)]

@@ -46,7 +46,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orca_jax import settings
+from orca_jax import config_check
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 WIDTH = 100  # columns of help
 NO_OPTION = "'{}' is no option; options begin with --"
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
-LOAD = "orca_jax.experiments.config:load"
+LOAD = "orca_jax.config:load"
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
@@ -252,7 +252,7 @@ class Program:
             # ml_collections puts a whole traceback into its message; its last line says what was wrong.
             _refuse(str(error).strip().rpartition("\n")[2])
         except (AttributeError, IndexError, KeyError) as error:
-            wrong = "" if isinstance(error, settings.SettingsError) else _wrong_override(arguments)
+            wrong = "" if isinstance(error, config_check.ConfigError) else _wrong_override(arguments)
             _refuse(wrong or str(error.args[0] if error.args else error).strip("'\""))
         except (OSError, TypeError, ValueError) as error:
             _refuse(str(error))
@@ -313,7 +313,7 @@ def _wrong_override(arguments: Sequence[str]) -> str:
             if isinstance(part, Mapping | ConfigDict):
                 done = f"{done}.{key}" if done else key
                 if key not in part:
-                    return settings.unknown(done, part)
+                    return config_check.unknown(done, part)
                 part = part[key]
             elif isinstance(part, list | tuple) and key.isdecimal() and int(key) < len(part):
                 done, part = f"{done}[{key}]", part[int(key)]

@@ -14,8 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from orca_jax import settings
-
 ROLES = ("system", "user", "assistant")
 # Fields that are left out of the JSON form where they have these values.
 LEFT_OUT: Mapping[str, Any] = {"extra": {}, "raw": {}, "top_logprobs": 0, "weight": 1.0}
@@ -207,7 +205,12 @@ class _Field(NamedTuple):
 @functools.cache
 def _fields(record_type: type) -> tuple[_Field, ...]:
     return tuple(
-        _Field(field.name, str(field.type), _CONVERTERS.get(str(field.type)), settings.is_required(field))
+        _Field(
+            field.name,
+            str(field.type),
+            _CONVERTERS.get(str(field.type)),
+            field.default is field.default_factory is dataclasses.MISSING,
+        )
         for field in dataclasses.fields(record_type)
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~-]")  # never escaped by anything
 _LETTERS = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", "\v": "v"}
 _secrets: set[str] = set()
 _pattern: re.Pattern[str] | None = None
+
+
+class EndpointError(ValueError):
+    """An endpoint cannot be used as it is set up; the message names the setting."""
 
 
 def guard(*secrets: str) -> None:
@@ -84,3 +89,28 @@ def _base64(secret: str) -> list[str]:
         inner = encoded[-(-8 * before // 6) : 8 * (before + len(octets)) // 6]
         found += [_escaped(inner), _escaped(inner.translate(str.maketrans("+/", "-_")))]
     return list(dict.fromkeys(found))
+
+
+def read_key(model: str, variable: str) -> str:
+    """The key that the environment holds, without white space around it; made known to `scrubbing`.
+
+    Raises:
+      EndpointError: there is none, or its value is no key; names the variable and never shows the value.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise EndpointError(
+            f"{model!r}: the environment variable {variable} is not set; put the "
+            "key into it, or set key_variable to '' for a server that needs none"
+        )
+    if wrong := re.search(r"[^\x21-\x7e]", key):
+        at = wrong.start() + 1
+        kind = "a character outside ASCII" if wrong[0] > "\x7f" else "a control character"
+        if wrong[0].isspace():
+            kind = "a line end" if wrong[0].splitlines() == [""] else "a space"
+        raise EndpointError(
+            f"{model!r}: the environment variable {variable} holds {kind} inside (character {at} of "
+            f"{len(key)}), which no key holds; put one key, on one line, into it (its value is not shown)"
+        )
+    guard(key)
+    return key

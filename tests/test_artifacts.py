@@ -1,16 +1,29 @@
 """Artifacts: files whole or absent, finished work told from unfinished, and another config's work refused."""
 
+import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax import artifacts
-from orca_jax.artifacts import ArtifactError, atomic_write, begin, digest, finish, is_finished, read_manifest
-from orca_jax.settings import Section
+from orca_jax.artifacts import (
+    ArtifactError,
+    Section,
+    atomic_write,
+    begin,
+    differences,
+    digest,
+    finish,
+    is_finished,
+    joined,
+    read_manifest,
+    section,
+)
 
 MADE_BY = {"program": "prepare", "config": {"seed": 1, "data": {"row_length": 64, "sets": ["a"]}}}
 INPUTS = {"traces": "f00d"}
@@ -191,3 +204,77 @@ def test_a_foreign_manifest_is_told(tmp_path):
     (tmp_path / artifacts.MANIFEST).write_text(json.dumps({"name": "an app"}))
     with pytest.raises(ArtifactError):
         is_finished(tmp_path, MADE_BY, INPUTS)
+
+
+# What differs between settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    name: str
+    weight: float = 1.0
+    epochs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int
+    student: Stage
+    shuffle: bool = True
+    stages: tuple[Stage, ...] = ()
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.text("ab", max_size=200)
+TREES = st.recursive(
+    LEAVES,
+    lambda tree: st.lists(tree, max_size=3) | st.dictionaries(st.text("xyz", min_size=1), tree, max_size=3),
+)
+
+
+@given(there=TREES, now=TREES)
+def test_what_differs_is_said_leaf_by_leaf_and_never_by_equal_texts(there, now):
+    assert not list(differences(there, there))
+    lines = list(differences({"key": there}, {"key": now}))
+    assert bool(lines) == (there != now)
+    for line in lines:
+        before, _, after = line.partition(": ")[2].partition(" there, ")
+        assert before != after.removesuffix(" now")
+        assert len(before) < 70
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"stages": (Stage("a"), Stage("b", epochs=8))}, "stages[1].epochs: None there, 8 now"),
+        (
+            {"stages": (Stage("a"),)},
+            "stages[1]: {'name': 'b', 'weight': 1.0, 'epochs': None} there, absent now",
+        ),
+        ({"mixture": {"bbh": 1.0}}, "mixture.bbh: absent there, 1.0 now"),
+        ({"shuffle": False}, "shuffle: True there, False now"),
+    ],
+)
+def test_a_changed_key_is_named_with_its_place(changes, line):
+    config = Config(seed=1, student=Stage("s"), stages=(Stage("a"), Stage("b")))
+    kept = json.loads(json.dumps(section(config)))
+    assert list(differences(kept, section(dataclasses.replace(config, **changes)))) == [line]
+
+
+def test_keys_that_were_not_kept_had_their_defaults():
+    config = Config(seed=1, student=Stage("s", weight=2.0), stages=(Stage("a"),))
+    kept = {"seed": 1, "student": {"name": "s", "weight": 2.0}, "stages": [{"name": "a"}]}
+    assert not list(differences(kept, section(config)))
+    assert not list(differences(kept, joined(section(config, ("seed",)), section(config, without=("seed",)))))
+    (line,) = differences({**kept, "student": {"name": "s"}}, section(config))
+    assert line == "student.weight: 1.0 there, 2.0 now (absent there: the default)"
+    (line,) = differences({**kept, "student": {"weight": 2.0}}, section(config))
+    assert line == "student.name: absent there, 's' now"
+
+
+@given(text=st.text("ab", min_size=100, max_size=300), place=st.integers(0, 99))
+def test_long_texts_are_shown_where_they_differ(text, place):
+    other = text[:place] + "c" + text[place + 1 :]
+    (line,) = differences({"key": text}, {"key": other})
+    assert "c" in line
+    assert len(line) < 150

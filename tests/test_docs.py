@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orca_jax.experiments.config import load
+from orca_jax.config import load
 from tests.docs import pages
 from tests.docs.pages import NAMES, PAGES, REPOSITORY
 

@@ -34,7 +34,6 @@ def imported_packages(path: Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        names = [name for name in names if not name.startswith("orca_jax.experiments.config.")]  # types
         above = r"(orca_jax\.)?(experiments|configs|benchmarks)\b"
         assert not any(re.match(above, name) for name in names), path
         packages |= {name.split(".")[1] for name in names if name.startswith("orca_jax.")}

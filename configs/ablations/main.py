@@ -21,10 +21,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete_set
 from orca_jax.configs import orca_13b
 from orca_jax.configs.ablations import miniature
 from orca_jax.configs.arguments import parse
-from orca_jax.experiments.arm_sets import complete_set
 
 QUESTION = "Do explanations beat answers, and does an intermediate teacher help, at equal training tokens?"
 NOTES = {

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from orca_jax.config import complete_set
 from orca_jax.configs import mini
-from orca_jax.experiments.arm_sets import complete_set
 
 FAMILIES = ("boolean_expressions", "object_counting", "dyck_languages")
 STEPS = 1000

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from orca_jax.config import LlamaConfig
 from orca_jax.planning.workload import MeshShape, Workload, layer_parameters
 from orca_jax.student import sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training import loss
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import TrainState, make_steps

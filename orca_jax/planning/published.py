@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+from orca_jax.config import LlamaConfig, Remat
 from orca_jax.planning import memory, roofline, search
 from orca_jax.planning.chips import topology
 from orca_jax.planning.workload import MeshShape, Workload
 from orca_jax.student import presets
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training.optimizer import OptimizerConfig
 
 MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext"
@@ -31,7 +31,7 @@ class Published(NamedTuple):
 
 
 def _student(
-    hidden: int, intermediate: int, layers: int, heads: int, head_dim: int, remat: str
+    hidden: int, intermediate: int, layers: int, heads: int, head_dim: int, remat: Remat
 ) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=32_000,
@@ -78,7 +78,7 @@ RUNS = (
         "7B, 6 rows of 2,048 a GPU, no remat (MPT-7B in torch)",
         "h100-8",
         MeshShape(1, 8, 1),
-        _work(dataclasses.replace(presets.preset("llama2-7b"), remat="none"), 6 * 8),
+        _work(dataclasses.replace(presets.PRESETS["llama2-7b"], remat="none"), 6 * 8),
         0.4644,
         "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking/README.md)",
     ),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from orca_jax.config import OptimizerKind, Remat
 from orca_jax.planning import memory, roofline
 from orca_jax.planning.chips import GIB, Topology, larger
 from orca_jax.planning.workload import MeshShape, Workload
-from orca_jax.student.config import REMAT_POLICIES
-from orca_jax.training.config import KINDS
 from orca_jax.training.step import TrainState
 
 TENSOR_SIZES = (1, 2, 4, 8)
@@ -75,7 +74,7 @@ def rank(
     """Candidates that fit by estimate, the fastest first, in as few accumulation parts as each can."""
     found = []
     for shape in meshes(workload, topology):
-        for policy in REMAT_POLICIES:
+        for policy in get_args(Remat):
             student = dataclasses.replace(workload.student, remat=policy)
             works = [
                 dataclasses.replace(workload, student=student, batch_rows=workload.batch_rows * factor)
@@ -126,7 +125,7 @@ def here(workload: Workload, topology: Topology) -> str:
 
     With the workload's optimizer, or else with the first one that makes it fit.
     """
-    for kind in dict.fromkeys((workload.optimizer.kind, *KINDS)):
+    for kind in dict.fromkeys((workload.optimizer.kind, *get_args(OptimizerKind))):
         work = dataclasses.replace(workload, optimizer=dataclasses.replace(workload.optimizer, kind=kind))
         state = memory.abstract_state(work.student, work.optimizer)
         ranked = rank(work, topology, state, batch_factors=(1,))

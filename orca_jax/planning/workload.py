@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from orca_jax.student.config import LlamaConfig
+from orca_jax.config import LlamaConfig
 from orca_jax.training.optimizer import OptimizerConfig
 
 FORMULA = (

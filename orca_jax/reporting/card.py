@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orca_jax import artifacts, settings
+from orca_jax import artifacts
+from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import packing
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces
@@ -17,7 +18,7 @@ from orca_jax.reporting import data_card
 from orca_jax.reporting.data_card import Facts, Source
 
 if TYPE_CHECKING:
-    from orca_jax.experiments.config import ExperimentConfig, TeacherConfig
+    from orca_jax.config import ExperimentConfig, TeacherConfig
 
 log = logging.getLogger(__name__)
 SAMPLE = 20_000  # traces whose n-grams are counted
@@ -33,8 +34,8 @@ def make_card(
       traces: gives what the teacher's token store was made of.
     """
     directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
-    rows = settings.section(config.data, ("row_length", "max_segments", "overlong"))
-    provenance = settings.joined({"program": "card"}, rows, settings.section(config, ("seed",)))
+    rows = artifacts.section(config.data, ("row_length", "max_segments", "overlong"))
+    provenance = artifacts.joined({"program": "card"}, rows, artifacts.section(config, ("seed",)))
     inputs = {"tokens": store.manifest["fingerprint"]}
     if not _is_up_to_date(directory, provenance, inputs):
         data_card.write(directory, _facts(config, teacher, workdir, store, traces()))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from orca_jax import artifacts
+from orca_jax.config import LlamaConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
@@ -18,7 +19,6 @@ from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.student import sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.engine import Generated, Request
 from orca_jax.student.generation import Generator
 from orca_jax.student.scoring import Score

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import llama
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.engine import bucket, on_mesh, row_bucket
 from orca_jax.student.generation import Generator
 from orca_jax.student.scoring import CHUNK

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import attention
 from orca_jax.student.attention_common import sees
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sharding import constrain
 
 NEVER = 1 << 30  # the position of a column that nobody sees

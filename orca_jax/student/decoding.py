@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import cache, llama
 from orca_jax.student.cache import KV, Cache, Decode, Prefill
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.sampling import Settings, draw
 
 STEPS = 16  # of one call: a token a row each; the host looks at what was drawn only between calls

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import cache, decoding, parameters
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.decoding import STEPS, Rows
 from orca_jax.student.sampling import Settings
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax.student.config import LlamaConfig
+from orca_jax.config import LlamaConfig
 from orca_jax.student.engine import Engine, Generated, Request, StopFunction
 from orca_jax.student.scoring import Scorer
 

@@ -21,8 +21,8 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import LlamaConfig
 from orca_jax.student import llama, sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.huggingface_config import CONFIG_FILE, read_config, unparse
 from orca_jax.student.huggingface_folder import (
     BLOCK_ROWS,

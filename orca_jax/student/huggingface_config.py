@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax.student.config import LlamaConfig, RopeScaling
+from orca_jax.config import LlamaConfig, RopeScaling
+from orca_jax.config_check import build
 from orca_jax.student.huggingface_folder import UnsupportedModelError, has_own_head
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
     _check_fields(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     biased = bool(values.get("attention_bias", family == "qwen2"))
-    return LlamaConfig(
+    shape = dict(
         vocab_size=values["vocab_size"],
         hidden_size=hidden,
         intermediate_size=values["intermediate_size"],
@@ -100,13 +101,14 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
         head_dim=values.get("head_dim") or hidden // heads,
         rope_theta=_rope(values).get("rope_theta", 10_000.0),
         norm_epsilon=values.get("rms_norm_eps", 1e-6),
-        rope_scaling=_rope_scaling(values),
+        rope_scaling=dataclasses.asdict(_rope_scaling(values)),
         tie_embeddings=bool(values.get("tie_word_embeddings", False)),
         qkv_bias=biased,
         output_bias=biased and family == "llama",
         sliding_window=_window(values),
         max_positions=values["max_position_embeddings"],
     )
+    return build(LlamaConfig, shape)
 
 
 def _check_fields(values: Mapping[str, Any]) -> None:
@@ -144,7 +146,8 @@ def _rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
         raise UnsupportedModelError(f"rope scaling field {unknown[0]!r} is unknown, and none is ignored")
     if kind == "llama3" and (missing := sorted(set(ROPE_FIELDS) - set(rope))):
         raise UnsupportedModelError(f"rope scaling field {missing[0]!r} is missing")
-    return RopeScaling(kind=kind, **{ROPE_FIELDS[name]: value for name, value in rope.items()})
+    given = {ROPE_FIELDS[name]: value for name, value in rope.items()}
+    return build(RopeScaling, {"kind": kind, **given}, "rope_scaling")
 
 
 def _window(values: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from orca_jax.student.config import LoraConfig
+from orca_jax.config import LoraConfig
 
 INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what PEFT draws A from
 ADAPTER = ("lora_a", "lora_b")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import Params
 
 

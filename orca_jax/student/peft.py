@@ -11,8 +11,8 @@ import numpy as np
 import safetensors.numpy
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import LlamaConfig
 from orca_jax.student import huggingface, lora
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import Params
 from orca_jax.student.parameters import per_layer
 

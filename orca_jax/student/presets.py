@@ -3,64 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from orca_jax.student.config import LlamaConfig, RopeScaling
+from orca_jax.config import LlamaConfig, RopeScaling, Sizes, StudentConfig
 
-LLAMA_VOCABULARY = 32_000
+RUN = ("attention", "scan_layers", "remat", "lora")  # how a student is run, whatever its weights
 
 
-def _llama(hidden: int, intermediate: int, layers: int, heads: int, **rest: object) -> LlamaConfig:
-    shape = dict(
-        vocab_size=LLAMA_VOCABULARY,
+def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv: int = 0, **rest: Any) -> LlamaConfig:
+    return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=heads,
+        num_kv_heads=kv or heads,
         head_dim=hidden // heads,
-        norm_epsilon=1e-6,
-        max_positions=2048,
-        remat="full",
-    )
-    return LlamaConfig(**{**shape, **rest})  # type: ignore[arg-type]
-
-
-def _llama2(hidden: int, intermediate: int, layers: int, heads: int, **rest: object) -> LlamaConfig:
-    return _llama(hidden, intermediate, layers, heads, norm_epsilon=1e-5, max_positions=4096, **rest)
-
-
-def _llama3(
-    hidden: int, intermediate: int, layers: int, heads: int, factor: float, **rest: object
-) -> LlamaConfig:
-    scaling = RopeScaling(kind="llama3", factor=factor) if factor > 1 else RopeScaling()
-    own = dict(vocab_size=128_256, num_kv_heads=8, norm_epsilon=1e-5, rope_theta=500_000.0)
-    length = 131_072 if factor > 1 else 8192
-    return _llama(
-        hidden, intermediate, layers, heads, rope_scaling=scaling, max_positions=length, **{**own, **rest}
+        **{"vocab_size": 32_000, "norm_epsilon": 1e-6, "remat": "full", **rest},
     )
 
 
-PRESETS: dict[str, LlamaConfig] = {
+_LLAMA2: dict[str, Any] = dict(norm_epsilon=1e-5, max_positions=4096)
+_LLAMA3: dict[str, Any] = dict(
+    vocab_size=128_256, norm_epsilon=1e-5, rope_theta=500_000.0, max_positions=8192
+)
+_LLAMA32 = _LLAMA3 | dict(
+    max_positions=131_072, rope_scaling=RopeScaling(kind="llama3", factor=32.0), tie_embeddings=True
+)
+PRESETS: Mapping[str, LlamaConfig] = {
     "llama-7b": _llama(4096, 11_008, 32, 32),
     "llama-13b": _llama(5120, 13_824, 40, 40),
     "llama-33b": _llama(6656, 17_920, 60, 52),
-    "llama-65b": dataclasses.replace(_llama(8192, 22_016, 80, 64), norm_epsilon=1e-5),
-    "llama2-7b": _llama2(4096, 11_008, 32, 32),
-    "llama2-13b": _llama2(5120, 13_824, 40, 40),
-    "llama2-70b": _llama2(8192, 28_672, 80, 64, num_kv_heads=8),
-    "llama3-1b": _llama3(2048, 8192, 16, 32, 32.0, tie_embeddings=True),
-    "llama3-3b": _llama3(3072, 8192, 28, 24, 32.0, tie_embeddings=True),
-    "llama3-8b": _llama3(4096, 14_336, 32, 32, 1.0),
-    "llama3-70b": _llama3(8192, 28_672, 80, 64, 1.0),
+    "llama-65b": _llama(8192, 22_016, 80, 64, norm_epsilon=1e-5),
+    "llama2-7b": _llama(4096, 11_008, 32, 32, **_LLAMA2),
+    "llama2-13b": _llama(5120, 13_824, 40, 40, **_LLAMA2),
+    "llama2-70b": _llama(8192, 28_672, 80, 64, 8, **_LLAMA2),
+    "llama3-1b": _llama(2048, 8192, 16, 32, 8, **_LLAMA32),
+    "llama3-3b": _llama(3072, 8192, 28, 24, 8, **_LLAMA32),
+    "llama3-8b": _llama(4096, 14_336, 32, 32, 8, **_LLAMA3),
+    "llama3-70b": _llama(8192, 28_672, 80, 64, 8, **_LLAMA3),
 }
 
 
-def preset(name: str) -> LlamaConfig:
-    """The shape of that name.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"student.preset={name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+def shape(student: StudentConfig, vocab_size: int, weights: LlamaConfig | None = None) -> LlamaConfig:
+    """The whole config for so many ids: of the given weights, of the preset, or as the config has it."""
+    known = weights or (PRESETS[student.preset] if student.preset else None)
+    names = RUN if known else [size.name for size in dataclasses.fields(Sizes)]
+    here = {**{name: getattr(student, name) for name in names}, "vocab_size": vocab_size}
+    return dataclasses.replace(known, **here) if known else LlamaConfig(**here)

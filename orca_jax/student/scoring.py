@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student import llama, parameters
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.engine import bucket, mesh_of, on_mesh
 from orca_jax.student.sampling import log_prob
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from orca_jax.student.config import MeshConfig
+from orca_jax.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")

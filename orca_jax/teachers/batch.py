@@ -20,14 +20,15 @@ import httpx2
 import openai
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import OpenAIConfig, Price
 from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import batch_files, completions, token_counts
 from orca_jax.teachers.batch_files import BatchLimits, InputFile
-from orca_jax.teachers.budget import Budget, Price, Reservation
+from orca_jax.teachers.budget import Budget, Reservation
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Attempt, Ledger
-from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.queue import FOR_GOOD
 
 log = logging.getLogger(__name__)

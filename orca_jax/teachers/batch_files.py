@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import OpenAIConfig
 from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, token_counts
-from orca_jax.teachers.api_config import OpenAIConfig
 from orca_jax.teachers.endpoint import Fault, Request, request_id
 
 log = logging.getLogger(__name__)

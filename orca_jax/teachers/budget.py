@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from orca_jax.config import Price
 from orca_jax.records import Usage
 from orca_jax.teachers.endpoint import AskingStopped
 from orca_jax.teachers.waiting import Signal
@@ -13,25 +14,6 @@ class BudgetSpent(AskingStopped):
     """The next request could exceed the budget."""
 
     exit_status = 3  # of the program that it ends
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Price:
-    """US dollars a thousand tokens of a prompt and of a completion."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.prompt >= 0 and self.completion >= 0):
-            raise ValueError(f"a price of {self.prompt} and {self.completion} USD; prices are 0 or more")
-
-    def cost(self, usage: Usage) -> float:
-        """US dollars."""
-        return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1000
-
-    def times(self, factor: float) -> Price:
-        return Price(prompt=self.prompt * factor, completion=self.completion * factor)
 
 
 @dataclasses.dataclass(slots=True)

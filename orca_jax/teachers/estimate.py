@@ -14,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
+from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Outcome, Trace, Usage
 from orca_jax.teachers import token_counts
-from orca_jax.teachers.budget import Price
-from orca_jax.teachers.limiter import Limits
 
 ENOUGH = 30  # traces of a kind that make an average
 BYTES_A_TOKEN = 4.0  # of English, where no prompt was measured

@@ -11,8 +11,9 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from orca_jax.config import Limits
 from orca_jax.teachers.rate_headers import Quota
 from orca_jax.teachers.waiting import full_jitter
 
@@ -26,29 +27,6 @@ LOWEST_GUESS = 60.0  # requests a minute; an early 429 must not stop everything
 RECOVERY = 0.2 / 60  # share of the limit that the pace regains in a second
 ROUNDING = 1e-6
 FIRST_PAUSE = 1.0  # after a 429 that does not say how long to wait
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What an endpoint allows in a minute; 0 where it is not known: then the server's headers tell.
-
-    A limit given here is never exceeded, even if the server would allow more.
-    """
-
-    requests: int = 0
-    tokens: int = 0
-
-    def __post_init__(self) -> None:
-        if self.requests < 0 or self.tokens < 0:
-            raise ValueError(
-                f"limits of {self.requests} requests and {self.tokens} tokens a minute; 0 is unknown"
-            )
-
-    @classmethod
-    def together(cls, requests: Sequence[float], tokens: Sequence[float]) -> Limits:
-        """Of several endpoints; 0 where one of them is not known."""
-        most, most_tokens = (round(sum(limits)) if all(limits) else 0 for limits in (requests, tokens))
-        return cls(requests=most, tokens=most_tokens)
 
 
 @dataclasses.dataclass(slots=True)

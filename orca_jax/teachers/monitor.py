@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from orca_jax.config import Limits
 from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers.ledger import Ledger, Recent, Status
-from orca_jax.teachers.limiter import Limits
 from orca_jax.teachers.pool import MemberStatus
 
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0

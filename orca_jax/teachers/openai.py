@@ -23,11 +23,10 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import openai
 
+from orca_jax.config import OpenAIConfig
 from orca_jax.records import Message, Reply, Sampling
-from orca_jax.scrubbing import guard, scrub
+from orca_jax.scrubbing import EndpointError, guard, read_key, scrub
 from orca_jax.teachers import completions
-from orca_jax.teachers.api_config import EndpointError as EndpointError
-from orca_jax.teachers.api_config import OpenAIConfig, read_key
 from orca_jax.teachers.completions import Sent
 from orca_jax.teachers.endpoint import EndpointRefused, Fault
 

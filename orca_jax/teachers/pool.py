@@ -7,12 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
 from orca_jax.teachers import rate_headers, token_counts
-from orca_jax.teachers.budget import Budget, Price, Reservation
+from orca_jax.teachers.budget import Budget, Reservation
 from orca_jax.teachers.completions import Sent
 from orca_jax.teachers.endpoint import EndpointRefused, Fault
-from orca_jax.teachers.limiter import Limiter, Limits, Rate, Ticket
+from orca_jax.teachers.limiter import Limiter, Rate, Ticket
 from orca_jax.teachers.waiting import Signal
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orca_jax.config import ApiConfig
 from orca_jax.records import Usage
-from orca_jax.teachers.api_config import ApiConfig
 from orca_jax.teachers.budget import Budget
 from orca_jax.teachers.estimate import BATCH_PRICE
 from orca_jax.teachers.ledger import Status

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import dataclasses
 import functools
 import math
 import threading
@@ -18,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orca_jax.config import BLOCK, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
 
-BLOCK = 256  # rows over which a mixture's shares are exact
 PIECES = 64  # at least so many blocks has a stage whose shares move
 EPOCHS = (
     1000  # of a data set's plans for each stage that uses it, so that none repeats an earlier one's order
@@ -29,86 +28,28 @@ EPOCHS = (
 Plans = Callable[[str, int], PackingPlan]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One stage: which data sets, for how long, at which learning rate.
+def expected(stage: StageConfig, rows: int, total: int) -> np.ndarray:
+    """Rows of each data set, in the order of `stage.names`, among the first `rows` of the stage's `total`.
 
-    Attributes:
-      datasets: weights by data set name; rows are drawn in these shares. One name: that set alone.
-      epochs: passes over all rows of the data sets; ignored where `steps` is given.
-      learning_rate: the peak, reached after `warmup_steps`, then a cosine down to `final_fraction` of it.
-      reset_optimizer: start the stage with fresh optimizer moments.
-      anneal_to: weights at the stage's end, reached from `datasets` in a straight line; a data set that is
-        left out has weight 0. Empty: `datasets` holds throughout.
-      until_plateau: ends the stage after so many validations in a row without a new lowest loss, and at its
-        epochs or steps at the latest, over which the learning rate falls; 0: there.
-      skip_spikes: a step whose gradient norm is over so many times its running mean is skipped; 0: none is.
+    Shares move from row to row; past the stage's end the last ones hold.
     """
-
-    name: str
-    datasets: Mapping[str, float]
-    epochs: int = 1
-    steps: int = 0
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    final_fraction: float = 0.1
-    reset_optimizer: bool = False
-    anneal_to: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    until_plateau: int = 0
-    skip_spikes: float = 0.0
-
-    def __post_init__(self) -> None:
-        where = f"curriculum stage {self.name!r}"
-        if not self.datasets:
-            raise ValueError(f"{where}: datasets is empty")
-        if self.until_plateau < 0:
-            raise ValueError(f"{where}: until_plateau={self.until_plateau} must be 0 or more validations")
-        if self.skip_spikes != 0 and not self.skip_spikes > 1:
-            raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
-        if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
-            raise ValueError(f"{where}: give epochs of at least 1, or steps")
-        shares = [*_shares(self.datasets).items(), *_shares(self.anneal_to).items()]
-        low = [name for name, share in shares if share < 1 / BLOCK]
-        if low:
-            raise ValueError(f"{where}: the share of {', '.join(low)} is below 1/{BLOCK}; leave it out")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Every data set that the stage draws from."""
-        return tuple(dict.fromkeys([*self.datasets, *self.anneal_to]))
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return _shares(self.datasets)
-
-    def expected(self, rows: int, total: int) -> np.ndarray:
-        """Rows of each data set, in the order of `names`, among the first `rows` of the stage's `total`.
-
-        Shares move from row to row; past the stage's end the last ones hold.
-        """
-        first, last = (
-            _in_order(shares, self.names) for shares in (self.shares, _shares(self.anneal_to) or self.shares)
-        )
-        inside = min(rows, total)
-        moved = inside**2 / (2 * total)  # the integral of row / total
-        return first * inside + (last - first) * moved + last * (rows - inside)
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate at step `step` of the stage's `steps`."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+    begin = normalized(stage.datasets)
+    first, last = (
+        np.array([shares.get(name, 0.0) for name in stage.names])
+        for shares in (begin, normalized(stage.anneal_to) or begin)
+    )
+    inside = min(rows, total)
+    moved = inside**2 / (2 * total)  # the integral of row / total
+    return first * inside + (last - first) * moved + last * (rows - inside)
 
 
-def _shares(weights: Mapping[str, float]) -> dict[str, float]:
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()} if total > 0 else dict(weights)
-
-
-def _in_order(shares: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
-    return np.array([shares.get(name, 0.0) for name in names])
+def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
+    """Learning rate at step `step` of the stage's `steps`."""
+    if step < stage.warmup_steps:
+        return stage.learning_rate * (step + 1) / stage.warmup_steps
+    done = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return stage.learning_rate * (stage.final_fraction + (1 - stage.final_fraction) * cosine)
 
 
 class RowRef(NamedTuple):
@@ -174,7 +115,7 @@ class _Annealed:
     def drawn(self, blocks: int) -> list[int]:
         with self._lock:
             while len(self._counts) <= blocks:
-                wanted = self._stage.expected(len(self._counts) * self.size, self._total) - self._counts[-1]
+                wanted = expected(self._stage, len(self._counts) * self.size, self._total) - self._counts[-1]
                 self._counts.append(self._counts[-1] + _whole(wanted, self.size))
             return [int(count) for count in self._counts[blocks]]
 
@@ -256,7 +197,7 @@ class Curriculum:
         stage_step = step - self.starts[stage]
         first = stage_step * self.batch_rows
         rows = tuple(self._row(stage, index) for index in range(first, first + self.batch_rows))
-        rate = self.stages[stage].rate(stage_step, self.planned[stage])
+        rate = learning_rate(self.stages[stage], stage_step, self.planned[stage])
         return Position(stage, stage_step, rows[0].epoch % EPOCHS, rate, rows)
 
     def _row(self, stage: int, index: int) -> RowRef:
@@ -288,8 +229,8 @@ class Curriculum:
         """Rows drawn of each data set in the first `blocks` blocks; they add up to all of them."""
         if stage in self._annealed:
             return self._annealed[stage].drawn(blocks)
-        ends = np.floor(np.cumsum(list(self.stages[stage].shares.values())) * blocks * BLOCK + 1e-6).astype(
-            int
-        )
+        ends = np.floor(
+            np.cumsum(list(normalized(self.stages[stage].datasets).values())) * blocks * BLOCK + 1e-6
+        ).astype(int)
         ends[-1] = blocks * BLOCK
         return np.diff(ends, prepend=0).tolist()

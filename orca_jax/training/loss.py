@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from orca_jax.config import LlamaConfig
 from orca_jax.student.attention_common import pad_length
-from orca_jax.student.config import LlamaConfig
 from orca_jax.student.llama import logits
 from orca_jax.student.sharding import constrain, shards
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from orca_jax.config import OptimizerConfig
 from orca_jax.student.sharding import path_name
-from orca_jax.training.config import OptimizerConfig
 
 
 def decayed(params: Any) -> Any:

@@ -12,19 +12,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, settings, storage
+from orca_jax import artifacts, config_check, storage
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import LlamaConfig, LoraConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError
-from orca_jax.student import huggingface, llama, lora, parameters, sharding
-from orca_jax.student.config import LlamaConfig, LoraConfig
+from orca_jax.student import huggingface, llama, lora, parameters, presets, sharding
 from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
 from orca_jax.student.huggingface_folder import ADAPTER, Folder
 from orca_jax.training.checkpoints import load_params
 
 if TYPE_CHECKING:
-    from orca_jax.experiments.config import ExperimentConfig
+    from orca_jax.config import ExperimentConfig
 
 log = logging.getLogger(__name__)
 IMPORT = "import"
@@ -91,7 +91,7 @@ def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> SavedStuden
     provenance = manifest["provenance"]
     if provenance.get("program") not in (IMPORT, "train"):
         raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
-    config = settings.build(LlamaConfig, provenance["student"])
+    config = config_check.build(LlamaConfig, provenance["student"])
     return SavedStudent(
         config=dataclasses.replace(config, lora=LoraConfig()),
         tokenizer=path / "tokenizer",
@@ -151,7 +151,7 @@ def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> Experiment
     return _in_layout(config, found)
 
 
-def _in_layout(config: ExperimentConfig, layout: str) -> ExperimentConfig:
+def _in_layout(config: ExperimentConfig, layout: Any) -> ExperimentConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, layout=layout))
 
 
@@ -190,13 +190,13 @@ def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) 
     """
     ids = tokenizers.load(workdir / "tokenizer").vocab_size
     if source is None:
-        return config.student.shape(ids)
+        return presets.shape(config.student, ids)
     ids, wanted = max(ids, source.config.vocab_size), config.student.vocab_size
     if wanted not in (0, ids):
         raise TokenizerError(
             f"student.vocab_size={wanted}, but tokenizer and {config.student.init} need {ids}; set it to 0"
         )
-    return config.student.shape(ids, source.config)
+    return presets.shape(config.student, ids, source.config)
 
 
 def initial(source: SavedStudent, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
@@ -219,7 +219,7 @@ def is_trained(workdir: Path) -> bool:
 def trained(workdir: Path) -> tuple[int, llama.Params, LlamaConfig]:
     """The step, the parameters (on this host, adapters merged) and the shape of a workdir's student."""
     values = artifacts.read_manifest(workdir / "training")["provenance"]["student"]
-    config = settings.build(LlamaConfig, values)
+    config = config_check.build(LlamaConfig, values)
     step, params = load_params(workdir / "training/checkpoints")
     return step, *merged(params, config)
 

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orca_jax import artifacts
+from orca_jax.config import LlamaConfig, OptimizerConfig, TrainConfig
 from orca_jax.data import loader
 from orca_jax.data.rows import Row
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training import hosts, interruption, meters
 from orca_jax.training.checkpoints import Checkpoints
-from orca_jax.training.config import OptimizerConfig, TrainConfig
 from orca_jax.training.curriculum import Curriculum, Position
 from orca_jax.training.guard import MOST_IN_A_ROW, Guard, Plateau
 from orca_jax.training.metrics import FILE, Metrics, read

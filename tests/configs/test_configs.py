@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orca_jax.experiments.arm_sets import load_set
-from orca_jax.experiments.config import load as load_one
+from orca_jax.config import load as load_one
+from orca_jax.config import load_set
+from orca_jax.student.presets import shape
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "configs"
@@ -96,7 +97,7 @@ def test_has_a_document(name):
 def test_runlocal_shrinks_to_seconds(name, argument):
     config = load(module(name).get_config(argument))
     config = config.config(config.arms[0], 0) if hasattr(config, "arms") else config
-    assert config.student.shape(config.student.vocab_size).parameter_count < 200_000
+    assert shape(config.student, config.student.vocab_size).parameter_count < 200_000
     assert all(0 < stage.steps <= 10 for stage in config.curriculum)
     assert config.evaluation.max_tokens <= 32
 

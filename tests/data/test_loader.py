@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from orca_jax.config import StageConfig
 from orca_jax.data import loader
 from orca_jax.student import sharding
-from orca_jax.training.curriculum import Curriculum, StageConfig
+from orca_jax.training.curriculum import Curriculum
 from tests.training import synthetic
 
 BATCH = synthetic.BATCH_ROWS

@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 import pytest
 
-from orca_jax import settings
+from orca_jax import config_check
+from orca_jax.config import OpenAIConfig, TeacherConfig, load
 from orca_jax.configs import mini
-from orca_jax.experiments.config import TeacherConfig, load
-from orca_jax.teachers.api_config import OpenAIConfig
 from tests.docs import given, pages
 from tests.teachers.server import Server, completion
 
@@ -244,9 +243,9 @@ def test_the_snippets_of_a_page_run(page, snippet_folder, monkeypatch):
     names = {"config": config, "sources": sources, "listed": []}
     for snippet in (one for one in SNIPPETS if one.page == page):
         if snippet.language == "json":
-            settings.build(OpenAIConfig, json.loads(snippet.text))
+            config_check.build(OpenAIConfig, json.loads(snippet.text))
         elif snippet.text.startswith("dict("):
-            settings.build(TeacherConfig, eval(snippet.text))
+            config_check.build(TeacherConfig, eval(snippet.text))
         else:
             exec(snippet.text, names)
     load(config)

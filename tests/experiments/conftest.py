@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from orca_jax.config import load
 from orca_jax.configs import mini as mini_file
-from orca_jax.experiments import config as experiment_config
 from orca_jax.experiments import run as road
 
 # Rows for the tests' eight devices; every step is saved and logged.
@@ -25,7 +25,7 @@ def mini():
     def make(**changes):
         config = mini_file.get_config("runlocal")
         config.update_from_flattened_dict({**OVERRIDES, **changes})
-        return experiment_config.load(config)
+        return load(config)
 
     return make
 

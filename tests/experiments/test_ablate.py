@@ -12,12 +12,11 @@ import pytest
 from absl import flags
 
 from orca_jax import artifacts
+from orca_jax.config import load_set, merged, plain
+from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import main, segments, stages
 from orca_jax.experiments import ablate, ablate_bbh, run
-from orca_jax.experiments.arm_sets import load_set, merged
-from orca_jax.experiments.config import plain
 from orca_jax.experiments.queries import training_puzzles
-from orca_jax.settings import SettingsError
 
 
 def small(arms=("progressive", "answers"), seeds=(0, 1)):
@@ -216,7 +215,7 @@ def test_changes_are_merged_into_the_base():
 def test_sets_that_cannot_be_are_refused(change, message):
     config = segments.get_config("runlocal")
     change(config)
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load_set(config)
 
 

@@ -10,11 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from orca_jax import artifacts, cli
+from orca_jax.config import load
 from orca_jax.configs import openorca
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, prepare, train
-from orca_jax.experiments.config import load
 
 GOOD = {"id": "flan.1", "system_prompt": "Be kind.", "question": "What is 2 + 2?", "response": "It is 4."}
 SMALL = {"student.vocab_size": 300, "data.validation_fraction": 0.0}

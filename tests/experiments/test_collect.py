@@ -8,8 +8,8 @@ import pytest
 
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import StageConfig, TeacherConfig
 from orca_jax.experiments import collect, collect_asking, evaluate, prepare
-from orca_jax.experiments.config import TeacherConfig
 from orca_jax.experiments.queries import QUERIES, asked_as, training_puzzles
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
@@ -18,7 +18,6 @@ from orca_jax.serving.endpoint import StudentEndpoint
 from orca_jax.serving.local import load_student
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.training import students
-from orca_jax.training.curriculum import StageConfig
 
 
 def queries(workdir):

@@ -16,13 +16,13 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import artifacts, cli, conversations, files
+from orca_jax.config import Price, load
+from orca_jax.config_check import ConfigError
 from orca_jax.configs import api as api_file
 from orca_jax.experiments import collect, collect_asking, collect_plan, prepare
 from orca_jax.experiments import run as road
-from orca_jax.experiments.config import load
 from orca_jax.records import Outcome, Trace
-from orca_jax.settings import SettingsError
-from orca_jax.teachers.budget import BudgetSpent, Price
+from orca_jax.teachers.budget import BudgetSpent
 from orca_jax.teachers.endpoint import EndpointRefused
 from orca_jax.teachers.ledger import Ledger, LedgerError
 from tests.teachers.server import Answer, Server, completion, error
@@ -523,7 +523,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
 def test_settings_that_cannot_work_are_named(changes, message):
     values = json.loads(api_file.get_config("runlocal").to_json_best_effort())
     values["teachers"][0]["api"].update(changes)
-    with pytest.raises(SettingsError, match=message) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         load(values)
     assert KEY not in str(raised.value)
 

@@ -10,7 +10,7 @@ from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who
 from orca_jax.experiments.evaluate import Options
 from orca_jax.files import read_jsonl
 from orca_jax.records import Item
-from orca_jax.teachers.api_config import EndpointError
+from orca_jax.scrubbing import EndpointError
 from tests.teachers.server import Answer, Server, completion, error
 
 QUESTIONS = [{"input": f"Is it {i}?\nOptions:\n- Yes\n- No", "target": "No"} for i in range(250)]

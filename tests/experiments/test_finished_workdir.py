@@ -14,10 +14,10 @@ import pytest
 
 from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import load
 from orca_jax.configs import mini as mini_file
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, evaluate, prepare, report, run, tables, train
-from orca_jax.experiments.config import load
 from orca_jax.training import students
 
 CHANGES = {

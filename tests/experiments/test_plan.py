@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from orca_jax.config import load
 from orca_jax.configs import orca_13b, orca_70b
 from orca_jax.experiments import plan
-from orca_jax.experiments.config import load
 from orca_jax.planning import chips
 from orca_jax.planning.workload import MeshShape
 from orca_jax.student.sharding import axis_sizes

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError, read_manifest
+from orca_jax.config import FlanConfig, PuzzlesConfig, load
+from orca_jax.config_check import ConfigError
 from orca_jax.configs import flan as flan_file
 from orca_jax.experiments import collect, prepare, queries, train
-from orca_jax.experiments.config import FlanConfig, PuzzlesConfig, load
 from orca_jax.queries import puzzles
 from orca_jax.records import Query
-from orca_jax.settings import SettingsError
 from orca_jax.training import metrics
 
 # --- System messages
@@ -246,7 +246,7 @@ def test_impossible_settings_of_a_draw_are_refused(changes, message):
 def test_two_smaller_shares_are_refused(tmp_path):
     config = flan_config(tmp_path)
     config.teachers[0]["share"] = 0.5
-    with pytest.raises(SettingsError, match=r"one part is marked .*; got 0.2, 0.5"):
+    with pytest.raises(ConfigError, match=r"one part is marked .*; got 0.2, 0.5"):
         load(config)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.experiments import config as experiment_config
+from orca_jax.config import plain
 from orca_jax.experiments import report
 from orca_jax.reporting.report_sources import CONFIG, Run
 
@@ -36,7 +36,7 @@ def test_questions_are_those_of_the_evaluation(finished):
 
 
 def test_settings_differ_from_the_default_where_the_config_says_so(mini):
-    found = {s.key: s for s in report.settings(experiment_config.plain(mini()))}
+    found = {s.key: s for s in report.settings(plain(mini()))}
     assert found["train.log_every"].changed
     assert (found["teachers[0].brevity"].value, found["teachers[0].brevity"].default) == ("0.1", "0.0")
     assert found["student.vocab_size"].default is None

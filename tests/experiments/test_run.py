@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts
+from orca_jax.config import load
 from orca_jax.configs import openorca
 from orca_jax.evaluation.benchmarks import bbh
 from orca_jax.experiments import collect, prepare, report, train
 from orca_jax.experiments import run as road
-from orca_jax.experiments.config import load
 from orca_jax.queries import puzzles
 from orca_jax.reporting.report_sources import Run, config_of
 from orca_jax.training import metrics

@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from orca_jax.config import LoraConfig, OptimizerKind, Remat
 from orca_jax.planning import memory, roofline
 from orca_jax.planning.workload import MeshShape
 from orca_jax.student import sharding
-from orca_jax.student.config import REMAT_POLICIES, LoraConfig
-from orca_jax.training.config import KINDS
 from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import make_steps
 from tests.planning.workloads import large, small
@@ -28,7 +28,7 @@ def placed(tree):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(OptimizerKind))
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_states_bytes_are_those_that_train_places(shape, kind, rank):
     work = small(kind=kind, lora=LoraConfig(rank=rank))
@@ -42,7 +42,7 @@ def test_the_states_bytes_are_those_that_train_places(shape, kind, rank):
 
 def test_adamw_has_two_moments_and_its_variants_less():
     sizes = {}
-    for kind in KINDS:
+    for kind in get_args(OptimizerKind):
         work = small(kind=kind)
         state = memory.abstract_state(work.student, work.optimizer)
         sizes[kind] = memory.estimate(work, MeshShape(1, 8, 1), state)
@@ -53,7 +53,7 @@ def test_adamw_has_two_moments_and_its_variants_less():
 
 
 def test_every_remat_policy_is_known():
-    assert set(roofline.RECOMPUTED) == set(REMAT_POLICIES)
+    assert set(roofline.RECOMPUTED) == set(get_args(Remat))
     kept = [
         memory.saved_width(dataclasses.replace(small().student, remat=p), 1)
         for p in ("full", "products", "none")

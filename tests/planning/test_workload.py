@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import strategies as st
 
+from orca_jax.config import LoraConfig
 from orca_jax.planning.workload import MeshShape, formula, layer_parameters, model_flops
 from orca_jax.student import llama
-from orca_jax.student.config import LoraConfig
 from tests.planning.workloads import small
 
 SIZES = st.sampled_from([-1, 1, 2, 4, 8])

@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from orca_jax.config import LlamaConfig
 from orca_jax.planning.workload import Workload
 from orca_jax.student import presets
-from orca_jax.student.config import LlamaConfig
 from orca_jax.training.optimizer import OptimizerConfig
 
 
@@ -18,5 +18,5 @@ def small(rows=8, row_length=64, kind="adamw", **student):
 
 
 def large(preset, rows, **changes):
-    student = dataclasses.replace(presets.preset(preset), vocab_size=32_001)
+    student = dataclasses.replace(presets.PRESETS[preset], vocab_size=32_001)
     return Workload(**{"student": student, "optimizer": OptimizerConfig(), "batch_rows": rows} | changes)

@@ -23,7 +23,7 @@ from pathlib import Path
 from orca_jax.configs import mini
 from orca_jax import cli
 from orca_jax.experiments import run as road
-from orca_jax.experiments.config import load
+from orca_jax.config import load
 
 disk, out, size, more, most = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 mount = ["mount", "-t", "tmpfs", "-o"]

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from orca_jax.config import load
 from orca_jax.configs import mini
 from orca_jax.experiments import collect
-from orca_jax.experiments.config import load
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
 

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from orca_jax.config import OpenAIConfig
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Message, Outcome, Sampling
@@ -19,7 +20,7 @@ from orca_jax.serving.vocabulary import Vocabulary
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.openai import OpenAIEndpoint
 from tests.serving.served import NAME, QUESTION, WARM, Served, chat
 
 MESSAGES = tuple(Message(**turn) for turn in QUESTION)

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.config import LlamaConfig, LoraConfig, plain
+from orca_jax.config_check import build
 from orca_jax.student import llama
-from orca_jax.student.config import LlamaConfig, LoraConfig
 from tests.student.students import SMALL
 
 
@@ -71,13 +72,13 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_impossible_sizes_are_named(name):
     with pytest.raises(ValueError, match=rf"student\.{name}"):
-        dataclasses.replace(SMALL, **{name: WRONG[name]})
+        build(LlamaConfig, {**plain(SMALL), name: WRONG[name]}, "student")
 
 
 @pytest.mark.parametrize("head_dim", [0, -2])
 def test_a_head_has_at_least_one_pair(head_dim):
     with pytest.raises(ValueError, match=r"student\.head_dim"):
-        dataclasses.replace(SMALL, head_dim=head_dim)
+        build(LlamaConfig, {**plain(SMALL), "head_dim": head_dim}, "student")
 
 
 def test_training_flops_of_a_position():

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from orca_jax.config import LoraConfig
 from orca_jax.data.rows import Row
 from orca_jax.student import huggingface, llama, lora, peft
-from orca_jax.student.config import LoraConfig
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from orca_jax.training.step import make_steps

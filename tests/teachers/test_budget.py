@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orca_jax.config import Price
 from orca_jax.records import Usage
-from orca_jax.teachers.budget import Budget, BudgetSpent, Price
+from orca_jax.teachers.budget import Budget, BudgetSpent
 
 PRICE = Price(prompt=0.03, completion=0.06)
 USAGE = st.builds(Usage, st.integers(0, 500), st.integers(0, 500))
@@ -90,11 +91,6 @@ def test_a_reservation_ends_once():
 def test_senseless_caps(cap):
     with pytest.raises(ValueError, match="0 or more"):
         Budget(**cap)
-
-
-def test_senseless_prices():
-    with pytest.raises(ValueError, match="0 or more"):
-        Price(prompt=float("nan"))
 
 
 def test_what_is_under_way_is_held_even_where_it_does_not_fit():

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Outcome, Sampling, Trace, Usage
 from orca_jax.teachers import estimate
-from orca_jax.teachers.budget import Price
 from orca_jax.teachers.estimate import Box, Kind, Measured, Planned, Terms
-from orca_jax.teachers.limiter import Limits
 
 # The paper's table 4.
 CHATGPT = Terms(price=Price(prompt=0.002, completion=0.002), limits=Limits(requests=300, tokens=120_000))

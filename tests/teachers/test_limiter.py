@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.config import Limits
 from orca_jax.teachers import limiter
-from orca_jax.teachers.limiter import Limiter, Limits
+from orca_jax.teachers.limiter import Limiter
 from orca_jax.teachers.rate_headers import Quota
 from orca_jax.teachers.waiting import LONGEST_BACKOFF
 
@@ -228,8 +229,3 @@ class TestThrottled:
         _, one = make()
         one.throttled(one.take(1), 0.0)
         assert one.rates()[0].limit == pytest.approx(limiter.LOWEST_GUESS * limiter.CUT)
-
-
-def test_senseless_limits():
-    with pytest.raises(ValueError, match="0 is unknown"):
-        Limits(requests=-1)

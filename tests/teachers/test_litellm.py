@@ -16,12 +16,12 @@ import pytest
 
 pytest.importorskip("openai")
 
+from orca_jax.config import Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import EndpointRefused, Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.teachers.limiter import Limits
-from orca_jax.teachers.openai import OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
 
 COMMAND = os.environ.get("LITELLM", "")

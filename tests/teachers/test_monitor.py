@@ -7,11 +7,12 @@ import time
 import pytest
 from rich.console import Console
 
+from orca_jax.config import Limits
 from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import monitor
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Attempt, Ledger
-from orca_jax.teachers.limiter import Limits, Rate
+from orca_jax.teachers.limiter import Rate
 from orca_jax.teachers.pool import MemberStatus
 
 

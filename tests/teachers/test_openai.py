@@ -15,13 +15,15 @@ import pytest
 
 pytest.importorskip("openai")
 
+from orca_jax.config import Limits, OpenAIConfig
+from orca_jax.config_check import ConfigError, build
 from orca_jax.records import Message, Outcome, Sampling, Usage
+from orca_jax.scrubbing import EndpointError
 from orca_jax.teachers.budget import Budget
 from orca_jax.teachers.collect import ask, ask_all
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.teachers.limiter import Limits
-from orca_jax.teachers.openai import EndpointError, OpenAIConfig, OpenAIEndpoint
+from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
 from tests.teachers.server import Answer, Server, completion, error
 
@@ -293,13 +295,13 @@ class TestSettings:
             ({"base_url": "https://host/v1?key=secret-word"}, "holds a user, password or query"),
             ({"base_url": "http://gpu7:8000/v1"}, "not https"),
             ({"key_variable": "sk-secret-word"}, "is no variable's name"),
-            ({"timeout": 0}, "above 0"),
-            ({"largest": 0}, "above 0"),
+            ({"timeout": 0}, "'timeout' must be above 0"),
+            ({"largest": 0}, "'largest' must be at least 1"),
         ],
     )
     def test_errors(self, settings, message):
-        with pytest.raises(EndpointError, match=message) as raised:
-            OpenAIConfig(**{"model": "gpt-4"} | settings)
+        with pytest.raises(ConfigError, match=message) as raised:
+            build(OpenAIConfig, {"model": "gpt-4"} | settings)
         assert "secret-word" not in str(raised.value)
 
     @pytest.mark.parametrize("url", ["http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:1/v1"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.student.config import LlamaConfig
+from orca_jax.config import LlamaConfig
 from orca_jax.training import loss
 from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_entropy
 from tests.training import synthetic

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import StageConfig
 from orca_jax.data.loader import RowBuilder
 from orca_jax.student import llama
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import CheckpointError, load_params
-from orca_jax.training.curriculum import Curriculum, StageConfig
+from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.guard import MOST_IN_A_ROW
 from orca_jax.training.meters import TIMED
 from orca_jax.training.trainer import TrainConfig, changed_environment

@@ -1,0 +1,97 @@
+"""Writes docs/config.md from orca_jax/config.py and its comments: `python docs/config_page.py`."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orca_jax import config
+
+PAGE = Path(__file__).with_name("config.md")
+HEAD = """# Config keys
+
+All keys of a config file. `--config.KEY=VALUE` overrides one: `--config.curriculum[0].steps=20`.
+A key without a default must be given; a section is a mapping with the keys of its own table.
+This page is written by `python docs/config_page.py` from `orca_jax/config.py`.
+"""
+TABLE = "| key | type | default | meaning |\n|---|---|---|---|"
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most"}
+
+
+def page() -> str:
+    """The page: one table a section."""
+    experiment = _sections("An experiment", config.ExperimentConfig)
+    return "\n".join([HEAD, *experiment, *_sections("A set of arms", config.ArmSetConfig)])
+
+
+def _sections(title: str, kind: Any, prefix: str = "") -> Iterator[str]:
+    yield f"## {title}\n\n{inspect.cleandoc(kind.__doc__)}\n\n{TABLE}"
+    hints, meanings, inner = typing.get_type_hints(kind, include_extras=True), {}, []
+    for base in reversed(kind.__mro__[:-1]):
+        meanings |= comments(base)
+    for field in dataclasses.fields(kind):
+        hint, made, meaning = hints[field.name], field.default_factory, meanings[field.name]
+        default = field.default if made is dataclasses.MISSING else made()
+        if part := _part(hint):
+            path = f"{prefix}{field.name}{'[]' if shown(hint).startswith('list') else ''}"
+            inner.append(_sections(f"`{path}`", part, f"{path}."))
+            meaning = meaning or inspect.cleandoc(part.__doc__)
+        plain = default is not dataclasses.MISSING and not dataclasses.is_dataclass(default)
+        cells = (f"`{field.name}`", shown(hint), f"`{default!r}`" if plain else "", meaning)
+        yield "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+    yield ""
+    for lines in inner:
+        yield from lines
+
+
+def _part(hint: Any) -> Any:
+    """The dataclass in a type."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    return next(filter(None, map(_part, typing.get_args(hint))), None)
+
+
+def shown(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        limits = [
+            (word, getattr(bound, name, None)) for bound in arguments[1:] for name, word in BOUNDS.items()
+        ]
+        return ", ".join(
+            [shown(arguments[0]), *(f"{word} {limit}" for word, limit in limits if limit is not None)]
+        )
+    if origin is typing.Literal:
+        return ", ".join(f"`{choice!r}`" for choice in arguments)
+    if origin is tuple:
+        return f"list of {shown(arguments[0])}"
+    if origin is types.UnionType:
+        return f"{shown(arguments[0])} or None"
+    if origin is not None:
+        return f"mapping of {shown(arguments[0])} to {shown(arguments[1])}"
+    return "section" if dataclasses.is_dataclass(hint) else "anything" if hint is object else hint.__name__
+
+
+def comments(kind: type) -> dict[str, str]:
+    """The comment above or beside each key that a class adds."""
+    text = inspect.getsource(kind)
+    lines, found = text.splitlines(), {}
+    for node in ast.parse(text).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            first = node.lineno - 1
+            above = next(i for i in range(first, 0, -1) if not lines[i - 1].strip().startswith("#"))
+            said = (
+                re.search(r"(?:^|\s)# (.*)", line)
+                for line in [*lines[above:first], lines[node.end_lineno - 1]]
+            )
+            found[ast.unparse(node.target)] = " ".join(match[1] for match in said if match)
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

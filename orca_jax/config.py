@@ -1,0 +1,698 @@
+"""Everything that a config may say, a commented line a key; docs/config.md is generated from this file.
+
+A config file returns a ConfigDict, which `load` turns into an `ExperimentConfig`, and `load_set` into an
+`ArmSetConfig`. Types, ranges and choices are written as annotations and checked by pydantic in `build`; what
+must hold between keys is checked by `__post_init__`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Interval, MinLen
+
+from orca_jax import files, storage
+from orca_jax.config_check import ConfigError, build, check_url
+from orca_jax.records import Sampling, Usage
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+T = TypeVar("T")
+
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Amount = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Part = Annotated[float, Interval(gt=0, le=1)]  # a share above 0
+MessageId = Annotated[int, Interval(ge=1, le=16)]  # of the paper's system messages
+OtherMessage = Annotated[int, Interval(ge=0, le=16)]
+Message = Literal[
+    "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"
+]  # fmt: skip
+FlanKind = Literal["submix", "cot", "niv2", "t0", "raw"]
+Filter = Literal[
+    "duplicate", "near_duplicate", "contaminated", "refusal", "self_identification", "truncated",
+    "repetitive", "disagrees", "unchecked", "outvoted", "spare",
+]  # fmt: skip
+VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
+TeacherKind = Literal["oracle", "file", "student", "api", "targets", "rationales"]
+Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "template"]
+Supervise = Literal["all", "last", "everything"]
+Preset = Literal[
+    "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
+    "llama3-1b", "llama3-3b", "llama3-8b", "llama3-70b",
+]  # fmt: skip
+Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
+Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]
+Remat = Literal["none", "products", "full"]
+OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
+# The modes of each benchmark, see evaluation.modes; the first one is used where a config names none.
+BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
+    "bbh": ("orca", "orca_cot", "robust", "answer_is"),
+    "agieval": ("orca", "orca_cot", "robust", "agieval_upstream", "lm_eval_loglik"),
+    "truthfulqa_mc": ("orca", "orca_cot", "robust", "lm_eval_loglik", "loglik"),
+    "toxigen": ("toxigen_hate", "toxigen_neutral"),
+    "gsm8k": ("orca_cot",),
+    "vicuna_prompts": ("open_ended",),
+    "awesome_prompts": ("open_ended",),
+    "wizardlm_prompts": ("open_ended",),
+    "own_prompts": ("open_ended",),
+}  # fmt: skip
+BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
+
+
+# Queries and teachers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PuzzlesConfig:
+    """Procedural puzzles for training."""
+
+    families: tuple[str, ...] = ()  # of puzzles, see queries.puzzles; empty: none
+    difficulties: tuple[int, ...] = (1, 2, 3)  # of the puzzles, drawn evenly
+    per_family: Count = 1000  # queries of a family
+    # System message id to its share of the queries; ids for multiple choice only where a puzzle has options.
+    messages: Mapping[Message, float] = field(default_factory=lambda: {"1": 1.0, "7": 1.0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlanConfig:
+    """One draw of queries from files of FLAN-v2."""
+
+    sources: Mapping[FlanKind, str]  # kind of file to a path or pattern ("cot/*.tsv"); empty: none
+    scale: Annotated[float, Gt(0)] = 1.0  # of the quotas: 0.01 is the same mixture at a hundredth
+    cot: Share = 1.0  # share of the CoT queries
+    niv2_per_task: Count = 300  # queries of a Super-NaturalInstructions task
+    flan2021: Count = 2_500_000  # queries, drawn by the paper's Algorithm 1
+    t0: Count = 2_000_000  # queries, drawn by the paper's Algorithm 1
+    malformed: Share = 0.01  # share of a file's rows that may be malformed; they are left out
+    messages: str = ""  # file of system messages; empty: the paper's 16 in its shares
+    contamination: Literal["drop", "keep"] = "drop"  # queries that meet a benchmark's text
+    coverage: Part = 0.4  # part of a benchmark's text that shared 8-grams must cover to count
+    max_documents: Positive = 5  # a run of words in more of the benchmarks' texts does not count
+    near_duplicates: Share = 0.0  # similarity from which a query is a near duplicate and left out; 0: none is
+
+    def __post_init__(self) -> None:
+        every = {kind: self.sources.get(kind, "") for kind in typing.get_args(FlanKind)}
+        object.__setattr__(self, "sources", every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """US dollars a thousand tokens."""
+
+    prompt: Amount = 0.0  # of a prompt
+    completion: Amount = 0.0  # of a completion
+
+    def cost(self, usage: Usage) -> float:
+        """US dollars."""
+        return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1000
+
+    def times(self, factor: float) -> Price:
+        return Price(prompt=self.prompt * factor, completion=self.completion * factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an endpoint allows in a minute. A limit given here is never exceeded."""
+
+    requests: Count = 0  # a minute; 0: as the server's headers tell
+    tokens: Count = 0  # a minute; 0: as the server's headers tell
+
+    @classmethod
+    def together(cls, requests: Sequence[float], tokens: Sequence[float]) -> Limits:
+        """Of several endpoints; 0 where one of them is not known."""
+        most, most_tokens = (round(sum(limits)) if all(limits) else 0 for limits in (requests, tokens))
+        return cls(requests=most, tokens=most_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenAIConfig:
+    """One endpoint of an OpenAI-compatible API. The key is named and never written here."""
+
+    model: str  # what the server calls the model; on Azure the deployment's name
+    base_url: str = "https://api.openai.com/v1"  # with `/v1`; on Azure `https://NAME.openai.azure.com`
+    api_version: str = ""  # Azure's, for example `2024-06-01`; empty for all others
+    key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; empty: the server needs none
+    limits: Limits = field(default_factory=Limits)
+    timeout: Annotated[float, Gt(0)] = 600.0  # seconds for a request, to the last byte of its answer
+    limit_name: str = "max_tokens"  # `max_completion_tokens` for models that do not know `max_tokens`
+    parameters: Mapping[str, object] = field(default_factory=dict)  # more of the request's JSON; None removes
+    largest: Positive = 8 * 2**20  # bytes of an answer beyond which it is not read
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("an endpoint needs a model (on Azure the deployment's name)")
+        if self.key_variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            # The text itself may be a key, so it is not shown.
+            raise ValueError(
+                f"key_variable of {self.model!r} is no variable's name; put the key into the environment, "
+                "and the variable's name, for example OPENAI_API_KEY, here"
+            )
+        check_url(self.base_url, bool(self.key_variable))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiConfig:
+    """A model behind an API: how it is reached, how replies are drawn, and what that may cost."""
+
+    endpoints: Annotated[tuple[OpenAIConfig, ...], MinLen(1)]  # of the one model; they share the work
+    identity: str = ""  # the model's name in the ledger; empty: the first endpoint's `model`
+    temperature: Amount = 0.7  # of a reply, as in the paper
+    top_p: Part = 0.95  # of a reply, as in the paper
+    stop: tuple[str, ...] = ()  # texts that end a reply
+    top_logprobs: Annotated[int, Interval(ge=0, le=20)] = 0  # alternatives a token that are kept
+    samples: Positive = 1  # replies a query
+    price: Price = field(default_factory=Price)
+    budget_money: Amount = 0.0  # US dollars that the model may cost, all in the ledger together; 0: no cap
+    budget_tokens: Count = 0  # tokens that the model may use, all in the ledger together; 0: no cap
+    concurrency: Positive = 64  # requests in flight
+    retries: Count = 6  # of a failed request
+    batch: bool = False  # through the Batch API of the one endpoint, at half the price
+    batch_requests: Positive = 50_000  # requests a file; the budget must hold the most that a file can cost
+    batch_tokens: Count = 0  # prompt tokens that its queue of batches takes, for the estimate; 0: not known
+    lengths: Literal["chatgpt", "gpt-4"] = "chatgpt"  # whose reply lengths the estimate takes
+    ledger: str = ""  # a ledger that several workdirs share; empty: the workdir's own
+
+    # What replies depend on, besides the queries, the model and `max_tokens`.
+    DRAWN: ClassVar = ("temperature", "top_p", "stop", "top_logprobs", "samples")
+
+    def __post_init__(self) -> None:
+        if self.batch and len(self.endpoints) > 1:
+            raise ValueError("batch goes to one endpoint; leave one in endpoints")
+
+    @property
+    def name(self) -> str:
+        """The model as the ledger calls it."""
+        return self.identity or self.endpoints[0].model
+
+    @property
+    def limits(self) -> Limits:
+        """Of all endpoints together, a minute; 0 where one of them is not known."""
+        every = [one.limits for one in self.endpoints]
+        return Limits.together([one.requests for one in every], [one.tokens for one in every])
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """How a reply of at most so many tokens is drawn."""
+        return Sampling(self.temperature, self.top_p, max_tokens, self.stop, top_logprobs=self.top_logprobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One teacher, and the data set of its traces, which has its name."""
+
+    name: str  # of the teacher and its data set
+    # `oracle` (procedural, see queries.puzzles.oracles), `file` (traces from a file), `student` (a finished
+    # workdir, an imported student or a model's folder, decoded greedily), `api` (a model behind an API),
+    # `targets` or `rationales` (FLAN's own answers, the second with people's reasons before them).
+    kind: TeacherKind = "oracle"
+    path: str = ""  # of the file or the student
+    share: Part = 1.0  # of the queries; a smaller share is a part of every greater one
+    samples: Positive = 1  # replies a query, of an oracle; a model behind an API has `api.samples`
+    filters: tuple[Filter, ...] = ()  # flags of traces that are not trained on, see queries.quality
+    max_tokens: Positive = 512  # of a student's or an API's reply; a longer one does not train
+    api: ApiConfig | None = None  # of kind `api`
+    message: OtherMessage = 0  # system message of all its queries; 0: each query's own
+    # System message that its traces show instead, for a student that shall not see how the teacher was
+    # instructed (Orca 2's prompt erasing, arXiv 2311.11045); 0: the same one.
+    shown: OtherMessage = 0
+    shots: Count = 0  # solved examples that its traces show before the question, see data.few_shot
+    brevity: float = 0.0  # of an oracle: share of explanations that are left short
+    reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
+    error_rate: float = 0.0  # of an oracle: share of wrong answers
+    bare_reply: str = "{answer}"  # of an oracle: how it gives an answer alone
+    malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
+    join_turns: bool = False  # of a file: consecutive turns of one role become one
+
+    def __post_init__(self) -> None:
+        where = f"teacher {self.name!r}"
+        if (self.kind in ("file", "student")) != bool(self.path):
+            raise ValueError(f"{where}: kind {self.kind!r} {'takes no' if self.path else 'needs a'} path")
+        if (self.kind == "api") != (self.api is not None):
+            needs = "takes no" if self.api else "needs"
+            raise ValueError(f"{where}: kind {self.kind!r} {needs} `api` settings")
+        if self.samples > 1 and self.kind != "oracle":
+            more = "set api.samples" if self.api else "only an oracle's may be more"
+            raise ValueError(f"{where}: samples={self.samples} must be 1; {more}")
+        voted = [name for name in self.filters if name in VOTED]
+        if voted and self.kind != "file" and self.asked < 2:
+            raise ValueError(f"{where}: filter {voted[0]!r} needs several samples a query")
+
+    @property
+    def asked(self) -> int:
+        """Replies a query."""
+        return self.api.samples if self.api else self.samples
+
+
+# Rows and student
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """From traces to rows."""
+
+    # A SentencePiece file, or a folder with one or with tokenizer.json; empty: the tokenizer of
+    # `student.init`, or without that a new one, trained on the traces.
+    tokenizer: str = ""
+    # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
+    # tokenizer's chat template, else `orca`.
+    layout: Layout = ""
+    supervise: Supervise = "all"  # answers with loss; `everything`: prompts too
+    row_length: Positive = 512  # tokens
+    max_segments: Positive = 32  # examples a row
+    overlong: Literal["truncate", "drop"] = "truncate"  # what becomes of an example longer than a row
+    validation_fraction: Share = 0.02  # of the queries, held out of training
+    # Whether the examples of a row are kept apart; `leaking`: each sees those packed before it.
+    segments: Literal["separated", "leaking"] = "separated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for lengths beyond those first trained on."""
+
+    # `linear` divides every frequency by `factor` (arXiv 2306.15595); `llama3` divides only those that turn
+    # less than `low_frequency_factor` times in `original_length` positions, leaves those that turn more than
+    # `high_frequency_factor` times, and interpolates between (arXiv 2407.21783).
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: Annotated[float, Ge(1)] = 1.0  # by which frequencies are divided
+    low_frequency_factor: float = 1.0  # turns
+    high_frequency_factor: float = 4.0  # turns
+    original_length: int = 8192  # positions
+
+    def __post_init__(self) -> None:
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(f"rope scaling needs a high frequency factor above the low one; got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters on dense layers."""
+
+    rank: Count = 0  # 0: no adapters
+    alpha: Annotated[float, Gt(0)] = 16.0  # they are scaled by alpha / rank
+    targets: Annotated[tuple[Dense, ...], MinLen(1)] = typing.get_args(Dense)  # the dense layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a LLaMA decoder, and how it is run."""
+
+    vocab_size: Count  # ids of the tokenizer, control tokens counted; with `init` it may be 0: what both need
+    hidden_size: Positive = 128  # width of the residual stream
+    intermediate_size: Positive = 352  # of the gated feed-forward layers
+    num_layers: Positive = 4  # blocks of attention and feed-forward
+    num_heads: Positive = 4  # of queries
+    num_kv_heads: Positive = 4  # of keys and values; divides num_heads
+    head_dim: Positive = 32  # even: rotary embedding turns pairs
+    tie_embeddings: bool = False  # one matrix for input and output embeddings
+    attention: Attention = "auto"  # backend, see student.attention; `auto`: the platform's
+    scan_layers: bool = True  # compile one layer and scan over all
+    # What the backward pass computes again: `none`, `full` (all of a layer but its input), or `products`
+    # (all but the results of its matrix products with weights).
+    remat: Remat = "none"
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"student.num_kv_heads={self.num_kv_heads} must divide student.num_heads={self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"student.head_dim={self.head_dim} must be even: rotary embedding turns pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(Sizes):
+    """A LLaMA decoder with all that its weights settle; static for compiled functions.
+
+    Embeddings are padded to `padded_vocab_size`, so that the vocabulary divides over a tensor axis.
+    """
+
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_epsilon: float = 1e-5  # added to the mean square in a norm
+    rope_scaling: RopeScaling = RopeScaling()
+    qkv_bias: bool = False  # biases of queries, keys and values (Qwen2)
+    output_bias: bool = False  # bias of the attention's output
+    sliding_window: Count = 0  # positions that a position sees, itself included; 0: all (Mistral has 4096)
+    max_positions: Positive = 2048  # the length that the weights are meant for; kept for export, not enforced
+    vocab_multiple: Positive = 128  # of which padded_vocab_size is a multiple
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise ValueError(f"student.vocab_size must be at least 1, got {self.vocab_size}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters without adapters, the padding of the vocabulary included."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        attention += self.hidden_size if self.output_bias else 0
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.padded_vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def training_flops(self, length: int) -> float:
+        """Model FLOPs a position, forward and backward, in rows of `length` positions.
+
+        6 for each weight of a matrix product, and causal attention over the whole row (Chowdhery et al.,
+        arXiv 2204.02311, appendix B, without the masked half). With adapters, 4: given weights need no
+        gradient.
+        """
+        embedding = 0 if self.tie_embeddings else self.padded_vocab_size * self.hidden_size
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        weights = self.parameter_count - embedding - norms
+        seen = length / 2
+        if 0 < self.sliding_window < length:
+            seen = self.sliding_window * (1 - self.sliding_window / (2 * length))
+        attention = 12 * self.num_layers * self.num_heads * self.head_dim * seen
+        return (4 if self.lora.rank else 6) * weights + attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(Sizes):
+    """The student: sizes written here, a preset's, or those of the weights to start from."""
+
+    init: str = ""  # weights to start from: a model's folder, an imported student, a finished workdir
+    preset: Preset = ""  # a released shape; with this or `init` the sizes here are not used
+
+    def __post_init__(self) -> None:
+        if self.init and self.preset:
+            raise ValueError(f"student.init={self.init!r} has a shape already; remove student.preset")
+        if self.lora.rank and not self.init:
+            raise ValueError("student.lora adapts given weights; name them in student.init")
+        if not self.init:
+            super().__post_init__()
+            if self.vocab_size < 1:
+                raise ValueError("student.vocab_size must be at least 1 without student.init")
+
+
+# Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One stage of the curriculum: which data sets, for how long, at which learning rate."""
+
+    name: str  # of the stage
+    datasets: Mapping[str, float]  # data set to its weight: rows are drawn in these shares
+    epochs: Count = 1  # passes over all rows of the data sets; not used where `steps` is given
+    steps: Count = 0  # optimizer steps; 0: `epochs`
+    learning_rate: float = 1e-3  # the peak, after the warm-up; then a cosine
+    warmup_steps: Count = 0  # over which the rate rises in a straight line
+    final_fraction: float = 0.1  # of the peak, to which the cosine falls
+    reset_optimizer: bool = False  # start the stage with fresh optimizer moments
+    # Weights at the stage's end, reached from `datasets` in a straight line; a data set that is left out has
+    # weight 0. Empty: `datasets` holds throughout.
+    anneal_to: Mapping[str, float] = field(default_factory=dict)
+    # Ends the stage after so many validations in a row without a new lowest loss, and at its epochs or steps
+    # at the latest, over which the learning rate falls; 0: there.
+    until_plateau: Count = 0
+    skip_spikes: float = 0.0  # skips steps of a gradient norm over so many running means; 0: none
+
+    def __post_init__(self) -> None:
+        where = f"curriculum stage {self.name!r}"
+        if not self.datasets:
+            raise ValueError(f"{where}: datasets is empty")
+        if self.skip_spikes != 0 and not self.skip_spikes > 1:
+            raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
+        if self.steps == self.epochs == 0:
+            raise ValueError(f"{where}: give epochs of at least 1, or steps")
+        shares = [*normalized(self.datasets).items(), *normalized(self.anneal_to).items()]
+        if low := [name for name, share in shares if share < 1 / BLOCK]:
+            raise ValueError(f"{where}: the share of {', '.join(low)} is below 1/{BLOCK}; leave it out")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every data set that the stage draws from."""
+        return tuple(dict.fromkeys([*self.datasets, *self.anneal_to]))
+
+
+def normalized(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights as shares, which add up to 1."""
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total > 0 else dict(weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What makes updates of gradients. The paper states none of these (ORCA, 3.2)."""
+
+    # `adamw` (arXiv 1711.05101); `adamw_bf16`, the same with first moments in bfloat16; `adafactor` (arXiv
+    # 1804.04235): second moments are one row and one column a matrix, and there are no first moments.
+    kind: OptimizerKind = "adamw"
+    betas: Annotated[tuple[float, ...], MinLen(2)] = (0.9, 0.95)  # decay of first and second moments (adamw)
+    epsilon: float = 1e-8  # of adamw
+    weight_decay: float = 0.0  # spares norms' scales and biases
+    clip_norm: float = 1.0  # bounds the global gradient norm
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={self.betas} must be two: of first and second moments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the curriculum is run."""
+
+    batch_rows: Positive = 8  # rows an optimizer step, over all devices and accumulation parts
+    accumulation: Positive = 1  # parts a batch is computed in, one after the other; divides batch_rows
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and moments stay float32
+    checkpoint_every: Positive = 100  # steps
+    keep: Positive = 2  # checkpoints preserved
+    log_every: Positive = 10  # steps
+    validate_every: Count = 0  # steps; 0: only at the end of a stage
+
+    def __post_init__(self) -> None:
+        if self.batch_rows % self.accumulation:
+            raise ValueError(
+                f"train.accumulation={self.accumulation} must divide batch_rows={self.batch_rows}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the device mesh's axes; -1, at most once, takes the devices that are left."""
+
+    data: int = 1  # copies of the student
+    fsdp: int = -1  # parts of parameters, moments and batch
+    tensor: int = 1  # parts of each layer's matrices
+
+
+# Evaluation, and the whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How the student is evaluated."""
+
+    per_family: Count = 100  # puzzles of a family
+    difficulties: tuple[int, ...] = (1, 2, 3)  # of the puzzles
+    messages: tuple[MessageId, ...] = (1, 7)  # system messages, each for all puzzles
+    # Benchmark to the modes it is evaluated in, see evaluation.modes; one that is not named: in its first.
+    modes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"bbh": ("orca", "orca_cot")})
+    max_tokens: Positive = 256  # of a reply
+    max_length: Positive = 1024  # tokens of prompt and reply
+    temperature: Amount = 0.0  # 0: greedy
+    top_p: Part = 1.0  # of the distribution that is drawn from
+    seed: int = 0  # of draws
+    batch_size: Positive = 64  # replies decoded at once
+
+    def __post_init__(self) -> None:
+        for name, modes in self.modes.items():
+            known = BENCHMARK_MODES.get(name, modes)
+            if unknown := sorted(set(modes) - set(known)):
+                raise ValueError(f"{name} has no mode {unknown[0]!r}; its modes: {', '.join(known)}")
+        every = {name: modes[:1] for name, modes in BENCHMARK_MODES.items()} | dict(self.modes)
+        object.__setattr__(self, "modes", every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A whole experiment."""
+
+    name: str  # of the experiment
+    seed: int = 0  # of queries, order, new weights and teachers' draws
+    # Benchmark to its folder or file, empty: not at hand; none of its questions reaches training.
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    compiler_options: Mapping[str, str] = field(default_factory=dict)  # of XLA, for the training step
+    puzzles: PuzzlesConfig
+    flan: tuple[FlanConfig, ...] = ()
+    teachers: tuple[TeacherConfig, ...]
+    data: DataConfig
+    student: StudentConfig
+    curriculum: tuple[StageConfig, ...]
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    evaluation: EvaluationConfig
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.benchmarks, *self.evaluation.modes} - set(BENCHMARK_MODES)):
+            raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARK_MODES)}")
+        every = {name: self.benchmarks.get(name, "") for name in BENCHMARK_MODES}
+        object.__setattr__(self, "benchmarks", every)
+        names = [teacher.name for teacher in self.teachers]
+        if len(set(names)) < len(names) or "validation" in names:
+            raise ValueError(f"teachers need distinct names other than 'validation'; got {', '.join(names)}")
+        if self.flan and len(self.asked_shares) > 1:
+            raise ValueError(
+                "of FLAN's draw one part is marked (the paper's FLAN-1M), so teachers asked less than "
+                f"all need one share; got {', '.join(map(str, sorted(self.asked_shares)))}"
+            )
+        for stage in self.curriculum:
+            if unknown := sorted(set(stage.names) - set(names)):
+                raise ValueError(
+                    f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "
+                    f"the teachers are {', '.join(names)}"
+                )
+
+    @property
+    def asked_shares(self) -> set[float]:
+        """The shares below 1 of teachers that are asked queries."""
+        return {teacher.share for teacher in self.teachers if teacher.kind != "file" and teacher.share < 1}
+
+    @property
+    def given_benchmarks(self) -> dict[str, str]:
+        """The benchmarks that are at hand, with their folder or file, or a local copy of it."""
+        return {name: storage.local(path) for name, path in self.benchmarks.items() if path}
+
+
+# Ablations: arms as changes of one base config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultConfig:
+    """A result of a set."""
+
+    title: str  # in the set's table
+    evaluation: str  # the evaluation it is taken from: a folder under evaluation/
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """One arm of a set."""
+
+    name: str  # of the arm
+    note: str = ""  # what it is, in a few words, for the table
+    changes: Mapping[str, object] = field(
+        default_factory=dict
+    )  # of the base config; lists are replaced whole
+    evaluations: Mapping[str, str] = field(default_factory=dict)  # title of a result to another evaluation
+
+    def evaluation(self, result: ResultConfig) -> str:
+        return self.evaluations.get(result.title, result.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSetConfig:
+    """Arms over one base config, each run under every seed."""
+
+    name: str  # of the set
+    question: str  # that the set answers
+    baseline: str  # the arm that every other is compared with
+    seeds: tuple[int, ...] = (0, 1, 2)  # of data, student and order; the evaluation is the same under all
+    results: tuple[ResultConfig, ...]  # the first is the set's outcome
+    base: Mapping[str, object]  # an experiment's config
+    arms: tuple[ArmConfig, ...]
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names) or self.baseline not in names:
+            raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
+        titles = [result.title for result in self.results]
+        for arm in self.arms:
+            if unknown := sorted(set(arm.evaluations) - set(titles)):
+                raise ValueError(
+                    f"arm {arm.name!r} names the result {unknown[0]!r}; known: {', '.join(titles)}"
+                )
+            self.config(arm, self.seeds[0])
+
+    def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
+        """The experiment that an arm is under a seed.
+
+        Raises:
+          ConfigError: base and changes make no config.
+        """
+        try:
+            return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.name}", "seed": seed}))
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm.name!r}: {error}") from error
+
+    def runs(self, arms: Sequence[str] | None, seeds: Sequence[str] | None) -> list[tuple[ArmConfig, int]]:
+        """Arms and seeds in the order they are run: all arms of a seed first.
+
+        Raises:
+          ValueError: there is no such arm or seed.
+        """
+        for kind, asked, known in (("arm", arms, [a.name for a in self.arms]), ("seed", seeds, self.seeds)):
+            if unknown := sorted(set(asked or ()) - set(map(str, known))):
+                raise ValueError(f"no {kind} {unknown[0]!r} in {self.name}; known: {known}")
+        return [
+            (arm, seed)
+            for seed, arm in itertools.product(self.seeds, self.arms)
+            if (not arms or arm.name in arms) and (not seeds or str(seed) in seeds)
+        ]
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with every entry of `changes`; mappings are merged, everything else is replaced."""
+    both = dict(base)
+    for key, value in changes.items():
+        deeper = isinstance(value, Mapping) and isinstance(both.get(key), Mapping)
+        both[key] = merged(both[key], value) if deeper else value
+    return both
+
+
+# From a config file to dataclasses, and back
+
+
+def load(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
+    """Raises ConfigError where a key is unknown, missing or wrong."""
+    return build(ExperimentConfig, config)
+
+
+def load_set(config: ConfigDict | Mapping[str, Any]) -> ArmSetConfig:
+    """Raises ConfigError where a key is unknown, missing or wrong, or an arm makes no experiment."""
+    return build(ArmSetConfig, config)
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """The config with every default written out, so that each key can be overridden on a command line."""
+    return type(config)(_with_lists(plain(load(config))))
+
+
+def complete_set(config: ConfigDict) -> ConfigDict:
+    """The set with every default of its base written out, so that `--config.base.KEY` can be given."""
+    config.base = complete(type(config)(config.base))
+    values = plain(load_set(config))
+    return type(config)({**values, "base": config.base, "arms": list(values["arms"])})
+
+
+def _with_lists(value: Any) -> Any:
+    """Tuples of mappings as lists, which alone ConfigDict makes overridable."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and value and isinstance(value[0], Mapping):
+        return [_with_lists(entry) for entry in value]
+    return value
+
+
+def plain(part: Any) -> Any:
+    """A dataclass, or a tuple of them, as JSON values."""
+    if isinstance(part, tuple):
+        return [plain(entry) for entry in part]
+    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part

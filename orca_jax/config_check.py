@@ -1,0 +1,121 @@
+"""From a config's mapping to frozen dataclasses, checked by pydantic, with errors that name the keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import ipaddress
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+EXPECTED = {
+    "int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool",
+    "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping",
+}  # fmt: skip
+
+
+WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "above"}
+
+
+class ConfigError(ValueError):
+    """Keys of a config are unknown, missing or wrong; the message names each."""
+
+
+def build(kind: type[T], values: Any, where: str = "") -> T:
+    """Builds a dataclass, nested ones included, from a mapping or a ConfigDict.
+
+    Args:
+      where: the key that `values` stand under, for errors.
+
+    Raises:
+      ConfigError: keys are unknown, missing, ill-typed or refused by their dataclass.
+    """
+    from pydantic import ValidationError
+
+    to_json = getattr(values, "to_json_best_effort", functools.partial(json.dumps, values))
+    try:
+        return _adapter(typing.cast(Any, kind)).validate_json(to_json(), strict=True, extra="forbid")
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    missing = [f"'{_path(where, one['loc'])}'" for one in found if one["type"] == "missing"]
+    lines = [_explained(kind, where, one) for one in found if one["type"] != "missing"]
+    if missing:
+        keys, are = ("key", "is") if len(missing) == 1 else ("keys", "are")
+        lines.append(f"config {keys} {', '.join(missing)} {are} missing")
+    raise ConfigError("; ".join(lines))
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter  # 0.1 s, which programs without a config need not spend
+
+    return TypeAdapter(kind)
+
+
+def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors, in a config's terms."""
+    path, text, got = _path(where, error["loc"]), error["msg"], error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        for step in error["loc"][:-1]:
+            kind = _inside(kind, step)
+        return unknown(path, typing.get_type_hints(_inside(kind)))
+    if error["type"] == "value_error":
+        cause = error["ctx"]["error"]
+        return str(cause) if isinstance(cause, ConfigError) else f"config{path and f' at {path}'}: {cause}"
+    for long, short in WORDS.items():
+        text = text.replace(long, short)
+    expected = EXPECTED.get(error["type"], text.removeprefix("Input should be "))
+    known = re.findall("'(.*?)'", expected) if error["type"] == "literal_error" else []
+    near = difflib.get_close_matches(got, known, 1, 0.5) if isinstance(got, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"config key '{path}' must be {expected}, got {got!r:.60}{hint}"
+
+
+def _path(where: str, steps: Iterable[str | int]) -> str:
+    places = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps if step != "[key]"]
+    return (where + "".join(places)).removeprefix(".")
+
+
+def _inside(kind: Any, step: Any = None) -> Any:
+    """The type of a type's entry `step`; without one, the type itself without None."""
+    if isinstance(kind, types.UnionType):
+        kind = next(one for one in typing.get_args(kind) if one is not types.NoneType)
+    if step is None or dataclasses.is_dataclass(kind):
+        return kind if step is None else typing.get_type_hints(kind)[step]
+    return [one for one in typing.get_args(kind) if one is not ...][-1]
+
+
+def unknown(path: str, known: Iterable[str]) -> str:
+    """The message for a config key that is none of those `known` at its place."""
+    near = difflib.get_close_matches(path.rpartition(".")[2], list(known), 1, 0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+    return f"unknown config key '{path}'; {hint}"
+
+
+def check_url(url: str, with_key: bool) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("base_url must be http://HOST... or https://HOST...")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            f"base_url of host {parts.hostname} holds a user, password or query; leave only the address"
+        )
+    if with_key and parts.scheme == "http" and not _is_local(parts.hostname):
+        raise ValueError(
+            f"base_url of host {parts.hostname} is not https, and a key would go over the network "
+            "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
+        )
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,174 @@
+"""A config's dictionary becomes dataclasses, or an error that names the key."""
+
+import dataclasses
+import json
+import math
+import typing
+from typing import get_args
+
+import pytest
+
+from orca_jax.config import (
+    BENCHMARK_MODES,
+    VOTED,
+    Attention,
+    DataConfig,
+    ExperimentConfig,
+    Filter,
+    FlanConfig,
+    FlanKind,
+    Layout,
+    Limits,
+    Message,
+    Preset,
+    Price,
+    PuzzlesConfig,
+    RopeScaling,
+    Supervise,
+    TeacherKind,
+    load,
+    plain,
+)
+from orca_jax.config_check import ConfigError, build
+from orca_jax.configs import mini as mini_file
+from orca_jax.data import layouts
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.queries import flan, quality, system_messages
+from orca_jax.queries.recorded import RecordedTeacher
+from orca_jax.student import attention, presets
+
+
+def changed(path, value):
+    """mini.py's values with one key of another value, new keys included."""
+    values = json.loads(mini_file.get_config("runlocal").to_json_best_effort())
+    *parents, last = path
+    target = values
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    return values
+
+
+def test_a_config_dict_and_its_plain_values_are_one():
+    assert load(mini_file.get_config()) == load(json.loads(mini_file.get_config().to_json_best_effort()))
+
+
+def test_lists_become_tuples_of_dataclasses():
+    config = load(mini_file.get_config("runlocal"))
+    assert isinstance(config, ExperimentConfig)
+    assert [teacher.name for teacher in config.teachers] == ["apprentice", "expert"]
+    assert [stage.steps for stage in config.curriculum] == [3, 3]
+    hash(config.student)  # static for compiled functions
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("sede",), 1, "unknown config key 'sede'; did you mean 'seed'?"),
+        (("train", "batch_row"), 4, r"unknown config key 'train.batch_row'; did you mean 'batch_rows'\?"),
+        (("student", "hiden_size"), 4, "'student.hiden_size'; did you mean 'hidden_size'"),
+        (("teachers", 1, "shere"), 0.5, r"'teachers\[1\].shere'; did you mean 'share'"),
+        (("curriculum", 0, "epoch"), 2, r"'curriculum\[0\].epoch'; did you mean 'epochs'"),
+        (("seed",), "one", "'seed' must be int, got 'one'"),
+        (("seed",), True, "'seed' must be int, got True"),
+        (("student", "vocab_size"), 2.5, "'student.vocab_size' must be int, got 2.5"),
+        (("puzzles", "families"), "navigate", "'puzzles.families' must be a list"),
+        (("puzzles", "messages"), {"1": "much"}, "'puzzles.messages.1' must be float"),
+        (("optimizer",), 3, "'optimizer' must be a mapping"),
+        (
+            ("train", "compute_dtype"),
+            "float8",
+            "'train.compute_dtype' must be .* or 'bfloat16', got 'float8'",
+        ),
+        (("teachers", 0, "kind"), "gpt4", r"'teachers\[0\].kind' must be 'oracle', 'file', .*, got 'gpt4'"),
+        (("teachers", 0, "kind"), "file", "kind 'file' needs a path"),
+        (("teachers", 0, "path"), "x.jsonl", "kind 'oracle' takes no path"),
+        (
+            ("teachers", 0, "shown"),
+            17,
+            r"'teachers\[0\].shown' must be at most 16, got 17",
+        ),
+        (("evaluation", "messages"), [1, 17], r"'evaluation.messages\[1\]' must be at most 16, got 17"),
+        (
+            ("puzzles", "messages"),
+            {"seven": 1.0},
+            "'puzzles.messages.seven' must be '1', '2', .* or '16', got 'seven'",
+        ),
+        (("teachers", 0, "share"), 0.0, r"'teachers\[0\].share' must be above 0, got 0.0"),
+        (("teachers", 0, "name"), "expert", "distinct names"),
+        (("teachers", 0, "name"), "validation", "distinct names other than 'validation'"),
+        (
+            ("curriculum", 0, "datasets"),
+            {"expret": 1.0},
+            "'apprentice' names data set 'expret'; the teachers are",
+        ),
+    ],
+)
+def test_errors_name_the_key(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        load(changed(path, value))
+
+
+def test_a_missing_key_is_named():
+    values = changed(("name",), "x")
+    del values["student"]["vocab_size"]
+    with pytest.raises(ConfigError, match=r"'student.vocab_size' is missing"):
+        load(values)
+
+
+def count_keys(kind):
+    """Keys that a config of this type has; entries of lists and of mappings are data, and not counted."""
+    hints = typing.get_type_hints(kind)
+    nested = [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]
+    return len(hints) - len(nested) + sum(map(count_keys, nested))
+
+
+def test_an_experiment_has_at_most_60_keys():
+    assert 40 < count_keys(ExperimentConfig) <= 60
+
+
+def test_plain_is_what_json_gives_back():
+    parts = (DataConfig(layout="chatml"), PuzzlesConfig(families=("navigate",)))
+    assert json.loads(json.dumps(plain(parts))) == json.loads(json.dumps([plain(part) for part in parts]))
+    assert plain(3) == 3
+
+
+def test_names_are_those_of_the_packages_that_know_them():
+    assert {name: reader.modes for name, reader in registry.BENCHMARKS.items()} == BENCHMARK_MODES
+    assert get_args(Filter) == quality.FLAGS
+    assert set(VOTED) == set(quality.VOTED)
+    assert get_args(FlanKind) == tuple(flan.READERS)
+    assert get_args(Message) == tuple(map(str, system_messages.all_messages()))
+    assert get_args(Attention) == ("auto", *attention.BACKENDS)
+    assert get_args(Preset) == ("", *presets.PRESETS)
+    assert get_args(Layout) == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
+    assert get_args(Supervise) == layouts.SUPERVISE
+    assert set(RecordedTeacher.KINDS) < set(get_args(TeacherKind))
+    assert FlanConfig.malformed == flan.MALFORMED
+
+
+def test_an_unknown_preset_is_refused_with_a_near_one():
+    with pytest.raises(ConfigError, match="got 'llama-8b'; did you mean 'llama3-8b'"):
+        load(changed(("student", "preset"), "llama-8b"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [(Price, {"prompt": -0.1}), (Price, {"completion": math.nan}), (Limits, {"requests": -1})],
+)
+def test_prices_and_limits_are_0_or_more(kind, values):
+    with pytest.raises(ConfigError, match="must be at least 0"):
+        build(kind, values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(kind="yarn"), "'rope.kind' must be .*, got 'yarn'"),
+        (dict(kind="linear", factor=0.5), "'rope.factor' must be at least 1"),
+        (dict(high_frequency_factor=0.5), "config at rope: rope scaling needs"),
+    ],
+)
+def test_rope_scaling_that_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(RopeScaling, changes, "rope")
