@@ -30,7 +30,7 @@ from orca_jax.experiments.racing import Contestant, race
 from orca_jax.queries import system_messages
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import huggingface, llama
-from orca_jax.student.generation import Generator
+from orca_jax.student.engine import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 
 SHAPES = {

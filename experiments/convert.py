@@ -31,7 +31,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.experiments import options
 from orca_jax.progress import progress
-from orca_jax.student import huggingface, peft
+from orca_jax.student import huggingface
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training import students
 from orca_jax.training.checkpoints import Checkpoints, load_params
@@ -114,7 +114,7 @@ def adapter(source: Path, out: Path) -> None:
         log.info("%s is written already", out)
         return
     _, params = load_params(source / "training/checkpoints")
-    count = peft.save(params, config, out)
+    count = huggingface.export_adapters(params, config, out)
     artifacts.finish(out, provenance, inputs, {"parameters": count})
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from absl import flags
 
 from orca_jax.config import LlamaConfig
-from orca_jax.student import huggingface, huggingface_config, llama, presets
-from orca_jax.student.generation import Generator
+from orca_jax.student import huggingface, huggingface_folder, llama, presets
+from orca_jax.student.engine import Generator
 from orca_jax.student.sharding import MeshConfig, make_mesh
 
 options.define("parity")
@@ -107,7 +107,7 @@ def make_model(name: str, seed: int = 0) -> Any:
 def make_pair(name: str, folder: Path) -> Pair:
     theirs = make_model(name)
     theirs.save_pretrained(folder)
-    read = huggingface_config.read_config(folder)
+    read = huggingface_folder.read_config(folder)
     config = dataclasses.replace(read, vocab_multiple=16, scan_layers=False)
     return Pair(theirs, huggingface.load(folder, config, make_mesh(MeshConfig())), config)
 
@@ -182,9 +182,9 @@ SIZED = dataclasses.replace(  # TinyLlama's shape: 1.1B parameters
 )
 LOAD_OURS = """
 import jax
-from orca_jax.student import huggingface, huggingface_config
+from orca_jax.student import huggingface, huggingface_folder
 from orca_jax.student.sharding import MeshConfig, make_mesh
-config = huggingface_config.read_config(FOLDER)
+config = huggingface_folder.read_config(FOLDER)
 params = jax.block_until_ready(huggingface.load(FOLDER, config, make_mesh(MeshConfig())))
 live = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -207,7 +207,7 @@ print(json.dumps(dict(peak=peak, live=live, largest=largest, seconds=seconds)))
 
 def write_sized(folder: Path) -> None:
     """A random model of 1.1B parameters in bfloat16, in shards, a tensor at a time."""
-    if (folder / huggingface_config.CONFIG_FILE).is_file():
+    if (folder / huggingface_folder.CONFIG_FILE).is_file():
         return
     shapes = jax.eval_shape(lambda: llama.init(dataclasses.replace(SIZED, scan_layers=False), 0))
     random = np.random.default_rng(0)

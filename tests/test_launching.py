@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from orca_jax.training.interruption import AGAIN
+from orca_jax.training.hosts import AGAIN
 
 WORKDIR = "--workdir=/share/a run"  # an argument with a space stays one
 SRUN = """#!/usr/bin/env bash

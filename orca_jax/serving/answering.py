@@ -216,7 +216,7 @@ class Answerer:
             top_p=asked.top_p,
             seed=seed,
             number=zlib.crc32(prompt.ids.tobytes()) + number,
-            ends=words.ends if words.stops else None,
+            stop=words.ends if words.stops else None,
         )
 
     # Running

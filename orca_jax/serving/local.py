@@ -19,8 +19,7 @@ from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.student import sharding
-from orca_jax.student.engine import Generated, Request
-from orca_jax.student.generation import Generator
+from orca_jax.student.engine import Generated, Generator, Request
 from orca_jax.student.scoring import Score
 from orca_jax.training.students import SavedStudent
 
@@ -91,7 +90,7 @@ class LocalStudent:
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
             numbers=fits if numbers is None else [numbers[i] for i in fits],
-            ends=words.ends if words.stops else None,
+            stop=words.ends if words.stops else None,
         )
         for place, found in generated:
             index = fits[place]
@@ -167,7 +166,7 @@ class LocalStudent:
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
             number=number,
-            ends=words.ends if words.stops else None,
+            stop=words.ends if words.stops else None,
         )
 
     def reply(self, prompt_tokens: int, generated: Generated, words: Detokenizer) -> Reply:

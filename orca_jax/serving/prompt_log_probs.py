@@ -12,8 +12,9 @@ import numpy as np
 
 from orca_jax.config import LlamaConfig
 from orca_jax.student import llama
-from orca_jax.student.engine import bucket, on_mesh, row_bucket
-from orca_jax.student.generation import Generator
+from orca_jax.student.decoding import bucket, row_bucket
+from orca_jax.student.engine import Generator
+from orca_jax.student.parameters import on_mesh
 from orca_jax.student.scoring import CHUNK
 
 TOPS = (1, 5, 20)  # as many likeliest ids as a program is compiled for

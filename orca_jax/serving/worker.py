@@ -16,8 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from orca_jax.serving.prompt_log_probs import LogProbsRequest, PromptScorer
-from orca_jax.student.engine import Advance, Engine, Request
-from orca_jax.student.generation import Generator
+from orca_jax.student.engine import Advance, Engine, Generator, Request
 
 log = logging.getLogger(__name__)
 Work = Request | LogProbsRequest

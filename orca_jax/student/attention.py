@@ -1,14 +1,16 @@
-"""Attention backends by name. Every one keeps the segments of a packed row apart.
+"""Attention backends by name. All of them mask attention between the segments of a packed row.
 
 Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k. A backend is
 called as (query, key, value, segment_ids, window): int32 segment ids [b, t] with 0 for padding, and the
-number of last tokens, itself included, that a query sees (0: all up to itself).
+size of the sliding window in tokens, the query's own included (0: no window).
+
+`reference`, `causal_blocks` and `blockwise` are in `attention_xla`, the other two in `attention_pallas`.
 
 | name | for | memory in the length | sliding window |
 |---|---|---|---|
-| reference | tests of the others | quadratic | yes |
+| reference | testing the others | quadratic | yes |
 | causal_blocks | CPUs | quadratic, a quarter of that | yes |
-| blockwise | whatever XLA runs on | linear | yes |
+| blockwise | any platform | linear | yes |
 | splash | TPUs | linear | yes |
 | pallas_gpu | GPUs; not yet timed on one | linear | no |
 """
@@ -17,42 +19,16 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
-from orca_jax.student.attention_blockwise import blockwise
-from orca_jax.student.attention_causal import causal_blocks
-from orca_jax.student.attention_common import MASKED, Backend, platform, sees
-from orca_jax.student.attention_gpu import pallas_gpu
-from orca_jax.student.attention_splash import MAX_HEAD_DIM, splash
+from orca_jax.student.attention_pallas import MAX_HEAD_DIM, pallas_gpu, platform, splash
+from orca_jax.student.attention_xla import blockwise, causal_blocks, reference
 
 log = logging.getLogger(__name__)
 
-
-def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis where `mask` holds, in float32; zeros where nothing does."""
-    scores = jnp.where(mask, scores, MASKED)
-    weights = jnp.where(mask, jnp.exp(scores - scores.max(axis=-1, keepdims=True)), 0.0)
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
-
-
-def reference(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
-) -> jax.Array:
-    """The plain form that the others are tested against: one mask [b, t, t], all scores in float32."""
-    b, t, n, h = query.shape
-    order, kv_heads = jnp.arange(t), key.shape[2]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    mask = same & sees(order[:, None], order, window) & (segment_ids > 0)[:, :, None]
-    groups = query.reshape(b, t, kv_heads, n // kv_heads, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", groups, key, preferred_element_type=jnp.float32)
-    weights = masked_softmax(scores / math.sqrt(h), mask[:, None, None])
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
-    return mixed.reshape(query.shape)
-
-
+Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], jax.Array]
 BACKENDS: dict[str, Backend] = {
     "reference": reference,
     "causal_blocks": causal_blocks,
@@ -64,7 +40,7 @@ BACKENDS: dict[str, Backend] = {
 
 @functools.cache
 def _say(message: str) -> None:
-    """Logs a choice once: it is made again for every layer and every program that is traced."""
+    """Logs a choice once; `choose` is called for every layer of every program that is traced."""
     log.info(message)
 
 
@@ -76,12 +52,12 @@ def _automatic(on: str, head_dim: int) -> tuple[str, str]:
         return "splash", "the kernel for TPUs"
     if on == "tpu":
         return "blockwise", f"heads of {head_dim} are larger than splash takes ({MAX_HEAD_DIM})"
-    # `pallas_gpu` has not run on a GPU yet, so what XLA compiles by itself goes first.
+    # `pallas_gpu` has not run on a GPU yet, so the backend without a kernel comes first.
     return "blockwise", "memory is linear in the length; no backend has been timed there yet"
 
 
 def choose(backend: str, head_dim: int = 0) -> str:
-    """The backend that `auto` stands for on the platform in force, or the name itself; logged once, with why.
+    """Resolves `auto` to the backend for the current platform, and logs the choice once with its reason.
 
     Raises:
       ValueError: the name is unknown.
@@ -105,18 +81,18 @@ def attend(
     backend: str = "auto",
     window: int = 0,
 ) -> jax.Array:
-    """Causal attention within segments, [b, t, n, h] in the query's type; padding rows give zeros.
+    """Causal attention within segments, [b, t, n, h] in the query's dtype; zero at padding.
 
     Args:
       query: [b, t, n, h]; n is a multiple of k, and g = n / k neighbouring heads share a key-value head.
       key: [b, t, k, h].
       value: [b, t, k, h].
-      segment_ids: int32 [b, t]; 0 is padding, and a segment's tokens stand side by side.
+      segment_ids: int32 [b, t]; 0 is padding; the tokens of a segment are contiguous.
       backend: a name of `BACKENDS`, or `auto`.
-      window: how many last tokens, itself included, a query sees; 0 is no window.
+      window: size of the sliding window in tokens, the query's own included; 0 is no window.
 
     Raises:
-      ValueError: the name is unknown, the window negative, or the backend has no windows.
+      ValueError: the name is unknown, the window negative, or the backend does not support windows.
     """
     if window < 0:
         raise ValueError(f"the sliding window must be 0 (none) or a number of tokens, got {window}")

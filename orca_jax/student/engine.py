@@ -1,24 +1,26 @@
-"""The generation engine: continuous batching over the rows of one cache.
+"""Generation by continuous batching over the rows of one KV cache.
 
-A request is *waiting* until a row of the cache is free, then *running* in it, then finished, when its row is
-given away at once. `Engine.step` does three things:
+A request is *waiting* until a row of the cache is free, then *running* in it, then finished, which frees the
+row. `Engine.step` does four things:
 
-  seat    waiting requests take free rows, and the last rows move into those that stay free; the cache then
-          gets as many rows and columns as the running requests need, and not more: a step reads all of it
-  read    prompts of requests just scheduled, less their last token, are read into their rows; what several
-          share at their start is read once and kept
-  decode  up to 16 steps on the device
+  schedule  gives free rows to waiting requests; the last rows move into those that stay free
+  resize    gives the cache the rows and positions that the running requests need, and no more: a decoding
+            step reads all of it
+  prefill   computes keys and values of the new requests' prompts, less their last token; a prefix that
+            several requests share is computed once and kept
+  decode    up to 16 steps on the device
 
-A row's first step takes the prompt's last token, so ids are drawn in `decode` alone. Shapes are rounded up
-(lengths to 64, 96, 128, 192, ..., rows to 1, 4, 16, ...), and a program is compiled for each: see
-`decoding`. What a request says depends on its prompt, settings, seed and number only; sums over other shapes
-round differently, so that two ids of exactly equal score may change places.
+A row's first decoding step takes the prompt's last token, so ids are drawn in `decode` only. Shapes are
+rounded up (lengths to 64, 96, 128, 192, ..., rows to 1, 4, 16, ...), and a program is compiled for each: see
+`decoding`. A reply depends only on its request's prompt, sampling parameters, seed and number; sums over
+other shapes round differently, so two ids of exactly equal score may change places.
+
+`Generator` runs an engine for whole batches of prompts.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -28,25 +30,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from orca_jax.config import LlamaConfig
-from orca_jax.student import cache, decoding, parameters
-from orca_jax.student.decoding import STEPS, Rows
-from orca_jax.student.sampling import Settings
+from orca_jax.student import decoding
+from orca_jax.student.decoding import KV, STEPS, Cache, Rows, bucket, row_bucket
+from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
+from orca_jax.student.sampling import SamplingParams
+from orca_jax.student.scoring import Scorer
 
-LEAST = 64  # the smallest bucket of lengths
-FINE = 512  # from here on, what a smaller bucket saves outweighs one more program to compile
-READ_ROWS = 4  # prompts of one bucket that are read together, at most
+PREFILL_ROWS = 4  # prompts of one bucket that are computed together, at most
 KEPT_PREFIXES = 4
+LEAST_SHARED = 32  # tokens; a shorter common prefix is computed again for each prompt
 WORD = 0xFFFFFFFF
 StopFunction = Callable[[Sequence[int]], int | None]
 
 
 class Generated(NamedTuple):
-    """A reply: ids int32 [n] without the stop token, whether something stopped it, and its log-probabilities.
+    """A reply: ids int32 [n] without the stop token, whether a stop ended it, and log-probabilities.
 
-    `log_probs` float32 [n] are the student's own, at temperature 1, with nothing cut off.
+    `log_probs`, float32 [n], are the student's at temperature 1, without top-k or top-p.
     """
 
     tokens: np.ndarray
@@ -55,7 +58,7 @@ class Generated(NamedTuple):
 
 
 class Advance(NamedTuple):
-    """Ids that a running request has said since the last step, and its reply if it has finished."""
+    """New ids of a running request since the last step, and its reply if it has finished."""
 
     ticket: int
     tokens: list[int]
@@ -64,15 +67,15 @@ class Advance(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """What one request asks for.
+    """A prompt and how to continue it.
 
     Attributes:
       prompt: int32 [n].
-      max_tokens: ids of the reply at most, its stop token among them.
+      max_tokens: the most ids that the reply may have, its stop token included.
       temperature, top_k, top_p: see `sampling`; temperature 0 is greedy, top_k 0 all ids.
-      seed, number: what it draws by. Equal ones draw alike; requests of one seed differ by number.
-      shared: how many of the prompt's first tokens other requests share; worth reading once for all.
-      ends: of the ids drawn so far, how many make the reply; None while it goes on.
+      seed, number: of the random draws; requests of one seed differ by number.
+      shared: length of the prefix that the prompt shares with other requests, computed once for all.
+      stop: takes the ids so far and returns how many of them make the reply, or None to go on.
     """
 
     prompt: np.ndarray
@@ -83,7 +86,7 @@ class Request:
     seed: int = 0
     number: int = 0
     shared: int = 0
-    ends: StopFunction | None = None
+    stop: StopFunction | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,53 +105,18 @@ class _Running:
     def last(self) -> int:
         return self.tokens[-1] if self.tokens else int(self.request.prompt[-1])
 
-    def generated(self, count: int, stopped: bool) -> Generated:
-        tokens = np.array(self.tokens[:count], np.int32)
-        return Generated(tokens, stopped, np.array(self.log_probs[:count], np.float32))
-
-
-def bucket(size: int, least: int = LEAST) -> int:
-    """The next of 64, 96, 128, 192, ..., 512, 640, 768, 896, 1024, ...: few, and the large ones close."""
-    power = least
-    while power < size:
-        power *= 2
-    parts = 4 if power > FINE else 2  # between the power of two and the one before it
-    step = max(power // (2 * parts), 1)
-    return max(least, -(-size // step) * step)
-
-
-def row_bucket(count: int, slots: int) -> int:
-    """The next of 1, 4, 16, ..., at most `slots`."""
-    size = 1
-    while size < count:
-        size *= 4
-    return min(size, slots)
-
-
-def mesh_of(params: Any) -> Mesh | None:
-    """The mesh of several devices that parameters lie on, if they do."""
-    for leaf in jax.tree.leaves(params):
-        placed = getattr(leaf, "sharding", None)
-        if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) and placed.mesh.size > 1:
-            return placed.mesh
-    return None
-
-
-def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """The context in which that mesh is in force; without one, any."""
-    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
-
 
 class Engine:
-    """Generates from one student; for one thread.
+    """Generates from one student. Not thread-safe.
 
     Args:
-      params, config: either view; decoding uses the per-layer one.
+      params, config: scanned or per-layer; decoding uses the per-layer view.
       stop_ids: ids that end a reply and are not part of it.
-      slots: rows of the cache, so requests that run at once.
+      slots: rows of the cache: how many requests run at once.
       max_length: prompt and reply together, in tokens.
       dtype: of computation and cache.
-      mesh: where it runs; None: where the parameters lie. Heads of the cache go over its tensor axis.
+      mesh: devices to run on; by default those of the parameters. Heads of the cache are split over its
+        tensor axis.
       compiler_options: XLA's, by name.
     """
 
@@ -167,7 +135,7 @@ class Engine:
         if slots < 1 or max_length < 2:
             raise ValueError(f"slots={slots} must be at least 1 and max_length={max_length} at least 2")
         self.mesh = mesh or mesh_of(params)
-        self.params, self.config = parameters.for_decoding(params, config, dtype, self.mesh)
+        self.params, self.config = for_decoding(params, config, dtype, self.mesh)
         self.slots, self.max_length, self.dtype = slots, max_length, dtype
         self.capacity = bucket(max_length + STEPS)
         self._programs = decoding.programs(
@@ -177,15 +145,15 @@ class Engine:
         self._waiting: collections.deque[_Running] = collections.deque()
         self._rows: list[_Running | None] = [None] * slots
         self._tickets = itertools.count()
-        self._cache: cache.Cache = ()
-        self._prefixes: collections.OrderedDict[bytes, cache.Cache] = collections.OrderedDict()
+        self._cache: Cache = ()
+        self._prefixes: collections.OrderedDict[bytes, Cache] = collections.OrderedDict()
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting) or any(self._rows)
 
     def add(self, request: Request) -> int:
-        """Queues a request; the ticket is its name in what `step` returns.
+        """Queues a request; returns the ticket that identifies it in the results of `step`.
 
         Raises:
           ValueError: the prompt is empty or leaves no room for a reply, or a setting is out of range.
@@ -201,25 +169,32 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Forgets a request; one that has finished, or is not known, is no error."""
+        """Drops a request; does nothing if it has finished or is unknown."""
         self._waiting = collections.deque(entry for entry in self._waiting if entry.ticket != ticket)
         self._rows = [None if row and row.ticket == ticket else row for row in self._rows]
 
     def step(self) -> list[Advance]:
-        """Seats, reads and decodes; what running requests said meanwhile."""
+        """Schedules, prefills and decodes; returns the new ids of every running request."""
         with on_mesh(self.mesh):
             scheduled = self._schedule()
             running = [row for row in self._rows if row]
             if not running:
                 return []
             self._resize(running)
-            self._read_prompts(scheduled)
-            return self._decode(running)
-
-    # Seating
+            self._prefill_prompts(scheduled)
+            rows, waiting = _row_arrays(running, row_bucket(len(running), self.slots)), bool(self._waiting)
+            decoded, self._cache = self._programs.decode(
+                self.params, self._cache, rows, self._stops, np.bool_(waiting)
+            )
+            ids, log_probs = jax.device_get(decoded)
+            return [self._advance(slot, row, ids[slot], log_probs[slot]) for slot, row in enumerate(running)]
 
     def _schedule(self) -> list[tuple[int, Request]]:
-        """Fills free rows from the front, with waiting requests and then with the last rows; the new ones."""
+        """Fills free rows from the front, with waiting requests and then with the last rows.
+
+        Returns:
+          The newly scheduled requests with their rows.
+        """
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         scheduled = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
         for slot, entry in scheduled:
@@ -228,121 +203,101 @@ class Engine:
         holes = [slot for slot in range(count) if self._rows[slot] is None]
         behind = [slot for slot in range(count, self.slots) if self._rows[slot] is not None]
         for hole, slot in zip(holes, behind):
-            self._change(self._programs.move, np.int32(slot), np.int32(hole))
+            self._change(self._programs.move_row, np.int32(slot), np.int32(hole))
             self._rows[hole], self._rows[slot] = self._rows[slot], None
         return [(slot, entry.request) for slot, entry in scheduled]
 
     def _resize(self, running: list[_Running]) -> None:
-        """Gives the cache the rows and columns that the next steps need."""
-        rows = row_bucket(len(running), self.slots)
-        length = max(max(row.position + STEPS, self._written(row.request)) for row in running)
+        """Gives the cache the rows and positions that the next decoding steps and prefills need."""
+        length = 0
+        for row in running:
+            shared = self._shared(row.request)
+            written = max(min(bucket(shared), self.capacity), shared + self._width(row.request))
+            length = max(length, row.position + STEPS, written)
         length = min(bucket(length), self.capacity)
+        rows = row_bucket(len(running), self.slots)
         if not self._cache:
             shape = self.config, rows, length, self.dtype
-            self._cache = jax.jit(lambda: cache.empty(*shape))()
+            self._cache = jax.jit(lambda: decoding.empty_cache(*shape))()
         elif self._cache[0].keys.shape[::2] != (rows, length):
             self._change(functools.partial(self._programs.resize, rows=rows, length=length))
 
-    def _change(self, program: Callable[..., cache.KV], *arguments: Any) -> None:
+    def _change(self, program: Callable[..., KV], *arguments: Any) -> None:
         self._cache = tuple(program(layer, *arguments) for layer in self._cache)
-
-    # Reading
-
-    def _width(self, request: Request) -> int:
-        """Columns of what is read of a prompt behind its shared part."""
-        body = len(request.prompt) - 1 - self._shared(request)
-        return min(bucket(body), self.capacity - self._shared(request)) if body else 0
-
-    def _written(self, request: Request) -> int:
-        """Columns that reading a prompt writes, its padding among them."""
-        shared = self._shared(request)
-        return max(min(bucket(shared), self.capacity), shared + self._width(request))
 
     def _shared(self, request: Request) -> int:
         return min(request.shared, len(request.prompt) - 1)
 
-    def _read_prompts(self, scheduled: list[tuple[int, Request]]) -> None:
+    def _width(self, request: Request) -> int:
+        """Positions that the prefill of a prompt behind its shared prefix writes, with padding."""
+        body = len(request.prompt) - 1 - self._shared(request)
+        return min(bucket(body), self.capacity - self._shared(request)) if body else 0
+
+    def _prefill_prompts(self, scheduled: list[tuple[int, Request]]) -> None:
+        """Prefills prompts with the same prefix and width together, 4 at a time or one by one."""
         groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
         for slot, request in scheduled:
             shared, body = self._shared(request), request.prompt[:-1]
             prefix = np.asarray(body[:shared], np.int32).tobytes()
             groups.setdefault((prefix, self._width(request)), []).append((slot, body[shared:]))
         for (prefix, width), members in groups.items():
-            for part in _in_parts(members, READ_ROWS):
-                self._read(prefix, width, *zip(*part))
+            offset = len(prefix) // 4
+            cached = self._prefix(prefix) if prefix else None
+            if cached is not None:
+                for slot, _ in members:
+                    self._insert(cached, [slot], 0)
+            whole = len(members) // PREFILL_ROWS * PREFILL_ROWS if width else 0
+            parts = [members[start : start + PREFILL_ROWS] for start in range(0, whole, PREFILL_ROWS)]
+            for part in parts + [[member] for member in members[whole:] if width]:
+                slots, bodies = zip(*part)
+                self._insert(self._prefill(bodies, width, cached, offset), list(slots), offset)
 
-    def _read(
-        self, prefix: bytes, width: int, slots: tuple[int, ...], bodies: tuple[np.ndarray, ...]
-    ) -> None:
-        """Reads bodies of one bucket behind a prefix into rows of the cache."""
-        offset = len(prefix) // 4
-        past = self._prefix(prefix) if prefix else None
-        if past is not None:
-            for slot in slots:
-                self._place(past, [slot], 0)
-        if width:
-            self._place(self._run_read(bodies, width, past, offset), list(slots), offset)
-
-    def _run_read(
-        self, bodies: Sequence[np.ndarray], width: int, past: cache.Cache | None, offset: int
-    ) -> cache.Cache:
+    def _prefill(self, bodies: Sequence[np.ndarray], width: int, prefix: Cache | None, offset: int) -> Cache:
         tokens = np.zeros((len(bodies), width), np.int32)
         for row, body in zip(tokens, bodies):
             row[: len(body)] = body
         lengths = np.array([len(body) for body in bodies], np.int32)
-        return self._programs.read(self.params, tokens, lengths, past, np.int32(offset))
+        return self._programs.prefill(self.params, tokens, lengths, prefix, np.int32(offset))
 
-    def _place(self, added: cache.Cache, slots: list[int], offset: int) -> None:
+    def _insert(self, added: Cache, slots: list[int], offset: int) -> None:
         rows, positions = np.array(slots, np.int32), np.full(len(slots), offset, np.int32)
         self._cache = tuple(
-            self._programs.place(held, new, rows, positions) for held, new in zip(self._cache, added)
+            self._programs.insert(layer, new, rows, positions) for layer, new in zip(self._cache, added)
         )
 
-    def _prefix(self, prefix: bytes) -> cache.Cache:
-        """The cache of a shared prefix, read at its first use; the last few are kept."""
+    def _prefix(self, prefix: bytes) -> Cache:
+        """The cache of a shared prefix, computed at its first use; the last few are kept."""
         if prefix not in self._prefixes:
             tokens = np.frombuffer(prefix, np.int32)
-            self._prefixes[prefix] = self._run_read(
-                [tokens], min(bucket(len(tokens)), self.capacity), None, 0
-            )
+            width = min(bucket(len(tokens)), self.capacity)
+            self._prefixes[prefix] = self._prefill([tokens], width, None, 0)
         self._prefixes.move_to_end(prefix)
         while len(self._prefixes) > KEPT_PREFIXES:
             self._prefixes.popitem(last=False)
         return self._prefixes[prefix]
 
-    # Decoding
-
-    def _decode(self, running: list[_Running]) -> list[Advance]:
-        rows = _rows(running, row_bucket(len(running), self.slots))
-        waiting = np.bool_(bool(self._waiting))
-        said, self._cache = self._programs.decode(self.params, self._cache, rows, self._stops, waiting)
-        ids, log_probs = jax.device_get(said)
-        return [self._advance(slot, row, ids[slot], log_probs[slot]) for slot, row in enumerate(running)]
-
     def _advance(self, slot: int, row: _Running, ids: np.ndarray, log_probs: np.ndarray) -> Advance:
+        """Adds the ids drawn for a row, and frees it if its request has finished."""
         count, before = int((ids >= 0).sum()), len(row.tokens)
         row.tokens += ids[:count].tolist()
         row.log_probs += log_probs[:count].tolist()
-        finished = self._finished(row)
-        if finished is None:
+        stopped = row.tokens[-1] in self._stops
+        length = len(row.tokens) - stopped
+        end = row.request.stop(row.tokens[:length]) if row.request.stop else None
+        if end is None and not stopped and len(row.tokens) < row.limit:
             return Advance(row.ticket, row.tokens[before:], None)
         self._rows[slot] = None
+        finished = Generated(
+            np.array(row.tokens[: length if end is None else end], np.int32),
+            stopped or end is not None,
+            np.array(row.log_probs[: length if end is None else end], np.float32),
+        )
         return Advance(row.ticket, finished.tokens[before:].tolist(), finished)
 
-    def _finished(self, row: _Running) -> Generated | None:
-        stopped = row.tokens[-1] in self._stops
-        spoken = len(row.tokens) - stopped
-        end = row.request.ends(row.tokens[:spoken]) if row.request.ends else None
-        if end is not None:
-            return row.generated(end, True)
-        if stopped or len(row.tokens) >= row.limit:
-            return row.generated(spoken, stopped)
-        return None
 
-
-def _rows(running: list[_Running], size: int) -> Rows:
-    """Running requests as arrays, filled up to `size` with rows that stand still."""
-    asked = [row.request for row in running]
+def _row_arrays(running: list[_Running], size: int) -> Rows:
+    """Running requests as arrays, filled up to `size` with inactive rows."""
+    requests = [row.request for row in running]
 
     def column(values: list[Any], dtype: Any) -> Any:
         return np.array(values + [values[0]] * (size - len(values)), dtype)
@@ -353,18 +308,112 @@ def _rows(running: list[_Running], size: int) -> Rows:
         position=column([row.position for row in running], np.int32),
         drawn=column([len(row.tokens) for row in running], np.int32),
         limit=column(limits, np.int32),
-        key=column([(r.seed >> 32 & WORD, r.seed & WORD) for r in asked], np.uint32),
-        number=column([r.number & WORD for r in asked], np.uint32),
-        settings=Settings(
-            column([r.temperature for r in asked], np.float32),
-            column([r.top_k for r in asked], np.int32),
-            column([r.top_p for r in asked], np.float32),
+        key=column([(r.seed >> 32 & WORD, r.seed & WORD) for r in requests], np.uint32),
+        number=column([r.number & WORD for r in requests], np.uint32),
+        sampling=SamplingParams(
+            column([r.temperature for r in requests], np.float32),
+            column([r.top_k for r in requests], np.int32),
+            column([r.top_p for r in requests], np.float32),
         ),
     )
 
 
-def _in_parts(members: list[Any], largest: int) -> Iterator[list[Any]]:
-    """Cuts a list in parts of `largest` and of one: two sizes occur, and none is filled up."""
-    whole = len(members) // largest * largest
-    yield from (members[start : start + largest] for start in range(0, whole, largest))
-    yield from ([member] for member in members[whole:])
+class Generator:
+    """Generates and scores batches with one student.
+
+    Args:
+      batch_size: `slots` of the engine: replies decoded together, at most.
+      params, config, stop_ids, max_length, dtype, mesh, compiler_options: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        config: LlamaConfig,
+        *,
+        stop_ids: Sequence[int],
+        batch_size: int = 32,
+        max_length: int = 2048,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        compiler_options: Mapping[str, str] | None = None,
+    ):
+        self.max_length = max_length
+        self._run_options: dict[str, Any] = dict(dtype=dtype, mesh=mesh, compiler_options=compiler_options)
+        self._sizes: dict[str, Any] = dict(stop_ids=stop_ids, slots=batch_size, max_length=max_length)
+        self.engine = Engine(params, config, **self._sizes, **self._run_options)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """A scorer of the same student, made at its first use."""
+        return Scorer(self.engine.params, self.engine.config, **self._run_options)
+
+    def new_engine(self) -> Engine:
+        """Another engine over the same parameters, with a cache of its own."""
+        return Engine(self.engine.params, self.engine.config, **self._sizes, **self._run_options)
+
+    def generate(self, prompts: Sequence[np.ndarray], **arguments: Any) -> list[Generated]:
+        """Replies to prompts (int32 [n] each), in their order; see `as_finished` for arguments and errors."""
+        found = dict(self.as_finished(prompts, **arguments))
+        return [found[index] for index in range(len(prompts))]
+
+    def as_finished(
+        self,
+        prompts: Sequence[np.ndarray],
+        *,
+        max_tokens: int | Sequence[int],
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        stop: StopFunction | None = None,
+    ) -> Iterator[tuple[int, Generated]]:
+        """Yields replies as they finish, each with its prompt's index; a common prefix is computed once.
+
+        Prompt `i` draws from (seed, numbers[i]), or from (seed, i), whatever the other prompts are. A
+        reply has at most `max_tokens` tokens (one number for all, or one each), its stop token included.
+
+        Raises:
+          ValueError: a prompt is empty or leaves no room for a reply, or a parameter is out of range.
+        """
+        for index, prompt in enumerate(prompts):
+            if not 0 < len(prompt) < self.max_length:
+                raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_length - 1} fit")
+        limits = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
+        shared = common_prefix(prompts)
+        # By length, so that rows that run together have caches of similar length; the longest start first.
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        tickets = {}
+        try:
+            for index in order:
+                request = Request(
+                    prompt=prompts[index],
+                    max_tokens=limits[index],
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    seed=seed,
+                    number=index if numbers is None else numbers[index],
+                    shared=shared,
+                    stop=stop,
+                )
+                tickets[self.engine.add(request)] = index
+            while tickets:
+                for advance in self.engine.step():
+                    if advance.finished is not None:
+                        yield tickets.pop(advance.ticket), advance.finished
+        finally:
+            for ticket in tickets:
+                self.engine.cancel(ticket)
+
+
+def common_prefix(prompts: Sequence[np.ndarray]) -> int:
+    """The length of the prefix that two or more prompts share; 0 if it is shorter than `LEAST_SHARED`."""
+    if len(prompts) < 2:
+        return 0
+    shortest = min(map(len, prompts))
+    first = np.asarray(prompts[0][:shortest])
+    same = np.logical_and.reduce([np.asarray(prompt[:shortest]) == first for prompt in prompts])
+    size = shortest if same.all() else int(same.argmin())
+    return size if size >= LEAST_SHARED else 0

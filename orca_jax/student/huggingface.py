@@ -1,6 +1,7 @@
-"""Hugging Face weights to device shards and back: only the bytes that are needed.
+"""Loading Hugging Face weights to device shards, and exporting students and adapters.
 
-A model folder has [out, in] tensors, one a layer; a student's kernels are [in, out] and, scanned, stacked.
+A model folder has [out, in] tensors, one for each layer; a student's kernels are [in, out] and, with
+`scan_layers`, stacked. Each process reads only the slices that its devices hold.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.config import LlamaConfig
-from orca_jax.student import llama, sharding
-from orca_jax.student.huggingface_config import CONFIG_FILE, read_config, unparse
+from orca_jax.student import llama, lora, sharding
 from orca_jax.student.huggingface_folder import (
+    ADAPTER,
     BLOCK_ROWS,
+    CONFIG_FILE,
     EMBEDDING,
     HEAD,
     INDEX,
     SINGLE,
     Folder,
     UnsupportedModelError,
+    read_config,
+    unparse,
 )
+from orca_jax.student.parameters import per_layer
 
-SHARD_BYTES = 2 << 30  # a shard of an exported model; what an export holds in memory
+SHARD_BYTES = 2 << 30  # of an exported model's files, and the memory that an export needs
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -59,7 +64,7 @@ VOCABULARY = ("embed/embedding", "unembed")
 
 
 class _Place(NamedTuple):
-    """Where a parameter, or a layer's part of one, lies in a model folder."""
+    """The tensor of a parameter, or of one layer of it, and whether that is the transpose."""
 
     tensor: str
     transposed: bool
@@ -75,9 +80,9 @@ def place(path: str, layer: int | str | None = None) -> _Place:
 
 
 def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
-    """Float32 parameters on the mesh, each process reading only what its devices hold.
+    """Float32 parameters on the mesh; each process reads only what its devices hold.
 
-    Rows of the vocabulary past the folder's start at the mean of its rows.
+    Vocabulary rows that the folder does not have are initialised to the mean of its rows.
 
     Raises:
       UnsupportedModelError: a tensor is missing, of another shape than config.json says, no floats, not
@@ -103,7 +108,7 @@ def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaC
         raise UnsupportedModelError(
             f"{folder.directory} has {ids} ids, more than the {config.vocab_size} that are wanted"
         )
-    expected = dict(_expected(leaves, dataclasses.replace(config, vocab_size=ids)))
+    expected = {t.name: t.shape for t in _tensors(leaves, dataclasses.replace(config, vocab_size=ids))}
     for tensor, shape in expected.items():
         found = folder.shape(tensor)
         if found != shape:
@@ -118,21 +123,30 @@ def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaC
             raise UnsupportedModelError(f"{file} has a tensor {name!r} that no student here uses")
 
 
-def _expected(
-    leaves: Mapping[str, tuple[int, ...]], config: LlamaConfig
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors that a model folder must have, with their shapes."""
-    for path, shape in leaves.items():
+class _Tensor(NamedTuple):
+    """One tensor of a model folder, and the parameter (or layer of a stacked one) that it holds."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: str
+    layer: int | None
+
+
+def _tensors(shapes: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> Iterator[_Tensor]:
+    """The tensors of a model folder, from the shapes of the parameters by path."""
+    for path, shape in shapes.items():
         stacked = path.startswith("layers/")
         for layer in range(config.num_layers) if stacked else (None,):
-            tensor, transposed = place(path, layer)
+            name, transposed = place(path, layer)
             own = shape[1:] if stacked else shape
             own = own[::-1] if transposed else own
-            yield tensor, (config.vocab_size, config.hidden_size) if path in VOCABULARY else own
+            yield _Tensor(
+                name, (config.vocab_size, config.hidden_size) if path in VOCABULARY else own, path, layer
+            )
 
 
 def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax.Array:
-    @functools.lru_cache(maxsize=1)  # replicas ask for the same part one after the other
+    @functools.lru_cache(maxsize=1)  # replicas request the same part one after the other
     def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         return _finite(_part(folder, path, tuple(slice(*bound) for bound in bounds)), folder, path)
 
@@ -143,7 +157,7 @@ def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax
 
 
 def _finite(value: np.ndarray, folder: Folder, path: str) -> np.ndarray:
-    """The value; raises UnsupportedModelError unless all of it is finite, which a sum tells in one pass."""
+    """Returns the value, or raises UnsupportedModelError if it is not finite (its sum tells in one pass)."""
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(value.sum())
     if suspect and not np.isfinite(value).all():
@@ -172,11 +186,11 @@ def _read(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray
 
 
 def _vocabulary(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of an embedding or unembedding, its rows past the folder's filled with the mean row."""
+    """A part of an embedding or unembedding; rows that the folder lacks are filled with the mean row."""
     rows, columns = index[::-1] if where.transposed else index
-    there = folder.shape(where.tensor)[0]
+    saved = folder.shape(where.tensor)[0]
     out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    kept = max(0, min(rows.stop, there) - rows.start)
+    kept = max(0, min(rows.stop, saved) - rows.start)
     if kept:
         out[:kept] = folder.read(where.tensor, slice(rows.start, rows.start + kept), columns)
     if kept < len(out):
@@ -195,15 +209,6 @@ def _mean(folder: Folder, tensor: str, columns: slice) -> np.ndarray:
 
 
 # Export
-
-
-class _Tensor(NamedTuple):
-    """One tensor to be written: its name, shape, and where it lies among the parameters."""
-
-    name: str
-    shape: tuple[int, ...]
-    path: str
-    layer: int | None
 
 
 def export(
@@ -233,7 +238,7 @@ def export(
         raise ValueError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
     directory, values = Path(directory), {**unparse(config), "dtype": dtype, **(special or {})}
     flat = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    tensors = list(_tensors(flat, config))
+    tensors = list(_tensors({path: leaf.shape for path, leaf in flat.items()}, config))
     shards = list(_shards(tensors, DTYPES[dtype].itemsize, shard_bytes))
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip([SINGLE] if len(shards) == 1 else names, shards, strict=True):
@@ -245,15 +250,6 @@ def export(
     _write_json(directory / CONFIG_FILE, values)
     _write_json(directory / "generation_config.json", {"do_sample": False, **(special or {})})
     return count
-
-
-def _tensors(flat: Mapping[str, jax.Array], config: LlamaConfig) -> Iterator[_Tensor]:
-    shapes = {path: leaf.shape for path, leaf in flat.items()}
-    sizes = dict(_expected(shapes, config))
-    for path in flat:
-        for layer in range(config.num_layers) if path.startswith("layers/") else (None,):
-            name = place(path, layer).tensor
-            yield _Tensor(name, sizes[name], path, layer)
 
 
 def _order(tensor: _Tensor) -> list[int]:
@@ -296,7 +292,7 @@ def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def write_index(directory: Path, weight_map: Mapping[str, str], metadata: Mapping[str, Any]) -> None:
-    """Says which file holds which tensor."""
+    """Writes the index: `weight_map` from tensors to files, and `metadata`."""
     _write_json(directory / INDEX, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
 
 
@@ -304,3 +300,45 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     with atomic_write(path) as file:
         json.dump(values, file, indent=2)
         file.write("\n")
+
+
+# Adapters
+
+
+def export_adapters(
+    params: llama.Params, config: LlamaConfig, directory: str | os.PathLike[str], *, base: str = ""
+) -> int:
+    """Writes the adapters of `params` in PEFT's format; returns how many parameters they have.
+
+    Args:
+      base: the model that they adapt, for PEFT to load.
+
+    Raises:
+      ValueError: there are none.
+    """
+    found = lora.adapters(per_layer(params, config)[0])
+    if not found:
+        raise ValueError("the student has no adapters; train it with student.lora.rank, or export it whole")
+    tensors, modules = {}, set()
+    for path, leaves in found.items():  # of a layer, such as layer_0/attention/query
+        layer = place(f"{path}/kernel").tensor.removesuffix(".weight")
+        modules.add(layer.split(".")[-1])
+        for part, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            value = np.ascontiguousarray(np.asarray(leaves[part]).T, np.float32)
+            tensors[f"base_model.model.{layer}.{name}.weight"] = value
+    with atomic_write(Path(directory) / "adapter_model.safetensors", "wb") as file:
+        file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base or None,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "target_modules": sorted(modules),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    _write_json(Path(directory) / ADAPTER, values)
+    return sum(tensor.size for tensor in tensors.values())

@@ -1,14 +1,15 @@
-"""Stacked (scanned) and per-layer parameters: two views of one tree."""
+"""Stacked (scanned) and per-layer views of the parameters, and their form for decoding."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from orca_jax.config import LlamaConfig
 from orca_jax.student import sharding
@@ -35,7 +36,10 @@ def stacked(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
         return params, scanned
     names = [f"layer_{i}" for i in range(config.num_layers)]
     rest = {name: value for name, value in params.items() if name not in names}
-    layers = jax.tree.map(lambda *leaves: _stack(leaves), *(params[name] for name in names))
+    layers = jax.tree.map(
+        lambda *leaves: (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves),
+        *(params[name] for name in names),
+    )
     return {**rest, "layers": layers}, scanned
 
 
@@ -44,7 +48,7 @@ def for_decoding(
 ) -> tuple[Params, LlamaConfig]:
     """The per-layer view on its devices, and its config; matrices in the compute type, norms in float32.
 
-    Cast once here, a matrix is not read in float32 for every token.
+    Casting once here saves reading float32 matrices for every token.
     """
     params, config = per_layer(params, config)
 
@@ -54,6 +58,20 @@ def for_decoding(
     cast_params = jax.tree_util.tree_map_with_path(cast, params)
     placed = jax.device_put(cast_params, sharding.shardings(cast_params, mesh) if mesh else None)
     return placed, dataclasses.replace(config, remat="none")
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters are sharded over, or None if that is not more than one device."""
+    for leaf in jax.tree.leaves(params):
+        placed = getattr(leaf, "sharding", None)
+        if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) and placed.mesh.size > 1:
+            return placed.mesh
+    return None
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """`jax.set_mesh(mesh)`, or a null context without a mesh."""
+    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
 
 
 def resize_vocabulary(table: np.ndarray, saved: LlamaConfig, wanted: LlamaConfig) -> np.ndarray:
@@ -68,7 +86,3 @@ def resize_vocabulary(table: np.ndarray, saved: LlamaConfig, wanted: LlamaConfig
     mean = kept.astype(np.float64).mean(axis=0).astype(kept.dtype)
     new = wanted.padded_vocab_size - saved.vocab_size
     return np.concatenate([kept, np.broadcast_to(mean, (new, len(mean)))])
-
-
-def _stack(leaves: tuple[jax.Array | np.ndarray, ...]) -> jax.Array | np.ndarray:
-    return np.stack(leaves) if isinstance(leaves[0], np.ndarray) else jnp.stack(leaves)

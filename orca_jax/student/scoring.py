@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from orca_jax.config import LlamaConfig
-from orca_jax.student import llama, parameters
-from orca_jax.student.engine import bucket, mesh_of, on_mesh
+from orca_jax.student import llama
+from orca_jax.student.decoding import bucket
+from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
 from orca_jax.student.sampling import log_prob
 
 CHUNK = 256  # positions whose logits are held at once
@@ -21,7 +22,7 @@ LEAST_SCORED = 8
 
 
 class Score(NamedTuple):
-    """Of a continuation: each token's log-probability, float32 [n], and whether each was the likeliest id."""
+    """Log-probabilities of a continuation's tokens, float32 [n], and whether all are the likeliest ids."""
 
     log_probs: np.ndarray
     greedy: bool
@@ -33,11 +34,11 @@ class Score(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Tokens int32 [b, t] and their number [b]; the positions [b, c] that say the `targets` [b, c]."""
+    """Tokens int32 [b, t], their lengths [b], and the positions [b, c] that predict `targets` [b, c]."""
 
     tokens: Any
     lengths: Any
-    before: Any
+    positions: Any
     targets: Any
 
 
@@ -50,10 +51,10 @@ def _score(
     params: llama.Params, batch: _Batch, *, config: LlamaConfig, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities float32 [b, c] of the targets, and whether each is the likeliest id, bool [b, c]."""
-    places = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
-    segment_ids = (places < batch.lengths[:, None]).astype(jnp.int32)
-    hidden, _ = llama.hidden(params, batch.tokens, places, segment_ids, config=config, dtype=dtype)
-    chosen = jnp.take_along_axis(hidden, batch.before[:, :, None], axis=1)
+    all_positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
+    segment_ids = (all_positions < batch.lengths[:, None]).astype(jnp.int32)
+    hidden, _ = llama.hidden(params, batch.tokens, all_positions, segment_ids, config=config, dtype=dtype)
+    chosen = jnp.take_along_axis(hidden, batch.positions[:, :, None], axis=1)
     head = llama.head(params, config)
 
     def of_one(chosen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -69,8 +70,8 @@ class Scorer:
     """Scores continuations by one student.
 
     Args:
-      params, config, dtype, mesh, compiler_options: see `engine.Engine`, whose `params` and `config` do too.
-      batch_tokens: positions of a batch, its padding among them, unless a single row has more.
+      params, config, dtype, mesh, compiler_options: see `engine.Engine`, whose own may be passed.
+      batch_tokens: the most positions of a batch, with padding, unless a single row has more.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class Scorer:
         compiler_options: Mapping[str, str] | None = None,
     ):
         self.mesh = mesh or mesh_of(params)
-        self.params, self.config = parameters.for_decoding(params, config, dtype, self.mesh)
+        self.params, self.config = for_decoding(params, config, dtype, self.mesh)
         self.batch_tokens = batch_tokens
         options = tuple(sorted((compiler_options or {}).items()))
         self._program = _program(self.config, jnp.dtype(dtype), options)
 
     def score(self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray]) -> list[Score]:
-        """Scores `continuations` (int32 [n], n >= 1), each behind its prompt (int32 [m], m >= 1), in order.
+        """Scores `continuations` (int32 [n], n >= 1), each after its prompt (int32 [m], m >= 1), in order.
 
         Raises:
-          ValueError: there are not as many of both, or one is empty.
+          ValueError: the numbers of prompts and continuations differ, or one is empty.
         """
         pairs = list(zip(prompts, continuations, strict=True))
         for index, (prompt, continuation) in enumerate(pairs):
@@ -102,25 +103,21 @@ class Scorer:
         order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
         found: dict[int, Score] = {}
         while order:
-            rows = self._rows(len(pairs[order[0]][0]) + len(pairs[order[0]][1]) - 1)
+            longest = len(pairs[order[0]][0]) + len(pairs[order[0]][1]) - 1
+            # A power of two within the budget.
+            rows = 1 << max(self.batch_tokens // bucket(longest), 1).bit_length() - 1
             chosen, order = order[:rows], order[rows:]
-            found |= zip(chosen, self._batch([pairs[i] for i in chosen], rows))
+            with on_mesh(self.mesh):
+                outcome = self._program(self.params, _stacked([pairs[i] for i in chosen], rows))
+            log_probs, best = jax.device_get(outcome)
+            for row, index in enumerate(chosen):
+                n = len(continuations[index])
+                found[index] = Score(log_probs[row, :n], bool(best[row, :n].all()))
         return [found[index] for index in range(len(pairs))]
-
-    def _rows(self, length: int) -> int:
-        """Rows of a batch whose longest has `length` positions: a power of two within the budget."""
-        return 1 << max(self.batch_tokens // bucket(length), 1).bit_length() - 1
-
-    def _batch(self, pairs: list[tuple[np.ndarray, np.ndarray]], rows: int) -> list[Score]:
-        with on_mesh(self.mesh):
-            outcome = self._program(self.params, _stacked(pairs, rows))
-        log_probs, best = jax.device_get(outcome)
-        sizes = [len(continuation) for _, continuation in pairs]
-        return [Score(log_probs[i, :n], bool(best[i, :n].all())) for i, n in enumerate(sizes)]
 
 
 def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]], rows: int) -> _Batch:
-    """The last token of a row only is a target, so it is not read; missing rows repeat earlier ones."""
+    """The pairs as arrays; missing rows repeat earlier ones. A row's last token is a target only."""
     wholes = [np.concatenate(pair).astype(np.int32) for pair in pairs]
     width = bucket(max(map(len, wholes)) - 1)
     scored = bucket(max(len(continuation) for _, continuation in pairs), LEAST_SCORED)
@@ -134,6 +131,6 @@ def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]], rows: int) -> _Batch:
         whole, (prompt, continuation) = wholes[row % len(pairs)], pairs[row % len(pairs)]
         batch.tokens[row, : len(whole) - 1] = whole[:-1]
         batch.lengths[row] = len(whole) - 1
-        batch.before[row, : len(continuation)] = np.arange(len(prompt) - 1, len(whole) - 1)
+        batch.positions[row, : len(continuation)] = np.arange(len(prompt) - 1, len(whole) - 1)
         batch.targets[row, : len(continuation)] = continuation
     return batch

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from orca_jax.config import MeshConfig
 
@@ -94,7 +94,7 @@ def over_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarr
     return mesh_utils.create_hybrid_device_mesh(inner, [*outer, 1], devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 

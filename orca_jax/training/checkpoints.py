@@ -1,13 +1,14 @@
 """Checkpoints with Orbax, each with a checksum an array that is verified at restore.
 
-Orbax finds a missing or truncated file, but loads a flipped byte silently. The checksums are computed
-on the devices, from the bits and their places, so they do not depend on how an array is sharded.
+Orbax detects a missing or truncated file, but loads a flipped byte without an error. The checksums are
+computed on the devices from words and their positions, so they do not depend on how an array is sharded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -34,28 +35,26 @@ class CheckpointError(RuntimeError):
 
 
 def checksum(array: jax.Array) -> jax.Array:
-    """A uint32 that any change of one word alters, the same for every sharding.
+    """A uint32 that changes with any single word of the array, the same for every sharding.
 
-    The sum, modulo 2**32, of every word mixed with its place. For a given place the mixing is one to one,
-    so one changed word always changes the sum.
+    The sum, modulo 2**32, of every word mixed with its position. For a given position the mixing is one to
+    one, so a change of one word always changes the sum.
     """
     bits = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(bits.shape, jnp.uint32)
+    position = jnp.zeros(bits.shape, jnp.uint32)
     for axis in range(bits.ndim):
-        place = place * jnp.uint32(1_000_003) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    mixed = bits ^ (place * jnp.uint32(0x9E3779B1))
+        position = position * jnp.uint32(1_000_003) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    mixed = bits ^ (position * jnp.uint32(0x9E3779B1))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
     return jnp.sum(mixed, dtype=jnp.uint32)
 
 
-@jax.jit
-def _checksums(tree: Any) -> Any:
-    return jax.tree.map(checksum, tree)
+_checksums = jax.jit(functools.partial(jax.tree.map, checksum))
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Checksums of a tree's arrays by path."""
+    """The checksums of a tree's arrays by path."""
     flat, _ = jax.tree_util.tree_flatten_with_path(_checksums(tree))
     return {path_name(path): int(value) for path, value in flat}
 
@@ -67,15 +66,15 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, the newest `keep` preserved.
+    """The checkpoints of one run: saved asynchronously, of which the newest `keep` stay.
 
-    `note` is JSON saved with a step (fingerprint of the run, versions).
+    `note` is JSON saved with every step (fingerprint of the run, versions).
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int, note: Mapping[str, Any]):
-        place = storage.checkpoints_at(Path(directory).absolute())
-        storage.check_path(place)
-        self.directory = epath.Path(place)
+        path = storage.checkpoints_at(Path(directory).absolute())
+        storage.check_path(path)
+        self.directory = epath.Path(path)
         self.note = dict(note)
         self._keep = keep
         self._orbax = self._open()
@@ -90,17 +89,17 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, note: Mapping[str, Any] | None = None) -> None:
-        """Starts saving `state` after `step` steps; errors of the save before surface here.
+        """Starts saving `state` after `step` steps; raises errors of the previous save.
 
-        `note` is JSON of this step, beside what is noted with all of them.
+        `note` is JSON saved with this step only, added to the note of all steps.
         """
         self.wait()
         metadata = {"note": {**self.note, **(note or {})}, "checksums": checksums(state)}
         response = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
         self._pending = step, response
 
-    def look(self) -> None:
-        """As `wait` if the save under way is done, else nothing: what cannot be read shows at once."""
+    def poll(self) -> None:
+        """Like `wait` if the current save is done, so that its errors are raised early; else does nothing."""
         pending = self._pending
         try:
             self.wait(timeout=0)
@@ -108,20 +107,20 @@ class Checkpoints:
             self._pending = pending
 
     def wait(self, timeout: float | None = None) -> None:
-        """Waits for the save under way, raises its error, if it had one, and sees that it can be read.
+        """Waits for the current save, raises its error if there is one, and checks that it can be read.
 
         Raises:
-          CheckpointError: what was written cannot be found and read.
-          TimeoutError: it is not done in so many seconds.
+          CheckpointError: the checkpoint that was written cannot be read.
+          TimeoutError: the save is not done within `timeout` seconds.
         """
         if self._pending is not None:
             (step, response), self._pending = self._pending, None
             response.result(timeout)
             if jax.process_index() == 0:
-                self._see(step)
+                self._check_readable(step)
 
-    def _see(self, step: int) -> None:
-        """Reads what is read first at a restore: the step, its note, the shapes of its arrays."""
+    def _check_readable(self, step: int) -> None:
+        """Reads the step, its note and the shapes of its arrays, as a restore would."""
         try:
             found = step in self.steps() and self._metadata(step) and self._orbax.metadata(step).metadata
             why = "it is not found there" if not found else ""
@@ -139,26 +138,26 @@ class Checkpoints:
         return [checkpoint.step for checkpoint in self._orbax.checkpoints]
 
     def fingerprint(self) -> str | None:
-        """Of the run that made the newest checkpoint whose note can be read; None if there is none."""
+        """The run's fingerprint in the newest note that can be read; None if there is none."""
         for step in reversed(self.steps()):
-            with contextlib.suppress(Exception):  # a damaged one is `restore`'s to report
+            with contextlib.suppress(Exception):  # `restore` reports a damaged one
                 return str(self._metadata(step)["note"]["fingerprint"])
         return None
 
     def restore(self, abstract: Any) -> Restored | None:
-        """The newest whole checkpoint in the layout of `abstract`; None if there is none at all.
+        """Restores the newest whole checkpoint with the shardings of `abstract`; None if there is none.
 
-        A checkpoint that is incomplete, of other shapes or fails its checksums is set aside under
-        `damaged-STEP`, the log says why, and the one before is tried.
+        A checkpoint that is incomplete, has other shapes or fails its checksums is renamed to
+        `damaged-STEP`, the reason is logged, and the one before is tried.
 
         Raises:
           CheckpointError: there are checkpoints, but none is whole.
-          Exception: what is no checkpoint's fault, such as too little memory; nothing is set aside then.
+          Exception: an error of the machine, such as too little memory; nothing is renamed then.
         """
         return self._newest_whole(abstract)
 
     def read(self) -> Restored | None:
-        """The newest whole checkpoint in this host's memory; of another's run, so nothing is set aside."""
+        """Reads the newest whole checkpoint into host memory. Renames nothing: the run may be another's."""
         return self._newest_whole(None)
 
     def _newest_whole(self, abstract: Any) -> Restored | None:
@@ -173,7 +172,12 @@ class Checkpoints:
                 faults.append(f"step {step}: {type(error).__name__}: {said:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
                 if abstract is not None:
-                    self._set_aside(step)
+                    if jax.process_index() == 0:
+                        damaged = self.directory / f"damaged-{step}"
+                        damaged.rmtree(missing_ok=True)
+                        (self.directory / str(step)).rename(damaged)
+                    self._orbax.close()
+                    self._orbax = self._open()
         if faults:
             raise CheckpointError(
                 f"no whole checkpoint in {self.directory}: {'; '.join(faults)}. Put a copy of one there, or "
@@ -191,9 +195,13 @@ class Checkpoints:
         metadata = self._metadata(step)
         if abstract is None:
             host = jax.local_devices(backend="cpu")[0]
-            # Whatever mesh is in force, these arrays are not on it.
+            # The devices that the arrays were on need not exist here, and the current mesh is not theirs.
             with jax.set_mesh(Mesh(np.array([host]), ("host",))):
-                state = self._orbax.load(step, self._as_saved(step, host))
+                saved = jax.tree.map(
+                    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(host)),
+                    self._orbax.metadata(step).metadata,
+                )
+                state = self._orbax.load(step, saved)
                 found = checksums(state)
         else:
             state = self._orbax.load(step, abstract)
@@ -204,29 +212,13 @@ class Checkpoints:
             raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
         return Restored(step, state, metadata.get("note", {}))
 
-    def _as_saved(self, step: int, host: jax.Device) -> Any:
-        """Shapes of a checkpoint's arrays, on the host: the devices they were on need not be here."""
-        where = SingleDeviceSharding(host)
-        return jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where),
-            self._orbax.metadata(step).metadata,
-        )
-
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            damaged = self.directory / f"damaged-{step}"
-            damaged.rmtree(missing_ok=True)
-            (self.directory / str(step)).rename(damaged)
-        self._orbax.close()
-        self._orbax = self._open()
-
     def close(self) -> None:
         self.wait()
         self._orbax.close()
 
 
 def _is_of_machine(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is of the machine that reads, and not of what it reads."""
+    """Whether an error, or a cause of it, is the machine's (memory, permissions) and not the checkpoint's."""
     if error is None:
         return False
     full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
@@ -235,7 +227,7 @@ def _is_of_machine(error: BaseException | None) -> bool:
 
 
 def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
-    """Parameters of a run's newest whole checkpoint as numpy arrays, and its step.
+    """The step and the parameters, as numpy arrays, of a run's newest whole checkpoint.
 
     Raises:
       CheckpointError: there is none.

@@ -1,8 +1,8 @@
-"""The curriculum as data: stages over data sets, and where a step stands in them.
+"""The curriculum as data: stages over data sets, and the rows of every step.
 
-`Curriculum.position` says stage, epoch and rows from the step alone, so a run resumes from one
-integer; where stages end at a plateau, from that and from when they did. The paper's curriculum is two
-stages, ChatGPT's traces and then GPT-4's (section 3.1.3).
+`Curriculum.position` computes stage, epoch and rows from the step alone, so a run resumes from one integer
+(and, with plateaus, from the steps at which stages ended). The paper's curriculum has two stages, ChatGPT's
+traces and then GPT-4's (section 3.1.3).
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ import numpy as np
 from orca_jax.config import BLOCK, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
 
-PIECES = 64  # at least so many blocks has a stage whose shares move
-EPOCHS = (
-    1000  # of a data set's plans for each stage that uses it, so that none repeats an earlier one's order
-)
+PIECES = 64  # the least number of blocks of a stage whose shares change
+# Epochs of a data set's plans for each stage that uses it, so that stages do not repeat an order of rows.
+EPOCHS = 1000
 
 Plans = Callable[[str, int], PackingPlan]
 
 
 def expected(stage: StageConfig, rows: int, total: int) -> np.ndarray:
-    """Rows of each data set, in the order of `stage.names`, among the first `rows` of the stage's `total`.
+    """Expected rows of each data set, in the order of `stage.names`, among the first `rows` of `total`.
 
-    Shares move from row to row; past the stage's end the last ones hold.
+    Shares change from row to row; after the end of the stage the last ones hold.
     """
     begin = normalized(stage.datasets)
     first, last = (
@@ -53,7 +52,7 @@ def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
 
 
 class RowRef(NamedTuple):
-    """A row of an epoch's plan; rows past the plan's end are empty and have no weight."""
+    """A row of an epoch's plan; rows after the plan's end are empty and have no weight."""
 
     dataset: str
     epoch: int
@@ -61,7 +60,7 @@ class RowRef(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a step stands: `epoch` of the stage; `rows` is the global batch, the same for all hosts."""
+    """Stage, epoch and learning rate of a step; `rows` is the global batch, the same for all hosts."""
 
     stage: int
     stage_step: int
@@ -71,7 +70,7 @@ class Position(NamedTuple):
 
 
 class _Stream:
-    """A data set's rows, epoch after epoch from `first` on, each epoch filled up to whole batches."""
+    """A data set's rows, epoch after epoch from `first` on, each epoch padded to whole batches."""
 
     def __init__(self, dataset: str, plans: Plans, batch_rows: int, first: int):
         self.dataset = dataset
@@ -79,7 +78,7 @@ class _Stream:
         self.batch_rows = batch_rows
         self.first = first
         self.ends = [0]
-        self._lock = threading.Lock()  # the loader's threads ask too
+        self._lock = threading.Lock()  # the loader's threads use it too
 
     def rows_through(self, epoch: int) -> int:
         """Rows in the first `epoch` epochs."""
@@ -99,10 +98,10 @@ class _Stream:
 
 
 class _Annealed:
-    """Rows drawn of each data set in the first blocks, of `size` rows, of a stage whose shares move.
+    """Counts of rows by data set in the first blocks, of `size` rows, of a stage whose shares change.
 
-    Each block takes what its data sets are behind by, in whole rows that add up to the block; so no count
-    ever falls, and each stays within a row or two of what is expected.
+    Each block takes the rows by which its data sets are behind what is expected, rounded so that they add
+    up to the block. So no count decreases, and each stays within a row or two of what is expected.
     """
 
     def __init__(self, stage: StageConfig, total: int):
@@ -121,10 +120,10 @@ class _Annealed:
 
 
 def _whole(wanted: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers of 0 or more nearest to `wanted` that add up to `total`, which `wanted` adds up to."""
+    """Rounds `wanted`, whose sum is `total`, to integers of 0 or more with the same sum."""
     counts = np.maximum(np.floor(wanted + 1e-6), 0).astype(np.int64)
     while (missing := total - int(counts.sum())) != 0:
-        # One row at a time, where it is furthest off: at most as many as there are data sets.
+        # One row at a time, where the error is largest; at most as many rows as there are data sets.
         behind = np.where((missing > 0) | (counts > 0), wanted - counts, np.inf)
         counts[np.argmax(behind) if missing > 0 else np.argmin(behind)] += np.sign(missing)
     return counts
@@ -137,7 +136,7 @@ class Curriculum:
       stages: in the order they are trained.
       plans: the packing plan of (data set, epoch).
       batch_rows: rows a step, over all hosts and accumulation steps.
-      seed: of the order in which a mixture's data sets take turns.
+      seed: of the order of data sets in a mixture.
     """
 
     def __init__(self, stages: Sequence[StageConfig], plans: Plans, *, batch_rows: int, seed: int):
@@ -146,11 +145,16 @@ class Curriculum:
         self.stages = tuple(stages)
         self.batch_rows = batch_rows
         self.seed = seed
-        self._streams = [
-            {name: _Stream(name, plans, batch_rows, self._first_epoch(index, name)) for name in stage.names}
-            for index, stage in enumerate(stages)
-        ]
-        self.planned = [self._stage_steps(index) for index in range(len(stages))]
+        self._streams: list[dict[str, _Stream]] = []
+        self.planned: list[int] = []
+        for index, stage in enumerate(stages):
+            before = [name for earlier in stages[:index] for name in earlier.names]
+            streams = {
+                name: _Stream(name, plans, batch_rows, EPOCHS * before.count(name)) for name in stage.names
+            }
+            rows = 0 if stage.steps else sum(each.rows_through(stage.epochs) for each in streams.values())
+            self._streams.append(streams)
+            self.planned.append(stage.steps or math.ceil(rows / batch_rows))
         self._annealed = {
             index: _Annealed(stage, steps * batch_rows)
             for index, (stage, steps) in enumerate(zip(self.stages, self.planned))
@@ -159,27 +163,16 @@ class Curriculum:
         self.ended: dict[int, int] = {}
         self.starts = self._starts()
 
-    def _first_epoch(self, stage: int, name: str) -> int:
-        """The epoch of a data set's plans that a stage begins with."""
-        return EPOCHS * sum(name in earlier.names for earlier in self.stages[:stage])
-
     def _starts(self) -> list[int]:
         lengths = [self.ended.get(index, steps) for index, steps in enumerate(self.planned)]
         return np.concatenate([[0], np.cumsum(lengths)]).tolist()
 
     def ending(self, ended: Mapping[int, int]) -> Curriculum:
-        """This curriculum with stages (by index) that ended after so many steps of their own."""
+        """A copy in which stages (by index) ended after the given numbers of their steps."""
         other = copy.copy(self)
         other.ended = {**self.ended, **ended}
         other.starts = other._starts()
         return other
-
-    def _stage_steps(self, index: int) -> int:
-        stage = self.stages[index]
-        if stage.steps:
-            return stage.steps
-        rows = sum(stream.rows_through(stage.epochs) for stream in self._streams[index].values())
-        return math.ceil(rows / self.batch_rows)
 
     @property
     def total_steps(self) -> int:
@@ -205,17 +198,15 @@ class Curriculum:
         names = self.stages[stage].names
         if len(names) == 1:
             return streams[names[0]].at(index)
-        block, offset = divmod(index, self._block_size(stage))
+        size = self._annealed[stage].size if stage in self._annealed else BLOCK
+        block, offset = divmod(index, size)
         before, turns, ranks = self._block(stage, block)
         choice = int(turns[offset])
         return streams[names[choice]].at(before[choice] + int(ranks[offset]))
 
-    def _block_size(self, stage: int) -> int:
-        return self._annealed[stage].size if stage in self._annealed else BLOCK
-
     @functools.lru_cache(maxsize=64)  # noqa: B019 - a curriculum lives as long as its run
     def _block(self, stage: int, block: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-        """Of a block of rows: rows drawn before it by data set, whose turn each is, its rank in the block."""
+        """For a block of rows: rows before it by data set, the data set of each row, and its rank in that."""
         before, after = (self._drawn(stage, block + i) for i in (0, 1))
         counts = [end - start for start, end in zip(before, after)]
         turns = np.repeat(np.arange(len(counts)), counts)
@@ -226,7 +217,7 @@ class Curriculum:
         return before, turns, ranks
 
     def _drawn(self, stage: int, blocks: int) -> list[int]:
-        """Rows drawn of each data set in the first `blocks` blocks; they add up to all of them."""
+        """Rows of each data set in the first `blocks` blocks; they add up to all rows."""
         if stage in self._annealed:
             return self._annealed[stage].drawn(blocks)
         ends = np.floor(

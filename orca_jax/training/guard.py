@@ -1,4 +1,4 @@
-"""Which steps are not to be made: seen from the host, a step late, and told to the devices as a limit."""
+"""Skipped steps and plateaus: decisions of the host from metrics that it reads one step late."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAST = 20  # steps before a mean is trusted
 
 
 class _Mean(NamedTuple):
-    """The running mean of the gradient norms of the steps made, up to step `step`."""
+    """The running mean of the gradient norms of the steps that were not skipped, up to step `step`."""
 
     step: int
     norm: float
@@ -24,30 +24,33 @@ class _Mean(NamedTuple):
 
 
 class Guard:
-    """Counts skipped steps, and says which norm a step may have.
+    """Counts skipped steps, and limits the gradient norm of the next ones.
 
-    A step's limit rests on the steps up to two before it: later ones need not have been measured when it is
-    started. So it does not depend on when the loop looked, and a run that resumes has the same limits.
+    The limit of a step depends on the steps up to two before it, since the metrics of the last one may not
+    have been read when it starts. A run that resumes therefore has the same limits.
     """
 
     def __init__(self, note: Mapping[str, Any] | None = None):
-        """From `note()` of an earlier guard, or from nothing."""
+        """Restores the guard whose `note()` this is, or starts a new one."""
         note = note or {}
         self.skipped: int = note.get("skipped", 0)
         self.in_a_row: int = note.get("in_a_row", 0)
         self._means = [_Mean(*mean) for mean in note.get("means", [[0, 0.0, 0]])]
 
     def note(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, as JSON."""
+        """The state as JSON, for a checkpoint's note."""
         return {"skipped": self.skipped, "in_a_row": self.in_a_row, "means": [list(m) for m in self._means]}
 
     def limit(self, step: int, factor: float) -> float:
-        """The norm over which step `step` is skipped; infinite without a factor, or before enough steps."""
+        """The gradient norm above which a step is skipped: `factor` times the running mean.
+
+        Infinite if `factor` is 0, or before `LEAST` steps.
+        """
         mean = next(mean for mean in reversed(self._means) if mean.step <= max(0, step - 2))
         return factor * mean.norm if factor and mean.made >= LEAST else math.inf
 
     def see(self, step: int, norm: float, skipped: bool) -> None:
-        """Takes in the outcome of a step; they come in order."""
+        """Adds the outcome of a step; called in the order of steps."""
         last = self._means[-1]
         if skipped:
             self.skipped += 1
@@ -59,7 +62,7 @@ class Guard:
 
 
 class Plateau(NamedTuple):
-    """The lowest validation loss of a stage, and validations since then."""
+    """The lowest validation loss of a stage, and the number of validations since."""
 
     best: float | None = None
     stale: int = 0

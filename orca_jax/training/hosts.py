@@ -1,18 +1,22 @@
-"""Many hosts: joining them, comparing what they are about to run, and leaving together."""
+"""Several hosts: joining them, comparing what they are about to run, and stopping together on a signal."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import json
 import logging
+import os
 import platform
 import re
 import signal
 import socket
+import threading
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +28,9 @@ from orca_jax.student import sharding
 
 log = logging.getLogger(__name__)
 SECONDS = 300.0
-_NUMBER = itertools.count()  # of comparisons: all processes make them in one order
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = os.EX_TEMPFAIL  # 75: nothing is wrong; run the same command again
+_NUMBER = itertools.count()  # of comparisons, which all processes make in the same order
 
 
 class HostsError(ValueError):
@@ -32,14 +38,14 @@ class HostsError(ValueError):
 
 
 def join(hosts: str) -> None:
-    """Joins the processes of a run. Must come before anything else asks jax for its devices.
+    """Joins the processes of a run. Must be called before any other use of JAX's devices.
 
     Args:
-      hosts: empty: this process is alone. `auto`: TPU pods, Slurm, GKE and Open MPI are found out by jax. Or
-        `ADDRESS:PORT,PROCESSES,PROCESS`: where process 0 listens, how many there are, which this is.
+      hosts: empty for a single process; `auto` for the clusters that JAX detects (TPU pods, Slurm, GKE, Open
+        MPI); or `ADDRESS:PORT,PROCESSES,PROCESS`: where process 0 listens, how many there are, which this is.
 
     Raises:
-      HostsError: `hosts` is none of these, `auto` finds no cluster, or process 0 is not there.
+      HostsError: `hosts` is none of these, `auto` finds no cluster, or process 0 does not listen.
     """
     if not hosts or jax.distributed.is_initialized():
         return
@@ -50,14 +56,19 @@ def join(hosts: str) -> None:
             _wait_for(address)
         jax.distributed.initialize(address, int(processes), int(process))
     elif hosts == "auto":
-        _detected()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise HostsError(
+                f"hosts='auto', but jax finds no cluster here ({error}); give ADDRESS:PORT,PROCESSES,PROCESS"
+            ) from error
     else:
         raise HostsError(f"hosts={hosts!r} is neither empty, 'auto' nor ADDRESS:PORT,PROCESSES,PROCESS")
     log.info("process %d of %d, on %s", jax.process_index(), jax.process_count(), platform.node())
 
 
 def _wait_for(address: str) -> None:
-    """Returns once process 0 listens at `address`; jax itself would abort the process without it."""
+    """Returns once process 0 listens at `address`; without it JAX would abort this process."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + SECONDS
     while True:
@@ -73,17 +84,8 @@ def _wait_for(address: str) -> None:
             time.sleep(min(1.0, SECONDS))
 
 
-def _detected() -> None:
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise HostsError(
-            f"hosts='auto', but jax finds no cluster here ({error}); give ADDRESS:PORT,PROCESSES,PROCESS"
-        ) from error
-
-
 class _HostInfo(NamedTuple):
-    """What a process says of itself."""
+    """A process's host name, and its values to compare."""
 
     host: str
     values: dict[str, str]
@@ -96,7 +98,7 @@ def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> 
       topic: names the comparison in errors.
 
     Raises:
-      HostsError: in `seconds` some process did not come, or its values differ; names it and its host.
+      HostsError: a process did not call this within `seconds`, or its values differ; names it and its host.
     """
     if jax.process_count() == 1:
         return
@@ -109,7 +111,7 @@ def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> 
 
 
 def _client() -> Any:
-    """Of the service that every process of a run is connected to. Jax has no public name for it."""
+    """The client of JAX's distributed service, for which JAX has no public name; None without it."""
     try:
         from jax._src import distributed
 
@@ -119,7 +121,7 @@ def _client() -> Any:
 
 
 def _exchanged(client: Any, topic: str, mine: _HostInfo, seconds: float) -> dict[int, _HostInfo]:
-    """The infos of all processes, or HostsError naming those that were not there in time."""
+    """The infos of all processes, or HostsError naming those that did not send theirs in time."""
     key = f"orca_jax/compare/{next(_NUMBER)}/{topic}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
     deadline = time.monotonic() + seconds
@@ -140,7 +142,7 @@ def _exchanged(client: Any, topic: str, mine: _HostInfo, seconds: float) -> dict
 
 
 def _gathered(mine: _HostInfo) -> dict[int, _HostInfo]:
-    """As `_exchanged`, by a collective: without a time limit."""
+    """Like `_exchanged` but through a collective, without a time limit."""
     text = np.zeros(1 << 14, np.uint8)
     encoded = json.dumps(mine).encode()
     text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
@@ -149,7 +151,7 @@ def _gathered(mine: _HostInfo) -> dict[int, _HostInfo]:
 
 
 def differences(infos: Mapping[int, _HostInfo]) -> list[str]:
-    """Of each name, the processes whose value is not the most common one."""
+    """Describes, for each name, the processes whose value is not the most common one."""
     faults = []
     for name in sorted({name for info in infos.values() for name in info.values}):
         found = {process: str(info.values.get(name)) for process, info in infos.items()}
@@ -164,29 +166,62 @@ def differences(infos: Mapping[int, _HostInfo]) -> list[str]:
     return faults
 
 
-class PreemptionSync:
-    """The signal that any host has received, known to all of them at the same step.
+class DeferredSignals:
+    """The first signal received, if any. A second one ends the program at once."""
 
-    Alone, a process hears of its signal at once. Together, they add up their signals on the devices at each
-    step, and hear of it when they look at that step's metrics, so none waits for another.
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt(signal.Signals(number).name)
+        self.received = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[DeferredSignals]:
+    """Inside, Ctrl-C and SIGTERM are only noted, so that no step is left half done on the devices.
+
+    The previous handlers are restored afterwards. Outside the main thread this does nothing.
+    """
+    signals = DeferredSignals()
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signals) for number in SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_for(received: signal.Signals) -> NoReturn:
+    """Ends the program: SIGTERM with the exit status that schedulers restart, Ctrl-C as itself."""
+    if received == signal.SIGTERM:
+        raise SystemExit(AGAIN)
+    raise KeyboardInterrupt(received.name)
+
+
+class PreemptionSync:
+    """Tells all hosts of a signal that any of them has received, at the same step.
+
+    A single process acts on its signal at once. Several processes take the largest of their signals on the
+    devices at every step, and read it one step later, when that step's metrics are read too, so that no host
+    waits for another.
     """
 
     def __init__(self, mesh: Mesh):
-        self.alone = jax.process_count() == 1
         self._placement = NamedSharding(mesh, PartitionSpec(sharding.AXES))
         self._shape = (mesh.size,)
         self._largest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+        self._pending: jax.Array | None = None
 
-    def cast(self, received: signal.Signals | None) -> jax.Array | int:
-        """This host's vote at a step; `read` takes what it returns, at once or later."""
-        vote = int(received or 0)
-        if self.alone:
-            return vote
-        part = np.full(self._shape, vote, np.int32)
-        votes = jax.make_array_from_callback(self._shape, self._placement, lambda index: part[index])
-        return self._largest(votes)
-
-    @staticmethod
-    def read(votes: jax.Array | int) -> signal.Signals | None:
-        value = int(votes)
+    def exchange(self, received: signal.Signals | None) -> signal.Signals | None:
+        """Called once a step with this host's signal; returns the signal that all hosts act on now."""
+        if jax.process_count() == 1:
+            return received
+        part = np.full(self._shape, int(received or 0), np.int32)
+        signals = jax.make_array_from_callback(self._shape, self._placement, lambda index: part[index])
+        before, self._pending = self._pending, self._largest(signals)
+        value = 0 if before is None else int(before)
         return signal.Signals(value) if value else None

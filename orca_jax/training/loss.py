@@ -1,25 +1,24 @@
 """The explanation-tuning loss: next-token cross-entropy on the teacher's tokens only (paper, section 3.2).
 
-A loss is a pair (sum of weight * cross-entropy, sum of weights). Devices, hosts and accumulation steps
-add both parts, and divide once.
+A loss is a pair (sum of weight * cross-entropy, sum of weights). Both are added over devices, hosts and
+accumulation parts, and divided once.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from orca_jax.config import LlamaConfig
-from orca_jax.student.attention_common import pad_length
+from orca_jax.student.attention_xla import pad_length
 from orca_jax.student.llama import logits
 from orca_jax.student.sharding import constrain, shards
 
-# Of float32 logits on a device at a time. Who rematerialises is short of memory.
+# Bytes of float32 logits on a device at a time. A student with remat has less memory to spare.
 LOGITS_BUDGET, LOGITS_BUDGET_WITH_REMAT = 1 << 30, 1 << 28
 
 
@@ -35,10 +34,10 @@ class Loss(NamedTuple):
 
 
 def chunk_size(config: LlamaConfig, rows: int, length: int) -> int:
-    """Positions of every row whose logits are computed at a time, on the mesh in force.
+    """How many positions of every row have their logits computed at a time, on the current mesh.
 
-    All of them where a device's share of [rows, length, v] fits the budget; otherwise a power of two of
-    equal chunks.
+    All of them if a device's share of [rows, length, v] fits the budget; otherwise the row is split into
+    the smallest power of two of equal chunks that fit.
     """
     parts = shards((rows, config.padded_vocab_size), "batch", "tensor")
     budget = LOGITS_BUDGET if config.remat == "none" else LOGITS_BUDGET_WITH_REMAT
@@ -64,19 +63,19 @@ def _softmax(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size:
 
 
 def _cut(x: jax.Array, size: int) -> jax.Array:
-    """[b, t, ...] as [chunks, b, size, ...], with zeros behind the last position."""
+    """[b, t, ...] as [chunks, b, size, ...], zero-padded after the last position."""
     x = pad_length(x, size)
     x = jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
     return constrain(x, None, "batch", *[None] * (x.ndim - 2))
 
 
 def _joined(x: jax.Array, length: int) -> jax.Array:
-    """What `_cut` made, put together again: [b, length, ...]."""
+    """The inverse of `_cut`: [b, length, ...]."""
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
 
 
-def _ready(head: jax.Array, hidden: jax.Array) -> jax.Array:
-    """The head in the compute type, gathered once for all chunks."""
+def _gathered(head: jax.Array, hidden: jax.Array) -> jax.Array:
+    """The head in the compute dtype, gathered over fsdp once for all chunks."""
     return constrain(head.astype(hidden.dtype), None, "tensor")
 
 
@@ -85,14 +84,14 @@ def token_cross_entropy(
 ) -> jax.Array:
     """Cross-entropy float32 [b, t], in nats, of hidden [b, t, d] against int32 targets [b, t].
 
-    With a chunk, the logits of so many positions a row are there at a time.
+    With `chunk`, the logits of that many positions of each row are in memory at a time.
     """
     length = hidden.shape[1]
     if chunk is None or chunk >= length:
         return _softmax(hidden, head, targets, vocab_size).losses
-    ready = _ready(head, hidden)
+    gathered = _gathered(head, hidden)
     losses = jax.lax.map(
-        lambda part: _softmax(part[0], ready, part[1], vocab_size).losses,
+        lambda part: _softmax(part[0], gathered, part[1], vocab_size).losses,
         (_cut(hidden, chunk), _cut(targets, chunk)),
     )
     return _joined(losses, length)
@@ -109,9 +108,9 @@ def cross_entropy(
 ) -> jax.Array:
     """Weighted sum of cross-entropies of hidden [b, t, d] against int32 targets [b, t], in nats.
 
-    Its gradient is taken in the forward pass, where the probabilities are at hand: the loss is linear
-    in its cotangent, so the backward pass only scales, and no logits are kept or computed twice. With a
-    chunk, the logits of so many positions a row are there at a time.
+    The gradient is computed in the forward pass, from the same probabilities: the loss is linear in its
+    cotangent, so the backward pass only scales it, and no logits are kept or computed twice. With `chunk`,
+    the logits of that many positions of each row are in memory at a time.
     """
     return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size, chunk) * weights)
 
@@ -140,11 +139,11 @@ def _loss_and_grad(
 def _loss_and_grad_in_chunks(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, chunk: int
 ) -> _LossAndGrad:
-    ready = _ready(head, hidden)
+    gathered = _gathered(head, hidden)
 
     def step(d_head: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        taken = _loss_and_grad(part[0], ready, part[1], part[2], vocab_size)
-        return d_head + taken.d_head, (taken.total, taken.d_hidden, taken.losses)
+        result = _loss_and_grad(part[0], gathered, part[1], part[2], vocab_size)
+        return d_head + result.d_head, (result.total, result.d_hidden, result.losses)
 
     zeros = constrain(jnp.zeros(head.shape, jnp.float32), "fsdp", "tensor")
     parts = tuple(_cut(x, chunk) for x in (hidden, targets, weights))
@@ -154,12 +153,11 @@ def _loss_and_grad_in_chunks(
 
 
 def _forward(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
-    whole = chunk is None or chunk >= hidden.shape[1]
-    take: Callable[..., _LossAndGrad] = (
-        _loss_and_grad if whole else functools.partial(_loss_and_grad_in_chunks, chunk=chunk)
-    )
-    taken = take(hidden, head, targets, weights, vocab_size)
-    return taken.total, (taken.d_hidden, taken.d_head.astype(head.dtype), taken.losses)
+    if chunk is None or chunk >= hidden.shape[1]:
+        result = _loss_and_grad(hidden, head, targets, weights, vocab_size)
+    else:
+        result = _loss_and_grad_in_chunks(hidden, head, targets, weights, vocab_size, chunk)
+    return result.total, (result.d_hidden, result.d_head.astype(head.dtype), result.losses)
 
 
 def _backward(vocab_size, chunk, saved, gradient):  # type: ignore[no-untyped-def]

@@ -1,23 +1,95 @@
-"""Metrics as JSON lines and TensorBoard files."""
+"""Metrics: throughput and memory, and records of a run as JSON lines and TensorBoard files.
+
+Imports no jax, so that reports can read metrics without it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts
 
+if TYPE_CHECKING:
+    import jax
+
 FILE = "metrics.jsonl"
+# Metrics that differ from run to run.
+TIMED = (
+    "tokens_per_second",
+    "supervised_tokens_per_second",
+    "step_seconds",
+    "data_wait",
+    "save_wait",
+    "mfu",
+    "device_bytes",
+)
+
+
+class Speed:
+    """Counts tokens and seconds since the last record, so that rates are means over whole steps.
+
+    Args:
+      flops_per_token: model FLOPs of a token, forward and backward.
+      peak_flops: FLOP/s of all devices together; 0 if unknown, and then there is no `mfu`.
+    """
+
+    def __init__(self, flops_per_token: float = 0.0, peak_flops: float = 0.0):
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
+        self.restart()
+
+    def restart(self) -> None:
+        self.since, self.steps, self.tokens, self.supervised = time.perf_counter(), 0, 0, 0.0
+        self.waited = {"data": 0.0, "save": 0.0}
+
+    def add(self, tokens: int, supervised: float, data_seconds: float) -> None:
+        """Adds a step: its tokens, those with loss, and the seconds it waited for its data."""
+        self.steps += 1
+        self.tokens += tokens
+        self.supervised += supervised
+        self.waited["data"] += data_seconds
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Counts the time inside as waiting for a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self.waited["save"] += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last call; `data_wait` and `save_wait` are shares of the time."""
+        seconds = time.perf_counter() - self.since
+        rate = self.tokens / seconds
+        values = {
+            "tokens_per_second": rate,
+            "supervised_tokens_per_second": self.supervised / seconds,
+            "step_seconds": seconds / max(1, self.steps),
+            **{f"{name}_wait": waited / seconds for name, waited in self.waited.items()},
+        }
+        if self.peak_flops:
+            values["mfu"] = self.flops_per_token * rate / self.peak_flops
+        self.restart()
+        return values
+
+
+def device_bytes(devices: Sequence[jax.Device]) -> dict[str, int]:
+    """The largest peak memory of `devices`, in bytes; empty where the platform does not report it (CPUs)."""
+    found = [device.memory_stats() for device in devices]
+    peaks = [stats["peak_bytes_in_use"] for stats in found if stats and "peak_bytes_in_use" in stats]
+    return {"device_bytes": max(peaks)} if peaks else {}
 
 
 class Metrics:
-    """Writes one JSON line a record, and its numbers to TensorBoard.
+    """Writes records as JSON lines, and their numbers to TensorBoard.
 
-    A resumed run goes on at `step`: lines of later steps, which will be made again, are cut off first.
+    A run that resumes at `step` first removes the records of later steps, which it will make again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], step: int):
@@ -45,7 +117,7 @@ class Metrics:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a line torn by a kill ends the reading."""
+    """The records of a metrics file, up to the first incomplete line (the writer may have been killed)."""
     rows = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:

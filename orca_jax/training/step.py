@@ -18,16 +18,16 @@ from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds, besides the step: float32 parameters, and the moments of those trained."""
+    """What a checkpoint holds besides the step: float32 parameters, and optimizer state of those trained."""
 
     params: Any
     optimizer: Any
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step: loss pair, norm of the gradient before clipping, positions that hold a token.
+    """Scalars of one step: loss pair, norm of the gradient before clipping, number of token positions.
 
-    `skipped`: the loss or the gradient was not finite, or its norm over the limit; nothing was updated.
+    `skipped`: the loss or the gradient was not finite, or the norm over the limit; nothing was updated.
     """
 
     loss: Loss
@@ -49,9 +49,9 @@ def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -
 def gradients(
     params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype, accumulation: int
 ) -> tuple[Loss, Any]:
-    """Loss pair and gradient of its mean by what is trained, over `accumulation` parts of the batch in turn.
+    """Loss pair, and gradient of its mean by the trained parameters, in `accumulation` parts of the batch.
 
-    Both parts of the loss are added over the parts and divided once, so the parts' weights may differ.
+    The loss pair is added over the parts and divided once, so the weights of the parts may differ.
     """
 
     trained, frozen = lora.split(params, config.lora)
@@ -95,8 +95,8 @@ def update(
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of rows.
 
-    Where the loss or the gradient is not finite, or the gradient's norm is over `norm_limit` (float32
-    scalar), parameters and optimizer stay as they are.
+    If the loss or the gradient is not finite, or the gradient's norm is over `norm_limit` (float32 scalar),
+    parameters and optimizer state do not change.
     """
     loss, gradient = gradients(state.params, batch, config, dtype, accumulation)
     norm = optax.tree.norm(gradient)
@@ -115,7 +115,7 @@ def update(
 
 
 def token_losses(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -> jax.Array:
-    """Weighted cross-entropy of every position, float32 [b, t], for validation by example."""
+    """Weighted cross-entropy of every position, float32 [b, t], for validation."""
     hidden, _ = llama.hidden(
         params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
@@ -124,7 +124,7 @@ def token_losses(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype)
 
 
 class Steps(NamedTuple):
-    """The compiled functions of a run, and how its state is laid out."""
+    """The compiled functions of a run, and the shapes and shardings of its state."""
 
     init: Callable[[Any], TrainState]
     update: Callable[..., tuple[TrainState, StepMetrics]]
@@ -145,7 +145,7 @@ def make_steps(
 ) -> Steps:
     """Compiles init, update and validation with the mesh's shardings; `update` donates its state.
 
-    `update` takes (state, rows, learning rate) and, if `limited`, a limit of the gradient's norm.
+    `update` takes (state, rows, learning rate) and, if `limited`, a limit for the gradient's norm.
     """
 
     def fresh(params: Any) -> TrainState:
@@ -163,7 +163,7 @@ def make_steps(
     losses = functools.partial(token_losses, config=config, dtype=dtype)
 
     def place(params: Any) -> TrainState:
-        """Parameters that lie where they should are not copied; moments are made in their place."""
+        """Places parameters (no copy if they are placed already) and initialises the optimizer state."""
         trained = lora.split(params, config.lora).trained
         moments = jax.jit(optimizer.init, out_shardings=placed.optimizer)(trained)
         return TrainState(jax.device_put(params, placed.params), moments)

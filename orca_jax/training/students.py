@@ -19,8 +19,7 @@ from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.student import huggingface, llama, lora, parameters, presets, sharding
-from orca_jax.student.huggingface_config import CONFIG_FILE, read_config
-from orca_jax.student.huggingface_folder import ADAPTER, Folder
+from orca_jax.student.huggingface_folder import ADAPTER, CONFIG_FILE, Folder, read_config
 from orca_jax.training.checkpoints import load_params
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Validation: the mean loss of held-out examples, over all and by group."""
+"""Validation: the mean loss of held-out examples, in total and by group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TokenLosses = Callable[[Any, Row], Any]
 
 
 class Validation:
-    """Losses of a data set's examples, row by row of its first packing plan."""
+    """Computes the losses of a data set's examples, in the rows of its first packing plan."""
 
     def __init__(self, dataset: str, rows: loader.RowBuilder, *, batch_rows: int, placement: NamedSharding):
         self.dataset = dataset
@@ -25,7 +25,7 @@ class Validation:
         self.placement = placement
 
     def __call__(self, params: Any, token_losses: TokenLosses) -> dict[str, float]:
-        """Nats a supervised token: `loss`, and `loss/GROUP=NAME` for every group; `examples` counts them."""
+        """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count."""
         sums, weights = self._sums(params, token_losses)
         examples = self.rows.plan_of(self.dataset, 0).examples
         columns = self.rows.stores[self.dataset].columns
@@ -37,7 +37,7 @@ class Validation:
         return values
 
     def _sums(self, params: Any, token_losses: TokenLosses) -> tuple[np.ndarray, np.ndarray]:
-        """Summed loss and weight of every example, float64 [n]."""
+        """Summed loss and weight of every example, float64 [n] each."""
         count = len(self.rows.lengths[self.dataset])
         sums, weights = np.zeros(count), np.zeros(count)
         plan, size = self.rows.plan_of(self.dataset, 0), self.batch_rows
@@ -58,6 +58,6 @@ def _mean(sums: np.ndarray, weights: np.ndarray) -> float:
 def add_by_segment(
     sums: np.ndarray, examples: np.ndarray, segment_ids: np.ndarray, values: np.ndarray
 ) -> None:
-    """Adds a row's values [row_length] to the sums [n] of the examples that its segments hold."""
+    """Adds a row's values [row_length] to the sums [n] of the examples in its segments."""
     if len(examples):
         sums[examples] += np.bincount(segment_ids, weights=values, minlength=len(examples) + 1)[1:]

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from orca_jax.experiments import convert, serve
-from orca_jax.student.huggingface_config import CONFIG_FILE
+from orca_jax.student.huggingface_folder import CONFIG_FILE
 from tests.data import hf_folders
 
 

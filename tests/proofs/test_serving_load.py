@@ -42,7 +42,7 @@ if sys.argv[3] == "one shape":
     for module in (engine, reading):
         module.bucket = lambda size, least=64: 192
         module.row_bucket = lambda count, slots: slots
-    engine.READ_ROWS = 1
+    engine.PREFILL_ROWS = 1
 student = make_student(load(sys.argv[1]), rows=16, max_length=160)
 with Served(student, body_bytes=int(sys.argv[2]), queue=256, requests=256) as served:
     print(served.url, flush=True)

@@ -1,4 +1,4 @@
-"""The engine: rows are taken at once, company changes nothing, shared starts and other devices neither."""
+"""The engine: scheduling, and replies that no other request, shared prefix or mesh changes."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import sharding
-from orca_jax.student.decoding import STEPS
-from orca_jax.student.engine import Engine, Request, bucket, row_bucket
+from orca_jax.student.decoding import STEPS, bucket, row_bucket
+from orca_jax.student.engine import Engine, Request
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from tests.student.students import SMALL, logits, make_params, make_tokens
 
@@ -34,13 +34,13 @@ def run(engine, requests):
     return [found[ticket] for ticket in tickets]
 
 
-def asked(index, **changes):
+def request(index, **changes):
     return Request(**{"prompt": PROMPTS[index], "max_tokens": 12, "number": index, **changes})
 
 
 @functools.cache
 def alone(index, limit, temperature):
-    (reply,) = run(make_engine(1), [asked(index, max_tokens=limit, temperature=temperature, seed=5)])
+    (reply,) = run(make_engine(1), [request(index, max_tokens=limit, temperature=temperature, seed=5)])
     return reply
 
 
@@ -61,8 +61,8 @@ def assert_same(reply, expected):
     slots=st.sampled_from([1, 3, 4]),
 )
 @settings(max_examples=15)
-def test_a_request_says_the_same_in_any_company(chosen, slots):
-    requests = [asked(i, max_tokens=limit, temperature=warm, seed=5) for i, limit, warm in chosen]
+def test_a_reply_does_not_depend_on_the_other_requests(chosen, slots):
+    requests = [request(i, max_tokens=limit, temperature=warm, seed=5) for i, limit, warm in chosen]
     for reply, one in zip(run(make_engine(slots), requests), chosen, strict=True):
         assert_same(reply, alone(*one))
 
@@ -71,7 +71,7 @@ def test_requests_may_come_while_others_run():
     engine, found = make_engine(3), {}
     tickets = {}
     for index in range(len(PROMPTS)):
-        tickets[engine.add(asked(index, max_tokens=40, temperature=1.0, seed=5))] = index
+        tickets[engine.add(request(index, max_tokens=40, temperature=1.0, seed=5))] = index
         found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
     while engine.busy:
         found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
@@ -90,9 +90,9 @@ def test_what_is_reported_step_by_step_is_the_reply():
     assert len(said) == 40
 
 
-def test_a_freed_row_is_taken_at_once():
+def test_a_free_row_is_given_away_at_once():
     engine = make_engine(2)
-    short, _, third = (engine.add(asked(0, max_tokens=limit)) for limit in (3, 40, 2))
+    short, _, third = (engine.add(request(0, max_tokens=limit)) for limit in (3, 40, 2))
     first = {advance.ticket: advance for advance in engine.step()}
     assert [len(advance.tokens) for advance in first.values()] == [3, 3]
     assert first[short].finished
@@ -104,7 +104,7 @@ def test_a_freed_row_is_taken_at_once():
 def test_the_cache_is_as_large_as_what_runs():
     engine = Engine(make_params(SMALL), SMALL, slots=8, max_length=512)
     for index, limit in ((2, 1), (3, 1), (4, 60), (1, 1), (6, 30)):
-        engine.add(asked(index, max_tokens=limit, temperature=1.0, seed=5))
+        engine.add(request(index, max_tokens=limit, temperature=1.0, seed=5))
     sizes, found = [], {}
     while engine.busy:
         found |= {advance.ticket: advance.finished for advance in engine.step() if advance.finished}
@@ -115,18 +115,20 @@ def test_the_cache_is_as_large_as_what_runs():
         assert_same(found[ticket], alone(index, limit, 1.0))
 
 
-def test_with_nobody_waiting_a_step_goes_its_whole_length():
+def test_without_waiting_requests_all_steps_are_done():
     engine = make_engine(2)
-    engine.add(asked(0, max_tokens=3))
-    engine.add(asked(0, max_tokens=40))
+    engine.add(request(0, max_tokens=3))
+    engine.add(request(0, max_tokens=40))
     assert sorted(len(advance.tokens) for advance in engine.step()) == [3, STEPS]
     while engine.busy:
         engine.step()
 
 
-def test_a_cancelled_request_is_heard_of_no_more():
+def test_a_cancelled_request_is_not_reported_again():
     engine = make_engine(2)
-    running, kept, waiting = (engine.add(asked(i, max_tokens=40, temperature=1.0, seed=5)) for i in (0, 2, 3))
+    running, kept, waiting = (
+        engine.add(request(i, max_tokens=40, temperature=1.0, seed=5)) for i in (0, 2, 3)
+    )
     engine.step()
     engine.cancel(running)
     engine.cancel(waiting)
@@ -139,7 +141,7 @@ def test_a_cancelled_request_is_heard_of_no_more():
 
 
 @pytest.mark.parametrize("shared", [1, 33, 64, 69, 70])
-def test_a_shared_start_changes_nothing(shared):
+def test_a_shared_prefix_changes_nothing(shared):
     prompts = [np.concatenate([START[:70], tail]) for tail in PROMPTS[:3]]
     engine = make_engine(4)
     plain = run(engine, [Request(prompt=prompt, max_tokens=20) for prompt in prompts])
@@ -148,23 +150,23 @@ def test_a_shared_start_changes_nothing(shared):
         assert_same(reply, expected)
 
 
-def test_a_shared_start_is_read_once(monkeypatch):
+def test_a_shared_prefix_is_computed_once(monkeypatch):
     engine = Engine(make_params(SMALL), SMALL, slots=4, max_length=128)
-    read = []
-    original = engine._run_read
+    prefilled = []
+    original = engine._prefill
     monkeypatch.setattr(
         engine,
-        "_run_read",
-        lambda bodies, *rest: read.append(sum(map(len, bodies))) or original(bodies, *rest),
+        "_prefill",
+        lambda bodies, *rest: prefilled.append(sum(map(len, bodies))) or original(bodies, *rest),
     )
     prompts = [np.concatenate([START, tail]) for tail in PROMPTS[:4]]
     run(engine, [Request(prompt=prompt, max_tokens=2, shared=70) for prompt in prompts])
-    assert sum(read) == 70 + sum(len(tail) - 1 for tail in PROMPTS[:4])
+    assert sum(prefilled) == 70 + sum(len(tail) - 1 for tail in PROMPTS[:4])
 
 
 @pytest.mark.parametrize(("shared", "tail"), [(0, 49), (40, 9), (48, 1), (49, 0), (60, 0)])
 def test_prompts_as_long_as_the_cache_allows(shared, tail):
-    """The last bucket is cut where the cache ends, so that nothing is pushed over what lies before."""
+    """The last bucket is cut where the cache ends, so that nothing before it is overwritten."""
     prompt = make_tokens(max(shared, 0) + tail + 1, seed=3)[:50]
     engine = make_engine(2, 51)
     (reply,) = run(engine, [Request(prompt=prompt, max_tokens=9, shared=shared)])
@@ -174,7 +176,7 @@ def test_prompts_as_long_as_the_cache_allows(shared, tail):
 
 
 def test_a_prefix_that_ends_where_the_cache_does():
-    """100 shared, 9 more in a bucket of 64, a cache of 128: uncut, the bucket would go 36 columns over."""
+    """100 shared, 9 more in a bucket of 64, a cache of 128: uncut, the bucket would go 36 positions over."""
     prompt = make_tokens(110, seed=4)
     engine = make_engine(2, 112)
     plain, shared = run(engine, [Request(prompt=prompt, max_tokens=2, shared=size) for size in (0, 100)])
@@ -182,10 +184,10 @@ def test_a_prefix_that_ends_where_the_cache_does():
     assert_same(shared, plain)
 
 
-def test_the_end_that_the_caller_sees_cuts_the_reply():
+def test_a_stop_function_cuts_the_reply():
     engine = make_engine(2)
     (whole,) = run(engine, [FREE])
-    (cut,) = run(engine, [dataclasses.replace(FREE, ends=lambda tokens: 5 if len(tokens) >= 5 else None)])
+    (cut,) = run(engine, [dataclasses.replace(FREE, stop=lambda tokens: 5 if len(tokens) >= 5 else None)])
     assert (cut.tokens.tolist(), cut.stopped) == (whole.tokens[:5].tolist(), True)
     assert len(cut.log_probs) == 5
 
@@ -201,7 +203,9 @@ def test_a_stop_id_may_be_the_last_that_the_limit_allows():
 
 
 def test_large_seeds_are_told_apart():
-    replies = run(make_engine(4), [asked(0, temperature=2.0, seed=seed) for seed in (1, 1 + 2**32, 1, 2**63)])
+    replies = run(
+        make_engine(4), [request(0, temperature=2.0, seed=seed) for seed in (1, 1 + 2**32, 1, 2**63)]
+    )
     said = [tuple(reply.tokens.tolist()) for reply in replies]
     assert said[0] == said[2]
     assert len(set(said)) == 3
@@ -234,10 +238,10 @@ LONG_MESHES = [pytest.param(mesh, marks=pytest.mark.proof) for mesh in (MeshConf
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(data=2, tensor=4), *LONG_MESHES], ids=str)
-def test_other_devices_say_the_same(mesh):
+def test_other_meshes_give_the_same(mesh):
     devices = make_mesh(mesh)
     engine = Engine(make_params(SMALL), SMALL, slots=4, max_length=128, mesh=devices)
-    requests = [asked(i, max_tokens=12, temperature=1.0, seed=5) for i in range(len(PROMPTS))]
+    requests = [request(i, max_tokens=12, temperature=1.0, seed=5) for i in range(len(PROMPTS))]
     for index, reply in enumerate(run(engine, requests)):
         assert_same(reply, alone(index, 12, 1.0))
     heads = SMALL.num_kv_heads
@@ -247,12 +251,12 @@ def test_other_devices_say_the_same(mesh):
         assert shard[1] == (heads // tensor if heads % tensor == 0 else heads)
 
 
-def test_parameters_bring_their_devices_along():
+def test_without_a_mesh_it_runs_where_the_parameters_are():
     mesh = make_mesh(MeshConfig(tensor=2))
     placed = jax.device_put(make_params(SMALL), sharding.shardings(make_params(SMALL), mesh))
     engine = Engine(placed, SMALL, slots=2, max_length=128)
     assert engine.mesh is mesh
-    assert_same(run(engine, [asked(2, temperature=1.0, seed=5)])[0], alone(2, 12, 1.0))
+    assert_same(run(engine, [request(2, temperature=1.0, seed=5)])[0], alone(2, 12, 1.0))
 
 
 def test_bfloat16_is_kept_in_bfloat16():
@@ -277,7 +281,7 @@ def test_a_prompt_without_room_is_refused(size):
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* must be at least"):
-        make_engine().add(asked(0, **wrong))
+        make_engine().add(request(0, **wrong))
 
 
 @given(size=st.integers(1, 5000))

@@ -1,4 +1,4 @@
-"""Generation: greedy is the full pass's argmax, draws have its probabilities, company changes nothing."""
+"""Generation: greedy is the full pass's argmax, draws have its probabilities, the batch changes nothing."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.student.generation import WORTH_SHARING, Generator, common_start
+from orca_jax.student.engine import LEAST_SHARED, Generator, common_prefix
 from orca_jax.student.parameters import stacked
 from tests.student.students import SMALL, logits, make_params, make_tokens
 
@@ -36,14 +36,14 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass_step_by_step(greedy):
         assert not reply.stopped
 
 
-def test_the_company_in_a_batch_does_not_matter(greedy):
+def test_a_reply_does_not_depend_on_its_batch(greedy):
     generator = make_generator()
     for prompt, reply in zip(PROMPTS, greedy):
         (alone,) = generator.generate([prompt], max_tokens=NEW)
         np.testing.assert_array_equal(alone.tokens, reply.tokens)
 
 
-def test_a_long_companion_takes_no_room_from_a_short_prompt():
+def test_a_long_prompt_takes_no_room_from_a_short_one():
     generator = make_generator(max_length=70)
     short, _ = generator.generate([PROMPTS[0], PROMPTS[4]], max_tokens=NEW)
     assert len(short.tokens) == NEW
@@ -94,14 +94,14 @@ def test_equal_seeds_repeat_and_other_seeds_do_not():
     assert all(left != right for left, right in zip(one, other))
 
 
-def test_a_prompt_draws_by_its_place_and_not_by_its_company():
+def test_a_draw_depends_on_the_prompts_index_and_not_on_its_batch():
     generator = make_generator()
     changed = [PROMPTS[0], *reversed(PROMPTS[1:])]
     one, two = (generator.generate(p, max_tokens=NEW, temperature=1.0, seed=3)[0] for p in (PROMPTS, changed))
     np.testing.assert_array_equal(one.tokens, two.tokens)
 
 
-def test_equal_prompts_at_other_places_draw_differently():
+def test_equal_prompts_at_other_indices_draw_differently():
     replies = make_generator().generate([PROMPTS[0]] * 4, max_tokens=NEW, temperature=1.0)
     assert len({tuple(reply.tokens.tolist()) for reply in replies}) == 4
 
@@ -139,13 +139,13 @@ def test_each_prompt_may_have_a_limit_of_its_own(greedy):
         np.testing.assert_array_equal(reply.tokens, expected.tokens[:limit])
 
 
-def test_replies_come_as_they_are_finished():
+def test_replies_are_yielded_as_they_finish():
     generator = make_generator(batch_size=2)
     order = [index for index, _ in generator.as_finished(PROMPTS[:2], max_tokens=[40, 1])]
     assert order == [1, 0]
 
 
-def test_a_caller_that_leaves_takes_its_requests_along(greedy):
+def test_closing_the_iterator_cancels_its_requests(greedy):
     generator = make_generator(batch_size=2)
     replies = generator.as_finished(PROMPTS, max_tokens=NEW)
     next(replies)
@@ -155,11 +155,11 @@ def test_a_caller_that_leaves_takes_its_requests_along(greedy):
     np.testing.assert_array_equal(reply.tokens, greedy[0].tokens)
 
 
-def test_a_common_start_changes_nothing():
+def test_a_common_prefix_changes_nothing():
     start = make_tokens(40, seed=9)
     prompts = [np.concatenate([start, prompt]) for prompt in PROMPTS]
     generator = make_generator(max_length=256)
-    assert common_start(prompts) >= 40
+    assert common_prefix(prompts) >= 40
     together = generator.generate(prompts, max_tokens=NEW, temperature=1.0, seed=2)
     for index, (prompt, reply) in enumerate(zip(prompts, together)):
         (alone,) = generator.generate([prompt], max_tokens=NEW, temperature=1.0, seed=2, numbers=[index])
@@ -168,18 +168,18 @@ def test_a_common_start_changes_nothing():
 
 
 @given(start=st.integers(0, 80), tails=st.lists(st.integers(0, 5), min_size=1, max_size=4))
-def test_the_common_start_is_what_all_share(start, tails):
+def test_the_common_prefix_is_what_all_share(start, tails):
     prompts = [np.array([7] * start + list(range(i, i + size)), np.int32) for i, size in enumerate(tails)]
-    found = common_start(prompts)
+    found = common_prefix(prompts)
     if len(prompts) < 2:
         assert found == 0
         return
-    columns = zip(*(prompt.tolist() for prompt in prompts))
-    shared = next((n for n, column in enumerate(columns) if len(set(column)) > 1), min(map(len, prompts)))
-    assert found == (shared if shared >= WORTH_SHARING else 0)
+    positions = zip(*(prompt.tolist() for prompt in prompts))
+    shared = next((n for n, column in enumerate(positions) if len(set(column)) > 1), min(map(len, prompts)))
+    assert found == (shared if shared >= LEAST_SHARED else 0)
 
 
-def test_a_request_that_is_refused_leaves_none_of_its_company_behind(greedy):
+def test_a_refused_request_cancels_the_others_of_its_call(greedy):
     generator = make_generator()
     with pytest.raises(ValueError, match="max_tokens=0 must be at least 1"):
         generator.generate(PROMPTS[:2], max_tokens=[4, 0])

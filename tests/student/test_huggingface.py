@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from orca_jax.student import huggingface
 from orca_jax.student.huggingface import Folder, UnsupportedModelError
-from orca_jax.student.huggingface_config import read_config
+from orca_jax.student.huggingface_folder import read_config
 from orca_jax.student.parameters import stacked
 from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from tests.student.students import SMALL, make_params

@@ -10,7 +10,7 @@ import pytest
 from orca_jax.config import RopeScaling
 from orca_jax.student import llama
 from orca_jax.student.attention import BACKENDS
-from orca_jax.student.cache import Prefill
+from orca_jax.student.decoding import Prefill
 from orca_jax.student.parameters import per_layer, stacked
 from tests.student import numpy_llama
 from tests.student.students import SMALL, apply, logits, make_params, make_tokens

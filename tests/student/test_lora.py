@@ -10,7 +10,7 @@ import pytest
 
 from orca_jax.config import LoraConfig
 from orca_jax.data.rows import Row
-from orca_jax.student import huggingface, llama, lora, peft
+from orca_jax.student import huggingface, llama, lora
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from orca_jax.training.step import make_steps
@@ -117,7 +117,7 @@ def test_adapters_that_cannot_be():
         with pytest.raises(ValueError, match="lora"):
             LoraConfig(**{"rank": 2, **changes})
     with pytest.raises(ValueError, match="no adapters"):
-        peft.save(make_params(SMALL), SMALL, "unused")
+        huggingface.export_adapters(make_params(SMALL), SMALL, "unused")
 
 
 @pytest.mark.parity
@@ -128,7 +128,7 @@ def test_peft_computes_the_same_from_the_saved_adapter(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     params, tokens = with_adapters(config), make_tokens(60)
     huggingface.export(make_params(SMALL), SMALL, tmp_path / "base")
-    count = peft.save(params, config, tmp_path / "adapter", base=str(tmp_path / "base"))
+    count = huggingface.export_adapters(params, config, tmp_path / "adapter", base=str(tmp_path / "base"))
     assert count == sum(leaf.size for leaf in jax.tree.leaves(lora.split(params, config.lora).trained))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     ids = torch.tensor(tokens[None].astype(np.int64))

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from orca_jax.experiments import parity
-from orca_jax.student import huggingface, huggingface_config, llama
+from orca_jax.student import huggingface, huggingface_folder, llama
 from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from orca_jax.training.loss import cross_entropy
 
@@ -87,7 +87,7 @@ def test_round_trip_is_bit_exact(pairs, family, tmp_path):
     assert not parity.round_trip_differences(pair, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     running = {"vocab_multiple": 16, "scan_layers": False}
-    assert dataclasses.replace(huggingface_config.read_config(tmp_path), **running) == pair.config
+    assert dataclasses.replace(huggingface_folder.read_config(tmp_path), **running) == pair.config
 
 
 def own_head(folder, files):
@@ -116,6 +116,6 @@ def test_odd_folders_are_read_as_transformers_reads_them(change, tmp_path):
     index = json.loads((tmp_path / huggingface.INDEX).read_text())
     change(tmp_path, index["weight_map"])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    config = dataclasses.replace(huggingface_config.read_config(tmp_path), scan_layers=False)
+    config = dataclasses.replace(huggingface_folder.read_config(tmp_path), scan_layers=False)
     params = huggingface.load(tmp_path, config, make_mesh(MeshConfig()))
     assert parity.logit_error(parity.Pair(theirs, params, config)) < 2e-4

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.student.sampling import Settings, draw, likeliest, log_prob, nucleus, truncate
+from orca_jax.student.sampling import SamplingParams, draw, likeliest, log_prob, truncate
 
 SCORES = np.array([1.0, 3.0, 0.5, 2.0, -1.0, 2.5], np.float32)
 DRAWS = 20_000
+NO_TOP_K = jnp.zeros(1, jnp.int32)
 
 
 def within_chance(counts, probabilities):
@@ -21,7 +22,7 @@ def within_chance(counts, probabilities):
 
 
 def of_rows(rows, temperature, top_k=0, top_p=1.0):
-    return Settings(
+    return SamplingParams(
         jnp.full(rows, temperature, jnp.float32),
         jnp.full(rows, top_k, jnp.int32),
         jnp.full(rows, top_p, jnp.float32),
@@ -60,7 +61,7 @@ def test_each_row_is_drawn_by_its_own_settings():
     scores = jnp.tile(SCORES, (40, 1))
     keys = jax.random.split(jax.random.key(1), 40)
     kind = np.arange(40) % 4
-    rows = Settings(
+    rows = SamplingParams(
         jnp.where(kind == 0, 0.0, 3.0), jnp.where(kind == 2, 1, 0), jnp.where(kind == 3, 0.0, 1.0)
     )
     together = draw(scores, keys, rows).ids
@@ -68,7 +69,7 @@ def test_each_row_is_drawn_by_its_own_settings():
     assert len(set(np.asarray(together[kind == 1]).tolist())) > 2
     for row in range(8):
         one = slice(row, row + 1)
-        alone = draw(scores[one], keys[one], Settings(*(setting[one] for setting in rows))).ids
+        alone = draw(scores[one], keys[one], SamplingParams(*(setting[one] for setting in rows))).ids
         assert alone[0] == together[row]
 
 
@@ -92,12 +93,12 @@ def test_what_is_kept_is_the_smallest_set_that_is_likely_enough(scores, top_p, t
 
 def test_what_is_kept_keeps_its_scores():
     scores = jnp.array([[1.0, 3.0, 2.0]])
-    np.testing.assert_array_equal(nucleus(scores, jnp.float32(1.0)), scores)
-    np.testing.assert_array_equal(nucleus(scores, jnp.float32(0.5)), [[-np.inf, 3.0, -np.inf]])
+    np.testing.assert_array_equal(truncate(scores, NO_TOP_K, jnp.ones(1)), scores)
+    np.testing.assert_array_equal(truncate(scores, NO_TOP_K, jnp.full(1, 0.5)), [[-np.inf, 3.0, -np.inf]])
 
 
 def test_the_likeliest_id_stays_even_at_top_p_zero():
-    kept = nucleus(jnp.array([[1.0, 3.0, 2.0]]), jnp.float32(0.0))
+    kept = truncate(jnp.array([[1.0, 3.0, 2.0]]), NO_TOP_K, jnp.zeros(1))
     np.testing.assert_array_equal(kept, [[-np.inf, 3.0, -np.inf]])
 
 

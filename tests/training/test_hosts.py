@@ -1,4 +1,4 @@
-"""Two processes on one machine: compared, named where they differ, and leaving at the same step."""
+"""Two processes on one machine: compared, named where they differ, and stopping at the same step."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import pytest
@@ -44,9 +45,10 @@ if process == 0:
 from tests.training import synthetic
 from orca_jax.student import sharding
 
-votes = hosts.PreemptionSync(sharding.make_mesh(sharding.MeshConfig(data=2)))
-for mine in ([None, None], [None, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGINT, None]):
-    outcome = votes.read(votes.cast(mine[process]))
+preemption = hosts.PreemptionSync(sharding.make_mesh(sharding.MeshConfig(data=2)))
+received = ([None, None], [None, signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGINT, None])
+for mine in (*received, [None, None]):  # the outcome of each is read at the next
+    outcome = preemption.exchange(mine[process])
     said.append(outcome and outcome.name)
 print("SAID" + json.dumps(said))
 """
@@ -122,14 +124,14 @@ def test_two_processes_compare_and_vote(repo):
     for text in said[0][1:3]:
         assert text.startswith("the hosts are not about to run the same thing: data is b on process 1 (")
         assert text.endswith("), c elsewhere")
-    assert said[0][3:] == [None, "SIGTERM", "SIGTERM", "SIGINT"]
+    assert said[0][3:] == [None, None, "SIGTERM", "SIGTERM", "SIGINT"]
 
 
 @pytest.mark.proof
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(repo, tmp_path):
     codes, words = run_two(repo, TRAINER, str(tmp_path))
     assert codes == [75, 75], words
-    assert load_params(tmp_path / "checkpoints")[0] == 5  # the vote of step 4 is read at step 5
+    assert load_params(tmp_path / "checkpoints")[0] == 5  # the signal of step 4 is read at step 5
 
 
 @pytest.mark.proof
@@ -156,9 +158,9 @@ def test_alone_there_is_nothing_to_join_or_compare():
     hosts.join("")
     assert not jax.distributed.is_initialized()
     hosts.compare("x", {"config": "a"})
-    votes = hosts.PreemptionSync(synthetic.mesh())
-    assert votes.read(votes.cast(None)) is None
-    assert votes.read(votes.cast(signal.SIGTERM)) is signal.SIGTERM
+    preemption = hosts.PreemptionSync(synthetic.mesh())
+    assert preemption.exchange(None) is None
+    assert preemption.exchange(signal.SIGTERM) is signal.SIGTERM
 
 
 @pytest.mark.parametrize("text", ["all", "localhost,2,0", "localhost:1,2", "a:1,b,c"])
@@ -174,3 +176,48 @@ def test_auto_without_a_cluster_says_what_to_give(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", nothing)
     with pytest.raises(HostsError, match=r"jax finds no cluster here .* give ADDRESS:PORT,PROCESSES,PROCESS"):
         hosts.join("auto")
+
+
+@pytest.mark.parametrize("number", hosts.SIGNALS, ids=lambda number: number.name)
+def test_a_signal_is_noted_and_the_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with hosts.deferred_signals() as signals:
+        assert signals.received is None
+        signal.raise_signal(number)
+        assert signals.received is number
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_the_program():
+    with hosts.deferred_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_handlers_come_back_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="inside"), hosts.deferred_signals():
+        raise RuntimeError("inside")
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_outside_the_main_thread_no_signal_is_deferred():
+    found = []
+
+    def work():
+        with hosts.deferred_signals() as signals:
+            found.append(signals.received)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def test_preempted_programs_exit_with_the_status_to_run_again():
+    with pytest.raises(SystemExit) as left:
+        hosts.exit_for(signal.SIGTERM)
+    assert left.value.code == os.EX_TEMPFAIL == 75
+    with pytest.raises(KeyboardInterrupt):
+        hosts.exit_for(signal.SIGINT)

@@ -19,8 +19,8 @@ from orca_jax.training import metrics
 from orca_jax.training.checkpoints import CheckpointError, load_params
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.guard import MOST_IN_A_ROW
-from orca_jax.training.meters import TIMED
-from orca_jax.training.trainer import TrainConfig, changed_environment
+from orca_jax.training.metrics import TIMED
+from orca_jax.training.trainer import Profile, TrainConfig, changed_environment
 from tests.training import synthetic
 
 TOTAL = sum(stage.steps for stage in synthetic.STAGES)
@@ -399,6 +399,12 @@ def test_time_is_taken_where_steps_complete(tmp_path):
 def test_chosen_steps_are_profiled(tmp_path):
     synthetic.trainer(tmp_path, profile=(3, 4), validation=None).run()
     assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (5, 4)])
+def test_steps_that_cannot_be_profiled(tmp_path, steps):
+    with pytest.raises(ValueError, match=f"steps {steps[0]} to {steps[1]}; steps count from 1"):
+        Profile(tmp_path, steps)
 
 
 def test_sigterm_leaves_with_the_code_that_says_again(tmp_path):

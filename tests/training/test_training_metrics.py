@@ -1,6 +1,10 @@
 """Metrics as JSON lines: a resumed run cuts off what it will make again."""
 
 import json
+import time
+import types
+
+import pytest
 
 from orca_jax.training import metrics
 
@@ -49,3 +53,48 @@ def test_numbers_go_to_tensorboard_too(tmp_path):
     events = b"".join(path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*"))
     assert b"train/loss" in events
     assert b"train/stage" not in events
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_rates_since_the_last_reading(clock):
+    speed = metrics.Speed(flops_per_token=6e3, peak_flops=1e6)
+    for _ in range(4):
+        speed.add(tokens=100, supervised=25.0, data_seconds=0.25)
+    clock.now += 8
+    with speed.saving():
+        clock.now += 2
+    assert speed.read() == {
+        "tokens_per_second": 40.0,
+        "supervised_tokens_per_second": 10.0,
+        "step_seconds": 2.5,
+        "data_wait": 0.1,
+        "save_wait": 0.2,
+        "mfu": 0.24,
+    }
+    clock.now += 1
+    assert speed.read()["tokens_per_second"] == 0
+
+
+def test_without_a_known_peak_there_is_no_mfu(clock):
+    speed = metrics.Speed(flops_per_token=6e3)
+    clock.now += 1
+    values = speed.read()
+    assert "mfu" not in values
+    assert values.keys() < set(metrics.TIMED)
+
+
+def device(stats):
+    return types.SimpleNamespace(memory_stats=lambda: stats)
+
+
+def test_memory_is_that_of_the_fullest_device():
+    devices = [device({"peak_bytes_in_use": 5}), device({"peak_bytes_in_use": 7}), device(None)]
+    assert metrics.device_bytes(devices) == {"device_bytes": 7}
+    assert metrics.device_bytes([device(None), device({"other": 1})]) == {}

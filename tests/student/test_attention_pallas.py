@@ -1,4 +1,4 @@
-"""What the backends share: the platform that is meant, padding to blocks, and kernels on a mesh."""
+"""The Pallas kernels: padding to blocks, partitioning over a mesh, and lowering for chips not present."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from orca_jax.student import attention, sharding
-from orca_jax.student.attention_common import in_whole_blocks, platform
+from orca_jax.student import attention, attention_pallas, sharding
+from orca_jax.student.attention import BACKENDS
+from orca_jax.student.attention_pallas import in_whole_blocks, platform
 from orca_jax.student.sharding import AXES, MeshConfig, make_mesh
+
+H100 = jax.sharding.AbstractMesh(
+    (1, 1, 1),
+    AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    abstract_device=jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +88,62 @@ def test_kernels_are_split_over_the_mesh_and_give_the_same(cube, backend, rows, 
         assert part.sharding.is_equivalent_to(jax.NamedSharding(cube, split), ndim=4)
         np.testing.assert_allclose(part, gradient, atol=1e-5 * np.abs(gradient).max())
     assert "all-gather" not in compiled.as_text()
+
+
+def shapes(length, head_dim):
+    heads = [jax.ShapeDtypeStruct((2, length, n, head_dim), jnp.bfloat16) for n in (4, 2, 2)]
+    return [*heads, jax.ShapeDtypeStruct((2, length), jnp.int32)]
+
+
+@pytest.mark.parametrize("head_dim", [16, 80, 128])
+def test_for_a_gpu_forward_and_backward_are_its_kernels(head_dim, monkeypatch):
+    """Lowered to what Triton compiles; no GPU has compiled or run it."""
+    monkeypatch.setattr(attention_pallas, "platform", lambda: "gpu")
+
+    def total(query, key, value, segment_ids):
+        mixed = attention.attend(query, key, value, segment_ids, backend="pallas_gpu")
+        return mixed.astype(jnp.float32).sum()
+
+    with jax.sharding.use_abstract_mesh(H100):  # jax 0.11 asks which GPU
+        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, head_dim))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for kernel in ("mha_forward", "mha_preprocess_backward", "mha_backward"):
+        assert f'"{kernel}"' in text
+
+
+def test_a_window_is_refused_and_the_others_are_named():
+    with pytest.raises(ValueError, match=r"'pallas_gpu' has no sliding window \(got 5\)") as error:
+        jax.eval_shape(
+            lambda *inputs: attention.attend(*inputs, backend="pallas_gpu", window=5), *shapes(9, 16)
+        )
+    assert all(name in str(error.value) for name in BACKENDS)
+
+
+@pytest.mark.parametrize(("length", "block"), [(128, 128), (384, 128), (768, 256), (2048, 512), (4096, 512)])
+def test_blocks_divide_the_row(length, block):
+    sizes = attention_pallas._block_sizes(length)
+    assert sizes.block_q == sizes.block_kv_dq == block
+    assert sizes.has_backward_blocks
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_for_a_tpu_forward_and_backward_are_its_kernels(window, monkeypatch):
+    """Lowered, not compiled: the proof tests/proofs/test_tpu_compile.py does that."""
+    monkeypatch.setattr(attention_pallas, "platform", lambda: "tpu")
+
+    def total(query, key, value, segment_ids):
+        mixed = attention.attend(query, key, value, segment_ids, backend="splash", window=window)
+        return mixed.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, 64))
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.custom_call @tpu_custom_call") == 3  # forward, dq, dk with dv
+    for kernel in ("splash_mha_fwd_segmented", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
+        assert kernel in text
+
+
+def test_larger_heads_than_were_compiled_are_refused():
+    with pytest.raises(ValueError, match=r"student\.head_dim up to 512, got 1024; use auto or blockwise"):
+        jax.eval_shape(
+            lambda *inputs: attention.attend(*inputs, backend="splash"), *shapes(length=8, head_dim=1024)
+        )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.config import RopeScaling
-from orca_jax.student.huggingface_config import UnsupportedModelError, parse, read_config, unparse
+from orca_jax.student.huggingface_folder import UnsupportedModelError, parse, read_config, unparse
 from orca_jax.student.presets import PRESETS
 
 LLAMA = {

@@ -1,4 +1,4 @@
-"""Blockwise attention: memory linear in the length, many blocks, and only pairs that see something."""
+"""Blockwise attention: memory linear in the length, blocks of any size, and which pairs are computed."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import attention
-from orca_jax.student.attention_blockwise import _pairs, blockwise
+from orca_jax.student.attention_xla import _pairs, blockwise
 from tests.student.numpy_attention import numpy_attention
 
 
@@ -49,7 +49,7 @@ def test_blocks_of_any_size_give_the_same(block, window):
 
 @given(count=st.integers(1, 9), block=st.integers(1, 9), window=st.integers(0, 50))
 @settings(max_examples=60)
-def test_pairs_are_those_blocks_between_which_something_is_seen(count, block, window):
+def test_pairs_are_the_blocks_that_the_mask_leaves(count, block, window):
     queries, keys = np.indices((count * block, count * block))
     seen = (queries >= keys) & ((queries - keys < window) if window else True)
     expected = {(i // block, j // block) for i, j in np.argwhere(seen)}

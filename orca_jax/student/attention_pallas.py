@@ -1,0 +1,178 @@
+"""JAX's Pallas attention kernels: splash (TPUs) and pallas_gpu (GPUs), with padding and partitioning.
+
+splash is jax.experimental.pallas.ops.tpu.splash_attention. pallas_gpu is
+jax.experimental.pallas.ops.gpu.attention, which Triton compiles: it is tested in interpret mode on CPUs and
+lowered as far as Triton's input, but has not run on a GPU, where its float32 products are likely of TF32
+precision. JAX 0.11 deprecates it in favour of the package tokamax.
+
+Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
+from jax.sharding import PartitionSpec
+
+from orca_jax.student.attention_xla import pad_length
+from orca_jax.student.sharding import BATCH, batch_shards
+
+Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+LANES = 128  # a TPU register's width, of which splash's blocks are multiples
+LARGEST_BLOCK = 512
+MAX_HEAD_DIM = 512  # the largest that has been compiled for a TPU; small and odd sizes compile as well
+GPU_BLOCK = 128  # the GPU kernel's default for queries and keys
+
+
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: the platform of the current mesh, or else of the default backend.
+
+    The mesh takes precedence because a program may be compiled for chips that this host does not have.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def in_whole_blocks(
+    kernel: Kernel,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    multiple: int,
+) -> jax.Array:
+    """Runs a kernel on rows padded to a multiple of its block; the result is zero at padding.
+
+    The kernels let padding attend to padding, so what they return there is finite but not zero.
+    """
+    length = query.shape[1]
+    padded = [pad_length(x, multiple) for x in (query, key, value, segment_ids)]
+    out = kernel(*padded)[:, :length]
+    return jnp.where((segment_ids > 0)[:, :, None, None], out, 0)
+
+
+def on_each_device(
+    kernel: Kernel, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """Runs a kernel on each device's rows and heads of the current mesh; without a mesh, on all of them.
+
+    XLA cannot partition a Pallas call itself: every device would gather and compute everything. Rows or
+    heads that the mesh does not divide are computed by all devices of that axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(query, key, value, segment_ids)
+    rows = BATCH if query.shape[0] % batch_shards(mesh) == 0 else None
+    # Query heads divide where key-value heads do.
+    heads = "tensor" if key.shape[2] % mesh.shape["tensor"] == 0 else None
+    whole = PartitionSpec(rows, None, heads, None)
+    # The kernels' results do not say over which axes they vary, so that cannot be checked.
+    split = jax.shard_map(
+        kernel, in_specs=(whole, whole, whole, PartitionSpec(rows)), out_specs=whole, check_vma=False
+    )
+    return split(query, key, value, segment_ids)
+
+
+# TPUs
+
+
+def _block_sizes(length: int) -> splash_kernels.BlockSizes:
+    """One size for all loops: the largest power of two that divides a row, from 128 to 512."""
+    block = math.gcd(length, LARGEST_BLOCK)
+    return splash_kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+
+
+def _run_splash(
+    window: int,
+    interpret: bool,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+) -> jax.Array:
+    """The kernel, row by row, on scaled queries. It takes heads first and supports grouped queries."""
+    length, heads = query.shape[1:3]
+    shape = (length, length)
+    if window:
+        mask: splash_kernels.Mask = splash_kernels.LocalMask(shape, (window - 1, 0), offset=0)
+    else:
+        mask = splash_kernels.CausalMask(shape)
+    kernel = splash_kernels.make_splash_mha(
+        splash_kernels.MultiHeadMask([mask] * heads),
+        block_sizes=_block_sizes(length),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    heads_first = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]
+    out = jax.vmap(kernel)(*heads_first, splash_kernels.SegmentIds(segment_ids, segment_ids))
+    return out.transpose(0, 2, 1, 3)
+
+
+def splash(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
+) -> jax.Array:
+    """Splash attention on rows padded to a multiple of 128; interpreted, hence slow, on other platforms.
+
+    Raises:
+      ValueError: heads larger than 512.
+    """
+    head_dim = query.shape[-1]
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(
+            f"student.attention='splash' takes student.head_dim up to {MAX_HEAD_DIM}, got {head_dim}; "
+            "use auto or blockwise"
+        )
+    # The kernel does not scale scores; the product is taken in float32, the result in the query's type.
+    scaled = (query.astype(jnp.float32) / math.sqrt(head_dim)).astype(query.dtype)
+    kernel = functools.partial(_run_splash, window, platform() != "tpu")
+    return in_whole_blocks(functools.partial(on_each_device, kernel), scaled, key, value, segment_ids, LANES)
+
+
+# GPUs
+
+
+def _run_gpu(
+    interpret: bool, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """The kernel takes as many key-value heads as query heads."""
+    with warnings.catch_warnings():  # setup.py admits no JAX that may lack the kernel
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jax.experimental.pallas.ops.gpu import attention as gpu_kernels
+
+    share = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, share, axis=2) for x in (key, value))
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    return gpu_kernels.mha(query, key, value, segment_ids, sm_scale=scale, causal=True, interpret=interpret)
+
+
+def pallas_gpu(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
+) -> jax.Array:
+    """Pallas attention on rows padded to a multiple of 128; interpreted, hence slow, on other platforms.
+
+    Raises:
+      ValueError: a window, which the kernel does not support.
+    """
+    if window:
+        raise ValueError(
+            f"student.attention='pallas_gpu' has no sliding window (got {window}); "
+            "use auto, blockwise, splash, causal_blocks or reference"
+        )
+    kernel = functools.partial(_run_gpu, platform() != "gpu")
+    return in_whole_blocks(
+        functools.partial(on_each_device, kernel), query, key, value, segment_ids, GPU_BLOCK
+    )
