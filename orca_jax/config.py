@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Ge, Gt, Interval
 
 from orca_jax import files, storage
 from orca_jax.config_check import ConfigError, build, check_url
@@ -164,7 +164,7 @@ class OpenAIConfig:
 class ApiConfig:
     """A model behind an API: how it is reached, how replies are drawn, and what that may cost."""
 
-    endpoints: Annotated[tuple[OpenAIConfig, ...], MinLen(1)]  # of the one model; they share the work
+    endpoints: tuple[OpenAIConfig, ...]  # of the one model; they share the work
     identity: str = ""  # the model's name in the ledger; empty: the first endpoint's `model`
     temperature: Amount = 0.7  # of a reply, as in the paper
     top_p: Part = 0.95  # of a reply, as in the paper
@@ -186,6 +186,8 @@ class ApiConfig:
     DRAWN: ClassVar = ("temperature", "top_p", "stop", "top_logprobs", "samples")
 
     def __post_init__(self) -> None:
+        if not self.endpoints:
+            raise ValueError("endpoints is empty; a teacher behind an API needs one at least")
         if self.batch and len(self.endpoints) > 1:
             raise ValueError("batch goes to one endpoint; leave one in endpoints")
 
@@ -298,7 +300,11 @@ class LoraConfig:
 
     rank: Count = 0  # 0: no adapters
     alpha: Annotated[float, Gt(0)] = 16.0  # they are scaled by alpha / rank
-    targets: Annotated[tuple[Dense, ...], MinLen(1)] = typing.get_args(Dense)  # the dense layers
+    targets: tuple[Dense, ...] = typing.get_args(Dense)  # the dense layers
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("lora.targets is empty; set lora.rank=0 for no adapters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,7 +460,7 @@ class OptimizerConfig:
     # `adamw` (arXiv 1711.05101); `adamw_bf16`, the same with first moments in bfloat16; `adafactor` (arXiv
     # 1804.04235): second moments are one row and one column a matrix, and there are no first moments.
     kind: OptimizerKind = "adamw"
-    betas: Annotated[tuple[float, ...], MinLen(2)] = (0.9, 0.95)  # decay of first and second moments (adamw)
+    betas: tuple[float, ...] = (0.9, 0.95)  # decay of first and second moments (adamw)
     epsilon: float = 1e-8  # of adamw
     weight_decay: float = 0.0  # spares norms' scales and biases
     clip_norm: float = 1.0  # bounds the global gradient norm

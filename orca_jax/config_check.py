@@ -75,7 +75,8 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
     known = re.findall("'(.*?)'", expected) if error["type"] == "literal_error" else []
     near = difflib.get_close_matches(got, known, 1, 0.5) if isinstance(got, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"config key '{path}' must be {expected}, got {got!r:.60}{hint}"
+    given = "a mapping" if isinstance(got, Mapping) else "a list" if isinstance(got, list) else f"{got!r:.60}"
+    return f"config key '{path}' must be {expected}, got {given}{hint}"
 
 
 def _path(where: str, steps: Iterable[str | int]) -> str:

@@ -88,7 +88,7 @@ ILL_TYPED = [
     ({"student": {"name": "s", "weight": True}}, r"'student\.weight' must be float, got True"),
     ({"stages": "ab"}, "'stages' must be a list, got 'ab'"),
     ({"stages": [{"name": "a", "epochs": "many"}]}, r"'stages\[0\]\.epochs' must be int, got 'many'"),
-    ({"mixture": [1]}, r"'mixture' must be a mapping, got \[1\]"),
+    ({"mixture": [1]}, r"'mixture' must be a mapping, got a list"),
     ({"mixture": {"x": "half"}}, r"'mixture\.x' must be float, got 'half'"),
     ({"fallback": 3}, "'fallback' must be a mapping, got 3"),
 ]

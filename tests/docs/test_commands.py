@@ -35,6 +35,7 @@ NOT_RUN = {
     r"pip-audit ": "asks PyPI; checklist: docs/security.md's commands",
     r"python requirements/licences\.py ": "changes a file here; checklist: docs/security.md's commands",
     r"(apt-get|playwright) ": "installs a browser",
+    r"python docs/config_page\.py": "changes a file here; tests/docs/test_config_page.py",
     r"mkdocs ": "tests/test_docs.py builds the site",
     r"jupyter ": "trains for minutes; tests/test_notebooks.py; checklist: docs/notebooks.md's command",
     r"(docker|gcloud|kubectl|sbatch) ": "needs a platform; tests/test_launching.py has stand-ins",

@@ -9,6 +9,7 @@ import pytest
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import StageConfig, TeacherConfig
+from orca_jax.config_check import build
 from orca_jax.experiments import collect, collect_asking, evaluate, prepare
 from orca_jax.experiments.queries import QUERIES, asked_as, training_puzzles
 from orca_jax.queries import system_messages
@@ -266,13 +267,13 @@ def test_what_a_student_said_is_not_asked_again(finished, mini, tmp_path, monkey
         ({"path": "x"}, "kind 'oracle' takes no path"),
         ({"kind": "api"}, "kind 'api' needs `api` settings"),
         ({"kind": "api", "path": "x"}, "kind 'api' takes no path"),
-        ({"kind": "student", "path": "x", "max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        ({"kind": "student", "path": "x", "max_tokens": 0}, "'max_tokens' must be at least 1, got 0"),
         ({"kind": "student", "path": "x", "samples": 3}, "samples=3 must be 1; only an oracle's may be more"),
-        ({"samples": 0}, "samples=0 must be 1"),
-        ({"shots": -1}, "shots=-1 must be 0 or more"),
+        ({"samples": 0}, "'samples' must be at least 1, got 0"),
+        ({"shots": -1}, "'shots' must be at least 0, got -1"),
         ({"filters": ("spare",)}, "filter 'spare' needs several samples a query"),
     ],
 )
 def test_a_teacher_without_what_its_kind_needs_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        TeacherConfig(name="t", **given)
+        build(TeacherConfig, {"name": "t", **given})

@@ -508,15 +508,16 @@ def test_the_programs_status_and_words(repo, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"endpoints": ()}, "api.endpoints is empty"),
-        ({"samples": 0}, "samples, concurrency and batch_requests must be at least 1"),
-        ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
-        ({"top_logprobs": 21}, "top_logprobs in 0 to 20"),
-        ({"budget_money": -1.0}, "0 is no cap"),
-        ({"lengths": "gpt4"}, "lengths='gpt4'; known: chatgpt, gpt-4"),
-        ({"batch": True, "endpoints": ({"model": "a"}, {"model": "b"})}, "leave one in api.endpoints"),
+        ({"endpoints": ()}, r"at teachers\[0\].api: endpoints is empty"),
+        ({"samples": 0}, "'teachers\\[0\\].api.samples' must be at least 1, got 0"),
+        ({"top_p": 0.0}, "api.top_p' must be above 0, got 0.0"),
+        ({"top_logprobs": 21}, "api.top_logprobs' must be at most 20, got 21"),
+        ({"budget_money": -1.0}, "api.budget_money' must be at least 0, got -1.0"),
+        ({"lengths": "gpt4"}, "api.lengths' must be 'chatgpt' or 'gpt-4', got 'gpt4'"),
+        ({"batch": True, "endpoints": ({"model": "a"}, {"model": "b"})}, "leave one in endpoints"),
         ({"endpoints": ({"model": "a", "key_variable": KEY},)}, "is no variable's name"),
         ({"endpoints": ({"model": "a", "base_url": "http://far/v1"},)}, "is not https"),
+        ({"endpoints": {"model": "a", "key_variable": KEY}}, "api.endpoints' must be a list, got a mapping"),
         ({"temperatur": 1.0}, "unknown config key 'teachers\\[0\\].api.temperatur'; did you mean"),
     ],
 )

@@ -93,12 +93,14 @@ CASES = {
         "evaluate", MINI + "{finished} --system=17", ("no system message 17", "1 to 16")
     ),
     "unknown layout": Case(
-        "prepare", MINI + "{traces} --config.data.layout=alpaca", ("alpaca", "orca, chatml")
+        "prepare",
+        MINI + "{traces} --config.data.layout=alpaca",
+        ("'data.layout' must be", "'orca', 'chatml'", "got 'alpaca'"),
     ),
     "unknown attention": Case(
         "train",
         MINI + "{tokens} --config.student.attention=flash" + ROWS,
-        ("attention='flash'", "known: auto"),
+        ("'student.attention' must be 'auto'", "got 'flash'"),
     ),
     "layout that doubles the beginning of sequence": Case(
         "prepare",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError, read_manifest
 from orca_jax.config import FlanConfig, PuzzlesConfig, load
-from orca_jax.config_check import ConfigError
+from orca_jax.config_check import ConfigError, build
 from orca_jax.configs import flan as flan_file
 from orca_jax.experiments import collect, prepare, queries, train
 from orca_jax.queries import puzzles
@@ -231,16 +231,16 @@ def test_missing_files_are_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": {"coT": "x"}}, "unknown kind of FLAN file 'coT'; known: submix, cot"),
-        ({"contamination": "ignore"}, "action must be 'drop' or 'keep', not 'ignore'"),
-        ({"coverage": 2.0}, "coverage is a share"),
-        ({"scale": 0.0}, "the scale of the quotas must be above 0"),
-        ({"near_duplicates": 1.5}, "near_duplicates=1.5 is a similarity"),
+        ({"sources": {"coT": "x"}}, r"'sources.coT' must be 'submix', .*, got 'coT'; did you mean 'cot'"),
+        ({"contamination": "ignore"}, "'contamination' must be 'drop' or 'keep', got 'ignore'"),
+        ({"coverage": 2.0}, "'coverage' must be at most 1, got 2.0"),
+        ({"scale": 0.0}, "'scale' must be above 0, got 0.0"),
+        ({"near_duplicates": 1.5}, "'near_duplicates' must be at most 1, got 1.5"),
     ],
 )
 def test_impossible_settings_of_a_draw_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        FlanConfig(**{"sources": {}, **changes})
+        build(FlanConfig, {"sources": {}, **changes})
 
 
 def test_two_smaller_shares_are_refused(tmp_path):

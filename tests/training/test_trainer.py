@@ -13,6 +13,7 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import StageConfig
+from orca_jax.config_check import build
 from orca_jax.data.loader import RowBuilder
 from orca_jax.student import llama
 from orca_jax.training import metrics
@@ -422,17 +423,17 @@ def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"compute_dtype": "float8"}, "train.compute_dtype='float8'; known: float32, bfloat16"),
-        ({"batch_rows": 0}, "train.batch_rows must be at least 1, got 0"),
-        ({"keep": 0}, "train.keep must be at least 1"),
-        ({"log_every": 0}, "train.log_every must be at least 1"),
-        ({"checkpoint_every": 0}, "train.checkpoint_every must be at least 1"),
+        ({"compute_dtype": "float8"}, "'train.compute_dtype' must be 'float32' or 'bfloat16', got 'float8'"),
+        ({"batch_rows": 0}, "'train.batch_rows' must be at least 1, got 0"),
+        ({"keep": 0}, "'train.keep' must be at least 1"),
+        ({"log_every": 0}, "'train.log_every' must be at least 1"),
+        ({"checkpoint_every": 0}, "'train.checkpoint_every' must be at least 1"),
         ({"batch_rows": 6, "accumulation": 4}, "train.accumulation=4 must divide batch_rows=6"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**settings)
+        build(TrainConfig, settings, "train")
 
 
 def test_changed_environment_names_what_changed():
