@@ -17,17 +17,17 @@ from pathlib import Path
 
 from orca_jax import files
 from orca_jax.records import Item
-from orca_jax.reporting import cells, pairs, sizes
+from orca_jax.reporting import arms, cells
 
 
 def compare(first: Path, second: Path, names: tuple[str, str]) -> str:
     """The paired tables of two evaluations as Markdown."""
     sides = [list(files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
-    paired = pairs.pair(*sides)
-    parts = [pairs.accuracy_table(paired, names, sizes.of_family(first)), cells.CAPTION]
+    paired = arms.pair(*sides)
+    parts = [arms.accuracy_table(paired, names, cells.puzzles_per_family(first)), cells.CAPTION]
     if any("steps" in item.extra for item in sides[0]):
-        parts.append(pairs.step_table(paired, names))
-    return "\n\n".join([*(part.strip() for part in parts), pairs.sentence(paired, names)]) + "\n"
+        parts.append(arms.paired_step_table(paired, names))
+    return "\n\n".join([*(part.strip() for part in parts), arms.paired_sentence(paired, names)]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import judging, modes, replies, scoring
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import launch, options
-from orca_jax.reporting import scores as score_tables
+from orca_jax.reporting import tables
 
 JUDGED = "judged"
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
             print(judged_lines(judge(given.replies, given.out)))
             return
         print(
-            score_tables.table(
+            tables.score_table(
                 score(given.benchmark, given.mode, given.replies, given.out, given.path, given.rows)
             )
         )

@@ -32,8 +32,7 @@ import numpy as np
 from orca_jax import artifacts
 from orca_jax.config import ExperimentConfig
 from orca_jax.queries import system_messages
-from orca_jax.reporting import figures, paper_figures, paper_runs, paper_tables, paper_writers, tables
-from orca_jax.reporting import scores as score_tables
+from orca_jax.reporting import figures, paper_figures, paper_tables, paper_writers, tables
 from orca_jax.reporting.paper import TABLES
 from orca_jax.training import metrics
 
@@ -83,7 +82,7 @@ def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
         for mode in config.evaluation.modes[name] if name != "bbh" else ():
             found = scores(workdir, f"{name}-{mode}")
             yield f"## {name}, mode `{mode}`"
-            yield score_tables.table(found) if "tasks" in found else score_tables.unscored(found, name)
+            yield tables.score_table(found) if "tasks" in found else tables.unscored_sentence(found, name)
 
 
 def render(config: ExperimentConfig, workdir: Path) -> str:
@@ -124,7 +123,7 @@ def run(config: ExperimentConfig, workdir: Path) -> str:
 
 def write_paper(folders: Sequence[str | Path], out: Path) -> str:
     """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
-    runs = paper_runs.find(folders)
+    runs = paper_tables.find(folders)
     pages = [paper_tables.page(table, runs) for table in TABLES]
     drawings = paper_figures.drawings(runs, _message_shares(), _answer_lengths(runs))
     return paper_writers.write(out, pages, drawings, runs)
@@ -135,7 +134,7 @@ def _message_shares() -> dict[str, dict[int, float]]:
     return {name: {m.id: m.shares[name] for m in messages} for name in system_messages.COLLECTIONS}
 
 
-def _answer_lengths(runs: Sequence[paper_runs.Run]) -> dict[str, dict[int, np.ndarray]]:
+def _answer_lengths(runs: Sequence[paper_tables.Run]) -> dict[str, dict[int, np.ndarray]]:
     """Trace set to system message to the lengths of its answers, of the first run that has any."""
     for run in runs:
         found = sorted((run.workdir / "tokens").glob("*/columns.npz"))

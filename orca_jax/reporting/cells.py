@@ -2,7 +2,8 @@
 
 A proportion of at least `statistics.FEW` questions with at least `statistics.RARE` of them right and as many
 wrong has its standard error; any other has its 95 % interval by Wilson, since the standard error of 0 of 2
-would be 0. A mean or a difference follows the same rule, its interval combined from those of its parts.
+would be 0. A mean or a difference follows the same rule, its interval combined from those of its parts. A
+number of fewer questions than the published files have is shown as a part of them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
 
-from orca_jax.evaluation import statistics
+from orca_jax import artifacts
+from orca_jax.evaluation import modes, statistics
+from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
 from orca_jax.evaluation.statistics import Estimate, Interval
 from orca_jax.records import Item
-from orca_jax.reporting import sizes
 
 ABSENT = "–"
 ERRORS = (
@@ -143,6 +146,48 @@ def of_items(items: Iterable[Item], whole: int | None = None) -> Cell:
         n = len(values)
         estimate: Estimate = statistics.mean(values)
         found.append(
-            proportion(estimate.value, n, estimate.stderr, sizes.full(benchmark, task, mode, n) or whole)
+            proportion(estimate.value, n, estimate.stderr, published_size(benchmark, task, mode, n) or whole)
         )
     return mean(found, [cell.n or 0 for cell in found])
+
+
+# Sizes
+
+
+def published_size(benchmark: str, task: str, mode: str, n: int) -> int | None:
+    """The number of questions of the task's file, of which `n` were asked in `mode`; None where unknown.
+
+    Of a file with several versions it is the first that has `n` or more questions.
+    """
+    sizes = _known_sizes(benchmark, task, mode)
+    return n if n in sizes else next((size for size in sizes if size > n), max(sizes, default=None))
+
+
+def puzzles_per_family(evaluation: Path) -> int | None:
+    """How many puzzles of each family the config of an evaluation has, by its manifest; None of others."""
+    try:
+        provenance = artifacts.read_manifest(evaluation)["provenance"]
+    except artifacts.ArtifactError:
+        return None
+    is_puzzles = str(provenance.get("name", "")).startswith(puzzles.BENCHMARK)
+    return provenance.get("evaluation", {}).get("per_family") if is_puzzles else None
+
+
+def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
+    """Those of each known version, the paper's first."""
+    match benchmark:
+        case bbh.BENCHMARK if task in bbh.TASKS:
+            return (bbh.TASKS[task].size - len(bbh.UNSCORED.get(task, ())),)
+        case agieval.BENCHMARK if task in agieval.TASKS:
+            return (agieval.TASKS[task].size,)
+        case truthfulqa.BENCHMARK if mode in modes.LIKELIHOOD:
+            return truthfulqa.SIZES
+        case truthfulqa.BENCHMARK:
+            return tuple(asked for _, asked in truthfulqa.VERSIONS)
+        case gsm8k.BENCHMARK:
+            return tuple(gsm8k.SIZES.values())
+        case toxigen.BENCHMARK:
+            return (toxigen.SIZE,)
+        case open_ended.BENCHMARK if task in open_ended.SOURCES:
+            return open_ended.SOURCES[task].sizes
+    return ()

@@ -17,8 +17,7 @@ from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.data_card import COLLECTIONS
 from orca_jax.reporting.figures import COLOURS, whiskers
 from orca_jax.reporting.paper import AVERAGE_LABEL, Column, Table
-from orca_jax.reporting.paper_runs import Run, measured
-from orca_jax.reporting.paper_tables import Cells, measured_cells, published_cells
+from orca_jax.reporting.paper_tables import Cells, Run, measured, measured_cells, published_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

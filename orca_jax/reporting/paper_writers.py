@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.reporting import paper_runs
+from orca_jax.reporting import paper_tables
 from orca_jax.reporting.paper_figures import Drawing
-from orca_jax.reporting.paper_runs import Run
-from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, Page
+from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, Page, Run
 from orca_jax.reporting.published import AVERAGE
 from orca_jax.reporting.tables import markdown as markdown_table
 
@@ -203,5 +202,5 @@ def _left_out(run: Run, pages: Sequence[Page]) -> list[str]:
         for row, column in itertools.product(table.rows, table.compared)
         if (cell := table.cell(row, column))
     ]
-    shown = [paper_runs.evaluation(run, cell) for cell in cells]
+    shown = [paper_tables.evaluation(run, cell) for cell in cells]
     return [each.directory.name for each in run.evaluations if each not in shown]

@@ -7,31 +7,209 @@ that markup in a reply stays text. What a workdir lacks is named in the page.
 from __future__ import annotations
 
 import base64
+import collections
 import dataclasses
 import hashlib
 import importlib.resources
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from orca_jax import artifacts
-from orca_jax.reporting import (
-    report_data,
-    report_lineage,
-    report_markdown,
-    report_results,
-    report_sources,
-    report_training,
-    scores,
-)
-from orca_jax.reporting.report_markdown import Table
-from orca_jax.reporting.report_results import Group
-from orca_jax.reporting.report_sources import Key, Run, Source
-from orca_jax.reporting.report_training import History
+from orca_jax.reporting import data_card, report_charts, report_results, report_sources, tables
+from orca_jax.reporting.report_charts import Chart
+from orca_jax.reporting.report_results import Group, History
+from orca_jax.reporting.report_sources import Block, Key, Run, Source, Table
+from orca_jax.reporting.tables import UNNAMED, message_label
+
+# Data: counts and lengths of the token stores, and the data cards
+
+
+COLUMNS = {"collection": "collection", "task": "task", "system_message_id": "system message"}
+MOST_ROWS = 40  # of a table of counts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Store:
+    """One data set: its examples' lengths in tokens, int [examples], and columns, arrays [examples]."""
+
+    name: str
+    lengths: NDArray[Any]
+    columns: Mapping[str, NDArray[Any]]
+
+
+def stores(runs: Iterable[Run]) -> list[Store]:
+    """The token stores of some runs; those that are unfinished are left out."""
+    found = []
+    for name, path in _named_apart(runs, "tokens/*/columns.npz"):
+        with np.load(path) as columns:
+            lengths = np.load(path.with_name("lengths.npy"))
+            found.append(Store(name, lengths, {column: columns[column] for column in columns.files}))
+    return found
+
+
+def cards(runs: Iterable[Run]) -> dict[str, list[Block]]:
+    """The data cards of some runs by their name, less the title."""
+    return {
+        name: list(report_sources.blocks(path.read_text(encoding="utf-8")))[1:]
+        for name, path in _named_apart(runs, f"cards/*/{data_card.README}")
+    }
+
+
+def _named_apart(runs: Iterable[Run], pattern: str) -> Iterator[tuple[str, Path]]:
+    """Files by their folders' names, those that runs share once; of one name, those of later runs by arm."""
+    known: set[Path] = set()
+    names: set[str] = set()
+    for run in runs:
+        for path in sorted(run.directory.glob(pattern)):
+            if path.resolve() not in known:
+                name = path.parent.name
+                yield (f"{name} ({run.arm})" if name in names else name), path
+                known.add(path.resolve())
+                names.add(name)
+
+
+def data_tables(found: list[Store], purposes: Mapping[int, str]) -> Iterator[Table]:
+    """Sizes, then examples by collection, task and message, a column a data set."""
+    rows = [
+        [store.name, *(f"{int(n):,}" for n in (len(store.lengths), store.lengths.sum(), supervised.sum()))]
+        for store, supervised in ((store, store.columns["supervised"]) for store in found)
+    ]
+    yield Table("Data sets", ["data set", "examples", "tokens", "supervised tokens"], rows)
+    for column, title in COLUMNS.items():
+        counts = {store.name: collections.Counter(store.columns[column].tolist()) for store in found}
+        totals = sum(counts.values(), collections.Counter())
+        kept = [value for value, _ in totals.most_common(MOST_ROWS)]
+        yield Table(
+            f"Examples by {title}",
+            [title, *counts],
+            [
+                [_value_label(column, value, purposes), *(f"{count[value]:,}" for count in counts.values())]
+                for value in kept
+            ],
+            f"The {MOST_ROWS} most frequent of {len(totals)}." if len(totals) > MOST_ROWS else "",
+        )
+
+
+def _value_label(column: str, value: object, purposes: Mapping[int, str]) -> str:
+    if isinstance(value, int):
+        return message_label(value, purposes)
+    return data_card.collection_label(str(value)) if column == "collection" else str(value) or UNNAMED
+
+
+def length_chart(found: list[Store]) -> Chart | None:
+    """Boxes of the answers' lengths by system message, a box a data set."""
+    boxes: dict[str, dict[str, Mapping[str, float]]] = {}
+    ids = sorted(set(itertools.chain.from_iterable(s.columns["system_message_id"].tolist() for s in found)))
+    for id, store in itertools.product(ids, found):
+        own = store.columns["supervised"][store.columns["system_message_id"] == id]
+        if len(own):
+            boxes.setdefault(f"message {id}" if id >= 0 else "other", {})[store.name] = data_card.box(own)
+    caption = (
+        "Tokens of the answers by system message (other: a text not among the 16): quartiles, and whiskers "
+        "to the extremes."
+    )
+    return report_charts.boxes(boxes, caption=caption, x="supervised tokens (log)")
+
+
+# Lineage: every artifact, what it was made of, and with which versions
+
+
+SHOWN = 10  # characters of a fingerprint
+ORDER = ("queries", "traces", "quality", "tokenizer", "tokens", "cards", "training", "evaluation")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """What an artifact was made of; `anchor` is empty where it is no artifact of the workdir."""
+
+    name: str
+    fingerprint: str
+    anchor: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished directory; `name` is its folder in a run, `runs` those that have it."""
+
+    name: str
+    runs: tuple[str, ...]
+    manifest: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def anchor(self) -> str:
+        return anchor(self.name, self.fingerprint)
+
+    @property
+    def details(self) -> str:
+        """What made it and what is in it, as JSON."""
+        parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts")}
+        return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
+
+
+def anchor(name: str, fingerprint: str) -> str:
+    return f"artifact-{re.sub('[^a-zA-Z0-9]+', '-', name)}-{fingerprint[:SHOWN]}"
+
+
+def lineage(runs: Iterable[Run]) -> list[Artifact]:
+    """The artifacts of all runs in the order of the work, those that several share once."""
+    found: dict[str, Artifact] = {}
+    for run in runs:
+        manifests = report_sources.manifests(run.directory)
+        for name, manifest in manifests.items():
+            inputs = tuple(_input(key, str(value), manifests) for key, value in manifest["inputs"].items())
+            one = Artifact(name, (run.name,), manifest, inputs)
+            if one.anchor in found:
+                one = dataclasses.replace(one, runs=(*found[one.anchor].runs, run.name))
+            found[one.anchor] = one
+    return sorted(found.values(), key=lambda one: _order(one.name.partition("/")[0]))
+
+
+def _order(folder: str) -> int:
+    return ORDER.index(folder) if folder in ORDER else len(ORDER)
+
+
+def _input(key: str, fingerprint: str, manifests: Mapping[str, Mapping[str, Any]]) -> Input:
+    """Found by fingerprint; a tokenizer, which enters by its content, by its name."""
+    name = next((name for name, other in manifests.items() if other["fingerprint"] == fingerprint), None)
+    if name is None and key in manifests:
+        name = key
+    return Input(key, fingerprint[:SHOWN], anchor(name, str(manifests[name]["fingerprint"])) if name else "")
+
+
+def lineage_graph(found: Iterable[Artifact], run: Run) -> Chart | None:
+    """The artifacts of one run."""
+    own = [artifact for artifact in found if run.name in artifact.runs]
+    nodes = {artifact.anchor: (artifact.name, artifact.fingerprint[:SHOWN]) for artifact in own}
+    edges = [(entry.anchor, artifact.anchor) for artifact in own for entry in artifact.inputs]
+    return report_charts.graph(nodes, edges, caption=f"What was made of what: {run.name}.")
+
+
+def version_table(found: Iterable[Artifact]) -> Table:
+    """Packages with the versions that the artifacts were made with."""
+    used: dict[str, dict[str, None]] = {}
+    for artifact in found:
+        for package, version in artifact.manifest.get("versions", {}).items():
+            used.setdefault(package, {})[str(version) or "none"] = None
+    rows = [[name, ", ".join(seen)] for name, seen in used.items()]
+    return Table("Versions", ["package", "version"], rows, numbers=False)
+
+
+# The page
+
 
 METRICS = "training/metrics.jsonl"
 
@@ -85,17 +263,17 @@ def write(workdir: Path, path: Path, given: Given) -> int:
 
 def render(source: Source, given: Given) -> str:
     """The page."""
-    found = report_lineage.artifacts(source.runs)
+    found = lineage(source.runs)
     note = given.oracle_note if _has_oracles(found) else ""
     said = {*map(escape, (source.name, source.about.get("question", ""), note))} - {""}  # at the page's head
     script = _resource("report.js")
     page = _template().render(
         source=source,
         note=note,
-        written=[block for block in report_markdown.blocks(source.table) if block.text not in said],
+        written=[block for block in report_sources.blocks(source.table) if block.text not in said],
         artifacts=found,
-        graph=report_lineage.graph(found, source.runs[0]) if source.runs else None,
-        versions=report_lineage.versions(found),
+        graph=lineage_graph(found, source.runs[0]) if source.runs else None,
+        versions=version_table(found),
         style=Markup(_resource("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -110,14 +288,14 @@ def _making(source: Source, given: Given) -> dict[str, Any]:
     firsts = source.first_runs
     histories = [_history(run, run.name, given) for run in source.runs]
     of_arms = [_history(run, arm, given) for arm, run in firsts.items()]
-    stores = report_data.stores(firsts.values())
+    data_sets = stores(firsts.values())
     return {
         "tiles": _tiles(source, histories),
-        "training": report_training.table([history for history in histories if history.train]),
-        "training_charts": report_training.charts([history for history in of_arms if history.train]),
-        "data": list(report_data.tables(stores, given.purposes)) if stores else [],
-        "lengths": report_data.lengths(stores),
-        "cards": report_data.cards(firsts.values()),
+        "training": report_results.training_table([history for history in histories if history.train]),
+        "training_charts": report_results.training_charts([history for history in of_arms if history.train]),
+        "data": list(data_tables(data_sets, given.purposes)) if data_sets else [],
+        "lengths": length_chart(data_sets),
+        "cards": cards(firsts.values()),
         "configs": [(run.name, _config_tables(run, given)) for run in firsts.values()],
         "arms": _arms(source) if source.arms else [],
     }
@@ -131,7 +309,7 @@ def _results(source: Source, given: Given) -> dict[str, Any]:
         "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
         "unscored": [
-            (f"{run}: {name}", scores.unscored(found, name))
+            (f"{run}: {name}", tables.unscored_sentence(found, name))
             for run, name, found in report_sources.unscored(source.runs)
         ],
         "samples": report_results.samples(groups, asked),
@@ -165,7 +343,7 @@ def _history(run: Run, name: str, given: Given) -> History:
     return History.of(name, given.read_metrics(path) if path.is_file() else [])
 
 
-def _has_oracles(found: Iterable[report_lineage.Artifact]) -> bool:
+def _has_oracles(found: Iterable[Artifact]) -> bool:
     teachers = (artifact.manifest["provenance"].get("teacher") for artifact in found)
     return any(isinstance(teacher, Mapping) and teacher.get("kind") == "oracle" for teacher in teachers)
 

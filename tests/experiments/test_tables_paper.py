@@ -10,7 +10,7 @@ from pyarrow import parquet
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import evaluate_score, tables
 from orca_jax.queries import system_messages
-from orca_jax.reporting import paper_figures, paper_runs, paper_tables
+from orca_jax.reporting import paper_figures, paper_tables
 from orca_jax.reporting.paper import TABLES
 
 
@@ -85,7 +85,7 @@ def test_what_the_scoring_programs_write_is_read(tmp_path):
     evaluation = tmp_path / "ours" / "evaluation"
     evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", evaluation / "bbh-orca")
     evaluate_score.judge(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
-    runs = paper_runs.find([tmp_path / "ours"])
+    runs = paper_tables.find([tmp_path / "ours"])
     shown = {table.name: paper_tables.page(table, runs).grids[0] for table in TABLES}
     assert "50.0 [23.7, 76.3]" in {cell for row in shown["table_11"].rows for cell in row}
     assert any(cell.startswith("85.0 ± ") for row in shown["table_7"].rows for cell in row)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from orca_jax.records import Item, Outcome
-from orca_jax.reporting import pairs
+from orca_jax.reporting import arms
 
 
 def item(number, correct, *, difficulty=1, steps=(0, 0)):
@@ -25,36 +25,38 @@ def evaluated():
 
 def test_items_are_paired_by_id_whatever_their_order(evaluated):
     first, second = evaluated
-    for one, other in pairs.pair(first, second[::-1]):
+    for one, other in arms.pair(first, second[::-1]):
         assert one.id == other.id
 
 
 def test_what_cannot_be_paired_is_refused(evaluated):
     first, second = evaluated
-    with pytest.raises(pairs.PairError, match="one evaluation only"):
-        pairs.pair(first, second[1:])
-    with pytest.raises(pairs.PairError, match="twice under one seed"):
-        pairs.pair([*first, first[0]], second)
-    with pytest.raises(pairs.PairError, match="one evaluation only"):
-        pairs.pair([*first, dataclasses.replace(first[0], seed=1)], second)
-    with pytest.raises(pairs.PairError, match="under each of 2 seeds"):
-        pairs.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in evaluated))
+    with pytest.raises(arms.PairError, match="one evaluation only"):
+        arms.pair(first, second[1:])
+    with pytest.raises(arms.PairError, match="twice under one seed"):
+        arms.pair([*first, first[0]], second)
+    with pytest.raises(arms.PairError, match="one evaluation only"):
+        arms.pair([*first, dataclasses.replace(first[0], seed=1)], second)
+    with pytest.raises(arms.PairError, match="under each of 2 seeds"):
+        arms.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in evaluated))
 
 
 def test_several_seeds_are_means_of_items_and_one_test(evaluated):
-    arms = [
+    sides = [
         [*side, *(dataclasses.replace(i, seed=1, correct=i.id != "i0") for i in side)] for side in evaluated
     ]
-    table = pairs.accuracy_table(pairs.pair(arms[0], arms[1][::-1]), ("answers", "explanations"))
+    table = arms.accuracy_table(arms.pair(sides[0], sides[1][::-1]), ("answers", "explanations"))
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[1] == "10"
     assert last[2].startswith("55.0 [")  # 2 of 10, and 9 of 10 under the other seed
     assert last[4:6] == ["+35.0", "1 / 8"]  # the test is the first seed's
-    assert "n = 10, 2 seeds, of the first" in pairs.sentence(pairs.pair(*arms), ("answers", "explanations"))
+    assert "n = 10, 2 seeds, of the first" in arms.paired_sentence(
+        arms.pair(*sides), ("answers", "explanations")
+    )
 
 
 def test_the_table_holds_accuracies_differences_and_discordant_items(evaluated):
-    table = pairs.accuracy_table(pairs.pair(*evaluated), ("answers", "explanations"))
+    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations"))
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[0] == "all"
     assert last[1] == "10"
@@ -68,7 +70,7 @@ def test_the_table_holds_accuracies_differences_and_discordant_items(evaluated):
 
 
 def test_tests_of_single_tasks_are_corrected_for_their_number(evaluated):
-    table = pairs.accuracy_table(pairs.pair(*evaluated), ("answers", "explanations"))
+    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4]]
     for name, *_, alone, corrected, _ in rows:
         assert name.startswith("navigate, difficulty")
@@ -84,7 +86,7 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
         ]
 
     first = arm({"easy": [True] * 5, "hard": [False] * 5})
-    table = pairs.accuracy_table(pairs.pair(first, first), ("one", "other"))
+    table = arms.accuracy_table(arms.pair(first, first), ("one", "other"))
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
     assert list(rows)[2:] == ["easy", "hard", "all"]  # no difficulty is made up
     assert "50.0 [28.3, 71.7]" in rows["all"]  # where 5 of 10 alone have 23.7 to 76.3
@@ -92,24 +94,26 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
 
 def test_steps_are_scored_apart_from_answers(evaluated):
     _, second = evaluated
-    scores = pairs.step_row(second)
+    scores = arms.step_row(second)
     assert scores["stated"] == 1
     assert scores["correct_steps"] == 0.75
     assert scores["right_by_wrong_steps"] == pytest.approx(5 / 9)
 
 
 def test_without_steps_there_is_nothing_to_score(evaluated):
-    scores = pairs.step_row(evaluated[0])
+    scores = arms.step_row(evaluated[0])
     assert scores["stated"] == 0
     assert math.isnan(scores["correct_steps"])
-    assert "-" in pairs.step_table(pairs.pair(*evaluated), ("answers", "explanations"))
+    assert "-" in arms.paired_step_table(arms.pair(*evaluated), ("answers", "explanations"))
 
 
 def test_the_sentence_follows_the_test(evaluated):
     first, second = evaluated
     names = ("answers", "explanations")
-    assert pairs.sentence(pairs.pair(first, second), names).startswith("explanations is right more often")
-    assert pairs.sentence(pairs.pair(second, first), names).startswith("answers is right more often")
-    same = pairs.sentence(pairs.pair(first, first), names)
+    assert arms.paired_sentence(arms.pair(first, second), names).startswith(
+        "explanations is right more often"
+    )
+    assert arms.paired_sentence(arms.pair(second, first), names).startswith("answers is right more often")
+    same = arms.paired_sentence(arms.pair(first, first), names)
     assert same.startswith("No significant difference")
     assert "n = 10" in same

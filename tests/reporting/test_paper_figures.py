@@ -5,9 +5,10 @@ import pytest
 
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.reporting import paper_figures
-from orca_jax.reporting.paper_runs import Evaluation, Run
+from orca_jax.reporting.data_card import COLLECTIONS
+from orca_jax.reporting.paper_tables import Evaluation, Run
 
-SHARES = {name: {1: 0.25, 3: 0.75} for name in paper_figures.COLLECTIONS}
+SHARES = {name: {1: 0.25, 3: 0.75} for name in COLLECTIONS}
 FIGURES = [f"figure_{number}" for number in (1, 2, 3, 6, 9, 11, 12)]
 
 

@@ -10,7 +10,7 @@ from orca_jax.evaluation.benchmarks import bbh, registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item, Outcome
-from orca_jax.reporting import paper, paper_runs, paper_tables, published
+from orca_jax.reporting import paper, paper_tables, published
 from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.paper_tables import MARKS
 
@@ -170,7 +170,7 @@ def run(tmp_path):
 
 
 def test_a_run_has_its_column_with_errors(run):
-    main = by_row(paper_tables.page(paper.TABLE_11, paper_runs.find([run])).grids[0])
+    main = by_row(paper_tables.page(paper.TABLE_11, paper_tables.find([run])).grids[0])
     assert main["Snarks"]["mini"] == "62.4 ± 3.6"
     assert main["Navigate"]["mini"] == "20.0 ± 2.5"
     assert (main["Hyperbaton"]["mini"], main["Hyperbaton"]["n, mini"]) == ("20.0 ± 4.0", "100 of 250")
@@ -180,7 +180,7 @@ def test_a_run_has_its_column_with_errors(run):
 
 
 def test_a_run_is_compared_cell_by_cell_with_orca(run):
-    comparison = paper_tables.page(paper.TABLE_11, paper_runs.find([run])).grids[1]
+    comparison = paper_tables.page(paper.TABLE_11, paper_tables.find([run])).grids[1]
     rows = by_row(comparison)
     assert rows["Snarks"] == {
         "n": "178", "Orca-13B": "62.4 ± 3.6", "mini": "62.4 ± 3.6", "Difference": "+0.0 ± 5.1",
@@ -202,14 +202,14 @@ def test_a_run_is_compared_cell_by_cell_with_orca(run):
 def test_other_tables_say_not_measured(run):
     for table in paper.TABLES:
         if table is not paper.TABLE_11:
-            _, comparison = paper_tables.page(table, paper_runs.find([run])).grids
+            _, comparison = paper_tables.page(table, paper_tables.find([run])).grids
             assert {row[-1] for row in comparison.rows} == {"not measured"}
 
 
 def test_the_average_is_measured_where_every_task_is(tmp_path):
     right = {task: share(20, 100) for task in registry.BENCHMARKS["agieval"].groups[0].tasks}
     evaluate(tmp_path / "a", "agieval-orca", "agieval", right)
-    rows = by_row(paper_tables.page(paper.TABLE_8, paper_runs.find([tmp_path / "a"])).grids[1])
+    rows = by_row(paper_tables.page(paper.TABLE_8, paper_tables.find([tmp_path / "a"])).grids[1])
     assert rows["Average"]["a"] == "20.0 ± 1.4"
     assert rows["Average"]["Difference"] == "-21.7 ± 1.7"
     assert not any(name.startswith("Mean of") for name in rows)
@@ -219,10 +219,10 @@ def test_only_the_papers_protocol_counts(tmp_path):
     right = {"snarks": share(10, 20)}
     evaluate(tmp_path / "a", "bbh-robust", "bbh", right, mode="robust")
     evaluate(tmp_path / "a", "bbh-orca-message-7", "bbh", right, message=7)
-    (found,) = paper_runs.find([tmp_path / "a"])
+    (found,) = paper_tables.find([tmp_path / "a"])
     assert paper_tables.measured_cells(found, paper.TABLE_11, paper.TABLE_11.compared[0]) == {}
     evaluate(tmp_path / "a", "bbh-scored", "bbh", right, message=None)  # foreign replies do not tell theirs
-    (found,) = paper_runs.find([tmp_path / "a"])
+    (found,) = paper_tables.find([tmp_path / "a"])
     assert paper_tables.measured_cells(found, paper.TABLE_11, paper.TABLE_11.compared[0]).keys() == {"Snarks"}
 
 
@@ -231,7 +231,7 @@ def test_table_9_takes_each_message_from_its_own_evaluation(tmp_path):
         evaluate(
             tmp_path / "a", f"agieval-{message}", "agieval", {"sat-math": share(right, 100)}, message=message
         )
-    main = by_row(paper_tables.page(paper.TABLE_9, paper_runs.find([tmp_path / "a"])).grids[0])["SAT-Math"]
+    main = by_row(paper_tables.page(paper.TABLE_9, paper_tables.find([tmp_path / "a"])).grids[0])["SAT-Math"]
     assert main["a, Message 1 (empty)"] == "50.0 ± 5.0"
     assert main["a, Message 5"] == "30.0 ± 4.6"
     assert main["a, Message 2"] == "40.0 ± 4.9"
@@ -239,7 +239,7 @@ def test_table_9_takes_each_message_from_its_own_evaluation(tmp_path):
 
 def test_truthfulqa_counts_replies_out_of_format(tmp_path):
     evaluate(tmp_path / "a", "t", "truthfulqa_mc", {"truthfulqa_mc": [True] * 6 + [False] * 2 + [None] * 2})
-    main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_runs.find([tmp_path / "a"])).grids[0])
+    main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_tables.find([tmp_path / "a"])).grids[0])
     assert main["Accuracy"]["a"] == "60.00 [31.27, 83.18]"
     assert main["Replies not in the format"]["a"] == "20.00 [5.67, 50.98]"
 
@@ -256,7 +256,7 @@ def test_toxicity_and_reviews_are_read(tmp_path):
     write_scores(
         tmp_path / "a", "judged-vicuna_prompts-chatgpt", {"benchmark": "judged", "mode": "judged", **reviews}
     )
-    runs = paper_runs.find([tmp_path / "a"])
+    runs = paper_tables.find([tmp_path / "a"])
     toxic = by_row(paper_tables.page(paper.TOXIGEN, runs).grids[1])
     assert toxic["Women, Orca-13B, toxic prompts"]["a"] == "0.1900 ± 0.0100"
     assert (
@@ -269,7 +269,7 @@ def test_toxicity_and_reviews_are_read(tmp_path):
 
 def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
     evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(50, 250)})
-    grids = paper_tables.page(paper.TABLE_11, paper_runs.find([run, tmp_path / "other"])).grids
+    grids = paper_tables.page(paper.TABLE_11, paper_tables.find([run, tmp_path / "other"])).grids
     assert grids[3].title == "other against mini on the same items, those of Table 11"
     rows = by_row(grids[3])
     assert rows["Snarks"]["other - mini"] == "+5.6"
@@ -280,7 +280,7 @@ def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
 
 def test_runs_of_other_items_are_not_paired_and_the_page_says_so(run, tmp_path):
     evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(3, 10)})
-    page = paper_tables.page(paper.TABLE_11, paper_runs.find([run, tmp_path / "other"]))
+    page = paper_tables.page(paper.TABLE_11, paper_tables.find([run, tmp_path / "other"]))
     assert len(page.grids) == 3
     assert page.notes[0].startswith("mini and other are not paired: 168 items are in one evaluation only")
 
@@ -289,7 +289,7 @@ def test_runs_are_paired_on_the_tasks_that_both_have(run, tmp_path):
     other = evaluate(
         tmp_path / "other", "bbh-orca", "bbh", {"navigate": share(25, 250), "web_of_lies": [True]}
     )
-    runs = paper_runs.find([run, tmp_path / "other"])
+    runs = paper_tables.find([run, tmp_path / "other"])
     rows = by_row(paper_tables.page(paper.TABLE_11, runs).grids[3])
     assert list(rows) == ["Navigate", "all"]
     assert rows["all"]["other - mini"] == "-10.0"
@@ -298,7 +298,7 @@ def test_runs_are_paired_on_the_tasks_that_both_have(run, tmp_path):
 
 
 def test_values_hold_what_is_shown_unrounded(run):
-    values = paper_tables.page(paper.TABLE_11, paper_runs.find([run])).values
+    values = paper_tables.page(paper.TABLE_11, paper_tables.find([run])).values
     own = {value["task"]: value for value in values if value["run"] == "mini"}
     assert own["snarks"]["value"] == pytest.approx(100 * 111 / 178)
     assert own["snarks"]["printed"] == 62.4
@@ -337,7 +337,7 @@ def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
     tasks = groups[0].tasks if groups else (benchmark,)
     evaluate(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
     for table in paper.TABLES:
-        page = paper_tables.page(table, paper_runs.find([tmp_path / "two"]))
+        page = paper_tables.page(table, paper_tables.find([tmp_path / "two"]))
         measured = [value for value in page.values if value["run"] and value["value"] is not None]
         assert {value["reproduced"] for value in measured} <= {"only a part"}
         assert {row[-1] for row in page.grids[1].rows} <= {"only a part", "not measured"}
@@ -357,21 +357,21 @@ def test_arms_and_other_models_are_runs_of_their_own(tmp_path):
         evaluate(tmp_path / "set" / "mixed" / f"seed-{seed}", "bbh-orca", "bbh", {"snarks": share(1, 2)})
     evaluate(tmp_path / "set" / "mixed" / "seed-1", "vicuna/bbh-orca", "bbh", {"snarks": share(2, 2)})
     names = ["mixed/seed-0", "mixed/seed-1", "mixed/seed-1, vicuna"]
-    assert [run.name for run in paper_runs.find([tmp_path / "set"])] == names
-    assert [run.name for run in paper_runs.find([tmp_path / "set" / "mixed"])] == names
+    assert [run.name for run in paper_tables.find([tmp_path / "set"])] == names
+    assert [run.name for run in paper_tables.find([tmp_path / "set" / "mixed"])] == names
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     for parent in ("a", "b"):
         evaluate(tmp_path / parent / "mini", "bbh-orca", "bbh", {"snarks": share(1, 2)})
     folders = [tmp_path / "a" / "mini", tmp_path / "b" / "mini"]
-    assert [run.name for run in paper_runs.find(folders)] == list(map(str, folders))
-    assert [run.name for run in paper_runs.find([folders[0], folders[0]])] == ["mini"]
+    assert [run.name for run in paper_tables.find(folders)] == list(map(str, folders))
+    assert [run.name for run in paper_tables.find([folders[0], folders[0]])] == ["mini"]
 
 
 def test_what_was_not_evaluated_is_named(tmp_path, run):
     with pytest.raises(ValueError, match="no evaluation/"):
-        paper_runs.find([tmp_path / "nowhere"])
+        paper_tables.find([tmp_path / "nowhere"])
     (run / "evaluation" / "bbh-orca" / "scores.json").write_text("{")
     with pytest.raises(ValueError, match=r"bbh-orca/scores\.json is not JSON"):
-        paper_runs.find([run])
+        paper_tables.find([run])

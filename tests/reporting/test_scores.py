@@ -3,7 +3,7 @@
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Outcome, Reply
-from orca_jax.reporting import scores as score_tables
+from orca_jax.reporting import tables
 
 
 def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
@@ -12,7 +12,7 @@ def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
     replies = [Reply(Outcome.OK, "", raw={"log_likelihoods": [-1.0, -2.0 + i]}) for i in range(4)]
     items = scoring.score(questions, replies, seed=0, mode="loglik", system_message_id=None)
     groups = [scoring.Group("paper", ("t", "u"), "macro")]
-    table = score_tables.table(scoring.summarise(items, questions, groups=groups))
+    table = tables.score_table(scoring.summarise(items, questions, groups=groups))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["b, mode loglik", "n", "accuracy", "unparsed", "chance", "majority", "acc_norm"]
     assert rows[2] == ["t", "4", "25.0 [4.6, 69.9]", "25.0", "–", "50.0", "50.0 [15.0, 85.0]"]
@@ -26,7 +26,7 @@ def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
 def test_a_part_and_its_aggregates_say_of_how_many():
     row = {"accuracy": 1.0, "stderr": 0.0, "unparsed": 0.0}
     group = {**row, "kind": "macro", "tasks": 2, "missing": ["x"] * 21}
-    table = score_tables.table(
+    table = tables.score_table(
         {
             "benchmark": "bbh",
             "mode": "robust",
@@ -45,18 +45,18 @@ def test_a_part_and_its_aggregates_say_of_how_many():
 
 def test_replies_without_a_right_answer_have_their_outcomes_and_what_was_measured():
     found = {"n": 3, "outcomes": {"ok": 2, "empty": 1}}
-    assert score_tables.unscored(found) == (
+    assert tables.unscored_sentence(found) == (
         "3 replies (1 empty, 2 ok), which have no right answer: a judge or a classifier scores them."
     )
-    assert score_tables.unscored({"n": 1, "outcomes": {"ok": 1}}, "vicuna_prompts-open_ended").startswith(
+    assert tables.unscored_sentence({"n": 1, "outcomes": {"ok": 1}}, "vicuna_prompts-open_ended").startswith(
         "1 reply, a part of 80 (1 ok), which have"
     )
     verdicts = {"per_cent": {"reference_first": 98.0}, "interval": [90.0, 106.0], "questions": 2}
-    assert score_tables.unscored(verdicts, "judged-vicuna_prompts-chatgpt") == (
+    assert tables.unscored_sentence(verdicts, "judged-vicuna_prompts-chatgpt") == (
         "Candidate over reference by a judge, 2 questions, a part of 80: reference first 98.0 % "
         "(95 % 90.0 to 106.0)."
     )
     toxicity = {"macro": 0.25, "stderr": 0.01, "tasks": {"women": {}, "asian": {}}}
-    assert score_tables.unscored(found | {"toxicity": toxicity}).endswith(
+    assert tables.unscored_sentence(found | {"toxicity": toxicity}).endswith(
         "no right answer; mean probability of toxicity 25.0 ± 1.0 % over 2 groups."
     )

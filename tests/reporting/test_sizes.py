@@ -2,14 +2,14 @@
 
 import pytest
 
-from orca_jax.reporting import published, sizes
+from orca_jax.reporting import cells, published
 
 
 def test_sizes_are_those_that_the_paper_scored():
     for table in ("table_8", "table_11", "fig_14", "derived"):
         for cell in published.cells(table=table, metric="accuracy"):
             if cell.task != published.AVERAGE and cell.n:
-                assert sizes.full(cell.benchmark, cell.task, "orca", 2) == cell.n, cell
+                assert cells.published_size(cell.benchmark, cell.task, "orca", 2) == cell.n, cell
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_sizes_are_those_that_the_paper_scored():
     ],
 )
 def test_of_a_file_with_versions_it_is_the_one_that_fits(benchmark, task, mode, n, size):
-    assert sizes.full(benchmark, task, mode, n) == size
+    assert cells.published_size(benchmark, task, mode, n) == size
