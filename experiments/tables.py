@@ -36,12 +36,6 @@ from orca_jax.reporting import figures, paper_figures, paper_tables, paper_write
 from orca_jax.reporting.paper import TABLES
 from orca_jax.training import metrics
 
-ORACLE_NOTE = (
-    "The teachers are procedural oracles that know each puzzle's solution, not language models: "
-    "these numbers say what this miniature student learned from them, and nothing about ChatGPT or GPT-4."
-)
-MESSAGE_NAMES = {1: "empty message", 7: "step by step"}
-
 
 def scores(workdir: Path, name: str) -> dict[str, Any]:
     directory = workdir / "evaluation" / name
@@ -60,8 +54,7 @@ def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str
     if not config.puzzles.families:
         return {}
     return {
-        MESSAGE_NAMES.get(i, f"message {i}"): scores(workdir, f"puzzles-message-{i}")
-        for i in config.evaluation.messages
+        tables.message_name(i): scores(workdir, f"puzzles-message-{i}") for i in config.evaluation.messages
     }
 
 
@@ -89,7 +82,7 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
     """The Markdown of everything that was evaluated."""
     parts = [f"# {config.name}"]
     if by_message := puzzle_scores(config, workdir):
-        note = ORACLE_NOTE if has_oracles(config) else ""
+        note = tables.ORACLE_NOTE if has_oracles(config) else ""
         table = tables.puzzle_table(by_message, note=note, whole=config.evaluation.per_family)
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
     if validations := held_out_losses(workdir):

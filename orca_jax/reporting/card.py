@@ -83,7 +83,6 @@ def _facts(
         ),
         columns={name: values[trains] for name, values in store.columns.items()},
         untrained=untrained(config, teacher, workdir, store),
-        purposes={id: message.purpose for id, message in system_messages.all_messages().items()},
         expected=_expected(config, store.columns["collection"][trains].tolist()),
         left_out={**left_out(teacher, workdir, store), "in no row": int((~trains).sum())},
         held_out=quality["kept"] - len(traces),

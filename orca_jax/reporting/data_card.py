@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from orca_jax import artifacts
 from orca_jax.reporting.cells import ABSENT
 from orca_jax.reporting.figures import COLOURS
-from orca_jax.reporting.tables import UNNAMED, counted, markdown, message_label
+from orca_jax.reporting.tables import UNNAMED, counted, described_message, markdown, message_label
 
 README = "README.md"
 LENGTHS = "lengths.png"
@@ -49,7 +49,6 @@ class Facts:
       columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
         the 16) and `supervised`, the tokens of the answers with their end.
       untrained: what does not train, or not whole, of how many, and what to change; empty where all does.
-      purposes: what each system message asks for, by id.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
       left_out: reason to traces that are not trained on.
       held_out: traces of validation, which only this count and the flags describe.
@@ -63,7 +62,6 @@ class Facts:
     name: str
     about: Sequence[str]
     columns: Mapping[str, NDArray[Any]]
-    purposes: Mapping[int, str]
     expected: Mapping[int, float]
     left_out: Mapping[str, int]
     held_out: int
@@ -211,7 +209,7 @@ def _messages(facts: Facts) -> str:
     ids = sorted({*counts, *facts.expected})
     rows = [
         (
-            message_label(id, facts.purposes),
+            described_message(id),
             counts.get(id, 0),
             _share(counts.get(id, 0), total),
             _share(facts.expected[id], 1) if id in facts.expected else ABSENT,

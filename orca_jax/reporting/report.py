@@ -13,7 +13,9 @@ import hashlib
 import importlib.resources
 import itertools
 import json
+import logging
 import re
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,18 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from orca_jax import artifacts
+from orca_jax.config import ExperimentConfig, load, plain
+from orca_jax.evaluation.questions import Question
 from orca_jax.reporting import data_card, report_charts, report_results, report_sources, tables
 from orca_jax.reporting.report_charts import Chart
 from orca_jax.reporting.report_results import Group, History
 from orca_jax.reporting.report_sources import Block, Key, Run, Source, Table
-from orca_jax.reporting.tables import UNNAMED, message_label
+from orca_jax.reporting.tables import ORACLE_NOTE, UNNAMED, described_message
+from orca_jax.training import metrics
+
+log = logging.getLogger(__name__)
+NO_DEFAULT = "no default"
+Asked = Callable[[ExperimentConfig], Iterable[Question]]
 
 # Data: counts and lengths of the token stores, and the data cards
 
@@ -77,7 +86,7 @@ def _named_apart(runs: Iterable[Run], pattern: str) -> Iterator[tuple[str, Path]
                 names.add(name)
 
 
-def data_tables(found: list[Store], purposes: Mapping[int, str]) -> Iterator[Table]:
+def data_tables(found: list[Store]) -> Iterator[Table]:
     """Sizes, then examples by collection, task and message, a column a data set."""
     rows = [
         [store.name, *(f"{int(n):,}" for n in (len(store.lengths), store.lengths.sum(), supervised.sum()))]
@@ -92,16 +101,16 @@ def data_tables(found: list[Store], purposes: Mapping[int, str]) -> Iterator[Tab
             f"Examples by {title}",
             [title, *counts],
             [
-                [_value_label(column, value, purposes), *(f"{count[value]:,}" for count in counts.values())]
+                [_value_label(column, value), *(f"{count[value]:,}" for count in counts.values())]
                 for value in kept
             ],
             f"The {MOST_ROWS} most frequent of {len(totals)}." if len(totals) > MOST_ROWS else "",
         )
 
 
-def _value_label(column: str, value: object, purposes: Mapping[int, str]) -> str:
+def _value_label(column: str, value: object) -> str:
     if isinstance(value, int):
-        return message_label(value, purposes)
+        return described_message(value)
     return data_card.collection_label(str(value)) if column == "collection" else str(value) or UNNAMED
 
 
@@ -211,60 +220,26 @@ def version_table(found: Iterable[Artifact]) -> Table:
 # The page
 
 
-METRICS = "training/metrics.jsonl"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Setting:
-    """One key of a config and its default; both as they are shown. None: the key has no default."""
-
-    key: str
-    value: str
-    default: str | None
-
-    @property
-    def changed(self) -> bool:
-        return self.value != self.default
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Given:
-    """What the report's package does not know itself.
-
-    Attributes:
-      messages: the system messages' short names by id.
-      purposes: what each asks for, by id.
-      oracle_note: what is said where teachers are procedural oracles.
-      read_metrics: the lines of a metrics file.
-      questions: the texts of a run's evaluated questions.
-      settings: the keys of a kept config.
-    """
-
-    messages: Mapping[int, str]
-    purposes: Mapping[int, str]
-    oracle_note: str
-    read_metrics: Callable[[Path], list[dict[str, Any]]]
-    questions: Callable[[Run], Mapping[Key, str]]
-    settings: Callable[[Mapping[str, Any]], Sequence[Setting]]
-
-
-def write(workdir: Path, path: Path, given: Given) -> int:
+def write(workdir: Path, path: Path, asked: Asked) -> int:
     """Writes the report of a workdir, and returns the file's size in bytes.
+
+    Args:
+      asked: the questions that a config's evaluation asks.
 
     Raises:
       FileNotFoundError: the workdir holds neither a run nor an arm set.
     """
-    text = render(report_sources.open_workdir(workdir, given.messages), given)
+    text = render(report_sources.open_workdir(workdir), asked)
     page = text.encode(errors="replace")  # a reply may hold half a character pair
     with artifacts.atomic_write(path, "wb") as file:
         file.write(page)
     return len(page)
 
 
-def render(source: Source, given: Given) -> str:
+def render(source: Source, asked: Asked) -> str:
     """The page."""
     found = lineage(source.runs)
-    note = given.oracle_note if _has_oracles(found) else ""
+    note = ORACLE_NOTE if _has_oracles(found) else ""
     said = {*map(escape, (source.name, source.about.get("question", ""), note))} - {""}  # at the page's head
     script = _resource("report.js")
     page = _template().render(
@@ -277,34 +252,35 @@ def render(source: Source, given: Given) -> str:
         style=Markup(_resource("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **_making(source, given),
-        **_results(source, given),
+        **_making(source),
+        **_results(source, asked),
     )
     return page.lstrip()
 
 
-def _making(source: Source, given: Given) -> dict[str, Any]:
+def _making(source: Source) -> dict[str, Any]:
     """What the page says of data, training and config."""
     firsts = source.first_runs
-    histories = [_history(run, run.name, given) for run in source.runs]
-    of_arms = [_history(run, arm, given) for arm, run in firsts.items()]
+    histories = [_history(run, run.name) for run in source.runs]
+    of_arms = [_history(run, arm) for arm, run in firsts.items()]
     data_sets = stores(firsts.values())
     return {
         "tiles": _tiles(source, histories),
         "training": report_results.training_table([history for history in histories if history.train]),
         "training_charts": report_results.training_charts([history for history in of_arms if history.train]),
-        "data": list(data_tables(data_sets, given.purposes)) if data_sets else [],
+        "data": list(data_tables(data_sets)) if data_sets else [],
         "lengths": length_chart(data_sets),
         "cards": cards(firsts.values()),
-        "configs": [(run.name, _config_tables(run, given)) for run in firsts.values()],
+        "configs": [(run.name, _config_tables(run)) for run in firsts.values()],
         "arms": _arms(source) if source.arms else [],
     }
 
 
-def _results(source: Source, given: Given) -> dict[str, Any]:
+def _results(source: Source, asked: Asked) -> dict[str, Any]:
     """What the page says of evaluations."""
     groups = report_results.groups(source)
-    asked = {key: text for run in source.first_runs.values() for key, text in given.questions(run).items()}
+    firsts = source.first_runs.values()
+    texts = {key: text for run in firsts for key, text in questions(run, asked).items()}
     return {
         "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
@@ -312,7 +288,7 @@ def _results(source: Source, given: Given) -> dict[str, Any]:
             (f"{run}: {name}", tables.unscored_sentence(found, name))
             for run, name, found in report_sources.unscored(source.runs)
         ],
-        "samples": report_results.samples(groups, asked),
+        "samples": report_results.samples(groups, texts),
         "tasks": sorted({task for group in groups for task in group.tasks}),
         "labels": list(dict.fromkeys(label for group in groups for label in group.items)),
     }
@@ -338,9 +314,9 @@ def _resource(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _history(run: Run, name: str, given: Given) -> History:
-    path = run.directory / METRICS
-    return History.of(name, given.read_metrics(path) if path.is_file() else [])
+def _history(run: Run, name: str) -> History:
+    path = run.directory / "training" / metrics.FILE
+    return History.of(name, metrics.read(path) if path.is_file() else [])
 
 
 def _has_oracles(found: Iterable[Artifact]) -> bool:
@@ -360,18 +336,66 @@ def _tiles(source: Source, histories: Sequence[History]) -> list[tuple[str, str]
     ]
 
 
-def _config_tables(run: Run, given: Given) -> list[Table]:
+def questions(run: Run, asked: Asked) -> dict[Key, str]:
+    """The texts of a run's evaluated questions by its config; none where that was not kept."""
+    kept = report_sources.config_of(run)
+    try:
+        return {question.key: question.text for question in asked(load(kept))} if kept else {}
+    except (OSError, ValueError) as error:
+        log.warning("%s: the questions' texts are left out: %s", run.name, error)
+        return {}
+
+
+def _config_tables(run: Run) -> list[Table]:
     """What differs from the defaults, and everything; empty where the config was not kept."""
-    config = report_sources.config_of(run)
-    settings = given.settings(config) if config else []
-    parts = {"Different from the default": [s for s in settings if s.changed], "The whole config": settings}
-    return [_settings_table(title, part) for title, part in parts.items() if settings]
+    kept = report_sources.config_of(run)
+    if not kept:
+        return []
+    rows = settings(kept)
+    changed = [row for row in rows if row[1] != row[2]]
+    parts = {"Different from the default": changed, "The whole config": rows}
+    return [
+        Table(
+            title,
+            ["key", "here", "default"],
+            part,
+            classes=["changed" if value != default else "" for _, value, default in part],
+            numbers=False,
+        )
+        for title, part in parts.items()
+    ]
 
 
-def _settings_table(title: str, settings: Iterable[Setting]) -> Table:
-    rows = [[s.key, s.value, "no default" if s.default is None else s.default] for s in settings]
-    classes = ["changed" if s.changed else "" for s in settings]
-    return Table(title, ["key", "here", "default"], rows, classes=classes, numbers=False)
+def settings(kept: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, value, default) of a kept config, entries of lists apart; of another version's, no defaults."""
+    try:
+        return list(_settings(load(kept)))
+    except ValueError as error:
+        log.warning("the config was kept by another version, and defaults are not shown: %s", error)
+        return [(key, _json(value), NO_DEFAULT) for key, value in kept.items()]
+
+
+def _settings(part: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    defaults = {field.name: artifacts.default(field) for field in dataclasses.fields(part)}
+    defaults = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+    try:
+        usual: Any = dataclasses.replace(part, **defaults)
+    except ValueError:  # what it must name, such as a size, does not go with the defaults
+        usual = types.SimpleNamespace(**defaults)
+    for field in dataclasses.fields(part):
+        value, key = getattr(part, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{key}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for number, entry in enumerate(value):
+                yield from _settings(entry, f"{key}[{number}].")
+        else:
+            default = _json(getattr(usual, field.name)) if field.name in defaults else NO_DEFAULT
+            yield key, _json(value), default
+
+
+def _json(value: Any) -> str:
+    return json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
 def _arms(source: Source) -> list[Table]:

@@ -16,6 +16,7 @@ from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.run import RecordedReply
 from orca_jax.records import Item
+from orca_jax.reporting.tables import message_name
 
 # Markdown
 
@@ -187,11 +188,8 @@ class Source:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def open_workdir(directory: Path, messages: Mapping[int, str]) -> Source:
+def open_workdir(directory: Path) -> Source:
     """A run's workdir, or an arm set's.
-
-    Args:
-      messages: what the columns of evaluations under a system message are called, by the message's id.
 
     Raises:
       FileNotFoundError: there is neither.
@@ -212,7 +210,7 @@ def open_workdir(directory: Path, messages: Mapping[int, str]) -> Source:
             "finished artifact; name the --workdir of experiments.run or experiments.ablate"
         )
     name = (config or {}).get("name") or directory.resolve().name
-    columns = tuple(_columns(directory, messages))
+    columns = tuple(_columns(directory))
     return Source(name, directory, {}, (Run(name, directory),), columns)
 
 
@@ -252,13 +250,14 @@ def _over(kept: Any, ran: Any) -> Any:
     return kept if ran is None else ran
 
 
-def _columns(directory: Path, messages: Mapping[int, str]) -> Iterator[Column]:
+def _columns(directory: Path) -> Iterator[Column]:
     """Every scored evaluation of a run, those of other models than its student by their folder."""
     top = directory / "evaluation"
     found = sorted(path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}"))
     known: set[tuple[str, str]] = set()
     for path in found:
-        label = messages.get((_json(path / scoring.SCORES) or {}).get("system_message_id") or 0, path.name)
+        message = (_json(path / scoring.SCORES) or {}).get("system_message_id")
+        label = message_name(message) if message else path.name
         if path.parent != top:
             label = f"{path.parent.name}: {label}"
         group = _asked(path)

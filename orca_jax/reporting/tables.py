@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
+from orca_jax.queries import system_messages
 from orca_jax.reporting import cells, published
 from orca_jax.reporting.cells import ABSENT, Cell, shown
 
@@ -20,15 +21,31 @@ PUBLISHED_SYSTEMS = {
     "orca-13b": "Orca-13B",
 }
 UNNAMED = "not named"
+MESSAGE_NAMES = {1: "empty message", 7: "step by step"}
+ORACLE_NOTE = (
+    "The teachers are procedural oracles that know each puzzle's solution, not language models: "
+    "these numbers say what this miniature student learned from them, and nothing about ChatGPT or GPT-4."
+)
 Scores = Mapping[str, Any]
 Column = Mapping[str, Cell]
 
 
-def message_label(id: int, purposes: Mapping[int, str] | None = None) -> str:
-    """A system message by its id, -1 for a text of the conversation's own; with what it asks, if given."""
+def message_label(id: int) -> str:
+    """A system message by its id, -1 for a text of the conversation's own."""
+    return str(id) if id >= 0 else "other (its own, not among the 16)"
+
+
+def described_message(id: int) -> str:
+    """As `message_label`, with the purpose of the message."""
     if id < 0:
-        return "other (its own, not among the 16)"
-    return f"{id}: {purposes.get(id, 'not among the 16')}" if purposes is not None else str(id)
+        return message_label(id)
+    message = system_messages.all_messages().get(id)
+    return f"{id}: {message.purpose if message else 'not among the 16'}"
+
+
+def message_name(id: int) -> str:
+    """A short name for columns and legends."""
+    return MESSAGE_NAMES.get(id, f"message {id}")
 
 
 def counted(number: int, one: str, more: str = "") -> str:

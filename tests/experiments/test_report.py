@@ -6,6 +6,7 @@ import pytest
 
 from orca_jax.config import plain
 from orca_jax.experiments import report
+from orca_jax.reporting import report as page
 from orca_jax.reporting.report_sources import CONFIG, Run
 
 
@@ -13,41 +14,41 @@ def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
     workdir = copied()
     report.PROGRAM.start([f"--workdir={workdir}"])
     report.main()
-    page = (workdir / report.FILE).read_text(encoding="utf-8")
+    text = (workdir / report.FILE).read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() == str(workdir / report.FILE)
-    assert "text is not kept" not in page
-    assert 'class="missing"' not in page
-    assert "procedural oracles that know each puzzle" in page
-    assert len(page) < 3_000_000
+    assert "text is not kept" not in text
+    assert 'class="missing"' not in text
+    assert "procedural oracles that know each puzzle" in text
+    assert len(text) < 3_000_000
 
 
 def test_without_its_config_a_run_has_a_page_that_says_so(copied, tmp_path):
     workdir = copied(CONFIG)
-    page = report.write(workdir, tmp_path / "out.html").read_text(encoding="utf-8")
-    assert "The config was not kept" in page
-    assert "The question's text is not kept here." in page
+    text = report.write(workdir, tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "The config was not kept" in text
+    assert "The question's text is not kept here." in text
 
 
 def test_questions_are_those_of_the_evaluation(finished):
-    asked = report.questions(Run("mini", finished))
+    texts = page.questions(Run("mini", finished), report.asked)
     lines = (finished / "evaluation/puzzles-message-7/items.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
-    assert asked.keys() == {(item["benchmark"], item["task"], item["id"]) for item in items}
+    assert texts.keys() == {(item["benchmark"], item["task"], item["id"]) for item in items}
 
 
 def test_settings_differ_from_the_default_where_the_config_says_so(mini):
-    found = {s.key: s for s in report.settings(plain(mini()))}
-    assert found["train.log_every"].changed
-    assert (found["teachers[0].brevity"].value, found["teachers[0].brevity"].default) == ("0.1", "0.0")
-    assert found["student.vocab_size"].default is None
-    assert not found["seed"].changed
-    assert not found["benchmarks"].changed
-    assert not found["evaluation.modes"].changed
+    kept = plain(mini())
+    found = {key: (value, default) for key, value, default in page.settings(kept)}
+    assert found["teachers[0].brevity"] == ("0.1", "0.0")
+    assert found["student.vocab_size"][1] == page.NO_DEFAULT
+    changed = {key for key, (value, default) in found.items() if value != default}
+    assert "train.log_every" in changed
+    assert changed.isdisjoint({"seed", "benchmarks", "evaluation.modes"})
 
 
 def test_a_config_of_another_version_is_shown_without_defaults():
-    (found,) = report.settings({"former": [1]})
-    assert (found.key, found.value, found.default) == ("former", "[1]", None)
+    (found,) = page.settings({"former": [1]})
+    assert found == ("former", "[1]", page.NO_DEFAULT)
 
 
 def test_what_is_no_workdir_is_one_message(tmp_path, capsys):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orca_jax.reporting import data_card
 from orca_jax.reporting.data_card import Facts, Source
+from orca_jax.reporting.tables import described_message
 
 N = 120
 FLAN = {
@@ -37,7 +38,6 @@ def facts(**changes):
         name="expert",
         about=("config flan, seed 0",),
         columns=columns,
-        purposes={6: "an information-seeking persona"},
         expected=expected,
         left_out={"duplicate": 4, "refusal": 2},
         held_out=6,
@@ -66,7 +66,7 @@ def test_every_count_stands_in_the_card():
     assert ["cot", "60", "50.0 %", "2.9 %"] in rows_of(card, "Collections and teachers")
     assert ["cot_0", "30", "25.0 %"] in rows_of(card, "Tasks")
     assert "5 tasks; their entropy is 2.29 bits, that of 4.9 tasks of equal size." in card
-    assert ["6: an information-seeking persona", "20", "16.7 %", "16.7 %"] in rows_of(card, "System messages")
+    assert [described_message(6), "20", "16.7 %", "16.7 %"] in rows_of(card, "System messages")
     assert "Chi-square against the shares aimed at: 0.0 at 7 degrees of freedom, p = 1." in card
     assert "40 rows of 2048 positions: 3.00 examples a row (the paper: 2.7" in card
     assert ["rows not drawn from: template_type", "3"] in rows_of(card, "Queries")
@@ -87,7 +87,7 @@ def test_lengths_stand_beside_the_papers():
 def test_another_allocation_has_no_aim():
     card = data_card.render(facts(expected={}))
     assert "Chi-square" not in card
-    assert ["6: an information-seeking persona", "20", "16.7 %", "–"] in rows_of(card, "System messages")
+    assert [described_message(6), "20", "16.7 %", "–"] in rows_of(card, "System messages")
 
 
 def test_traces_of_a_file_and_of_nothing():

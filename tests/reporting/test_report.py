@@ -1,6 +1,7 @@
 """The page: what is in it for a run and an arm set, that nothing in it can act, how a browser takes it."""
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import json
@@ -16,8 +17,10 @@ import pytest
 from orca_jax import artifacts, files
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
+from orca_jax.evaluation.questions import Question
 from orca_jax.records import Item, Outcome, Usage
-from orca_jax.reporting import report, report_results, report_sources
+from orca_jax.reporting import report, report_results, report_sources, tables
+from orca_jax.training import metrics
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\n&amp; \ud83d half"
 TASKS = ("navigate", "object_counting", "web_of_lies")
@@ -87,7 +90,8 @@ def write_training(directory, inputs, stages=("apprentice", "expert")):
     ]
     rows.append({"kind": "validation", "step": 20, "loss": 0.5, "loss/teacher=apprentice": 0.7})
     (directory / "training").mkdir(parents=True)
-    (directory / report.METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "training" / metrics.FILE).write_text(lines, encoding="utf-8")
     return artifacts.finish(directory / "training", {"program": "train"}, inputs, {"steps": 20})
 
 
@@ -148,29 +152,26 @@ def arm_set(tmp_path):
     return directory
 
 
-def given(**changes):
-    questions = {("puzzles", task, f"{task}-{i}"): f"Is {task} {i} so?" for task in TASKS for i in range(3)}
-    settings = [
-        report.Setting("name", '"mini"', None),
-        report.Setting("seed", "3", "0"),
-        report.Setting("x", "1", "1"),
-    ]
-    return report.Given(
-        **{
-            "messages": {1: "empty message", 7: "step by step"},
-            "purposes": {1: "no system text", 7: "reasoning"},
-            "oracle_note": "The teachers are oracles.",
-            "read_metrics": lambda path: [json.loads(line) for line in path.read_text().splitlines()],
-            "questions": lambda run: questions,
-            "settings": lambda config: settings,
-        }
-        | changes
-    )
+@dataclasses.dataclass
+class Config:
+    """The keys of a config: one that must be given, and two with defaults."""
+
+    name: str
+    seed: int = 0
+    x: int = 1
 
 
-def page_of(workdir, **changes):
+def asked(config):
+    """The questions of three of four items a task."""
+    keys = [(task, i) for task in TASKS for i in range(3)]
+    return [Question("puzzles", task, f"{task}-{i}", f"Is {task} {i} so?", "Yes") for task, i in keys]
+
+
+def page_of(workdir):
     path = workdir / "report.html"
-    size = report.write(workdir, path, given(**changes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "load", lambda kept: Config(kept["name"], kept["seed"]))
+        size = report.write(workdir, path, asked)
     assert size == path.stat().st_size
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.wrong
@@ -193,7 +194,7 @@ def test_a_run_has_every_part(run):
     ):  # fmt: skip
         assert caption in captions
     assert "Distinct n-grams." in page.text
-    assert "The teachers are oracles." in page.text
+    assert tables.ORACLE_NOTE in page.text
     assert page.text.count("not kept") == 3  # the questions whose text is not given
 
 
@@ -308,7 +309,7 @@ def test_replies_stand_side_by_side_and_all_outcomes_are_among_them(run):
 
 def test_samples_are_bounded_and_of_every_kind(tmp_path, monkeypatch):
     workdir = write_run(tmp_path)
-    found = report_results.groups(report_sources.open_workdir(workdir, {}))
+    found = report_results.groups(report_sources.open_workdir(workdir))
     monkeypatch.setattr(report_results, "MOST_SAMPLES", 9)
     chosen = report_results.samples(found, {})
     assert len(chosen) == len({sample.pattern for sample in chosen}) == 9
@@ -367,11 +368,11 @@ def test_what_is_not_there_is_named(tmp_path):
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no workdir of a run or of an arm set"):
-        report_sources.open_workdir(tmp_path, {})
+        report_sources.open_workdir(tmp_path)
     for text, said in (("{", "is not JSON"), ('{"name": "main"}', "is not of experiments.ablate")):
         (tmp_path / "set.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=rf"set\.json {said}"):
-            report_sources.open_workdir(tmp_path, {})
+            report_sources.open_workdir(tmp_path)
 
 
 # In a browser
