@@ -39,7 +39,7 @@ from orca_jax.progress import Report, progress
 from orca_jax.queries import contamination
 from orca_jax.queries.quality import TraceChecker
 from orca_jax.records import Outcome, Trace, half_pair
-from orca_jax.reporting.card import make_card, untrained
+from orca_jax.reporting.data_card import make_card, untrained
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,13 @@
-"""The data card of a trace set: README.md and figures, worked out from counts that are handed in."""
+"""The data card of a trace set: cards/NAME/README.md and figures, which `experiments.prepare` makes."""
 
 from __future__ import annotations
 
 import collections
 import csv
-import dataclasses
 import importlib.resources
 import itertools
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import artifacts
+from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.data import packing
+from orca_jax.data.tokens import TokenStore, warning
+from orca_jax.data.traces import PlacedTraces
+from orca_jax.queries import flan, system_messages
 from orca_jax.reporting.cells import ABSENT
 from orca_jax.reporting.figures import COLOURS
 from orca_jax.reporting.tables import UNNAMED, counted, described_message, markdown, message_label
 
+log = logging.getLogger(__name__)
 README = "README.md"
 LENGTHS = "lengths.png"
 TASKS = "tasks.png"
@@ -29,26 +34,153 @@ COLLECTIONS = {"cot": "CoT", "niv2": "NiV2", "flan2021": "Flan 2021", "t0": "T0"
 OPENORCA = {"niv": "niv2", "flan": "flan2021"}  # prefixes of OpenOrca's ids that are not our names
 BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 SHOWN_TASKS = 15
+SAMPLE = 20_000  # traces whose n-grams are counted
+_LOSS_ON = {"all": "all answers", "last": "last answers", "everything": "prompts and answers"}
+Columns = Mapping[str, NDArray[Any]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """A file that the set was made of."""
+def make_card(
+    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, traces: Callable[[], PlacedTraces]
+) -> None:
+    """Writes cards/NAME.
 
-    name: str
-    sha256: str
-    licence: str
+    Args:
+      traces: gives what the teacher's token store was made of.
+    """
+    directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
+    rows = artifacts.section(config.data, ("row_length", "max_segments", "overlong"))
+    provenance = artifacts.joined({"program": "card"}, rows, artifacts.section(config, ("seed",)))
+    inputs = {"tokens": store.manifest["fingerprint"]}
+    if not _is_up_to_date(directory, provenance, inputs):
+        write(directory, **_contents(config, teacher, workdir, store, traces()))
+        fates = store.fates(config.data.row_length, config.data.overlong)
+        artifacts.finish(directory, provenance, inputs, fates)
+        log.info("%s: data card at %s", teacher.name, directory / README)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
-    """What a card says.
+def left_out(teacher: TeacherConfig, workdir: Path, store: TokenStore) -> dict[str, int]:
+    """Why rows and traces are no examples, and how many are not; those held out for validation apart."""
+    collected = artifacts.read_manifest(workdir / "traces" / teacher.name)["counts"]
+    quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
+    rows = {name: collected[name] for name in ("malformed", "asks_a_benchmark") if collected.get(name)}
+    return {**rows, **quality["left_out"], **store.manifest["counts"]["dropped"]}
 
-    Attributes:
+
+def untrained(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, store: TokenStore) -> str:
+    """What does not train of a teacher's traces, of how many, and what to change; empty where all does."""
+    fates = store.fates(config.data.row_length, config.data.overlong)
+    return warning(fates, left_out(teacher, workdir, store))
+
+
+def _is_up_to_date(directory: Path, provenance: dict[str, Any], inputs: dict[str, str]) -> bool:
+    """Nothing is made of a card, so one of other settings is no error: it is written anew."""
+    try:
+        return artifacts.is_finished(directory, provenance, inputs)
+    except artifacts.ArtifactError:
+        return False
+
+
+def _contents(
+    config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, store: TokenStore, traces: PlacedTraces
+) -> dict[str, Any]:
+    """The arguments of `render`."""
+    quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
+    sample = list(traces[:: max(1, len(traces) // SAMPLE)])
+    made = artifacts.read_manifest(workdir / "queries") if teacher.kind != "file" else None
+    data = config.data
+    lengths = store.effective_lengths(data.row_length, data.overlong)
+    plan = packing.make_plan(
+        lengths, row_length=data.row_length, max_segments=data.max_segments, seed=config.seed, epoch=0
+    )
+    trains = lengths > 0
+    return dict(
+        name=teacher.name,
+        about=(
+            f"config {config.name}, seed {config.seed}",
+            f"teacher {teacher.name}: {teacher.kind} {Path(teacher.path).name}".rstrip(),
+            f"tokenizer: {Path(data.tokenizer).name or 'the weights own, or trained on the traces'}",
+            f"layout {data.layout}, loss on {_LOSS_ON[data.supervise]}",
+        ),
+        columns={name: values[trains] for name, values in store.columns.items()},
+        untrained=untrained(config, teacher, workdir, store),
+        expected=_expected(config, store.columns["collection"][trains].tolist()),
+        left_out={**left_out(teacher, workdir, store), "in no row": int((~trains).sum())},
+        held_out=quality["kept"] - len(traces),
+        flags=quality["flags"],
+        packing={
+            "rows": plan.rows,
+            "factor": plan.packing_factor,
+            "fill": plan.fill,
+            "row_length": data.row_length,
+        },
+        ngrams={
+            "questions": distinct(trace.messages[-2].content for trace in sample if trace.answer),
+            "answers": distinct(trace.answer for trace in sample),
+        },
+        sample=len(sample),
+        queries=made["counts"] if made else None,
+        sources=_licensed_sources(teacher, workdir, made),
+    )
+
+
+def _expected(config: ExperimentConfig, collections_of: list[str]) -> dict[int, float]:
+    """The shares of Figure 6 for this mixture; empty where another allocation was at work."""
+    counts = collections.Counter(map(paper_collection, collections_of))
+    if any(draw.messages for draw in config.flan) or set(counts) - set(system_messages.COLLECTIONS):
+        return {}
+    total = sum(counts.values())
+    return {
+        id: sum(message.shares[name] * count for name, count in counts.items()) / max(total, 1)
+        for id, message in system_messages.all_messages().items()
+    }
+
+
+def _licensed_sources(
+    teacher: TeacherConfig, workdir: Path, queries: Mapping[str, Any] | None
+) -> list[tuple[str, str, str]]:
+    """The files by the inputs of the manifests, such as "flan[0].cot: flan_cot/aqua_train.tsv"."""
+    unknown = "not stated in the file"
+    if queries is None:
+        inputs = artifacts.read_manifest(workdir / "traces" / teacher.name)["inputs"]
+        return [(Path(teacher.path).name, inputs["file"], unknown)]
+    kinds = {name: name.partition(":")[0].rpartition(".")[2] for name in queries["inputs"]}
+    return [
+        (name, sha256, flan.LICENCES.get(kinds[name], unknown)) for name, sha256 in queries["inputs"].items()
+    ]
+
+
+def write(directory: Path, columns: Columns, **contents: Any) -> None:
+    """Writes README.md, lengths.png and tasks.png; the arguments are those of `render`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if len(columns["task"]):
+        _draw_lengths(contents["name"], columns, directory / LENGTHS)
+        _draw_tasks(columns, directory / TASKS)
+    with artifacts.atomic_write(directory / README) as file:
+        file.write(render(columns=columns, **contents))
+
+
+def render(
+    *,
+    name: str,
+    about: Sequence[str],
+    columns: Columns,
+    expected: Mapping[int, float],
+    left_out: Mapping[str, int],
+    held_out: int,
+    flags: Mapping[str, int],
+    packing: Mapping[str, float],
+    ngrams: Mapping[str, Mapping[int, float]],
+    sample: int,
+    queries: Mapping[str, Any] | None,
+    sources: Sequence[tuple[str, str, str]],
+    untrained: str = "",
+) -> str:
+    """The card's Markdown.
+
+    Args:
       about: what made the set, in lines: config, teacher, seeds.
       columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
         the 16) and `supervised`, the tokens of the answers with their end.
-      untrained: what does not train, or not whole, of how many, and what to change; empty where all does.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
       left_out: reason to traces that are not trained on.
       held_out: traces of validation, which only this count and the flags describe.
@@ -57,39 +189,23 @@ class Facts:
       ngrams: see `distinct`, of questions and of answers: {"questions": {1: 0.1, ...}, ...}.
       sample: of how many traces.
       queries: the counts of the queries' manifest; None where the traces came in a file.
+      sources: (name, sha256, licence) of each file that the set was made of.
+      untrained: what does not train, or not whole, of how many, and what to change; empty where all does.
     """
-
-    name: str
-    about: Sequence[str]
-    columns: Mapping[str, NDArray[Any]]
-    expected: Mapping[int, float]
-    left_out: Mapping[str, int]
-    held_out: int
-    flags: Mapping[str, int]
-    packing: Mapping[str, float]
-    ngrams: Mapping[str, Mapping[int, float]]
-    sample: int
-    queries: Mapping[str, Any] | None
-    sources: Sequence[Source]
-    untrained: str = ""
-
-
-def write(directory: str | os.PathLike[str], facts: Facts) -> None:
-    """Writes README.md, lengths.png and tasks.png."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if len(facts.columns["task"]):
-        _draw_lengths(facts, directory / LENGTHS)
-        _draw_tasks(facts, directory / TASKS)
-    with artifacts.atomic_write(directory / README) as file:
-        file.write(render(facts))
-
-
-def render(facts: Facts) -> str:
-    """The card's Markdown."""
-    parts = [f"# {facts.name}", "\n".join(f"- {line}" for line in facts.about)]
-    for title, section in SECTIONS.items():
-        parts += [f"## {title}", section(facts).strip()]
+    sections = {
+        "Size and what was left out": _size(len(columns["task"]), left_out, held_out, flags, untrained),
+        "Collections and teachers": _collections(columns),
+        "Tasks": _tasks(columns["task"]),
+        "System messages": _messages(columns["system_message_id"], expected, is_file=queries is None),
+        "Lengths of answers": _lengths(columns),
+        "Variety": _variety(ngrams, sample),
+        "Packing": _packing(packing),
+        "Queries": _queries(queries),
+        "Sources and licences": _sources(sources),
+    }
+    parts = [f"# {name}", "\n".join(f"- {line}" for line in about)]
+    for title, section in sections.items():
+        parts += [f"## {title}", section.strip()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,34 +252,36 @@ def _share(count: float, total: float) -> str:
     return f"{100 * count / max(total, 1):.1f} %"
 
 
-def _size(facts: Facts) -> str:
-    left_out = [(f"left out: {why}", count) for why, count in sorted(facts.left_out.items()) if count]
+def _size(
+    trained: int, left_out: Mapping[str, int], held_out: int, flags: Mapping[str, int], untrained: str
+) -> str:
     rows = [
-        ("trained on", len(facts.columns["task"])),
-        *left_out,
-        ("held out for validation", facts.held_out),
+        ("trained on", trained),
+        *((f"left out: {why}", count) for why, count in sorted(left_out.items()) if count),
+        ("held out for validation", held_out),
     ]
     total = sum(count for _, count in rows)
-    traces = total - sum(facts.left_out.get(name, 0) for name in ("malformed", "asks_a_benchmark"))
-    flags = [(flag, count, _share(count, traces)) for flag, count in facts.flags.items()]
+    traces = total - sum(left_out.get(name, 0) for name in ("malformed", "asks_a_benchmark"))
+    flagged = [(flag, count, _share(count, traces)) for flag, count in flags.items()]
     return "\n".join(
         (
-            f"**{facts.untrained}**\n" if facts.untrained else "",
+            f"**{untrained}**\n" if untrained else "",
             markdown(("traces", "number", "share"), [(*row, _share(row[1], total)) for row in rows]),
             "What was looked for in every trace, filtered or not (`orca_jax/queries/quality.py`):\n",
-            markdown(("flag", "traces", "share"), flags),
+            markdown(("flag", "traces", "share"), flagged),
         )
     )
 
 
-def _collections(facts: Facts) -> str:
-    total, paper = len(facts.columns["collection"]), sum(PAPER_QUERIES.values())
-    rows = [
-        (collection_label(name), count, _share(count, total), _paper_share(name, paper))
-        for name, count in _counted(facts.columns["collection"])
-    ]
+def _collections(columns: Columns) -> str:
+    total, paper = len(columns["collection"]), sum(PAPER_QUERIES.values())
+    rows = []
+    for name, count in _counted(columns["collection"]):
+        queries = PAPER_QUERIES.get(paper_collection(name))
+        theirs = ABSENT if queries is None else _share(queries, paper)
+        rows.append((collection_label(name), count, _share(count, total), theirs))
     teachers = [
-        (name or UNNAMED, count, _share(count, total)) for name, count in _counted(facts.columns["teacher"])
+        (name or UNNAMED, count, _share(count, total)) for name, count in _counted(columns["teacher"])
     ]
     return "\n".join(
         (
@@ -184,14 +302,9 @@ def collection_label(name: str) -> str:
     return f"{name} (the paper's {known})" if known else name or UNNAMED
 
 
-def _paper_share(collection: str, total: int) -> str:
-    queries = PAPER_QUERIES.get(paper_collection(collection))
-    return ABSENT if queries is None else _share(queries, total)
-
-
-def _tasks(facts: Facts) -> str:
-    by_size = _counted(facts.columns["task"])
-    total, bits = len(facts.columns["task"]), entropy(count for _, count in by_size)
+def _tasks(tasks: NDArray[Any]) -> str:
+    by_size = _counted(tasks)
+    total, bits = len(tasks), entropy(count for _, count in by_size)
     rows = [(name or UNNAMED, count, _share(count, total)) for name, count in by_size[:SHOWN_TASKS]]
     heading = "task" if len(rows) == len(by_size) else f"task (the {len(rows)} largest)"
     spread = (
@@ -203,23 +316,23 @@ def _tasks(facts: Facts) -> str:
     return "\n".join([*parts, f"![tasks by size]({TASKS})"] if rows else parts)
 
 
-def _messages(facts: Facts) -> str:
-    counts = dict(_counted(facts.columns["system_message_id"]))
+def _messages(messages: NDArray[Any], expected: Mapping[int, float], *, is_file: bool) -> str:
+    """`is_file`: the traces came in a file, whose aim is not known."""
+    counts = dict(_counted(messages))
     total = sum(counts.values())
-    ids = sorted({*counts, *facts.expected})
+    ids = sorted({*counts, *expected})
     rows = [
         (
             described_message(id),
             counts.get(id, 0),
             _share(counts.get(id, 0), total),
-            _share(facts.expected[id], 1) if id in facts.expected else ABSENT,
+            _share(expected[id], 1) if id in expected else ABSENT,
         )
         for id in ids
     ]
-    is_file = facts.queries is None  # whose aim is not known
     header = ("system message", "traces", "share", "the paper's (Fig. 6)" if is_file else "aimed at")
     against = "the paper's shares" if is_file else "the shares aimed at"
-    return f"{markdown(header, rows)}\n{_chi_square(counts, facts.expected, against)}"
+    return f"{markdown(header, rows)}\n{_chi_square(counts, expected, against)}"
 
 
 def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], against: str) -> str:
@@ -238,12 +351,12 @@ def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], agains
     )
 
 
-def _lengths(facts: Facts) -> str:
+def _lengths(columns: Columns) -> str:
     paper = paper_lengths()
-    rows = [
-        (message_label(id), len(own), *map(_quartiles, (box(own), *_papers(paper, id))))
-        for id, own in _by_message(facts).items()
-    ]
+    rows = []
+    for id, own in _by_message(columns).items():
+        boxes = [box(own), *(paper.get((id, teacher), {}) for teacher in ("chatgpt", "gpt-4"))]
+        rows.append((message_label(id), len(own), *map(_quartiles, boxes)))
     header = ("system message", "traces", "here", "ChatGPT (Fig. 9)", "GPT-4 (Fig. 9)")
     return (
         "Tokens of the answers, the end of sequence counted: first quartile, **median**, third quartile. "
@@ -252,29 +365,24 @@ def _lengths(facts: Facts) -> str:
     )
 
 
-def _by_message(facts: Facts) -> dict[int, NDArray[Any]]:
-    messages, lengths = facts.columns["system_message_id"], facts.columns["supervised"]
+def _by_message(columns: Columns) -> dict[int, NDArray[Any]]:
+    messages, lengths = columns["system_message_id"], columns["supervised"]
     return {int(id): lengths[messages == id] for id in np.unique(messages)}
-
-
-def _papers(paper: Mapping[tuple[int, str], Mapping[str, float]], id: int) -> list[Mapping[str, float]]:
-    return [paper.get((id, teacher), {}) for teacher in ("chatgpt", "gpt-4")]
 
 
 def _quartiles(values: Mapping[str, float]) -> str:
     return f"{values['q1']:.0f} **{values['median']:.0f}** {values['q3']:.0f}" if values else ABSENT
 
 
-def _variety(facts: Facts) -> str:
-    sizes = sorted(next(iter(facts.ngrams.values()), {}))
-    rows = [(what, *(f"{shares[size]:.3f}" for size in sizes)) for what, shares in facts.ngrams.items()]
-    return f"Distinct n-grams of words over all of them, in {counted(facts.sample, 'trace')}:\n\n" + markdown(
+def _variety(ngrams: Mapping[str, Mapping[int, float]], sample: int) -> str:
+    sizes = sorted(next(iter(ngrams.values()), {}))
+    rows = [(what, *(f"{shares[size]:.3f}" for size in sizes)) for what, shares in ngrams.items()]
+    return f"Distinct n-grams of words over all of them, in {counted(sample, 'trace')}:\n\n" + markdown(
         ("texts", *(f"n = {size}" for size in sizes)), rows
     )
 
 
-def _packing(facts: Facts) -> str:
-    found = facts.packing
+def _packing(found: Mapping[str, float]) -> str:
     return (
         f"{counted(int(found['rows']), 'row')} of {found['row_length']:.0f} positions: "
         f"{found['factor']:.2f} examples a row (the paper: {PAPER_PACKING}, in rows of 2,048), "
@@ -282,10 +390,9 @@ def _packing(facts: Facts) -> str:
     )
 
 
-def _queries(facts: Facts) -> str:
-    if facts.queries is None:
+def _queries(counts: Mapping[str, Any] | None) -> str:
+    if counts is None:
         return "The traces came in a file; what was asked, and of how many, it does not say."
-    counts = facts.queries
     parts = [
         f"Queries made: {counts['queries']:,}; puzzles left out because a benchmark asks them: "
         f"{counts['known_to_benchmark']:,}."
@@ -316,39 +423,26 @@ def _draw_rows(drawn: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [*rows, ("queries", drawn["queries"]), ("marked for smaller shares", drawn["expert"])]
 
 
-def _sources(facts: Facts) -> str:
-    if not facts.sources:
+def _sources(sources: Sequence[tuple[str, str, str]]) -> str:
+    if not sources:
         return "No files: the questions and answers are made by this code."
-    rows = [(source.name, source.sha256[:12], source.licence) for source in facts.sources]
+    rows = [(name, sha256[:12], licence) for name, sha256, licence in sources]
     return markdown(("file", "sha256", "licence, as published"), rows)
-
-
-SECTIONS = {
-    "Size and what was left out": _size,
-    "Collections and teachers": _collections,
-    "Tasks": _tasks,
-    "System messages": _messages,
-    "Lengths of answers": _lengths,
-    "Variety": _variety,
-    "Packing": _packing,
-    "Queries": _queries,
-    "Sources and licences": _sources,
-}
 
 
 # Figures
 
 
-def _draw_lengths(facts: Facts, path: Path) -> None:
+def _draw_lengths(name: str, columns: Columns, path: Path) -> None:
     """Boxes of the answers' lengths by system message, beside the paper's two teachers."""
     from matplotlib.figure import Figure
 
-    paper, own = paper_lengths(), _by_message(facts)
+    paper, own = paper_lengths(), _by_message(columns)
     figure = Figure(figsize=(max(5.0, 1.0 * len(own) + 1.5), 3.8), layout="constrained")
     axes = figure.subplots()
     places = dict(zip(own, itertools.count()))
     series = {
-        facts.name: {id: box(lengths) for id, lengths in own.items()},
+        name: {id: box(lengths) for id, lengths in own.items()},
         "ChatGPT, Fig. 9": {id: paper[id, "chatgpt"] for id in own if (id, "chatgpt") in paper},
         "GPT-4, Fig. 9": {id: paper[id, "gpt-4"] for id in own if (id, "gpt-4") in paper},
     }
@@ -379,15 +473,15 @@ def matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
     return {names[name]: max(values[name], 0.9) for name in BOX}
 
 
-def _draw_tasks(facts: Facts, path: Path) -> None:
+def _draw_tasks(columns: Columns, path: Path) -> None:
     """Traces a task, in order of size, by collection."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.subplots()
-    names = [name for name, _ in _counted(facts.columns["collection"])]
+    names = [name for name, _ in _counted(columns["collection"])]
     for number, name in enumerate(names):
-        counts = [count for _, count in _counted(facts.columns["task"][facts.columns["collection"] == name])]
+        counts = [count for _, count in _counted(columns["task"][columns["collection"] == name])]
         axes.plot(
             range(1, len(counts) + 1),
             counts,

@@ -1,6 +1,5 @@
 """The data card says what the columns hold."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.reporting import data_card
-from orca_jax.reporting.data_card import Facts, Source
 from orca_jax.reporting.tables import described_message
 
 N = 120
@@ -25,7 +23,7 @@ FLAN = {
 }
 
 
-def facts(**changes):
+def contents(**changes):
     columns = {
         "collection": np.array(["cot"] * 60 + ["t0"] * 60),
         "task": np.array([f"cot_{i % 2}" for i in range(60)] + [f"t0_{i % 3}" for i in range(60)]),
@@ -34,7 +32,7 @@ def facts(**changes):
         "supervised": np.arange(1, N + 1),
     }
     expected = {**dict.fromkeys((6, 11, 16), 1 / 6), **dict.fromkeys((1, 2, 3, 5, 7), 1 / 10)}
-    given = Facts(
+    given = dict(
         name="expert",
         about=("config flan, seed 0",),
         columns=columns,
@@ -46,9 +44,9 @@ def facts(**changes):
         ngrams={"questions": {1: 0.1, 2: 0.2}, "answers": {1: 0.3, 2: 0.4}},
         sample=N,
         queries={"queries": 120, "known_to_benchmark": 0, "flan": [FLAN]},
-        sources=(Source("flan[0].cot: flan_cot/aqua.tsv", "ab" * 32, "Apache-2.0"),),
+        sources=[("flan[0].cot: flan_cot/aqua.tsv", "ab" * 32, "Apache-2.0")],
     )
-    return dataclasses.replace(given, **changes)
+    return given | changes
 
 
 def rows_of(card, section):
@@ -59,7 +57,7 @@ def rows_of(card, section):
 
 
 def test_every_count_stands_in_the_card():
-    card = data_card.render(facts())
+    card = data_card.render(**contents())
     assert ["trained on", "120", "90.9 %"] in rows_of(card, "Size and what was left out")
     assert ["left out: duplicate", "4", "3.0 %"] in rows_of(card, "Size and what was left out")
     assert ["truncated", "5", "3.8 %"] in rows_of(card, "Size and what was left out")
@@ -78,24 +76,24 @@ def test_every_count_stands_in_the_card():
 
 
 def test_lengths_stand_beside_the_papers():
-    rows = {row[0]: row for row in rows_of(data_card.render(facts()), "Lengths of answers")}
+    rows = {row[0]: row for row in rows_of(data_card.render(**contents()), "Lengths of answers")}
     own = np.percentile(np.arange(1, 61, 3), [25, 50, 75])
     assert rows["6"][2] == f"{own[0]:.0f} **{own[1]:.0f}** {own[2]:.0f}"
     assert rows["6"][3:] == ["78 **107** 155", "91 **172** 290"]
 
 
 def test_another_allocation_has_no_aim():
-    card = data_card.render(facts(expected={}))
+    card = data_card.render(**contents(expected={}))
     assert "Chi-square" not in card
     assert [described_message(6), "20", "16.7 %", "–"] in rows_of(card, "System messages")
 
 
 def test_traces_of_a_file_and_of_nothing():
-    card = data_card.render(facts(queries=None))
+    card = data_card.render(**contents(queries=None))
     assert "The traces came in a file" in card
     assert "aimed at" not in card  # by a file's makers, which it does not say
     assert "Chi-square against the paper's shares: 0.0" in card
-    assert "No files" in data_card.render(facts(sources=()))
+    assert "No files" in data_card.render(**contents(sources=[]))
 
 
 def test_a_draw_without_benchmarks_says_so():
@@ -105,27 +103,27 @@ def test_a_draw_without_benchmarks_says_so():
         "flan": [{**FLAN, "contamination": "no benchmark was given"}],
     }
     assert ["contamination", "no benchmark was given"] in rows_of(
-        data_card.render(facts(queries=queries)), "Queries"
+        data_card.render(**contents(queries=queries)), "Queries"
     )
 
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_card_and_figures_are_written(tmp_path, empty):
-    given = facts()
+    given = contents()
     if empty:
-        given = facts(columns={name: column[:0] for name, column in given.columns.items()})
-    data_card.write(tmp_path, given)
+        given = contents(columns={name: column[:0] for name, column in given["columns"].items()})
+    data_card.write(tmp_path, **given)
     assert (tmp_path / data_card.README).read_text().startswith("# expert")
     pictures = {path.name for path in tmp_path.glob("*.png") if path.read_bytes()[:4] == b"\x89PNG"}
     assert pictures == (set() if empty else {data_card.LENGTHS, data_card.TASKS})
 
 
 def test_a_message_that_is_none_of_the_16(tmp_path):
-    columns = {**facts().columns, "system_message_id": np.array([-1] * N)}
-    given = facts(columns=columns)
-    card = data_card.render(given)
+    columns = {**contents()["columns"], "system_message_id": np.array([-1] * N)}
+    given = contents(columns=columns)
+    card = data_card.render(**given)
     assert ["other (its own, not among the 16)", "120", "100.0 %", "–"] in rows_of(card, "System messages")
-    data_card.write(tmp_path, given)
+    data_card.write(tmp_path, **given)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +135,7 @@ def test_a_message_that_is_none_of_the_16(tmp_path):
     ],
 )
 def test_a_single_task_has_no_entropy(tasks, said):
-    card = data_card.render(facts(columns={**facts().columns, "task": np.array(tasks)}))
+    card = data_card.render(**contents(columns={**contents()["columns"], "task": np.array(tasks)}))
     assert said in card
     assert "-0.0" not in card
     assert "equal ones" not in card
@@ -145,7 +143,7 @@ def test_a_single_task_has_no_entropy(tasks, said):
 
 def test_openorcas_prefixes_are_the_papers_collections():
     names = np.array(["niv"] * 10 + ["flan"] * 50 + ["t0"] * 40 + ["cot"] * 10 + ["own"] * 5 + [""] * 5)
-    card = data_card.render(facts(columns={**facts().columns, "collection": names}))
+    card = data_card.render(**contents(columns={**contents()["columns"], "collection": names}))
     rows = {row[0]: row[1:] for row in rows_of(card, "Collections and teachers")}
     assert rows["niv (the paper's NiV2)"] == ["10", "8.3 %", "8.6 %"]
     assert rows["flan (the paper's Flan 2021)"] == ["50", "41.7 %", "49.1 %"]
