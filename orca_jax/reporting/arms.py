@@ -231,14 +231,11 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
     others = [arm for arm in correct if arm != baseline]
     tests = [statistics.paired_bootstrap(correct[arm], correct[baseline]) for arm in others]
     corrected = statistics.holm([test.p_value for test in tests])
-    return [
-        Comparison(arm, test, p, _by_seed(correct[baseline], correct[arm]))
-        for arm, test, p in zip(others, tests, corrected)
+    base = correct[baseline]
+    by_seed = [
+        tuple(statistics.mcnemar(*seeds).p_value for seeds in zip(base, correct[arm])) for arm in others
     ]
-
-
-def _by_seed(baseline: np.ndarray, arm: np.ndarray) -> tuple[float, ...]:
-    return tuple(statistics.mcnemar(one, other).p_value for one, other in zip(baseline, arm))
+    return [Comparison(*comparison) for comparison in zip(others, tests, corrected, by_seed)]
 
 
 def outcome_table(result: Result, baseline: str) -> str:

@@ -99,7 +99,11 @@ def arm_dots(
     for axes, result in zip(panels, results, strict=True):
         for row in (row for row in rows if row["result"] == result):
             is_baseline = row["arm"] == baseline
-            _arm(axes, row, arms.index(row["arm"]), COLOURS[2 if is_baseline else 1])
+            place, colour = arms.index(row["arm"]), COLOURS[2 if is_baseline else 1]
+            mean, seeds = (100 * np.asarray(row[key]) for key in ("accuracy", "by_seed"))
+            error = np.transpose([whiskers(row["accuracy"], _cell(row).span)])
+            axes.plot(seeds, np.full(len(seeds), place), ".", color=COLOURS[0], markersize=5)
+            axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, capsize=3, markersize=6)
             if is_baseline:
                 axes.axvline(100 * row["accuracy"], color=COLOURS[2], linestyle=":", linewidth=1)
             axes.set_title(f"{result} (n = {_cell(row).size})", fontsize=9)
@@ -109,13 +113,6 @@ def arm_dots(
     panels[0].invert_yaxis()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=140)
-
-
-def _arm(axes: Any, row: Mapping[str, Any], place: int, colour: str) -> None:
-    mean, seeds = (100 * np.asarray(row[key]) for key in ("accuracy", "by_seed"))
-    error = np.transpose([whiskers(row["accuracy"], _cell(row).span)])
-    axes.plot(seeds, np.full(len(seeds), place), ".", color=COLOURS[0], markersize=5)
-    axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, capsize=3, markersize=6)
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

@@ -67,12 +67,11 @@ def _write(path: Path, text: str) -> None:
 
 def markdown(page: Page) -> str:
     """The page as Markdown: every grid with its title and notes."""
-    parts = [_markdown_grid(grid, "#" if grid is page.grids[0] else "##") for grid in page.grids]
+    parts: list[str] = []
+    for grid in page.grids:
+        mark = "#" if grid is page.grids[0] else "##"
+        parts += [f"{mark} {grid.title}", markdown_table(grid.header, grid.rows).strip(), *grid.notes]
     return "\n\n".join([*parts, *page.notes]) + "\n"
-
-
-def _markdown_grid(grid: Grid, mark: str) -> str:
-    return "\n\n".join([f"{mark} {grid.title}", markdown_table(grid.header, grid.rows).strip(), *grid.notes])
 
 
 def latex(page: Page) -> str:
@@ -159,17 +158,19 @@ def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run
         "paper contradicts itself. CSV and Parquet hold a record a cell, unrounded, with its source.",
         _runs(pages, runs),
         "## Tables",
-        "\n".join(f"- {page.table.title}: {_links(page.table.name)}" for page in pages),
+        "\n".join(
+            f"- {page.table.title}: "
+            + ", ".join(
+                f"[{suffix}]({page.table.name}.{suffix})" for suffix in ("md", "tex", "csv", "parquet")
+            )
+            for page in pages
+        ),
         "## Figures",
     ]
     for drawing in drawings:
         parts += [f"### {drawing.title}", f"![{drawing.title}]({drawing.name}.png)", *drawing.notes]
         parts.append(f"[SVG]({drawing.name}.svg), [PNG]({drawing.name}.png)")
     return "\n\n".join(parts) + "\n"
-
-
-def _links(name: str) -> str:
-    return ", ".join(f"[{suffix}]({name}.{suffix})" for suffix in ("md", "tex", "csv", "parquet"))
 
 
 def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:

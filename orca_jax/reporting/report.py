@@ -100,15 +100,12 @@ def data_tables(found: list[Store]) -> Iterator[Table]:
         yield Table(
             f"Examples by {title}",
             [title, *counts],
-            [
-                [_value_label(column, value), *(f"{count[value]:,}" for count in counts.values())]
-                for value in kept
-            ],
+            [[_label(column, value), *(f"{count[value]:,}" for count in counts.values())] for value in kept],
             f"The {MOST_ROWS} most frequent of {len(totals)}." if len(totals) > MOST_ROWS else "",
         )
 
 
-def _value_label(column: str, value: object) -> str:
+def _label(column: str, value: object) -> str:
     if isinstance(value, int):
         return described_message(value)
     return data_card.collection_label(str(value)) if column == "collection" else str(value) or UNNAMED

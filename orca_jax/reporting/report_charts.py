@@ -70,19 +70,18 @@ class Scale:
         return math.log10(value) if self.log else value
 
     def ticks(self) -> list[float]:
-        found = self._within(self._decades()) if self.log else []
-        return found if len(found) > 1 else self._within(self._steps())
-
-    def _decades(self) -> list[float]:
-        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        steps = (1,) if last - first > 3 else (1, 2, 5)
-        return [step * 10.0**power for power in range(first, last + 1) for step in steps]
-
-    def _steps(self) -> list[float]:
+        """Decades where the scale is logarithmic and shows two of them; else even steps."""
+        if self.log:
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            steps = (1,) if last - first > 3 else (1, 2, 5)
+            decades = self._within(s * 10.0**power for power in range(first, last + 1) for s in steps)
+            if len(decades) > 1:
+                return decades
         rough = (self.high - self.low) / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
-        return [step * n for n in range(math.floor(self.low / step), math.ceil(self.high / step) + 1)]
+        first, last = math.floor(self.low / step), math.ceil(self.high / step)
+        return self._within(step * n for n in range(first, last + 1))
 
     def _within(self, ticks: Iterable[float]) -> list[float]:
         return [tick for tick in ticks if self.low <= tick <= self.high * (1 + 1e-9)]
@@ -132,7 +131,7 @@ def lines(
       marks: a mark at each point.
       starts: stage to the step at which it begins, drawn as upright lines.
     """
-    kept = {name: _thinned(_drawable(points, log)) for name, points in series.items()}
+    kept = {name: _shown_points(points, log) for name, points in series.items()}
     every = list(itertools.chain.from_iterable(kept.values()))
     if not every:
         return None
@@ -145,11 +144,9 @@ def lines(
     return Chart(_svg(TOP + PLOT_HEIGHT + BOTTOM, alt, *drawn, class_="lines"), caption, _legend(kept))
 
 
-def _drawable(points: Sequence[Point], log: bool) -> list[Point]:
-    return [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
-
-
-def _thinned(points: list[Point]) -> list[Point]:
+def _shown_points(points: Sequence[Point], log: bool) -> list[Point]:
+    """Those that the axis can show, thinned to means where they are many."""
+    points = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not log)]
     if len(points) <= MOST_POINTS:
         return points
     return [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(points, MOST_POINTS)]
@@ -295,19 +292,16 @@ def radar(rows: Mapping[str, Mapping[str, Cell | None]], *, caption: str) -> Cha
         _text(middle + 3, centre - radius * ring + 12, f"{100 * ring:g}", class_="title") for ring in (0.5, 1)
     ]
     for task, angle in zip(spokes, angles):
+        x, y = place(angle, 1.08)
+        side = "middle" if abs(x - middle) < 20 else "start" if x > middle else "end"
         drawn.append(_line(middle, centre, *place(angle, 1), "grid"))
-        drawn.append(_spoke_label(task, place(angle, 1.08), middle))
+        drawn.append(_text(x, y + 4, _short(task, 24), text_anchor=side))
     for index, name in enumerate(names):
         found = (values[index] for values in spokes.values())
         shares = [cell.value for cell in found if cell]
         drawn.append(polygon(shares, f"area {_colour(index)}", name))
     alt = f"{caption} The table beside gives every value."
     return Chart(_svg(2 * centre, alt, *drawn), caption, _legend(names))
-
-
-def _spoke_label(task: str, at: Point, middle: float) -> Markup:
-    side = "middle" if abs(at[0] - middle) < 20 else "start" if at[0] > middle else "end"
-    return _text(at[0], at[1] + 4, _short(task, 24), text_anchor=side)
 
 
 def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str, x: str) -> Chart | None:

@@ -161,18 +161,16 @@ def training_table(histories: Sequence[History]) -> Table:
 def _summary(name: str, history: History, first: int, last: int) -> list[object]:
     train = history.rows_of((name, first, last))
     losses = [loss for step, loss in points(history.validations, "loss") if first <= step <= last]
-    validation = f"{losses[-1]:.4f}" if losses else ABSENT
-    return [name, f"{last:,}", f"{train[-1]['loss']:.4f}", validation, _rate(train), _goodput(train)]
-
-
-def _rate(rows: Sequence[Row]) -> str:
-    rates = [rate for _, rate in points(rows, "tokens_per_second")]
-    return f"{np.median(rates):,.0f}" if rates else ABSENT
-
-
-def _goodput(rows: Sequence[Row]) -> str:
-    shares = [share for _, share in _goodputs(rows)]
-    return f"{np.mean(shares):.1f} %" if shares else ABSENT
+    rates = [rate for _, rate in points(train, "tokens_per_second")]
+    shares = [share for _, share in _goodputs(train)]
+    return [
+        name,
+        f"{last:,}",
+        f"{train[-1]['loss']:.4f}",
+        f"{losses[-1]:.4f}" if losses else ABSENT,
+        f"{np.median(rates):,.0f}" if rates else ABSENT,
+        f"{np.mean(shares):.1f} %" if shares else ABSENT,
+    ]
 
 
 # Evaluations: accuracy by task and difficulty, and sample replies side by side

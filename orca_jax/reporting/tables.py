@@ -310,7 +310,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
     An aggregate of which tasks are missing says how many.
     """
     tasks, column = scores["tasks"], measured_column(scores)
-    more = sorted({name for row in tasks.values() for name in row if _is_metric(name)})
+    names = {name for row in tasks.values() for name in row}
+    more = sorted(name for name in names - {*SHOWN, "n"} if "stderr" not in name)
     header = [f"{scores['benchmark']}, mode {scores['mode']}", "n", *SHOWN, *more]
     rows = [_row(name, column[name], row, more) for name, row in tasks.items()]
     for name, row in scores["groups"].items():
@@ -322,14 +323,10 @@ def score_table(scores: Mapping[str, Any]) -> str:
 
 def _aggregate(name: str, row: Mapping[str, Any], column: Mapping[str, Cell], benchmark: str) -> Cell:
     """The mean over the tasks of an aggregate: of a benchmark's own, or of all tasks."""
-    reader = registry.BENCHMARKS.get(benchmark)
-    members = next((group.tasks for group in reader.groups if group.name == name), ()) if reader else ()
+    known = registry.BENCHMARKS.get(benchmark)
+    members = next((group.tasks for group in known.groups if group.name == name), ()) if known else ()
     found = [column[task] for task in members or column if task in column]
     return cells.mean(found, [cell.n or 0 for cell in found] if row["kind"] == "micro" else None)
-
-
-def _is_metric(name: str) -> bool:
-    return name not in (*SHOWN, "n") and "stderr" not in name
 
 
 def _row(label: str, accuracy: Cell, row: Mapping[str, Any], more: list[str]) -> list[str]:
