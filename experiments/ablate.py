@@ -37,10 +37,10 @@ from absl import flags
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
 from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
-from orca_jax.experiments.collect_asking import LEDGER
 from orca_jax.records import Item
 from orca_jax.reporting import arms as arm_tables
 from orca_jax.reporting import figures
+from orca_jax.teachers.collection import LEDGER
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)

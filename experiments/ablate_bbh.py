@@ -15,8 +15,8 @@ from orca_jax.config import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.questions import Question
 from orca_jax.experiments import evaluate
-from orca_jax.experiments.queries import training_puzzles
 from orca_jax.queries import puzzles
+from orca_jax.queries.make import training_puzzles
 
 log = logging.getLogger(__name__)
 TITLE = "Big-Bench Hard's own files"

@@ -15,9 +15,9 @@ from orca_jax import conversations, files
 from orca_jax.data import layouts, tokens
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.traces import PlacedTraces
-from orca_jax.experiments.prepare import TRACES
 from orca_jax.records import Trace
 from orca_jax.reporting.tables import markdown
+from orca_jax.teachers.collection import TRACES
 
 
 def encode(traces: str, tokenizer: str, layout: str, rounds: int) -> str:

@@ -1,51 +1,85 @@
-"""Queries to traces: makes the questions and asks every teacher, each reply once.
+"""Queries to traces: makes the queries and collects every teacher's answers, each answer once.
 
     python -m experiments.collect plan|estimate|run|retry --config=configs/api.py --workdir=runs/api
     python -m experiments.collect status --workdir=runs/api
-    python -m experiments.collect export --workdir=runs/api --to=exported --schema=messages
+    python -m experiments.collect export --workdir=runs/api --out=exported --schema=messages
 
-No word is `run`, which ends with status 3 where a budget is spent.
+Without a command it is `run`, which ends with status 3 when a budget is spent.
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli, conversations
 
+EXPORT = (
+    cli.Option("workdir", "", "Exports each teacher's finished traces to OUT/TEACHER.FORM."),
+    cli.SCRATCH,
+    cli.Option("input", "", "Instead of a workdir: WORKDIR/traces/TEACHER, or a file of traces."),
+    cli.Option("out", "", "The folder to write; of --input the file, or a folder for TFDS.", required=True),
+    cli.Option("schema", "messages", "The traces' columns.", choices=tuple(conversations.SCHEMAS)),
+    cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl", "tfds")),
+    cli.Option("kept", False, "Leaves out what `prepare` left out by the teacher's filters."),
+)
+PROGRAM = cli.Program(
+    __doc__,
+    commands={
+        "run": cli.Command("Collects what is missing, and writes the traces.", *cli.EXPERIMENT),
+        "plan": cli.Command("Writes plan/TEACHER.jsonl, and counts the requests.", *cli.EXPERIMENT),
+        "estimate": cli.Command("Prints money and hours of the models behind APIs.", *cli.EXPERIMENT),
+        "retry": cli.Command("Collects again what ended in an error, and what is missing.", *cli.EXPERIMENT),
+        "status": cli.Command("Shows how the collections of a workdir stand.", cli.WORKDIR, cli.SCRATCH),
+        "export": cli.Command(
+            "Writes traces as Parquet, JSON lines or a TFDS data set, with their data cards.\n\n"
+            "With --input, the suffix of --out says the form: .jsonl, .json, .ndjson, .parquet; none: TFDS.\n"
+            "The schemas other than `native` take the traces that ended well; a TFDS data set has its own.",
+            *EXPORT,
+        ),
+    },
+    default="run",
+    parts=("queries", "traces", "batches", "quality", "cards", "ledger.sqlite"),
+)
 if __name__ == "__main__":
-    launch.start("collect")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import collections
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from rich.console import Console
 
-from orca_jax import artifacts, conversations, files, storage
+from orca_jax import artifacts, files, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.data import export as trace_files
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import collect_plan, options
-from orca_jax.experiments import export as trace_files
-from orca_jax.experiments.collect_asking import LEDGER, TRACES, Job, traces
-from orca_jax.experiments.queries import asked_as, benchmark_digests, make_queries
 from orca_jax.files import Tally
 from orca_jax.queries import puzzles, system_messages
+from orca_jax.queries.make import benchmark_digests, make_queries
 from orca_jax.records import Outcome, RecordError, Trace
 from orca_jax.scrubbing import read_key
-from orca_jax.teachers import monitor
+from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.serving.local import load_student
+from orca_jax.teachers import collection, monitor
+from orca_jax.teachers import estimate as estimates
+from orca_jax.teachers.collection import TRACES, Job
+from orca_jax.teachers.endpoint import Endpoint
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)
-options.define("collect")
-RETRIED = "retried"  # a file: how often failed requests were asked again after the traces were written
+RETRIED = "retried"  # a file: how often failed requests were sent again after the traces were written
+
+
+def queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
+    """Makes the queries, without the questions of the config's benchmarks; returns their manifest."""
+    return make_queries(config, workdir, registry.documents(config.given_benchmarks))
 
 
 def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> Iterator[Trace]:
-    """The traces of a file, without those that ask a question of `evaluated`.
+    """The traces of a file, without those whose question is one of `evaluated`.
 
     Args:
       tally: counts the rows, and those that are left out as malformed.
@@ -68,9 +102,23 @@ def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> 
         kept += 1
         yield trace
     if kept < tally.read:
-        log.info("%s: left out %d traces that ask a benchmark's question", teacher.name, tally.read - kept)
+        log.info("%s: left out %d traces with a benchmark's question", teacher.name, tally.read - kept)
     if not kept:
         raise RecordError(f"{teacher.path}: no traces in it; give another file as the teacher's path")
+
+
+@contextlib.contextmanager
+def endpoint(job: Job) -> Iterator[Endpoint]:
+    """What answers as a teacher that is no API."""
+    if job.teacher.kind != "student":
+        with collection.endpoint(job) as answering:
+            yield answering
+        return
+    source = students.open_source(job.teacher.path)
+    layout = students.layout_of(job.config, source)
+    student = load_student(source, layout, compiler_options=job.config.compiler_options)
+    with StudentEndpoint(student) as answering:
+        yield answering
 
 
 def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> dict[str, Any]:
@@ -84,21 +132,34 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
         inputs |= benchmark_digests(documents, artifacts.recorded(directory)["inputs"])
         found = read_teacher(teacher, [document.text for document in documents], tally)
     else:
-        inputs = {"queries": make_queries(config, workdir)["fingerprint"]}
+        inputs = {"queries": queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
             inputs["student"] = students.open_source(teacher.path).fingerprint
-        found = traces(Job(config, teacher, workdir), artifacts.fingerprint(provenance, inputs))
+        fingerprint = artifacts.fingerprint(provenance, inputs)
+        found = collection.traces(Job(config, teacher, workdir), fingerprint, endpoint)
     if artifacts.is_finished(directory, provenance, inputs, places=places):
         return artifacts.read_manifest(directory)
     outcomes: collections.Counter[str] = collections.Counter()
-    count = files.write_jsonl(directory / TRACES, _counted(found, outcomes))
-    log.info("%s: %d traces: %s", teacher.name, count, _listed(outcomes))
+
+    def counted() -> Iterator[Trace]:
+        for trace in found:
+            outcomes[str(trace.outcome)] += 1
+            yield trace
+
+    count = files.write_jsonl(directory / TRACES, counted())
+    listed = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
+    log.info("%s: %d traces: %s", teacher.name, count, listed)
     if outcomes[Outcome.ERROR] and teacher.kind != "file":
-        log.warning("%s: to ask again what ended in an error: experiments.collect retry", teacher.name)
+        log.warning("%s: to send what ended in an error again: experiments.collect retry", teacher.name)
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
         counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
     return artifacts.finish(directory, provenance, inputs, counts)
+
+
+def asked_as(teacher: TeacherConfig) -> artifacts.Section:
+    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
+    return artifacts.section(teacher, without=("filters", "shots", "api", "malformed"))
 
 
 def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> artifacts.Section:
@@ -114,16 +175,6 @@ def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Pat
     return provenance
 
 
-def _counted(found: Iterator[Trace], outcomes: collections.Counter[str]) -> Iterator[Trace]:
-    for trace in found:
-        outcomes[str(trace.outcome)] += 1
-        yield trace
-
-
-def _listed(outcomes: collections.Counter[str]) -> str:
-    return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
-
-
 def run(config: ExperimentConfig, workdir: Path) -> None:
     _check_keys(config)
     for teacher in config.teachers:
@@ -131,7 +182,7 @@ def run(config: ExperimentConfig, workdir: Path) -> None:
 
 
 def _check_keys(config: ExperimentConfig) -> None:
-    """Refuses, before anybody is asked, a key that cannot be sent; one that is missing may not be needed."""
+    """Refuses, before anything is sent, a key that cannot be sent; one that is missing may not be needed."""
     for teacher in config.teachers:
         for one in teacher.api.endpoints if teacher.api else ():
             if os.environ.get(one.key_variable, "").strip():
@@ -139,7 +190,7 @@ def _check_keys(config: ExperimentConfig) -> None:
 
 
 def retry(config: ExperimentConfig, workdir: Path) -> None:
-    """Asks again what ended in an error, and nothing else; goes on with what was not finished."""
+    """Sends again what ended in an error, and nothing else; goes on with what was not finished."""
     _check_keys(config)
     for teacher in config.teachers:
         directory = workdir / "traces" / teacher.name
@@ -154,9 +205,34 @@ def retry(config: ExperimentConfig, workdir: Path) -> None:
         collect(config, teacher, workdir)
 
 
+def jobs(config: ExperimentConfig, workdir: Path) -> list[Job]:
+    """One for each teacher that gets queries; makes them first."""
+    queries(config, workdir)
+    return [Job(config, teacher, workdir) for teacher in config.teachers if teacher.kind != "file"]
+
+
+def plan(config: ExperimentConfig, workdir: Path) -> None:
+    """Writes plan/TEACHER.jsonl and prints how many requests there are of each kind."""
+    every = jobs(config, workdir)
+    print("| teacher | collection | message | requests |\n|---|---|---|---|")
+    for job in every:
+        path = workdir / "plan" / f"{job.teacher.name}.jsonl"
+        files.write_jsonl(path, estimates.planned_requests(job))
+        for kind, planned in sorted(estimates.of_job(job).items(), key=str):
+            print(f"| {kind.teacher} | {kind.collection} | {kind.system_message_id} | {planned.requests:,} |")
+    print("\n" + "\n".join(estimates.overlaps(every)))
+
+
+def estimate(config: ExperimentConfig, workdir: Path) -> None:
+    """Prints money and hours of each model behind an API, by collection and system message."""
+    for job in jobs(config, workdir):
+        if job.teacher.api is not None:
+            print(estimates.report(job))
+
+
 def status(workdir: Path) -> None:
     """Shows how the collections of a workdir stand."""
-    stands = collect_plan.status(workdir)
+    stands = collection.status(workdir)
     console = Console()
     if console.is_terminal:
         console.print(monitor.table(stands))
@@ -164,37 +240,37 @@ def status(workdir: Path) -> None:
         print("\n".join(map(monitor.line, stands)))
 
 
-def export(workdir: Path) -> None:
-    """`write_exports` with what the flags say."""
-    to, schema, form = (str(flags.FLAGS[name].value) for name in ("to", "schema", "form"))
-    if not to:
-        raise ArtifactError("--to is empty; name a folder for the exported traces")
-    write_exports(workdir, Path(to), schema, form)
-
-
-def write_exports(workdir: Path, to: Path, schema: str, form: str) -> None:
-    """Writes each teacher's finished traces to TO/TEACHER.parquet or .jsonl, as experiments.export does.
+def export(options: cli.Options) -> None:
+    """Writes the traces of a workdir, or of `options.input`.
 
     Raises:
-      ArtifactError: no traces are finished.
+      ArtifactError: neither is named, or both, or no traces are finished.
     """
-    finished = sorted((workdir / "traces").glob(f"*/{artifacts.MANIFEST}"))
-    if not finished:
-        raise ArtifactError(f"no traces are finished in {workdir}; run experiments.collect first")
-    for directory in (manifest.parent for manifest in finished):
-        path = to / f"{directory.name}.{form}"
-        log.info("%s: %d traces", path, trace_files.export(directory, schema, path))
+    if bool(options.workdir) == bool(options.input):
+        raise ArtifactError("give one of --workdir and --input, the traces to export")
+    out, names = Path(options.out), {}
+    if options.input:
+        names = {Path(options.input): out}
+    else:
+        finished = sorted((options.workdir / "traces").glob(f"*/{artifacts.MANIFEST}"))
+        if not finished:
+            raise ArtifactError(f"no traces are finished in {options.workdir}; run experiments.collect first")
+        suffix = "" if options.form == "tfds" else f".{options.form}"
+        names = {path.parent: out / f"{path.parent.name}{suffix}" for path in finished}
+    for source, path in names.items():
+        count = trace_files.export(source, options.schema, path, kept=options.kept)
+        print(f"{path}: {count} traces")
 
 
 def main() -> None:
-    words = {
-        "run": run,
-        "plan": collect_plan.plan,
-        "estimate": collect_plan.estimate_cost,
-        "retry": retry,
-    }
-    parts = ("queries", "traces", "batches", "cards", LEDGER)
-    launch.main(run, words=words, of_workdir={"status": status, "export": export}, parts=parts)
+    PROGRAM.main(
+        run=lambda options: run(options.config, options.workdir),
+        plan=lambda options: plan(options.config, options.workdir),
+        estimate=lambda options: estimate(options.config, options.workdir),
+        retry=lambda options: retry(options.config, options.workdir),
+        status=lambda options: status(options.workdir),
+        export=export,
+    )
 
 
 if __name__ == "__main__":

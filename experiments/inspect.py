@@ -31,12 +31,12 @@ from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
+from orca_jax.data.prepared import flagged
 from orca_jax.data.tokenizer import TokenizerLike
-from orca_jax.experiments.collect_asking import TRACES
-from orca_jax.experiments.prepare import flagged
-from orca_jax.experiments.queries import unit_hash
 from orca_jax.experiments.train import row_builder
+from orca_jax.queries.make import unit_hash
 from orca_jax.records import Trace
+from orca_jax.teachers.collection import TRACES
 
 options.define("inspect")
 

@@ -23,8 +23,8 @@ from orca_jax import artifacts, storage
 from orca_jax.config import ExperimentConfig, LlamaConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
+from orca_jax.data.prepared import VALIDATION
 from orca_jax.data.tokens import TokenStore, warning
-from orca_jax.experiments.prepare import VALIDATION
 from orca_jax.planning import chips
 from orca_jax.student import sharding
 from orca_jax.training import hosts, students

@@ -4,8 +4,8 @@ import pytest
 
 from orca_jax import cli
 from orca_jax.artifacts import ArtifactError
-from orca_jax.teachers.budget import BudgetSpent
 from orca_jax.teachers.endpoint import AskingStopped
+from orca_jax.teachers.limits import BudgetSpent
 
 ONE = cli.Program(
     "Does one thing.",

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import importlib
 import itertools
 import logging
 import math
@@ -50,6 +51,10 @@ COLUMNS = {
     "teacher": np.str_,
     "system_message_id": np.int64,
 }
+
+
+class BeamError(ValueError):
+    """Apache Beam is not installed; the message says how to install it."""
 
 
 def features() -> Any:
@@ -320,6 +325,27 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
         finally:  # after an error the others are not waited for
             for future in futures:
                 future.cancel()
+
+
+def on_beam(options: Sequence[str], work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
+    """Does all jobs in one pipeline; yields their results when it has ended.
+
+    Workers read traces and write shards by path: all of them must see one file system.
+
+    Args:
+      options: Beam's, such as `--runner=FlinkRunner`; the direct runner by default.
+
+    Raises:
+      BeamError: Beam is not installed.
+    """
+    try:
+        beam: Any = importlib.import_module("apache_beam")
+        made: Any = importlib.import_module("apache_beam.options.pipeline_options")
+    except ImportError as error:
+        raise BeamError("shards on Beam need Apache Beam: pip install 'orca_jax[beam]'") from error
+    with beam.Pipeline(options=made.PipelineOptions(list(options))) as pipeline:
+        pipeline | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(work)
+    yield from (len(traces) for _, traces in jobs)
 
 
 def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:

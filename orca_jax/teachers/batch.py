@@ -25,9 +25,9 @@ from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import batch_files, completions, token_counts
 from orca_jax.teachers.batch_files import BatchLimits, InputFile
-from orca_jax.teachers.budget import Budget, Reservation
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Attempt, Ledger
+from orca_jax.teachers.limits import Budget, Reservation
 from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.queue import FOR_GOOD
 

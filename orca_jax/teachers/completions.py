@@ -16,7 +16,7 @@ from typing import Any
 
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.scrubbing import scrub
-from orca_jax.teachers import rate_headers
+from orca_jax.teachers import limits
 from orca_jax.teachers.endpoint import Fault
 
 LONGEST_ERROR = 500  # characters of a server's error that are kept
@@ -282,7 +282,7 @@ def _codes(error: Mapping[str, Any]) -> set[str]:
 def _fault(status: int, codes: set[str], message: str) -> Fault:
     message = message.lower()
     # Gemini says so of its limits a minute too, and then when to ask again.
-    quota = "exceeded your current quota" in message and rate_headers.retry_after({}, message) is None
+    quota = "exceeded your current quota" in message and limits.retry_after({}, message) is None
     if codes & set(_QUOTA) or status == 402 or quota:
         return Fault.REFUSED
     if codes & set(_WRONG_KEY) or _has(message, _WRONG_KEY_WORDS):

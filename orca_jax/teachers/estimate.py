@@ -1,4 +1,4 @@
-"""What a collection will cost and how long it will take, before a cent is spent.
+"""What a collection will ask, what it will cost and how long it will take, before a cent is spent.
 
 Lengths come from traces already collected where there are enough, else from the paper's figure 9.
 """
@@ -8,19 +8,24 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
+
+import numpy as np
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Outcome, Trace, Usage
 from orca_jax.teachers import token_counts
+from orca_jax.teachers.collection import Job, batches_folder, collected, count_spent
+from orca_jax.teachers.ledger import Ledger, Status
+from orca_jax.teachers.limits import BATCH_PRICE, Budget
 
 ENOUGH = 30  # traces of a kind that make an average
 BYTES_A_TOKEN = 4.0  # of English, where no prompt was measured
-BATCH_PRICE = 0.5  # of the usual price (OpenAI's and Azure's batch pricing)
 BATCH_HOURS = 24.0  # the completion window
 _NORMAL = statistics.NormalDist()
 _QUARTILE = _NORMAL.inv_cdf(0.75)
@@ -47,14 +52,12 @@ class Box(NamedTuple):
         return self.median * math.exp(spread**2 / 2) * shifted / inside
 
 
-def _published() -> dict[tuple[str, int], Box]:
-    """By teacher and system message (arXiv 2306.02707, figure 9, read off the boxes)."""
-    with (files("orca_jax") / "response_lengths.csv").open(encoding="utf-8") as file:
-        rows = [list(row.values()) for row in csv.DictReader(file)]
-    return {(teacher, int(id)): Box(*map(float, box)) for id, teacher, *box in rows}
-
-
-PAPER = _published()
+# By teacher and system message (arXiv 2306.02707, figure 9, read off the boxes).
+with (files("orca_jax") / "response_lengths.csv").open(encoding="utf-8") as _file:
+    PAPER = {
+        (teacher, int(id)): Box(*map(float, box))
+        for id, teacher, *box in itertools.islice(csv.reader(_file), 1, None)
+    }
 
 
 class Kind(NamedTuple):
@@ -211,3 +214,73 @@ def _priced(kind: Kind, requests: int, usage: Usage, terms: Terms, source: str) 
         waves = max(1, math.ceil(usage.prompt_tokens / terms.batch_tokens))
     hours = max(minutes, default=0.0) / 60
     return Row(kind, requests, usage, money, money * BATCH_PRICE, hours, BATCH_HOURS * waves, source)
+
+
+# Of a teacher's job
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlannedRequest:
+    """A line of plan/TEACHER.jsonl."""
+
+    query_id: str
+    teacher: str
+    sample: int
+    collection: str
+    task: str
+    system_message_id: int | None
+    prompt_bytes: int
+
+
+def planned_requests(job: Job) -> Iterator[PlannedRequest]:
+    for query, request in job.requests():
+        yield PlannedRequest(
+            query.id,
+            job.teacher.name,
+            request.sample,
+            query.collection,
+            query.task,
+            query.system_message_id,
+            token_counts.size(request.messages),
+        )
+
+
+def of_job(job: Job) -> dict[Kind, Planned]:
+    """How much of each kind a teacher is asked."""
+    return plan(
+        (Kind(job.teacher.name, query.collection, query.system_message_id), request.messages)
+        for query, request in job.requests()
+    )
+
+
+def overlaps(jobs: Sequence[Job]) -> Iterator[str]:
+    """How many queries each teacher gets, and how many of those the one with the most gets too."""
+    ids = {
+        job.teacher.name: np.fromiter((hash(query.id) for query in job.queries()), np.int64) for job in jobs
+    }
+    for name, own in ids.items():
+        most = max(ids, key=lambda other: len(ids[other]))
+        shared = "" if name == most else f", {np.isin(own, ids[most]).sum():,} of them {most}'s too"
+        yield f"{name}: {len(own):,} queries{shared}"
+
+
+def report(job: Job) -> str:
+    """What the requests to a model behind an API will cost, as a table, and what was spent so far."""
+    api = job.teacher.api
+    assert api is not None
+    terms = Terms(
+        price=api.price,
+        limits=api.limits,
+        lengths=api.lengths,
+        max_tokens=job.teacher.max_tokens,
+        batch_tokens=api.batch_tokens,
+    )
+    measured, used = {}, 0.0
+    if job.ledger.exists():
+        with Ledger(job.ledger) as ledger:
+            measured = measure(collected(job, ledger))
+            status = ledger.status().get(api.name, Status())
+        used = count_spent(Budget(), api, status, batches_folder(job)).money_spent
+    cap = f"; the cap is {api.budget_money:,.2f} USD" if api.budget_money else ""
+    rows = table(estimate(of_job(job), terms, measured))
+    return f"{rows}\n{job.teacher.name}: {used:,.2f} USD spent so far on {api.name}{cap}\n"

@@ -9,12 +9,10 @@ from typing import Protocol
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
-from orca_jax.teachers import rate_headers, token_counts
-from orca_jax.teachers.budget import Budget, Reservation
+from orca_jax.teachers import limits, token_counts
 from orca_jax.teachers.completions import Sent
 from orca_jax.teachers.endpoint import EndpointRefused, Fault
-from orca_jax.teachers.limiter import Limiter, Rate, Ticket
-from orca_jax.teachers.waiting import Signal
+from orca_jax.teachers.limits import Budget, Limiter, Rate, Reservation, Signal, Ticket
 
 log = logging.getLogger(__name__)
 UNPAID = (Fault.RATE_LIMIT, Fault.REFUSED, Fault.REQUEST, Fault.TOO_LONG)
@@ -129,9 +127,7 @@ class Pool:
         reading, member = answer.reading, admission.member
         used = self._expectation.used(reading, admission.messages, admission.sampling)
         limiter = member.limiter
-        limiter.correct(
-            rate_headers.quota(answer.headers, "requests"), rate_headers.quota(answer.headers, "tokens")
-        )
+        limiter.correct(limits.quota(answer.headers, "requests"), limits.quota(answer.headers, "tokens"))
         unpaid = reading.fault in UNPAID
         counted = used.total or (0 if unpaid else admission.expected.total)
         limiter.settle(admission.ticket, counted)
@@ -153,7 +149,7 @@ class Pool:
         self.budget.settle(admission.reservation, used, self.price)
 
     def _heed(self, admission: _Admission, answer: Sent) -> None:
-        wait = rate_headers.retry_after(answer.headers, answer.reading.message)
+        wait = limits.retry_after(answer.headers, answer.reading.message)
         fault, limiter = answer.reading.fault, admission.member.limiter
         if fault is Fault.RATE_LIMIT:
             limiter.throttled(admission.ticket, wait)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from orca_jax.records import Outcome, Reply
 from orca_jax.teachers.endpoint import AskingStopped, Fault, Request, request_id
 from orca_jax.teachers.ledger import Answer, Attempt, Ledger
-from orca_jax.teachers.waiting import full_jitter
+from orca_jax.teachers.limits import full_jitter
 
 LOOK_AHEAD = 256  # requests looked up together in the ledger
 HOPELESS = 20  # requests that failed for good, before any was answered

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,16 +14,13 @@ from jax.sharding import Mesh
 
 from orca_jax import artifacts, config_check, storage
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import LlamaConfig, LoraConfig
+from orca_jax.config import ExperimentConfig, LlamaConfig, LoraConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.student import huggingface, llama, lora, parameters, presets, sharding
 from orca_jax.student.huggingface_folder import ADAPTER, CONFIG_FILE, Folder, read_config
 from orca_jax.training.checkpoints import load_params
-
-if TYPE_CHECKING:
-    from orca_jax.config import ExperimentConfig
 
 log = logging.getLogger(__name__)
 IMPORT = "import"

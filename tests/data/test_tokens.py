@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -284,3 +286,34 @@ def test_workers_leave_when_their_program_is_killed(tmp_path, repo):
         assert parent.stdout.readline() == "at work\n"
         parent.kill()
         parent.communicate(timeout=60)
+
+
+# --- On Apache Beam
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs the extra `beam`")
+def test_the_direct_runner_writes_the_same_bytes(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens, "SHARD_SIZE", 4)
+    encoder = Encoder(tokenizer, "chatml")
+    here = tokens.write_store(tmp_path / "here", TRACES, encoder)
+    options = ["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+    seen = []
+    there = tokens.write_store(
+        tmp_path / "there",
+        TRACES,
+        encoder,
+        run=functools.partial(tokens.on_beam, options),
+        on_shard=lambda *progress: seen.append(progress),
+    )
+    assert there == here
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_beam_it_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(tokens.importlib, "import_module", missing)
+    with pytest.raises(tokens.BeamError, match=r"orca_jax\[beam\]"):
+        list(tokens.on_beam([], print, []))

@@ -16,7 +16,7 @@ from orca_jax.config import load_set, merged, plain
 from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import main, segments, stages
 from orca_jax.experiments import ablate, ablate_bbh, run
-from orca_jax.experiments.queries import training_puzzles
+from orca_jax.queries.make import training_puzzles
 
 
 def small(arms=("progressive", "answers"), seeds=(0, 1)):

@@ -12,6 +12,7 @@ import pytest
 from orca_jax import artifacts, cli
 from orca_jax.config import load
 from orca_jax.configs import openorca
+from orca_jax.data import prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, prepare, train
@@ -178,7 +179,7 @@ def test_an_answer_without_loss_is_no_example_for_others(config, tmp_path):
     given = config([*rows(40), wrong], teacher={"shots": 4}, **SMALL | {"student.vocab_size": 320})
     collect.run(given, tmp_path / "w")
     prepare.run(given, tmp_path / "w")
-    shown = {trace.id: trace.messages[-2].content for trace in prepare.part(given, tmp_path / "w", "gpt4")}
+    shown = {trace.id: trace.messages[-2].content for trace in prepared.part(given, tmp_path / "w", "gpt4")}
     assert shown["w"].count("Example:") == 4
     assert not any("wrong" in text for text in shown.values())
 
@@ -187,7 +188,7 @@ def test_turns_of_one_role_are_joined_if_the_config_says_so(config, tmp_path):
     row = {"id": "w", "messages": [{"role": "user", "content": "one"}, *turns("two", "right")]}
     given = config([row], teacher={"join_turns": True}, **SMALL)
     collect.run(given, tmp_path / "w")
-    (trace,) = prepare.read(tmp_path / "w", "gpt4")
+    (trace,) = prepared.read(tmp_path / "w", "gpt4")
     assert [message.content for message in trace.messages] == ["one\n\ntwo", "right"]
 
 

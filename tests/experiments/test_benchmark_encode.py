@@ -2,6 +2,7 @@
 
 import re
 
+from orca_jax.data import prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import benchmark, benchmark_encode
 
@@ -19,10 +20,9 @@ def test_both_encode_the_same_traces(finished, capsys):
 
 def test_tokens_counted_are_those_of_the_store(finished, tmp_path):
     from orca_jax.data import tokens
-    from orca_jax.experiments import prepare
 
     config_tokens = tokens.TokenStore(finished / "tokens/expert")
-    traces = prepare.read(finished, "expert")
+    traces = prepared.read(finished, "expert")
     kept = {config_tokens[i]["id"] for i in range(len(config_tokens))}
     encoder = tokens.Encoder(tokenizers.load(finished / "tokenizer"), "orca")
     counted = benchmark_encode._shard(tmp_path, [trace for trace in traces if trace.id in kept], encoder)

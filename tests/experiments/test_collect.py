@@ -6,17 +6,20 @@ import shutil
 
 import pytest
 
-from orca_jax import files
+from orca_jax import cli, conversations, files
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import StageConfig, TeacherConfig
 from orca_jax.config_check import build
-from orca_jax.experiments import collect, collect_asking, evaluate, prepare
-from orca_jax.experiments.queries import QUERIES, asked_as, training_puzzles
+from orca_jax.data import prepared
+from orca_jax.data.export import export
+from orca_jax.experiments import collect, evaluate
 from orca_jax.queries import system_messages
+from orca_jax.queries.make import QUERIES, training_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
 from orca_jax.serving.endpoint import StudentEndpoint
 from orca_jax.serving.local import load_student
+from orca_jax.teachers import collection
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.training import students
 
@@ -120,7 +123,9 @@ def test_an_oracle_asked_several_times_errs_apart(mini, tmp_path):
 
 def test_filters_and_shots_are_no_setting_of_traces(mini):
     teacher = mini().teachers[0]
-    assert asked_as(dataclasses.replace(teacher, shots=2, filters=("refusal",))) == asked_as(teacher)
+    assert collect.asked_as(dataclasses.replace(teacher, shots=2, filters=("refusal",))) == collect.asked_as(
+        teacher
+    )
 
 
 def paid(workdir):
@@ -131,7 +136,7 @@ def paid(workdir):
 
 def test_collecting_again_asks_for_nothing(copied, finished, mini, monkeypatch):
     workdir = copied("traces")
-    monkeypatch.setattr(collect_asking, "oracle", Silent)
+    monkeypatch.setattr(collection, "oracle", Silent)
     collect.run(mini(), workdir)
     assert paid(workdir) == paid(finished)
     assert traces(workdir, "expert") == traces(finished, "expert")
@@ -220,7 +225,7 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, mini):
 def test_validation_is_the_same_queries_for_all_teachers(finished, mini):
     config = mini()
     held = {
-        name: {trace.query_id for trace in traces(finished, name) if prepare.held_out(trace, config)}
+        name: {trace.query_id for trace in traces(finished, name) if prepared.held_out(trace, config)}
         for name in ("apprentice", "expert")
     }
     assert held["expert"]
@@ -277,3 +282,69 @@ def test_what_a_student_said_is_not_asked_again(finished, mini, tmp_path, monkey
 def test_a_teacher_without_what_its_kind_needs_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         build(TeacherConfig, {"name": "t", **given})
+
+
+# --- Export
+
+
+def export_by_options(**options):
+    defaults = dict(workdir="", input="", schema="native", form="parquet", kept=False)
+    collect.export(cli.Options(**{**defaults, **options}))
+
+
+@pytest.mark.parametrize("schema", ["native", "openorca", "messages", "sharegpt"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_files(finished, tmp_path, schema, suffix):
+    out = tmp_path / f"expert{suffix}"
+    expected = list(prepared.read(finished, "expert"))
+    assert export(finished / "traces/expert", schema, out) == len(expected)
+    written = list(conversations.read_traces(out))
+    assert [trace.id for trace in written] == [trace.id for trace in expected]
+    assert [trace.answer for trace in written] == [trace.answer for trace in expected]
+    assert (tmp_path / "expert-card/README.md").read_text().startswith("# expert")
+
+
+def test_failed_requests_are_no_answers_in_a_schema_that_cannot_say_so(finished, tmp_path):
+    first, second, *_ = prepared.read(finished, "expert")
+    files.write_jsonl(tmp_path / "in.jsonl", [dataclasses.replace(first, outcome=Outcome.ERROR), second])
+    assert export(tmp_path / "in.jsonl", "messages", tmp_path / "out.jsonl") == 1
+    assert export(tmp_path / "in.jsonl", "native", tmp_path / "all.jsonl") == 2
+
+
+def test_a_tfds_data_set_of_what_filters_kept(finished, tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    out = tmp_path / "set"
+    export_by_options(input=f"{finished}/traces/expert", out=out, kept=True)
+    kept = [entry for entry in prepared.flagged(finished, "expert") if entry.left_out is None]
+    assert f"{out}: {len(kept)} traces" in capsys.readouterr().out
+    source = tfds.builder_from_directory(str(out)).as_data_source("train")
+    assert [example["id"].decode() for example in source] == [entry.id for entry in kept]
+
+
+def test_filters_that_were_not_applied_are_named(copied, tmp_path):
+    workdir = copied("quality")
+    with pytest.raises(RecordError, match=r"run experiments\.prepare first"):
+        export(workdir / "traces/expert", "native", tmp_path / "x.jsonl", kept=True)
+
+
+def test_a_form_that_is_not_known_is_named(finished):
+    with pytest.raises(RecordError, match=r"unknown suffix; name it \.jsonl"):
+        export_by_options(input=f"{finished}/traces/expert", out="x.csv")
+
+
+def test_data_sets_of_all_teachers_of_a_workdir(finished, tmp_path, capsys):
+    export_by_options(workdir=finished, out=tmp_path / "out", form="tfds")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "apprentice",
+        "apprentice-card",
+        "expert",
+        "expert-card",
+    ]
+    assert f"{tmp_path}/out/apprentice: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [{}, {"workdir": "w", "input": "t"}])
+def test_export_is_of_a_workdir_or_of_an_input(given):
+    with pytest.raises(ArtifactError, match="give one of --workdir and --input"):
+        export_by_options(out="x", **given)

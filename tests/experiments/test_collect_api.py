@@ -19,12 +19,14 @@ from orca_jax import artifacts, cli, conversations, files
 from orca_jax.config import Price, load
 from orca_jax.config_check import ConfigError
 from orca_jax.configs import api as api_file
-from orca_jax.experiments import collect, collect_asking, collect_plan, prepare
+from orca_jax.data import prepared
+from orca_jax.experiments import collect
 from orca_jax.experiments import run as road
 from orca_jax.records import Outcome, Trace
-from orca_jax.teachers.budget import BudgetSpent
+from orca_jax.teachers import collection
 from orca_jax.teachers.endpoint import EndpointRefused
 from orca_jax.teachers.ledger import Ledger, LedgerError
+from orca_jax.teachers.limits import BudgetSpent
 from tests.teachers.server import Answer, Server, completion, error
 from tests.teachers.test_batch import BatchAPI
 
@@ -71,7 +73,7 @@ def asked(server):
 
 
 def stand(workdir, teacher="chatgpt"):
-    return next(one for one in collect_plan.status(workdir) if one.name == teacher)
+    return next(one for one in collection.status(workdir) if one.name == teacher)
 
 
 # --- run
@@ -148,7 +150,7 @@ def test_what_samples_of_a_model_agree_on_is_kept(tmp_path):
         api = dataclasses.replace(make(server.url, teachers=1, samples=3).teachers[0].api, concurrency=1)
         config = dataclasses.replace(config, teachers=(dataclasses.replace(teacher, api=api),))
         collect.run(config, tmp_path)
-    counts = prepare.make_flags(config, config.teachers[0], tmp_path, {})["counts"]
+    counts = prepared.make_flags(config, config.teachers[0], tmp_path, {}, [])["counts"]
     assert counts["left_out"] == {"outvoted": QUERIES, "spare": QUERIES}
     assert counts["kept"] == QUERIES
 
@@ -201,7 +203,7 @@ def test_reasoning_is_kept_with_the_trace(tmp_path):
     with Server(lambda call: thought) as server:
         collect.run(make(server.url, teachers=1), tmp_path)
     for form in ("parquet", "jsonl"):
-        collect.write_exports(tmp_path, tmp_path / "out", "messages", form)
+        export(tmp_path, "messages", form)
         found = list(conversations.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
         assert {trace.extra["reasoning_content"] for trace in found} == {"First,"}
     assert {trace.answer for trace in traces(tmp_path)} == {"So."}
@@ -219,7 +221,7 @@ def test_the_whole_road(tmp_path):
 
 
 def test_plan(tmp_path, capsys):
-    collect_plan.plan(make(), tmp_path)
+    collect.plan(make(), tmp_path)
     rows = {name: read(tmp_path / f"plan/{name}.jsonl") for name in ("chatgpt", "gpt4")}
     said = capsys.readouterr().out
     counts = re.findall(r"^\| (\w+) \| \S+ \| \d+ \| ([\d,]+) \|$", said, re.MULTILINE)
@@ -241,11 +243,11 @@ def test_estimate_before_and_after(tmp_path, capsys):
     price = Price(prompt=0.5, completion=1.0)
     with Server(right) as server:
         config = make(server.url, teachers=1, price=price)
-        collect_plan.estimate_cost(config, tmp_path)
+        collect.estimate(config, tmp_path)
         before = capsys.readouterr().out
         assert not server.calls
         collect.run(config, tmp_path)
-    collect_plan.estimate_cost(config, tmp_path)
+    collect.estimate(config, tmp_path)
     after = capsys.readouterr().out
     spent = QUERIES * (50 * 0.5 + 20 * 1.0) / 1000
     assert "| paper |" in before
@@ -293,7 +295,7 @@ def test_a_cap_on_tokens_counts_what_was_used_before(tmp_path):
 
 
 def questions(config, tmp_path):
-    return [query.text for query in collect_plan.jobs(config, tmp_path)[0].queries()]
+    return [query.text for query in collect.jobs(config, tmp_path)[0].queries()]
 
 
 def test_retry_asks_again_what_ended_in_an_error_and_nothing_filtered(tmp_path):
@@ -366,6 +368,11 @@ def test_status_of_oracles_too(finished, capsys):
 # --- export
 
 
+def export(workdir, schema, form):
+    options = dict(workdir=workdir, input="", out=workdir / "out", schema=schema, form=form, kept=False)
+    collect.export(cli.Options(**options))
+
+
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 @pytest.mark.parametrize("schema", sorted(conversations.SCHEMAS))
 def test_export(tmp_path, schema, form):
@@ -376,7 +383,7 @@ def test_export(tmp_path, schema, form):
         collect.run(make(server.url, teachers=1), tmp_path)
     (tmp_path / "cards/chatgpt").mkdir(parents=True)
     (tmp_path / "cards/chatgpt/README.md").write_text("the card")
-    collect.write_exports(tmp_path, tmp_path / "out", schema, form)
+    export(tmp_path, schema, form)
     assert (tmp_path / "out/chatgpt-card/README.md").read_text() == "the card"
     found = list(conversations.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
     expected = [t for t in traces(tmp_path) if schema == "native" or t.outcome is Outcome.OK]
@@ -389,7 +396,7 @@ def test_export(tmp_path, schema, form):
 
 
 def test_in_batches_at_half_the_price(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect_asking, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(collection, "POLL_SECONDS", 0.01)
     service = BatchAPI(lambda question: completion(f"re {question}", (50, 20)))
     with Server(service) as server:
         price = Price(prompt=0.01, completion=0.01)
@@ -417,9 +424,9 @@ def test_no_part_of_the_key_is_in_what_is_written(tmp_path, capfd, caplog):
         few = dataclasses.replace(config.puzzles, per_family=2)  # errors are waited for
         config = dataclasses.replace(config, puzzles=few)
         collect.run(config, tmp_path)
-        collect_plan.plan(config, tmp_path)
-        collect_plan.estimate_cost(config, tmp_path)
-        collect.write_exports(tmp_path, tmp_path / "out", "native", "jsonl")
+        collect.plan(config, tmp_path)
+        collect.estimate(config, tmp_path)
+        export(tmp_path, "native", "jsonl")
         server.answer = lambda call: error(401, f"Incorrect API key provided: {KEY}")
         with pytest.raises(SystemExit):
             cli.checked(lambda: collect.retry(config, tmp_path))

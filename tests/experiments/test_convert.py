@@ -12,7 +12,7 @@ import pytest
 
 from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
-from orca_jax.data import layouts
+from orca_jax.data import layouts, prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokens import TokenStore
@@ -223,7 +223,7 @@ def test_transformers_answers_as_our_student_does(finished, exported):
     _, params, config = students.trained(finished)
     ours = LocalStudent(params, config, tokenizers.load(finished / "tokenizer"), "orca", checkpoint="c")
     own = ours.tokenizer
-    traces = list(prepare.read(finished, "expert"))[:4]
+    traces = list(prepared.read(finished, "expert"))[:4]
     asked = [trace.messages[:-1] for trace in traces]
     replies = ours.answer(asked, Sampling(temperature=0.0, max_tokens=24))
     for messages, reply in zip(asked, replies):

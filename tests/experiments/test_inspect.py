@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from orca_jax.data import prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
-from orca_jax.experiments import inspect, prepare
+from orca_jax.experiments import inspect
 from orca_jax.experiments.inspect import Choice
 from orca_jax.experiments.train import row_builder
 
@@ -81,7 +82,7 @@ def shown(mini, finished, choice, draw=(3, 0), dataset="", colour=False):
 def test_traces_are_chosen_by_teacher_task_message_and_text(mini, finished):
     choice = Choice(teacher="expert", collection="puzzles", message=7, search=r"turn \w+")
     found = list(inspect.chosen_traces(mini(), finished, "", choice))
-    every = [trace for name in ("apprentice", "expert") for trace in prepare.read(finished, name)]
+    every = [trace for name in ("apprentice", "expert") for trace in prepared.read(finished, name)]
     expected = [
         trace
         for trace in every
@@ -95,10 +96,10 @@ def test_traces_are_chosen_by_teacher_task_message_and_text(mini, finished):
 
 
 def test_drawn_traces_are_printed_whole_and_the_same_again(mini, finished):
-    choice = Choice(task=next(prepare.read(finished, "expert")).task)
+    choice = Choice(task=next(prepared.read(finished, "expert")).task)
     text = shown(mini, finished, choice, dataset="expert")
     assert text == shown(mini, finished, choice, dataset="expert")
-    printed = [trace for trace in prepare.read(finished, "expert") if f"{trace.id} ─" in text]
+    printed = [trace for trace in prepared.read(finished, "expert") if f"{trace.id} ─" in text]
     assert len(printed) == 3
     for trace in printed:
         assert trace.task == choice.task
@@ -115,7 +116,7 @@ def test_what_was_searched_for_is_marked(mini, finished):
 
 
 def test_flags_choose(mini, finished):
-    flagged = [entry for entry in prepare.flagged(finished, "apprentice") if "disagrees" in entry.flags]
+    flagged = [entry for entry in prepared.flagged(finished, "apprentice") if "disagrees" in entry.flags]
     found = list(inspect.chosen_traces(mini(), finished, "apprentice", Choice(flag="disagrees")))
     assert [trace.id for trace, _ in found] == [entry.id for entry in flagged]
     assert flagged, "the apprentice errs"

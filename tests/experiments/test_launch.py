@@ -51,7 +51,8 @@ def get_config():
 # program: options that its help names
 HELPS = {
     "run": ("--config", "--workdir", "--hosts"),
-    "collect": ("plan", "--schema"),
+    "collect": ("plan", "--config"),
+    "collect export": ("--schema", "--kept"),
     "prepare": ("--workers",),
     "train": ("--profile_steps",),
     "evaluate": ("score", "--model"),
@@ -63,7 +64,6 @@ HELPS = {
     "report": ("--out",),
     "plan": ("--topology",),
     "convert": ("--source",),
-    "export": ("--schema",),
     "generate": ("--student", "--top_p"),
     "inspect": ("--find",),
     "serve": ("--checkpoint", "--max_queue"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from orca_jax.artifacts import ArtifactError, read_manifest
+from orca_jax.data import prepared, tokens
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data import tokens
 from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, prepare
@@ -32,11 +32,11 @@ def ids(workdir, name):
 
 
 def test_stores_hold_every_trace_once(finished, mini):
-    held = {trace.id for name in NAMES[:2] for trace in prepare.part(mini(), finished, name)}
+    held = {trace.id for name in NAMES[:2] for trace in prepared.part(mini(), finished, name)}
     validation = ids(finished, "validation")
     assert ids(finished, "apprentice") | ids(finished, "expert") == held
     assert not held & validation
-    every = {trace.id for name in NAMES[:2] for trace in prepare.read(finished, name)}
+    every = {trace.id for name in NAMES[:2] for trace in prepared.read(finished, name)}
     assert held | validation == every
 
 
@@ -50,7 +50,7 @@ def test_no_validation_query_is_trained_on_by_any_teacher(finished):
 
 def test_tokens_decode_to_the_trace(finished):
     tokenizer = tokenizers.load(finished / "tokenizer")
-    by_id = {trace.id: trace for trace in prepare.read(finished, "expert")}
+    by_id = {trace.id: trace for trace in prepared.read(finished, "expert")}
     store = TokenStore(finished / "tokens" / "expert")
     for index in range(0, len(store), 10):
         example = store[index]
@@ -68,8 +68,8 @@ def test_tokenizer_is_trained_on_the_training_part(copied, mini, monkeypatch):
     monkeypatch.setattr(tokenizers, "train", listening)
     prepare.run(config, workdir)
     assert tokenizers.load(workdir / "tokenizer").vocab_size == config.student.vocab_size
-    assert len(texts) == sum(len(list(prepare.part(config, workdir, name))) for name in NAMES[:2])
-    held = list(prepare.part(config, workdir, "validation"))
+    assert len(texts) == sum(len(list(prepared.part(config, workdir, name))) for name in NAMES[:2])
+    held = list(prepared.part(config, workdir, "validation"))
     assert held
     for trace in held:
         assert not any(trace.messages[1].content in text for text in texts)
@@ -78,10 +78,10 @@ def test_tokenizer_is_trained_on_the_training_part(copied, mini, monkeypatch):
 def test_tokenizer_sees_a_sample_of_all_kinds_of_traces(copied, mini, monkeypatch):
     """Traces lie family by family; the first of them alone would give a tokenizer of one family."""
     config, workdir = mini(), copied("tokenizer")
-    monkeypatch.setattr(prepare, "TRAINING_TEXTS", 40)
-    texts = list(prepare._texts(config, workdir))
+    monkeypatch.setattr(prepared, "TRAINING_TEXTS", 40)
+    texts = list(prepared._texts(config, workdir))
     assert len(texts) == 40
-    assert texts == list(prepare._texts(config, workdir))
+    assert texts == list(prepared._texts(config, workdir))
     for words in ("truth", "turn", "How many", "parenthes"):
         assert any(words in text for text in texts), words
 
@@ -122,7 +122,7 @@ def test_validation_can_be_left_out(copied, mini):
     prepare.run(mini(**{"data.validation_fraction": 0.0}), workdir)
     assert not (workdir / "tokens" / "validation").exists()
     assert read_manifest(workdir / "tokens/apprentice")["counts"]["examples"] == len(
-        list(prepare.read(workdir, "apprentice"))
+        list(prepared.read(workdir, "apprentice"))
     )
 
 
@@ -207,7 +207,7 @@ def test_without_traces_it_says_what_is_missing(tmp_path, mini):
 
 def test_flags_stand_beside_every_trace(finished):
     for name in NAMES[:2]:
-        traces, entries = list(prepare.read(finished, name)), list(prepare.flagged(finished, name))
+        traces, entries = list(prepared.read(finished, name)), list(prepared.flagged(finished, name))
         assert [(entry.id, entry.query_id) for entry in entries] == [(t.id, t.query_id) for t in traces]
         counts = read_manifest(finished / "quality" / name)["counts"]
         found = collections.Counter(flag for entry in entries for flag in entry.flags)
@@ -221,7 +221,7 @@ def test_a_filter_leaves_out_what_it_says_and_counts_it(copied, mini):
     teacher = dataclasses.replace(config.teachers[0], filters=("disagrees",))
     config = dataclasses.replace(config, teachers=(teacher, config.teachers[1]))
     prepare.run(config, workdir)
-    entries = list(prepare.flagged(workdir, "apprentice"))
+    entries = list(prepared.flagged(workdir, "apprentice"))
     wrong = {entry.id for entry in entries if "disagrees" in entry.flags}
     assert wrong
     assert {entry.id for entry in entries if entry.left_out} == wrong
@@ -245,7 +245,7 @@ def few(mini, tmp_path, **teacher):
 
 def test_of_several_samples_one_is_kept_of_those_that_agree(mini, tmp_path):
     _, workdir = few(mini, tmp_path, error_rate=0.3, samples=3, filters=("outvoted", "spare"))
-    every, entries = list(prepare.read(workdir, "t")), list(prepare.flagged(workdir, "t"))
+    every, entries = list(prepared.read(workdir, "t")), list(prepared.flagged(workdir, "t"))
     kept = [trace for trace, entry in zip(every, entries) if not entry.left_out]
     queries = {trace.query_id for trace in every}
     assert 0.6 * len(queries) < len(kept) == len({trace.query_id for trace in kept}) < len(queries)
@@ -261,12 +261,12 @@ def test_of_several_samples_one_is_kept_of_those_that_agree(mini, tmp_path):
 
 def test_examples_come_before_the_question_and_none_of_validation(mini, tmp_path):
     config, workdir = few(mini, tmp_path, shots=2, error_rate=0.3, filters=("disagrees",))
-    by_question = {trace.messages[1].content: trace for trace in prepare.read(workdir, "t")}
-    left_out = {entry.id for entry in prepare.flagged(workdir, "t") if entry.left_out}
+    by_question = {trace.messages[1].content: trace for trace in prepared.read(workdir, "t")}
+    left_out = {entry.id for entry in prepared.flagged(workdir, "t") if entry.left_out}
     assert left_out
     shown = collections.Counter()
     for name in ("t", "validation"):
-        made = list(prepare.part(config, workdir, name))
+        made = list(prepared.part(config, workdir, name))
         assert {trace.id for trace in made} == ids(workdir, name)
         for trace in made:
             solved, _, own = trace.messages[1].content.rpartition("\n\nYour turn:\n")
@@ -278,7 +278,7 @@ def test_examples_come_before_the_question_and_none_of_validation(mini, tmp_path
                 assert example.answer == answer
                 assert (example.task, example.system_message_id) == (trace.task, trace.system_message_id)
                 assert example.id not in left_out | {trace.id}
-                assert not prepare.held_out(example, config)
+                assert not prepared.held_out(example, config)
     short = read_manifest(workdir / "quality/t")["counts"]["short_of_shots"]
     assert 0 < shown[0] + shown[1] <= short < 20
     assert shown[2] > 100 - short
@@ -286,7 +286,7 @@ def test_examples_come_before_the_question_and_none_of_validation(mini, tmp_path
     text = tokenizer.decode(store[0]["tokens"].tolist())
     answer = tokenizer.decode(store[0]["tokens"][store[0]["weights"] > 0].tolist())
     assert (text.count("Example:"), text.count("Your turn:")) == (2, 1)
-    assert answer == next(iter(prepare.part(config, workdir, "t"))).answer
+    assert answer == next(iter(prepared.part(config, workdir, "t"))).answer
 
 
 def test_other_filters_in_the_same_workdir_are_refused(copied, mini):
@@ -305,17 +305,7 @@ def test_every_teacher_has_a_card(finished):
         assert (finished / "cards" / name / "lengths.png").exists()
 
 
-def test_flags_of_the_command_line_choose_who_writes(monkeypatch):
-    class Given:
-        beam, workers = None, 0
-
-        @staticmethod
-        def is_parsed():
-            return True
-
-    monkeypatch.setattr(prepare.flags, "FLAGS", Given)
-    assert prepare.from_flags() is prepare.on_all_cores
-    Given.workers = 3
-    assert prepare.from_flags().args == (3,)
-    Given.beam = ["--runner=DirectRunner"]
-    assert prepare.from_flags().func is prepare.beam.on_beam
+def test_options_choose_what_writes_the_shards():
+    assert prepare.runner() is prepare.on_all_cores
+    assert prepare.runner(3).args == (3,)
+    assert prepare.runner(0, ["--runner=DirectRunner"]).func is tokens.on_beam

@@ -16,7 +16,7 @@ pytest.importorskip("openai")
 
 from orca_jax import conversations
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
-from orca_jax.teachers import keys
+from orca_jax.teachers import collection
 from orca_jax.teachers.endpoint import Request, request_id
 from orca_jax.teachers.ledger import Attempt, Ledger
 from tests.teachers.server import Separate
@@ -174,7 +174,7 @@ def test_two_million_requests(tmp_path, texts):
     status_seconds = time.monotonic() - started
     started = time.monotonic()
     with Ledger(path) as ledger:
-        missing = keys.missing(tmp_path / "keys", ledger)
+        missing = collection.missing(tmp_path / "keys", ledger)
     resume_seconds = time.monotonic() - started
     ratio = path.stat().st_size / total
     print(f"\nstatus {status_seconds:.2f} s, resume {resume_seconds:.2f} s")

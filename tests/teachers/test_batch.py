@@ -17,9 +17,9 @@ from orca_jax.config import OpenAIConfig, Price
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.teachers.batch import STATE, BatchError, Batches, read_state
 from orca_jax.teachers.batch_files import BatchLimits
-from orca_jax.teachers.budget import Budget, BudgetSpent
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.token_counts import bound
 from tests.teachers.server import Answer, Server, completion, error
 

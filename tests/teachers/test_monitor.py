@@ -12,7 +12,7 @@ from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import monitor
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Attempt, Ledger
-from orca_jax.teachers.limiter import Rate
+from orca_jax.teachers.limits import Rate
 from orca_jax.teachers.pool import MemberStatus
 
 

@@ -19,10 +19,10 @@ from orca_jax.config import Limits, OpenAIConfig
 from orca_jax.config_check import ConfigError, build
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.scrubbing import EndpointError
-from orca_jax.teachers.budget import Budget
 from orca_jax.teachers.collect import ask, ask_all
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.limits import Budget
 from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
 from tests.teachers.server import Answer, Server, completion, error

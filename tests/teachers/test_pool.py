@@ -13,10 +13,10 @@ import pytest
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.teachers import completions
-from orca_jax.teachers.budget import Budget, BudgetSpent
 from orca_jax.teachers.collect import ask, ask_all, ask_each
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.pool import Pool
 from tests.teachers.server import completion
 

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.data import few_shot
-from orca_jax.data.few_shot import NO_SHOT, Candidate, FewShotTraces
-from orca_jax.data.traces import PlacedTraces
+from orca_jax.data.traces import (
+    NO_SHOT,
+    Candidate,
+    FewShotTraces,
+    PlacedTraces,
+    draw_shots,
+    with_examples,
+)
 from orca_jax.files import read_placed, write_jsonl
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
@@ -30,7 +35,7 @@ candidates = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.boolean
 
 @given(candidates, st.integers(1, 3), st.integers(0, 3))
 def test_examples_are_of_other_queries_of_the_kind_that_may_serve(every, shots, seed):
-    drawn = few_shot.draw(every, shots, seed)
+    drawn = draw_shots(every, shots, seed)
     assert drawn.shape == (len(every), shots)
     for one, row in zip(every, drawn):
         chosen = [every[at] for at in row if at != NO_SHOT]
@@ -45,14 +50,14 @@ def test_examples_are_of_other_queries_of_the_kind_that_may_serve(every, shots, 
 
 def test_the_draw_depends_on_the_seed_and_differs_between_traces():
     every = [Candidate(at, f"q{at}", "", True) for at in range(200)]
-    drawn, other = few_shot.draw(every, 2, 0), few_shot.draw(every, 2, 1)
-    assert np.array_equal(drawn, few_shot.draw(every, 2, 0))
+    drawn, other = draw_shots(every, 2, 0), draw_shots(every, 2, 1)
+    assert np.array_equal(drawn, draw_shots(every, 2, 0))
     assert (drawn != other).any(1).mean() > 0.9
     assert len({tuple(row) for row in drawn.tolist()}) > 190
 
 
 def test_the_prompt():
-    found = few_shot.with_examples(trace(0), [trace(1), trace(2)])
+    found = with_examples(trace(0), [trace(1), trace(2)])
     assert [message.content for message in found.messages] == [
         "Be kind.",
         "Example:\né 1?\nAnswer: 1!\n\nExample:\né 2?\nAnswer: 2!\n\nYour turn:\né 0?",
@@ -60,7 +65,7 @@ def test_the_prompt():
     ]
     assert found.answer == "0!"
     assert found.id == "t0"
-    assert few_shot.with_examples(trace(0), []) == trace(0)
+    assert with_examples(trace(0), []) == trace(0)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def with_shots(files):
 
 
 EXPECTED = [
-    few_shot.with_examples(trace(at), [trace((at + 1) % 6), trace((at + 2) % 6)][: 1 if at == 3 else 2])
+    with_examples(trace(at), [trace((at + 1) % 6), trace((at + 2) % 6)][: 1 if at == 3 else 2])
     for at in range(6)
 ] + [trace(at) for at in range(6, 12)]
 

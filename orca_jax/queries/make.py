@@ -1,8 +1,7 @@
-"""What the teachers are asked: puzzles, draws of FLAN-v2 with system messages, no benchmark's question."""
+"""Makes the queries of an experiment: puzzles and draws of FLAN-v2, without any benchmark's question."""
 
 from __future__ import annotations
 
-import functools
 import glob
 import hashlib
 import itertools
@@ -14,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, files, storage
-from orca_jax.config import ExperimentConfig, FlanConfig, PuzzlesConfig, TeacherConfig
-from orca_jax.evaluation.benchmarks import registry
-from orca_jax.evaluation.benchmarks.files import Document
+from orca_jax.config import ExperimentConfig, FlanConfig, PuzzlesConfig
 from orca_jax.progress import progress
 from orca_jax.queries import contamination, draw, flan, puzzles, sampling, system_messages
 from orca_jax.queries.duplicates import Exact
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Query
 
+Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.files.Document`
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
 REPORTED = 1000  # queries between two reports of progress
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
 
 
 def unit_hash(*parts: Any) -> float:
@@ -58,11 +57,6 @@ def is_asked(query: Query, share: float, seed: int) -> bool:
     return unit_hash("share", seed, query.id) < share
 
 
-def asked_as(teacher: TeacherConfig) -> artifacts.Section:
-    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
-    return artifacts.section(teacher, without=("filters", "shots", "api", "malformed"))
-
-
 def training_puzzles(
     config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
@@ -78,18 +72,12 @@ def training_puzzles(
     return kept, len(dropped)
 
 
-def benchmark_texts(config: ExperimentConfig) -> list[str]:
-    """The questions of every benchmark that the config evaluates."""
-    return [document.text for document in registry.documents(config.given_benchmarks)]
-
-
 def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
-    """What is evaluated, for a manifest, by benchmark; as one digest where `there` says it so."""
-    documents = list(documents)
+    """The digest of each benchmark's texts, for a manifest; one digest where `there` has it so."""
+    texts = [(benchmark, text) for benchmark, _, text in documents]
     if "examined" in there:
-        return {"examined": artifacts.digest([document.text for document in documents])}
-    by_name = artifacts.digests((document.benchmark, document.text) for document in documents)
-    return {f"benchmarks.{name}": digest for name, digest in by_name.items()}
+        return {"examined": artifacts.digest([text for _, text in texts])}
+    return {f"benchmarks.{name}": digest for name, digest in artifacts.digests(texts).items()}
 
 
 # FLAN-v2
@@ -101,33 +89,28 @@ def source_files(config: FlanConfig) -> dict[str, list[Path]]:
     Raises:
       ValueError: there is none, or a pattern matches none.
     """
-    found = {kind: _matching(pattern) for kind, pattern in config.sources.items() if pattern}
-    for kind, paths in found.items():
-        if not paths:
-            raise ValueError(
-                f"flan.sources.{kind}: no file matches {config.sources[kind]!r}; mend the pattern"
-            )
+    found: dict[str, list[Path]] = {}
+    for kind, pattern in config.sources.items():
+        if not pattern:
+            continue
+        path = storage.local(pattern)
+        # A file of that very name comes before what the pattern matches.
+        names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
+        found[kind] = sorted(each for each in map(Path, names) if each.is_file())
+        if not found[kind]:
+            raise ValueError(f"flan.sources.{kind}: no file matches {pattern!r}; correct the pattern")
     if not found:
         raise ValueError(f"flan.sources names no file; known kinds: {', '.join(flan.READERS)}")
     return found
 
 
-def _matching(pattern: str) -> list[Path]:
-    """The files of a pattern; a file of that very name comes before what the pattern matches."""
-    path = storage.local(pattern)
-    names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
-    return sorted(found for found in map(Path, names) if found.is_file())
-
-
-@functools.cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    return artifacts.file_digest(path)
-
-
-def digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """A file's sha256, computed once a process: FLAN's files are large."""
     status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
+    key = path, status.st_size, status.st_mtime_ns
+    if key not in _DIGESTS:
+        _DIGESTS[key] = artifacts.file_digest(path)
+    return _DIGESTS[key]
 
 
 def _flan_inputs(configs: Iterable[FlanConfig]) -> dict[str, str]:
@@ -137,9 +120,9 @@ def _flan_inputs(configs: Iterable[FlanConfig]) -> dict[str, str]:
         for kind, paths in source_files(config).items():
             top = os.path.commonpath([path.resolve().parent.parent for path in paths])
             for path in paths:
-                inputs[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = digest(path)
+                inputs[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = _file_digest(path)
         if config.messages:
-            inputs[f"flan[{number}].messages"] = digest(Path(storage.local(config.messages)))
+            inputs[f"flan[{number}].messages"] = _file_digest(Path(storage.local(config.messages)))
     return inputs
 
 
@@ -151,28 +134,7 @@ def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
             yield query
 
 
-def make_draw(config: FlanConfig, experiment: ExperimentConfig, documents: Iterable[Document]) -> draw.Draw:
-    documents = list(documents)
-    met = contamination.Settings(config.coverage, config.max_documents, config.contamination)
-    return draw.Draw(
-        files=source_files(config),
-        quotas=sampling.Quotas(
-            config.cot,
-            config.niv2_per_task,
-            config.flan2021,
-            config.t0,
-            min(experiment.asked_shares, default=1.0),
-        ).scaled(config.scale),
-        seed=experiment.seed,
-        malformed=config.malformed,
-        messages=system_messages.read_set(storage.local(config.messages)) if config.messages else None,
-        evaluated=contamination.Index(documents, met) if documents else None,
-        near_duplicates=config.near_duplicates,
-        watch=_watched,
-    )
-
-
-def flan_queries(
+def _flan_queries(
     config: ExperimentConfig,
     documents: list[Document],
     directory: Path,
@@ -183,24 +145,33 @@ def flan_queries(
     (directory / HITS).unlink(missing_ok=True)
     with files.JsonlAppender(directory / HITS) as hits:
         for number, flan_config in enumerate(config.flan):
+            messages = flan_config.messages
+            met = contamination.Settings(
+                flan_config.coverage, flan_config.max_documents, flan_config.contamination
+            )
+            drawn = draw.Draw(
+                files=source_files(flan_config),
+                quotas=sampling.Quotas(
+                    flan_config.cot,
+                    flan_config.niv2_per_task,
+                    flan_config.flan2021,
+                    flan_config.t0,
+                    min(config.asked_shares, default=1.0),
+                ).scaled(flan_config.scale),
+                seed=config.seed,
+                malformed=flan_config.malformed,
+                messages=system_messages.read_set(storage.local(messages)) if messages else None,
+                evaluated=contamination.Index(documents, met) if documents else None,
+                near_duplicates=flan_config.near_duplicates,
+                watch=_watched,
+            )
             counts.append(draw.Counts())
             folder = directory / f"draw-{number}"
             folder.mkdir(exist_ok=True)
-            drawn = make_draw(flan_config, config, documents)
             yield from draw.queries(drawn, folder, counts[-1], known=known, on_hit=hits.append)
 
 
 # All of them
-
-
-def puzzle_queries(config: ExperimentConfig, evaluated: Iterable[str]) -> tuple[list[Query], int]:
-    """The puzzles with their system messages, and how many were left out for a benchmark's asking them."""
-    made, known = training_puzzles(config.puzzles, config.seed, evaluated)
-    shares = dict(config.puzzles.messages)
-    queries = [
-        puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
-    ]
-    return queries, known
 
 
 def _provenance(
@@ -213,40 +184,42 @@ def _provenance(
     return artifacts.joined({"program": "queries"}, own, {"flan": draws}, benchmark_digests(documents, there))
 
 
-def make_queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
-    """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages."""
-    directory, inputs = workdir / "queries", _flan_inputs(config.flan)
-    documents = list(registry.documents(config.given_benchmarks))
-    evaluated = [document.text for document in documents]
+def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Document]) -> dict[str, Any]:
+    """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages.
+
+    Args:
+      documents: the texts of the benchmarks, none of which becomes a query.
+
+    Returns:
+      The manifest of queries/.
+    """
+    directory, inputs, documents = workdir / "queries", _flan_inputs(config.flan), list(documents)
     provenance = _provenance(config, documents, artifacts.recorded(directory)["provenance"])
     if artifacts.is_finished(directory, provenance, inputs):
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, provenance, inputs)
-    queries, left_out = puzzle_queries(config, evaluated)
+    made, left_out = training_puzzles(config.puzzles, config.seed, [text for _, _, text in documents])
+    shares = {str(id): share for id, share in config.puzzles.messages.items()}
+    queries = [
+        puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
+    ]
     known, draws = Exact(), list[draw.Counts]()
     for query in queries:
         known.seen(query.text)
-    drawn = flan_queries(config, documents, directory, known, draws) if config.flan else ()
+    drawn = _flan_queries(config, documents, directory, known, draws) if config.flan else ()
     count = files.write_jsonl(directory / QUERIES, itertools.chain(queries, drawn))
-    log.info("%d queries, %d of them puzzles; %d puzzles met a benchmark's question and were left out",
+    log.info("%d queries, %d of them puzzles; %d puzzles have a benchmark's question and were left out",
              count, len(queries), left_out)  # fmt: skip
     counts: dict[str, Any] = {"queries": count, "known_to_benchmark": left_out}
     for number, part in enumerate(draws):
-        log.info("flan[%d]: %s", number, _told(part))
+        met = part.contamination
+        log.info(
+            "flan[%d]: %d queries, %d for a smaller share; %d duplicates and %d near duplicates left out; "
+            "%s; %d malformed rows",
+            number, part.queries, part.expert, part.duplicates, part.near_duplicates,
+            f"{met.hit} meet a benchmark, {met.dropped} left out" if met else "no benchmark was given",
+            part.rows.malformed,
+        )  # fmt: skip
         counts.setdefault("flan", []).append(part.summary())
         shutil.rmtree(directory / f"draw-{number}")
     return artifacts.finish(directory, provenance, inputs, counts)
-
-
-def _told(counts: draw.Counts) -> str:
-    """A draw's counts in a line."""
-    met = counts.contamination
-    parts = (
-        f"{counts.queries} queries, {counts.expert} for a smaller share",
-        f"{counts.duplicates} duplicates and {counts.near_duplicates} near duplicates left out",
-        f"{met.hit} meet a benchmark, {met.dropped} of them left out"
-        if met
-        else "no benchmark to check against",
-        f"{counts.rows.malformed} malformed rows",
-    )
-    return "; ".join(parts)

@@ -12,16 +12,24 @@ from orca_jax.artifacts import ArtifactError, read_manifest
 from orca_jax.config import FlanConfig, PuzzlesConfig, load
 from orca_jax.config_check import ConfigError, build
 from orca_jax.configs import flan as flan_file
-from orca_jax.experiments import collect, prepare, queries, train
-from orca_jax.queries import puzzles
+from orca_jax.configs import mini as mini_file
+from orca_jax.data import prepared
+from orca_jax.evaluation.benchmarks import registry
+from orca_jax.experiments import collect, prepare, train
+from orca_jax.queries import make, puzzles
 from orca_jax.records import Query
 from orca_jax.training import metrics
+
+
+def make_queries(config, workdir):
+    return make.make_queries(config, workdir, registry.documents(config.given_benchmarks))
+
 
 # --- System messages
 
 
 def assigned(shares, *, multiple_choice, count=4000, seed=0):
-    found = [queries.assign_message(f"query {i}", multiple_choice, shares, seed) for i in range(count)]
+    found = [make.assign_message(f"query {i}", multiple_choice, shares, seed) for i in range(count)]
     return {message: times / count for message, times in collections.Counter(found).items()}
 
 
@@ -39,29 +47,28 @@ def test_messages_for_multiple_choice_only_go_to_puzzles_with_options():
 @given(st.text(max_size=8), st.integers(0, 9), st.permutations(["1", "4", "7", "8"]))
 def test_assignment_depends_on_query_and_seed_alone(query_id, seed, order):
     shares = {name: float(name) for name in order}
-    assert queries.assign_message(query_id, True, shares, seed) == queries.assign_message(
+    assert make.assign_message(query_id, True, shares, seed) == make.assign_message(
         query_id, True, dict(sorted(shares.items())), seed
     )
 
 
 def test_seed_changes_the_assignment():
     first, second = (
-        [queries.assign_message(f"q{i}", True, {"1": 1.0, "7": 1.0}, seed) for i in range(50)]
-        for seed in (0, 1)
+        [make.assign_message(f"q{i}", True, {"1": 1.0, "7": 1.0}, seed) for i in range(50)] for seed in (0, 1)
     )
     assert first != second
 
 
 def test_no_message_for_a_query_without_options():
     with pytest.raises(ValueError, match="only messages for multiple choice"):
-        queries.assign_message("q", False, {"8": 1.0}, 0)
+        make.assign_message("q", False, {"8": 1.0}, 0)
 
 
 @settings(max_examples=40)
 @given(st.lists(st.one_of(st.text(), st.integers()), min_size=1, max_size=3))
 def test_unit_hash_is_a_share(parts):
-    assert 0 <= queries.unit_hash(*parts) < 1
-    assert queries.unit_hash(*parts) == queries.unit_hash(*parts)
+    assert 0 <= make.unit_hash(*parts) < 1
+    assert make.unit_hash(*parts) == make.unit_hash(*parts)
 
 
 # --- What benchmarks ask stays out
@@ -82,27 +89,30 @@ def bbh_folder(tmp_path):
     return folder
 
 
-def test_questions_of_a_bbh_folder_never_reach_training(bbh_folder, mini, tmp_path):
-    config = mini(
-        **{
+def test_questions_of_a_bbh_folder_never_reach_training(bbh_folder, tmp_path):
+    values = mini_file.get_config("runlocal")
+    values.update_from_flattened_dict(
+        {
             "benchmarks.bbh": str(bbh_folder),
             "puzzles.families": ("navigate",),
             "puzzles.difficulties": (1, 2, 3),
+            "train.batch_rows": 8,
         }
     )
-    manifest = queries.make_queries(config, tmp_path / "workdir")
+    config = load(values)
+    texts = {document.text for document in registry.documents(config.given_benchmarks)}
+    manifest = make_queries(config, tmp_path / "workdir")
     assert manifest["counts"] == {"queries": 35, "known_to_benchmark": 5}
-    written = tmp_path / "workdir/queries" / queries.QUERIES
+    written = tmp_path / "workdir/queries" / make.QUERIES
     asked = {query.text for query in files.read_jsonl(written, Query)}
-    assert not asked & set(queries.benchmark_texts(config))
-    unfiltered, _ = queries.training_puzzles(config.puzzles, config.seed)
-    assert len({puzzle.question for puzzle in unfiltered} & set(queries.benchmark_texts(config))) == 5
+    assert not asked & texts
+    unfiltered, _ = make.training_puzzles(config.puzzles, config.seed)
+    assert len({puzzle.question for puzzle in unfiltered} & texts) == 5
 
 
-def test_no_folder_no_questions(mini):
-    assert queries.benchmark_texts(mini()) == []
+def test_no_folder_no_questions():
     config = PuzzlesConfig(families=("navigate",), per_family=5)
-    made, known = queries.training_puzzles(config, 0)
+    made, known = make.training_puzzles(config, 0)
     assert (len(made), known) == (5, 0)
 
 
@@ -142,12 +152,12 @@ def flan(tmp_path_factory):
     """A config of FLAN's kind and the workdir of its queries."""
     folder = tmp_path_factory.mktemp("flan")
     config = load(flan_config(folder))
-    queries.make_queries(config, folder / "w")
+    make_queries(config, folder / "w")
     return config, folder / "w"
 
 
 def read(workdir):
-    return list(files.read_jsonl(workdir / "queries" / queries.QUERIES, Query))
+    return list(files.read_jsonl(workdir / "queries" / make.QUERIES, Query))
 
 
 def test_flan_is_drawn_checked_and_counted(flan):
@@ -157,7 +167,7 @@ def test_flan_is_drawn_checked_and_counted(flan):
     assert {query.collection for query in made} == {"cot", "niv2", "flan2021", "t0"}
     assert manifest["counts"]["queries"] == counts["queries"] == len(made)
     assert counts["contamination"]["by_benchmark"] == {"bbh": 1}
-    hits = (workdir / "queries" / queries.HITS).read_text().splitlines()
+    hits = (workdir / "queries" / make.HITS).read_text().splitlines()
     assert [json.loads(hit)["benchmark"] for hit in hits] == ["bbh"]
     assert sorted(manifest["inputs"]) == [
         f"flan[0].submix: {source}/part.jsonl" for source in ("CoT", "Flan2021", "NIv2", "P3")
@@ -170,25 +180,25 @@ def test_the_smaller_share_is_the_marked_part(flan):
     _, workdir = flan
     made = read(workdir)
     marked = [query for query in made if query.extra["expert"]]
-    assert [query for query in made if queries.is_asked(query, 0.2, 0)] == marked
-    assert all(queries.is_asked(query, 1.0, 0) for query in made)
+    assert [query for query in made if make.is_asked(query, 0.2, 0)] == marked
+    assert all(make.is_asked(query, 1.0, 0) for query in made)
     assert len(marked) == pytest.approx(0.2 * len(made), abs=2)
 
 
 def test_made_again_they_are_the_same_wherever_the_files_are(flan, tmp_path):
     config = load(flan_config(tmp_path))
-    queries.make_queries(config, tmp_path / "w")
+    make_queries(config, tmp_path / "w")
     assert read(tmp_path / "w") == read(flan[1])
-    assert queries.make_queries(config, flan[1]) == read_manifest(flan[1] / "queries")
+    assert make_queries(config, flan[1]) == read_manifest(flan[1] / "queries")
 
 
 def test_a_changed_file_is_noticed(tmp_path):
     config = load(flan_config(tmp_path))
-    queries.make_queries(config, tmp_path / "w")
+    make_queries(config, tmp_path / "w")
     with (tmp_path / "P3/part.jsonl").open("a") as file:
         file.write(json.dumps(flan_row("P3", 77)) + "\n")
     with pytest.raises(ArtifactError, match=r"flan\[0\]\.submix: P3/part\.jsonl"):
-        queries.make_queries(config, tmp_path / "w")
+        make_queries(config, tmp_path / "w")
 
 
 def test_queries_that_were_interrupted_go_on(flan, tmp_path, monkeypatch):
@@ -198,19 +208,19 @@ def test_queries_that_were_interrupted_go_on(flan, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(queries.contamination.Index, "check", killed)
+        patch.setattr(make.contamination.Index, "check", killed)
         with pytest.raises(KeyboardInterrupt):
-            queries.make_queries(config, tmp_path / "w")
+            make_queries(config, tmp_path / "w")
     assert not (tmp_path / "w/queries/manifest.json").exists()
-    queries.make_queries(config, tmp_path / "w")
+    make_queries(config, tmp_path / "w")
     assert read(tmp_path / "w") == read(flan[1])
-    assert len((tmp_path / "w/queries" / queries.HITS).read_text().splitlines()) == 1
+    assert len((tmp_path / "w/queries" / make.HITS).read_text().splitlines()) == 1
 
 
 def test_puzzles_are_asked_beside_flan(tmp_path):
     changes = {"puzzles.families": ("navigate",), "puzzles.per_family": 5}
     config = load(flan_config(tmp_path, **changes))
-    queries.make_queries(config, tmp_path / "w")
+    make_queries(config, tmp_path / "w")
     made = read(tmp_path / "w")
     assert [query.collection for query in made[:5]] == ["puzzles"] * 5
     assert len(made) > 100
@@ -225,7 +235,7 @@ def test_puzzles_are_asked_beside_flan(tmp_path):
 )
 def test_missing_files_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        queries.source_files(FlanConfig(**changes))
+        make.source_files(FlanConfig(**changes))
 
 
 @pytest.mark.parametrize(
@@ -260,9 +270,9 @@ def test_flan_trains_a_student_in_two_stages(tmp_path):
         program.run(config, tmp_path / "w")
     rows = metrics.read(tmp_path / "w/training" / metrics.FILE)
     assert [row["stage"] for row in rows if row["kind"] == "train"] == ["labels"] * 2 + ["rationales"] * 2
-    labels = {trace.query_id: trace for trace in prepare.read(tmp_path / "w", "labels")}
+    labels = {trace.query_id: trace for trace in prepared.read(tmp_path / "w", "labels")}
     assert all(trace.answer == trace.target for trace in labels.values())
-    assert {trace.query_id for trace in prepare.read(tmp_path / "w", "rationales")} < set(labels)
+    assert {trace.query_id for trace in prepared.read(tmp_path / "w", "rationales")} < set(labels)
     card = (tmp_path / "w/cards/labels/README.md").read_text()
     assert "Chi-square against the shares aimed at" in card
     assert "CoT/part.jsonl" in card
@@ -299,7 +309,7 @@ def test_flan_in_miniature_on_the_real_files(shared_data, tmp_path):
     counts = collections.Counter(query.collection for query in made)
     assert (counts["niv2"], counts["flan2021"], counts["t0"]) == pytest.approx((200, 300, 250), abs=4)
     assert 200 < counts["cot"] < 300
-    reasons = [trace for trace in prepare.read(tmp_path, "rationales") if "explanation" in trace.extra]
+    reasons = [trace for trace in prepared.read(tmp_path, "rationales") if "explanation" in trace.extra]
     assert reasons
     assert all(trace.answer.startswith(trace.extra["explanation"]) for trace in reasons)
     stages = [

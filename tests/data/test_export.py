@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.data import trace_export
+from orca_jax.data import export
 from orca_jax.records import Message, Outcome, Sampling, Trace, Usage
 
 TRACES = [
@@ -34,8 +34,8 @@ TRACES = [
 def test_what_is_written_is_read(tmp_path, monkeypatch, shard):
     import tensorflow_datasets as tfds
 
-    monkeypatch.setattr(trace_export, "SHARD_SIZE", shard)
-    assert trace_export.write_tfds(tmp_path / "set", iter(TRACES)) == 7
+    monkeypatch.setattr(export, "SHARD_SIZE", shard)
+    assert export.write_tfds(tmp_path / "set", iter(TRACES)) == 7
     source = tfds.builder_from_directory(str(tmp_path / "set")).as_data_source("train")
     assert len(source) == 7
     for trace, example in zip(TRACES, source):
@@ -57,11 +57,11 @@ def test_what_is_written_is_read(tmp_path, monkeypatch, shard):
 def test_no_traces_are_a_data_set_too(tmp_path):
     import tensorflow_datasets as tfds
 
-    assert trace_export.write_tfds(tmp_path, []) == 0
+    assert export.write_tfds(tmp_path, []) == 0
     assert tfds.builder_from_directory(str(tmp_path)).info.splits["train"].num_examples == 0
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty; name another folder"):
-        trace_export.write_tfds(tmp_path, TRACES)
+        export.write_tfds(tmp_path, TRACES)

@@ -1,0 +1,242 @@
+"""What `experiments.prepare` makes of traces in a workdir: flags, the tokenizer, one token store a data set.
+
+A data set is a teacher's traces, or `validation`: the held-out ones of all teachers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orca_jax import artifacts, files
+from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.data import layouts, tokens, traces
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
+from orca_jax.data.traces import FewShotTraces, PlacedTraces
+from orca_jax.progress import progress
+from orca_jax.queries import contamination
+from orca_jax.queries.make import Document, unit_hash
+from orca_jax.queries.quality import TraceChecker
+from orca_jax.records import Outcome, Trace, half_pair
+from orca_jax.teachers.collection import TRACES
+
+log = logging.getLogger(__name__)
+VALIDATION = "validation"
+FLAGS, SHOTS = "flags.jsonl", "shots.npy"
+TRAINING_TEXTS = 20_000  # traces that a new tokenizer is trained on
+
+
+def read(workdir: Path, teacher: str) -> Iterator[Trace]:
+    """A teacher's traces."""
+    return files.read_jsonl(workdir / "traces" / teacher / TRACES, Trace)
+
+
+def held_out(trace: Trace | Flagged, config: ExperimentConfig) -> bool:
+    """Whether a trace's query belongs to validation; the same for every teacher."""
+    return unit_hash("validation", config.seed, trace.query_id) < config.data.validation_fraction
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flagged:
+    """A trace's place and flags, see `queries.quality`: a line of quality/NAME/flags.jsonl."""
+
+    id: str
+    query_id: str
+    offset: int
+    flags: tuple[str, ...] = ()
+    left_out: str | None = None
+
+
+def make_flags(
+    config: ExperimentConfig,
+    teacher: TeacherConfig,
+    workdir: Path,
+    inputs: dict[str, str],
+    documents: Iterable[Document],
+    *,
+    remake: bool = False,
+) -> dict[str, Any]:
+    """Writes quality/NAME/flags.jsonl; the manifest counts every flag, and what filters leave out.
+
+    For a teacher with shots it also writes shots.npy, int64 [traces, 1 + shots]: where each trace's line
+    begins, and where those of its examples do, none of which is in validation.
+
+    Args:
+      documents: the texts of the benchmarks; the traces of a file are checked against them.
+    """
+    directory = workdir / "quality" / teacher.name
+    provenance = artifacts.joined({"program": "quality"}, artifacts.section(teacher, ("filters",)))
+    if teacher.shots:
+        drawn = artifacts.section(config.data, ("validation_fraction",)), artifacts.section(config, ("seed",))
+        provenance = artifacts.joined(provenance, artifacts.section(teacher, ("shots",)), *drawn)
+    places = {"traces": workdir / "traces" / teacher.name}
+    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
+        return artifacts.read_manifest(directory)
+    checked_against = list(documents) if teacher.kind == "file" else []
+    checker = TraceChecker(teacher.filters, contamination.Index(checked_against) if checked_against else None)
+    placed = files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
+
+    def entries() -> Iterator[Flagged]:
+        for offset, trace, found in checker.stream(placed):
+            report(checker.traces)
+            yield Flagged(trace.id, trace.query_id, offset, tuple(found), checker.reason(found))
+
+    with progress(f"evaluating traces of {teacher.name}", None) as report:
+        files.write_jsonl(directory / FLAGS, entries())
+    counts = checker.summary()
+    log.info("%s: %d traces, left out: %s", teacher.name, checker.traces, counts["left_out"] or "none")
+    if teacher.shots:
+        candidates = list(_candidates(config, workdir, teacher.name))
+        shots = traces.draw_shots(candidates, teacher.shots, config.seed)
+        with artifacts.atomic_write(directory / SHOTS, "wb") as file:
+            np.save(file, np.column_stack([np.array([one.offset for one in candidates], np.int64), shots]))
+        counts["short_of_shots"] = int((shots == traces.NO_SHOT).any(1).sum())
+    return artifacts.finish(directory, provenance, inputs, counts)
+
+
+def _candidates(config: ExperimentConfig, workdir: Path, teacher: str) -> Iterator[traces.Candidate]:
+    """Every trace, in order; examples are of the training part and of what filters keep."""
+    for entry, trace in zip(flagged(workdir, teacher), read(workdir, teacher), strict=True):
+        good = trace.outcome is Outcome.OK and trace.messages[-1].weight > 0
+        serves = entry.left_out is None and good and not held_out(entry, config)
+        kind = trace.task, trace.system_message_id
+        yield traces.Candidate(entry.offset, entry.query_id, kind, serves)
+
+
+def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
+    return files.read_jsonl(workdir / "quality" / teacher / FLAGS, Flagged)
+
+
+def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:
+    """The traces of a data set: a teacher's, or of `validation`, the held-out ones of all teachers.
+
+    Those that a teacher's filters leave out are in neither.
+    """
+    teachers = [teacher for teacher in config.teachers if name in (teacher.name, VALIDATION)]
+    placed = PlacedTraces.of(
+        {
+            workdir / "traces" / teacher.name / TRACES: [
+                entry.offset
+                for entry in flagged(workdir, teacher.name)
+                if entry.left_out is None and held_out(entry, config) == (name == VALIDATION)
+            ]
+            for teacher in teachers
+        }
+    )
+    if not any(teacher.shots for teacher in teachers):
+        return placed
+    shots = []  # of each file's traces, int64 [traces, shots]
+    for number, teacher in enumerate(teachers):
+        offsets = placed.offsets[placed.file == number]
+        if not teacher.shots:
+            shots.append(np.empty((len(offsets), 0), np.int64))
+            continue
+        table: NDArray[np.int64] = np.load(workdir / "quality" / teacher.name / SHOTS)
+        shots.append(table[np.searchsorted(table[:, 0], offsets), 1:])
+    return FewShotTraces.over(placed, shots)
+
+
+def make_tokenizer(
+    config: ExperimentConfig, workdir: Path, source: str, inputs: dict[str, str], *, remake: bool = False
+) -> TokenizerLike:
+    """The tokenizer at `source` with the layout's control tokens, or one trained on the traces if empty.
+
+    Raises:
+      TokenizerError: it has another number of ids than the student's vocabulary.
+      LayoutError: it cannot write the layout.
+      ValueError: the layout is unknown, or is a tokenizer's own and no tokenizer is given.
+    """
+    directory, size, layout = workdir / "tokenizer", config.student.vocab_size, config.data.layout
+    if layout not in layouts.CONTROL_TOKENS:
+        raise ValueError(f"data.layout={layout!r}; known: {', '.join(layouts.CONTROL_TOKENS)}")
+    if layout == layouts.TEMPLATE and not source:
+        raise ValueError("data.layout='template' is a tokenizer's own; name one in data.tokenizer")
+    controls = layouts.CONTROL_TOKENS[layout]
+    provenance = {
+        "program": "tokenizer",
+        "source": source,
+        "vocab_size": size,
+        "control": controls,
+    }
+    places = {name: workdir / "quality" / name for name in inputs}
+    finished = artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake)
+    if finished:
+        made = tokenizers.load(directory)
+    elif source:
+        made = tokenizers.load(source, controls)
+        layouts.check(layout, made)
+    else:
+        made = tokenizers.train(_texts(config, workdir), size, controls)
+    # Weights to start from may have more ids than their tokenizer uses; see students.shape.
+    if made.vocab_size != size and not config.student.init:
+        raise TokenizerError(
+            f"the tokenizer has {made.vocab_size} ids, control tokens counted, and student.vocab_size is "
+            f"{size}; set student.vocab_size={made.vocab_size}"
+        )
+    if not finished:
+        artifacts.begin(directory, provenance, inputs)
+        made.save(directory)
+        artifacts.finish(directory, provenance, inputs, {"vocab_size": made.vocab_size})
+    return tokenizers.load(directory)
+
+
+def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
+    """A sample of the training part of all teachers: a file's first traces may all be of one kind."""
+    every = itertools.chain.from_iterable(part(config, workdir, teacher.name) for teacher in config.teachers)
+    # A text that is none would end SentencePiece; tokens.trainable leaves its trace out later.
+    texts = (trace for trace in every if not any(half_pair(message.content) for message in trace.messages))
+
+    def key(trace: Trace) -> float:
+        return unit_hash("tokenizer", config.seed, trace.teacher, trace.id)
+
+    for trace in heapq.nsmallest(TRAINING_TEXTS, texts, key=key):
+        pieces = layouts.LAYOUTS[config.data.layout or layouts.PAPER](trace.messages)
+        yield "".join(piece.text for piece in pieces if not piece.control)
+
+
+def make_store(
+    config: ExperimentConfig,
+    workdir: Path,
+    name: str,
+    tokenizer: TokenizerLike,
+    inputs: dict[str, str],
+    how: tokens.Run,
+    *,
+    remake: bool = False,
+) -> dict[str, Any]:
+    """Writes tokens/NAME, or goes on with its missing shards."""
+    directory, supervise = workdir / "tokens" / name, config.data.supervise
+    if name == VALIDATION and supervise == "everything":
+        supervise = "all"  # so that losses are of the same tokens, however the student was trained
+    data = artifacts.section(config.data, ("layout", "supervise", "validation_fraction"))
+    own = artifacts.section(config, ("seed",))
+    provenance = artifacts.joined(
+        {"program": "prepare", "data set": name}, own, data, {"supervise": supervise}
+    )
+    places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
+    inputs = {**inputs, "tokenizer": tokenizer.fingerprint}
+    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
+        return artifacts.read_manifest(directory)
+    artifacts.begin(directory, provenance, inputs, places=places)
+    chosen = part(config, workdir, name)
+    encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
+    with progress(f"tokenising {name}, shards", tokens.shard_count(len(chosen))) as report:
+        counts = tokens.write_store(
+            directory,
+            chosen,
+            encode,
+            run=how,
+            malformed=max(t.malformed for t in config.teachers if name in (t.name, VALIDATION)),
+            on_shard=lambda done, shards: report(done),
+        )
+    log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
+    return artifacts.finish(directory, provenance, inputs, counts)
