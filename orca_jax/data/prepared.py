@@ -153,11 +153,9 @@ def make_tokenizer(
     Raises:
       TokenizerError: it has another number of ids than the student's vocabulary.
       LayoutError: it cannot write the layout.
-      ValueError: the layout is unknown, or is a tokenizer's own and no tokenizer is given.
+      ValueError: the layout is a tokenizer's own, and no tokenizer is given.
     """
     directory, size, layout = workdir / "tokenizer", config.student.vocab_size, config.data.layout
-    if layout not in layouts.CONTROL_TOKENS:
-        raise ValueError(f"data.layout={layout!r}; known: {', '.join(layouts.CONTROL_TOKENS)}")
     if layout == layouts.TEMPLATE and not source:
         raise ValueError("data.layout='template' is a tokenizer's own; name one in data.tokenizer")
     controls = layouts.CONTROL_TOKENS[layout]

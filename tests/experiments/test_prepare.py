@@ -192,11 +192,6 @@ def test_a_tokenizer_file_is_used_as_it_is(copied, finished, mini):
     np.testing.assert_array_equal(first[0]["tokens"], second[0]["tokens"])
 
 
-def test_unknown_layout(copied, mini):
-    with pytest.raises(ValueError, match=r"data.layout='alpaca'; known: orca, chatml"):
-        prepare.run(mini(**{"data.layout": "alpaca"}), copied("tokenizer"))
-
-
 def test_without_traces_it_says_what_is_missing(tmp_path, mini):
     with pytest.raises(ArtifactError, match=r"traces/apprentice has no manifest\.json"):
         prepare.run(mini(), tmp_path)

@@ -243,11 +243,6 @@ class TestThrottled:
         assert one.rates()[0].limit == pytest.approx(limits.LOWEST_GUESS * limits.CUT)
 
 
-def test_senseless_limits():
-    with pytest.raises(ValueError, match="0 is unknown"):
-        Limits(requests=-1)
-
-
 # Headers
 
 NOW = 1_700_000_000.0
@@ -436,11 +431,6 @@ def test_a_reservation_ends_once():
 def test_senseless_caps(cap):
     with pytest.raises(ValueError, match="0 or more"):
         Budget(**cap)
-
-
-def test_senseless_prices():
-    with pytest.raises(ValueError, match="0 or more"):
-        Price(prompt=float("nan"))
 
 
 def test_what_is_under_way_is_held_even_where_it_does_not_fit():

@@ -62,7 +62,7 @@ def test_after_it_died(ledger):
     ledger.send("gpt-4", [(Request((Message("user", "on its way"),)), Usage(1, 2))])
     columns = look(ledger, limits=Limits(), cap=0.0).columns()
     assert columns["end"] == "no reply for 3.0 h"
-    assert columns["attempts"] == "ok 10, in_flight 1"
+    assert columns["attempts"] == "ok 10, in flight 1"
     assert (columns["requests/min"], columns["USD"]) == ("0", "1.25")
 
 
