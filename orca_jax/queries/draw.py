@@ -1,54 +1,32 @@
-"""From FLAN-v2's files to the queries that are asked, each step counted.
+"""From FLAN-v2's files to queries, each step counted.
 
-Drawn (`sampling`), each text once, near duplicates left out if wished, checked against the benchmarks
-(`contamination`), and given a system message. All of it streams; what is held in memory are the index, a
-hash a query, and one bucket of drawn queries.
+Queries are drawn (`sampling`), each text once, near duplicates left out if wished, checked against the
+benchmarks (`contamination`), and given a system message. All of it streams; what is held in memory are the
+index, a hash a query, and one bucket of drawn queries.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orca_jax import artifacts, storage
+from orca_jax.config import FlanConfig
 from orca_jax.files import Tally
+from orca_jax.progress import progress
 from orca_jax.queries import contamination, flan, sampling, system_messages
 from orca_jax.queries.duplicates import Exact, Near
-from orca_jax.queries.system_messages import MessageSet
 from orca_jax.records import Query
 
 INDEX = "index.npz"
-PARTS = "drawn"
-
-
-def unwatched(stream: Iterable[Query], title: str) -> Iterable[Query]:
-    """What watches a stream of queries by default: nothing."""
-    return stream
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """What is drawn, of which files.
-
-    Attributes:
-      files: kind of file (a key of `flan.READERS`) to files.
-      malformed: the share of a file's rows that may be malformed.
-      messages: None: the paper's 16, in the shares of its Figure 6.
-      evaluated: the benchmarks' texts; None: nothing is checked.
-      near_duplicates: similarity from which a query is left out; 0: not looked for.
-      watch: is given every pass over queries, with a title, and passes them on.
-    """
-
-    files: Mapping[str, Sequence[str | Path]]
-    quotas: sampling.Quotas
-    seed: int
-    malformed: float = flan.MALFORMED
-    messages: MessageSet | None = None
-    evaluated: contamination.Index | None = None
-    near_duplicates: float = 0.0
-    watch: Callable[[Iterable[Query], str], Iterable[Query]] = unwatched
+BUCKETS = "drawn"
+REPORTED = 1000  # queries between two reports of progress
+_DIGESTS: dict[tuple[Path, int, int], str] = {}
 
 
 @dataclasses.dataclass
@@ -78,11 +56,57 @@ class Counts:
         }
 
 
+def source_files(config: FlanConfig) -> dict[str, list[Path]]:
+    """The files of a draw, by kind.
+
+    Raises:
+      ValueError: there is none, or a pattern matches none.
+    """
+    found: dict[str, list[Path]] = {}
+    for kind, pattern in config.sources.items():
+        if not pattern:
+            continue
+        path = storage.local(pattern)
+        # A file of that very name comes before what the pattern matches.
+        names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
+        found[kind] = sorted(each for each in map(Path, names) if each.is_file())
+        if not found[kind]:
+            raise ValueError(f"flan.sources.{kind}: no file matches {pattern!r}; correct the pattern")
+    if not found:
+        raise ValueError(f"flan.sources names no file; known kinds: {', '.join(flan.READERS)}")
+    return found
+
+
+def inputs(configs: Iterable[FlanConfig]) -> dict[str, str]:
+    """The digest of every file, by draw, kind, folder and name."""
+    digests = {}
+    for number, config in enumerate(configs):
+        for kind, paths in source_files(config).items():
+            top = os.path.commonpath([path.resolve().parent.parent for path in paths])
+            for path in paths:
+                digests[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = _digest(path)
+        if config.messages:
+            digests[f"flan[{number}].messages"] = _digest(Path(storage.local(config.messages)))
+    return digests
+
+
+def _digest(path: Path) -> str:
+    """A file's sha256, computed once a process: FLAN's files are large."""
+    status = path.stat()
+    key = path, status.st_size, status.st_mtime_ns
+    if key not in _DIGESTS:
+        _DIGESTS[key] = artifacts.file_digest(path)
+    return _DIGESTS[key]
+
+
 def queries(
-    draw: Draw,
+    config: FlanConfig,
     folder: str | Path,
     counts: Counts,
     *,
+    seed: int,
+    expert: float,
+    documents: Sequence[tuple[str, str, str]] = (),
     known: Exact,
     on_hit: Callable[[contamination.Hit], object],
 ) -> Iterator[Query]:
@@ -90,63 +114,62 @@ def queries(
 
     Args:
       folder: keeps the index, so that an interrupted draw reads the files once less, and drawn queries.
-      known: the texts that are asked already; this draw's are added.
+      expert: the share that is marked for the second teacher.
+      documents: (benchmark, id, text) of the benchmarks' texts; none: nothing is checked.
+      known: the texts of earlier queries; this draw's are added.
       on_hit: is called for every benchmark's text that a query meets.
 
     Raises:
       RecordError: too many rows of a file are malformed.
       MessagesError: no message is for a query.
     """
-    folder = Path(folder)
-    _scatter(draw, folder, counts)
-    asked = _distinct(sampling.gathered(folder / PARTS, draw.seed), known, counts)
-    if draw.near_duplicates:
-        asked = _without_near(asked, Near(draw.near_duplicates), counts)
-    if draw.evaluated:
+    folder, files = Path(folder), source_files(config)
+    if not (folder / INDEX).exists():
+        rows = flan.read_all(files, Tally(config.malformed, flan.SETTING))
+        sampling.index(_watched(rows, "indexing FLAN")).save(folder / INDEX)
+    indexed = sampling.Index.load(folder / INDEX)
+    whole = sampling.Quotas(config.cot, config.niv2_per_task, config.flan2021, config.t0, expert)
+    plan = sampling.plan(indexed, whole.scaled(config.scale), seed)
+    counts.rows = Tally(config.malformed, flan.SETTING)
+    counts.drawn, counts.not_drawn_from = plan.summary(), indexed.left_out
+    shutil.rmtree(folder / BUCKETS, ignore_errors=True)
+    rows = flan.read_all(files, counts.rows)
+    sampling.scatter(_watched(rows, "drawing queries"), plan, folder / BUCKETS)
+
+    near = Near(config.near_duplicates) if config.near_duplicates else None
+
+    def distinct() -> Iterator[Query]:
+        for query in sampling.gathered(folder / BUCKETS, seed):
+            if known.seen(query.text):
+                counts.duplicates += 1
+            elif near and near.seen(query.text):
+                counts.near_duplicates += 1
+            else:
+                yield query
+
+    kept = distinct()
+    if documents:
+        met = contamination.Settings(config.coverage, config.max_documents, config.contamination)
         counts.contamination = contamination.Report()
-        asked = contamination.screen(asked, draw.evaluated, counts.contamination, on_hit=on_hit)
-    for query in draw.watch(_assigned(draw, folder, asked), "checking queries"):
+        kept = contamination.screen(
+            kept, contamination.Index(documents, met), counts.contamination, on_hit=on_hit
+        )
+    if config.messages:
+        own = system_messages.read_set(storage.local(config.messages))
+        assigned = system_messages.with_texts(own.assign(kept, seed), own)
+    else:
+        measured = system_messages.measured_shares(sampling.gathered(folder / BUCKETS, seed))
+        paper = dataclasses.replace(system_messages.paper_set(), multiple_choice_shares=measured)
+        assigned = paper.assign(kept, seed)
+    for query in _watched(assigned, "checking queries"):
         counts.queries += 1
         counts.expert += bool(query.extra["expert"])
         yield query
 
 
-def _scatter(draw: Draw, folder: Path, counts: Counts) -> None:
-    """Leaves the drawn queries in `folder`: two passes over the files."""
-    if not (folder / INDEX).exists():
-        rows = flan.read_all(draw.files, Tally(draw.malformed, flan.SETTING))
-        sampling.index(draw.watch(rows, "indexing FLAN")).save(folder / INDEX)
-    indexed = sampling.Index.load(folder / INDEX)
-    plan = sampling.plan(indexed, draw.quotas, draw.seed)
-    counts.rows, counts.drawn, counts.not_drawn_from = (
-        Tally(draw.malformed, flan.SETTING),
-        plan.summary(),
-        indexed.left_out,
-    )
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    rows = flan.read_all(draw.files, counts.rows)
-    sampling.scatter(draw.watch(rows, "drawing queries"), plan, folder / PARTS, part="all")
-
-
-def _distinct(stream: Iterable[Query], known: Exact, counts: Counts) -> Iterator[Query]:
-    for query in stream:
-        if known.seen(query.text):
-            counts.duplicates += 1
-        else:
+def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
+    with progress(title, None) as report:
+        for number, query in enumerate(stream, 1):
+            if number % REPORTED == 0:
+                report(number)
             yield query
-
-
-def _without_near(stream: Iterable[Query], near: Near, counts: Counts) -> Iterator[Query]:
-    for query in stream:
-        if near.seen(query.text):
-            counts.near_duplicates += 1
-        else:
-            yield query
-
-
-def _assigned(draw: Draw, folder: Path, stream: Iterable[Query]) -> Iterator[Query]:
-    if draw.messages is not None:
-        return system_messages.with_texts(draw.messages.assign(stream, draw.seed), draw.messages)
-    measured = system_messages.measured_shares(sampling.gathered(folder / PARTS, draw.seed))
-    paper = dataclasses.replace(system_messages.paper_set(), multiple_choice_shares=measured)
-    return paper.assign(stream, draw.seed)

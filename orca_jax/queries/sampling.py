@@ -7,8 +7,7 @@ templates only. FLAN-1M is a uniform draw of the queries so drawn.
 Two passes over the files, both streams. The first makes an `Index`: a 64-bit key and a task number a
 query, so 28 million queries take 0.4 GB. `plan` then decides how many queries each task gives, and a
 query is taken if its key, mixed with the seed, is among its task's smallest. What is drawn therefore
-depends on seed and queries alone: neither on the order of files and rows nor on the number of processes;
-several processes can index files apart (`merge`) and select apart (`scatter`, `gather`).
+depends on seed and queries alone, not on the order of files and rows.
 
 Algorithm 1 draws stored rows; FLAN stores some texts more than once. Equal rows have one id (see
 `queries.flan`) and count once here.
@@ -142,17 +141,6 @@ def index(queries: Iterable[Query]) -> Index:
     return _index(tuple(numbers), np.array(keys, np.uint64), np.array(task, np.int32), left_out)
 
 
-def merge(indices: Sequence[Index]) -> Index:
-    """One index of several files' indices; the same whatever their order."""
-    names = sorted({pair for part in indices for pair in part.tasks})
-    number = {pair: place for place, pair in enumerate(names)}
-    renumbered = [np.array([number[pair] for pair in part.tasks], np.int32)[part.task] for part in indices]
-    reasons = sorted({reason for part in indices for reason in part.left_out})
-    left_out = {reason: sum(part.left_out.get(reason, 0) for part in indices) for reason in reasons}
-    keys = np.concatenate([part.keys for part in indices])
-    return _index(tuple(names), keys, np.concatenate(renumbered), left_out)
-
-
 def _index(
     names: tuple[tuple[str, str], ...], keys: Keys, task: NDArray[np.int32], left_out: Mapping[str, int]
 ) -> Index:
@@ -165,8 +153,7 @@ def _index(
     keys, task = keys[order], task[order]
     fresh = np.ones(len(keys), bool)
     fresh[1:] = (keys[1:] != keys[:-1]) | (task[1:] != task[:-1])
-    duplicates = left_out.get("duplicate", 0) + int(np.count_nonzero(~fresh))
-    counts = {**left_out, "duplicate": duplicates}
+    counts = {**left_out, "duplicate": int(np.count_nonzero(~fresh))}
     return Index(tuple(names[place] for place in places), keys[fresh], task[fresh], counts)
 
 
@@ -193,17 +180,14 @@ def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int)
     while left:
         open_tasks = np.flatnonzero(given < sizes)
         drawn = random.integers(len(open_tasks), size=min(left, DRAWS))
-        drawn = _until_one_is_empty(drawn, (sizes - given)[open_tasks])
+        # Up to the draw that takes a task's last query.
+        counts, remaining = np.bincount(drawn, minlength=len(open_tasks)), (sizes - given)[open_tasks]
+        emptied = np.flatnonzero(counts >= remaining)
+        ends = [np.flatnonzero(drawn == task)[remaining[task] - 1] for task in emptied]
+        drawn = drawn[: min(ends) + 1] if ends else drawn
         given[open_tasks] += np.bincount(drawn, minlength=len(open_tasks))
         left -= len(drawn)
     return given
-
-
-def _until_one_is_empty(drawn: NDArray[np.int64], left: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The draws up to the one that takes a task's last query."""
-    counts = np.bincount(drawn, minlength=len(left))
-    ends = [np.flatnonzero(drawn == task)[left[task] - 1] for task in np.flatnonzero(counts >= left)]
-    return drawn[: min(ends) + 1] if ends else drawn
 
 
 # The plan
@@ -278,8 +262,19 @@ def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
     """
     if not len(indexed.keys):
         raise ValueError("there are no zero-shot queries to draw from; check the files and template types")
-    given = _given(indexed, quotas, seed)
-    starts = np.concatenate([[0], np.cumsum(indexed.sizes)])
+    sizes, given = indexed.sizes, np.zeros(len(indexed.tasks), np.int64)
+    owner = np.array([collection for collection, _ in indexed.tasks])
+    for collection in COLLECTIONS:
+        members = np.flatnonzero(owner == collection)
+        if collection == "cot":
+            given[members] = np.rint(sizes[members] * quotas.cot)
+        elif collection == "niv2":
+            given[members] = np.minimum(sizes[members], quotas.niv2_per_task)
+        else:
+            wanted = quotas.flan2021 if collection == "flan2021" else quotas.t0
+            own_seed = key(f"algorithm 1 {collection} {seed}")
+            given[members] = algorithm_1(sizes[members], wanted, own_seed)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
     bounds, taken = {}, []
     for number, count in enumerate(given):
         if count:
@@ -289,32 +284,10 @@ def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
             bounds[indexed.tasks[number]] = int(bound)
             taken.append(keys[ranks <= bound])
     counts = {pair: int(count) for pair, count in zip(indexed.tasks, given) if count}
-    return Plan(seed, bounds, _expert_bound(taken, quotas.expert, seed), counts)
-
-
-def _expert_bound(taken: Sequence[Keys], share: float, seed: int) -> int:
     drawn = mixed(np.concatenate(taken), seed, "expert") if taken else np.empty(0, np.uint64)
-    count = round(len(drawn) * share)
-    return int(np.partition(drawn, count - 1)[count - 1]) if count else -1
-
-
-def _given(indexed: Index, quotas: Quotas, seed: int) -> NDArray[np.int64]:
-    """int64 [tasks]: how many queries each task gives."""
-    sizes, given = indexed.sizes, np.zeros(len(indexed.tasks), np.int64)
-    owner = np.array([collection for collection, _ in indexed.tasks])
-    for collection in COLLECTIONS:
-        members = np.flatnonzero(owner == collection)
-        given[members] = _given_by(collection, sizes[members], quotas, seed)
-    return given
-
-
-def _given_by(collection: str, sizes: NDArray[np.int64], quotas: Quotas, seed: int) -> NDArray[np.int64]:
-    if collection == "cot":
-        return np.rint(sizes * quotas.cot).astype(np.int64)
-    if collection == "niv2":
-        return np.minimum(sizes, quotas.niv2_per_task)
-    own_seed = key(f"algorithm 1 {collection} {seed}")
-    return algorithm_1(sizes, quotas.flan2021 if collection == "flan2021" else quotas.t0, own_seed)
+    experts = round(len(drawn) * quotas.expert)
+    expert_bound = int(np.partition(drawn, experts - 1)[experts - 1]) if experts else -1
+    return Plan(seed, bounds, expert_bound, counts)
 
 
 def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
@@ -333,50 +306,33 @@ def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
 # Drawn queries on disk, in an order of their own
 
 
-def scatter(
-    queries: Iterable[Query], drawn: Plan, folder: str | Path, *, part: str, buckets: int = BUCKETS
-) -> int:
-    """Writes a stream's drawn queries to one file a bucket, for `gather`.
-
-    Several processes may do so with a stream each.
-
-    Args:
-      part: names this stream's files; another for every stream.
-      buckets: the same for all streams; `gather` holds one bucket in memory.
+def scatter(queries: Iterable[Query], drawn: Plan, folder: str | Path, *, buckets: int = BUCKETS) -> int:
+    """Writes a stream's drawn queries to one file a bucket, for `gathered`, which holds one in memory.
 
     Returns:
       How many were drawn.
     """
-    count = 0
+    count, folder = 0, Path(folder)
+    folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         files: dict[int, IO[str]] = {}
         for count, query in enumerate(select(queries, drawn), 1):  # noqa: B007
             bucket = _order(query, drawn.seed) * buckets >> 64
             if bucket not in files:
-                path = Path(folder) / f"{bucket:05d}" / f"{part}.jsonl"
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{bucket:05d}.jsonl"
                 files[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
             files[bucket].write(json.dumps(to_json(query)) + "\n")
     return count
 
 
-def gather(folder: str | Path, path: str | Path, seed: int) -> int:
-    """Writes what `scatter` left in `folder` as one file of queries, each id once, whole or not at all.
-
-    Their order is a shuffle by seed and id: the same however the files were read and shared out.
-
-    Returns:
-      How many queries there are.
-    """
-    return files.write_jsonl(path, gathered(folder, seed))
-
-
 def gathered(folder: str | Path, seed: int) -> Iterator[Query]:
-    """The queries that `gather` writes, one bucket in memory at a time."""
+    """The queries that `scatter` left in `folder`, one bucket in memory at a time.
+
+    Their order is a shuffle by seed and id: the same in whatever order the files were read.
+    """
     for bucket in sorted(Path(folder).iterdir()):
-        parts = [files.read_jsonl(part, Query) for part in sorted(bucket.glob("*.jsonl"))]
-        by_id = {query.id: query for part in parts for query in part}
-        yield from sorted(by_id.values(), key=lambda query: (_order(query, seed), query.id))
+        queries = list(files.read_jsonl(bucket, Query))
+        yield from sorted(queries, key=lambda query: (_order(query, seed), query.id))
 
 
 def _order(query: Query, seed: int) -> int:

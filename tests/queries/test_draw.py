@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from orca_jax.queries import contamination, draw, system_messages
+from orca_jax.config import FlanConfig
+from orca_jax.queries import draw, system_messages
 from orca_jax.queries.duplicates import Exact
-from orca_jax.queries.sampling import Quotas
 
 PLANTED = (
     "How many of the seven blue elephants in the garden of the old king have a golden ring on their left ear?"
@@ -37,24 +37,29 @@ def files(tmp_path_factory):
     rows += [row(2, "P3", "Many examples, and a question", template="fs_opt")]
     path = tmp_path_factory.mktemp("flan") / "all_submix.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows) + "{broken\n", encoding="utf-8")
-    return {"submix": [path]}
+    return {"submix": str(path)}
 
 
-QUOTAS = Quotas(niv2_per_task=300, flan2021=30, t0=20, expert=0.25)
-
-
-def drawn(files, folder, **settings):
+def drawn(files, folder, *, seed=0, documents=(), known=None, **settings):
     """The queries, their counts and the hits."""
-    counts, hits, known = draw.Counts(), [], settings.pop("known", Exact())
-    made = draw.Draw(files, QUOTAS, settings.pop("seed", 0), malformed=0.1, **settings)
+    counts, hits = draw.Counts(), []
+    config = FlanConfig(sources=files, flan2021=30, t0=20, malformed=0.1, **settings)
     folder.mkdir(exist_ok=True)
-    queries = list(draw.queries(made, folder, counts, known=known, on_hit=hits.append))
-    return queries, counts.summary(), hits
+    queries = draw.queries(
+        config,
+        folder,
+        counts,
+        seed=seed,
+        expert=0.25,
+        documents=documents,
+        known=known or Exact(),
+        on_hit=hits.append,
+    )
+    return list(queries), counts.summary(), hits
 
 
 def test_every_row_is_accounted_for(files, tmp_path):
-    evaluated = contamination.Index([("test", "1", PLANTED)])
-    queries, counts, hits = drawn(files, tmp_path, evaluated=evaluated)
+    queries, counts, hits = drawn(files, tmp_path, documents=[("test", "1", PLANTED)])
     assert counts["rows"]["read"] == 243
     assert counts["rows"]["malformed"] == 1
     assert "all_submix.jsonl:244" in counts["rows"]["malformed_places"][0]
@@ -74,9 +79,8 @@ def test_every_row_is_accounted_for(files, tmp_path):
 
 
 def test_contaminated_queries_can_be_kept(files, tmp_path):
-    settings = contamination.Settings(action="keep")
-    evaluated = contamination.Index([("test", "1", PLANTED)], settings)
-    queries, counts, hits = drawn(files, tmp_path, evaluated=evaluated)
+    documents = [("test", "1", PLANTED)]
+    queries, counts, hits = drawn(files, tmp_path, documents=documents, contamination="keep")
     assert any(PLANTED in query.text for query in queries)
     assert (counts["contamination"]["hit"], counts["contamination"]["dropped"], len(hits)) == (1, 0, 1)
 
@@ -95,7 +99,7 @@ def test_messages_are_those_of_the_sub_collection(files, tmp_path):
 def test_messages_of_ones_own_go_with_their_texts(files, tmp_path):
     path = tmp_path / "messages.json"
     path.write_text(json.dumps([{"id": 1, "text": "Be kind."}, {"id": 2, "text": "Be brief."}]))
-    queries, _, _ = drawn(files, tmp_path / "w", messages=system_messages.read_set(path))
+    queries, _, _ = drawn(files, tmp_path / "w", messages=str(path))
     texts = {(query.system_message_id, system_messages.text_of(query)) for query in queries}
     assert texts == {(1, "Be kind."), (2, "Be brief.")}
 
@@ -112,9 +116,8 @@ def test_what_is_asked_already_is_not_asked_again(files, tmp_path):
 def test_the_same_seed_draws_the_same_and_an_interrupted_draw_goes_on(files, tmp_path):
     first, counts, _ = drawn(files, tmp_path / "a")
     other, _, _ = drawn(files, tmp_path / "c", seed=1)
-    parts = tmp_path / "a" / draw.PARTS
-    (parts / "99999").mkdir()  # left by a draw that was killed
-    (parts / "99999" / "all.jsonl").write_text('{"id": "torn')
+    torn = tmp_path / "a" / draw.BUCKETS / "99999.jsonl"  # left by a draw that was killed
+    torn.write_text('{"id": "torn')
     indexed = (tmp_path / "a" / draw.INDEX).stat().st_mtime_ns
     again, counted, _ = drawn(files, tmp_path / "a")
     assert again == first
@@ -123,7 +126,7 @@ def test_the_same_seed_draws_the_same_and_an_interrupted_draw_goes_on(files, tmp
     assert {query.id for query in other} != {query.id for query in first}
 
 
-def test_every_pass_is_watched(files, tmp_path):
+def test_every_pass_is_watched(files, tmp_path, monkeypatch):
     seen = {}
 
     def watch(stream, title):
@@ -131,5 +134,6 @@ def test_every_pass_is_watched(files, tmp_path):
             seen[title] = seen.get(title, 0) + 1
             yield query
 
-    queries, _, _ = drawn(files, tmp_path, watch=watch)
+    monkeypatch.setattr(draw, "_watched", watch)
+    queries, _, _ = drawn(files, tmp_path)
     assert seen == {"indexing FLAN": 243, "drawing queries": 243, "checking queries": len(queries)}

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orca_jax import files
 from orca_jax.queries import sampling
 from orca_jax.queries.sampling import Quotas
 from orca_jax.records import Query
@@ -78,20 +77,6 @@ def test_what_is_planned_is_what_is_selected(queries):
 def test_the_draw_does_not_depend_on_the_order_of_files_and_rows(queries):
     shuffled = random.Random(1).sample(queries, len(queries))
     assert drawn_ids(shuffled) == drawn_ids(queries)
-
-
-@given(st.integers(2, 5))
-def test_the_draw_does_not_depend_on_the_number_of_processes(processes):
-    queries = [query(*owner, number) for owner, size in SIZES.items() for number in range(size // 10)]
-    quotas = Quotas(niv2_per_task=10, flan2021=100, t0=40, expert=0.3)
-    whole = sampling.index(queries)
-    merged = sampling.merge([sampling.index(queries[start::processes]) for start in range(processes)])
-    assert merged.tasks == whole.tasks
-    assert np.array_equal(merged.keys, whole.keys)
-    assert np.array_equal(merged.task, whole.task)
-    drawn = sampling.plan(merged, quotas, 0)
-    apart = [q for start in range(processes) for q in sampling.select(queries[start::processes], drawn)]
-    assert {q.id: q.extra["expert"] for q in apart} == drawn_ids(queries, quotas)
 
 
 def test_other_seeds_draw_other_queries(queries):
@@ -185,23 +170,16 @@ def test_one_number_scales_the_quotas():
         Quotas(t0=-1)
 
 
-@given(st.integers(1, 4), st.integers(0, 3))
-def test_the_file_of_drawn_queries_is_the_same_however_they_are_shared_out(
-    tmp_path_factory, processes, order
-):
+@given(st.integers(0, 3))
+def test_drawn_queries_are_gathered_in_an_order_of_their_own(tmp_path_factory, order):
     queries = [query(*owner, number) for owner, size in SIZES.items() for number in range(size // 10)]
     drawn = sampling.plan(sampling.index(queries), Quotas(niv2_per_task=10, flan2021=100, t0=40), 0)
     expected = {q.id: q for q in sampling.select(queries, drawn)}
-    folder = tmp_path_factory.mktemp("drawn")
-    shuffled = random.Random(order).sample(queries, len(queries))
-    for process in range(processes):
-        part = shuffled[process::processes] + queries[:5]  # some rows are in every part
-        sampling.scatter(part, drawn, folder / "buckets", part=f"p{process}", buckets=7)
-    assert sampling.gather(folder / "buckets", folder / "queries.jsonl", 0) == len(expected)
-    written = list(files.read_jsonl(folder / "queries.jsonl", Query))
-    assert {q.id: q for q in written} == expected
-    alone = tmp_path_factory.mktemp("alone")
-    assert sampling.scatter(queries, drawn, alone / "buckets", part="p", buckets=7) == len(expected)
-    sampling.gather(alone / "buckets", alone / "queries.jsonl", 0)
-    assert (alone / "queries.jsonl").read_bytes() == (folder / "queries.jsonl").read_bytes()
-    assert [q.collection for q in written] != sorted(q.collection for q in written)
+    gathered = []
+    for stream in (random.Random(order).sample(queries, len(queries)) + queries[:5], queries):
+        folder = tmp_path_factory.mktemp("drawn") / "buckets"
+        assert sampling.scatter(stream, drawn, folder, buckets=7) == len(expected)
+        gathered.append(list(sampling.gathered(folder, 0)))
+    assert gathered[0] == gathered[1]
+    assert {q.id: q for q in gathered[0]} == expected
+    assert [q.collection for q in gathered[0]] != sorted(q.collection for q in gathered[0])
