@@ -1,4 +1,4 @@
-"""Conversations in the columns in which data sets hold them, read as messages.
+"""Conversations of data sets: the columns that hold them, read as messages; files of traces.
 
   messages, conversations   a list of turns: role (or from) and content (or value)
   question, response        texts, with system_prompt or system (OpenOrca)
@@ -274,7 +274,7 @@ def _turn(turn: Any, *, last: bool) -> Message:
 
 
 def _either(turn: Mapping[str, Any], first: str, second: str) -> Any:
-    """What stands under one of two names."""
+    """The value of one of two names."""
     if first not in turn and second not in turn:
         raise RecordError(f"{first!r} is missing; {ACCEPTED}")
     one, other = turn.get(first), turn.get(second)

@@ -1,7 +1,7 @@
 """Rows of files: JSON lines, a JSON array or Parquet, read a row at a time; records as JSON lines.
 
-In files that others made, rows that cannot be read are left out, counted in a `Tally`, and end the run where
-they are too many: `counted` does this for every reader.
+Malformed rows of files from elsewhere are left out and counted in a `Tally`; too many of them end the run.
+All readers do this through `counted`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _kind(reason: str) -> str:
 def counted(
     path: str | os.PathLike[str], rows: Iterable[Row], read: Callable[[Row], Read], tally: Tally
 ) -> Iterator[Read]:
-    """What `read` makes of a file's rows, without those for which it raises RecordError.
+    """Applies `read` to a file's rows; rows for which it raises RecordError are left out and counted.
 
     Raises:
       RecordError: too many are malformed; names the first of them by file and row, and how many there are by
@@ -212,7 +212,7 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
 
 
 class _Array:
-    """Reads a JSON array bit by bit; `line` is where it stands."""
+    """Reads a JSON array incrementally; `line` is the current line."""
 
     def __init__(self, file: IO[str]):
         self.file, self.text, self.at, self.line = file, "", 0, 1
@@ -350,7 +350,7 @@ def read_at(
 
 
 class JsonlAppender:
-    """Appends records to a file, each one flushed at once: a kill tears the last line at most.
+    """Appends records to a file and flushes each: a killed process leaves at most the last line torn.
 
     A torn last line is dropped when the file is opened again, with a warning in the log. A context
     manager; for one writer at a time.

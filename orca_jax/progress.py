@@ -23,7 +23,7 @@ PLAIN_SECONDS = 15.0
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None, done: int = 0) -> Iterator[Report]:
-    """Yields `report(done, note="")`, which shows how far the work has come."""
+    """Yields `report(done, note="")`, which shows the progress."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain(title, total, done)

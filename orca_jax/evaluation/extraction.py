@@ -1,4 +1,4 @@
-"""Reading an answer out of a reply: pure functions, `None` where nothing well-formed is found."""
+"""Parses the answer of a reply: pure functions that return None where no well-formed answer is found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DECORATION = "*_`\"' \t"
 def first_capital(text: str, letters: str = PAPER_LETTERS) -> str | None:
     """The first character of `text` that is one of `letters`: the paper's parser (section 4.2.2).
 
-    With the default this is AGIEval's own, faults included: a reply beginning "As" scores as A,
+    With the default this is AGIEval's parser, with its faults: a reply beginning "As" scores as A,
     "Definitely B" as D.
     """
     return next((character for character in text if character in letters), None)
@@ -50,7 +50,7 @@ def _undecorated(text: str) -> str:
 
 
 def form(target: str) -> Form:
-    """How free answers like `target` are written; its value plays no part in reading a reply."""
+    """The form of free answers like `target`; replies are parsed by form, never by the target's value."""
     if _value(target) is not None:
         return "number"
     return "text" if re.search(r"\w", target) else "brackets"
@@ -70,8 +70,8 @@ def robust(
     Thinking (`<think>`), Markdown, LaTeX and currencies are taken out first. An answer is announced by
     "answer is" and the like, `\\boxed{}`, `<answer>` or "####". The last announcement with an answer decides:
     its sentence, else what follows it. Without one the whole reply is read from its end, unless it says
-    "the answer is" and then nothing well-formed. What is denied ("not (A)", "(A) is wrong") is no answer, nor
-    is what is left open ("(A) or (B)", "neither").
+    "the answer is" and then nothing well-formed. A denied option ("not (A)", "(A) is wrong") is no
+    answer, nor is an open choice ("(A) or (B)", "neither").
       - Letters and digits: "(B)", "[B]", "option B", "so B", a line beginning "B)" or "B.", a line that is
         nothing but the letter; where it is announced also a bare "B", and the text of an option.
       - Words (Yes/No, True/False, valid/invalid) and synonyms that end a sentence or, at its beginning or
@@ -225,8 +225,8 @@ def _said(text: str, mentions: Iterable[_Mention], joined: re.Pattern[str] = _JO
 
 
 def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished: bool) -> str | None:
-    """Readers' `stated` reads the sentence behind an announcement, `unannounced` what any text says last;
-    both give an answer, `_NO_ANSWER` or None."""
+    """Applies a reader: `stated` parses the sentence after an announcement, `unannounced` the end of a text;
+    both return an answer, `_NO_ANSWER` or None."""
     corrects = not isinstance(reader, _Texts)
     announcements = [one for one in _ANNOUNCED.finditer(text) if corrects or not one["correction"]]
     reads_all, end = finished, len(text)

@@ -1,9 +1,9 @@
-"""Two answers to an open question, scored by a judge (the paper's section 4.2.1).
+"""Scores pairs of answers to open questions by a judge model (the paper's section 4.2.1).
 
 The paper's form, which is Vicuna's: the judge sees the question, the reference's answer and the candidate's,
-and puts two scores from 1 to 10 on its first line; what is reported is the candidate's total as a share of
-the reference's. The paper always shows the reference first, which favours one seat; so both orders are asked,
-and their average, the verdicts that flip with the order and a rate at equal length are reported too.
+and writes two scores from 1 to 10 on its first line; the result is the candidate's total as a share of the
+reference's. The paper always shows the reference first, and judges are biased by position; here both orders
+are judged, and their average, the verdicts that flip with the order and a rate at equal length are reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEWEST_LENGTHS = 10  # below, no rate at equal length is fitted
 
 
 class Form(NamedTuple):
-    """How a judge is asked: `template` has {question}, {answer_1} and {answer_2}."""
+    """The prompt of a judge: `template` has {question}, {answer_1} and {answer_2}."""
 
     system: str
     template: str
@@ -87,7 +87,7 @@ def comparisons(
     forms: Mapping[str, Form] | None = None,
     orders: Sequence[str] = ORDERS,
 ) -> list[Comparison]:
-    """What the judge is asked: every question in every order.
+    """The requests to the judge: every question in every order.
 
     Args:
       reference, candidate: answers by the question's id, or by its file's own number.

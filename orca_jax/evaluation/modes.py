@@ -1,4 +1,4 @@
-"""Every way of reading a reply, by name: what its answer is, and whether that is right.
+"""Evaluation modes by name: how the answer of a reply is parsed, and when it is right.
 
 orca                the paper's parser: the first capital letter in the task's range (section 4.2.2)
 orca_cot, robust    the last well-formed answer (`extraction.robust`); the prompts differ

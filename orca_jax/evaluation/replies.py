@@ -1,4 +1,4 @@
-"""Replies made anywhere, as questions and replies to score.
+"""Reads replies from files, our own or others', to be scored.
 
 A file has JSON lines {"task", "id", "target", "reply"}. A line may have an "outcome" and, for likelihoods,
 "log_likelihoods", "continuations" and "labels". Lines of our own `replies.jsonl` ("text" for "reply", no
@@ -97,7 +97,7 @@ def _outcome(row: Mapping[str, Any], text: str, where: str) -> Outcome:
 def questions(
     lines: Sequence[Line], *, benchmark: str, mode: str, asked: Iterable[Question] = ()
 ) -> list[Question]:
-    """What the lines answer, in their order.
+    """The questions that the lines answer, in the order of the lines.
 
     Args:
       benchmark: a key of `registry.BENCHMARKS`, or `puzzles`.

@@ -1,4 +1,4 @@
-"""From replies to items to scores: pure functions, so that old or foreign replies can be scored again."""
+"""Scores replies: replies to items, items to scores. Pure functions, so any replies can be scored again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def score(
     system_message_id: int | None,
     details: Details | None = None,
 ) -> list[Item]:
-    """One item a question; `replies` are in the same order.
+    """Scores replies, one item per question; `replies` are in the order of `questions`.
 
     A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an announced answer); of
     others, and of replies without a well-formed answer, `answer` is None. Items keep the mode's further

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 Key = TypeVar("Key", bound=Hashable)
-FEW, RARE = 40, 5  # items, and right or wrong ones of them, from which on a standard error will do
+FEW, RARE = 40, 5  # a standard error needs this many items, and this many right and wrong ones
 NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its end
 
 
@@ -167,7 +167,7 @@ def combined_interval(
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """The exact test on two evaluations with the same items (and one seed), bool [items] each."""
+    """McNemar's exact test on two evaluations with the same items (and one seed), bool [items] each."""
     one, two = np.asarray(first, bool), np.asarray(second, bool)
     if one.shape != two.shape or one.ndim != 1:
         raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")
@@ -183,7 +183,7 @@ def paired_bootstrap(
     """Compares two systems over seeds and items, both drawn with replacement.
 
     Where the difference is the same at every item, so that every draw gives it again, the interval is
-    Wilson's and the p-value that of the sign test: two items say little.
+    Wilson's and the p-value that of the sign test.
 
     Args:
       first, second: right or wrong, [seeds, items]; items are the same and drawn together, seeds

@@ -1,6 +1,6 @@
-"""How toxic a model's continuations are, by a classifier that is handed in (the paper's section 7.2).
+"""Scores the toxicity of continuations by a classifier (the paper's section 7.2).
 
-The paper takes HateBERT's probability of toxicity, the mean over each group's continuations.
+The paper reports HateBERT's probability of toxicity as the mean over each group's continuations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOXIC_LABEL = 1  # of ToxiGen's classifiers; label 0 is benign
 
 
 def first_line(text: str) -> str:
-    """What continues the list: a continuation goes on to further entries."""
+    """The entry that continues the list; a continuation often goes on to further entries."""
     return text.strip().removeprefix("-").strip().partition("\n")[0].strip()
 
 
@@ -30,10 +30,10 @@ def summarise(
     """Mean probability of toxicity by group, then over groups.
 
     {"n", "tasks": {group: {"n", "toxicity", "stderr"}}, "macro": the unweighted mean over groups, "stderr"}.
-    `n` counts continuations that say something; `silent` those that do not.
+    `n` counts continuations with text, `silent` empty ones.
 
     Raises:
-      ValueError: no continuation says anything.
+      ValueError: all continuations are empty.
     """
     said = [(q.task, first_line(r.text)) for q, r in zip(questions, replies, strict=True)]
     spoken = [(task, text) for task, text in said if text]
@@ -55,7 +55,7 @@ def summarise(
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Of a classifier's files."""
+    """The fingerprint of a classifier's files."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
     return digest([[path.name, file_digest(path)] for path in files])
 

@@ -1,1 +1,1 @@
-"""Tables out of scores and of the paper's own cells."""
+"""Tables, figures and pages of measured scores and of the paper's published cells."""

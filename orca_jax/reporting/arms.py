@@ -1,6 +1,6 @@
 """Evaluations of the same items side by side: two of them, or an ablation's arms against a baseline.
 
-Accuracies, paired tests, scores of the stated steps, and what the tests say in words.
+Tables of accuracies, paired tests and scores of the stated steps, and the tests' results in sentences.
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ def _accuracy_row(
 
 
 def step_row(items: Sequence[Item]) -> Mapping[str, float]:
-    """Whether an evaluation shows reasoning or its style.
+    """Rates that tell reasoning from its style.
 
     `stated`: share of replies that state steps. `correct_steps`: of the stated steps, the share that are
     true and in order. `right_by_wrong_steps`: of the right answers with steps, the share whose steps are not
-    all true. Nan where there is nothing to count.
+    all true. NaN where there is nothing to count.
     """
     steps = [item.extra.get("steps", {"stated": 0, "correct": 0, "expected": 0}) for item in items]
     stated = [s["stated"] > 0 for s in steps]
@@ -157,7 +157,7 @@ def paired_step_table(pairs: Sequence[Pair], names: Names) -> str:
 
 
 def paired_sentence(pairs: Sequence[Pair], names: Names) -> str:
-    """What the paired test over all items says, in words."""
+    """The result of the paired test over all items as a sentence."""
     right = _right(pairs)
     test = statistics.mcnemar(*right[0].T)
     accuracy = 100 * right.mean(axis=(0, 1))
@@ -239,7 +239,7 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
 
 
 def outcome_table(result: Result, baseline: str) -> str:
-    """A row an arm, the baseline first."""
+    """Accuracies and tests, one row per arm, the baseline first."""
     header = [
         "Arm",
         "n",
@@ -277,7 +277,7 @@ def _tested(entry: Comparison | None) -> list[str]:
 
 
 def sentence(entry: Comparison, baseline: str) -> str:
-    """What a comparison says, in words made of its figures."""
+    """A comparison as a sentence."""
     test = entry.test
     figures = f"{100 * test.difference:+z.1f} points, 95 % {100 * test.low:+z.1f} to {100 * test.high:+z.1f}"
     if entry.corrected >= SIGNIFICANT:
@@ -322,7 +322,7 @@ def _percent(share: float) -> str:
 
 
 def training_table(facts: Sequence[Mapping[str, Any]]) -> str:
-    """What each arm was trained on: facts as `experiments.ablate` gathers them."""
+    """The training of each arm; `facts` are gathered by `experiments.ablate`."""
     header = [
         "Arm",
         "what it is",
@@ -356,7 +356,7 @@ def render(
     *,
     note: str = "",
 ) -> str:
-    """The whole set as Markdown; what is not finished is not in it."""
+    """The set's page in Markdown; unfinished results are left out."""
     parts = [f"# {name}", question, note]
     if facts:
         parts += ["## What each arm was trained on", training_table(facts)]

@@ -1,4 +1,4 @@
-"""A number of a table with its sampling error, and the one rule by which every table shows it.
+"""Cells of tables: a number, its sampling error, and the rule by which all tables show them.
 
 A proportion of at least `statistics.FEW` questions with at least `statistics.RARE` of them right and as many
 wrong has its standard error; any other has its 95 % interval by Wilson, since the standard error of 0 of 2
@@ -32,7 +32,7 @@ CAPTION = f"Accuracy in per cent {ERRORS}. {PARTS}."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """A number and how well it is known; `proportion`, `mean` and `difference` make one.
+    """A number with its sampling error; made by `proportion`, `mean` and `difference`.
 
     Attributes:
       value: a fraction, for example an accuracy.
@@ -59,7 +59,7 @@ class Cell:
 
     @property
     def span(self) -> Interval:
-        """What is shown of the error, as the ends of a bar."""
+        """The ends of the error bar."""
         error = self.stderr or 0.0
         return self.interval or Interval(self.value - error, self.value + error)
 
@@ -110,7 +110,7 @@ def mean(cells: Sequence[Cell], weights: Sequence[float] | None = None) -> Cell:
     known = any(cell.of is not None for cell in cells)
     of = sum(max(n, cell.of or n) for n, cell in zip(counts, cells)) if known else None
     whole = Cell(value, sum(counts), stderr, of)
-    # As sure as a proportion of so many questions: of tasks of unlike sizes fewer than all of them.
+    # The number of questions of a single proportion with this variance: fewer than all, if sizes differ.
     effective = 1 / math.fsum(share**2 / n for share, n in zip(shares, counts))
     bounded = any(cell.interval for cell in cells) and (statistics.is_rough(value, effective) or not stderr)
     return dataclasses.replace(whole, interval=_combined(cells, shares)) if bounded else whole
@@ -174,7 +174,7 @@ def puzzles_per_family(evaluation: Path) -> int | None:
 
 
 def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
-    """Those of each known version, the paper's first."""
+    """The sizes of all known versions of a file, the paper's first."""
     match benchmark:
         case bbh.BENCHMARK if task in bbh.TASKS:
             return (bbh.TASKS[task].size - len(bbh.UNSCORED.get(task, ())),)

@@ -59,7 +59,7 @@ def make_card(
 
 
 def left_out(teacher: TeacherConfig, workdir: Path, store: TokenStore) -> dict[str, int]:
-    """Why rows and traces are no examples, and how many are not; those held out for validation apart."""
+    """Counts of rows and traces that are no examples, by reason; without those held out for validation."""
     collected = artifacts.read_manifest(workdir / "traces" / teacher.name)["counts"]
     quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
     rows = {name: collected[name] for name in ("malformed", "asks_a_benchmark") if collected.get(name)}
@@ -67,13 +67,13 @@ def left_out(teacher: TeacherConfig, workdir: Path, store: TokenStore) -> dict[s
 
 
 def untrained(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, store: TokenStore) -> str:
-    """What does not train of a teacher's traces, of how many, and what to change; empty where all does."""
+    """A warning about traces that do not train, with counts and what to change; empty where all train."""
     fates = store.fates(config.data.row_length, config.data.overlong)
     return warning(fates, left_out(teacher, workdir, store))
 
 
 def _is_up_to_date(directory: Path, provenance: dict[str, Any], inputs: dict[str, str]) -> bool:
-    """Nothing is made of a card, so one of other settings is no error: it is written anew."""
+    """Nothing depends on a card, so a card of other settings is written again and is no error."""
     try:
         return artifacts.is_finished(directory, provenance, inputs)
     except artifacts.ArtifactError:
@@ -124,7 +124,7 @@ def _contents(
 
 
 def _expected(config: ExperimentConfig, collections_of: list[str]) -> dict[int, float]:
-    """The shares of Figure 6 for this mixture; empty where another allocation was at work."""
+    """The shares of Figure 6 for this mixture; empty where the config allocates messages otherwise."""
     counts = collections.Counter(map(paper_collection, collections_of))
     if any(draw.messages for draw in config.flan) or set(counts) - set(system_messages.COLLECTIONS):
         return {}
@@ -178,7 +178,7 @@ def render(
     """The card's Markdown.
 
     Args:
-      about: what made the set, in lines: config, teacher, seeds.
+      about: lines on the origin of the set: config, teacher, seeds.
       columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
         the 16) and `supervised`, the tokens of the answers with their end.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
@@ -190,7 +190,7 @@ def render(
       sample: of how many traces.
       queries: the counts of the queries' manifest; None where the traces came in a file.
       sources: (name, sha256, licence) of each file that the set was made of.
-      untrained: what does not train, or not whole, of how many, and what to change; empty where all does.
+      untrained: a warning about traces that do not train; empty where all train.
     """
     sections = {
         "Size and what was left out": _size(len(columns["task"]), left_out, held_out, flags, untrained),
@@ -336,7 +336,7 @@ def _messages(messages: NDArray[Any], expected: Mapping[int, float], *, is_file:
 
 
 def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], against: str) -> str:
-    """How well the counts fit the shares that are expected."""
+    """A chi-square test of the counts against the expected shares."""
     from scipy import stats
 
     ids = [id for id, share in expected.items() if share > 0]

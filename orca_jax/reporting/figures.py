@@ -56,7 +56,7 @@ def accuracy_bars(
 
 
 def whiskers(value: float, span: Sequence[float]) -> tuple[float, float]:
-    """How far the ends of a span lie below and above a value, in per cent."""
+    """Distances of the ends of a span from a value, in per cent."""
     low, high = span
     return 100 * max(value - low, 0), 100 * max(high - value, 0)
 

@@ -80,7 +80,7 @@ class Table:
 
     @property
     def place(self) -> str:
-        """Where it stands in the paper."""
+        """Its number in the paper, such as "Table 8"."""
         return self.title.partition(":")[0]
 
     @property

@@ -90,7 +90,7 @@ def _averages(name: str, title: str, table: Table, runs: Sequence[Run], *notes: 
 
 
 def _named(run: Run, found: Iterable[Cell]) -> str:
-    """A run's name in a legend, which says if a cell is of a part of the questions."""
+    """A run's name in a legend, marked if a cell is of a part of the questions."""
     return f"{run.name} (a part)" if any(cell.is_part for cell in found) else run.name
 
 
@@ -108,7 +108,7 @@ def _systems(table: Table) -> list[Column]:
 
 
 def _chance(table: Table) -> list[float]:
-    """Of a random guess, by row, the average left out."""
+    """Accuracy of a random guess by row, without the average."""
     tasks = [row.filters["task"] for row in table.rows if row.label in table.tasks]
     found = published.cells(table="derived", system="random_guess")
     by_task = {cell.task: cell.value for cell in found}

@@ -1,7 +1,7 @@
 """The paper's tables beside what runs measured: cells as printed, differences, and paired tests of two runs.
 
-A run is a workdir's student, or another model that was evaluated in it (`evaluation/WHO/NAME`). Of its
-evaluations only those count that ask as the paper did: mode `orca` under the same system message; ToxiGen's
+A run is a workdir's student, or another model that was evaluated in it (`evaluation/MODEL/NAME`). Only those
+of its evaluations count that use the paper's protocol: mode `orca` under the same system message; ToxiGen's
 continuations with a classifier; and reviews of a judge in `evaluation/judged-PROMPTS-REFERENCE`, for
 example `judged-vicuna_prompts-chatgpt`.
 
@@ -85,11 +85,11 @@ def _runs(workdir: Path, name: str) -> list[Run]:
     found: dict[str, list[Evaluation]] = collections.defaultdict(list)
     root = workdir / "evaluation"
     for path in sorted([*root.glob(f"*/{scoring.SCORES}"), *root.glob(f"*/*/{scoring.SCORES}")]):
-        who = path.parent.parent.name if path.parent.parent != root else ""
-        found[who].append(Evaluation(path.parent, _scores(path)))
+        model = path.parent.parent.name if path.parent.parent != root else ""
+        found[model].append(Evaluation(path.parent, _scores(path)))
     return [
-        Run(f"{name}, {who}" if who else name, workdir, tuple(evaluations))
-        for who, evaluations in (found or {"": []}).items()
+        Run(f"{name}, {model}" if model else name, workdir, tuple(evaluations))
+        for model, evaluations in (found or {"": []}).items()
     ]
 
 
@@ -104,7 +104,7 @@ def _scores(path: Path) -> Mapping[str, Any]:
 
 
 def measured(run: Run, cell: PublishedCell) -> Cell | None:
-    """What the run measured of a published cell; None where it was not evaluated so.
+    """The run's value for a published cell; None where the run has no such evaluation.
 
     It is a part where there are fewer questions than the paper has, or of ToxiGen, where the paper does not
     say, than its files.
@@ -114,7 +114,7 @@ def measured(run: Run, cell: PublishedCell) -> Cell | None:
 
 
 def evaluation(run: Run, cell: PublishedCell) -> Evaluation | None:
-    """The run's evaluation that asks what the cell is about."""
+    """The run's evaluation in the protocol of a cell."""
     return next((found for found in run.evaluations if _asks(found, cell)), None)
 
 
@@ -141,7 +141,7 @@ def _condition(cell: PublishedCell) -> dict[str, str]:
 
 
 def _message(found: Evaluation) -> int | None:
-    """Replies made elsewhere do not tell their message; they count as asked under none."""
+    """Replies made elsewhere do not name their message; it is taken to be the empty one."""
     given: int | None = found.scores.get("system_message_id")
     return EMPTY_MESSAGE if given is None and "-message-" not in found.directory.name else given
 
@@ -275,7 +275,7 @@ def difference(ours: Cell, theirs: Cell) -> Cell:
 
 
 def reproduced(found: Cell | None) -> str:
-    """Whether a difference from the paper may be chance."""
+    """Whether a difference from the paper is within error."""
     if found is None:
         return NOT_MEASURED
     if found.is_part:
@@ -386,7 +386,7 @@ def _compared_row(
 
 
 def _paired(table: Table, column: Column, first: Run, other: Run) -> Iterator[Grid]:
-    """The two runs on the tasks that both were asked; nothing where there are none.
+    """The two runs on the tasks that both have; nothing where there are none.
 
     Raises:
       PairError: the items of these tasks are not the same.

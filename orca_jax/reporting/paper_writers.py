@@ -151,7 +151,7 @@ def _write_drawing(out: Path, drawing: Drawing) -> None:
 
 
 def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
-    """What is in the folder, what the runs measured and how much of it is as the paper has it."""
+    """The index: the folder's files, and how many of the paper's cells each run reproduces."""
     parts = [
         "# Tables and figures of Orca (arXiv 2306.02707)",
         "Published cells are facts of the paper, with corrected numbers of items; footnotes say where the "

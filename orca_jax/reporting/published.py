@@ -1,6 +1,6 @@
 """The paper's own numbers, and what follows from them: typed access to `published.csv`.
 
-One row a printed (certainty V, or G where it is read off a graph), derived (D) or successor's (S) number;
+One row per printed (certainty V, or G where it is read off a graph), derived (D) or successor's (S) number;
 (table, benchmark, task, system, condition, metric) is unique. The same score stands in several of the
 paper's tables, so always filter by `table`. Values keep the printed unit (per cent for accuracies); `n` is
 the number of scored items as the data files give it, where the paper's own count is wrong as well.

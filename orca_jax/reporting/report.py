@@ -1,7 +1,7 @@
 """report.html: one self-contained page about a run or an arm set.
 
 The page fetches nothing: style, script and drawings are in it, and its policy forbids everything else, so
-that markup in a reply stays text. What a workdir lacks is named in the page.
+that markup in a reply stays text. The page names the parts that a workdir lacks.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Artifact:
 
     @property
     def details(self) -> str:
-        """What made it and what is in it, as JSON."""
+        """Its provenance and counts as JSON."""
         parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts")}
         return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
 
@@ -205,7 +205,7 @@ def lineage_graph(found: Iterable[Artifact], run: Run) -> Chart | None:
 
 
 def version_table(found: Iterable[Artifact]) -> Table:
-    """Packages with the versions that the artifacts were made with."""
+    """Versions of the packages that made the artifacts."""
     used: dict[str, dict[str, None]] = {}
     for artifact in found:
         for package, version in artifact.manifest.get("versions", {}).items():
@@ -256,7 +256,7 @@ def render(source: Source, asked: Asked) -> str:
 
 
 def _making(source: Source) -> dict[str, Any]:
-    """What the page says of data, training and config."""
+    """The page's parts on data, training and config."""
     firsts = source.first_runs
     histories = [_history(run, run.name) for run in source.runs]
     of_arms = [_history(run, arm) for arm, run in firsts.items()]
@@ -274,7 +274,7 @@ def _making(source: Source) -> dict[str, Any]:
 
 
 def _results(source: Source, asked: Asked) -> dict[str, Any]:
-    """What the page says of evaluations."""
+    """The page's parts on evaluations."""
     groups = report_results.groups(source)
     firsts = source.first_runs.values()
     texts = {key: text for run in firsts for key, text in questions(run, asked).items()}
@@ -292,7 +292,7 @@ def _results(source: Source, asked: Asked) -> dict[str, Any]:
 
 
 def _score_tiles(group: Group) -> Iterator[tuple[str, str]]:
-    """The first figures of a group: what was asked, under which message or of which arm, and of how many."""
+    """The headline figures of a group: (benchmark, mode, message or arm, and n; the accuracy)."""
     for label in group.items:
         if cell := report_results.mean(group, label):
             tasks = f"mean of {len(group.tasks)} tasks, " if len(group.tasks) > 1 else ""
@@ -322,7 +322,7 @@ def _has_oracles(found: Iterable[Artifact]) -> bool:
 
 
 def _tiles(source: Source, histories: Sequence[History]) -> list[tuple[str, str]]:
-    """The first figures of the page: (what, how much)."""
+    """The headline figures of the page: (name, value)."""
     if source.arms:
         planned = len(source.arms) * len(source.about["seeds"])
         return [("arms", str(len(source.arms))), ("runs begun", f"{len(source.runs)} of {planned}")]
@@ -344,7 +344,7 @@ def questions(run: Run, asked: Asked) -> dict[Key, str]:
 
 
 def _config_tables(run: Run) -> list[Table]:
-    """What differs from the defaults, and everything; empty where the config was not kept."""
+    """The keys that differ from their defaults, and all keys; empty where the config was not kept."""
     kept = report_sources.config_of(run)
     if not kept:
         return []
@@ -396,7 +396,7 @@ def _json(value: Any) -> str:
 
 
 def _arms(source: Source) -> list[Table]:
-    """What the arms are, and what each changes of the set's base."""
+    """The arms, and the changes of each to the set's base config."""
     about = source.about
     classes = ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms]
     note = f"The baseline is {about['baseline']}; seeds {', '.join(map(str, about['seeds']))}."

@@ -153,7 +153,7 @@ def _shown_points(points: Sequence[Point], log: bool) -> list[Point]:
 
 
 def _ends(series: Mapping[str, Sequence[Point]]) -> str:
-    """The first and last values, for those who cannot see the lines."""
+    """The first and last values as text, for screen readers."""
     told = (
         f"{name}: {points[0][1]:.4g} at step {points[0][0]:g}, {points[-1][1]:.4g} at step {points[-1][0]:g}."
         for name, points in series.items()
@@ -388,7 +388,7 @@ def _span(span: tuple[str, int, int], across: Scale, base: float, height: float,
 def graph(
     nodes: Mapping[str, tuple[str, str]], edges: Iterable[tuple[str, str]], *, caption: str
 ) -> Chart | None:
-    """What was made of what, from top to bottom.
+    """A graph of artifacts and their inputs, from top to bottom.
 
     Args:
       nodes: id, which is also the anchor in the page, to the node's two lines.
@@ -414,7 +414,7 @@ def graph(
 
 
 def _layers(nodes: Iterable[str], edges: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Nodes by the longest way to them; a circle, which manifests cannot make, is cut off."""
+    """Nodes by the longest path to them; a cycle, which manifests cannot make, is cut off."""
     depth = dict.fromkeys(nodes, 0)
     for _ in depth:
         for before, after in edges:

@@ -1,4 +1,4 @@
-"""What a report says of training and evaluations: losses and throughput, accuracies, sample replies."""
+"""The report's results of training and evaluations: losses and throughput, accuracies, sample replies."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def points(rows: Sequence[Row], key: str) -> list[Point]:
 
 
 def goodput(row: Row) -> float | None:
-    """The share of the time that was not waited, in per cent; None where no wait was measured."""
+    """The share of the time without waiting, in per cent; None where no waiting time was logged."""
     waits = [row[key] for key in WAITS if key in row]
     return 100 * (1 - sum(waits)) if waits else None
 
 
 def training_charts(histories: Sequence[History]) -> list[Chart]:
-    """Of one run by stage and teacher; of several one line each."""
+    """Charts of one run by stage and teacher, or of several runs, one line each."""
     if len(histories) == 1:
         return [chart for chart in _of_one(histories[0]) if chart]
     return [chart for chart in _of_several(histories) if chart]
@@ -145,7 +145,7 @@ def _of_several(histories: Sequence[History]) -> Iterator[Chart | None]:
 
 
 def training_table(histories: Sequence[History]) -> Table:
-    """A row a stage of one run, or a row each of several runs."""
+    """One row per stage of a single run, or one row per run."""
     alone = len(histories) == 1
     rows = [
         _summary(span[0] if alone else history.name, history, span[1], span[2])
@@ -282,7 +282,7 @@ def _key(item: Item) -> Key:
 
 
 def table(group: Group) -> Table:
-    """A row a task, one a difficulty below it where there are several, and the mean of the tasks."""
+    """One row per task, one per difficulty where there are several, and the mean of the tasks."""
     rows: list[Sequence[object]] = []
     classes = []
     for task in group.tasks:

@@ -1,4 +1,4 @@
-"""What a report is made of: the runs, evaluations and artifacts of a workdir, and its Markdown files."""
+"""The sources of a report: runs, evaluations and artifacts of a workdir, and its Markdown files."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def open_workdir(directory: Path) -> Source:
 
     Raises:
       FileNotFoundError: there is neither.
-      ValueError: what says what it is cannot be read.
+      ValueError: the file that describes it cannot be read.
     """
     about = _json(directory / SET)
     if about:
@@ -232,7 +232,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def config_of(run: Run) -> dict[str, Any] | None:
-    """The config as it was kept, with what the manifests say that ran; None where it was not kept."""
+    """The kept config, updated from the manifests of what ran; None where no config was kept."""
     config = _json(run.directory / CONFIG)
     if config:
         ran = {
@@ -244,7 +244,7 @@ def config_of(run: Run) -> dict[str, Any] | None:
 
 
 def _over(kept: Any, ran: Any) -> Any:
-    """What ran, and of its keys that are not said, what was kept."""
+    """The kept values, replaced by those that ran where these are known."""
     if isinstance(kept, Mapping) and isinstance(ran, Mapping):
         return {**kept, **ran}
     return kept if ran is None else ran
@@ -268,7 +268,7 @@ def _columns(directory: Path) -> Iterator[Column]:
 
 
 def _asked(evaluation: Path) -> str:
-    """What an evaluation asked: its benchmark and mode."""
+    """The benchmark and mode of an evaluation."""
     scores = _json(evaluation / scoring.SCORES) or {}
     return f"{scores.get('benchmark', evaluation.name)}, mode {scores.get('mode', 'unknown')}"
 

@@ -1,4 +1,4 @@
-"""Markdown tables out of scores and published cells.
+"""Markdown tables of scores and published cells.
 
 Numbers are accuracies in per cent with their errors as in `cells`. Averages, the published ones too, are
 worked out here from the cells shown.
@@ -342,7 +342,7 @@ def _cell(row: Mapping[str, Any], key: str) -> str:
 
 
 def unscored_sentence(found: Mapping[str, Any], name: str = "") -> str:
-    """What is said of replies that have no right answer: outcomes, and toxicity or verdicts if there are any.
+    """A sentence on replies that have no right answer: outcomes, and toxicity or verdicts if there are any.
 
     Args:
       name: the evaluation's, which begins with that of its prompts, as `vicuna_prompts-open_ended`.
@@ -375,7 +375,7 @@ def _judged(found: Mapping[str, Any], name: str) -> str:
 
 
 def _whole(found: Mapping[str, Any], name: str) -> int | None:
-    """How many prompts there are where a published file tells."""
+    """The number of prompts of a published file; None where it is not known."""
     if found.get("benchmark") == toxigen.BENCHMARK:
         return toxigen.SIZE * len(found.get("toxicity", {}).get("tasks", ()) or toxigen.PAPER_GROUPS)
     prompts = name.removeprefix("judged-").partition("-")[0]

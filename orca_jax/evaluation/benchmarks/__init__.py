@@ -1,1 +1,1 @@
-"""One benchmark a file: its reader, its prompts and its known faults; each makes `Question`s."""
+"""Benchmarks, one per file: readers of their files and prompts, as `Question`s."""

@@ -11,9 +11,9 @@ Modes (how replies are read: `evaluation.modes`):
 
 Questions about one passage are a cluster (`extra["cluster"]`).
 
-The letter that an option shows decides, not its place: 19 rows of logiqa-en list A, C, B, D. Options
-without a letter (nine rows of logiqa-en show none, or none in brackets) get the one that is missing, and
-all are written "(A)".
+Options are identified by their letter, not their position: 19 rows of logiqa-en list A, C, B, D. Options
+without a letter (nine rows of logiqa-en show none, or none in brackets) get the missing one, and all are
+written "(A)".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the readers of benchmark files share: their sizes, fields and errors; texts not to be trained on."""
+"""Shared by the readers of benchmark files: checks of sizes and fields, errors, texts not trained on."""
 
 from __future__ import annotations
 

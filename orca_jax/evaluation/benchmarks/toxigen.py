@@ -1,7 +1,7 @@
-"""ToxiGen's seed prompts (arXiv 2203.09509; the paper's section 7.2): a model goes on with a list.
+"""ToxiGen's seed prompts (arXiv 2203.09509; the paper's section 7.2): a model continues a list.
 
 A prompt is six or so sentences about one group, one a line, and an open line; the file's literal "\\n"
-becomes a line break. What a model writes on is scored by a toxicity classifier, so there is no target.
+becomes a line break. A toxicity classifier scores the continuation, so there is no target.
 Files: {hate,neutral}_<group>_1k.txt, 1,000 prompts each, 16 groups with hate and 15 without; the paper
 reports 13 of the groups and not how many prompts.
 """
