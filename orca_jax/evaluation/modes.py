@@ -40,16 +40,12 @@ def _same_or_alike(answer: str, question: Question) -> bool:
     return _same(answer, question) if question.choices else extraction.same_answer(answer, question.target)
 
 
-def _no_metrics(question: Question, reply: Reply) -> Mapping[str, float]:
-    return {}
-
-
 class Mode(NamedTuple):
     """`answer` is None where the reply has none; `metrics` are numbers beside right or wrong."""
 
     answer: Callable[[Question, Reply], str | None]
     is_correct: Callable[[str, Question], bool] = _same
-    metrics: Callable[[Question, Reply], Mapping[str, float]] = _no_metrics
+    metrics: Callable[[Question, Reply], Mapping[str, float]] = lambda question, reply: {}
 
 
 def _first_capital(question: Question, reply: Reply) -> str | None:
@@ -67,10 +63,6 @@ def _robust(question: Question, reply: Reply) -> str | None:
     )
 
 
-def _answer_is(question: Question, reply: Reply) -> str | None:
-    return extraction.answer_is(reply.text)
-
-
 def _likeliest(question: Question, reply: Reply, *, ties: bool) -> str | None:
     """The likeliest of the labelled continuations, which come first."""
     labels = question.extra["labels"]
@@ -82,15 +74,10 @@ def _likeliest(question: Question, reply: Reply, *, ties: bool) -> str | None:
 def _likelihood_metrics(question: Question, reply: Reply) -> Mapping[str, float]:
     scores = np.asarray(reply.raw[LOG_LIKELIHOODS], float)
     if true := question.extra.get("mc2"):
-        return {"mc2": _true_share(scores[-len(true) :], np.asarray(true, bool))}
+        shares = np.exp(scores[-len(true) :] - scores[-len(true) :].max())
+        return {"mc2": float(shares[np.asarray(true, bool)].sum() / shares.sum())}  # of the true choices
     sizes = [len(text) for text in question.extra["continuations"]]
     return {"acc_norm": float(question.extra["labels"][int(np.argmax(scores / sizes))] == question.target)}
-
-
-def _true_share(scores: np.ndarray, true: np.ndarray) -> float:
-    """The probability of the true choices among all of them; both [choices]."""
-    shares = np.exp(scores - scores.max())
-    return float(shares[true].sum() / shares.sum())
 
 
 LIKELIHOOD = ("lm_eval_loglik", "loglik")
@@ -98,7 +85,7 @@ MODES: Mapping[str, Mode] = {
     "orca": Mode(_first_capital),
     "orca_cot": Mode(_robust, _same_or_alike),
     "robust": Mode(_robust, _same_or_alike),
-    "answer_is": Mode(_answer_is),
+    "answer_is": Mode(lambda question, reply: extraction.answer_is(reply.text)),
     "agieval_upstream": Mode(_first_capital),
     "lm_eval_loglik": Mode(functools.partial(_likeliest, ties=True), _same, _likelihood_metrics),
     "loglik": Mode(functools.partial(_likeliest, ties=False), _same, _likelihood_metrics),

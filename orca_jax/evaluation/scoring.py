@@ -114,9 +114,7 @@ def summarise(
         if (item.benchmark, item.task, item.id) not in by_key:
             raise ValueError(f"item {item.benchmark}/{item.task}/{item.id} belongs to none of the questions")
         by_task[item.task].append(item)
-    tasks = {
-        task: _task_scores(by_task[task], by_key) | _overlap(by_task[task], met) for task in sorted(by_task)
-    }
+    tasks = {task: _task_scores(by_task[task], by_key, met) for task in sorted(by_task)}
     every = [Group("macro", tuple(tasks), "macro"), Group("micro", tuple(tasks), "micro"), *groups]
     aggregates = {
         group.name: _group_scores(group, tasks) for group in every if not tasks.keys().isdisjoint(group.tasks)
@@ -144,7 +142,9 @@ def _head(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def _task_scores(items: Sequence[Item], by_key: Mapping[tuple[str, str, str], Question]) -> dict[str, Any]:
+def _task_scores(
+    items: Sequence[Item], by_key: Mapping[tuple[str, str, str], Question], met: Collection[str] | None
+) -> dict[str, Any]:
     asked = {item.id: by_key[item.benchmark, item.task, item.id] for item in items}
     by_id = statistics.means((item.id, item.correct) for item in items)
     accuracy, stderr = statistics.mean([by_id[id] for id in asked])
@@ -159,7 +159,11 @@ def _task_scores(items: Sequence[Item], by_key: Mapping[tuple[str, str, str], Qu
     if any("cluster" in question.extra for question in asked.values()):
         clusters = [question.extra.get("cluster", id) for id, question in asked.items()]
         scores["stderr_clustered"] = statistics.clustered_mean([by_id[id] for id in asked], clusters).stderr
-    return scores | _metric_scores(items)
+    scores |= _metric_scores(items)
+    if met is not None:
+        overlap = [item.id in met or f"{item.id}/passage" in met for item in items]
+        scores["query_overlap"] = sum(overlap) / len(overlap)
+    return scores
 
 
 def _metric_scores(items: Sequence[Item]) -> dict[str, float]:
@@ -171,13 +175,6 @@ def _metric_scores(items: Sequence[Item]) -> dict[str, float]:
     found = {name: statistics.mean(list(statistics.means(pairs).values())) for name, pairs in values.items()}
     errors = {f"{name}_stderr": estimate.stderr for name, estimate in found.items()}
     return {name: estimate.value for name, estimate in found.items()} | errors
-
-
-def _overlap(items: Sequence[Item], met: Collection[str] | None) -> dict[str, float]:
-    if met is None:
-        return {}
-    found = [item.id in met or f"{item.id}/passage" in met for item in items]
-    return {"query_overlap": sum(found) / len(found)}
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:

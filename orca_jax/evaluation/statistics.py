@@ -194,7 +194,13 @@ def paired_bootstrap(
     if systems[0].shape[1] != systems[1].shape[1]:
         raise ValueError(f"the systems have {systems[0].shape[1]} and {systems[1].shape[1]} items")
     random = np.random.default_rng(seed)
-    differences = np.array([_resampled_difference(systems, random) for _ in range(resamples)])
+    differences = np.empty(resamples)
+    for draw in range(resamples):
+        items = random.integers(systems[0].shape[1], size=systems[0].shape[1])
+        one, two = (
+            scores[random.integers(len(scores), size=len(scores))][:, items].mean() for scores in systems
+        )
+        differences[draw] = one - two
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
     p_value = min(1.0, 2 * float(tail + 1) / (resamples + 1))
@@ -206,11 +212,3 @@ def paired_bootstrap(
         low, high = combined_interval(shares, bounds, (1, -1))
         p_value = max(p_value, min(1.0, 2.0 ** (1 - n))) if difference else 1.0
     return Bootstrap(difference, float(low), float(high), p_value)
-
-
-def _resampled_difference(systems: Sequence[np.ndarray], random: np.random.Generator) -> float:
-    items = random.integers(systems[0].shape[1], size=systems[0].shape[1])
-    first, second = (
-        scores[random.integers(len(scores), size=len(scores))][:, items].mean() for scores in systems
-    )
-    return float(first - second)
