@@ -50,7 +50,7 @@ proof: $(STAMP)
 
 # The training step beside transformers and torch; EXTRAS must hold parity.
 benchmark: $(STAMP)
-	$(CPU) $(BIN)/python -m experiments.benchmark train
+	$(CPU) $(BIN)/python -m benchmarks.train
 
 golden: $(STAMP)
 	$(BIN)/python -m pytest --regenerate-golden tests/configs tests/data

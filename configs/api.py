@@ -12,7 +12,7 @@ Another server is another address: `--config.teachers[0].api.endpoints[0].base_u
 `key_variable` and, on Azure, `api_version` beside it. Each model's budget is 20 US dollars; a program that
 reaches it ends with status 3, and goes on where it was when `budget_money` is raised. `runlocal` asks a
 model `mini` on this machine's port 8000, without a key or a price: `python -m experiments.serve
---checkpoint=runs/mini`, or vLLM, llama.cpp and Ollama with another name. See
+--model=runs/mini`, or vLLM, llama.cpp and Ollama with another name. See
 docs/collection.md.
 """
 

@@ -1,169 +1,46 @@
 """Released weights in, trained weights out.
 
-python -m experiments.convert import --source=MODEL_FOLDER --out=runs/imported
-python -m experiments.convert export --source=runs/openorca --out=exported --dtype=bfloat16
-python -m experiments.convert adapter --source=runs/lora --out=adapter
-python -m experiments.convert resave --source=OLD_FOLDER --out=MODEL_FOLDER
+python -m experiments.convert import --model=MODEL_FOLDER --out=runs/imported
+python -m experiments.convert export --model=runs/openorca --out=exported --dtype=bfloat16
+python -m experiments.convert adapter --model=runs/lora --out=adapter
+python -m experiments.convert resave --model=OLD_FOLDER --out=MODEL_FOLDER
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+DTYPE = cli.Option("dtype", "float32", "Of exported weights.", choices=("float32", "bfloat16", "float16"))
+TRAINED = cli.Option("model", "", "A workdir whose student was trained with adapters.", required=True)
+PICKLED = cli.Option("model", "", "A folder with pickled .bin weights.", required=True)
+PROGRAM = cli.Program(
+    __doc__,
+    commands={
+        "import": cli.Command("A model folder as a checkpoint with checksums.", cli.MODEL, cli.OUT),
+        "export": cli.Command(
+            "A student as a Hugging Face model folder.", cli.MODEL, cli.OUT, DTYPE, cli.LAYOUT
+        ),
+        "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
+        "resave": cli.Command("Pickled .bin weights as safetensors; needs torch.", PICKLED, cli.OUT),
+    },
+)
 if __name__ == "__main__":
-    launch.start("convert")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
-import logging
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from absl import flags
-from jax.sharding import Mesh
-
-from orca_jax import artifacts, config_check
-from orca_jax.artifacts import ArtifactError
-from orca_jax.config import LlamaConfig, plain
-from orca_jax.data import layouts, tokenizer_export
-from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import TokenizerLike
-from orca_jax.experiments import options
-from orca_jax.progress import progress
-from orca_jax.student import huggingface
-from orca_jax.student.sharding import MeshConfig, make_mesh
-from orca_jax.training import students
-from orca_jax.training.checkpoints import Checkpoints, load_params
-
-log = logging.getLogger(__name__)
-options.define("convert")
-EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
-
-
-def import_(source: Path, out: Path) -> None:
-    """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
-    opened = students.open_source(source)
-    provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
-    inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
-        log.info("%s is imported already", out)
-        return
-    artifacts.begin(out, provenance, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
-    tokenizers.load(opened.tokenizer).save(out / "tokenizer")
-    params = opened.load(opened.config, mesh())
-    checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
-    if not checkpoints.steps():
-        checkpoints.save(0, {"params": params})
-    checkpoints.close()
-    artifacts.finish(out, provenance, inputs, {"parameters": opened.config.parameter_count})
-    log.info("imported %d parameters into %s", opened.config.parameter_count, out)
-
-
-def mesh() -> Mesh:
-    return make_mesh(MeshConfig())
-
-
-def export(source: Path, out: Path, *, dtype: str, layout: str) -> None:
-    """A student as a Hugging Face model folder.
-
-    Raises:
-      ValueError: its layout is not known, and not given.
-    """
-    opened = students.open_source(source)
-    layout = layout or opened.own_layout
-    if layout not in layouts.CONTROL_TOKENS:
-        raise ValueError(
-            f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
-        )
-    provenance = {"program": "export", "dtype": dtype, "layout": layout}
-    inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
-        log.info("%s is exported already", out)
-        return
-    artifacts.begin(out, provenance, inputs, places={"source": source}, own=EXPORTED)
-    tokenizer = tokenizers.load(opened.tokenizer)
-    tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
-    params, special = opened.load(opened.config, mesh()), special_ids(tokenizer, layout)
-    count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
-    artifacts.finish(out, provenance, inputs, {"parameters": count})
-    log.info("exported %d parameters as %s to %s", count, dtype, out)
-
-
-def special_ids(tokenizer: TokenizerLike, layout: str) -> dict[str, Any]:
-    """The ids that other programs need; the end of sequence is the one trained to end an answer."""
-    stop = layouts.stop_ids(layout, tokenizer)
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": stop[0] if len(stop) == 1 else list(stop),
-        "pad_token_id": tokenizer.pad_id,
-    }
-
-
-def adapter(source: Path, out: Path) -> None:
-    """The adapters of a trained workdir in PEFT's format.
-
-    Raises:
-      ValueError: it was trained without adapters.
-    """
-    manifest = artifacts.read_manifest(source / "training")
-    config = config_check.build(LlamaConfig, manifest["provenance"]["student"])
-    provenance = {"program": "adapter", "lora": plain(config.lora)}
-    inputs = {"source": manifest["fingerprint"]}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
-        log.info("%s is written already", out)
-        return
-    _, params = load_params(source / "training/checkpoints")
-    count = huggingface.export_adapters(params, config, out)
-    artifacts.finish(out, provenance, inputs, {"parameters": count})
-
-
-def resave(source: Path, out: Path) -> None:
-    """Pickled `.bin` weights as safetensors, file by file; torch reads them with `weights_only`.
-
-    Raises:
-      ArtifactError: there are none.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    files = sorted(source.glob("*.bin"))
-    if not files:
-        raise ArtifactError(f"{source} has no .bin files")
-    out.mkdir(parents=True, exist_ok=True)
-    weight_map: dict[str, str] = {}
-    with progress("re-saving", len(files)) as report:
-        for done, file in enumerate(files, 1):
-            # mmap: a tensor is read when it is written, so one file at a time is in memory, at most.
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            name = f"model-{done:05}-of-{len(files):05}.safetensors"
-            separate = {key: value.clone().contiguous() for key, value in tensors.items()}
-            save_file(separate, out / name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, name)
-            report(done, file.name)
-    for file in source.iterdir():
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".model", ".jinja", ".txt")
-            and ".bin." not in file.name
-        ):
-            shutil.copy(file, out)
-    huggingface.write_index(out, weight_map, {})
-
-
-PROGRAMS: dict[str, Callable[..., Any]] = {
-    "import": import_,
-    "export": export,
-    "adapter": adapter,
-    "resave": resave,
-}
+from orca_jax.training import convert
 
 
 def main() -> None:
-    given, word = flags.FLAGS, sys.argv[1]
-    launch.set_up_logging()
-    wanted = {"dtype": given.dtype, "layout": given.layout} if word == "export" else {}
-    launch.checked(lambda: PROGRAMS[word](Path(given.source), Path(given.out), **wanted))
+    PROGRAM.main(
+        **{"import": lambda given: convert.import_student(Path(given.model), Path(given.out))},
+        export=lambda given: convert.export_student(
+            Path(given.model), Path(given.out), dtype=given.dtype, layout=given.layout
+        ),
+        adapter=lambda given: convert.export_adapter(Path(given.model), Path(given.out)),
+        resave=lambda given: convert.resave(Path(given.model), Path(given.out)),
+    )
 
 
 if __name__ == "__main__":

@@ -1,79 +1,52 @@
 """Shows packed rows as the student sees them, or traces, those of a collection, task, message or flag.
 
 python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --dataset=expert --row=0
-python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --message=8 --sample=2
-python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --traces --flag=refusal --sample=3
+python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --system=8 --count=2
+python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --traces --flag=refusal --count=3
 
 Rows are shown with roles in colour and supervised tokens underlined, or with --tokens by position.
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch, options
+from orca_jax import cli
 
+PROGRAM = cli.Program(
+    __doc__,
+    *cli.EXPERIMENT,
+    cli.Option("dataset", "", "A teacher's name, or `validation`; empty: the curriculum's first."),
+    cli.Option("epoch", 0, "Which epoch's packing plan.", lower_bound=0),
+    cli.Option("row", 0, "Which row of the plan.", lower_bound=0),
+    cli.Option("tokens", False, "One token a line, with its arrays, instead of running text."),
+    cli.Option("traces", False, "Traces, those left out too, instead of rows."),
+    cli.Option("collection", "", "Only of this collection."),
+    cli.Option("task", "", "Only of this task."),
+    cli.Option("teacher", "", "Only of this teacher."),
+    cli.Option("system", int, "Only under this system message; -1: none of the 16."),
+    cli.Option("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py."),
+    cli.Option("find", "", "Only traces in which this regular expression is found."),
+    cli.Option("count", 1, "How many traces or rows are drawn of those.", lower_bound=1),
+    cli.Option("seed", 0, "Of the draw."),
+)
 if __name__ == "__main__":
-    launch.start("inspect")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
-import dataclasses
 import heapq
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from absl import flags
 from rich.console import Console
-from rich.text import Text
 
 from orca_jax import files
 from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.layouts import ROLE_NAMES
-from orca_jax.data.loader import RowBuilder
+from orca_jax.data.inspection import Choice, chosen_rows, show_row, show_trace
 from orca_jax.data.prepared import flagged
-from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.experiments.train import row_builder
 from orca_jax.queries.make import unit_hash
 from orca_jax.records import Trace
 from orca_jax.teachers.collection import TRACES
-
-options.define("inspect")
-
-COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What is shown; empty fields choose all. `message` -1 is none of the 16."""
-
-    collection: str = ""
-    task: str = ""
-    teacher: str = ""
-    message: int | None = None
-    flag: str = ""
-    search: str = ""
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The columns that are chosen by, with their values."""
-        chosen = {name: getattr(self, name) for name in ("collection", "task", "teacher")}
-        given = {name: value for name, value in chosen.items() if value}
-        return given if self.message is None else {**given, "system_message_id": self.message}
-
-    def takes(self, trace: Trace, flags: tuple[str, ...]) -> bool:
-        values = {name: getattr(trace, name) for name in self.columns}
-        if values.get("system_message_id", 0) is None:
-            values["system_message_id"] = -1
-        texts = (message.content for message in trace.messages)
-        return (
-            values == self.columns
-            and (not self.flag or self.flag in flags)
-            and (not self.search or any(re.search(self.search, text) for text in texts))
-        )
-
-
-# Traces
 
 
 def chosen_traces(
@@ -87,153 +60,39 @@ def chosen_traces(
                 yield trace, entry.flags
 
 
-def show_trace(console: Console, trace: Trace, flags: tuple[str, ...], search: str = "") -> None:
-    console.rule(trace.id, align="left")
-    facts: Mapping[str, Any] = {
-        "teacher": trace.teacher,
-        "collection": trace.collection,
-        "task": trace.task,
-        "system message": trace.system_message_id,
-        "outcome": trace.outcome,
-        "flags": ", ".join(flags),
-        "target": trace.target,
-    }
-    console.print("; ".join(f"{name} {value}" for name, value in facts.items() if value not in ("", None)))
-    for message in trace.messages:
-        text = Text(f"{message.role}: {message.content}", COLOURS[message.role])
-        if search:
-            text.highlight_regex(re.compile(search), "reverse")
-        console.print(text, soft_wrap=True, highlight=False)
-
-
-def show_traces(
-    console: Console,
-    config: ExperimentConfig,
-    workdir: Path,
-    dataset: str,
-    choice: Choice,
-    draw: tuple[int, int],
-) -> None:
-    """Prints the traces that are drawn; `draw` is (how many, seed).
+def show_traces(console: Console, choice: Choice, given: cli.Options) -> None:
+    """Prints the traces that are drawn.
 
     Raises:
       ValueError: none is chosen.
     """
-    size, seed = draw
-    drawn = heapq.nsmallest(
-        size,
-        chosen_traces(config, workdir, dataset, choice),
-        key=lambda entry: (unit_hash("inspect", seed, entry[0].id), entry[0].id),
-    )
+    found = chosen_traces(given.config, given.workdir, given.dataset, choice)
+    by_hash = lambda entry: (unit_hash("inspect", given.seed, entry[0].id), entry[0].id)  # noqa: E731
+    drawn = heapq.nsmallest(given.count, found, key=by_hash)
     if not drawn:
         raise ValueError(f"no trace is chosen by {choice}")
-    for trace, found in drawn:
-        show_trace(console, trace, found, choice.search)
+    for trace, flags in drawn:
+        show_trace(console, trace, flags, choice.search)
 
 
-# Rows
-
-
-def chosen_rows(rows: RowBuilder, dataset: str, epoch: int, choice: Choice) -> np.ndarray:
-    """The rows, int64, that hold an example of the choice.
-
-    Raises:
-      ValueError: the choice is by flag or text, which rows do not have, or takes no row.
-    """
-    if choice.flag or choice.search:
-        raise ValueError("--flag and --find choose traces; give --traces too")
-    plan, columns = rows.plan_of(dataset, epoch), rows.stores[dataset].columns
-    wanted = np.ones(len(columns["task"]), bool)
-    for name, value in choice.columns.items():
-        wanted &= columns[name] == value
-    found = np.unique(np.searchsorted(plan.offsets, np.flatnonzero(wanted[plan.examples]), side="right") - 1)
-    if not len(found):
-        raise ValueError(f"no row of {dataset!r} holds what {choice} chooses")
-    return found
-
-
-def segments(rows: RowBuilder, dataset: str, epoch: int, row: int) -> list[dict[str, Any]]:
-    """The examples of a row, with `system_message_id` and `teacher` from the store's columns.
-
-    Raises:
-      ValueError: the plan has no such data set or row.
-    """
-    plan = rows.plan_of(dataset, epoch)
-    if row >= plan.rows:
-        raise ValueError(
-            f"data set {dataset!r} has rows 0 to {plan.rows - 1} in epoch {epoch}; asked for {row}"
-        )
-    store = rows.stores[dataset]
-    columns = ("teacher", "collection", "task", "system_message_id")
-    return [
-        {**store[index], **{name: store.columns[name][index].item() for name in columns}}
-        for index in plan.row(row)
-    ]
-
-
-def visible(piece: str) -> str:
-    """A token for a person: SentencePiece's space and the newline byte as what they stand for."""
-    return piece.replace("▁", " ").replace("<0x0A>", "⏎\n")
-
-
-def running_text(example: dict[str, Any], tokenizer: TokenizerLike) -> Text:
-    """An example's tokens in their roles' colours; what carries loss is underlined."""
-    text = Text()
-    for token, weight, role in zip(example["tokens"], example["weights"], example["roles"], strict=True):
-        style = COLOURS[ROLE_NAMES[role]] + (" underline" if weight > 0 else "")
-        text.append(visible(tokenizer.token_text(int(token))), style)
-    return text
-
-
-def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: TokenizerLike) -> Text:
-    """The row's arrays, a position a line."""
-    arrays = rows.row(dataset, epoch, row)
-    text = Text("position  segment  input            target           weight\n", "bold")
-    for i in range(len(arrays.tokens)):
-        names = [repr(tokenizer.token_text(int(ids[i])))[1:-1] for ids in (arrays.tokens, arrays.targets)]
-        line = f"{arrays.positions[i]:8}  {arrays.segment_ids[i]:7}  {names[0]:15}  {names[1]:15}  "
-        text.append(f"{line}{arrays.loss_weights[i]:g}\n", "green" if arrays.loss_weights[i] else "dim")
-    return text
-
-
-def show(
-    console: Console, rows: RowBuilder, tokenizer: TokenizerLike, place: tuple[str, int, int], tokens: bool
-) -> None:
-    """Prints the row at `place` (data set, epoch, row), as text or, with `tokens`, a position a line."""
-    dataset, epoch, row = place
-    found, arrays = segments(rows, *place), rows.row(*place)
-    console.print(
-        f"row {row} of {dataset}, epoch {epoch}: {len(found)} examples, "
-        f"{int(np.count_nonzero(arrays.segment_ids))} of {rows.row_length} positions filled, "
-        f"{int(arrays.loss_weights.sum())} supervised"
-    )
-    console.print(
-        "colours: ", *(Text(role, colour) for role, colour in COLOURS.items()), Text("loss", "underline")
-    )
-    if tokens:
-        console.print(token_lines(rows, *place, tokenizer))
-        return
-    for number, example in enumerate(found, 1):
-        title = f"segment {number}: {example['id']}, system message {example['system_message_id']}"
-        console.rule(title, align="left")
-        console.print(running_text(example, tokenizer), soft_wrap=True, highlight=False)
-
-
-def run(config: ExperimentConfig, workdir: Path) -> None:
-    given = flags.FLAGS
-    choice = Choice(given.collection, given.task, given.teacher, given.message, given.flag, given.find)
+def run(given: cli.Options) -> None:
+    choice = Choice(given.collection, given.task, given.teacher, given.system, given.flag, given.find)
     if given.traces:
-        show_traces(Console(), config, workdir, given.dataset, choice, (given.sample, given.sample_seed))
+        show_traces(Console(), choice, given)
         return
-    rows, tokenizer = row_builder(config, workdir), tokenizers.load(workdir / "tokenizer")
-    dataset = given.dataset or next(iter(config.curriculum[0].datasets))
+    rows, tokenizer = row_builder(given.config, given.workdir), tokenizers.load(given.workdir / "tokenizer")
+    dataset = given.dataset or next(iter(given.config.curriculum[0].datasets))
     numbers = [given.row]
     if choice != Choice():
         found = chosen_rows(rows, dataset, given.epoch, choice)
-        numbers = np.random.default_rng(given.sample_seed).permutation(found)[: given.sample].tolist()
+        numbers = np.random.default_rng(given.seed).permutation(found)[: given.count].tolist()
     for number in numbers:
-        show(Console(), rows, tokenizer, (dataset, given.epoch, number), given.tokens)
+        show_row(Console(), rows, tokenizer, (dataset, given.epoch, number), given.tokens)
+
+
+def main() -> None:
+    PROGRAM.main(run)
 
 
 if __name__ == "__main__":
-    launch.main(run)
+    main()

@@ -1,114 +1,89 @@
 """Serves a student as OpenAI's API: see docs/serving.md.
 
-python -m experiments.serve --checkpoint=runs/mini
-ORCA_JAX_TOKEN=... python -m experiments.serve --checkpoint=runs/mini --host=0.0.0.0
+python -m experiments.serve --model=runs/mini
+ORCA_JAX_TOKEN=... python -m experiments.serve --model=runs/mini --host=0.0.0.0
 
-A checkpoint is a workdir whose training is finished, an imported student, or a Hugging Face model folder with
+A student is a workdir whose training is finished, an imported student, or a Hugging Face model folder with
 safetensors; pickles are never read. The first requests of each size wait for a program to be compiled;
 JAX_COMPILATION_CACHE_DIR in the environment names a folder that keeps these programs.
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+PROGRAM = cli.Program(
+    __doc__,
+    cli.MODEL,
+    cli.LAYOUT,
+    cli.Option("name", "", "What clients call the model; empty: the name of its folder."),
+    cli.Option("host", "127.0.0.1", "Any but this host's own needs a token."),
+    cli.Option("port", 8000, "0: any that is free."),
+    cli.Option("token_variable", "ORCA_JAX_TOKEN", "The environment variable that holds the token."),
+    cli.Option("batch_size", 16, "Replies decoded together, at most.", lower_bound=1),
+    cli.Option("max_length", 0, "Prompt and reply together, in tokens; 0: the model's own."),
+    cli.Option("tensor", 1, "Devices over which each layer is split.", lower_bound=1),
+    cli.Option("grace", 30.0, "Seconds that open requests have to end at shutdown."),
+    cli.Option("max_body", 2 * 2**20, "Bytes of a request."),
+    cli.Option("max_prompt", 2**31, "Tokens of a prompt."),
+    cli.Option("max_output", 2**31, "Tokens of a reply."),
+    cli.Option("max_sequences", 128, "Prompts times n of a request."),
+    cli.Option("max_queue", 256, "Sequences that may wait."),
+    cli.Option("max_requests", 256, "Requests open at a time, streams among them."),
+)
 if __name__ == "__main__":
-    launch.start("serve")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
-import argparse
 import contextlib
-import functools
 import logging
-import os
 import socket
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from orca_jax.data.layouts import LayoutError
-from orca_jax.experiments import options
 from orca_jax.serving.local import load_student
 from orca_jax.training import students
 
 try:
-    from orca_jax.serving.guard import Limits
+    from orca_jax.serving.guard import Limits, read_token
     from orca_jax.serving.server import make_app, make_server
 except ModuleNotFoundError as missing:
     raise SystemExit(f"error: serving needs an extra: pip install -e '.[serve]' ({missing})") from missing
 
 log = logging.getLogger(__name__)
-SHORTEST_TOKEN = 16
 
 
-parser = functools.partial(options.parser, "serve")
-
-
-def token(variable: str) -> str:
-    """The token in the environment; empty where there is none.
-
-    Raises:
-      ValueError: it is too short to be a secret, or has characters that no header can have.
-    """
-    found = os.environ.get(variable, "").strip()
-    if found and (len(found) < SHORTEST_TOKEN or not found.isascii()):
-        raise ValueError(f"the token in {variable} must have {SHORTEST_TOKEN} ASCII characters at least")
-    return found
-
-
-def limits(options: argparse.Namespace) -> Limits:
-    return Limits(
-        body_bytes=options.max_body,
-        prompt_tokens=options.max_prompt,
-        output_tokens=options.max_output,
-        sequences=options.max_sequences,
-        queue=options.max_queue,
-        requests=options.max_requests,
+def serve(given: cli.Options) -> None:
+    """Serves until it is told to stop."""
+    limits = Limits(
+        body_bytes=given.max_body,
+        prompt_tokens=given.max_prompt,
+        output_tokens=given.max_output,
+        sequences=given.max_sequences,
+        queue=given.max_queue,
+        requests=given.max_requests,
     )
-
-
-def serve(options: argparse.Namespace) -> None:
-    """Serves until it is told to stop.
-
-    Raises:
-      ValueError: a token is needed or cannot be one, a limit cannot be, or the model is not made for so many
-        positions.
-      ArtifactError, LayoutError, UnsupportedModelError: there is no student that could be served.
-      OSError: the address cannot be listened on.
-    """
-    secret, allowed = token(options.token_variable), limits(options)
-    source = students.open_source(options.checkpoint)
-    if not (options.layout or source.own_layout):
-        raise LayoutError(f"{options.checkpoint} does not say its prompt layout; give --layout")
+    token, source = read_token(given.token_variable), students.open_source(given.model)
     positions = source.config.max_positions
-    max_length = options.max_length or positions
-    if not 0 < max_length <= positions:
+    length = given.max_length or positions
+    if not 0 < length <= positions:
         raise ValueError(
-            f"--max_length={max_length}: this model has {positions} positions; give 1 to {positions}"
+            f"--max_length={length}: this model has {positions} positions; give 1 to {positions}"
         )
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    with socket.create_server((options.host, options.port), family=family, backlog=2048) as listening:
-        student = load_student(
-            source,
-            options.layout,
-            tensor=options.tensor,
-            batch_size=options.rows,
-            # A prompt of ids may lack the beginning of sequence, which is then put there.
-            max_length=max_length + 1,
-        )
-        name = options.name or Path(options.checkpoint).resolve().name
-        app = make_app(student, name=name, token=secret, limits=allowed)
-        port = listening.getsockname()[1]
-        server = make_server(app, host=options.host, port=port, token=secret, grace=options.grace)
-        log.info("serving %s (%s) at http://%s:%d/v1", name, student.identity, options.host, port)
+    family = socket.AF_INET6 if ":" in given.host else socket.AF_INET
+    with socket.create_server((given.host, given.port), family=family, backlog=2048) as listening:
+        # A prompt of ids may lack the beginning of sequence, which is then put there.
+        sizes = {"tensor": given.tensor, "batch_size": given.batch_size, "max_length": length + 1}
+        student = load_student(source, given.layout, **sizes)
+        name, port = given.name or Path(given.model).resolve().name, listening.getsockname()[1]
+        app = make_app(student, name=name, token=token, limits=limits)
+        server = make_server(app, host=given.host, port=port, token=token, grace=given.grace)
+        log.info("serving %s (%s) at http://%s:%d/v1", name, student.identity, given.host, port)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
             server.run(sockets=[listening])
 
 
-def main(arguments: Sequence[str]) -> None:
-    options = parser().parse_args(arguments)
-    launch.set_up_logging()
-    launch.checked(lambda: serve(options))
+def main() -> None:
+    PROGRAM.main(serve)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

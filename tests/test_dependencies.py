@@ -53,11 +53,10 @@ def modules(folder):
 
 
 SERVE = "orca_jax.experiments.serve"
-RIVALS = "orca_jax.experiments.torch_llama"  # what programs race against, imported when they are asked to
 
 
 def programs():
-    return sorted({module for module in modules("experiments") if "__init__" not in module} - {SERVE, RIVALS})
+    return sorted({module for module in modules("experiments") if "__init__" not in module} - {SERVE})
 
 
 def imported(names):

@@ -1,6 +1,7 @@
 """The pages: their links, and that what their commands and paths name is there. tests/docs runs them."""
 
 import importlib.util
+import inspect
 import json
 import re
 import subprocess
@@ -14,7 +15,17 @@ from orca_jax.config import load
 from tests.docs import pages
 from tests.docs.pages import NAMES, PAGES, REPOSITORY
 
-ROOMS = ("configs", "docs", "experiments", "launch", "notebooks", "orca_jax", "requirements", "tests")
+ROOMS = (
+    "benchmarks",
+    "configs",
+    "docs",
+    "experiments",
+    "launch",
+    "notebooks",
+    "orca_jax",
+    "requirements",
+    "tests",
+)
 
 
 def anchors(page):
@@ -50,7 +61,7 @@ def test_paths_exist(page):
 def test_commands_name_programs_configs_and_targets_that_exist(page):
     targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M)
     for command in commands(page):
-        for module in re.findall(r"python -m ((?:experiments|orca_jax)[.\w]*)", command):
+        for module in re.findall(r"python -m ((?:benchmarks|experiments|orca_jax)[.\w]*)", command):
             assert importlib.util.find_spec(module), command
         for path in re.findall(r"(?:\s|=)((?:configs|tests|launch|notebooks)/[\w./-]*\w)", command):
             assert (REPOSITORY / path).exists(), command
@@ -60,12 +71,22 @@ def test_commands_name_programs_configs_and_targets_that_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_give_flags_that_are_known(page):
-    sources = "".join(path.read_text() for path in (REPOSITORY / "experiments").glob("*.py"))
-    known = set(re.findall(r'(?:DEFINE_\w+|add|add_argument)\(\s*(?:"-\w", )?"(?:--)?(\w+)"', sources))
+    files = [*(REPOSITORY / "experiments").glob("*.py"), REPOSITORY / "orca_jax/cli.py"]
+    sources = "".join(path.read_text() for path in files)
+    pattern = r'(?:DEFINE_\w+|add|add_argument|Option)\(\s*(?:"-\w", )?"(?:--)?(\w+)"'
+    known = set(re.findall(pattern, sources))
     for command in commands(page):
         if "python -m experiments." in command:
             program = re.sub(r".*?(?=python -m experiments)", "", command)
             assert set(re.findall(r"\s--(\w+)(?=[=\s]|$)", program)) <= known | {"help"}, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_benchmarks_are_given_parameters_that_they_have(page):
+    for command in commands(page):
+        for module, rest in re.findall(r"python -m (benchmarks\.\w+)(.*)", command):
+            known = inspect.signature(importlib.import_module(module).main).parameters
+            assert set(re.findall(r"\s--(\w+)", rest)) <= set(known), command
 
 
 def overrides():

@@ -37,7 +37,7 @@ print(orca_jax.__version__)
 def tree(tmp_path, repo):
     """The files that a build reads, in a folder of their own: a build leaves folders behind."""
     copy = tmp_path / "tree"
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "benchmarks"):  # the last is in no wheel
         shutil.copytree(repo / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in BESIDE:
         shutil.copy(repo / name, copy)

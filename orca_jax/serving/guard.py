@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import secrets
 import time
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from orca_jax.serving.metrics import Metrics
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health",)
+SHORTEST_TOKEN = 16  # characters
 CLIENT_LEFT = 499  # nobody sees it but the log and the metrics
 
 
@@ -43,6 +45,18 @@ class Limits:
         for field in dataclasses.fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"{field.name}={getattr(self, field.name)} must be more than 0")
+
+
+def read_token(variable: str) -> str:
+    """The token in an environment variable; empty where there is none.
+
+    Raises:
+      ValueError: it is too short to be a secret, or has characters that no header can have.
+    """
+    found = os.environ.get(variable, "").strip()
+    if found and (len(found) < SHORTEST_TOKEN or not found.isascii()):
+        raise ValueError(f"the token in {variable} must have {SHORTEST_TOKEN} ASCII characters at least")
+    return found
 
 
 class Guard:

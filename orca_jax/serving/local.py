@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from orca_jax import artifacts
-from orca_jax.config import LlamaConfig
+from orca_jax.config import LlamaConfig, MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
@@ -196,9 +196,9 @@ def load_student(
     """
     layout = layout or source.own_layout
     if not layout:
-        raise LayoutError("the student does not say its prompt layout; give one")
+        raise LayoutError(f"{source.tokenizer} does not say its prompt layout; give --layout")
     config = dataclasses.replace(source.config, scan_layers=False)
-    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
     return LocalStudent(
         source.load(config, mesh),
         config,

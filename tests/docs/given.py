@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from orca_jax.experiments import convert
 from orca_jax.queries import puzzles
+from orca_jax.training import convert
 
 FAMILIES = ("boolean_expressions", "dyck_languages", "navigate", "object_counting")
 # Runs of other pages; of some no more than what is made before the parts that are named here.
@@ -105,7 +105,7 @@ def replies(folder: Path, mini: Path, judge: str) -> None:
 def weights(folder: Path, mini: Path) -> None:
     """Model folders, and one whose weights are a pickle where torch is installed."""
     for name in ("MODEL_FOLDER", "llama-13b"):
-        convert.export(mini, folder / name, dtype="float32", layout="")
+        convert.export_student(mini, folder / name, dtype="float32", layout="")
     try:
         import torch
         from safetensors.torch import load_file

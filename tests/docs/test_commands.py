@@ -45,10 +45,10 @@ NOT_RUN = {
     r"python -m experiments\.prepare .*(Flink|Dataflow)Runner": "needs a cluster; none has run it",
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",
-    r"python -m experiments\.benchmark (train|generate)\b": "needs a quiet machine; checklist: benchmark",
-    r"python -m experiments\.benchmark gpu$": "stands with its options in docs/performance.md",
-    r"python -m experiments\.parity (families|memory)": "minutes; checklist: experiments.parity memory",
-    r"python -m experiments\.plan_page ": "compiles for TPUs, an hour; checklist: experiments.plan_page",
+    r"python -m benchmarks\.(train|generate)\b": "needs a quiet machine; checklist: benchmark",
+    r"python -m benchmarks\.gpu$": "stands with its options in docs/performance.md",
+    r"python -m benchmarks\.parity (families|memory)": "minutes; checklist: benchmarks.parity memory",
+    r"python -m benchmarks\.scale ": "compiles for TPUs, an hour; checklist: benchmarks.scale",
 }
 STEPS = "--config.curriculum[0].steps=100 --config.curriculum[1].steps=100"
 # What is put in the place of what: sizes, ports, and where a page's examples would meet in one workdir.
@@ -67,8 +67,8 @@ CHANGES = (
     (r"\.ablate .*--jobs.*", r"\g<0> --arms=progressive,answers --seeds=0"),
     (r"\.ablate .*--bbh.*", r"\g<0> --arms=answers --seeds=0"),
     (r"\.evaluate run .*agieval.*", r"\g<0> --limit=2"),
-    (r"\.benchmark gpu (.*)--minutes=10", r".benchmark gpu \1--minutes=2"),
-    (r"\.benchmark encode .*", r"\g<0> --rounds=1"),
+    (r"benchmarks\.gpu (.*)--minutes=10", r"benchmarks.gpu \1--minutes=2"),
+    (r"benchmarks\.encode .*", r"\g<0> --rounds=1"),
     (r"\.serve .*", r"\g<0> --port=PORT"),
     (r"127\.0\.0\.1:8000", "127.0.0.1:PORT"),
     (
@@ -118,11 +118,11 @@ SAID = {
     r"\.collect retry": "0 requests ended in an error",
     r"\.inspect .*--row=0": r"### Human:|segment",
     r"\.inspect .*--tokens": r"position +segment +input +target +weight",
-    r"\.inspect .*--message=8": "system message 8",
+    r"\.inspect .*--system=8": "system message 8",
     r"\.inspect .*--flag=disagrees": "flags disagrees",
     r"\.inspect .*--find": "turn",
-    r"\.benchmark encode": "share: ",
-    r"\.benchmark gpu": "tokens",
+    r"benchmarks\.encode": "times sentencepiece",
+    r"benchmarks\.gpu": "tokens",
     r"\.plan ": "a chip needs",
     r"\.evaluate compare": r"p \(McNemar\)",
     r"\.evaluate show": "-- target|questions of 1 tasks",
@@ -177,7 +177,7 @@ def missing(text):
     "command", [one for one in COMMANDS if one.page != CHECKLIST], ids=lambda command: command.place
 )
 def test_a_command_is_run_or_there_is_a_reason(command):
-    starts = ("python -m experiments.", "curl ", "echo ")
+    starts = ("python -m experiments.", "python -m benchmarks.", "curl ", "echo ")
     assert reason(command.text) or changed(command.text, 0).startswith(starts), (
         f"docs say {command.text!r}: let CHANGES make it run, or say in NOT_RUN why it is not"
     )

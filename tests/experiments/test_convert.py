@@ -12,17 +12,18 @@ import pytest
 
 from orca_jax import artifacts
 from orca_jax.artifacts import ArtifactError
+from orca_jax.config import MeshConfig
 from orca_jax.data import layouts, prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import collect, convert, generate, prepare, train
+from orca_jax.experiments import collect, prepare, train
 from orca_jax.records import Message, Sampling
-from orca_jax.serving.local import LocalStudent
+from orca_jax.serving.local import LocalStudent, load_student
 from orca_jax.student import huggingface, lora
 from orca_jax.student.huggingface import UnsupportedModelError
-from orca_jax.student.sharding import MeshConfig, make_mesh
-from orca_jax.training import metrics, students
+from orca_jax.student.sharding import make_mesh
+from orca_jax.training import convert, metrics, students
 from orca_jax.training.checkpoints import load_params
 from tests.data import hf_folders
 from tests.student.students import SMALL, make_params
@@ -32,7 +33,7 @@ from tests.student.students import SMALL, make_params
 def exported(finished, tmp_path_factory):
     """The finished workdir's student as a model folder."""
     out = tmp_path_factory.mktemp("exported") / "model"
-    convert.export(finished, out, dtype="float32", layout="")
+    convert.export_student(finished, out, dtype="float32", layout="")
     return out
 
 
@@ -40,7 +41,7 @@ def exported(finished, tmp_path_factory):
 def imported(exported, tmp_path_factory):
     """That model folder, imported."""
     out = tmp_path_factory.mktemp("imported") / "student"
-    convert.import_(exported, out)
+    convert.import_student(exported, out)
     return out
 
 
@@ -77,11 +78,11 @@ def test_run_again_nothing_is_written(finished, exported, imported):
         return {file: file.stat().st_mtime_ns for file in files}
 
     before = stamps()
-    convert.export(finished, exported, dtype="float32", layout="")
-    convert.import_(exported, imported)
+    convert.export_student(finished, exported, dtype="float32", layout="")
+    convert.import_student(exported, imported)
     assert stamps() == before
     with pytest.raises(ArtifactError, match="dtype: 'float32' there, 'bfloat16' now"):
-        convert.export(finished, exported, dtype="bfloat16", layout="")
+        convert.export_student(finished, exported, dtype="bfloat16", layout="")
 
 
 LONG = [pytest.param(kind, marks=pytest.mark.proof) for kind in ("finished", "imported")]
@@ -147,10 +148,10 @@ def test_a_released_model_is_asked_in_its_template_and_goes_out_in_any_layout(na
     for layout in ("orca", "chatml", "vicuna", *filter(None, [own])):
         if (name, layout) == ("smollm2", "chatml"):
             with pytest.raises(LayoutError, match="would stand there twice"):
-                convert.export(folder, tmp_path / layout, dtype="float32", layout=layout)
+                convert.export_student(folder, tmp_path / layout, dtype="float32", layout=layout)
             continue
-        convert.export(folder, tmp_path / layout, dtype="float32", layout=layout)
-        ours, theirs = generate.load(str(folder), layout), generate.load(str(tmp_path / layout), "")
+        convert.export_student(folder, tmp_path / layout, dtype="float32", layout=layout)
+        ours, theirs = load_student(source, layout), load_student(students.open_source(tmp_path / layout))
         assert theirs.layout == "template"
         assert theirs.prompt(messages).tolist() == ours.prompt(messages).tolist()
         assert theirs.stop_ids[0] == ours.stop_ids[0]
@@ -176,7 +177,7 @@ def test_what_is_no_student_is_said(tmp_path, finished):
     with pytest.raises(ArtifactError, match="was made by 'prepare'"):
         students.open_source(finished / "tokens/expert")
     with pytest.raises(ValueError, match="give --layout, one of orca"):
-        convert.export(finished, tmp_path / "out", dtype="float32", layout="alpaca")
+        convert.export_student(finished, tmp_path / "out", dtype="float32", layout="alpaca")
 
 
 @pytest.mark.proof
@@ -184,9 +185,9 @@ def test_the_command_line(tmp_path, repo):
     command = [sys.executable, "-m", "experiments.convert"]
     wrong = subprocess.run([*command, "translate"], cwd=repo, capture_output=True, text=True)
     assert wrong.returncode != 0
-    assert "give one of import, export, adapter, resave" in wrong.stdout + wrong.stderr
+    assert "known: import, export, adapter, resave" in wrong.stdout + wrong.stderr
     missing = subprocess.run(
-        [*command, "import", f"--source={tmp_path}", f"--out={tmp_path}/o"],
+        [*command, "import", f"--model={tmp_path}", f"--out={tmp_path}/o"],
         cwd=repo,
         capture_output=True,
         text=True,
@@ -267,10 +268,10 @@ def test_adapters_are_trained_evaluated_and_saved(exported, mini, tmp_path):
     assert shape.lora.rank == 0
     assert lora.adapters(saved)
     assert not lora.adapters(merged)
-    convert.adapter(tmp_path / "w", tmp_path / "adapter")
+    convert.export_adapter(tmp_path / "w", tmp_path / "adapter")
     written = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (written["r"], "q_proj" in written["target_modules"]) == (2, True)
-    convert.export(tmp_path / "w", tmp_path / "model", dtype="float32", layout="")
+    convert.export_student(tmp_path / "w", tmp_path / "model", dtype="float32", layout="")
     before, after = parameters(exported), parameters(tmp_path / "model")
     np.testing.assert_array_equal(before["embed"]["embedding"], after["embed"]["embedding"])
     kernels = [tree["layer_0"]["attention"]["query"]["kernel"] for tree in (before, after)]

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.experiments import convert
-from orca_jax.training import students
+from orca_jax.training import convert, students
 from tests.data import hf_folders
 from tests.experiments import mains
 
@@ -193,25 +192,25 @@ CASES = {
     ),
     "missing extra": Case(
         "serve",
-        "--checkpoint={finished}",
+        "--model={finished}",
         ("serving needs an extra: pip install -e '.[serve]'",),
         "sys.modules['fastapi'] = None",
     ),
     "busy port": Case(
         "serve",
-        "--checkpoint={finished} --port={port}",
+        "--model={finished} --port={port}",
         ("Address already in use", "give another port"),
         needs="fastapi",
     ),
     "more than the model's length": Case(
         "serve",
-        "--checkpoint={finished} --port=0 --max_length=99999",
+        "--model={finished} --port=0 --max_length=99999",
         ("--max_length=99999: this model has 2048 positions", "give 1 to 2048"),
         needs="fastapi",
     ),
     "server open to others without a token": Case(
         "serve",
-        "--checkpoint={finished} --host=0.0.0.0 --port=0",
+        "--model={finished} --host=0.0.0.0 --port=0",
         ("put a token into the environment",),
         needs="fastapi",
     ),
@@ -280,7 +279,7 @@ def inputs(finished, corpus, tmp_path_factory):
     (folder / "half/training/manifest.json").unlink()
     for file in (folder / "damaged/training/checkpoints").rglob("d/*"):
         file.write_bytes(bytes(len(file.read_bytes())))
-    convert.export(finished, folder / "model", dtype="float32", layout="")
+    convert.export_student(finished, folder / "model", dtype="float32", layout="")
     shutil.copytree(folder / "model", folder / "misfit")
     config = json.loads((folder / "misfit/config.json").read_text())
     (folder / "misfit/config.json").write_text(json.dumps(config | {"intermediate_size": 96}))

@@ -2,16 +2,17 @@
 
 import io
 import re
+import types
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from orca_jax.data import prepared
+from orca_jax.data import inspection, prepared
 from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.inspection import Choice
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.experiments import inspect
-from orca_jax.experiments.inspect import Choice
 from orca_jax.experiments.train import row_builder
 
 PLACE = ("expert", 0, 0)
@@ -25,14 +26,14 @@ def row(finished, mini):
 
 def printed(row, *, tokens, colour):
     console = Console(file=io.StringIO(), force_terminal=colour, width=200)
-    inspect.show(console, *row, PLACE, tokens)
+    inspection.show_row(console, *row, PLACE, tokens)
     return console.file.getvalue()
 
 
 def test_the_text_is_that_of_the_rows_examples(row):
     rows, _ = row
     text = printed(row, tokens=False, colour=False)
-    examples = inspect.segments(rows, *PLACE)
+    examples = inspection.segments(rows, *PLACE)
     for example in examples:
         assert example["id"] in text
     assert text.count("### Assistant:") == len(examples)
@@ -41,13 +42,13 @@ def test_the_text_is_that_of_the_rows_examples(row):
 
 def test_exactly_the_supervised_tokens_are_underlined_and_roles_coloured(row):
     rows, tokenizer = row
-    example = inspect.segments(rows, *PLACE)[0]
-    spans = inspect.running_text(example, tokenizer).spans
+    example = inspection.segments(rows, *PLACE)[0]
+    spans = inspection.running_text(example, tokenizer).spans
     underlined = [" underline" in str(span.style) for span in spans]
     assert underlined == (example["weights"] > 0).tolist()
     assert underlined[-1], "the end of sequence carries loss"
     colours = [str(span.style).split()[0] for span in spans]
-    assert colours == [inspect.COLOURS[ROLE_NAMES[role]] for role in example["roles"]]
+    assert colours == [inspection.COLOURS[ROLE_NAMES[role]] for role in example["roles"]]
 
 
 def test_a_terminal_gets_colours(row):
@@ -67,7 +68,7 @@ def test_tokens_are_printed_a_position_a_line(row):
 def test_a_row_past_the_plan_is_refused(row):
     rows, _ = row
     with pytest.raises(ValueError, match=r"rows 0 to \d+ in epoch 0; asked for 999999"):
-        inspect.segments(rows, "expert", 0, 999_999)
+        inspection.segments(rows, "expert", 0, 999_999)
 
 
 # --- Chosen traces and rows
@@ -75,12 +76,15 @@ def test_a_row_past_the_plan_is_refused(row):
 
 def shown(mini, finished, choice, draw=(3, 0), dataset="", colour=False):
     console = Console(file=io.StringIO(), width=200, force_terminal=colour)
-    inspect.show_traces(console, mini(), finished, dataset, choice, draw)
+    given = types.SimpleNamespace(
+        config=mini(), workdir=finished, dataset=dataset, count=draw[0], seed=draw[1]
+    )
+    inspect.show_traces(console, choice, given)
     return console.file.getvalue()
 
 
 def test_traces_are_chosen_by_teacher_task_message_and_text(mini, finished):
-    choice = Choice(teacher="expert", collection="puzzles", message=7, search=r"turn \w+")
+    choice = Choice(teacher="expert", collection="puzzles", system=7, search=r"turn \w+")
     found = list(inspect.chosen_traces(mini(), finished, "", choice))
     every = [trace for name in ("apprentice", "expert") for trace in prepared.read(finished, name)]
     expected = [
@@ -129,7 +133,7 @@ def test_no_trace_is_an_error_that_names_the_choice(mini, finished):
 
 def test_rows_with_a_message_are_those_that_hold_it(row):
     rows, _ = row
-    found = inspect.chosen_rows(rows, "expert", 0, Choice(message=8)).tolist()
+    found = inspection.chosen_rows(rows, "expert", 0, Choice(system=8)).tolist()
     ids = rows.stores["expert"].columns["system_message_id"]
     plan = rows.plan_of("expert", 0)
     assert found == [number for number in range(plan.rows) if 8 in ids[plan.row(number)]]
@@ -142,4 +146,4 @@ def test_rows_with_a_message_are_those_that_hold_it(row):
 )
 def test_rows_that_cannot_be_chosen(row, choice, message):
     with pytest.raises(ValueError, match=message):
-        inspect.chosen_rows(row[0], "expert", 0, choice)
+        inspection.chosen_rows(row[0], "expert", 0, choice)

@@ -63,10 +63,12 @@ HELPS = {
     "ablate": ("--arms", "--seeds"),
     "report": ("--out",),
     "plan": ("--topology",),
-    "convert": ("--source",),
-    "generate": ("--student", "--top_p"),
+    "convert": ("import", "resave"),
+    "convert export": ("--model", "--dtype"),
+    "generate": ("chat",),
+    "generate batch": ("--model", "--top_p"),
     "inspect": ("--find",),
-    "serve": ("--checkpoint", "--max_queue"),
+    "serve": ("--model", "--max_queue"),
 }
 
 

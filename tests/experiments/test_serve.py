@@ -14,49 +14,46 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.experiments import convert, serve
+from orca_jax.experiments import serve
+from orca_jax.serving import guard
 from orca_jax.student.huggingface_folder import CONFIG_FILE
+from orca_jax.training import convert
 from tests.data import hf_folders
-
-
-def options(*arguments):
-    return serve.parser().parse_args(["--checkpoint=x", *arguments])
 
 
 @pytest.mark.parametrize("token", ["short", "of fourteen ch", "é" * 20])
 def test_a_weak_token_is_refused(monkeypatch, token):
     monkeypatch.setenv("ORCA_JAX_TOKEN", token)
     with pytest.raises(ValueError, match="16 ASCII characters"):
-        serve.serve(options())
-
-
-def test_limits_come_from_the_command_line_and_must_be_possible():
-    made = serve.limits(options("--max_queue=7", "--max_output=9"))
-    assert (made.queue, made.output_tokens, made.sequences) == (7, 9, serve.Limits.sequences)
-    with pytest.raises(ValueError, match="queue=0 must be more than 0"):
-        serve.limits(options("--max_queue=0"))
+        guard.read_token("ORCA_JAX_TOKEN")
 
 
 def failure(capsys, *arguments):
+    serve.PROGRAM.start(arguments)
     with pytest.raises(SystemExit):
-        serve.main(arguments)
+        serve.main()
     return capsys.readouterr().err
+
+
+def test_limits_come_from_the_command_line_and_must_be_possible(finished, capsys, monkeypatch):
+    monkeypatch.delenv("ORCA_JAX_TOKEN", raising=False)
+    assert "queue=0 must be more than 0" in failure(capsys, f"--model={finished}", "--max_queue=0")
 
 
 def test_other_hosts_need_a_token(finished, capsys, monkeypatch):
     monkeypatch.delenv("ORCA_JAX_TOKEN", raising=False)
-    said = failure(capsys, f"--checkpoint={finished}", "--host=0.0.0.0", "--port=0")
+    said = failure(capsys, f"--model={finished}", "--host=0.0.0.0", "--port=0")
     assert "put a token into the environment" in said
 
 
 def test_what_holds_no_student_is_refused(tmp_path, capsys):
-    assert "holds no student" in failure(capsys, f"--checkpoint={tmp_path}", "--port=0")
+    assert "holds no student" in failure(capsys, f"--model={tmp_path}", "--port=0")
 
 
 @pytest.fixture(scope="module")
 def model_folder(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "mini"
-    convert.export(finished, folder, dtype="float32", layout="")
+    convert.export_student(finished, folder, dtype="float32", layout="")
     return folder
 
 
@@ -71,18 +68,18 @@ def test_pickles_are_never_read(model_folder, tmp_path, capsys):
         weights.unlink()
     for name in ("pytorch_model.bin", "model.pkl", "pytorch_model-00001-of-00001.bin"):
         (folder / name).write_bytes(pickle.dumps(Trap()))
-    said = failure(capsys, f"--checkpoint={folder}", "--port=0", "--layout=orca")
+    said = failure(capsys, f"--model={folder}", "--port=0", "--layout=orca")
     assert "safetensors" in said
 
 
 def test_a_model_folder_without_a_chat_template_needs_a_layout(model_folder, tmp_path, capsys):
     folder = hf_folders.without_template(shutil.copytree(model_folder, tmp_path / "bare"))
-    assert "give --layout" in failure(capsys, f"--checkpoint={folder}", "--port=0")
+    assert "give --layout" in failure(capsys, f"--model={folder}", "--port=0")
 
 
 def test_more_than_the_model_has_is_refused(finished, capsys, monkeypatch):
     monkeypatch.delenv("ORCA_JAX_TOKEN", raising=False)
-    said = failure(capsys, f"--checkpoint={finished}", "--host=0.0.0.0", "--port=0", "--max_length=2049")
+    said = failure(capsys, f"--model={finished}", "--host=0.0.0.0", "--port=0", "--max_length=2049")
     assert "--max_length=2049: this model has 2048 positions" in said
 
 
@@ -96,7 +93,7 @@ def test_more_than_the_model_has_is_refused(finished, capsys, monkeypatch):
 )
 def test_the_program(finished, model_folder, repo, kind, more, length):
     folder = finished if kind == "workdir" else model_folder
-    command = [sys.executable, "-m", "experiments.serve", f"--checkpoint={folder}", "--port=0", *more]
+    command = [sys.executable, "-m", "experiments.serve", f"--model={folder}", "--port=0", *more]
     token = "a token that is long"
     process = subprocess.Popen(
         [*command, "--host=0.0.0.0"], cwd=repo, stderr=subprocess.PIPE, text=True,

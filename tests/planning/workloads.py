@@ -2,10 +2,9 @@
 
 import dataclasses
 
-from orca_jax.config import LlamaConfig
-from orca_jax.planning.workload import Workload
+from orca_jax.config import LlamaConfig, OptimizerConfig
+from orca_jax.planning.estimate import Workload
 from orca_jax.student import presets
-from orca_jax.training.optimizer import OptimizerConfig
 
 
 def small(rows=8, row_length=64, kind="adamw", **student):

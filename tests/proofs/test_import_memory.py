@@ -2,7 +2,7 @@
 
 import pytest
 
-from orca_jax.experiments import parity
+from benchmarks import parity
 
 pytestmark = pytest.mark.proof
 

@@ -1,9 +1,7 @@
 """Our students beside transformers' on the same weights: the tables of docs/students.md.
 
-Needs the extra `parity`.
-
-python -m experiments.parity families
-python -m experiments.parity memory --folder=FOLDER_TO_WRITE
+python -m benchmarks.parity families
+python -m benchmarks.parity memory --folder=FOLDER_TO_WRITE
 
 `families`: small random models of every family, 512 positions: the largest difference between logits,
 whether 64 greedy tokens are equal, whether import and export give every weight back bit for bit. `memory`:
@@ -12,67 +10,47 @@ a random model of 1.1B parameters in bfloat16, imported as float32 by each in a 
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch, options
-
-if __name__ == "__main__":
-    launch.start("parity")  # before the imports below, which take seconds
-
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags
 
-from orca_jax.config import LlamaConfig
+from benchmarks.racing import command, markdown
+from orca_jax.config import LlamaConfig, MeshConfig
 from orca_jax.student import huggingface, huggingface_folder, llama, presets
 from orca_jax.student.engine import Generator
-from orca_jax.student.sharding import MeshConfig, make_mesh
+from orca_jax.student.sharding import make_mesh
 
-options.define("parity")
 LENGTH, PROMPT, NEW = 512, 50, 64
-SHAPE = dict(
-    vocab_size=101,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=1024,
-    initializer_range=0.2,
-    bos_token_id=1,
+SHAPE: dict[str, Any] = dict(
+    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, bos_token_id=1,
     eos_token_id=2,
-)
+)  # fmt: skip
 LLAMA3 = dict(
-    rope_type="llama3",
-    rope_theta=10_000.0,
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
+    rope_type="llama3", rope_theta=10_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=128,
-)
+)  # fmt: skip
 LINEAR = dict(rope_type="linear", rope_theta=10_000.0, factor=4.0)
-ONE_KEY_HEAD = dict(num_attention_heads=3, num_key_value_heads=1, hidden_size=48)
+ONE_KEY_HEAD = dict(num_attention_heads=3, num_key_value_heads=1, hidden_size=48, tie_word_embeddings=True)
+TIED = dict(rope_parameters=LLAMA3, tie_word_embeddings=True, head_dim=32)
 # Family to transformers' config class and what differs from SHAPE.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaMA": ("LlamaConfig", dict(num_key_value_heads=4, rms_norm_eps=1e-6)),
     "Llama 2, grouped queries": ("LlamaConfig", dict(rms_norm_eps=1e-5)),
-    "Llama 3.x, stretched, tied": (
-        "LlamaConfig",
-        dict(rope_parameters=LLAMA3, tie_word_embeddings=True, head_dim=32),
-    ),
+    "Llama 3.x, stretched, tied": ("LlamaConfig", TIED),
     "LLaMA, linear stretch": ("LlamaConfig", dict(rope_parameters=LINEAR)),
     "LLaMA with biases": ("LlamaConfig", dict(attention_bias=True)),
     "Mistral, window 37": ("MistralConfig", dict(sliding_window=37, head_dim=16)),
     "Qwen2": ("Qwen2Config", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
-    "SmolLM type": ("LlamaConfig", dict(ONE_KEY_HEAD, tie_word_embeddings=True)),
+    "SmolLM type": ("LlamaConfig", ONE_KEY_HEAD),
 }
 
 
@@ -84,13 +62,13 @@ class Pair(NamedTuple):
     config: LlamaConfig
 
 
-def make_model(name: str, seed: int = 0) -> Any:
+def make_model(name: str) -> Any:
     """A transformers model of a family, float32, every parameter random (norms and biases too)."""
     import torch
     import transformers
 
     kind, changes = FAMILIES[name]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     settings = getattr(transformers, kind)(**{**SHAPE, **changes})
     model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").float()
     with torch.no_grad():
@@ -137,13 +115,9 @@ def generations(pair: Pair) -> tuple[list[int], list[int]]:
     with torch.no_grad():
         inputs = torch.tensor(prompt[None].astype(np.int64))
         out = pair.theirs.generate(inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
-    return out[0, PROMPT:].tolist(), _greedy(pair, prompt)
-
-
-def _greedy(pair: Pair, prompt: np.ndarray) -> list[int]:
     generator = Generator(pair.params, pair.config, stop_ids=(), max_length=PROMPT + NEW)
-    [said] = generator.generate([prompt], max_tokens=NEW)
-    return [int(token) for token in said.tokens]
+    [reply] = generator.generate([prompt], max_tokens=NEW)
+    return out[0, PROMPT:].tolist(), [int(token) for token in reply.tokens]
 
 
 def round_trip_differences(pair: Pair, folder: Path) -> list[str]:
@@ -159,41 +133,35 @@ def round_trip_differences(pair: Pair, folder: Path) -> list[str]:
     return [name for name in {**before, **after} if not torch.equal(before[name], after[name])]
 
 
-def families() -> None:
-    print("| Family | largest logit difference | 64 greedy tokens | round trip |\n| --- | --- | --- | --- |")
+def families() -> str:
+    rows = []
     for name in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             pair = make_pair(name, Path(folder) / "theirs")
             theirs, ours = generations(pair)
-            wrong = round_trip_differences(pair, Path(folder) / "ours")
-        equal, exact = "equal" if theirs == ours else "DIFFERENT", "DIFFERENT" if wrong else "bit-exact"
-        print(f"| {name} | {logit_error(pair):.1e} | {equal} | {exact} |", flush=True)
+            exact = not round_trip_differences(pair, Path(folder) / "ours")
+        equal = "equal" if theirs == ours else "DIFFERENT"
+        rows.append([name, f"{logit_error(pair):.1e}", equal, "bit-exact" if exact else "DIFFERENT"])
+    return markdown(["Family", "largest logit difference", "64 greedy tokens", "round trip"], rows)
 
 
-# Memory of an import
-
-SIZED = dataclasses.replace(  # TinyLlama's shape: 1.1B parameters
-    presets.PRESETS["llama-7b"],
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_layers=22,
-    num_kv_heads=4,
-    head_dim=64,
+# TinyLlama's shape: 1.1B parameters.
+TINY_LLAMA: dict[str, Any] = dict(
+    hidden_size=2048, intermediate_size=5632, num_layers=22, num_kv_heads=4, head_dim=64
 )
 LOAD_OURS = """
 import jax
 from orca_jax.student import huggingface, huggingface_folder
-from orca_jax.student.sharding import MeshConfig, make_mesh
+from orca_jax.config import MeshConfig
+from orca_jax.student.sharding import make_mesh
 config = huggingface_folder.read_config(FOLDER)
 params = jax.block_until_ready(huggingface.load(FOLDER, config, make_mesh(MeshConfig())))
-live = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
 """
 LOAD_THEIRS = """
 import torch, transformers
 model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
-live, largest = sum(sizes), max(sizes)
 """
 MEASURE = """
 import json, time
@@ -201,7 +169,7 @@ began = time.monotonic()
 {load}
 seconds = time.monotonic() - began
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps(dict(peak=peak, live=live, largest=largest, seconds=seconds)))
+print(json.dumps(dict(peak=peak, live=sum(sizes), largest=max(sizes), seconds=seconds)))
 """
 
 
@@ -209,13 +177,12 @@ def write_sized(folder: Path) -> None:
     """A random model of 1.1B parameters in bfloat16, in shards, a tensor at a time."""
     if (folder / huggingface_folder.CONFIG_FILE).is_file():
         return
-    shapes = jax.eval_shape(lambda: llama.init(dataclasses.replace(SIZED, scan_layers=False), 0))
-    random = np.random.default_rng(0)
-    bfloat16 = huggingface.DTYPES["bfloat16"]
+    config = dataclasses.replace(presets.PRESETS["llama-7b"], scan_layers=False, **TINY_LLAMA)
+    random, bfloat16 = np.random.default_rng(0), huggingface.DTYPES["bfloat16"]
+    shapes = jax.eval_shape(lambda: llama.init(config, 0))
     params = jax.tree.map(
         lambda leaf: (random.standard_normal(leaf.shape, np.float32) * 0.02).astype(bfloat16), shapes
     )
-    config = dataclasses.replace(SIZED, scan_layers=False)
     huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
 
 
@@ -223,34 +190,28 @@ def measure(load: str, folder: Path) -> Mapping[str, float]:
     """Peak memory of a process that runs `load`, bytes of its parameters, and the seconds it took."""
     code = MEASURE.format(load=load.replace("FOLDER", repr(str(folder))))
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    values = json.loads(ended.stdout.splitlines()[-1])
-    assert isinstance(values, dict)
+    values: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return values
 
 
-def memory(folder: Path) -> dict[str, Mapping[str, float]]:
+def memory(folder: Path) -> str:
     """Both imports of the model in `folder`, which is written if it is not there."""
     write_sized(folder)
-    found = {}
-    print("| Import of 1.1B parameters | peak GiB | of it parameters | peak less parameters | seconds |")
-    print("| --- | --- | --- | --- | --- |")
+    rows = []
     for name, load in (("ours", LOAD_OURS), ("transformers", LOAD_THEIRS)):
-        found[name] = values = measure(load, folder)
-        over = values["peak"] - values["live"]
-        sizes = " | ".join(f"{size / 2**30:.2f}" for size in (values["peak"], values["live"], over))
-        print(f"| {name} | {sizes} | {values['seconds']:.0f} |", flush=True)
-    return found
+        values = measure(load, folder)
+        sizes = (values["peak"], values["live"], values["peak"] - values["live"])
+        rows.append([name, *(f"{size / 2**30:.2f}" for size in sizes), f"{values['seconds']:.0f}"])
+    header = ["Import of 1.1B parameters", "peak GiB", "of it parameters", "peak less parameters", "seconds"]
+    return markdown(header, rows)
 
 
-def main() -> None:
-    began = time.monotonic()
-    if sys.argv[1] == "families":
-        families()
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            memory(Path(flags.FLAGS.folder or temporary))
-    print(f"\n{time.monotonic() - began:.0f} s")
+def main(table: str, folder: str = "") -> None:
+    if table not in ("families", "memory"):
+        raise SystemExit(f"error: unknown table {table!r}; known: families, memory")
+    with tempfile.TemporaryDirectory() as temporary:
+        print(families() if table == "families" else memory(Path(folder or temporary)))
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

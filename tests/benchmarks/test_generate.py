@@ -1,24 +1,13 @@
-"""Both sides of the generation benchmark get the same work, and its figures follow from its times."""
-
-import dataclasses
+"""Both sides of the generation benchmark get the same work."""
 
 import numpy as np
 import pytest
 
-from orca_jax.experiments import benchmark_generate as benchmark
-from orca_jax.experiments.racing import Contestant
+from benchmarks import generate as benchmark
+from benchmarks.racing import student
 from orca_jax.student import huggingface, llama
 
-TINY = dataclasses.replace(
-    benchmark.SHAPES["30M"],
-    vocab_size=96,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=8,
-)
+TINY = student(96, 32, 48, 2, 4)
 WORK = benchmark.Work(
     [np.arange(3, 3 + size, dtype=np.int32) for size in (9, 5, 12, 7, 20)], [6, 1, 3, 8, 2], 2
 )
@@ -57,7 +46,7 @@ def test_agreement_is_of_the_first_tokens():
 def test_ours_generates_what_is_asked(devices):
     contestant = benchmark.ours(llama.init(TINY, 0), TINY, WORK, devices)
     contestant.step()
-    assert [len(reply) for reply in contestant.said] == WORK.limits
+    assert [len(reply) for reply in contestant.replies] == WORK.limits
     assert contestant.tokens == sum(WORK.limits)
 
 
@@ -68,21 +57,20 @@ def test_transformers_generates_the_same(tmp_path):
     both = [benchmark.ours(params, TINY, WORK, 1), benchmark.theirs("theirs", tmp_path, WORK)]
     for contestant in both:
         contestant.step()
-    assert both[0].said == both[1].said
-
-
-def test_the_report_gives_rates_and_ratios(capsys):
-    racers = [Contestant(name, lambda: None, 100, 100, [[1], [said]]) for name, said in (("a", 1), ("b", 2))]
-    benchmark.report("shape", racers, [[1.0, 3.0], [1.0, 3.0]])
-    ours = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| a"))
-    assert [cell.strip().split()[0] for cell in ours.split("|")[2:6]] == ["1.00", "100.0", "3.00", "50%"]
+    assert both[0].replies == both[1].replies
 
 
 @pytest.mark.proof
 def test_the_program_runs_alone(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SHAPES", {"tiny": TINY})
     monkeypatch.setattr(benchmark, "RACES", {"few": lambda vocab: WORK})
-    benchmark.generate(alone=True, rounds=1, seconds=0)
+    benchmark.main(alone=True, rounds=1, seconds=0)
     said = capsys.readouterr().out
     assert "orca_jax, 1 device(s)" in said
     assert "orca_jax, 4 device(s)" in said
+
+
+def test_what_is_not_known_or_incomplete_ends_the_program():
+    for wrong in ({"only": "none such"}, {"bbh": "folder"}):
+        with pytest.raises(SystemExit, match=r"30M, mixed lengths.*--bbh needs --tokenizer"):
+            benchmark.main(alone=True, **wrong)

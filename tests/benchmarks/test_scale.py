@@ -1,28 +1,29 @@
 """The estimate beside published runs."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from orca_jax.experiments import plan_page
-from orca_jax.planning import chips, published
+from benchmarks import scale
+from orca_jax.planning import chips
 
 PAGE = Path(__file__).parents[2] / "docs/scale.md"
 
 
-@pytest.mark.parametrize("run", published.RUNS, ids=lambda run: run.topology)
+@pytest.mark.parametrize("run", scale.RUNS, ids=lambda run: run.topology)
 def test_a_run_is_stated_whole(run):
-    assert run.shape.devices == chips.topology(run.topology).chips
+    assert math.prod(run.mesh) == chips.topology(run.topology).chips
     assert run.source.startswith("https://")
     billions = float(run.name.split("B,")[0])
     assert run.workload.student.parameter_count == pytest.approx(billions * 1e9, rel=0.05)
 
 
-@pytest.mark.parametrize("run", published.RUNS, ids=lambda run: run.topology)
+@pytest.mark.parametrize("run", scale.RUNS, ids=lambda run: run.topology)
 def test_the_estimate_is_near(run):
     """Within 15 points of utilisation; the page states each error."""
-    assert abs(published.estimated(run) - run.mfu) < 0.15
+    assert abs(scale.estimated(run) - run.mfu) < 0.15
 
 
 def test_the_page_states_the_errors_of_today():
-    assert plan_page.published_table() in PAGE.read_text(encoding="utf-8")
+    assert scale.published_table() in PAGE.read_text(encoding="utf-8")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from orca_jax.experiments import parity
+from benchmarks import parity
+from orca_jax.config import MeshConfig
 from orca_jax.student import huggingface, huggingface_folder, llama
-from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
+from orca_jax.student.sharding import make_mesh, path_name
 from orca_jax.training.loss import cross_entropy
 
 torch = pytest.importorskip("torch")

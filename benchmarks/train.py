@@ -1,0 +1,88 @@
+"""The training step beside transformers and torch: the same model, optimizer and rows, float32, in turns.
+
+python -m benchmarks.train            # median of 5 rounds
+python -m benchmarks.train --alone    # without transformers and torch
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import racing
+from benchmarks.racing import YNN, Contestant, packed_rows, padded, student
+from orca_jax.config import LlamaConfig
+from orca_jax.data.rows import Row, stack
+
+ROW = 512
+# Rows of a step, and the student.
+SHAPES = {"1.6M": (8, student(2048, 128, 512, 4, 4)), "30M": (4, student(8192, 512, 1408, 7, 8))}
+
+
+def dense_rows(rows: int, vocab: int) -> Row:
+    """Rows of one segment each, every position supervised."""
+    tokens = np.random.default_rng(0).integers(3, vocab, (rows, ROW + 1), dtype=np.int32)
+    ones = np.ones((rows, ROW), np.int32)
+    positions = np.tile(np.arange(ROW, dtype=np.int32), (rows, 1))
+    return Row(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
+
+
+def ours(name: str, config: LlamaConfig, batches: list[Row], options: dict[str, str]) -> Contestant:
+    filled = float(np.mean([np.count_nonzero(batch.segment_ids) for batch in batches]))
+    supervised = float(np.mean([batch.loss_weights.sum() for batch in batches]))
+    return Contestant(
+        name, racing.training_step(config, batches, "float32", options=options), filled, supervised
+    )
+
+
+def theirs(name: str, config: LlamaConfig, batches: list[dict[str, np.ndarray]]) -> Contestant:
+    tokens = float(np.mean([batch["attention_mask"].sum() for batch in batches]))
+    supervised = float(np.mean([(batch["labels"][:, 1:] != -100).sum() for batch in batches]))
+    return Contestant(name, racing.transformers_step(config, batches), tokens, supervised)
+
+
+def padded_batch(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Examples as transformers' collators batch them: padded to the longest, labels -100 off the answer."""
+    labels = [np.where(example["weights"] > 0, example["tokens"], -100) for example in examples]
+    return {
+        "input_ids": padded([example["tokens"] for example in examples]),
+        "attention_mask": padded([np.ones_like(example["tokens"]) for example in examples]),
+        "labels": padded(labels, -100),
+    }
+
+
+def dense(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
+    rows = dense_rows(size, config.vocab_size)
+    found = [ours("orca_jax", config, [rows], {}), ours("orca_jax, ynn dots", config, [rows], YNN)]
+    if alone:
+        return found
+    tokens = rows.tokens.astype(np.int64)  # transformers shifts the labels itself
+    batch = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": tokens}
+    return [*found, theirs("transformers", config, [batch])]
+
+
+def uneven(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
+    """The same uneven examples, packed by us, padded by them; as many examples in a step of either."""
+    examples = racing.uneven_examples(24 * size, config.vocab_size, ROW, median=150, spread=0.7)
+    rows = packed_rows(examples, ROW)
+    packed = [stack(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+    found = [ours("orca_jax packed, ynn dots", config, packed, YNN)]
+    if alone:
+        return found
+    many = round(size * len(examples) / len(rows))
+    starts = range(0, len(examples) - many + 1, many)
+    batches = [padded_batch(examples[i : i + many]) for i in starts]
+    return [*found, theirs("transformers padded", config, batches)]
+
+
+def main(alone: bool = False, rounds: int = 5, seconds: float = 4.0) -> None:
+    for (name, (size, config)), race_of in itertools.product(SHAPES.items(), (dense, uneven)):
+        contestants = race_of(size, config, alone)
+        times = racing.race(contestants, rounds, seconds)
+        racing.report(f"{name}, {size} x {ROW}, {race_of.__name__}", contestants, times)
+
+
+if __name__ == "__main__":
+    racing.command(main)

@@ -1,0 +1,357 @@
+"""What a training step costs by estimate: FLOPs, bytes of a chip, transfers between chips, and seconds.
+
+FLOPs follow PaLM's appendix B (arXiv 2204.02311), with attention counted as causal. Bytes are exact for
+parameters and optimizer, whose shapes come from the functions that train runs, and rough for the rest. Time:
+
+    step = max(products + attention + elementwise, overlapped collectives) + exposed collectives + update
+
+Matrix products reach `product_efficiency` of the peak (chips.csv). Attention kernels, memory and links reach
+the shares below. Elementwise operations wait for memory while nothing else runs. Gathers and scatters of
+parameters and gradients hide behind computing; sums of activations over the tensor axis, on which the next
+product waits, do not. These are assumptions, the same for every case; docs/scale.md states the errors against
+published runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from orca_jax.config import LlamaConfig, MeshConfig, OptimizerConfig
+from orca_jax.planning.chips import Topology
+from orca_jax.student import sharding
+from orca_jax.training import loss
+from orca_jax.training.optimizer import make_optimizer
+from orca_jax.training.step import TrainState, make_steps
+
+USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented, and runtimes keep some
+ATTENTION_EFFICIENCY = 0.5
+HBM_EFFICIENCY = 0.8
+LINK_EFFICIENCY = 0.8
+BACKWARD_ATTENTION = 7  # products of the kernels for queries' and keys' gradients, which both redo the scores
+# What a policy computes again: shares of a layer's forward products and of its attention.
+RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 1.0)}
+FORMULA = (
+    "6 x N x tokens + 6 x layers x heads x head_dim x row_length x tokens; N: parameters of matrix products "
+    "(all but the input embedding and norms); the second term is causal attention over whole rows"
+)
+LORA_FORMULA = (
+    FORMULA.replace("6 x N", "4 x N", 1) + "; frozen weights need no gradients; adapters not counted"
+)
+
+
+class MeshShape(NamedTuple):
+    """Sizes of the mesh's axes, none of them -1."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def rows(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return self.data * self.fsdp
+
+    def __str__(self) -> str:
+        return f"data={self.data} fsdp={self.fsdp} tensor={self.tensor}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Everything but the chips and the mesh that a training step depends on; names as in configs."""
+
+    student: LlamaConfig
+    optimizer: OptimizerConfig
+    batch_rows: int
+    accumulation: int = 1
+    row_length: int = 2048
+    compute_dtype: str = "bfloat16"
+    limited: bool = False  # steps whose gradient spikes are skipped
+
+    @property
+    def tokens(self) -> int:
+        """Positions of an optimizer step."""
+        return self.batch_rows * self.row_length
+
+    def part_rows(self, shape: MeshShape) -> int:
+        """Rows that a chip works on at a time.
+
+        Raises:
+          ValueError: the rows do not divide over accumulation parts and the mesh.
+        """
+        rows, rest = divmod(self.batch_rows, self.accumulation * shape.rows)
+        if rest or not rows:
+            raise ValueError(
+                f"train.batch_rows={self.batch_rows} does not divide over train.accumulation="
+                f"{self.accumulation} parts and data x fsdp = {shape.rows} devices"
+            )
+        return rows
+
+
+def layer_parameters(student: LlamaConfig) -> int:
+    """Parameters of one layer."""
+    embeddings = student.padded_vocab_size * student.hidden_size * (1 if student.tie_embeddings else 2)
+    return (student.parameter_count - embeddings - student.hidden_size) // student.num_layers
+
+
+class Flops(NamedTuple):
+    """FLOPs of one optimizer step on all chips together."""
+
+    products: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention
+
+
+def model_flops(workload: Workload) -> Flops:
+    """What the mathematics needs, by `FORMULA`; nothing computed twice, and rows taken as one segment."""
+    products = workload.tokens * workload.student.training_flops(0)
+    return Flops(products, workload.tokens * workload.student.training_flops(workload.row_length) - products)
+
+
+def formula(workload: Workload) -> str:
+    """The formula in words, for full weights or adapters."""
+    return LORA_FORMULA if workload.student.lora.rank else FORMULA
+
+
+# Memory
+
+
+class Bytes(NamedTuple):
+    """Of one chip. `working`: gradients, saved activations and what the layer at hand needs."""
+
+    parameters: int
+    optimizer: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.optimizer + self.working
+
+
+def abstract_state(student: LlamaConfig, optimizer: OptimizerConfig) -> TrainState:
+    """Shapes of all that a checkpoint holds; nothing is allocated."""
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+    steps = make_steps(student, make_optimizer(optimizer), mesh, dtype=jnp.bfloat16, accumulation=1)
+    return steps.abstract
+
+
+def shard_bytes(tree: Any, shape: MeshShape) -> int:
+    """Bytes of one chip's part of a tree of shapes, by the rules that place them."""
+    sizes = cast(Mesh, types.SimpleNamespace(shape=shape._asdict()))  # all that the rules look at
+
+    def size(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> int:
+        axes = sharding.spec(sharding.path_name(path), leaf.shape, sizes)
+        parts = math.prod(sizes.shape[axis] for axis in axes if axis)
+        return math.prod(leaf.shape) * leaf.dtype.itemsize // parts
+
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, tree)))
+
+
+def intermediate_width(student: LlamaConfig, tensor: int) -> int:
+    """Elements a token that a layer's forward pass leaves for its backward pass, on one of `tensor` chips."""
+    heads = (student.num_heads + student.num_kv_heads) * student.head_dim
+    return 10 * student.hidden_size + (5 * heads + 5 * student.intermediate_size) // tensor
+
+
+def products_width(student: LlamaConfig, tensor: int) -> int:
+    """Elements a token of the results of one layer's matrix products."""
+    heads = (student.num_heads + 2 * student.num_kv_heads) * student.head_dim
+    return 2 * student.hidden_size + (heads + 2 * student.intermediate_size) // tensor
+
+
+def saved_width(student: LlamaConfig, tensor: int) -> int:
+    """Elements a token that a layer keeps until the backward pass reaches it, by the policy.
+
+    Raises:
+      ValueError: the policy is not known here.
+    """
+    kept = {
+        "none": intermediate_width(student, tensor),
+        "full": student.hidden_size,
+        "products": student.hidden_size + products_width(student, tensor),
+    }
+    if student.remat not in kept:
+        raise ValueError(
+            f"student.remat={student.remat!r} is not known to the planner; known: {', '.join(kept)}"
+        )
+    return kept[student.remat]
+
+
+def working_bytes(workload: Workload, shape: MeshShape, trained: int) -> int:
+    """Gradients (`trained` bytes here), saved activations, two layers' weights and one chunk of logits."""
+    student, tokens = workload.student, workload.part_rows(shape) * workload.row_length
+    width = jnp.dtype(workload.compute_dtype).itemsize
+    saved = student.num_layers * tokens * saved_width(student, shape.tensor) * width
+    # A layer's backward pass holds its intermediates, and the gradients of about half of them at a time.
+    at_hand = 3 * tokens * intermediate_width(student, shape.tensor) * width // 2
+    weights = 2 * layer_parameters(student) // shape.tensor * width
+    gradients = trained * (2 if workload.accumulation > 1 else 1)
+    return gradients + saved + at_hand + weights + logits_bytes(workload, shape)
+
+
+def logits_bytes(workload: Workload, shape: MeshShape) -> int:
+    """Float32 logits of one of the loss's chunks, and as much again for their exponents and gradients."""
+    tokens = workload.part_rows(shape) * workload.row_length
+    budget = loss.LOGITS_BUDGET if workload.student.remat == "none" else loss.LOGITS_BUDGET_WITH_REMAT
+    return 2 * min(budget, 4 * tokens * workload.student.padded_vocab_size // shape.tensor)
+
+
+def step_bytes(workload: Workload, shape: MeshShape, state: TrainState) -> Bytes:
+    """Bytes of one chip for a step on a mesh; `state` from `abstract_state`."""
+    parameters, optimizer = shard_bytes(state.params, shape), shard_bytes(state.optimizer, shape)
+    trained = 0 if workload.student.lora.rank else parameters
+    return Bytes(parameters, optimizer, working_bytes(workload, shape, trained))
+
+
+# Time
+
+
+class Collective(NamedTuple):
+    """Transfers of one kind over the same axes of the mesh; `sent` is what a chip sends a step, in bytes."""
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    sent: int
+
+
+class Seconds(NamedTuple):
+    """Seconds of a step, in parts."""
+
+    products: float
+    attention: float
+    elementwise: float
+    overlapped: float
+    exposed: float
+    update: float
+
+    @property
+    def step(self) -> float:
+        computing = self.products + self.attention + self.elementwise
+        return max(computing, self.overlapped) + self.exposed + self.update
+
+    @property
+    def bound(self) -> str:
+        """What the step waits for most."""
+        computing = self.products + self.attention + self.elementwise
+        waiting = max(self.overlapped, self.exposed)
+        parts = {"computing": computing, "interconnect": waiting, "update": self.update}
+        return max(parts, key=lambda name: parts[name])
+
+
+def executed_flops(workload: Workload) -> Flops:
+    """What the chips compute, recomputation and the kernels' repeated scores included."""
+    student, model = workload.student, model_flops(workload)
+    again, attention_again = RECOMPUTED[student.remat]
+    layers = student.num_layers * layer_parameters(student) * workload.tokens
+    # The model's attention is two products forward and four backward, of one size.
+    attention = model.attention / 6 * (2 + 2 * attention_again + BACKWARD_ATTENTION)
+    return Flops(model.products + 2 * again * layers, attention)
+
+
+def elementwise_bytes(workload: Workload, shape: MeshShape) -> float:
+    """Memory traffic of one chip beside matrix products: norms, rotations, gates, residuals; and the logits.
+
+    A forward pass reads and writes 10 d + 2 heads + 3 f elements a token and layer; the backward pass moves
+    twice as much, and a recomputing one once more. Logits move six times.
+    """
+    student, tokens = workload.student, workload.tokens / shape.rows
+    heads = (student.num_heads + student.num_kv_heads) * student.head_dim
+    width = 10 * student.hidden_size + (2 * heads + 3 * student.intermediate_size) / shape.tensor
+    passes = 3 + (student.remat != "none")
+    layers = tokens * student.num_layers * width * passes * jnp.dtype(workload.compute_dtype).itemsize
+    return layers + 6 * 4 * tokens * student.padded_vocab_size / shape.tensor
+
+
+def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
+    """What a step has to send by the sharding rules; the compiled program tells what it does send."""
+    student, width = workload.student, jnp.dtype(workload.compute_dtype).itemsize
+    layers, parts = student.num_layers, workload.accumulation
+    weights = layers * layer_parameters(student) * width / shape.tensor
+    activations = workload.part_rows(shape) * workload.row_length * student.hidden_size * width
+    gathers = 2 + (student.remat == "full")  # forward, again, backward
+    sums = (4 + 2 * (student.remat == "full")) * layers * parts
+    found = (
+        ("all-gather", "fsdp", gathers * layers * parts, gathers * parts * weights),
+        ("reduce-scatter", "fsdp", layers * parts, parts * weights),
+        ("all-reduce", "data", layers, 4 * weights / width / shape.fsdp),
+        ("all-reduce", "tensor", sums, sums * activations),
+    )
+    rings = (
+        Collective(kind, (axis,), times, int(ring_bytes(kind, getattr(shape, axis), payload)))
+        for kind, axis, times, payload in found
+    )
+    return tuple(ring for ring in rings if ring.sent)
+
+
+def ring_bytes(kind: str, size: int, payload: float) -> float:
+    """Bytes that a chip of a ring of `size` sends for a whole (gathered, or not yet scattered) payload."""
+    if kind == "collective-permute":
+        return payload
+    return payload * (2 if kind == "all-reduce" else 1) * (size - 1) / size
+
+
+def bandwidth(topology: Topology, size: int, kind: str = "all-gather") -> float:
+    """Bytes a second that a chip sends in a group of `size`.
+
+    On a torus a group spans its share of the dimensions, at least one, and a line whose ring does not close
+    has half; the permutations that pass shards from neighbour to neighbour use one dimension's links. On
+    GPUs a group larger than a node waits for the slower of its links and the node's network ports together.
+    """
+    chip = topology.chip
+    if not chip.torus:
+        outside = chip.node_chips * chip.network_gb_per_s if size > chip.node_chips else math.inf
+        return min(chip.link_gb_per_s, outside) * 1e9
+    if kind == "collective-permute":
+        return chip.link_gb_per_s * 1e9 / chip.torus
+    dimensions = max(1.0, chip.torus * math.log(max(2, size)) / math.log(max(2, topology.chips)))
+    closed = 1.0 if topology.wrapped else 0.5
+    return chip.link_gb_per_s * 1e9 * min(1.0, dimensions / chip.torus) * closed
+
+
+def step_seconds(
+    workload: Workload,
+    shape: MeshShape,
+    topology: Topology,
+    traffic: Sequence[Collective],
+    state_bytes: int,
+) -> Seconds:
+    """Seconds of one optimizer step.
+
+    Args:
+      traffic: `collectives`, or those of the compiled program.
+      state_bytes: parameters and optimizer state of one chip.
+    """
+    chip, executed = topology.chip, executed_flops(workload)
+    power, memory = chip.peak * topology.chips, chip.hbm_gb_per_s * 1e9 * HBM_EFFICIENCY
+    seconds = {True: 0.0, False: 0.0}
+    for one in traffic:
+        size = math.prod(getattr(shape, axis) for axis in one.axes)
+        seconds[one.axes == ("tensor",)] += one.sent / (bandwidth(topology, size, one.kind) * LINK_EFFICIENCY)
+    return Seconds(
+        products=executed.products / (power * chip.product_efficiency),
+        attention=executed.attention / (power * ATTENTION_EFFICIENCY),
+        elementwise=elementwise_bytes(workload, shape) / memory,
+        overlapped=seconds[False],
+        exposed=seconds[True],
+        update=2 * state_bytes / memory,
+    )
+
+
+def mfu(workload: Workload, topology: Topology, step_seconds: float) -> float:
+    """Model FLOPs over what the chips' peak allows in that time."""
+    return model_flops(workload).total / (topology.chip.peak * topology.chips * step_seconds)

@@ -1,0 +1,375 @@
+"""Plans of a training step on given chips: estimated, compiled, ranked, and what would make one fit.
+
+`make_plan` estimates and compiles one way to run a config's step, `searched` ranks meshes, batches and remat
+policies first; `summary` and `report` say what a plan costs, as JSON values and in words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, get_args
+
+import jax
+
+from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
+from orca_jax.planning import estimate
+from orca_jax.planning.chips import GIB, Topology, larger
+from orca_jax.planning.compile import Compiled, PlanError, compile_step
+from orca_jax.planning.estimate import MeshShape, Workload
+from orca_jax.student import presets
+from orca_jax.training import students
+from orca_jax.training.step import TrainState
+
+PAPER_EXAMPLES = {"chatgpt": 5_090_000, "gpt4": 1_000_000}  # Table 3
+PAPER_PACKING, PAPER_ROW = 2.7, 2048  # examples in a row of so many positions, section 3.2
+COMPILED_BEST = 5
+TENSOR_SIZES = (1, 2, 4, 8)
+BATCH_FACTORS = (1, 2, 4)
+GAIN = 1.02  # in speed, for which a larger batch is worth naming
+
+
+class Candidate(NamedTuple):
+    """A way to run a step, as estimated."""
+
+    workload: Workload
+    shape: MeshShape
+    bytes: estimate.Bytes
+    time: estimate.Seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.workload.tokens / self.time.step
+
+    @property
+    def name(self) -> str:
+        """What to set in the config."""
+        work = self.workload
+        batch = f"batch_rows={work.batch_rows} accumulation={work.accumulation}"
+        return f"{self.shape} {batch} remat={work.student.remat}"
+
+
+def fits(size: int, topology: Topology) -> bool:
+    """Whether an estimate leaves enough of the memory free to be trusted."""
+    return size <= estimate.USABLE * topology.chip.hbm_bytes
+
+
+def assess(workload: Workload, shape: MeshShape, topology: Topology, state: TrainState) -> Candidate:
+    """Bytes and time of a step, by estimate.
+
+    Raises:
+      ValueError: the rows do not divide over the mesh.
+    """
+    size = estimate.step_bytes(workload, shape, state)
+    traffic = estimate.collectives(workload, shape)
+    seconds = estimate.step_seconds(workload, shape, topology, traffic, size.parameters + size.optimizer)
+    return Candidate(workload, shape, size, seconds)
+
+
+def meshes(workload: Workload, topology: Topology) -> Iterator[MeshShape]:
+    """Meshes that the slice takes and that divide the heads; `data` is never larger than `fsdp`."""
+    student, chips = workload.student, topology.chips
+    for tensor in TENSOR_SIZES:
+        if chips % tensor or student.num_heads % tensor or student.num_kv_heads % tensor:
+            continue
+        data = 1
+        while (chips // tensor) % data == 0 and data * data <= chips // tensor:
+            shape = MeshShape(data, chips // tensor // data, tensor)
+            if topology.takes(shape):
+                yield shape
+            data *= 2
+
+
+def rank(
+    workload: Workload, topology: Topology, state: TrainState, batch_factors: tuple[int, ...] = BATCH_FACTORS
+) -> list[Candidate]:
+    """Candidates that fit by estimate, the fastest first, in as few accumulation parts as each can."""
+    found: list[Candidate] = []
+    for shape in meshes(workload, topology):
+        for policy in get_args(Remat):
+            student = dataclasses.replace(workload.student, remat=policy)
+            works = [
+                dataclasses.replace(workload, student=student, batch_rows=workload.batch_rows * factor)
+                for factor in batch_factors
+            ]
+            kept: list[Candidate] = []  # of one mesh and policy, the smaller batch first
+            for candidate in (first_that_fits(work, shape, topology, state) for work in works):
+                if candidate and not (
+                    kept and candidate.tokens_per_second <= GAIN * kept[-1].tokens_per_second
+                ):
+                    kept.append(candidate)
+            found += kept
+    return sorted(found, key=lambda candidate: -candidate.tokens_per_second)
+
+
+def parts(workload: Workload, shape: MeshShape) -> Iterator[Workload]:
+    """The workload in one accumulation part and more, down to one row a chip."""
+    rows = workload.batch_rows // shape.rows
+    for count in range(1, rows + 1):
+        if workload.batch_rows % shape.rows == 0 and rows % count == 0:
+            yield dataclasses.replace(workload, accumulation=count)
+
+
+def first_that_fits(
+    workload: Workload, shape: MeshShape, topology: Topology, state: TrainState
+) -> Candidate | None:
+    """With as few accumulation parts as fit; None where not even one row a chip does."""
+    for part in parts(workload, shape):
+        candidate = assess(part, shape, topology, state)
+        if fits(candidate.bytes.total, topology):
+            return candidate
+    return None
+
+
+def remedies(workload: Workload, topology: Topology) -> list[str]:
+    """What would make a step fit, by estimate: on these chips, and on more of them. Empty: nothing found."""
+    state = estimate.abstract_state(workload.student, workload.optimizer)
+    ways = (here(workload, topology), there(workload, topology, state))
+    return [way for way in ways if way]
+
+
+def here(workload: Workload, topology: Topology) -> str:
+    """The same batch on the same chips: the fastest mesh, policy and accumulation that fit.
+
+    With the workload's optimizer, or else with the first one that makes it fit.
+    """
+    for kind in dict.fromkeys((workload.optimizer.kind, *get_args(OptimizerKind))):
+        work = dataclasses.replace(workload, optimizer=dataclasses.replace(workload.optimizer, kind=kind))
+        state = estimate.abstract_state(work.student, work.optimizer)
+        ranked = rank(work, topology, state, batch_factors=(1,))
+        if ranked:
+            change = "" if kind == workload.optimizer.kind else f" optimizer.kind={kind}"
+            return f"on these chips: {_shown(ranked[0])}{change}"
+    return ""
+
+
+def there(workload: Workload, topology: Topology, state: TrainState) -> str:
+    """The smallest larger slice on which the student fits, in as many accumulation parts as it takes."""
+    for other in larger(topology):
+        for shape in meshes(workload, other):
+            candidate = first_that_fits(workload, shape, other, state)
+            if candidate:
+                return f"on {other.name}: {_shown(candidate)}"
+    return ""
+
+
+def _shown(candidate: Candidate) -> str:
+    return f"{candidate.name} ({candidate.bytes.total / GIB:.1f} GiB a chip by estimate)"
+
+
+# Plans of an experiment
+
+
+class Amounts(NamedTuple):
+    """What the hours and the price of a run depend on, besides its speed."""
+
+    examples: Mapping[str, int]
+    packing: float
+    usd_per_chip_hour: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A step on a slice: as estimated, and as compiled where it was."""
+
+    name: str
+    topology: Topology
+    candidate: Candidate
+    compiled: Compiled | None
+    remedies: tuple[str, ...] = ()
+
+    @property
+    def workload(self) -> Workload:
+        return self.candidate.workload
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one chip."""
+        return self.candidate.bytes.parameters + self.candidate.bytes.optimizer
+
+    @property
+    def bytes_per_chip(self) -> int:
+        return self.compiled.total if self.compiled else self.candidate.bytes.total
+
+    @property
+    def fits(self) -> bool:
+        return self.compiled.fits if self.compiled else fits(self.bytes_per_chip, self.topology)
+
+    @property
+    def collectives(self) -> tuple[estimate.Collective, ...]:
+        """Of the compiled program; by the sharding rules where there is none."""
+        if self.compiled and self.compiled.collectives:
+            return self.compiled.collectives
+        return estimate.collectives(self.workload, self.candidate.shape)
+
+    @property
+    def time(self) -> estimate.Seconds:
+        shape = self.candidate.shape
+        return estimate.step_seconds(self.workload, shape, self.topology, self.collectives, self.state_bytes)
+
+    @property
+    def mfu(self) -> float:
+        return estimate.mfu(self.workload, self.topology, self.time.step)
+
+
+def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
+    """The step of an experiment; `batch_rows` in place of the config's where not 0."""
+    source = students.open_source(config.student.init).config if config.student.init else None
+    ids = max(config.student.vocab_size, source.vocab_size if source else 0)
+    return Workload(
+        student=presets.shape(config.student, ids, source),
+        optimizer=config.optimizer,
+        batch_rows=batch_rows or config.train.batch_rows,
+        accumulation=config.train.accumulation,
+        row_length=config.data.row_length,
+        compute_dtype=config.train.compute_dtype,
+        limited=any(stage.skip_spikes for stage in config.curriculum),
+    )
+
+
+def make_plan(
+    config: ExperimentConfig, topology: Topology, workload: Workload, shape: MeshShape, analytic: bool
+) -> Plan:
+    """Estimates a step, compiles it (TPUs', unless `analytic`), and looks for a remedy where it does not fit.
+
+    Raises:
+      ValueError: the rows do not divide over the mesh; PlanError: the step cannot be compiled here.
+    """
+    state = estimate.abstract_state(workload.student, workload.optimizer)
+    candidate = assess(workload, shape, topology, state)
+    plan = Plan(config.name, topology, candidate, None)
+    if not analytic and topology.chip.kind == "tpu":
+        options, state_bytes = config.compiler_options, plan.state_bytes
+        compiled = compile_step(workload, shape, topology, state_bytes=state_bytes, options=options)
+        plan = dataclasses.replace(plan, compiled=compiled)
+    if plan.fits:
+        return plan
+    return dataclasses.replace(plan, remedies=tuple(remedies(workload, topology)))
+
+
+def searched(
+    config: ExperimentConfig, topology: Topology, workload: Workload, analytic: bool
+) -> Iterator[Plan]:
+    """The best candidates by estimate, each compiled unless `analytic`; what is compiled may rank otherwise.
+
+    Raises:
+      PlanError: not one of them fits by estimate.
+    """
+    state = estimate.abstract_state(workload.student, workload.optimizer)
+    ranked = rank(workload, topology, state)
+    if not ranked:
+        found = there(workload, topology, state)
+        raise PlanError(f"no mesh, batch or remat policy fits {topology.name} by estimate; {found}")
+    for candidate in ranked[:COMPILED_BEST]:
+        try:
+            yield make_plan(config, topology, candidate.workload, candidate.shape, analytic)
+        except PlanError as error:
+            print(f"{candidate.name}: {error}", file=sys.stderr)
+
+
+def stage_steps(stage: StageConfig, workload: Workload, amounts: Amounts) -> float | None:
+    """Optimizer steps of a stage; None where the examples of a data set are not known."""
+    if stage.steps:
+        return float(stage.steps)
+    if not all(name in amounts.examples for name in stage.names):
+        return None
+    per_row = amounts.packing * workload.row_length / PAPER_ROW
+    examples = sum(amounts.examples[name] for name in stage.names)
+    return stage.epochs * examples / per_row / workload.batch_rows
+
+
+def stage_hours(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str, float | None]:
+    """Hours of every stage of the curriculum."""
+    steps = {stage.name: stage_steps(stage, plan.workload, amounts) for stage in config.curriculum}
+    return {name: n if n is None else n * plan.time.step / 3600 for name, n in steps.items()}
+
+
+def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str, Any]:
+    """A plan as JSON values; bytes and seconds, and chips' values are of one chip where the name says so."""
+    work, hours = plan.workload, stage_hours(config, plan, amounts)
+    known = None if None in hours.values() else sum(h for h in hours.values() if h is not None)
+    chip_hours = None if known is None else known * plan.topology.chips
+    price = amounts.usd_per_chip_hour
+    sizes = plan.candidate.bytes
+    return {
+        "config": plan.name,
+        "topology": plan.topology.name,
+        "chips": plan.topology.chips,
+        "mesh": plan.candidate.shape._asdict(),
+        "batch_rows": work.batch_rows,
+        "accumulation": work.accumulation,
+        "row_length": work.row_length,
+        "remat": work.student.remat,
+        "compiled": plan.compiled is not None,
+        "compile_seconds": plan.compiled and round(plan.compiled.seconds, 1),
+        "fits": plan.fits,
+        "bytes_per_chip": plan.bytes_per_chip,
+        "parameter_bytes": sizes.parameters,
+        "optimizer_bytes": sizes.optimizer,
+        "working_bytes": plan.bytes_per_chip - sizes.parameters - sizes.optimizer,
+        "hbm_bytes": plan.topology.chip.hbm_bytes,
+        "remedies": list(plan.remedies),
+        "model_flops": estimate.model_flops(work).total,
+        "step_seconds": plan.time.step,
+        "step_parts": plan.time._asdict(),
+        "bound": plan.time.bound,
+        "tokens_per_second": work.tokens / plan.time.step,
+        "mfu": plan.mfu,
+        "collectives": [
+            {"kind": one.kind, "axes": one.axes, "times": one.times, "bytes": one.sent}
+            for one in plan.collectives
+        ],
+        "stage_hours": hours,
+        "chip_hours": chip_hours,
+        "cost_usd": None if chip_hours is None or price is None else chip_hours * price,
+    }
+
+
+def report(values: Mapping[str, Any], workload: Workload) -> str:
+    """A plan's `summary` in words."""
+
+    def gib(size: float) -> str:
+        return f"{size / GIB:.2f} GiB"
+
+    how = f"compiled in {values['compile_seconds']} s" if values["compiled"] else "estimated, not compiled"
+    mesh = " ".join(f"{axis}={size}" for axis, size in values["mesh"].items())
+    spare = values["hbm_bytes"] - values["bytes_per_chip"]
+    verdict = f"fits, {gib(spare)} free" if values["fits"] else f"does not fit: {gib(-spare)} too much"
+    if not values["fits"] and spare >= 0:
+        kept = 100 * (1 - estimate.USABLE)
+        verdict = f"too tight for an estimate: {gib(spare)} free, {kept:.0f} % are kept"
+    lines = [
+        f"{values['config']} on {values['topology']} ({values['chips']} chips): {how}",
+        f"mesh {mesh}, {values['batch_rows']} rows of {values['row_length']} in {values['accumulation']} "
+        f"part(s), remat {values['remat']}",
+        f"a chip needs {gib(values['bytes_per_chip'])} of {gib(values['hbm_bytes'])}: {verdict}",
+        f"  parameters {gib(values['parameter_bytes'])}, optimizer {gib(values['optimizer_bytes'])}, "
+        f"gradients and activations {gib(values['working_bytes'])}",
+        *[f"  would fit {way}" for way in values["remedies"]],
+        f"model FLOPs a step {values['model_flops']:.4g} = {estimate.formula(workload)}",
+        "collectives a step, sent by a chip:" + ("" if values["collectives"] else " none"),
+        *[f"  {one['kind']} over {'+'.join(one['axes'])}: {one['times']} of {gib(one['bytes'])} together"
+          for one in values["collectives"]],
+        "step by roofline: " + ", ".join(f"{name} {s:.3g} s" for name, s in values["step_parts"].items()),
+        f"  {values['step_seconds']:.3g} s, bound by {values['bound']}; "
+        f"{values['tokens_per_second']:,.0f} tokens/s, MFU at most {100 * values['mfu']:.1f} %",
+    ]  # fmt: skip
+    for name, hours in values["stage_hours"].items():
+        known = f"unknown; give --examples={name}=COUNT" if hours is None else f"{hours:,.1f} h"
+        lines.append(f"stage {name}: {known}")
+    if values["chip_hours"] is not None:
+        lines.append(f"{values['chip_hours']:,.0f} chip-hours")
+    if values["cost_usd"] is not None:
+        lines.append(f"{values['cost_usd']:,.0f} US dollars")
+    else:
+        lines.append("no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices")
+    return "\n".join(lines)
+
+
+def use_no_chips() -> None:
+    """Keeps JAX on the CPU: steps are compiled for chips that are described, and those attached stay free."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # it would keep programs that run nowhere

@@ -1,0 +1,134 @@
+"""Students in and out: model folders imported, trained students and adapters exported, pickles re-saved.
+
+Each writes a folder, does nothing where the folder is finished from the same weights, and continues where it
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from orca_jax import artifacts, config_check
+from orca_jax.artifacts import ArtifactError
+from orca_jax.config import LlamaConfig, MeshConfig, plain
+from orca_jax.data import layouts, tokenizer_export
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.progress import progress
+from orca_jax.student import huggingface
+from orca_jax.student.sharding import make_mesh
+from orca_jax.training import students
+from orca_jax.training.checkpoints import Checkpoints, load_params
+
+log = logging.getLogger(__name__)
+EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
+
+
+def import_student(source: Path, out: Path) -> None:
+    """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
+    opened = students.open_source(source)
+    provenance = {
+        "program": students.IMPORT,
+        "student": plain(opened.config),
+        "layout": opened.layout,
+    }
+    inputs = {"source": opened.fingerprint}
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+        log.info("%s is imported already", out)
+        return
+    artifacts.begin(out, provenance, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
+    tokenizers.load(opened.tokenizer).save(out / "tokenizer")
+    params = opened.load(opened.config, make_mesh(MeshConfig()))
+    checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
+    if not checkpoints.steps():
+        checkpoints.save(0, {"params": params})
+    checkpoints.close()
+    artifacts.finish(out, provenance, inputs, {"parameters": opened.config.parameter_count})
+    log.info("imported %d parameters into %s", opened.config.parameter_count, out)
+
+
+def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: str = "") -> None:
+    """A student as a Hugging Face model folder.
+
+    Raises:
+      ValueError: its layout is not known, and not given.
+    """
+    opened = students.open_source(source)
+    layout = layout or opened.own_layout
+    if layout not in layouts.CONTROL_TOKENS:
+        raise ValueError(
+            f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
+        )
+    provenance = {"program": "export", "dtype": dtype, "layout": layout}
+    inputs = {"source": opened.fingerprint}
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+        log.info("%s is exported already", out)
+        return
+    artifacts.begin(out, provenance, inputs, places={"source": source}, own=EXPORTED)
+    tokenizer: Any = tokenizers.load(opened.tokenizer)
+    tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
+    params, special = opened.load(opened.config, make_mesh(MeshConfig())), special_ids(tokenizer, layout)
+    count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
+    artifacts.finish(out, provenance, inputs, {"parameters": count})
+    log.info("exported %d parameters as %s to %s", count, dtype, out)
+
+
+def special_ids(tokenizer: TokenizerLike, layout: str) -> dict[str, Any]:
+    """The ids that other programs need; the end of sequence is the one trained to end an answer."""
+    stop = layouts.stop_ids(layout, tokenizer)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": stop[0] if len(stop) == 1 else list(stop),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def export_adapter(source: Path, out: Path) -> None:
+    """The adapters of a trained workdir in PEFT's format.
+
+    Raises:
+      ValueError: it was trained without adapters.
+    """
+    manifest = artifacts.read_manifest(source / "training")
+    config = config_check.build(LlamaConfig, manifest["provenance"]["student"])
+    provenance = {"program": "adapter", "lora": plain(config.lora)}
+    inputs = {"source": manifest["fingerprint"]}
+    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+        log.info("%s is written already", out)
+        return
+    _, params = load_params(source / "training/checkpoints")
+    count = huggingface.export_adapters(params, config, out)
+    artifacts.finish(out, provenance, inputs, {"parameters": count})
+
+
+def resave(source: Path, out: Path) -> None:
+    """Pickled `.bin` weights as safetensors, file by file; torch reads them with `weights_only`.
+
+    Raises:
+      ArtifactError: there are none.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    files = sorted(source.glob("*.bin"))
+    if not files:
+        raise ArtifactError(f"{source} has no .bin files")
+    out.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    with progress("re-saving", len(files)) as report:
+        for done, file in enumerate(files, 1):
+            # mmap: a tensor is read when it is written, so one file at a time is in memory, at most.
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            name = f"model-{done:05}-of-{len(files):05}.safetensors"
+            separate = {key: value.clone().contiguous() for key, value in tensors.items()}
+            save_file(separate, out / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+            report(done, file.name)
+    for file in source.iterdir():
+        kept = file.suffix in (".json", ".model", ".jinja", ".txt") and ".bin." not in file.name
+        if kept and file.is_file():
+            shutil.copy(file, out)
+    huggingface.write_index(out, weight_map, {})
