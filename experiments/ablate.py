@@ -11,12 +11,23 @@ WORKDIR/table.md: the arms beside one another, tested against the baseline.
 
 from __future__ import annotations
 
-from orca_jax.config import load_set
-from orca_jax.experiments import launch
-from orca_jax.training import curriculum
+from orca_jax import cli
 
+PROGRAM = cli.Program(
+    __doc__,
+    *cli.EXPERIMENT,
+    cli.Option("arms", list, "Only these arms."),
+    cli.Option("seeds", list, "Only these seeds."),
+    cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
+    cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
+    cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1),
+    *cli.PREPARE,
+    *cli.TRAIN,
+    load="orca_jax.config:load_set",
+    parts=None,
+)
 if __name__ == "__main__":
-    launch.start("ablate", read=load_set)  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
 import collections
 import dataclasses
@@ -32,19 +43,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
-from orca_jax.experiments import ablate_bbh, collect, evaluate, options, prepare, run, tables, train
+from orca_jax.experiments import ablate_bbh, collect, evaluate, prepare, run, tables, train
 from orca_jax.records import Item
 from orca_jax.reporting import arms as arm_tables
 from orca_jax.reporting import figures
 from orca_jax.teachers.collection import LEDGER
-from orca_jax.training import students
+from orca_jax.training import curriculum, students
 
 log = logging.getLogger(__name__)
-options.define("ablate")
 ABOUT, RESULTS, TABLE, FIGURE = "set.json", "results.json", "table.md", "arms.png"
 SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
@@ -65,11 +73,12 @@ def data_folder(config: ExperimentConfig, workdir: Path, directory: Path) -> Pat
     return workdir / "data" / data_key(config)
 
 
-def make_data(config: ExperimentConfig, workdir: Path, shared: Path) -> None:
+def make_data(config: ExperimentConfig, workdir: Path, shared: Path, options: cli.Options) -> None:
     """Makes what runs need in their shared folder, or finds it there."""
     _link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
     collect.run(config, shared)
-    prepare.run(config, shared, kept=True)  # an arm may have been trained on it
+    how = prepare.runner(options.workers, options.beam)
+    prepare.run(config, shared, how=how, kept=True)  # an arm may have been trained on it
 
 
 def _link(link: Path, target: Path) -> None:
@@ -81,11 +90,11 @@ def _link(link: Path, target: Path) -> None:
         link.symlink_to(to)
 
 
-def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> None:
+def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
     """One arm under one seed, from its data to its table."""
     config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
     shared = data_folder(config, workdir, directory)
-    make_data(config, workdir, shared)
+    make_data(config, workdir, shared, options)
     for name in SHARED:
         _link(directory / name, shared / name)
     keep = functools.partial(run.keep_config, config, directory)
@@ -95,11 +104,11 @@ def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> 
         if not (workdir / ABOUT).exists():
             keep_set(arm_set, workdir)
 
-    train.run(config, directory, on_begin=begun)
+    train.run(config, directory, train.run_options(options), on_begin=begun)
     evaluate.run(config, directory)
     keep()
-    if flags.FLAGS.bbh:
-        ablate_bbh.evaluate_arm(arm_set, arm, seed, directory, Path(flags.FLAGS.bbh))
+    if options.bbh:
+        ablate_bbh.evaluate_arm(arm_set, arm, seed, directory, Path(options.bbh))
     tables.run(config, directory)
 
 
@@ -109,7 +118,7 @@ def keep_set(arm_set: ArmSetConfig, workdir: Path) -> None:
         json.dump(plain(arm_set), file, indent=1)
 
 
-def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> bool:
+def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, reuse: Sequence[str]) -> bool:
     """Links what another set has run already in the place of an arm; whether there was such a run.
 
     Raises:
@@ -120,7 +129,7 @@ def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path) -> boo
         raise artifacts.ArtifactError(
             f"{directory} links to a run that is gone; remove it to run the arm here"
         )
-    same = None if directory.exists() else finished_run(arm_set.config(arm, seed), flags.FLAGS.reuse)
+    same = None if directory.exists() else finished_run(arm_set.config(arm, seed), reuse)
     if same:
         log.info("%s, seed %d: taken from %s", arm.name, seed, same)
         _link(directory, same)
@@ -249,10 +258,9 @@ def shares_of_cores(jobs: int) -> list[list[int]]:
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 
 
-def _in_processes(arm_set: ArmSetConfig, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
+def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
     """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
     free, pins = shares_of_cores(jobs), hasattr(os, "sched_setaffinity")
-    workdir = Path(flags.FLAGS.workdir)
 
     def work(one: tuple[ArmConfig, int]) -> None:
         arm, seed = one
@@ -279,32 +287,36 @@ def _in_processes(arm_set: ArmSetConfig, chosen: Sequence[tuple[ArmConfig, int]]
             pass
 
 
-def ablate(arm_set: ArmSetConfig, workdir: Path) -> str:
-    """Runs what is missing of the set and returns its table."""
-    given = flags.FLAGS
-    if given.bbh:
-        arm_set = ablate_bbh.with_bbh(arm_set, Path(given.bbh))
-    asked = arm_set.runs(given.arms, given.seeds)
-    taken = [(arm, seed) for arm, seed in asked if take(arm_set, arm, seed, workdir)]
+def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = None) -> str:
+    """Runs what is missing of the set and returns its table. A notebook may call this."""
+    options = options or PROGRAM.options()
+    if options.bbh:
+        arm_set = ablate_bbh.with_bbh(arm_set, Path(options.bbh))
+    asked = arm_set.runs(options.arms, options.seeds)
+    taken = [(arm, seed) for arm, seed in asked if take(arm_set, arm, seed, workdir, options.reuse)]
     chosen = [one for one in asked if one not in taken]
-    if given.jobs > 1:
+    if options.jobs > 1:
         configs = {(arm.name, seed): arm_set.config(arm, seed) for arm, seed in chosen}
         folders = {data_folder(c, workdir, folder(workdir, *one)): c for one, c in configs.items()}
         for shared, config in folders.items():
-            make_data(config, workdir, shared)
-        _in_processes(arm_set, chosen, given.jobs)
+            make_data(config, workdir, shared, options)
+        _in_processes(workdir, chosen, options.jobs)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
             log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
-            run_one(arm_set, arm, seed, workdir)
-    if given.bbh:
+            run_one(arm_set, arm, seed, workdir, options)
+    if options.bbh:
         for arm, seed in taken:
-            ablate_bbh.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(given.bbh))
+            ablate_bbh.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
     text = report(arm_set, workdir)
     print(text)
     return text
 
 
+def main() -> None:
+    PROGRAM.main(lambda options: ablate(options.config, options.workdir, options))
+
+
 if __name__ == "__main__":
-    launch.main(ablate, parts=None)
+    main()

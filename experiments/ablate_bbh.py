@@ -14,7 +14,7 @@ from pathlib import Path
 from orca_jax.config import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate
+from orca_jax.evaluation.run import Evaluator, Options, system_message
 from orca_jax.queries import puzzles
 from orca_jax.queries.make import training_puzzles
 
@@ -79,6 +79,6 @@ def questions(arm_set: ArmSetConfig, source: Path) -> list[Question]:
 def evaluate_arm(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, directory: Path, source: Path) -> None:
     """Evaluates a trained run on the questions, under the message that the evaluation's name ends with."""
     name = arm.evaluations[TITLE]
-    system = evaluate.system_message(name.rpartition("-")[2])
-    evaluator = evaluate.Evaluator(arm_set.config(arm, seed), directory, evaluate.Options())
+    system = system_message(name.rpartition("-")[2])
+    evaluator = Evaluator(arm_set.config(arm, seed), directory, Options())
     evaluator.evaluate(name, questions(arm_set, source), system)

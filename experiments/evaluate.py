@@ -1,338 +1,194 @@
 """Evaluates a model on the puzzles and on every benchmark of the config, each in its modes.
 
-    python -m experiments.evaluate run --config=configs/mini.py --workdir=runs/mini
-    python -m experiments.evaluate score|compare|show|judge|lm_eval --help
+    python -m experiments.evaluate --config=configs/mini.py --workdir=runs/mini
 
-`run` may be left out. It evaluates the workdir's newest whole checkpoint, or what --model names: a Hugging
-Face folder, an imported student, another workdir, or a JSON file with an endpoint's settings.
+`run`, which may be left out, takes the workdir's newest whole checkpoint unless --model names another model.
+Run again, it goes on. It writes WORKDIR/evaluation/NAME: replies.jsonl, items.jsonl and scores.json.
 """
 
 from __future__ import annotations
 
-from orca_jax.experiments import launch
+from orca_jax import cli
 
+BENCHMARK = cli.Option("benchmark", "", "Its name in docs/evaluation.md.", required=True)
+PATH = cli.Option("path", "", "The benchmark's folder or file.", required=True)
+MODE = cli.Option("mode", "", "How questions are put and replies are read; see docs/evaluation.md.")
+ROWS = cli.Option("rows", int, "Rows of a benchmark's file that is a part of the published one.")
+LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
+OUT = cli.OUT
+RUN = cli.Command(
+    "Evaluates a model: replies, items and scores.",
+    *cli.EXPERIMENT,
+    cli.Option("model", "", "Another model: a student's folder, or a JSON file with an endpoint's settings."),
+    cli.Option("system", "", "The system message, by id or in words."),
+    cli.Option("samples", 1, "Replies to each question.", lower_bound=1),
+    LIMIT,
+    cli.Option("second_model", "", "The model of AGIEval's second stage: a JSON file."),
+    cli.Option("toxicity_classifier", "", "A folder with a toxicity classifier."),
+)
+SCORE = cli.Command(
+    """Scores replies made anywhere.
+
+    python -m experiments.evaluate score --benchmark=bbh --mode=answer_is --input=FILE.jsonl --out=DIR
+    python -m experiments.evaluate score --benchmark=judged --input=REVIEWS.jsonl --out=DIR
+
+FILE has lines {"task", "id", "target", "reply"} (see orca_jax/evaluation/replies.py), REVIEWS lines as
+Vicuna's reviews have them (see orca_jax/evaluation/judging.py). DIR gets items.jsonl and scores.json.""",
+    cli.Option("benchmark", "", "`judged`, `puzzles` or its name in docs/evaluation.md.", required=True),
+    MODE,
+    cli.Option("input", "", "The file of replies or reviews.", required=True),
+    OUT,
+    cli.Option("path", "", "The benchmark's folder or file, if it is at hand."),
+    ROWS,
+)
+COMPARE = cli.Command(
+    """Pairs two evaluations of the same items: which is right more often, and by which steps.
+
+    python -m experiments.evaluate compare --first=DIR --second=DIR --names=answers,explanations""",
+    cli.Option("first", "", "A folder with items.jsonl, as `run` writes it.", required=True),
+    cli.Option("second", "", "Another one.", required=True),
+    cli.Option("names", ["first", "second"], "What they are called."),
+)
+SHOW = cli.Command(
+    "Prints the first question of a benchmark in each mode; with --mode, the first of each task.",
+    BENCHMARK,
+    PATH,
+    MODE,
+    cli.Option("task", "", "Only of this task."),
+    ROWS,
+)
+JUDGE = cli.Command(
+    """Lets a model judge a candidate's answers to open questions beside a reference's, in both orders.
+
+ANSWERS are a replies.jsonl of `run`, or lines {"question_id", "text"}. DIR gets the ledger, reviews.jsonl and
+scores.json. Run again, it pays for no review twice.""",
+    BENCHMARK,
+    PATH,
+    cli.Option("model", "", "The judge: a JSON file with an endpoint's settings.", required=True),
+    cli.Option("reference", "", "ANSWERS of the reference.", required=True),
+    cli.Option("candidate", "", "ANSWERS of the candidate.", required=True),
+    OUT,
+    cli.Option("prompts", "", "Prompts in the format of FastChat's prompt.jsonl; empty: one of our own."),
+    cli.Option("orders", ["reference_first", "candidate_first"], "Which of the two orders."),
+)
+LM_EVAL = cli.Command(
+    """Runs tasks of lm-eval (lm-evaluation-harness, extra `lm_eval`) on a student.
+
+    python -m experiments.evaluate lm_eval --model=runs/mini --tasks=bbh_zeroshot --out=DIR
+
+DIR gets lm-eval's results and samples.""",
+    cli.MODEL,
+    cli.Option("tasks", [], "Names of lm-eval's tasks.", required=True),
+    OUT,
+    cli.Option("include_path", str, "A folder with tasks of your own."),
+    cli.Option("apply_chat_template", False, "Descriptions become system messages."),
+    LIMIT,
+    cli.LAYOUT,
+    cli.Option("batch_size", 32, "Replies decoded together, at most.", lower_bound=1),
+    cli.Option("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2),
+)
+PROGRAM = cli.Program(
+    __doc__,
+    commands={
+        "run": RUN,
+        "score": SCORE,
+        "compare": COMPARE,
+        "show": SHOW,
+        "judge": JUDGE,
+        "lm_eval": LM_EVAL,
+    },
+    default="run",
+    parts=("queries", "tokenizer", "training", "evaluation", "ledger.sqlite", "logs"),
+)
 if __name__ == "__main__":
-    launch.start("evaluate")  # before the imports below, which take seconds
+    PROGRAM.start()  # before the imports below, which take seconds
 
-import dataclasses
-import functools
-import importlib
-import itertools
-import json
-import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import flags
-
-from orca_jax import artifacts
-from orca_jax.config import ExperimentConfig
-from orca_jax.data import tokenizer as tokenizers
-from orca_jax.evaluation import answering, modes, scoring, toxicity
-from orca_jax.evaluation import run as evaluation_run
-from orca_jax.evaluation.benchmarks import agieval, registry
-from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
-from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import evaluate_who, options
-from orca_jax.progress import progress
-from orca_jax.queries import puzzles, system_messages
-from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.records import Reply, Sampling
-from orca_jax.reporting import cells
-from orca_jax.serving.local import LocalStudent
-from orca_jax.training import students
-
-log = logging.getLogger(__name__)
-options.define("evaluate")
-EMPTY_MESSAGE = 1
-LISTS = ("messages", "modes")  # which evaluations there are, no setting of one
-Details = Callable[[Question, Reply], dict[str, Any]]
+from orca_jax.evaluation import judging, model, modes, replies
+from orca_jax.evaluation.benchmarks import open_ended, registry
+from orca_jax.evaluation.run import Options, run
+from orca_jax.evaluation.show import show
+from orca_jax.reporting import arms, tables
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What one evaluation does otherwise than the config says.
-
-    Attributes:
-      model: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
-      system: the system message for all questions: one of the 16 by its id, or a text; empty: what the
-        config and the modes say.
-      samples: replies to each question, each with a seed of its own.
-      limit: questions of each task, the first ones; 0: all. Scores of a part are no benchmark scores.
-      second: who replies in AGIEval's second stage, a JSON file; empty: the one who is evaluated.
-      classifier: a folder with a toxicity classifier; without one, continuations are kept unscored.
-    """
-
-    model: str = ""
-    system: str = ""
-    samples: int = 1
-    limit: int = 0
-    second: str = ""
-    classifier: str = ""
+def run_command(given: cli.Options) -> None:
+    options = Options(
+        model=given.model,
+        system=given.system,
+        samples=given.samples,
+        limit=given.limit,
+        second=given.second_model,
+        classifier=given.toxicity_classifier,
+    )
+    run(given.config, given.workdir, options)
 
 
-def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
-    """The evaluated puzzles: of the test split, which no training query comes from."""
-    return [
-        puzzle
-        for family in config.puzzles.families
-        for puzzle in puzzles.make_puzzles(
-            family,
-            difficulties=config.evaluation.difficulties,
-            count=config.evaluation.per_family,
-            seed=config.evaluation.seed,  # so that students of several seeds have the same evaluation
-            split="test",
+def score(given: cli.Options) -> None:
+    file, out = Path(given.input), Path(given.out)
+    if given.benchmark == judging.BENCHMARK:
+        print(judging.text(judging.score_reviews(file, out)))
+        return
+    if not given.mode:
+        raise ValueError(f"give --mode, one of {', '.join(modes.MODES)}")
+    scores = replies.score(given.benchmark, given.mode, file, out, given.path, given.rows)
+    print(tables.score_table(scores))
+
+
+def compare(given: cli.Options) -> None:
+    if len(given.names) != 2:
+        raise ValueError(f"--names={','.join(given.names)} must be two names with a comma between")
+    print(arms.compare_folders(Path(given.first), Path(given.second), tuple(given.names)))
+
+
+def judge(given: cli.Options) -> None:
+    scores = judging.judge(
+        registry.questions(given.benchmark, given.path, mode=open_ended.MODE),
+        judging.read_answers(Path(given.reference)),
+        judging.read_answers(Path(given.candidate)),
+        model.read_endpoint(given.model),
+        Path(given.out),
+        forms=judging.read_forms(given.prompts) if given.prompts else None,
+        orders=given.orders,
+    )
+    print(judging.text(scores))
+
+
+def lm_eval(given: cli.Options) -> None:
+    try:
+        from orca_jax.evaluation import lm_eval as adapter
+    except ImportError as error:
+        raise ValueError(f"lm-eval is missing ({error}); install the extra lm_eval") from error
+    from orca_jax.serving.local import load_student
+    from orca_jax.training import students
+
+    student = load_student(
+        students.open_source(given.model),
+        given.layout,
+        batch_size=given.batch_size,
+        max_length=given.max_length,
+    )
+    print(
+        adapter.evaluate(
+            student,
+            given.tasks,
+            Path(given.out),
+            include_path=given.include_path,
+            apply_chat_template=given.apply_chat_template,
+            limit=given.limit or None,
         )
-    ]
-
-
-def load_student(config: ExperimentConfig, workdir: Path) -> LocalStudent:
-    step, params, shape = students.trained(workdir)
-    manifest = artifacts.read_manifest(workdir / "training")
-    config = students.as_made(config, manifest)
-    log.info("evaluating the student of step %d", step)
-    return LocalStudent(
-        params,
-        shape,
-        tokenizers.load(workdir / "tokenizer"),
-        config.data.layout,
-        checkpoint=f"{manifest['fingerprint']}-{step}",
-        batch_size=config.evaluation.batch_size,
-        max_length=config.evaluation.max_length,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class System:
-    """A system message: `id` is None for one that is none of the 16, `suffix` tells it in a name."""
-
-    id: int | None
-    text: str
-    suffix: str = ""
-
-
-def system_message(given: str) -> System:
-    """The message that an id or a text names."""
-    if given.isdigit():
-        return System(int(given), system_messages.get(int(given)).text, f"-message-{int(given)}")
-    return System(system_messages.recognise(given), given, f"-message-{artifacts.digest(given)[:8]}")
-
-
-class Evaluator:
-    """Evaluates one model; each (benchmark, mode, system message) is an artifact of its own."""
-
-    def __init__(self, config: ExperimentConfig, workdir: Path, options: Options):
-        self.config, self.workdir, self.options = config, workdir, options
-        if options.samples > 1 and not config.evaluation.temperature:
-            raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
-        self.who = evaluate_who.evaluated(
-            config, workdir, options.model, lambda: load_student(config, workdir)
-        )
-
-    def evaluate(
-        self, name: str, questions: Sequence[Question], system: System, details: Details | None = None
-    ) -> None:
-        """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
-        questions = list(_first_of_tasks(questions, self.options.limit))
-        directory = self.workdir / "evaluation" / self.who.name / name
-        provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
-        places = dict.fromkeys(self.who.inputs, self.options.model or self.workdir / "training")
-        if artifacts.is_finished(directory, provenance, self.who.inputs, places=places):
-            return
-        artifacts.begin(directory, provenance, self.who.inputs, places=places)
-        seed = self.config.evaluation.seed
-        seeds = range(seed, seed + self.options.samples)
-        with progress(f"evaluating {name}", len(questions) * len(seeds)) as report:
-            replies = {
-                seed: self._replies(questions, system, directory, seed, functools.partial(_behind, report, n))
-                for n, seed in zip(itertools.count(0, len(questions)), seeds)
-            }
-        self._score(directory, questions, replies, system, details)
-        counts = {"items": len(questions) * len(seeds)}
-        artifacts.finish(directory, provenance, self.who.inputs, counts)
-
-    def _provenance(
-        self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
-    ) -> artifacts.Section:
-        asked: dict[str, str] | str = artifacts.digests(
-            (q.task, [*q.key, q.text, q.target]) for q in questions
-        )
-        if isinstance(there.get("questions"), str):  # all in one, as it was
-            asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
-        evaluation = artifacts.section(self.config.evaluation, without=LISTS)
-        provenance = artifacts.joined(
-            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
-        )
-        defaults = dataclasses.asdict(Options())
-        given = {
-            key: value
-            for key, value in dataclasses.asdict(self.options).items()
-            if value != defaults[key] and key != "model"  # which is among the inputs
-        }
-        for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
-            if key in given:
-                given[key] = content(given[key])
-        return artifacts.joined(provenance, {"options": given}) if given else provenance
-
-    def _replies(
-        self,
-        questions: Sequence[Question],
-        system: System,
-        directory: Path,
-        seed: int,
-        report: Callable[[int], None],
-    ) -> list[Reply]:
-        own = self.config.evaluation
-        found = evaluation_run.collect_replies(
-            questions,
-            self._answer(questions, system),
-            directory if self.options.samples == 1 else directory / f"seed-{seed}",
-            sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
-            seed=seed,
-            system_message_id=system.id,
-            system_text=system.text,
-            round_size=self.who.round_size,
-            progress=lambda done, total: report(done),
-        )
-        return [reply for _, reply in found]
-
-    def _answer(self, questions: Sequence[Question], system: System) -> evaluation_run.Answer:
-        """How the questions' mode is answered."""
-        if questions[0].mode in modes.LIKELIHOOD:
-            return answering.by_likelihood(self.who.log_likelihoods, questions, system.text)
-        if cue := questions[0].extra.get("second_cue"):
-            ledger, second = self.workdir / "ledger.sqlite", self.options.second
-            other = evaluate_who.Asked(evaluate_who.read_endpoint(second), ledger) if second else self.who
-            return answering.two_stages(self.who.answer, other.answer, cue)
-        return self.who.answer
-
-    def _score(
-        self,
-        directory: Path,
-        questions: Sequence[Question],
-        replies: dict[int, list[Reply]],
-        system: System,
-        details: Details | None,
-    ) -> None:
-        first = questions[0]
-        if first.mode not in modes.MODES:
-            every = [reply for found in replies.values() for reply in found]
-            _write_unscored(directory, list(questions) * len(replies), every, self.options.classifier)
-            return
-        items = [
-            item
-            for seed, found in replies.items()
-            for item in scoring.score(
-                questions, found, seed=seed, mode=first.mode, system_message_id=system.id, details=details
-            )
-        ]
-        reader = registry.BENCHMARKS.get(first.benchmark)
-        scores = scoring.summarise(
-            items, questions, groups=reader.groups if reader else (), met=self._met(first.benchmark)
-        )
-        scoring.write(directory, items, scores)
-        total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
-        log.info(
-            "%s: n %s, accuracy %s %% (mean of tasks %.1f), unparsed %.1f %%",
-            directory.name, total.size, total, 100 * scores["macro"], 100 * unparsed,
-        )  # fmt: skip
-
-    def _met(self, benchmark: str) -> set[str] | None:
-        """The questions that queries drawn for training met, dropped ones too; None: not checked."""
-        path = self.workdir / "queries" / "contamination.jsonl"
-        if self.options.model or not path.is_file():
-            return None
-        hits = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {hit["document_id"] for hit in hits if hit["benchmark"] == benchmark}
-
-
-def _behind(report: Callable[[int], None], before: int, done: int) -> None:
-    report(before + done)
-
-
-def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
-    seen: dict[str, int] = {}
-    for question in questions:
-        seen[question.task] = seen.get(question.task, 0) + 1
-        if not limit or seen[question.task] <= limit:
-            yield question
-
-
-def _write_unscored(
-    directory: Path, questions: Sequence[Question], replies: Sequence[Reply], classifier: str
-) -> None:
-    """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
-    outcomes: dict[str, int] = {}
-    for reply in replies:
-        outcomes[reply.outcome] = outcomes.get(reply.outcome, 0) + 1
-    scores: dict[str, Any] = {
-        "benchmark": questions[0].benchmark,
-        "mode": questions[0].mode,
-        "n": len(replies),
-        "outcomes": outcomes,
-        "characters": sum(len(reply.text) for reply in replies) / len(replies),
-    }
-    if classifier and questions[0].mode.startswith("toxigen"):
-        classify = toxicity.huggingface_classifier(classifier)
-        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
-    with artifacts.atomic_write(directory / scoring.SCORES) as file:
-        json.dump(scores, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-
-
-def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
-    options = options or Options()
-    evaluator, asked_puzzles = Evaluator(config, workdir, options), test_puzzles(config)
-    asked = [  # read before anything is asked: a missing file shows at once
-        (name, mode, registry.questions(name, path, mode=mode))
-        for name, path in config.given_benchmarks.items()
-        for mode in config.evaluation.modes[name]
-    ]
-    given = system_message(options.system) if options.system else None
-    if asked_puzzles:
-        questions, details = (
-            puzzle_benchmark.questions(asked_puzzles),
-            puzzle_benchmark.details(asked_puzzles),
-        )
-        for system in [given] if given else map(system_message, map(str, config.evaluation.messages)):
-            evaluator.evaluate(f"puzzles{system.suffix}", questions, system, details)
-    for name, mode, questions in asked:
-        system = given or _usual_system(mode)
-        evaluator.evaluate(f"{name}-{mode}{system.suffix}", questions, system)
-
-
-def _usual_system(mode: str) -> System:
-    """No system message, except in AGIEval's own form."""
-    if mode == "agieval_upstream":
-        return System(None, agieval.UPSTREAM_SYSTEM)
-    return System(EMPTY_MESSAGE, "")
-
-
-def _run() -> None:
-    def work(config: ExperimentConfig, workdir: Path) -> None:
-        given = flags.FLAGS
-        options = Options(
-            model=given.model,
-            system=given.system,
-            samples=given.samples,
-            limit=given.limit,
-            second=given.second_model,
-            classifier=given.toxicity_classifier,
-        )
-        run(config, workdir, options)
-
-    parts = ("queries", "tokenizer", "training", "evaluation", "ledger.sqlite", "logs")
-    launch.main(work, words={"run": work}, parts=parts)
-
-
 def main() -> None:
-    if file := options.parsed_by("evaluate", sys.argv[1:]):
-        launch.set_up_logging()
-        importlib.import_module(f"orca_jax.experiments.{file}").main(sys.argv[2:])
-    else:
-        _run()
+    PROGRAM.main(
+        run=run_command,
+        score=score,
+        compare=compare,
+        show=lambda given: print(show(given.benchmark, given.path, given.mode, given.task, given.rows)),
+        judge=judge,
+        lm_eval=lm_eval,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-ORDERS = ("reference_first", "candidate_first")
+PACKING = 2.7  # examples in a row of 2,048 positions, section 3.2
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def doc(program: str) -> str:
@@ -52,52 +53,82 @@ def _prepare() -> None:
     flags.DEFINE_list("beam", None, "Apache Beam's options: the shards are written there.")
 
 
-def _train() -> None:
-    """How a run is watched and where, which changes no number: flags, and no keys of the config."""
-    flags.DEFINE_string(
-        "hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."
-    )
-    flags.DEFINE_float("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv.")
-    flags.DEFINE_string("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler.")
+def _inspect() -> None:
+    flags.DEFINE_string("dataset", "", "A teacher's name, or `validation`; empty: the curriculum's first.")
+    flags.DEFINE_integer("epoch", 0, "Which epoch's packing plan.", lower_bound=0)
+    flags.DEFINE_integer("row", 0, "Which row of the plan.", lower_bound=0)
+    flags.DEFINE_bool("tokens", False, "One token a line, with its arrays, instead of running text.")
+    flags.DEFINE_bool("traces", False, "Traces, those left out too, instead of rows.")
+    flags.DEFINE_string("collection", "", "Only of this collection.")
+    flags.DEFINE_string("task", "", "Only of this task.")
+    flags.DEFINE_string("teacher", "", "Only of this teacher.")
+    flags.DEFINE_integer("message", None, "Only under this system message; -1: none of the 16.")
+    flags.DEFINE_string("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py.")
+    flags.DEFINE_string("find", "", "Only traces in which this regular expression is found.")
+    flags.DEFINE_integer("sample", 1, "How many traces or rows are drawn of those.", lower_bound=1)
+    flags.DEFINE_integer("sample_seed", 0, "Of the draw.")
 
 
-def _evaluate() -> None:
-    flags.DEFINE_string(
-        "model", "", "Another model: a student's folder, or a JSON file with an endpoint's settings."
-    )
-    flags.DEFINE_string("system", "", "The system message, by id or in words.")
-    flags.DEFINE_integer("samples", 1, "Replies to each question.", lower_bound=1)
-    flags.DEFINE_integer("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
-    flags.DEFINE_string("second_model", "", "Who replies in AGIEval's second stage: a JSON file.")
-    flags.DEFINE_string("toxicity_classifier", "", "A folder with a toxicity classifier.")
+def _plan() -> None:
+    flags.DEFINE_string("topology", None, "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.")
+    flags.DEFINE_integer("batch", 0, "Rows a step, in place of train.batch_rows.", lower_bound=0)
+    flags.DEFINE_bool("analytic", False, "Estimate only; compile nothing.")
+    flags.DEFINE_bool("search", False, "Rank alternatives, and compile the best.")
+    flags.DEFINE_bool("json", False, "One JSON line a plan.")
+    flags.DEFINE_float("packing", PACKING, "Examples in 2,048 positions.", lower_bound=0.01)
+    flags.DEFINE_list("examples", [], "NAME=COUNT: examples of data sets; default: the paper's two.")
+    flags.DEFINE_string("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in.")
 
 
-def _ablate() -> None:
-    flags.DEFINE_list("arms", None, "Only these arms.")
-    flags.DEFINE_list("seeds", None, "Only these seeds.")
-    flags.DEFINE_string("bbh", "", "A folder of Big-Bench Hard: students sit the files of their families.")
-    flags.DEFINE_list(
-        "reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."
-    )
-    flags.DEFINE_integer("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
+def _generate() -> None:
+    from orca_jax.data.layouts import LAYOUTS, TEMPLATE
+
+    flags.DEFINE_string("student", "", "A workdir, an imported student, or a model folder.")
+    flags.DEFINE_enum("prompt_layout", "", ["", *LAYOUTS, TEMPLATE], "Of prompts; empty: the student's own.")
+    flags.DEFINE_integer("system_id", 0, "One of the 16 system messages; 0: none.")
+    flags.DEFINE_string("system", "", "A system message in words.")
+    flags.DEFINE_float("temperature", 0.0, "0 is greedy.", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Nucleus sampling; 1: off.", lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer("top_k", 0, "Sampling from the likeliest ids; 0: off.", lower_bound=0)
+    flags.DEFINE_integer("max_tokens", 256, "Of a reply.", lower_bound=1)
+    flags.DEFINE_integer("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2)
+    flags.DEFINE_multi_string("stop", [], "A text that ends a reply; may be given more than once.")
+    flags.DEFINE_integer("seed", 0, "What sampled replies are drawn by.")
+    flags.DEFINE_integer("batch_size", 32, "Replies decoded together, at most.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Devices over which each layer is split.", lower_bound=1)
+    flags.DEFINE_string("input", "", "Of `batch`: JSON lines of questions.")
+    flags.DEFINE_string("output", "", "Of `batch`: JSON lines of replies.")
+
+
+def _convert() -> None:
+    flags.DEFINE_string("source", "", "A model folder, an imported student, or a workdir.")
+    flags.DEFINE_string("out", "", "The folder to write.")
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Of exported weights.")
+    flags.DEFINE_string("layout", "", "Of an exported student; empty: its own.")
+
+
+def _parity() -> None:
+    flags.DEFINE_string("folder", "", "Where `memory` keeps its model; empty: a temporary folder.")
 
 
 ROAD = (_config, _workdir)
 FLAGS: Mapping[str, tuple[Callable[[], None], ...]] = {
-    "run": (*ROAD, _prepare, _train),
     "collect": (*ROAD, _collect),
     "prepare": (*ROAD, _prepare),
-    "train": (*ROAD, _train),
-    "evaluate": (*ROAD, _evaluate),
-    "tables": ROAD,
-    "ablate": (*ROAD, _ablate, _prepare, _train),
+    "inspect": (*ROAD, _inspect),
+    "plan": (_config, _plan),
+    "convert": (_convert,),
+    "generate": (_generate,),
+    "parity": (_parity,),
 }
 
 
 # What may stand before the flags.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "collect": ("run", "plan", "estimate", "retry", "status", "export"),
-    "evaluate": ("run", "compare", "judge", "lm_eval", "score", "show"),
+    "convert": ("import", "export", "adapter", "resave"),
+    "generate": ("chat", "batch"),
+    "parity": ("families", "memory"),
 }
 WITHOUT_CONFIG = (("collect", "status"), ("collect", "export"))
 
@@ -109,6 +140,9 @@ def required(program: str, word: str) -> tuple[str, ...]:
     of_groups = {
         _config: ("config",),
         _workdir: ("workdir",),
+        _plan: ("topology",),
+        _convert: ("source", "out"),
+        _generate: ("student",),
     }
     return tuple(name for group in FLAGS[program] for name in of_groups.get(group, ()))
 
@@ -148,88 +182,42 @@ def _export(add: Add) -> None:
     add("--kept", action="store_true", help="without what filters left out")
 
 
-def _report(add: Add) -> None:
-    add("workdir", type=Path, help="of experiments.run or experiments.ablate")
-    add("--out", type=Path, help="the file to write; by default WORKDIR/report.html")
+def _plan_page(add: Add) -> None:
+    add("path", type=Path, help="where to write the page: docs/scale.md")
 
 
-def _paper(add: Add) -> None:
-    add("--paper", choices=("orca",), required=True)
-    add("--out", type=Path, required=True, help="the folder that gets them")
-    add("--runs", default="", help="workdirs or sets of arms, with commas between")
+def _serve(add: Add) -> None:
+    from orca_jax.data.layouts import LAYOUTS, TEMPLATE
 
-
-def _compare(add: Add) -> None:
-    add("first", type=Path)
-    add("second", type=Path)
-    add("--names", nargs=2, default=("first", "second"))
-
-
-def _score(add: Add) -> None:
-    from orca_jax.evaluation import modes
-
-    add("--benchmark", required=True, help="judged, puzzles or a benchmark of docs/evaluation.md")
-    add("--mode", default="", help=", ".join(modes.MODES))
-    add("--replies", required=True, type=Path)
-    add("--out", required=True, type=Path)
-    add("--path", default="", help="the benchmark's folder or file, if it is at hand")
-    add("--rows", type=int, help="that a part of a benchmark's file has")
-
-
-def _show(add: Add) -> None:
-    add("--benchmark", required=True, help="one of docs/evaluation.md")
-    add("--path", required=True, help="its folder or file")
-    add("--mode", default="", help="all of them if empty")
-    add("--task", default="")
-    add("--rows", type=int, help="that a part of a benchmark's file has")
-
-
-def _judge(add: Add) -> None:
-    from orca_jax.evaluation.benchmarks import open_ended
-
-    add("--benchmark", required=True, choices=tuple(open_ended.SOURCES))
-    add("--path", required=True, help="the benchmark's file")
-    add("--judge", required=True, help="a JSON file with an endpoint's settings")
-    add("--reference", required=True, type=Path)
-    add("--candidate", required=True, type=Path)
-    add("--out", required=True, type=Path)
-    add("--forms", default="", help="prompts in FastChat's prompt.jsonl format")
-    add("--orders", nargs="+", choices=ORDERS, default=ORDERS)
-
-
-def _lm_eval(add: Add) -> None:
-    add("--student", required=True)
-    add("--tasks", required=True, nargs="+")
-    add("--out", required=True, type=Path)
-    add("--include_path", help="a folder with tasks of your own")
-    add("--apply_chat_template", action="store_true", help="descriptions as system messages")
-    add("--limit", type=int, help="questions of each task")
-    add("--batch_size", type=int, default=32)
-    add("--max_length", type=int, default=2048)
-    add("--prompt_layout", default="", help="empty: the student's own")
+    add("--checkpoint", required=True, help="a workdir, an imported student, or a model folder")
+    add("--name", default="", help="what clients call it; empty: the checkpoint's folder's name")
+    add("--layout", default="", choices=["", *LAYOUTS, TEMPLATE], help="empty: the student's own")
+    add("--host", default="127.0.0.1", help="any but this host's own needs a token")
+    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--token_variable", default="ORCA_JAX_TOKEN", help="environment variable that holds the token")
+    add("--rows", type=int, default=16, help="replies generated together, at most")
+    add("--max_length", type=int, default=0, help="tokens of prompt and reply together; 0: the model's own")
+    add("--tensor", type=int, default=1, help="devices over which each layer is split")
+    add("--grace", type=float, default=30, help="seconds that open requests have to end at shutdown")
+    add("--max_body", type=int, default=2 * 2**20, help="bytes of a request")
+    add("--max_prompt", type=int, default=2**31, help="tokens of a prompt")
+    add("--max_output", type=int, default=2**31, help="tokens of a reply")
+    add("--max_sequences", type=int, default=128, help="prompts times n of a request")
+    add("--max_queue", type=int, default=256, help="sequences that may wait")
+    add("--max_requests", type=int, default=256, help="requests open at a time, streams among them")
 
 
 PARSERS: Mapping[str, Callable[[Add], None]] = {
-    "compare": _compare,
-    "evaluate_judge": _judge,
-    "evaluate_lm_eval": _lm_eval,
-    "evaluate_score": _score,
-    "evaluate_show": _show,
     "export": _export,
-    "report": _report,
-    "tables": _paper,
-}
-EVALUATE = {
-    "compare": "compare",
-    **{word: f"evaluate_{word}" for word in ("judge", "lm_eval", "score", "show")},
+    "plan_page": _plan_page,
+    "serve": _serve,
 }
 
 
 def parser(file: str) -> argparse.ArgumentParser:
     """The parser of the program in `file`, whose docstring is the help's beginning."""
-    word = next((word for word, name in EVALUATE.items() if name == file), "")
     made = argparse.ArgumentParser(
-        prog=f"python -m experiments.evaluate {word}" if word else f"python -m experiments.{file}",
+        prog=f"python -m experiments.{file}",
         description=doc(file),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -240,9 +228,4 @@ def parser(file: str) -> argparse.ArgumentParser:
 
 def parsed_by(program: str, arguments: Sequence[str]) -> str:
     """The file of `PARSERS` that reads these arguments of a program; empty: absl's flags do."""
-    if program == "evaluate":
-        return EVALUATE.get(arguments[0], "") if arguments else ""
-    if program == "tables":
-        given = {argument.partition("=")[0] for argument in arguments}
-        return "tables" if given & {"--paper", "--runs", "--out"} else ""
     return "" if program in FLAGS else program

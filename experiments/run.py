@@ -46,12 +46,13 @@ def run(config: Any, workdir: str | Path, options: cli.Options | None = None) ->
       options: of `prepare` and `train` (cli.PREPARE, cli.TRAIN); None: their defaults.
     """
     experiment = config if isinstance(config, ExperimentConfig) else load(config)
+    options = options or PROGRAM.options()
     with storage.workdir(workdir) as folder:
         keep = functools.partial(keep_config, experiment, folder)
-        more: dict[Any, dict[str, Any]] = {train: {"on_begin": keep}}
-        if options:
-            more[train]["options"] = train.run_options(options)
-            more[prepare] = {"how": prepare.runner(options.workers, options.beam)}
+        more: dict[Any, dict[str, Any]] = {
+            prepare: {"how": prepare.runner(options.workers, options.beam)},
+            train: {"options": train.run_options(options), "on_begin": keep},
+        }
         table = ""
         for program in PROGRAMS:
             started = time.monotonic()

@@ -175,6 +175,12 @@ class Program:
         self.commands = commands or {"": Command("", *options)}
         self.name, self.given = default, Options()
 
+    def options(self, **values: Any) -> Options:
+        """The options where only these are given: for notebooks and tests, which have no command line."""
+        declared = self.commands[self.default].options
+        usual = {one.name: None if isinstance(one.default, type) else one.default for one in declared}
+        return Options(**{**usual, **values})
+
     def start(self, arguments: Sequence[str] | None = None) -> None:
         """Parses the command line, `sys.argv` unless given.
 

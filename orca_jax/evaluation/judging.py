@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +21,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from orca_jax.evaluation import statistics
+from orca_jax.artifacts import atomic_write
+from orca_jax.config import OpenAIConfig
+from orca_jax.evaluation import model, scoring, statistics
 from orca_jax.evaluation.benchmarks import files
 from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.evaluation.questions import Question
+from orca_jax.progress import progress
 from orca_jax.records import Message, Sampling
+from orca_jax.teachers.endpoint import Request
 
+BENCHMARK, REVIEWS = "judged", "reviews.jsonl"
 REFERENCE_FIRST, CANDIDATE_FIRST = "reference_first", "candidate_first"
 ORDERS = (REFERENCE_FIRST, CANDIDATE_FIRST)
 SAMPLING = Sampling(temperature=0.2, max_tokens=1024)  # as Vicuna's review program; the paper names none
@@ -301,3 +308,58 @@ def length_controlled(verdicts: Mapping[str, int], reviews: Iterable[Review]) ->
         return float(fit + 0.01 * weights @ weights)  # keeps it finite where length decides all
 
     return float(special.expit(optimize.minimize(loss, np.zeros(2)).x[0]))
+
+
+# With files
+
+
+def judge(
+    questions: Sequence[Question],
+    reference: Mapping[str, str],
+    candidate: Mapping[str, str],
+    endpoint: OpenAIConfig,
+    out: Path,
+    *,
+    forms: Mapping[str, Form] | None = None,
+    orders: Sequence[str] = ORDERS,
+) -> dict[str, Any]:
+    """Lets a model behind an API review every question, and writes reviews and scores, which are returned.
+
+    Raises:
+      ValueError: an answer is missing.
+      EvaluationError: a review is missing; run again, it pays for none twice.
+    """
+    asked = comparisons(questions, reference, candidate, forms, orders)
+    out.mkdir(parents=True, exist_ok=True)
+    requests, counter = [Request(comparison.messages, SAMPLING) for comparison in asked], itertools.count(1)
+    with progress(f"asking {endpoint.model}", len(requests)) as report:
+        replies = model.ask_endpoint(
+            endpoint, requests, out / "ledger.sqlite", lambda _: report(next(counter))
+        )
+    with atomic_write(out / REVIEWS) as file:
+        for comparison, reply in zip(asked, replies, strict=True):
+            row = review_line(comparison, reply.text) | {"reviewer_id": endpoint.model}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return score_reviews(out / REVIEWS, out)
+
+
+def score_reviews(file: Path, out: Path) -> dict[str, Any]:
+    """Writes scores.json: what the reviews of a file say of the candidate."""
+    scores = {"benchmark": BENCHMARK, "mode": BENCHMARK, **summarise(read_reviews(file))}
+    with atomic_write(out / scoring.SCORES) as written:
+        json.dump(scores, written, indent=1, ensure_ascii=False)
+        written.write("\n")
+    return scores
+
+
+def text(scores: Mapping[str, Any]) -> str:
+    """Scores of reviews as lines: per cent of the reference, with one decimal."""
+    shown = [
+        f"candidate over reference, {order}: {per_cent:.1f} %"
+        for order, per_cent in scores["per_cent"].items()
+    ]
+    if scores["interval"]:
+        shown.append("95 % interval (questions drawn): {:.1f} to {:.1f} %".format(*scores["interval"]))
+    rates = {name: scores[name] for name in ("win", "tie", "loss", "flips", "length_controlled", "unparsed")}
+    shown += [f"{name}: {100 * rate:.1f} %" for name, rate in rates.items() if rate is not None]
+    return "\n".join([*shown, f"questions: {scores['questions']}, reviews: {scores['reviews']}"])

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 
+from orca_jax.artifacts import atomic_write
 from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 
+RESULTS, SAMPLES = "results.json", "samples.json"
 MAX_TOKENS = 256  # lm-eval's default where a task says nothing
 Conversation = tuple[Message, ...]
 Tokens = Sequence[int]
@@ -87,6 +93,34 @@ class StudentLM(LM):
             max_tokens=int(given.get("max_gen_toks", self._max_tokens)),
             stop=(until,) if isinstance(until, str) else tuple(until),
         )
+
+
+def evaluate(
+    student: LocalStudent,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    include_path: str | None = None,
+    **options: Any,
+) -> str:
+    """Writes results.json and samples.json, lm-eval's results of a student, and returns its table.
+
+    Args:
+      include_path: a folder with further tasks.
+      options: of `lm_eval.simple_evaluate`.
+    """
+    found = lm_eval.simple_evaluate(
+        model=StudentLM(student),
+        tasks=list(tasks),
+        log_samples=True,
+        task_manager=TaskManager(include_path=include_path),
+        **options,
+    )
+    samples = found.pop("samples")
+    for name, value in ((RESULTS, found), (SAMPLES, samples)):
+        with atomic_write(out / name) as file:
+            json.dump(value, file, indent=1, default=str, ensure_ascii=False)
+    return f"lm-eval {getattr(lm_eval, '__version__', '')}\n{make_table(found)}"
 
 
 def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, Tokens]]:

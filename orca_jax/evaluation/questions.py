@@ -8,6 +8,14 @@ from typing import Any
 
 from orca_jax.records import Message
 
+Conversation = tuple[Message, ...]
+
+
+class EvaluationError(RuntimeError):
+    """The replies on disk do not belong to this evaluation, or the model did not answer every question."""
+
+    explained = True  # cli.checked adds no advice
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
@@ -46,7 +54,7 @@ class Question:
         return self.benchmark, self.task, self.id
 
 
-def conversation(question: Question, system_text: str) -> tuple[Message, ...]:
+def conversation(question: Question, system_text: str) -> Conversation:
     """What is sent to the model. An empty `system_text` (message 1) means no system message at all."""
     user = Message("user", question.text)
     return (Message("system", system_text), user) if system_text else (user,)

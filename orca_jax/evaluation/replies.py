@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax.evaluation import extraction, modes
+from orca_jax.evaluation import extraction, modes, scoring
 from orca_jax.evaluation.benchmarks import bbh, files, registry
 from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.evaluation.questions import Question
@@ -37,6 +37,25 @@ class Line:
     target: str | None
     reply: Reply
     extra: Mapping[str, Any]
+
+
+def score(
+    benchmark: str, mode: str, file: Path, out: Path, path: str = "", size: int | None = None
+) -> dict[str, Any]:
+    """Writes the items and scores of a file's replies, and returns the scores.
+
+    Args:
+      path: the benchmark's folder or file, and `size` the rows that it must have, as `registry.questions`.
+    """
+    lines = read(file)
+    asked = registry.questions(benchmark, path, mode=mode, size=size) if path else []
+    answered = questions(lines, benchmark=benchmark, mode=mode, asked=asked)
+    replies = [line.reply for line in lines]
+    items = scoring.score(answered, replies, seed=0, mode=mode, system_message_id=None)
+    groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
+    scores = scoring.summarise(items, answered, groups=groups)
+    scoring.write(out, items, scores)
+    return scores
 
 
 def read(path: str | Path) -> list[Line]:

@@ -1,35 +1,288 @@
-"""Asks a model every question of an evaluation, once, and keeps each reply as it comes.
+"""Evaluates a model: asks it every question once, keeps each reply as it comes, and scores them.
 
-`replies.jsonl` holds one `RecordedReply` a line. A killed evaluation goes on where it stopped. Questions
-are asked in fixed rounds of like length; a round that was not recorded to the end is asked again as a
-whole, so that the replies are those of an evaluation never interrupted. A round is best several times as
-large as what the model answers at once, which is kept busy until the round's last questions.
+Each (benchmark, mode, system message) is an artifact of its own, evaluation/NAME, whose `replies.jsonl`
+holds one `RecordedReply` a line. A killed evaluation goes on where it stopped. Questions are asked in fixed
+rounds of like length; a round that was not recorded to the end is asked again as a whole, so that the replies
+are those of an evaluation never interrupted. A round is several times as large as what the model answers at
+once, which is kept busy until the round's last questions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orca_jax import files
+from orca_jax import artifacts, files
 from orca_jax.artifacts import digest
-from orca_jax.evaluation.questions import Question, conversation
+from orca_jax.config import ExperimentConfig
+from orca_jax.evaluation import model, modes, scoring, toxicity
+from orca_jax.evaluation.benchmarks import agieval, registry
+from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
+from orca_jax.evaluation.questions import Conversation, EvaluationError, Question, conversation
+from orca_jax.progress import Report, progress
+from orca_jax.queries import puzzles, system_messages
+from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
 
+log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
-Conversation = tuple[Message, ...]
+EMPTY_MESSAGE = 1
+LISTS = ("messages", "modes")  # which evaluations there are, no setting of one
 Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
-Progress = Callable[[int, int], None]
+LogLikelihoods = Callable[[Sequence[tuple[Conversation, str]]], Sequence[float]]
 
 
-class EvaluationError(RuntimeError):
-    """The replies on disk do not belong to this evaluation, or the model answered out of step."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What one evaluation does otherwise than the config says.
 
-    explained = True  # cli.checked adds no advice
+    Attributes:
+      model: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
+      system: the system message for all questions: one of the 16 by its id, or a text; empty: what the
+        config and the modes say.
+      samples: replies to each question, each with a seed of its own.
+      limit: questions of each task, the first ones; 0: all. Scores of a part are no benchmark scores.
+      second: the model of AGIEval's second stage, a JSON file; empty: the one that is evaluated.
+      classifier: a folder with a toxicity classifier; without one, continuations are kept unscored.
+    """
+
+    model: str = ""
+    system: str = ""
+    samples: int = 1
+    limit: int = 0
+    second: str = ""
+    classifier: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A system message: `id` is None for one that is none of the 16, `suffix` tells it in a name."""
+
+    id: int | None
+    text: str
+    suffix: str = ""
+
+
+def system_message(given: str) -> System:
+    """The message that an id or a text names."""
+    if given.isdigit():
+        return System(int(given), system_messages.get(int(given)).text, f"-message-{int(given)}")
+    return System(system_messages.recognise(given), given, f"-message-{digest(given)[:8]}")
+
+
+def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
+    """The evaluated puzzles: of the test split, which no training query comes from."""
+    return [
+        puzzle
+        for family in config.puzzles.families
+        for puzzle in puzzles.make_puzzles(
+            family,
+            difficulties=config.evaluation.difficulties,
+            count=config.evaluation.per_family,
+            seed=config.evaluation.seed,  # so that students of several seeds have the same evaluation
+            split="test",
+        )
+    ]
+
+
+def benchmark_questions(config: ExperimentConfig) -> Iterator[tuple[str, str, list[Question]]]:
+    """The name, mode and questions of every benchmark that is at hand, in each of its modes."""
+    for name, path in config.given_benchmarks.items():
+        for mode in config.evaluation.modes[name]:
+            yield name, mode, registry.questions(name, path, mode=mode)
+
+
+def all_questions(config: ExperimentConfig) -> Iterator[Question]:
+    """The questions of puzzles and benchmarks, in each of their modes."""
+    yield from puzzle_benchmark.questions(test_puzzles(config))
+    for _, _, questions in benchmark_questions(config):
+        yield from questions
+
+
+def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
+    """Evaluates a model on the puzzles and benchmarks of a config, or goes on with it."""
+    options = options or Options()
+    evaluator, asked_puzzles = Evaluator(config, workdir, options), test_puzzles(config)
+    asked = list(benchmark_questions(config))  # read before anything is asked: a missing file shows at once
+    given = system_message(options.system) if options.system else None
+    if asked_puzzles:
+        questions = puzzle_benchmark.questions(asked_puzzles)
+        for system in [given] if given else map(system_message, map(str, config.evaluation.messages)):
+            name = f"puzzles{system.suffix}"
+            evaluator.evaluate(name, questions, system, puzzle_benchmark.details(asked_puzzles))
+    for benchmark, mode, questions in asked:
+        usual = agieval.UPSTREAM_SYSTEM if mode == "agieval_upstream" else ""
+        system = given or System(None if usual else EMPTY_MESSAGE, usual)
+        evaluator.evaluate(f"{benchmark}-{mode}{system.suffix}", questions, system)
+
+
+class Evaluator:
+    """Evaluates one model.
+
+    Raises:
+      ValueError: several samples are asked for at temperature 0.
+      ArtifactError: there is no student.
+      EndpointError: `options.model` is a JSON file that is no endpoint's.
+    """
+
+    def __init__(self, config: ExperimentConfig, workdir: Path, options: Options):
+        self.config, self.workdir, self.options = config, workdir, options
+        if options.samples > 1 and not config.evaluation.temperature:
+            raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
+        self.model = model.under_test(config, workdir, options.model)
+
+    def evaluate(
+        self,
+        name: str,
+        questions: Sequence[Question],
+        system: System,
+        details: scoring.Details | None = None,
+    ) -> None:
+        """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
+        questions = list(_first_of_tasks(questions, self.options.limit))
+        directory, inputs = self.workdir / "evaluation" / self.model.name / name, self.model.inputs
+        provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
+        places = dict.fromkeys(inputs, self.options.model or self.workdir / "training")
+        if artifacts.is_finished(directory, provenance, inputs, places=places):
+            return
+        artifacts.begin(directory, provenance, inputs, places=places)
+        samples, seed = self.options.samples, self.config.evaluation.seed
+        with progress(f"evaluating {name}", len(questions) * samples) as report:
+            replies = {
+                seed + number: self._replies(questions, system, directory, number, report)
+                for number in range(samples)
+            }
+        if questions[0].mode in modes.MODES:
+            self._score(directory, questions, replies, system, details)
+        else:
+            every = list(itertools.chain(*replies.values()))
+            _write_unscored(directory, list(questions) * samples, every, self.options.classifier)
+        artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
+
+    def _provenance(
+        self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
+    ) -> artifacts.Section:
+        asked: dict[str, str] | str = artifacts.digests(
+            (q.task, [*q.key, q.text, q.target]) for q in questions
+        )
+        if isinstance(there.get("questions"), str):  # all in one, as it was
+            asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
+        evaluation = artifacts.section(self.config.evaluation, without=LISTS)
+        provenance = artifacts.joined(
+            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
+        )
+        defaults = dataclasses.asdict(Options())
+        given = {
+            key: value
+            for key, value in dataclasses.asdict(self.options).items()
+            if value != defaults[key] and key != "model"  # which is among the inputs
+        }
+        for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
+            if key in given:
+                given[key] = content(given[key])
+        return artifacts.joined(provenance, {"options": given}) if given else provenance
+
+    def _replies(
+        self, questions: Sequence[Question], system: System, directory: Path, number: int, report: Report
+    ) -> list[Reply]:
+        """The replies of one sample to every question."""
+        own = self.config.evaluation
+        seed = own.seed + number
+        found = collect_replies(
+            questions,
+            self._answer(questions, system),
+            directory if self.options.samples == 1 else directory / f"seed-{seed}",
+            sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
+            seed=seed,
+            system_message_id=system.id,
+            system_text=system.text,
+            round_size=self.model.round_size,
+            progress=lambda done, total: report(number * total + done),
+        )
+        return [reply for _, reply in found]
+
+    def _answer(self, questions: Sequence[Question], system: System) -> Answer:
+        """How the questions' mode is answered."""
+        if questions[0].mode in modes.LIKELIHOOD:
+            return by_likelihood(self.model.log_likelihoods, questions, system.text)
+        if cue := questions[0].extra.get("second_cue"):
+            ledger, second = self.workdir / "ledger.sqlite", self.options.second
+            other = model.ApiModel(model.read_endpoint(second), ledger) if second else self.model
+            return two_stages(self.model.answer, other.answer, cue)
+        return self.model.answer
+
+    def _score(
+        self,
+        directory: Path,
+        questions: Sequence[Question],
+        replies: Mapping[int, list[Reply]],
+        system: System,
+        details: scoring.Details | None,
+    ) -> None:
+        benchmark, mode = questions[0].benchmark, questions[0].mode
+        items = [
+            item
+            for seed, found in replies.items()
+            for item in scoring.score(
+                questions, found, seed=seed, mode=mode, system_message_id=system.id, details=details
+            )
+        ]
+        groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
+        scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark))
+        scoring.write(directory, items, scores)
+        micro = scores["groups"]["micro"]
+        log.info(
+            "%s: n %d, accuracy %.1f %% (mean of tasks %.1f), unparsed %.1f %%",
+            directory.name, len(items), 100 * scores["micro"], 100 * scores["macro"], 100 * micro["unparsed"],
+        )  # fmt: skip
+
+    def _met(self, benchmark: str) -> set[str] | None:
+        """The questions that queries drawn for training met, dropped ones too; None: not checked."""
+        path = self.workdir / "queries" / "contamination.jsonl"
+        if self.options.model or not path.is_file():
+            return None
+        hits = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {hit["document_id"] for hit in hits if hit["benchmark"] == benchmark}
+
+
+def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
+    seen: dict[str, int] = {}
+    for question in questions:
+        seen[question.task] = seen.get(question.task, 0) + 1
+        if not limit or seen[question.task] <= limit:
+            yield question
+
+
+def _write_unscored(
+    directory: Path, questions: Sequence[Question], replies: Sequence[Reply], classifier: str
+) -> None:
+    """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
+    outcomes: dict[str, int] = {}
+    for reply in replies:
+        outcomes[reply.outcome] = outcomes.get(reply.outcome, 0) + 1
+    scores: dict[str, Any] = {
+        "benchmark": questions[0].benchmark,
+        "mode": questions[0].mode,
+        "n": len(replies),
+        "outcomes": outcomes,
+        "characters": sum(len(reply.text) for reply in replies) / len(replies),
+    }
+    if classifier and questions[0].mode.startswith("toxigen"):
+        classify = toxicity.huggingface_classifier(classifier)
+        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
+    with artifacts.atomic_write(directory / scoring.SCORES) as file:
+        json.dump(scores, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+
+
+# Replies
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +323,7 @@ def collect_replies(
     system_message_id: int | None,
     system_text: str,
     round_size: int,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Question, Reply]]:
     """Every question with its reply, in the order given; finished when it returns.
 
@@ -173,3 +426,57 @@ def read_replies(path: str | Path) -> list[RecordedReply]:
       RecordError: a line cannot be read; the message names file, line and field.
     """
     return list(files.read_jsonl(path, RecordedReply))
+
+
+# Answers that are more than one reply
+
+
+def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
+    """AGIEval's two stages: asks, then asks again with the first reply and a cue; the second reply counts.
+
+    Args:
+      second: what answers the second time; AGIEval takes gpt-35-turbo, whatever model is evaluated.
+    """
+
+    def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        first = dict(answer(conversations, sampling))
+        asked = [_continued(messages, first[i].text, cue) for i, messages in enumerate(conversations)]
+        for index, reply in second(asked, sampling):
+            raw = {**reply.raw, "first_reply": first[index].text}
+            yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
+
+    return both
+
+
+def _continued(messages: Conversation, reply: str, cue: str) -> Conversation:
+    return (*messages[:-1], Message("user", f"{messages[-1].content}\n{reply}\n{cue}"))
+
+
+def by_likelihood(log_likelihoods: LogLikelihoods, questions: Sequence[Question], system_text: str) -> Answer:
+    """Replies whose `raw` holds the log-likelihoods of the question's continuations, text the likeliest.
+
+    Args:
+      log_likelihoods: of each text as the next answer of its conversation, summed over its tokens.
+
+    Raises:
+      ValueError: two questions have the same prompt and other continuations.
+    """
+    choices: dict[Conversation, Sequence[str]] = {}
+    for question in questions:
+        texts = question.extra["continuations"]
+        if choices.setdefault(conversation(question, system_text), texts) != texts:
+            raise ValueError(f"{question.task}/{question.id}: another question has the same prompt")
+
+    def answer(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        asked = [(messages, text) for messages in conversations for text in choices[tuple(messages)]]
+        scores = iter(log_likelihoods(asked))
+        for index, messages in enumerate(conversations):
+            texts = choices[tuple(messages)]
+            yield index, _chosen(texts, [next(scores) for _ in texts])
+
+    return answer
+
+
+def _chosen(texts: Sequence[str], scores: Sequence[float]) -> Reply:
+    best = max(range(len(texts)), key=scores.__getitem__)
+    return Reply(Outcome.OK, texts[best], raw={modes.LOG_LIKELIHOODS: list(scores)})

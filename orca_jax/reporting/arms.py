@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from orca_jax import files
 from orca_jax.evaluation import statistics
 from orca_jax.records import Item
 from orca_jax.reporting import cells
@@ -170,6 +172,16 @@ def paired_sentence(pairs: Sequence[Pair], names: Names) -> str:
         return f"No significant difference between {names[0]} and {names[1]} ({figures})."
     better = names[int(test.only_second > test.only_first)]
     return f"{better} is right more often ({figures})."
+
+
+def compare_folders(first: Path, second: Path, names: Names) -> str:
+    """The paired tables of two evaluations, folders with items.jsonl, as Markdown."""
+    sides = [list(files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)]
+    paired = pair(*sides)
+    parts = [accuracy_table(paired, names, cells.puzzles_per_family(first)), cells.CAPTION]
+    if any("steps" in item.extra for item in sides[0]):
+        parts.append(paired_step_table(paired, names))
+    return "\n\n".join([*(part.strip() for part in parts), paired_sentence(paired, names)]) + "\n"
 
 
 # The arms of a set

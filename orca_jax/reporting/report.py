@@ -16,7 +16,7 @@ import json
 import logging
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from orca_jax import artifacts
-from orca_jax.config import ExperimentConfig, load, plain
-from orca_jax.evaluation.questions import Question
+from orca_jax.config import load, plain
+from orca_jax.evaluation import run as evaluation_run
 from orca_jax.reporting import data_card, report_charts, report_results, report_sources, tables
 from orca_jax.reporting.report_charts import Chart
 from orca_jax.reporting.report_results import Group, History
@@ -36,8 +36,8 @@ from orca_jax.reporting.tables import ORACLE_NOTE, UNNAMED, described_message
 from orca_jax.training import metrics
 
 log = logging.getLogger(__name__)
+FILE = "report.html"
 NO_DEFAULT = "no default"
-Asked = Callable[[ExperimentConfig], Iterable[Question]]
 
 # Data: counts and lengths of the token stores, and the data cards
 
@@ -217,23 +217,22 @@ def version_table(found: Iterable[Artifact]) -> Table:
 # The page
 
 
-def write(workdir: Path, path: Path, asked: Asked) -> int:
-    """Writes the report of a workdir, and returns the file's size in bytes.
-
-    Args:
-      asked: the questions that a config's evaluation asks.
+def write(workdir: Path, path: Path | None = None) -> Path:
+    """Writes the report of a workdir, to WORKDIR/report.html unless told otherwise, and returns its path.
 
     Raises:
       FileNotFoundError: the workdir holds neither a run nor an arm set.
     """
-    text = render(report_sources.open_workdir(workdir), asked)
+    path = path or workdir / FILE
+    text = render(report_sources.open_workdir(workdir))
     page = text.encode(errors="replace")  # a reply may hold half a character pair
     with artifacts.atomic_write(path, "wb") as file:
         file.write(page)
-    return len(page)
+    log.info("%s: %.1f MB", path, len(page) / 1e6)
+    return path
 
 
-def render(source: Source, asked: Asked) -> str:
+def render(source: Source) -> str:
     """The page."""
     found = lineage(source.runs)
     note = ORACLE_NOTE if _has_oracles(found) else ""
@@ -250,7 +249,7 @@ def render(source: Source, asked: Asked) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **_making(source),
-        **_results(source, asked),
+        **_results(source),
     )
     return page.lstrip()
 
@@ -273,11 +272,11 @@ def _making(source: Source) -> dict[str, Any]:
     }
 
 
-def _results(source: Source, asked: Asked) -> dict[str, Any]:
+def _results(source: Source) -> dict[str, Any]:
     """The page's parts on evaluations."""
     groups = report_results.groups(source)
     firsts = source.first_runs.values()
-    texts = {key: text for run in firsts for key, text in questions(run, asked).items()}
+    texts = {key: text for run in firsts for key, text in questions(run).items()}
     return {
         "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
         "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
@@ -333,11 +332,12 @@ def _tiles(source: Source, histories: Sequence[History]) -> list[tuple[str, str]
     ]
 
 
-def questions(run: Run, asked: Asked) -> dict[Key, str]:
+def questions(run: Run) -> dict[Key, str]:
     """The texts of a run's evaluated questions by its config; none where that was not kept."""
     kept = report_sources.config_of(run)
     try:
-        return {question.key: question.text for question in asked(load(kept))} if kept else {}
+        asked = evaluation_run.all_questions(load(kept)) if kept else ()
+        return {question.key: question.text for question in asked}
     except (OSError, ValueError) as error:
         log.warning("%s: the questions' texts are left out: %s", run.name, error)
         return {}

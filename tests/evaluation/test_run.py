@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from orca_jax.evaluation.questions import Question
-from orca_jax.evaluation.run import EvaluationError, collect_replies, read_replies
+from orca_jax.evaluation.questions import EvaluationError, Question
+from orca_jax.evaluation.run import collect_replies, read_replies
 from orca_jax.records import Outcome, RecordError, Reply, Sampling, Usage
 
 QUESTIONS = [

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from orca_jax import artifacts
 from orca_jax.config import load_set, merged, plain
@@ -28,26 +27,11 @@ def small(arms=("progressive", "answers"), seeds=(0, 1)):
     return load_set(config)
 
 
-@pytest.fixture
-def given():
-    """`given(arms=..., bbh=...)`: the flags of a command line."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    before = {name: flags.FLAGS[name].value for name in ("arms", "seeds", "bbh", "jobs", "reuse")}
-
-    def give(**values):
-        for name, value in {**before, **values}.items():
-            flags.FLAGS[name].value = value
-
-    give()
-    yield give
-    give()
+given = ablate.PROGRAM.options  # `given(arms=..., bbh=...)`: the options of a command line
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
     directory = tmp_path_factory.mktemp("ablation")
     ablate.ablate(small(), directory)
     return directory
@@ -68,14 +52,14 @@ def test_arms_of_a_seed_share_their_data(workdir):
     assert (workdir / "ledger.sqlite").is_file()
 
 
-def test_run_again_it_makes_nothing(workdir, given):
+def test_run_again_it_makes_nothing(workdir):
     before = stamps(workdir)
     text = ablate.ablate(small(), workdir)
     assert stamps(workdir) == before
     assert text == (workdir / "table.md").read_text()
 
 
-def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir, given):
+def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir):
     about = [workdir / ablate.ABOUT, *workdir.glob(f"*/*/{run.CONFIG}")]
     before = [path.read_text() for path in about]
     other = merged(plain(small()), {"base": {"optimizer": {"clip_norm": 0.5}}})
@@ -129,9 +113,8 @@ def test_arms_trained_on_as_many_positions_and_told_of_what(workdir):
     assert facts["answers"]["supervised"] < facts["progressive"]["supervised"]
 
 
-def test_one_arm_alone_leaves_the_others_out_of_the_table(given, tmp_path):
-    given(arms=["answers"], seeds=["1"])
-    text = ablate.ablate(small(), tmp_path)
+def test_one_arm_alone_leaves_the_others_out_of_the_table(tmp_path):
+    text = ablate.ablate(small(), tmp_path, given(arms=["answers"], seeds=["1"]))
     assert "Nothing is finished under all seeds" in text
     assert "- progressive: seed 0, 1\n- answers: seed 0\n" in text
     assert "without `--arms` and `--seeds`" in text
@@ -144,10 +127,9 @@ def test_one_arm_alone_leaves_the_others_out_of_the_table(given, tmp_path):
     ({"seeds": ["7"]}, "no seed '7' in main; known"),
     ({"bbh": "nowhere"}, "nowhere has no file of boolean_expressions"),
 ])  # fmt: skip
-def test_what_is_not_there_is_refused(given, tmp_path, values, message):
-    given(**values)
+def test_what_is_not_there_is_refused(tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
-        ablate.ablate(small(), tmp_path)
+        ablate.ablate(small(), tmp_path, given(**values))
 
 
 def bbh_folder(folder, questions):
@@ -172,18 +154,17 @@ def test_a_real_question_that_was_trained_on_is_asked_of_nobody(tmp_path):
 
 
 @pytest.mark.proof
-def test_students_sit_the_real_files_of_their_families(given, tmp_path):
+def test_students_sit_the_real_files_of_their_families(tmp_path):
     """Those that are finished too, and those of another set."""
     folder = bbh_folder(tmp_path / "bbh", [f"not ( True ) and {'not ' * i}True is" for i in range(250)])
-    given(arms=["answers"], seeds=["0"])
-    ablate.ablate(small(), tmp_path / "set")
+    chosen = {"arms": ["answers"], "seeds": ["0"]}
+    ablate.ablate(small(), tmp_path / "set", given(**chosen))
     scores = tmp_path / "set/answers/seed-0/evaluation/bbh-robust-message-1/scores.json"
-    given(arms=["answers"], seeds=["0"], bbh=str(folder), reuse=[str(tmp_path / "set")])
-    ablate.ablate(small(), tmp_path / "other")
+    reuse = [str(tmp_path / "set")]
+    ablate.ablate(small(), tmp_path / "other", given(**chosen, bbh=str(folder), reuse=reuse))
     assert (tmp_path / "other/answers/seed-0").is_symlink()
     evaluated = scores.stat().st_mtime_ns
-    given(arms=["answers"], seeds=["0"], bbh=str(folder))
-    ablate.ablate(small(), tmp_path / "set")
+    ablate.ablate(small(), tmp_path / "set", given(**chosen, bbh=str(folder)))
     assert scores.stat().st_mtime_ns == evaluated, "what is evaluated stays"
     assert {task: row["n"] for task, row in json.loads(scores.read_text())["tasks"].items()} == {
         "boolean_expressions": 250
@@ -227,23 +208,23 @@ def test_what_is_of_a_row_alone_shares_tokens():
     assert ablate.data_key(separated) != ablate.data_key(arm_set.config(arm_set.arms[0], 1))
 
 
-def test_what_another_set_has_run_is_taken(given, tmp_path):
+def test_what_another_set_has_run_is_taken(tmp_path):
     """Whatever its name: `two` of the stages is `separated` of the segments."""
     finished, config = tmp_path / "one/separated/seed-0", segments.get_config("runlocal")
     run.keep_config(load_set(config).config(load_set(config).arms[0], 0), finished)
     (finished / "table.md").write_text("")
-    given(reuse=[str(tmp_path / "one")])
+    reuse = [str(tmp_path / "one")]
     arm_set = load_set(stages.get_config("runlocal"))
     two, three = arm_set.arms
-    assert ablate.take(arm_set, two, 0, tmp_path / "other")
+    assert ablate.take(arm_set, two, 0, tmp_path / "other", reuse)
     assert ablate.folder(tmp_path / "other", "two", 0).resolve() == finished
-    assert not ablate.take(arm_set, three, 0, tmp_path / "other")
-    assert not ablate.take(arm_set, two, 1, tmp_path / "other"), "another seed"
+    assert not ablate.take(arm_set, three, 0, tmp_path / "other", reuse)
+    assert not ablate.take(arm_set, two, 1, tmp_path / "other", reuse), "another seed"
     (finished / "table.md").unlink()
-    assert not ablate.take(arm_set, two, 0, tmp_path / "third"), "it had not ended"
+    assert not ablate.take(arm_set, two, 0, tmp_path / "third", reuse), "it had not ended"
     shutil.rmtree(tmp_path / "one")
     with pytest.raises(artifacts.ArtifactError, match="two/seed-0 links to a run that is gone"):
-        ablate.take(arm_set, two, 0, tmp_path / "other")
+        ablate.take(arm_set, two, 0, tmp_path / "other", reuse)
 
 
 FOLDER = Path(__file__).parents[2] / "configs/ablations"
@@ -253,15 +234,14 @@ EVERY_SET = [name if name in QUICK else pytest.param(name, marks=pytest.mark.pro
 
 
 @pytest.mark.parametrize("name", EVERY_SET)
-def test_every_set_runs(name, given, tmp_path):
+def test_every_set_runs(name, tmp_path):
     config = importlib.import_module(f"orca_jax.configs.ablations.{name}").get_config("runlocal")
     config.base.train.update(batch_rows=8)
     config.base.puzzles.per_family = 24
     arm = config.arms[-1]  # what differs most from the baseline
     for stage in arm["changes"]["curriculum"]:
         stage["steps"] = 1
-    given(arms=[arm["name"]], seeds=["0"])
-    text = ablate.ablate(load_set(config), tmp_path)
+    text = ablate.ablate(load_set(config), tmp_path, given(arms=[arm["name"]], seeds=["0"]))
     assert f"| {arm['name']} " in text
     assert (ablate.folder(tmp_path, arm["name"], 0) / "table.md").is_file()
 

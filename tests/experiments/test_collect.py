@@ -12,7 +12,8 @@ from orca_jax.config import StageConfig, TeacherConfig
 from orca_jax.config_check import build
 from orca_jax.data import prepared
 from orca_jax.data.export import export
-from orca_jax.experiments import collect, evaluate
+from orca_jax.evaluation import run as evaluation_run
+from orca_jax.experiments import collect
 from orca_jax.queries import system_messages
 from orca_jax.queries.make import QUERIES, training_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
@@ -76,19 +77,19 @@ def test_the_expert_is_right_and_the_apprentice_not_always(finished):
 
 
 def test_training_and_test_puzzles_are_disjoint(finished, mini):
-    evaluated = evaluate.test_puzzles(mini())
+    evaluated = evaluation_run.test_puzzles(mini())
     assert evaluated
     assert not {puzzle.id for puzzle in evaluated} & {query.id for query in queries(finished)}
     assert not {puzzle.question for puzzle in evaluated} & {query.text for query in queries(finished)}
 
 
 def test_test_puzzles_of_another_seed_are_no_training_puzzles_either(finished, mini):
-    evaluated = evaluate.test_puzzles(mini(**{"evaluation.seed": 3, "evaluation.per_family": 60}))
+    evaluated = evaluation_run.test_puzzles(mini(**{"evaluation.seed": 3, "evaluation.per_family": 60}))
     assert not {puzzle.id for puzzle in evaluated} & {query.id for query in queries(finished)}
 
 
 def test_test_puzzles_are_the_same_for_students_of_any_seed(mini):
-    assert evaluate.test_puzzles(mini(seed=3)) == evaluate.test_puzzles(mini())
+    assert evaluation_run.test_puzzles(mini(seed=3)) == evaluation_run.test_puzzles(mini())
 
 
 def test_a_teacher_may_be_asked_under_one_message_and_show_another(mini, tmp_path):

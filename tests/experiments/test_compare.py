@@ -1,11 +1,11 @@
 """Two evaluations compared by the program."""
 
 import json
-import sys
 
 import pytest
 
-from orca_jax.experiments import evaluate, evaluate_score
+from orca_jax.evaluation import replies
+from orca_jax.experiments import evaluate
 
 
 @pytest.fixture
@@ -24,17 +24,19 @@ def scored(tmp_path):
         ]
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        evaluate_score.score("bbh", "answer_is", path, tmp_path / name)
+        replies.score("bbh", "answer_is", path, tmp_path / name)
     return tmp_path
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+def compare(folder, *arguments):
+    evaluate.PROGRAM.start(
+        ["compare", f"--first={folder / 'first'}", f"--second={folder / 'second'}", *arguments]
+    )
     evaluate.main()
 
 
-def test_scored_replies_are_paired_by_item_and_tested_by_task(scored, monkeypatch, capsys):
-    run(monkeypatch, "compare", scored / "first", scored / "second", "--names", "one", "other")
+def test_scored_replies_are_paired_by_item_and_tested_by_task(scored, capsys):
+    compare(scored, "--names=one,other")
     lines = capsys.readouterr().out.strip().splitlines()
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
@@ -51,9 +53,15 @@ def test_scored_replies_are_paired_by_item_and_tested_by_task(scored, monkeypatc
     assert lines[-1].startswith("other is right more often (one 8.3 %, other 91.7 %, n = 24, one seed")
 
 
-def test_what_cannot_be_paired_is_one_message(scored, monkeypatch, capsys):
+def test_what_cannot_be_paired_is_one_message(scored, capsys):
     items = scored / "second/items.jsonl"
     items.write_text("\n".join(items.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
     with pytest.raises(SystemExit):
-        run(monkeypatch, "compare", scored / "first", scored / "second")
+        compare(scored)
     assert "error: 1 items are in one evaluation only" in capsys.readouterr().err
+
+
+def test_other_than_two_names_are_refused(scored, capsys):
+    with pytest.raises(SystemExit):
+        compare(scored, "--names=one,two,three")
+    assert "must be two names" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from orca_jax.artifacts import ArtifactError
+from orca_jax.evaluation import model, run
 from orca_jax.evaluation.run import REPLIES
 from orca_jax.experiments import evaluate, tables
 
@@ -17,7 +18,7 @@ def lines(path):
 
 
 def test_every_puzzle_is_asked_under_every_message(finished, mini):
-    puzzles = evaluate.test_puzzles(mini())
+    puzzles = run.test_puzzles(mini())
     config = mini()
     assert len(puzzles) == len(config.puzzles.families) * config.evaluation.per_family
     for message in config.evaluation.messages:
@@ -50,7 +51,7 @@ def test_a_finished_evaluation_loads_no_student(finished, mini, monkeypatch):
     def never(*_):
         raise AssertionError("there is nothing to ask")
 
-    monkeypatch.setattr(evaluate, "load_student", never)
+    monkeypatch.setattr(model, "load_trained", never)
     evaluate.run(mini(), finished)
 
 

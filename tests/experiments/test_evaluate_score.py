@@ -7,12 +7,19 @@ import sys
 import pytest
 
 from orca_jax.evaluation.benchmarks import files
-from orca_jax.experiments import evaluate_score
-from orca_jax.experiments.evaluate_show import show
+from orca_jax.evaluation.replies import score
+from orca_jax.evaluation.show import show
+from orca_jax.experiments import evaluate
 from orca_jax.files import read_jsonl
 from orca_jax.records import Item
 
 TAIL = "So the answer is "
+
+
+def call(*arguments):
+    """`evaluate score` in this process."""
+    evaluate.PROGRAM.start(["score", *arguments])
+    evaluate.main()
 
 
 def lines(count=4, **changes):
@@ -41,7 +48,7 @@ def run(*arguments):
 @pytest.mark.proof
 def test_the_program_needs_neither_config_nor_workdir(replies, tmp_path):
     out = tmp_path / "out"
-    status, said = run("--benchmark=bbh", "--mode=answer_is", f"--replies={replies}", f"--out={out}")
+    status, said = run("--benchmark=bbh", "--mode=answer_is", f"--input={replies}", f"--out={out}")
     assert status == 0, said
     assert "mode answer_is" in said
     scores = json.loads((out / "scores.json").read_text(encoding="utf-8"))
@@ -57,9 +64,7 @@ def test_the_program_needs_neither_config_nor_workdir(replies, tmp_path):
 def test_torn_replies_are_refused_and_nothing_is_written(replies, tmp_path, capsys):
     replies.write_text(lines()[:-20])
     with pytest.raises(SystemExit) as ended:
-        evaluate_score.main(
-            ["--benchmark=bbh", "--mode=answer_is", f"--replies={replies}", f"--out={tmp_path / 'out'}"]
-        )
+        call("--benchmark=bbh", "--mode=answer_is", f"--input={replies}", f"--out={tmp_path / 'out'}")
     assert ended.value.code == 1
     assert "replies.jsonl:8: not JSON" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -67,14 +72,14 @@ def test_torn_replies_are_refused_and_nothing_is_written(replies, tmp_path, caps
 
 def test_a_mode_is_asked_for(replies, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        evaluate_score.main(["--benchmark=bbh", f"--replies={replies}", f"--out={tmp_path}"])
+        call("--benchmark=bbh", f"--input={replies}", f"--out={tmp_path}")
     assert "give --mode, one of orca, orca_cot" in capsys.readouterr().err
 
 
 def test_reviews_are_printed_in_per_cent_with_one_decimal(tmp_path, capsys):
     path = tmp_path / "reviews.jsonl"
     path.write_text('{"question_id": 1, "score": [9.0, 8.5]}\n{"question_id": 2, "text": "9 8\\nSo."}\n')
-    evaluate_score.main(["--benchmark=judged", f"--replies={path}", f"--out={tmp_path}"])
+    call("--benchmark=judged", f"--input={path}", f"--out={tmp_path}")
     assert "candidate over reference, reference_first: 91.7 %" in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert scores["per_cent"]["reference_first"] == pytest.approx(100 * 16.5 / 18)
@@ -114,9 +119,7 @@ def test_replies_are_read_whatever_their_form(tmp_path, mode, task, target, repl
     path = tmp_path / "replies.jsonl"
     path.write_text(json.dumps({"task": task, "id": "0", "target": target, "reply": reply}), encoding="utf-8")
     benchmark = "gsm8k" if task == "gsm8k" else "bbh"
-    evaluate_score.main(
-        [f"--benchmark={benchmark}", f"--mode={mode}", f"--replies={path}", f"--out={tmp_path}"]
-    )
+    call(f"--benchmark={benchmark}", f"--mode={mode}", f"--input={path}", f"--out={tmp_path}")
     [item] = read_jsonl(tmp_path / "items.jsonl", Item)
     assert (item.answer, item.correct) == (answer, answer is not None)
 
@@ -128,7 +131,7 @@ def test_replies_from_the_field(shared_data, tmp_path, benchmark, mode):
     path = shared_data.parent / f"field/{benchmark}_replies.jsonl"
     if not path.is_file():
         pytest.skip(f"no replies at {path}")
-    evaluate_score.score(benchmark, mode, path, tmp_path)
+    score(benchmark, mode, path, tmp_path)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row, item in zip(rows, read_jsonl(tmp_path / "items.jsonl", Item), strict=True):
         assert row.get("counts", item.correct) == item.correct, row
@@ -145,7 +148,7 @@ def test_the_stored_accuracies_of_all_fourteen_tasks(shared_data, tmp_path):
                 row = json.loads(line)
                 row = {"task": task.stem, "id": number, "target": row["target"], "reply": row["prediction"]}
                 file.write(json.dumps(row) + "\n")
-    scores = evaluate_score.score("bbh", "answer_is", path, tmp_path)
+    scores = score("bbh", "answer_is", path, tmp_path)
     assert len(scores["tasks"]) == 14
     for task, found in scores["tasks"].items():
         stored = json.loads((folder / f"{task}.accuracy.json").read_text(encoding="utf-8"))["accuracy"]

@@ -17,7 +17,8 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.config import load
 from orca_jax.configs import mini as mini_file
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import collect, evaluate, prepare, report, run, tables, train
+from orca_jax.experiments import collect, evaluate, prepare, run, tables, train
+from orca_jax.reporting import report
 from orca_jax.training import students
 
 CHANGES = {

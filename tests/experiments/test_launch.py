@@ -56,7 +56,7 @@ HELPS = {
     "prepare": ("--workers",),
     "train": ("--profile_steps",),
     "evaluate": ("score", "--model"),
-    "evaluate score": ("--replies",),
+    "evaluate score": ("--input",),
     "evaluate compare": ("--names",),
     "tables": ("paper", "--workdir"),
     "tables paper": ("--runs",),

@@ -14,8 +14,8 @@ def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
     workdir = copied()
     report.PROGRAM.start([f"--workdir={workdir}"])
     report.main()
-    text = (workdir / report.FILE).read_text(encoding="utf-8")
-    assert capsys.readouterr().out.strip() == str(workdir / report.FILE)
+    text = (workdir / page.FILE).read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() == str(workdir / page.FILE)
     assert "text is not kept" not in text
     assert 'class="missing"' not in text
     assert "procedural oracles that know each puzzle" in text
@@ -24,13 +24,13 @@ def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
 
 def test_without_its_config_a_run_has_a_page_that_says_so(copied, tmp_path):
     workdir = copied(CONFIG)
-    text = report.write(workdir, tmp_path / "out.html").read_text(encoding="utf-8")
+    text = page.write(workdir, tmp_path / "out.html").read_text(encoding="utf-8")
     assert "The config was not kept" in text
     assert "The question's text is not kept here." in text
 
 
 def test_questions_are_those_of_the_evaluation(finished):
-    texts = page.questions(Run("mini", finished), report.asked)
+    texts = page.questions(Run("mini", finished))
     lines = (finished / "evaluation/puzzles-message-7/items.jsonl").read_text(encoding="utf-8").splitlines()
     items = [json.loads(line) for line in lines]
     assert texts.keys() == {(item["benchmark"], item["task"], item["id"]) for item in items}

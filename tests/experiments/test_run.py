@@ -16,9 +16,10 @@ from orca_jax import artifacts
 from orca_jax.config import load
 from orca_jax.configs import openorca
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.experiments import collect, prepare, report, train
+from orca_jax.experiments import collect, prepare, train
 from orca_jax.experiments import run as road
 from orca_jax.queries import puzzles
+from orca_jax.reporting import report
 from orca_jax.reporting.report_sources import Run, config_of
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
@@ -123,7 +124,7 @@ def test_the_config_is_kept_as_training_begins_and_not_before(copied, mini, monk
 def test_a_report_is_of_what_ran_whatever_config_was_kept(copied, mini):
     workdir = copied()
     road.keep_config(mini(**{"optimizer.clip_norm": 0.25, "evaluation.max_tokens": 99}), workdir)
-    shown = {setting.key: setting.value for setting in report.settings(config_of(Run("mini", workdir)))}
+    shown = {key: value for key, value, _ in report.settings(config_of(Run("mini", workdir)))}
     assert (shown["optimizer.clip_norm"], shown["evaluation.max_tokens"]) == ("1.0", "16")
 
 

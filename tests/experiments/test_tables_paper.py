@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from orca_jax.evaluation import judging
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.experiments import evaluate_score, tables
+from orca_jax.evaluation.replies import score
+from orca_jax.experiments import tables
 from orca_jax.queries import system_messages
 from orca_jax.reporting import paper_figures, paper_tables
 from orca_jax.reporting.paper import TABLES
@@ -83,8 +85,8 @@ def test_what_the_scoring_programs_write_is_read(tmp_path):
     for name, rows in (("replies", replies), ("reviews", reviews)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     evaluation = tmp_path / "ours" / "evaluation"
-    evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", evaluation / "bbh-orca")
-    evaluate_score.judge(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
+    score("bbh", "orca", tmp_path / "replies.jsonl", evaluation / "bbh-orca")
+    judging.score_reviews(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
     runs = paper_tables.find([tmp_path / "ours"])
     shown = {table.name: paper_tables.page(table, runs).grids[0] for table in TABLES}
     assert "50.0 [23.7, 76.3]" in {cell for row in shown["table_11"].rows for cell in row}
@@ -99,7 +101,7 @@ def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, mon
     ]
     (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
     folder = tmp_path / "two" / "evaluation" / "bbh-orca"
-    evaluate_score.score("bbh", "orca", tmp_path / "replies.jsonl", folder)
+    score("bbh", "orca", tmp_path / "replies.jsonl", folder)
     monkeypatch.setattr(paper_figures, "drawings", lambda runs, shares, lengths: [])
     call(f"--runs={tmp_path / 'two'}", "--out", tmp_path / "out")
     for suffix in ("md", "tex"):

@@ -21,8 +21,7 @@ from lm_eval.tasks import TaskManager
 
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import agieval, truthfulqa
-from orca_jax.evaluation.lm_eval import StudentLM, windows
-from orca_jax.experiments import evaluate_lm_eval
+from orca_jax.evaluation.lm_eval import RESULTS, SAMPLES, StudentLM, evaluate, windows
 from orca_jax.records import Message, Outcome, Reply, Sampling
 from orca_jax.serving.local import LocalStudent
 from tests.student.students import SMALL, make_params
@@ -204,14 +203,10 @@ def test_a_whole_texts_likelihood_is_that_of_its_tokens_one_by_one(student, mode
 def test_lm_eval_runs_its_own_task_on_the_student(student, shared_data, tmp_path):
     rows = json.loads((shared_data / "bbh/snarks.json").read_text(encoding="utf-8"))["examples"]
     name = local_task(tmp_path, "bbh/zeroshot/snarks", rows)
-    found = evaluate_lm_eval.evaluate(
-        student,
-        [name],
-        tmp_path / "out",
-        task_manager=TaskManager(include_path=str(tmp_path)),
-        limit=3,
-        bootstrap_iters=0,
-    )
+    out = tmp_path / "out"
+    table = evaluate(student, [name], out, include_path=str(tmp_path), limit=3, bootstrap_iters=0)
+    assert "flexible-extract" in table
+    found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     assert "exact_match,flexible-extract" in found["results"][name]
-    samples = json.loads((tmp_path / "out" / evaluate_lm_eval.SAMPLES).read_text(encoding="utf-8"))
+    samples = json.loads((out / SAMPLES).read_text(encoding="utf-8"))
     assert len(samples[name]) == 2 * 3

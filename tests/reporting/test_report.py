@@ -171,8 +171,8 @@ def page_of(workdir):
     path = workdir / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load", lambda kept: Config(kept["name"], kept["seed"]))
-        size = report.write(workdir, path, asked)
-    assert size == path.stat().st_size
+        patch.setattr(report.evaluation_run, "all_questions", asked)
+        assert report.write(workdir) == path
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.wrong
     assert not page.open

@@ -1,17 +1,12 @@
-"""Prints what a benchmark asks: its files' states and faults, and the first question of each mode.
-
-python -m experiments.evaluate show --benchmark=bbh --path=BBH_FOLDER [--mode=orca] [--task=snarks]
-"""
+"""What a benchmark asks, as text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.evaluation.questions import Question
-from orca_jax.experiments import launch, options
 
 
 def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
@@ -45,8 +40,3 @@ def _shown(question: Question) -> str:
         chance = "unknown" if question.chance is None else f"{100 * question.chance:.1f} %"
         shown.append(f"-- target: {question.target} (chance {chance})")
     return "\n".join(shown)
-
-
-def main(arguments: Sequence[str]) -> None:
-    given = options.parser("evaluate_show").parse_args(arguments)
-    launch.checked(lambda: print(show(given.benchmark, given.path, given.mode, given.task, given.rows)))

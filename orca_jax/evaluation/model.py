@@ -1,43 +1,47 @@
-"""Who is evaluated: the workdir's student, another student, or an endpoint."""
+"""The model under test: the workdir's student, another student, or a model behind an API.
+
+JAX is imported when a student is opened, so that an API is evaluated without it.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts, config_check
 from orca_jax.config import ExperimentConfig, OpenAIConfig
-from orca_jax.evaluation.run import Conversation, EvaluationError
+from orca_jax.evaluation.questions import Conversation, EvaluationError
 from orca_jax.records import Outcome, Reply, Sampling
 from orca_jax.scrubbing import EndpointError
-from orca_jax.serving.local import LocalStudent, load_student
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import Fault, Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.pool import Pool
-from orca_jax.training import students
 
+if TYPE_CHECKING:
+    from orca_jax.serving.local import LocalStudent
+
+log = logging.getLogger(__name__)
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
-NEVER = (Fault.REQUEST, Fault.TOO_LONG)  # what an endpoint does not take is its answer
+FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
 
 
-class Student:
+class StudentModel:
     """A student in this process, loaded at its first use: a finished evaluation needs none.
 
     Attributes:
       name: of its folder among the evaluations; empty for the workdir's own.
       inputs: what its replies depend on, for manifests.
+      round_size: conversations that `answer` is best given at a time.
     """
 
     def __init__(self, load: Callable[[], LocalStudent], inputs: dict[str, str], name: str, batch: int):
-        self._load = load
-        self.inputs = inputs
-        self.name = name
-        self.round_size = ROUND * batch
+        self._load, self.inputs, self.name, self.round_size = load, inputs, name, ROUND * batch
 
     @functools.cached_property
     def student(self) -> LocalStudent:
@@ -52,22 +56,20 @@ class Student:
         return [score.total for score in self.student.log_likelihoods(asked)]
 
 
-class Asked:
-    """An OpenAI-compatible endpoint; every answer is in the ledger, and none is paid for twice."""
+class ApiModel:
+    """A model behind an OpenAI-compatible API; every answer is in the ledger, and none is paid for twice."""
 
     def __init__(self, config: OpenAIConfig, ledger: Path):
         self.config, self._ledger = config, ledger
         self.inputs = {"endpoint": artifacts.digest([config.model, config.base_url, dict(config.parameters)])}
-        self.name = slug(config.model)
+        self.name = _file_name(config.model)
         self.round_size = ROUND * IN_FLIGHT
 
     def answer(
         self, conversations: Sequence[Conversation], sampling: Sampling
-    ) -> Iterator[tuple[int, Reply]]:
-        replies = ask_endpoint(
-            self.config, [Request(tuple(m), sampling, 0) for m in conversations], self._ledger
-        )
-        yield from enumerate(replies)
+    ) -> Iterable[tuple[int, Reply]]:
+        requests = [Request(tuple(messages), sampling, 0) for messages in conversations]
+        return enumerate(ask_endpoint(self.config, requests, self._ledger))
 
     def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
         raise EvaluationError(
@@ -76,7 +78,58 @@ class Asked:
         )
 
 
-Who = Student | Asked
+ModelUnderTest = StudentModel | ApiModel
+
+
+def under_test(config: ExperimentConfig, workdir: Path, given: str) -> ModelUnderTest:
+    """The model that `given` names: a JSON file with an endpoint, or a student; empty: the workdir's own.
+
+    Raises:
+      ArtifactError: there is no student.
+      EndpointError: the file is no endpoint's.
+    """
+    batch = config.evaluation.batch_size
+    if not given:
+        fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
+        return StudentModel(lambda: load_trained(config, workdir), {"training": fingerprint}, "", batch)
+    if given.endswith(".json"):
+        return ApiModel(read_endpoint(given), workdir / "ledger.sqlite")
+    from orca_jax.serving.local import load_student
+    from orca_jax.training import students
+
+    source = students.open_source(given)
+    name = f"{_file_name(Path(given).resolve().name)}-{source.fingerprint[:8]}"
+
+    def load() -> LocalStudent:
+        return load_student(
+            source,
+            students.layout_of(config, source),
+            batch_size=batch,
+            max_length=config.evaluation.max_length,
+            compiler_options=config.compiler_options,
+        )
+
+    return StudentModel(load, {"student": source.fingerprint}, name, batch)
+
+
+def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
+    """The student of the workdir's newest whole checkpoint."""
+    from orca_jax.data import tokenizer
+    from orca_jax.serving.local import LocalStudent
+    from orca_jax.training import students
+
+    step, params, shape = students.trained(workdir)
+    manifest = artifacts.read_manifest(workdir / "training")
+    log.info("evaluating the student of step %d", step)
+    return LocalStudent(
+        params,
+        shape,
+        tokenizer.load(workdir / "tokenizer"),
+        students.as_made(config, manifest).data.layout,
+        checkpoint=f"{manifest['fingerprint']}-{step}",
+        batch_size=config.evaluation.batch_size,
+        max_length=config.evaluation.max_length,
+    )
 
 
 def ask_endpoint(
@@ -95,7 +148,7 @@ def ask_endpoint(
     pool = Pool(config.model, [(OpenAIEndpoint(config), config.limits)])
     with Ledger(ledger) as opened:
         replies = ask_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
-    failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in NEVER]
+    failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in FINAL]
     if failed:
         raise EvaluationError(
             f"{config.model}: {len(failed)} of {len(replies)} requests got no answer "
@@ -117,33 +170,5 @@ def read_endpoint(path: str | Path) -> OpenAIConfig:
         raise EndpointError(f"{path}: no endpoint's settings: {error}") from error
 
 
-def slug(name: str) -> str:
+def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
-
-
-def evaluated(config: ExperimentConfig, workdir: Path, given: str, load: Callable[[], LocalStudent]) -> Who:
-    """Whom `given` names: a JSON file with an endpoint, or a student's folder; empty: the workdir's own.
-
-    Raises:
-      ArtifactError: there is no student.
-      EndpointError: the file is no endpoint's.
-    """
-    batch = config.evaluation.batch_size
-    if not given:
-        fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
-        return Student(load, {"training": fingerprint}, "", batch)
-    if given.endswith(".json"):
-        return Asked(read_endpoint(given), workdir / "ledger.sqlite")
-    source = students.open_source(given)
-
-    def local() -> LocalStudent:
-        return load_student(
-            source,
-            students.layout_of(config, source),
-            batch_size=batch,
-            max_length=config.evaluation.max_length,
-            compiler_options=config.compiler_options,
-        )
-
-    name = f"{slug(Path(given).resolve().name)}-{source.fingerprint[:8]}"
-    return Student(local, {"student": source.fingerprint}, name, batch)

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from orca_jax.evaluation.run import EvaluationError
-from orca_jax.experiments import evaluate, evaluate_judge, evaluate_who
-from orca_jax.experiments.evaluate import Options
+from orca_jax.evaluation import model, run
+from orca_jax.evaluation.questions import EvaluationError
+from orca_jax.evaluation.run import Options
+from orca_jax.experiments import evaluate
 from orca_jax.files import read_jsonl
 from orca_jax.records import Item
 from orca_jax.scrubbing import EndpointError
@@ -141,8 +142,8 @@ def test_a_missing_benchmark_shows_before_anything_is_asked(mini, benchmarks, en
 
 
 def test_a_message_by_id_by_text_and_of_our_own():
-    assert evaluate.system_message("1") == evaluate.System(1, "", "-message-1")
-    own = evaluate.system_message("Think hard.")
+    assert run.system_message("1") == run.System(1, "", "-message-1")
+    own = run.system_message("Think hard.")
     assert (own.id, own.text) == (None, "Think hard.")
 
 
@@ -169,7 +170,7 @@ def test_continuations_are_classified_where_a_classifier_is_given(mini, endpoint
     (tmp_path / "toxigen/hate_women_1k.txt").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "classifier").mkdir()
     monkeypatch.setattr(
-        evaluate.toxicity, "huggingface_classifier", lambda folder: lambda texts: [0.25] * len(texts)
+        run.toxicity, "huggingface_classifier", lambda folder: lambda texts: [0.25] * len(texts)
     )
     config = mini(**{"benchmarks.toxigen": str(tmp_path / "toxigen"), "puzzles.families": ()})
     with Server(lambda call: completion("cats are kind\n- more")) as server:
@@ -188,7 +189,7 @@ def test_what_is_no_endpoint_is_refused_by_name(tmp_path, content):
     path = tmp_path / "endpoint.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(EndpointError, match=r"endpoint\.json: no endpoint's settings"):
-        evaluate_who.read_endpoint(path)
+        model.read_endpoint(path)
 
 
 def test_a_judge_reviews_both_orders_and_is_paid_once(benchmarks, endpoint, tmp_path, capsys):
@@ -203,12 +204,13 @@ def test_a_judge_reviews_both_orders_and_is_paid_once(benchmarks, endpoint, tmp_
         answers[name].write_text("\n".join(lines), encoding="utf-8")
     with Server(answer) as server:
         arguments = [
-            "--benchmark=vicuna_prompts", f"--path={benchmarks['benchmarks.vicuna_prompts']}",
-            f"--judge={endpoint(server)}", f"--reference={answers['reference']}",
+            "judge", "--benchmark=vicuna_prompts", f"--path={benchmarks['benchmarks.vicuna_prompts']}",
+            f"--model={endpoint(server)}", f"--reference={answers['reference']}",
             f"--candidate={answers['candidate']}", f"--out={tmp_path / 'out'}",
         ]  # fmt: skip
-        evaluate_judge.main(arguments)
-        evaluate_judge.main(arguments)
+        for _ in range(2):
+            evaluate.PROGRAM.start(arguments)
+            evaluate.main()
         assert len(server.calls) == 160
     assert "candidate over reference, both: 128.6 %" in capsys.readouterr().out
     found = scores(tmp_path / "out")

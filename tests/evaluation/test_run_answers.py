@@ -2,8 +2,8 @@
 
 import pytest
 
-from orca_jax.evaluation import answering, scoring
 from orca_jax.evaluation import run as evaluation_run
+from orca_jax.evaluation import scoring
 from orca_jax.evaluation.questions import Question
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 
@@ -29,7 +29,7 @@ def test_the_second_stage_sees_prompt_reply_and_cue_and_its_reply_counts():
 
     system = Message("system", "Be brief.")
     conversations = [(system, Message("user", "Q0")), (Message("user", "Q1"),)]
-    replies = dict(answering.two_stages(first, second, CUE)(conversations, Sampling()))
+    replies = dict(evaluation_run.two_stages(first, second, CUE)(conversations, Sampling()))
     assert replies[1] == Reply(Outcome.OK, "B1", Usage(4, 6), {"x": 1, "first_reply": "Hm."})
     assert asked[0] == (system, Message("user", f"Q0\nHm.\n{CUE}"))
 
@@ -40,7 +40,7 @@ def scores(asked):
 
 def test_likelihoods_are_kept_in_the_reply_and_the_likeliest_is_its_text(tmp_path):
     questions = [question(0, "long one", "b"), question(1, "a", "bb", "ccc")]
-    answer = answering.by_likelihood(scores, questions, "Think.")
+    answer = evaluation_run.by_likelihood(scores, questions, "Think.")
     found = evaluation_run.collect_replies(
         questions, answer, tmp_path, sampling=Sampling(), seed=0, system_message_id=None,
         system_text="Think.", round_size=1,
@@ -57,4 +57,4 @@ def test_likelihoods_are_kept_in_the_reply_and_the_likeliest_is_its_text(tmp_pat
 def test_one_prompt_with_two_sets_of_continuations_is_refused():
     questions = [question(0, "a", "b"), Question("b", "t", "1", "Q0", "A", extra={"continuations": ["c"]})]
     with pytest.raises(ValueError, match="t/1: another question has the same prompt"):
-        answering.by_likelihood(scores, questions, "")
+        evaluation_run.by_likelihood(scores, questions, "")
