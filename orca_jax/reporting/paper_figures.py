@@ -7,11 +7,13 @@ import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orca_jax.queries import system_messages
 from orca_jax.reporting import cells, data_card, paper, published
 from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.data_card import COLLECTIONS
@@ -42,6 +44,27 @@ class Drawing:
     title: str
     figure: Figure
     notes: tuple[str, ...] = ()
+
+
+def message_shares() -> dict[str, dict[int, float]]:
+    """Sub-collection to system message to its share of the queries."""
+    messages = system_messages.all_messages().values()
+    return {name: {m.id: m.shares[name] for m in messages} for name in system_messages.COLLECTIONS}
+
+
+def answer_lengths(runs: Sequence[Run]) -> dict[str, dict[int, NDArray[Any]]]:
+    """Trace set to system message to the lengths of its answers, of the first run that has any."""
+    for run in runs:
+        found = sorted((run.workdir / "tokens").glob("*/columns.npz"))
+        if sets := {path.parent.name: path for path in found if path.parent.name != "validation"}:
+            return {f"{name} ({run.name})": _by_message(path) for name, path in sets.items()}
+    return {}
+
+
+def _by_message(path: Path) -> dict[int, NDArray[Any]]:
+    with np.load(path) as columns:
+        ids, lengths = columns["system_message_id"], columns["supervised"]
+    return {int(id): lengths[ids == id] for id in np.unique(ids)}
 
 
 def drawings(runs: Sequence[Run], shares: Shares, lengths: Lengths) -> list[Drawing]:

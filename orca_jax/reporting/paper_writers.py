@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.reporting import paper_tables
+from orca_jax.reporting import paper_figures, paper_tables
+from orca_jax.reporting.paper import TABLES
 from orca_jax.reporting.paper_figures import Drawing
 from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, Page, Run
 from orca_jax.reporting.published import AVERAGE
@@ -41,6 +42,14 @@ _TYPES = {
     **dict.fromkeys(("n", "of"), "int64"),
     **dict.fromkeys((*_FLOATS, "value", "difference"), "float64"),
 }  # of the columns that are not text
+
+
+def write_paper(folders: Sequence[str | Path], out: Path) -> str:
+    """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
+    runs = paper_tables.find(folders)
+    pages = [paper_tables.page(table, runs) for table in TABLES]
+    shares, lengths = paper_figures.message_shares(), paper_figures.answer_lengths(runs)
+    return write(out, pages, paper_figures.drawings(runs, shares, lengths), runs)
 
 
 def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:

@@ -9,6 +9,7 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.evaluation import model, run
 from orca_jax.evaluation.run import REPLIES
 from orca_jax.experiments import evaluate, tables
+from orca_jax.reporting import run_tables
 
 NAME = "evaluation/puzzles-message-7"
 
@@ -74,7 +75,7 @@ def test_without_a_student_it_says_what_is_missing(tmp_path, mini):
 
 
 def test_table_has_every_family_and_says_what_the_teachers_are(finished, mini, capsys):
-    text = tables.render(mini(), finished)
+    text = run_tables.render(mini(), finished)
     assert text == (finished / "table.md").read_text(encoding="utf-8")
     for family in mini().puzzles.families:
         assert f"| {family} " in text
@@ -93,16 +94,16 @@ def test_table_shows_every_benchmark_in_its_modes(finished, mini, monkeypatch):
     row = {"n": 3, "accuracy": 0.5, "stderr": 0.1, "unparsed": 0.25, "chance": 0.2, "majority": None}
     group = {**row, "kind": "micro", "tasks": 1, "missing": []}
     scored = {"benchmark": "gsm8k", "mode": "robust", "tasks": {"all": row}, "groups": {"micro": group}}
-    real = tables.scores
+    real = run_tables.scores
 
     def scores(workdir, name):
         if name.startswith("puzzles"):
             return real(workdir, name)
         return {"n": 2, "outcomes": {"ok": 2}} if name.startswith("vicuna") else {**scored, "asked": name}
 
-    monkeypatch.setattr(tables, "scores", scores)
+    monkeypatch.setattr(run_tables, "scores", scores)
     config = mini(**{"benchmarks.gsm8k": "a file", "benchmarks.vicuna_prompts": "another"})
-    text = tables.render(config, finished)
+    text = run_tables.render(config, finished)
     (mode,) = config.evaluation.modes["gsm8k"]
     assert f"## gsm8k, mode `{mode}`" in text
     assert "3 of 1319 | 50.0 [12.5, 87.5]" in " ".join(text.split())

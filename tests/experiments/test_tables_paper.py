@@ -145,6 +145,6 @@ def test_options_of_one_command_are_refused_with_another(capsys):
 
 
 def test_figure_6_shows_the_shares_that_the_queries_are_given():
-    shares = tables._message_shares()
+    shares = paper_figures.message_shares()
     assert set(shares) == set(system_messages.COLLECTIONS)
     assert all(sum(of.values()) == pytest.approx(1, abs=0.001) for of in shares.values())

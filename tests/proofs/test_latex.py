@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from orca_jax.experiments import tables
+from orca_jax.reporting import paper_writers
 
 pytestmark = pytest.mark.proof
 DOCUMENT = r"""
@@ -20,7 +20,7 @@ DOCUMENT = r"""
 def test_tables_compile(tmp_path):
     if not shutil.which("pdflatex"):
         pytest.skip("needs pdflatex with booktabs and adjustbox")
-    tables.write_paper([], tmp_path)
+    paper_writers.write_paper([], tmp_path)
     inputs = [rf"\input{{{path.stem}}}" for path in sorted(tmp_path.glob("*.tex"))]
     assert len(inputs) == 7
     (tmp_path / "all.tex").write_text(DOCUMENT % "\n".join(inputs))
