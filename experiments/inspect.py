@@ -43,10 +43,10 @@ from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.inspection import Choice, chosen_rows, show_row, show_trace
 from orca_jax.data.prepared import flagged
-from orca_jax.experiments.train import row_builder
 from orca_jax.queries.make import unit_hash
 from orca_jax.records import Trace
 from orca_jax.teachers.collection import TRACES
+from orca_jax.training.run import row_builder
 
 
 def chosen_traces(

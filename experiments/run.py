@@ -21,8 +21,8 @@ from typing import Any
 from orca_jax import artifacts, storage
 from orca_jax.config import ExperimentConfig, load, plain
 from orca_jax.experiments import collect, evaluate, prepare, tables, train
+from orca_jax.reporting.report_sources import CONFIG
 
-CONFIG = "experiment.json"
 log = logging.getLogger(__name__)
 PROGRAMS = (collect, prepare, train, evaluate, tables)
 

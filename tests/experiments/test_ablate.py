@@ -14,8 +14,11 @@ from orca_jax import artifacts
 from orca_jax.config import load_set, merged, plain
 from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import main, segments, stages
-from orca_jax.experiments import ablate, ablate_bbh, run
+from orca_jax.evaluation import arm_files
+from orca_jax.experiments import ablate, run
 from orca_jax.queries.make import training_puzzles
+from orca_jax.reporting import arm_runs
+from orca_jax.reporting.report_sources import CONFIG, SET
 
 
 def small(arms=("progressive", "answers"), seeds=(0, 1)):
@@ -45,10 +48,10 @@ def test_arms_of_a_seed_share_their_data(workdir):
     made = sorted(path.name for path in (workdir / "data").iterdir())
     assert len(made) == 2  # one a seed
     for arm in ("progressive", "answers"):
-        tokens = ablate.folder(workdir, arm, 0) / "tokens"
+        tokens = arm_runs.folder(workdir, arm, 0) / "tokens"
         assert tokens.is_symlink()
         assert not os.path.isabs(os.readlink(tokens))
-        assert tokens.resolve() == (ablate.folder(workdir, "answers", 0) / "tokens").resolve()
+        assert tokens.resolve() == (arm_runs.folder(workdir, "answers", 0) / "tokens").resolve()
     assert (workdir / "ledger.sqlite").is_file()
 
 
@@ -60,7 +63,7 @@ def test_run_again_it_makes_nothing(workdir):
 
 
 def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir):
-    about = [workdir / ablate.ABOUT, *workdir.glob(f"*/*/{run.CONFIG}")]
+    about = [workdir / SET, *workdir.glob(f"*/*/{CONFIG}")]
     before = [path.read_text() for path in about]
     other = merged(plain(small()), {"base": {"optimizer": {"clip_norm": 0.5}}})
     with pytest.raises(artifacts.ArtifactError, match=r"optimizer\.clip_norm: 1\.0 there, 0\.5 now"):
@@ -71,18 +74,18 @@ def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir):
 def test_every_arm_and_seed_is_a_whole_run(workdir):
     for arm, message in (("progressive", 7), ("answers", 1)):
         for seed in (0, 1):
-            directory = ablate.folder(workdir, arm, seed)
+            directory = arm_runs.folder(workdir, arm, seed)
             assert json.loads((directory / "experiment.json").read_text())["seed"] == seed
             manifest = artifacts.read_manifest(directory / "training")
             assert manifest["provenance"]["seed"] == seed
             assert (directory / f"evaluation/puzzles-message-{message}/items.jsonl").is_file()
-    assert not (ablate.folder(workdir, "answers", 0) / "evaluation/puzzles-message-7").exists()
+    assert not (arm_runs.folder(workdir, "answers", 0) / "evaluation/puzzles-message-7").exists()
 
 
 def test_students_of_all_seeds_have_the_same_evaluation(workdir):
     arms = small()
     asked = {
-        tuple(sorted(item.id for item in ablate.items(workdir, "progressive", seed, "puzzles-message-7")))
+        tuple(sorted(item.id for item in arm_runs.items(workdir, "progressive", seed, "puzzles-message-7")))
         for seed in arms.seeds
     }
     assert len(asked) == 1
@@ -104,11 +107,11 @@ def test_the_table_compares_under_each_arms_own_message(workdir):
 
 
 def test_arms_trained_on_as_many_positions_and_told_of_what(workdir):
-    facts = {fact["arm"]: fact for fact in ablate.training_facts(small(), workdir)}
+    facts = {fact["arm"]: fact for fact in arm_runs.training_facts(small(), workdir)}
     assert facts["progressive"]["positions"] == facts["answers"]["positions"] == 4 * 8 * 512
     assert set(facts["progressive"]["by_set"]) == {"apprentice", "expert"}
     assert facts["answers"]["examples"] > facts["progressive"]["examples"]
-    data = artifacts.read_manifest(ablate.folder(workdir, "answers", 0) / "training")["counts"]["data"]
+    data = artifacts.read_manifest(arm_runs.folder(workdir, "answers", 0) / "training")["counts"]["data"]
     assert facts["answers"]["examples"] == pytest.approx(4 * 8 * data["answers"]["examples_per_row"])
     assert facts["answers"]["supervised"] < facts["progressive"]["supervised"]
 
@@ -148,7 +151,7 @@ def test_a_real_question_that_was_trained_on_is_asked_of_nobody(tmp_path):
     asked = next(puzzle.question for puzzle in trained if puzzle.family == "boolean_expressions")
     others = [f"not ( True ) and {'not ' * i}True is" for i in range(249)]
     folder = bbh_folder(tmp_path / "bbh", [*others[:100], asked.upper(), *others[100:]])
-    assert [q.id for q in ablate_bbh.questions(arm_set, folder)] == [
+    assert [q.id for q in arm_files.questions(arm_set, folder)] == [
         f"boolean_expressions-{i}" for i in range(250) if i != 100
     ]
 
@@ -204,8 +207,8 @@ def test_what_is_of_a_row_alone_shares_tokens():
     arm_set = load_set(segments.get_config("runlocal"))
     separated, leaking = (arm_set.config(arm, 0) for arm in arm_set.arms)
     assert leaking.data.segments == "leaking"
-    assert ablate.data_key(separated) == ablate.data_key(leaking)
-    assert ablate.data_key(separated) != ablate.data_key(arm_set.config(arm_set.arms[0], 1))
+    assert arm_runs.data_key(separated) == arm_runs.data_key(leaking)
+    assert arm_runs.data_key(separated) != arm_runs.data_key(arm_set.config(arm_set.arms[0], 1))
 
 
 def test_what_another_set_has_run_is_taken(tmp_path):
@@ -216,15 +219,15 @@ def test_what_another_set_has_run_is_taken(tmp_path):
     reuse = [str(tmp_path / "one")]
     arm_set = load_set(stages.get_config("runlocal"))
     two, three = arm_set.arms
-    assert ablate.take(arm_set, two, 0, tmp_path / "other", reuse)
-    assert ablate.folder(tmp_path / "other", "two", 0).resolve() == finished
-    assert not ablate.take(arm_set, three, 0, tmp_path / "other", reuse)
-    assert not ablate.take(arm_set, two, 1, tmp_path / "other", reuse), "another seed"
+    assert arm_runs.take(arm_set, two, 0, tmp_path / "other", reuse)
+    assert arm_runs.folder(tmp_path / "other", "two", 0).resolve() == finished
+    assert not arm_runs.take(arm_set, three, 0, tmp_path / "other", reuse)
+    assert not arm_runs.take(arm_set, two, 1, tmp_path / "other", reuse), "another seed"
     (finished / "table.md").unlink()
-    assert not ablate.take(arm_set, two, 0, tmp_path / "third", reuse), "it had not ended"
+    assert not arm_runs.take(arm_set, two, 0, tmp_path / "third", reuse), "it had not ended"
     shutil.rmtree(tmp_path / "one")
     with pytest.raises(artifacts.ArtifactError, match="two/seed-0 links to a run that is gone"):
-        ablate.take(arm_set, two, 0, tmp_path / "other", reuse)
+        arm_runs.take(arm_set, two, 0, tmp_path / "other", reuse)
 
 
 FOLDER = Path(__file__).parents[2] / "configs/ablations"
@@ -243,7 +246,7 @@ def test_every_set_runs(name, tmp_path):
         stage["steps"] = 1
     text = ablate.ablate(load_set(config), tmp_path, given(arms=[arm["name"]], seeds=["0"]))
     assert f"| {arm['name']} " in text
-    assert (ablate.folder(tmp_path, arm["name"], 0) / "table.md").is_file()
+    assert (arm_runs.folder(tmp_path, arm["name"], 0) / "table.md").is_file()
 
 
 @pytest.mark.proof
@@ -255,7 +258,7 @@ def test_several_at_once_come_to_the_same_table(workdir, tmp_path, repo):
     assert done.returncode == 0, done.stderr
     for arm in ("progressive", "answers"):
         mine, theirs = (
-            list(ablate.items(directory, arm, 0, "puzzles-message-1")) for directory in (tmp_path, workdir)
+            list(arm_runs.items(directory, arm, 0, "puzzles-message-1")) for directory in (tmp_path, workdir)
         )
         assert mine == theirs
-        assert "evaluating the student" in (ablate.folder(tmp_path, arm, 0) / "log.txt").read_text()
+        assert "evaluating the student" in (arm_runs.folder(tmp_path, arm, 0) / "log.txt").read_text()

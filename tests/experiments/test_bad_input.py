@@ -15,7 +15,8 @@ from orca_jax.configs import openorca
 from orca_jax.data import prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import collect, prepare, train
+from orca_jax.experiments import collect, prepare
+from orca_jax.training import run as training
 
 GOOD = {"id": "flan.1", "system_prompt": "Be kind.", "question": "What is 2 + 2?", "response": "It is 4."}
 SMALL = {"student.vocab_size": 300, "data.validation_fraction": 0.0}
@@ -236,7 +237,7 @@ def test_what_never_trains_is_said(config, tmp_path, caplog, changes, said, coun
     card = (tmp_path / "w/cards/gpt4/README.md").read_text()
     assert re.search(rf"\| trained on +\| +{counts['trained']} \|", card)
     assert warned.removeprefix("gpt4: ") in card
-    described = train.describe(train.row_builder(given, tmp_path / "w"), given.data.overlong)["gpt4"]
+    described = training.describe(training.row_builder(given, tmp_path / "w"), given.data.overlong)["gpt4"]
     assert {name: described[name] for name in counts} == counts
     assert described["left_out"] == 44 - counts["trained"]
 

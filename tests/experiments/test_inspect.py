@@ -13,7 +13,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.inspection import Choice
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.experiments import inspect
-from orca_jax.experiments.train import row_builder
+from orca_jax.training.run import row_builder
 
 PLACE = ("expert", 0, 0)
 

@@ -1,7 +1,7 @@
-"""The real Big-Bench Hard files for the students of an ablation: those of the families they were trained on.
+"""Evaluates the students of an arm set on Big-Bench Hard's own files, of the families they were trained on.
 
 Puzzles are made by programs, so a few of them are word for word a question of the files, short boolean
-expressions above all. Such a question is asked of no student of the set.
+expressions above all. Such a question is left out for all students of the set.
 """
 
 from __future__ import annotations
