@@ -45,7 +45,7 @@ def _say(message: str) -> None:
 
 
 def _automatic(on: str, head_dim: int) -> tuple[str, str]:
-    """The backend for a platform, and why."""
+    """The backend for a platform, and the reason."""
     if on == "cpu":
         return "causal_blocks", "the fastest on CPUs"
     if on == "tpu" and head_dim <= MAX_HEAD_DIM:

@@ -1,7 +1,7 @@
 """The KV cache and the engine's compiled programs: prefill, insert, decode.
 
 Keys and values are kept with heads before positions, [b, k, s, h], so that the scores and the weighted sum
-of one new token are matrix products on the cache as it lies. Axis letters as in `llama`; g query heads
+of one new token are matrix products on the cache as it is stored. Axis letters as in `llama`; g query heads
 share a key-value head.
 
 Every program is compiled once for each shape; `bucket` and `row_bucket` keep the shapes few. `insert`,

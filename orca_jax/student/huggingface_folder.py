@@ -19,6 +19,7 @@ import numpy as np
 import safetensors
 
 from orca_jax.config import LlamaConfig, RopeScaling
+from orca_jax.student.presets import RUN
 
 log = logging.getLogger(__name__)
 SINGLE = "model.safetensors"
@@ -59,7 +60,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0, None),
     "rope_interleaved": (False, None),
 }
-RUN_SETTINGS = ("vocab_multiple", "lora", "attention", "scan_layers", "remat")
 ROPE_FIELDS = {
     "factor": "factor",
     "low_freq_factor": "low_frequency_factor",
@@ -323,9 +323,7 @@ def unparse(config: LlamaConfig) -> dict[str, Any]:
     if family == "mistral":
         values["sliding_window"] = config.sliding_window
     default = LlamaConfig(vocab_size=1)
-    run_settings = ("vocab_multiple", "lora", "attention", "scan_layers", "remat")  # these change no logit
-    if parse(values) != dataclasses.replace(
-        config, **{name: getattr(default, name) for name in run_settings}
-    ):
+    run = {name: getattr(default, name) for name in ("vocab_multiple", *RUN)}  # these change no logit
+    if parse(values) != dataclasses.replace(config, **run):
         raise UnsupportedModelError(f"{family}'s config.json cannot say {config}")
     return values

@@ -20,13 +20,13 @@ from orca_jax.student import attention, lora
 from orca_jax.student.sharding import all_but_gathered, constrain, gathered, gathers, pinned
 
 Params = dict[str, Any]
-# Kernels keep their input's variance, and tokens start as large as what blocks add to them. At LLaMA's
-# width this is near the customary 0.02, with which a narrow student hardly learns to copy.
+# Kernels preserve the variance of their input, and embeddings start at the scale of what blocks add to them.
+# At LLaMA's width this is near the customary 0.02, with which a narrow student hardly learns to copy.
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class LayerCache(Protocol):
-    """What one layer has seen, however it is kept: see `cache`."""
+    """The interface of one layer's KV cache; `decoding` has the implementations."""
 
     def attend(
         self,
@@ -37,7 +37,7 @@ class LayerCache(Protocol):
         segment_ids: jax.Array,
         config: LlamaConfig,
     ) -> tuple[jax.Array, Any]:
-        """Attention [b, t, n, h] of new tokens to what was seen and to themselves, and the new cache."""
+        """Attention [b, t, n, h] of new tokens to the cached ones and to themselves, and the new cache."""
 
 
 Cache = tuple[LayerCache, ...]
@@ -51,7 +51,7 @@ class Rope(NamedTuple):
 
 
 def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [h / 2]: radians a position, stretched by the config's scaling."""
+    """Rotary frequencies, float32 [h / 2], in radians per position, with the config's rope scaling."""
     plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
     stretched = plain / scaling.factor
@@ -70,10 +70,10 @@ def rotation(positions: jax.Array, config: LlamaConfig) -> Rope:
 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
-    """Turns the pairs (i, i + h/2) of [b, t, n, h]: the half-split layout of released weights."""
+    """Rotates the pairs (i, i + h/2) of [b, t, n, h], the half-split layout of released weights."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -169,12 +169,12 @@ class Block(nn.Module):
 
 
 def rematerialized(config: LlamaConfig) -> type[Block]:
-    """The block whose backward pass computes again what `config.remat` says."""
+    """The block with the rematerialisation policy of `config.remat`."""
     if config.remat == "none" and not gathers():
         return Block
     policies = {
         "none": all_but_gathered,
-        # Products with weights have no batch dimensions; those inside attention have, and are not kept.
+        # Products with weights have no batch dimensions; those inside attention do, and are not saved.
         "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": None,
     }
@@ -189,7 +189,7 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        # A tied embedding is the unembedding too, and has the scale of a kernel.
+        # A tied embedding is also the unembedding, and is initialised like a kernel.
         embedding_init = nn.initializers.normal(c.hidden_size**-0.5 if c.tie_embeddings else 1.0)
         self.embed = nn.Embed(
             c.padded_vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=embedding_init
@@ -222,7 +222,7 @@ class Llama(nn.Module):
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
         rope = rotation(positions, self.config)
         table = gathered(self.embed.embedding.astype(self.dtype), "embed/embedding")
-        # Split by features on the way back, a token's gradient is added where its row of the table lies.
+        # Split by features in the backward pass: gradients are added on the devices that hold the rows.
         x = pinned(jnp.take(table, tokens, axis=0), ("batch", None, None), ("data", None, "fsdp"))
         if self.config.scan_layers:
             if cache is not None:
@@ -277,7 +277,7 @@ def apply(
       tokens: int32 [b, t].
       positions: int32 [b, t], counted from 0 in each segment.
       segment_ids: int32 [b, t]; 0 is padding. Tokens attend within their segment only.
-      cache: what each layer has seen so far; the scanned view takes none.
+      cache: one entry a layer; only the per-layer view takes a cache.
     """
     last, cache = hidden(params, tokens, positions, segment_ids, cache, config=config, dtype=dtype)
     return logits(last, head(params, config), config.vocab_size), cache

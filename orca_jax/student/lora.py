@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al., arXiv 2106.09685) as an interceptor around linen's dense layers.
 
-Beside an adapted kernel W [in, out] lie `lora_a` [in, r] and `lora_b` [r, out]; the layer computes
-x W + (alpha / r) x A B. B starts at zero, so a fresh adapter changes nothing. Only adapters are trained.
+An adapted layer has `lora_a` A [in, r] and `lora_b` B [r, out] beside its kernel W [in, out], and computes
+x W + (alpha / r) x A B. B starts at zero, so a new adapter changes nothing. Only adapters are trained.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flax import linen as nn
 
 from orca_jax.config import LoraConfig
 
-INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # what PEFT draws A from
+INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PEFT's distribution of A
 ADAPTER = ("lora_a", "lora_b")
 
 
 class Split(NamedTuple):
-    """A tree of parameters in two, each with None in the other's places."""
+    """A tree of parameters split in two trees, each with None where the other has a leaf."""
 
     trained: Any
     frozen: Any
@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 @contextlib.contextmanager
 def adapting(config: LoraConfig) -> Iterator[None]:
-    """Dense layers of the targets' names have adapters while linen modules run inside."""
+    """Context in which linen's dense layers named in `config.targets` have adapters."""
     if not config.rank:
         yield
         return
@@ -54,7 +54,7 @@ def _adapter(module: Any, x: jax.Array, config: LoraConfig) -> jax.Array:
 
 
 def split(params: Any, config: LoraConfig) -> Split:
-    """What is trained and what stays: all is trained without adapters, only they with them."""
+    """Splits parameters into trained and frozen: with adapters only these are trained, without them all."""
     if not config.rank:
         return Split(params, jax.tree.map(lambda _: None, params))
 
@@ -67,7 +67,7 @@ def split(params: Any, config: LoraConfig) -> Split:
 
 
 def joined(parts: Split) -> Any:
-    """The whole tree again."""
+    """The inverse of `split`."""
     return jax.tree.map(
         lambda trained, frozen: frozen if trained is None else trained,
         *parts,
@@ -76,7 +76,7 @@ def joined(parts: Split) -> Any:
 
 
 def adapters(params: Any) -> dict[str, Any]:
-    """The subtrees of a tree that hold an adapter, by the path of their layer (`layers/attention/query`)."""
+    """The subtrees with an adapter, by the path of their layer (`layers/attention/query`)."""
     found = {}
 
     def walk(tree: Mapping[str, Any], path: str) -> None:
@@ -91,7 +91,7 @@ def adapters(params: Any) -> dict[str, Any]:
 
 
 def merge(params: Any, config: LoraConfig) -> Any:
-    """The parameters without adapters, each kernel W + (alpha / r) A B, in float32."""
+    """Folds adapters into their kernels, W + (alpha / r) A B in float32, and drops them."""
     if not isinstance(params, Mapping):
         return params
     merged = {name: merge(entry, config) for name, entry in params.items() if name not in ADAPTER}
@@ -102,7 +102,7 @@ def merge(params: Any, config: LoraConfig) -> Any:
 
 
 def added(params: Any, fresh: Any) -> Any:
-    """`params` with the adapters of `fresh`, a tree of the same layers, beside its kernels."""
+    """`params` with the adapters of `fresh`, a tree of the same layers, added."""
     if not isinstance(params, Mapping):
         return params
     both = {name: added(entry, fresh[name]) for name, entry in params.items()}

@@ -17,7 +17,7 @@ from orca_jax.student.llama import Params
 
 
 def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
-    """The view with one subtree a layer, which decoding uses, and the config that fits it."""
+    """The view with one subtree per layer, which decoding uses, and its config."""
     unrolled = dataclasses.replace(config, scan_layers=False)
     if not config.scan_layers:
         return params, unrolled
@@ -30,7 +30,7 @@ def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]
 
 
 def stacked(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:
-    """The view with a leading layer axis, which scanning uses, and the config that fits it."""
+    """The view with a leading layer axis, which scanning uses, and its config."""
     scanned = dataclasses.replace(config, scan_layers=True)
     if config.scan_layers:
         return params, scanned

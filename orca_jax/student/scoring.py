@@ -17,7 +17,7 @@ from orca_jax.student.decoding import bucket
 from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
 from orca_jax.student.sampling import log_prob
 
-CHUNK = 256  # positions whose logits are held at once
+CHUNK = 256  # positions whose logits are in memory at a time
 LEAST_SCORED = 8
 
 

@@ -1,4 +1,4 @@
-"""The mesh and the rules that place parameters, rows and activations on it. All of them on this screen.
+"""The mesh, and the sharding rules of parameters, rows and activations.
 
 Axes: `data` replicates parameters, `fsdp` shards them, `tensor` splits heads, features and vocabulary.
 Rows are split over data and fsdp together.
@@ -23,7 +23,7 @@ from orca_jax.config import MeshConfig
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"v_(row|col)/", ()),  # Adafactor's factored moments: vectors, held whole
+    (r"v_(row|col)/", ()),  # Adafactor's factored moments are vectors, and replicated
     (r"embed/embedding$", ("tensor", "fsdp")),
     (r"unembed$", ("fsdp", "tensor")),
     (r"(query|key|value|gate|up)/kernel$", ("fsdp", "tensor")),
@@ -38,8 +38,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices.
 
-    Devices of several slices (TPU slices, or hosts of GPUs, joined by a slower network) are laid so that only
-    `data`, and `fsdp` where `data` is too small, spans the slower network.
+    With several slices (of TPUs, or hosts of GPUs) joined by a slower network, only `data`, and `fsdp` where
+    `data` is too small, spans that network.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices, or `tensor` would span slices.
@@ -53,7 +53,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def axis_sizes(config: MeshConfig, devices: int) -> list[int]:
-    """The sizes of `AXES` on so many devices.
+    """The sizes of `AXES` on the given number of devices.
 
     Raises:
       ValueError: they do not multiply to the number of devices.
@@ -69,7 +69,7 @@ def axis_sizes(config: MeshConfig, devices: int) -> list[int]:
 
 
 def slice_of(device: jax.Device) -> int:
-    """Which slice a device is of: a set joined by a fast network. 0 where its platform has none."""
+    """The index of a device's slice, a set joined by a fast network; 0 if its platform has none."""
     return getattr(device, "slice_index", 0)
 
 
@@ -77,7 +77,7 @@ def over_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarr
     """Devices of several slices as an array of `sizes` (data, fsdp, tensor).
 
     Raises:
-      ValueError: the sizes would put the tensor axis across slices, or the slices are of different sizes.
+      ValueError: the tensor axis would span slices, or the slices have different sizes.
     """
     counts = np.unique([slice_of(device) for device in devices], return_counts=True)[1]
     left, outer = len(counts), []
@@ -95,7 +95,7 @@ def over_slices(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarr
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -120,9 +120,9 @@ def rule(path: str) -> tuple[str | None, ...]:
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """A parameter's place by its rule; leading (layer) axes stay whole.
+    """A parameter's partition spec by its rule; leading (layer) axes are not split.
 
-    Axes that do not divide a dimension are dropped there: the parameter is then replicated over them.
+    Axes that do not divide a dimension are dropped: the parameter is replicated over them.
 
     Raises:
       ValueError: no rule matches a parameter of rank one or more.
@@ -142,14 +142,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Shardings for parameters, or any state that holds trees of parameters (optimizer moments)."""
+    """Shardings for parameters, or any state with trees of parameters (optimizer moments)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec(path_name(path), np.shape(leaf), mesh)), tree
     )
 
 
 def _fitting(shape: Sequence[int], axes: Sequence[str | None]) -> list[tuple[str, ...] | None]:
-    """The mesh's axes that each dimension is split over on the mesh in force: those that divide it."""
+    """The axes of the current mesh that each dimension is split over: those that divide it."""
     mesh = jax.sharding.get_abstract_mesh()
     named = [BATCH if axis == "batch" else (axis,) if axis else () for axis in axes]
     return [
@@ -159,7 +159,7 @@ def _fitting(shape: Sequence[int], axes: Sequence[str | None]) -> list[tuple[str
 
 
 def shards(shape: Sequence[int], *axes: str | None) -> int:
-    """Into how many parts an array of `shape`, pinned to `axes` by `constrain`, is split."""
+    """The number of parts of an array of `shape` that `constrain` pins to `axes`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -167,7 +167,7 @@ def shards(shape: Sequence[int], *axes: str | None) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an activation's sharding on the mesh in force (`jax.set_mesh`); without one, does nothing."""
+    """Constrains an activation's sharding on the current mesh (`jax.set_mesh`), if there is one."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*_fitting(x.shape, axes)))
@@ -178,7 +178,7 @@ Axes = tuple[str | None, ...]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def pinned(x: jax.Array, axes: Axes, of_gradient: Axes) -> jax.Array:
-    """`constrain(x, *axes)`, whose gradient is pinned to axes of its own."""
+    """`constrain(x, *axes)`, with the gradient constrained to the axes `of_gradient`."""
     return constrain(x, *axes)
 
 
@@ -194,24 +194,24 @@ pinned.defvjp(_pin, _pin_gradient)
 
 
 def gathered(weight: jax.Array, path: str) -> jax.Array:
-    """A parameter as computation wants it: whole over `fsdp`, by the rule of `path` over the other axes.
+    """A parameter gathered over `fsdp` for computation, and split by the rule of `path` over the other axes.
 
-    Its gradient goes straight to where the parameter lies: each device sums its own part, and no device
-    the whole. Left to itself, the partitioner now and then sums whole gradients everywhere.
+    The gradient is constrained to the parameter's own sharding: each device sums its own part only. Without
+    that, the partitioner sometimes sums whole gradients on every device.
     """
     axes = rule(path)
     return pinned(weight, tuple(None if axis == "fsdp" else axis for axis in axes), axes)
 
 
 def gathers() -> bool:
-    """Whether parameters are split over `fsdp` on the mesh in force."""
+    """Whether parameters are split over `fsdp` on the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
 def all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy for `jax.checkpoint` that keeps everything but gathered weights, to be gathered again.
+    """A policy for `jax.checkpoint` that saves everything but gathered weights, which are gathered again.
 
-    What a constraint gives is what it takes, elsewhere: of activations that is kept as well, and no larger.
+    For activations nothing is lost: the input of a sharding constraint is saved in place of its output.
     """
     return bool(primitive.name != "sharding_constraint")

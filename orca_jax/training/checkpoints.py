@@ -168,8 +168,8 @@ class Checkpoints:
             except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
                 if _is_of_machine(error):
                     raise
-                said = str(error).partition("\n")[0]
-                faults.append(f"step {step}: {type(error).__name__}: {said:.200}")
+                first_line = str(error).partition("\n")[0]
+                faults.append(f"step {step}: {type(error).__name__}: {first_line:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
                 if abstract is not None:
                     if jax.process_index() == 0:

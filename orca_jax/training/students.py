@@ -36,9 +36,9 @@ class SavedStudent:
     Attributes:
       config: its shape.
       tokenizer: the path of its tokenizer, for data.tokenizer.load.
-      layout: the prompt layout that it is recorded to be trained in; empty: none is, see `own_layout`.
+      layout: the prompt layout that it was trained in; empty if that is not recorded, see `own_layout`.
       fingerprint: of its weights.
-      load: its parameters on a mesh, for a config of the same shape and as many ids or more.
+      load: loads its parameters to a mesh, for a config of the same shape with at least as many ids.
     """
 
     config: LlamaConfig
@@ -49,15 +49,15 @@ class SavedStudent:
 
     @property
     def own_layout(self) -> str:
-        """The layout of its prompts unless another is named; empty where that is not known."""
+        """The default layout of its prompts; empty if it is not known."""
         return self.layout or layouts.default(self.tokenizer)
 
 
 def open_source(path: str | Path) -> SavedStudent:
-    """What lies at `path`, which may be in a bucket.
+    """Opens the student at `path`, which may be in a bucket.
 
     Raises:
-      ArtifactError: nothing that is known.
+      ArtifactError: there is no student.
       UnsupportedModelError: a model folder that cannot be read.
     """
     path = Path(storage.local(str(path)))
@@ -98,7 +98,7 @@ def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> SavedStuden
 
 
 def _restore(checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: Mesh) -> llama.Params:
-    """A checkpoint's parameters, by way of this host's memory, in the view that is wanted."""
+    """A checkpoint's parameters in the view of `wanted`, read through this host's memory."""
     params, saved = merged(load_params(checkpoints)[1], saved)
     view = parameters.stacked if wanted.scan_layers else parameters.per_layer
     params, _ = view(params, saved)
@@ -115,15 +115,15 @@ def _grown(name: str, value: Any, saved: LlamaConfig, wanted: LlamaConfig) -> An
 
 
 def layout_of(config: ExperimentConfig, source: SavedStudent) -> str:
-    """The layout in which an experiment asks a student that it did not train itself."""
+    """The prompt layout for a student that the experiment did not train."""
     return source.layout or config.data.layout or source.own_layout or layouts.PAPER
 
 
 def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
-    """The config with its layout said.
+    """The config with its layout filled in.
 
-    Where `data.layout` is empty: the one that the weights to start from are recorded to be trained in, the
-    tokenizer's chat template, or the paper's.
+    If `data.layout` is empty, that is the layout that the initial weights were trained in, the tokenizer's
+    chat template, or the paper's.
     """
     tokenizer, init = tokenizer_path(config), config.student.init
     recorded = open_source(init).layout if init else ""
@@ -133,10 +133,10 @@ def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> ExperimentConfig:
-    """The config with the layout that a step of its workdir was made in.
+    """The config with the layout that its workdir was prepared with.
 
     Raises:
-      ArtifactError: the config names another.
+      ArtifactError: the config names another layout.
     """
     found = manifest["provenance"]["layout"]
     if config.data.layout not in ("", found):
@@ -152,10 +152,10 @@ def _in_layout(config: ExperimentConfig, layout: Any) -> ExperimentConfig:
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:
-    """Where the experiment's tokenizer comes from; empty: it is trained.
+    """The path of the experiment's tokenizer; empty if it is to be trained.
 
     Raises:
-      TokenizerError: it gives other ids than that of the weights to start from.
+      TokenizerError: it gives other ids than the tokenizer of the initial weights.
     """
     given, init = config.data.tokenizer, config.student.init
     if not init:
@@ -170,7 +170,7 @@ def tokenizer_path(config: ExperimentConfig) -> str:
 
 
 def _alike(given: str, own: Path) -> bool:
-    """Whether two tokenizers give the same ids; so far as is known, where there are weights alone."""
+    """Whether two tokenizers give the same ids for a probe; True if the weights came without one."""
     try:
         theirs = tokenizers.load(own)
     except TokenizerError:
@@ -179,10 +179,10 @@ def _alike(given: str, own: Path) -> bool:
 
 
 def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) -> LlamaConfig:
-    """The student's shape: as many ids as the workdir's tokenizer, or the weights to start from, have.
+    """The student's shape, with the ids of the workdir's tokenizer or of the initial weights.
 
     Raises:
-      TokenizerError: that is another number than the config gives.
+      TokenizerError: the config gives another number of ids.
     """
     ids = tokenizers.load(workdir / "tokenizer").vocab_size
     if source is None:
@@ -196,7 +196,7 @@ def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) 
 
 
 def initial(source: SavedStudent, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
-    """A source's parameters, with fresh adapters where the config has them."""
+    """A source's parameters, with new adapters if the config has any."""
     base = source.load(dataclasses.replace(config, lora=LoraConfig()), mesh)
     if not config.lora.rank:
         return base
@@ -207,7 +207,7 @@ def initial(source: SavedStudent, config: LlamaConfig, mesh: Mesh, seed: int) ->
 
 
 def is_trained(workdir: Path) -> bool:
-    """Whether a student was trained on what a workdir has prepared, at least to a checkpoint."""
+    """Whether a student was trained in a workdir, at least to its first checkpoint."""
     directory = workdir / "training"
     return (directory / artifacts.MANIFEST).exists() or any(directory.glob(CHECKPOINTS))
 

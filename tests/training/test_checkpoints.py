@@ -377,7 +377,7 @@ def test_a_save_that_cannot_be_read_is_an_error_once_it_is_done(tmp_path, lost):
 
     def steps():
         for _ in range(500):
-            checkpoints.look()
+            checkpoints.poll()
             time.sleep(0.01)
 
     with pytest.raises(CheckpointError, match=r"checkpoint of step 1 was written .* and cannot be read"):
