@@ -318,13 +318,9 @@ def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:
     return (tokenizer.control_id(STOP_TOKENS[layout]),)
 
 
-def answer_text(reply: str, layout: str, tokenizer: TokenizerLike) -> str:
-    """A decoded reply without what the layout writes around answers."""
-    if layout == TEMPLATE:
-        before, after = template_layout.probe(_templated(tokenizer)).frame
-    else:
-        before, after = ANSWER_FRAMES[layout]
-    return reply.removeprefix(before).removesuffix(after)
+def answer_frame(layout: str, tokenizer: TokenizerLike) -> tuple[str, str]:
+    """The text that a layout writes before and after an answer."""
+    return template_layout.probe(_templated(tokenizer)).frame if layout == TEMPLATE else ANSWER_FRAMES[layout]
 
 
 def _templated(tokenizer: TokenizerLike) -> HuggingFaceTokenizer:

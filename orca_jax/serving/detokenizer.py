@@ -5,8 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 
-from orca_jax.data import layouts, template_layout
-from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
+from orca_jax.data import layouts
 from orca_jax.data.tokenizer import TokenizerLike
 
 TORN = "\ufffd"  # what a character decodes to of which some bytes are still to come
@@ -23,7 +22,7 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.stops = tuple(stop for stop in stops if stop)
         self._stop_ids = {tokenizer.control_ids[stop] for stop in self.stops if stop in tokenizer.control_ids}
-        self._before, self._after = frame(layout, tokenizer) if layout else ("", "")
+        self._before, self._after = layouts.answer_frame(layout, tokenizer) if layout else ("", "")
 
     def text(self, tokens: Sequence[int]) -> str:
         """The reply that tokens spell, up to the first stop text."""
@@ -55,14 +54,6 @@ class Detokenizer:
     def _stopped(self, tokens: Sequence[int]) -> bool:
         text = self._whole(tokens) if self.stops else ""
         return any(stop in text for stop in self.stops)
-
-
-def frame(layout: str, tokenizer: TokenizerLike) -> tuple[str, str]:
-    """What a layout writes around an answer."""
-    if layout == layouts.TEMPLATE:
-        assert isinstance(tokenizer, HuggingFaceTokenizer)  # no other has a template, see layouts.stop_ids
-        return template_layout.probe(tokenizer).frame
-    return layouts.ANSWER_FRAMES[layout]
 
 
 def _begun(text: str, end: str) -> int:

@@ -284,7 +284,8 @@ def test_unknown_supervision_is_refused(tokenizer):
 def test_a_reply_is_the_answer_again(layout, tokenizer, answer):
     encoded = encode(exchange(answer=answer), layout, tokenizer)
     reply = tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist())
-    assert layouts.answer_text(reply, layout, tokenizer) == answer
+    before, after = layouts.answer_frame(layout, tokenizer)
+    assert reply.removeprefix(before).removesuffix(after) == answer
 
 
 def test_joined_keeps_supervised_text_apart():

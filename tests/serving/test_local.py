@@ -57,7 +57,8 @@ def test_replies_are_what_the_generator_says_to_the_layouts_prompt(make_student,
         prompt = ids_of(conversation, tokenizer, layout)
         (generated,) = student.generator.generate([prompt], max_tokens=8)
         said = tokenizer.decode(generated.tokens.tolist())
-        assert reply.text == layouts.answer_text(said, layout, tokenizer)
+        before, after = layouts.answer_frame(layout, tokenizer)
+        assert reply.text == said.removeprefix(before).removesuffix(after)
         assert reply.usage == Usage(len(prompt), len(generated.tokens))
 
 
