@@ -1,7 +1,7 @@
-"""An ablation: several arms that differ in what the config says they differ in, each under several seeds.
+"""Runs an ablation: arms that differ in what the config says, each under several seeds.
 
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main
-    python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --arms=answers
+    python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --seeds=0
 
 Every arm and seed is a workdir of its own, WORKDIR/ARM/seed-N, whose data are links into WORKDIR/data, where
 what several of them need is made once; `--reuse=runs/main` takes runs of the same config that another set has

@@ -29,8 +29,8 @@ RUN = cli.Command(
 SCORE = cli.Command(
     """Scores replies made anywhere.
 
-    python -m experiments.evaluate score --benchmark=bbh --mode=answer_is --input=FILE.jsonl --out=DIR
-    python -m experiments.evaluate score --benchmark=judged --input=REVIEWS.jsonl --out=DIR
+    python -m experiments.evaluate score --benchmark=bbh --mode=answer_is --input=FILE --out=DIR
+    python -m experiments.evaluate score --benchmark=judged --input=REVIEWS --out=DIR
 
 FILE has lines {"task", "id", "target", "reply"} (see orca_jax/evaluation/replies.py), REVIEWS lines as
 Vicuna's reviews have them (see orca_jax/evaluation/judging.py). DIR gets items.jsonl and scores.json.""",

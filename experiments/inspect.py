@@ -2,7 +2,7 @@
 
 python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --dataset=expert --row=0
 python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --system=8 --count=2
-python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --traces --flag=refusal --count=3
+python -m experiments.inspect --config=configs/mini.py --workdir=runs/mini --traces --flag=refusal
 
 Rows are shown with roles in colour and supervised tokens underlined, or with --tokens by position.
 """

@@ -1,8 +1,8 @@
 """What an experiment costs on given chips, none of which is needed: memory, time, collectives, hours, price.
 
-python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4         # compiles the real step
+python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4
 python -m experiments.plan --config=configs/orca_13b.py --topology=h100-16 --analytic
-python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search  # meshes, batches, remat
+python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search
 
 Compiling needs the package libtpu (extra `tpu`); GPUs, and any chip with --analytic, get the estimate alone.
 """

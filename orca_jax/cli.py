@@ -119,8 +119,19 @@ class Option:
         elif not isinstance(self.default, type) and self.default not in ("", False, [], ()):
             joined = isinstance(self.default, list | tuple)
             about.append(f"[{','.join(self.default) if joined else self.default}]")
-        text = " ".join(filter(None, [f"  --{self.name:19}", *about]))
-        return textwrap.fill(text, WIDTH, subsequent_indent=" " * 24)
+        return _row(f"--{self.name}", " ".join(filter(None, about)))
+
+
+def _row(name: str, text: str) -> str:
+    return textwrap.fill(f"  {name:21} {text}", WIDTH, subsequent_indent=" " * 24)
+
+
+def _wrapped(text: str) -> str:
+    """Prose in lines of the help's width; paragraphs of commands stay as they are."""
+    parts = text.strip().split("\n\n")
+    return "\n\n".join(
+        part if part.startswith((" ", "python")) else textwrap.fill(part, WIDTH) for part in parts
+    )
 
 
 CONFIG = Option("config", ConfigDict, "The experiment, for example configs/mini.py.", required=True)
@@ -171,7 +182,7 @@ class Program:
         load: str = LOAD,
         parts: Collection[str] | None = (),
     ):
-        self.doc, self.default, self.load, self.parts = (doc or "").strip(), default, load, parts
+        self.doc, self.default, self.load, self.parts = doc or "", default, load, parts
         self.commands = commands or {"": Command("", *options)}
         self.name, self.given = default, Options()
 
@@ -229,14 +240,14 @@ class Program:
     def help(self, word: str = "") -> str:
         """The help of the program, or of one of its commands."""
         command = self.commands.get(word or self.default, Command(""))
-        parts = [command.help if word else self.doc]
+        parts = [_wrapped(command.help if word else self.doc)]
         if not word and "" not in self.commands:
-            lines = [f"  {name:<21} {each.help.splitlines()[0]}" for name, each in self.commands.items()]
+            lines = [_row(name, each.help.splitlines()[0]) for name, each in self.commands.items()]
             parts.append("\n".join(["Commands, which have a --help of their own:", *lines]))
         if word or self.default or "" in self.commands:
             lines = [option.line() for option in command.options]
             if "config" in command.names:
-                lines.insert(1, "  --config.KEY=VALUE    Sets a key of the config.")
+                lines.insert(1, _row("--config.KEY=VALUE", "Sets a key of the config."))
             title = f"Options of `{self.default}`:" if self.default and not word else "Options:"
             parts.append("\n".join([title, *lines]))
         return "\n\n".join(parts)

@@ -17,7 +17,7 @@ import time
 import matplotlib.figure  # noqa: F401
 import scipy.stats  # noqa: F401
 
-import orca_jax.experiments.launch
+import orca_jax.cli
 import orca_jax.reporting.tables
 import orca_jax.serving.local
 import orca_jax.training.trainer  # noqa: F401
