@@ -159,7 +159,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
 
 def asked_as(teacher: TeacherConfig) -> artifacts.Section:
     """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
-    return artifacts.section(teacher, without=("filters", "shots", "api", "malformed"))
+    return artifacts.section(teacher, without=(*teacher.NO_NUMBER, *teacher.LATER, "api"))
 
 
 def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> artifacts.Section:
@@ -167,8 +167,11 @@ def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Pat
     own = artifacts.section(config, ("seed",))
     provenance = artifacts.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
     if teacher.api:
+        own = artifacts.section(teacher.api, without=teacher.api.NO_NUMBER)
+        every = [artifacts.section(one, without=one.NO_NUMBER) for one in teacher.api.endpoints]
+        distinct = [one for number, one in enumerate(every) if one not in every[:number]]
         provenance["api"] = artifacts.joined(
-            {"identity": teacher.api.name}, artifacts.section(teacher.api, teacher.api.DRAWN)
+            {"identity": teacher.api.name}, own, artifacts.unrecorded({"endpoints": distinct})
         )
     if (directory / RETRIED).exists():
         provenance["retried"] = int((directory / RETRIED).read_text(encoding="utf-8"))

@@ -293,6 +293,11 @@ def joined(*parts: Mapping[str, Any]) -> Section:
     return Section(dict(collections.ChainMap(*map(dict, reversed(parts)))), collections.ChainMap(*defaults))
 
 
+def unrecorded(values: Mapping[str, Any]) -> Section:
+    """Settings that earlier manifests lack, and that are taken to be the same there."""
+    return Section(values, values)
+
+
 def default(field: dataclasses.Field[Any]) -> Any:
     """A field's default; MISSING where a value must be given."""
     made = field.default_factory

@@ -148,6 +148,11 @@ class OpenAIConfig:
     parameters: Mapping[str, object] = field(default_factory=dict)  # more of the request's JSON; None removes
     largest: Positive = 8 * 2**20  # bytes of an answer beyond which it is not read
 
+    # Replies do not depend on these; the model counts by the teacher's `name`.
+    NO_NUMBER: ClassVar = (
+        "model", "base_url", "api_version", "key_variable", "limits", "timeout", "limit_name", "largest"
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("an endpoint needs a model (on Azure the deployment's name)")
@@ -182,8 +187,11 @@ class ApiConfig:
     lengths: Literal["chatgpt", "gpt-4"] = "chatgpt"  # whose reply lengths the estimate takes
     ledger: str = ""  # a ledger that several workdirs share; empty: the workdir's own
 
-    # What replies depend on, besides the queries, the model and `max_tokens`.
-    DRAWN: ClassVar = ("temperature", "top_p", "stop", "top_logprobs", "samples")
+    # Replies do not depend on these; the model counts by its `name`, `parameters` of the endpoints apart.
+    NO_NUMBER: ClassVar = (
+        "endpoints", "identity", "price", "budget_money", "budget_tokens", "concurrency", "retries", "batch",
+        "batch_requests", "batch_tokens", "lengths", "ledger",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if not self.endpoints:
@@ -234,6 +242,9 @@ class TeacherConfig:
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
 
+    NO_NUMBER: ClassVar = ("malformed",)  # too many are an error, and all are left out
+    LATER: ClassVar = ("filters", "shots")  # count in what is made of the traces
+
     def __post_init__(self) -> None:
         where = f"teacher {self.name!r}"
         if (self.kind in ("file", "student")) != bool(self.path):
@@ -274,6 +285,13 @@ class DataConfig:
     validation_fraction: Share = 0.02  # of the queries, held out of training
     # Whether the examples of a row are kept apart; `leaking`: each sees those packed before it.
     segments: Literal["separated", "leaking"] = "separated"
+
+    STORED: ClassVar = (
+        "tokenizer",
+        "layout",
+        "supervise",
+        "validation_fraction",
+    )  # count in token stores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,6 +500,9 @@ class TrainConfig:
     log_every: Positive = 10  # steps
     validate_every: Count = 0  # steps; 0: only at the end of a stage
 
+    NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every")
+    PLATEAU: ClassVar = ("validate_every",)  # counts where a stage ends at a plateau
+
     def __post_init__(self) -> None:
         if self.batch_rows % self.accumulation:
             raise ValueError(
@@ -517,6 +538,8 @@ class EvaluationConfig:
     seed: int = 0  # of draws
     batch_size: Positive = 64  # replies decoded at once
 
+    LISTS: ClassVar = ("messages", "modes")  # which evaluations there are; each has a manifest of its own
+
     def __post_init__(self) -> None:
         for name, modes in self.modes.items():
             known = BENCHMARK_MODES.get(name, modes)
@@ -545,6 +568,12 @@ class ExperimentConfig:
     train: TrainConfig
     mesh: MeshConfig
     evaluation: EvaluationConfig
+
+    NO_NUMBER: ClassVar = ("name", "mesh")
+    # Count in the inputs of training, part by part in training, or after it.
+    BESIDE: ClassVar = (
+        "benchmarks", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if unknown := sorted({*self.benchmarks, *self.evaluation.modes} - set(BENCHMARK_MODES)):

@@ -165,6 +165,9 @@ def make_tokenizer(
         "vocab_size": size,
         "control": controls,
     }
+    if not source:  # what texts it is trained on
+        texts = artifacts.section(config.data, ("layout", "validation_fraction"))
+        provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
     places = {name: workdir / "quality" / name for name in inputs}
     finished = artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake)
     if finished:
@@ -215,7 +218,8 @@ def make_store(
     directory, supervise = workdir / "tokens" / name, config.data.supervise
     if name == VALIDATION and supervise == "everything":
         supervise = "all"  # so that losses are of the same tokens, however the student was trained
-    data = artifacts.section(config.data, ("layout", "supervise", "validation_fraction"))
+    stored = set(config.data.STORED) - {"tokenizer"}  # which is among the inputs
+    data = artifacts.section(config.data, stored)
     own = artifacts.section(config, ("seed",))
     provenance = artifacts.joined(
         {"program": "prepare", "data set": name}, own, data, {"supervise": supervise}

@@ -34,7 +34,6 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
 log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
 EMPTY_MESSAGE = 1
-LISTS = ("messages", "modes")  # which evaluations there are, no setting of one
 Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
 LogLikelihoods = Callable[[Sequence[tuple[Conversation, str]]], Sequence[float]]
 
@@ -174,7 +173,7 @@ class Evaluator:
         )
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
-        evaluation = artifacts.section(self.config.evaluation, without=LISTS)
+        evaluation = artifacts.section(self.config.evaluation, without=self.config.evaluation.LISTS)
         provenance = artifacts.joined(
             {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
         )

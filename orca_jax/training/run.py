@@ -90,13 +90,15 @@ def train(
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:
     """Everything of the config that the trained parameters depend on."""
+    plateau = any(stage.until_plateau for stage in config.curriculum)
+    quiet = (*config.train.NO_NUMBER, *(() if plateau else config.train.PLATEAU))
     return artifacts.joined(
         {"program": "train", "student": artifacts.section(student)},
         artifacts.section(config.data, ("layout",)),
-        artifacts.section(config, ("seed", "curriculum", "optimizer", "compiler_options")),
+        artifacts.section(config, without=(*config.NO_NUMBER, *config.BESIDE)),
         {
-            "data": artifacts.section(config.data, ("row_length", "max_segments", "overlong", "segments")),
-            "train": artifacts.section(config.train, ("batch_rows", "accumulation", "compute_dtype")),
+            "data": artifacts.section(config.data, without=config.data.STORED),
+            "train": artifacts.section(config.train, without=quiet),
         },
     )
 
