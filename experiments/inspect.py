@@ -22,7 +22,7 @@ PROGRAM = cli.Program(
     cli.Option("collection", "", "Only of this collection."),
     cli.Option("task", "", "Only of this task."),
     cli.Option("teacher", "", "Only of this teacher."),
-    cli.Option("system", int, "Only under this system message; -1: none of the 16."),
+    cli.Option("system", "", "Only under this system message, by id; -1: none of the 16."),
     cli.Option("flag", "", "Only traces with this flag, see orca_jax/queries/quality.py."),
     cli.Option("find", "", "Only traces in which this regular expression is found."),
     cli.Option("count", 1, "How many traces or rows are drawn of those.", lower_bound=1),
@@ -76,7 +76,8 @@ def show_traces(console: Console, choice: Choice, given: cli.Options) -> None:
 
 
 def run(given: cli.Options) -> None:
-    choice = Choice(given.collection, given.task, given.teacher, given.system, given.flag, given.find)
+    message = int(given.system) if given.system else None
+    choice = Choice(given.collection, given.task, given.teacher, message, given.flag, given.find)
     if given.traces:
         show_traces(Console(), choice, given)
         return

@@ -1,5 +1,6 @@
 """What the programs say on the command line of what a user can mend: one message, no traceback, status 1."""
 
+import importlib
 import subprocess
 import sys
 
@@ -48,6 +49,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({"name": "empty"})
 """
+FORMER = {"student", "checkpoint", "source", "judge", "prompt_layout", "to", "output", "replies"}
 # program: options that its help names
 HELPS = {
     "run": ("--config", "--workdir", "--hosts"),
@@ -82,13 +84,25 @@ def test_help_names_the_options_and_needs_no_jax(repo, program):
         assert option in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & {"jax", "flax", "scipy", "orbax", "starlette"}
-    assert max(map(len, done.stdout.splitlines())) <= 125
+    assert len(done.stdout.splitlines()) <= 40
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_an_option_has_one_name_and_one_type_in_all_programs():
+    types = {}
+    for name in {program.partition(" ")[0] for program in HELPS}:
+        program = importlib.import_module(f"orca_jax.experiments.{name}").PROGRAM
+        for option in (option for command in program.commands.values() for option in command.options):
+            assert option.name not in FORMER, f"{name} --{option.name}"
+            default = option.default
+            types.setdefault(option.name, set()).add(default if isinstance(default, type) else type(default))
+    assert {name: found for name, found in types.items() if len(found) > 1} == {}
 
 
 @pytest.fixture(scope="module")
 def said(repo, tmp_path_factory):
     """The status of `experiments.run` in every case, and what it says."""
-    folder = tmp_path_factory.mktemp("launch")
+    folder = tmp_path_factory.mktemp("programs")
     (folder / "own.py").write_text(OWN)
     (folder / "empty.py").write_text(EMPTY)
     cases = {}
