@@ -23,7 +23,7 @@ PROGRAM = cli.Program(
     cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1),
     *cli.PREPARE,
     *cli.TRAIN,
-    load="orca_jax.config:load_set",
+    load="load_set",
     parts=None,
 )
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import importlib.util
 import logging
 import os
-import pkgutil
 import re
 import runpy
 import sys
@@ -54,7 +54,6 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 WIDTH = 100  # columns of help
 NO_OPTION = "'{}' is no option; options begin with --"
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
-LOAD = "orca_jax.config:load"
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
@@ -169,7 +168,7 @@ class Program:
       doc: the program's docstring, which begins its help.
       options: of a program without commands.
       commands: the commands by name, `default` the one that may be left out.
-      load: what turns the config into dataclasses, as "module:function".
+      load: the function of orca_jax.config that turns the config into dataclasses.
       parts: top-level names of a bucket's workdir that are copied; empty: all; None: no bucket is taken.
     """
 
@@ -179,7 +178,7 @@ class Program:
         *options: Option,
         commands: Mapping[str, Command] | None = None,
         default: str = "",
-        load: str = LOAD,
+        load: str = "load",
         parts: Collection[str] | None = (),
     ):
         self.doc, self.default, self.load, self.parts = doc or "", default, load, parts
@@ -216,8 +215,10 @@ class Program:
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
         if given.get("config"):
-            load = pkgutil.resolve_name(self.load)
-            given["config"] = checked(lambda: load(values["config"].value), traceback=given["traceback"])
+            from orca_jax import config
+
+            load = functools.partial(getattr(config, self.load), given["config"])
+            given["config"] = checked(load, traceback=given["traceback"])
         self.given = Options(**given)
 
     def main(self, work: Work | None = None, **works: Work) -> None:
