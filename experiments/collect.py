@@ -61,8 +61,7 @@ from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.make import benchmark_digests, make_queries
 from orca_jax.records import Outcome, RecordError, Trace
 from orca_jax.scrubbing import read_key
-from orca_jax.serving.endpoint import StudentEndpoint
-from orca_jax.serving.local import load_student
+from orca_jax.serving.local import StudentEndpoint, load_student
 from orca_jax.teachers import collection, monitor
 from orca_jax.teachers import estimate as estimates
 from orca_jax.teachers.collection import TRACES, Job

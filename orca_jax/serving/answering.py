@@ -1,4 +1,4 @@
-"""From what a client asks to sequences for the worker, and from what comes of them to deltas.
+"""From a client's request to sequences for the worker, and from their results to deltas.
 
 `Answerer.chat` and `Answerer.complete` check a request and make a `Call` of it; `Answerer.deltas` runs it.
 """
@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """More of a reply's text; the last one has a reason, the number of tokens, and entries if asked."""
+    """More of a reply's text; the last one has a reason, the number of tokens, and entries if wanted."""
 
     choice: int
     text: str
@@ -62,13 +62,13 @@ class Delta(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """What a request comes to.
+    """A request as the worker needs it.
 
     Attributes:
-      prompts: one a sequence asked for; choice `i` is of prompt `i // n`.
+      prompts: of the request; choice `i` continues prompt `i // n`.
       n: choices a prompt.
-      requests: one a choice; empty where nothing is to be said.
-      words: reads the replies.
+      requests: one a choice; empty where no token is to be generated.
+      detokenizer: of the replies.
       top: how many likeliest ids to give with log-probabilities; None: no log-probabilities.
       echo: whether the prompts are part of the answer.
       ending: whether the token that stops a reply has an entry too.
@@ -78,7 +78,7 @@ class Call:
     prompts: tuple[Prompt, ...]
     n: int
     requests: tuple[Request, ...]
-    words: Detokenizer
+    detokenizer: Detokenizer
     top: int | None
     echo: bool = False
     ending: bool = False
@@ -93,8 +93,8 @@ class Call:
         return sum(prompt.tokens for prompt in self.prompts)
 
     @property
-    def only_reads(self) -> bool:
-        """Whether reading the prompts tells the replies: no token, or the likeliest one."""
+    def scores_only(self) -> bool:
+        """Whether the prompts' scores give the replies: no token, or the likeliest one."""
         return self.top is not None and all(
             request.max_tokens == 1 and request.temperature == 0 for request in self.requests
         )
@@ -115,74 +115,78 @@ class Answerer:
 
     # Checking
 
-    def chat(self, asked: ChatRequest) -> Call:
+    def chat(self, request: ChatRequest) -> Call:
         """Raises Refused where it cannot be answered."""
         roles = {"developer": "system"}
-        messages = [Message(roles.get(turn.role, turn.role), turn.text) for turn in asked.messages]
+        messages = [Message(roles.get(turn.role, turn.role), turn.text) for turn in request.messages]
         if messages[-1].role != "user":
             raise Refused(400, "the last message must be the user's", param="messages")
         try:
             prompt = Prompt(self.student.prompt(messages))
         except (LayoutError, TokenizerError) as error:
             raise Refused(400, str(error), param="messages") from error
-        if asked.top_logprobs and not asked.logprobs:
+        if request.top_logprobs and not request.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         return self._call(
-            asked,
+            request,
             [prompt],
-            asked.max_completion_tokens or asked.max_tokens,
-            words=Detokenizer(self.student.tokenizer, self.student.layout, asked.stops),
-            top=asked.top_logprobs if asked.logprobs else None,
+            request.max_completion_tokens or request.max_tokens,
+            detokenizer=Detokenizer(self.student.tokenizer, self.student.layout, request.stops),
+            top=request.top_logprobs if request.logprobs else None,
         )
 
-    def complete(self, asked: CompletionRequest) -> Call:
+    def complete(self, request: CompletionRequest) -> Call:
         """Raises Refused where it cannot be answered."""
-        if asked.max_tokens == 0 and not asked.echo:
+        if request.max_tokens == 0 and not request.echo:
             raise Refused(400, "max_tokens: 0 needs echo: true", param="max_tokens")
         return self._call(
-            asked,
-            self._prompts(asked.prompt),
-            asked.max_tokens,
-            words=Detokenizer(self.student.tokenizer, None, asked.stops),
-            top=asked.logprobs,
-            echo=asked.echo,
+            request,
+            self._prompts(request.prompt),
+            request.max_tokens,
+            detokenizer=Detokenizer(self.student.tokenizer, None, request.stops),
+            top=request.logprobs,
+            echo=request.echo,
             ending=True,
         )
 
-    def _prompts(self, asked: str | Sequence[Any]) -> list[Prompt]:
-        several = not isinstance(asked, str) and not isinstance(asked[0], int)
-        return [self._prompt(one) for one in (asked if several else [asked])]
+    def _prompts(self, request: str | Sequence[Any]) -> list[Prompt]:
+        several = not isinstance(request, str) and not isinstance(request[0], int)
+        return [self._prompt(one) for one in (request if several else [request])]
 
-    def _prompt(self, asked: str | Sequence[int]) -> Prompt:
-        if isinstance(asked, str):
-            ids, _ = self.vocabulary.begun(self.vocabulary.plain(asked))
-            prompt = Prompt(np.array(ids, np.int32), 0, asked)
+    def _prompt(self, request: str | Sequence[int]) -> Prompt:
+        if isinstance(request, str):
+            ids, _ = self.vocabulary.begun(self.vocabulary.plain(request))
+            prompt = Prompt(np.array(ids, np.int32), 0, request)
         else:
-            ids, hidden = self.vocabulary.begun(asked)
+            ids, hidden = self.vocabulary.begun(request)
             prompt = Prompt(np.array(ids, np.int32), hidden)
-            if max(asked) >= self.student.generator.engine.config.vocab_size:
-                raise Refused(400, f"prompt: there is no id {max(asked)}", param="prompt")
+            if max(request) >= self.student.generator.engine.config.vocab_size:
+                raise Refused(400, f"prompt: there is no id {max(request)}", param="prompt")
         if not len(prompt.ids):
             raise Refused(
                 400, "the prompt is empty, and this student's texts begin with no token", param="prompt"
             )
         return prompt
 
-    def _call(self, asked: CommonRequest, prompts: list[Prompt], max_tokens: int | None, **rest: Any) -> Call:
-        # More than rows and queue hold would be told to come again for ever.
+    def _call(
+        self, request: CommonRequest, prompts: list[Prompt], max_tokens: int | None, **rest: Any
+    ) -> Call:
+        # More than rows and queue hold could never be admitted.
         most = min(self.limits.sequences, self.worker.slots + self.worker.queue)
-        if len(prompts) * asked.n > most:
-            message = f"{len(prompts)} prompts times n={asked.n} are more than {most} sequences"
+        if len(prompts) * request.n > most:
+            message = f"{len(prompts)} prompts times n={request.n} are more than {most} sequences"
             raise Refused(400, message, param="n")
         limits = [self._limit(prompt, max_tokens) for prompt in prompts]
-        seed = secrets.randbits(32) if asked.seed is None else asked.seed
+        seed = secrets.randbits(32) if request.seed is None else request.seed
         requests = [
-            self._request(asked, prompt, limit, seed, number, rest["words"])
+            self._request(request, prompt, limit, seed, number, rest["detokenizer"])
             for prompt, limit in zip(prompts, limits)
-            for number in range(asked.n)
+            for number in range(request.n)
             if limit
         ]
-        return Call(prompts=tuple(prompts), n=asked.n, requests=tuple(requests), stream=asked.stream, **rest)
+        return Call(
+            prompts=tuple(prompts), n=request.n, requests=tuple(requests), stream=request.stream, **rest
+        )
 
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Tokens that a reply may have."""
@@ -205,18 +209,24 @@ class Answerer:
         return space if max_tokens is None else max_tokens
 
     def _request(
-        self, asked: CommonRequest, prompt: Prompt, limit: int, seed: int, number: int, words: Detokenizer
+        self,
+        request: CommonRequest,
+        prompt: Prompt,
+        limit: int,
+        seed: int,
+        number: int,
+        detokenizer: Detokenizer,
     ) -> Request:
-        """Like `endpoint.StudentEndpoint`, so that a seed gives one reply over either way."""
+        """Like `local.StudentEndpoint`, so that a seed gives one reply over either way."""
         return Request(
             prompt=prompt.ids,
             max_tokens=limit,
-            temperature=asked.temperature,
-            top_k=max(asked.top_k, 0),
-            top_p=asked.top_p,
+            temperature=request.temperature,
+            top_k=max(request.top_k, 0),
+            top_p=request.top_p,
             seed=seed,
             number=zlib.crc32(prompt.ids.tobytes()) + number,
-            stop=words.ends if words.stops else None,
+            stop=detokenizer.ends if detokenizer.stops else None,
         )
 
     # Running
@@ -233,7 +243,9 @@ class Answerer:
         """Text and ends of all choices, as they come; closed early, it frees what the call holds."""
         if call.echo:
             for index in range(call.choices):
-                yield Delta(index, self._echoed(call.prompt(index)))
+                prompt = call.prompt(index)
+                text = self.vocabulary.decode(prompt.ids.tolist()) if prompt.text is None else prompt.text
+                yield Delta(index, text)
         if call.top is not None:
             for delta in await self._with_log_probs(call):
                 yield delta
@@ -242,76 +254,72 @@ class Answerer:
             for index in range(call.choices):
                 yield Delta(index, "", "length")
             return
-        async with contextlib.aclosing(self._said(call)) as said:
-            async for delta in said:
+        async with contextlib.aclosing(self._generated(call)) as deltas:
+            async for delta in deltas:
                 yield delta
 
-    def _echoed(self, prompt: Prompt) -> str:
-        return self.vocabulary.decode(prompt.ids.tolist()) if prompt.text is None else prompt.text
-
-    async def _said(self, call: Call) -> AsyncGenerator[Delta, None]:
+    async def _generated(self, call: Call) -> AsyncGenerator[Delta, None]:
         tokens: list[list[int]] = [[] for _ in call.requests]
         shown = [""] * len(call.requests)
-        async with contextlib.aclosing(self.worker.ask(call.requests)) as events:
+        async with contextlib.aclosing(self.worker.submit(call.requests)) as events:
             async for index, advance in events:
                 tokens[index] += advance.tokens
                 if advance.finished is not None:
-                    text = call.words.text(tokens[index])[len(shown[index]) :]
+                    text = call.detokenizer.text(tokens[index])[len(shown[index]) :]
                     yield Delta(index, text, _reason(advance.finished), len(tokens[index]))
-                elif call.stream and (text := call.words.stable_text(tokens[index])[len(shown[index]) :]):
+                elif call.stream and (
+                    text := call.detokenizer.stable_text(tokens[index])[len(shown[index]) :]
+                ):
                     shown[index] += text
                     yield Delta(index, text)
 
     async def _with_log_probs(self, call: Call) -> list[Delta]:
-        """All choices; their log-probabilities are by one reading of each whole sequence."""
+        """All choices; their log-probabilities come from one pass over each whole sequence."""
         assert call.top is not None
-        if call.only_reads:
+        if call.scores_only:
             prompts = [LogProbsRequest(prompt.ids, max(call.top, 1)) for prompt in call.prompts]
-            reads = await self.worker.results(prompts)
-            return [self._read_only(call, index, reads[index // call.n]) for index in range(call.choices)]
+            scores = await self.worker.results(prompts)
+            return [self._from_scores(call, index, scores[index // call.n]) for index in range(call.choices)]
         replies = await self.worker.results(call.requests)
-        spoken = [self._spoken(call, reply) for reply in replies]
-        wholes = [np.concatenate([call.prompt(i).ids, ids]) for i, ids in enumerate(spoken)]
-        reads = await self.worker.results([LogProbsRequest(whole, call.top) for whole in wholes])
+        wholes = []
+        for index, reply in enumerate(replies):
+            tokens = reply.tokens.tolist()
+            by_token = call.ending and reply.stopped and call.detokenizer.ends(tokens) is None
+            stop = list(self._stop_ids[:1] if by_token else ())  # it has an entry too
+            wholes.append(np.concatenate([call.prompt(index).ids, np.array(tokens + stop, np.int32)]))
+        scores = await self.worker.results([LogProbsRequest(whole, call.top) for whole in wholes])
         return [
             Delta(
                 index,
-                call.words.text(reply.tokens.tolist()),
+                call.detokenizer.text(reply.tokens.tolist()),
                 _reason(reply),
                 len(reply.tokens),
-                _entries(call, index, wholes[index], reads[index]),
+                _entries(call, index, wholes[index], scores[index]),
             )
             for index, reply in enumerate(replies)
         ]
 
-    def _spoken(self, call: Call, reply: Generated) -> np.ndarray:
-        """A reply's ids, and the one that stopped it where that is to have an entry."""
-        tokens = reply.tokens.tolist()
-        by_token = call.ending and reply.stopped and call.words.ends(tokens) is None
-        return np.array(tokens + list(self._stop_ids[:1] if by_token else ()), np.int32)
-
-    def _read_only(self, call: Call, index: int, read: PromptLogProbs) -> Delta:
-        """A choice whose reply is nothing, or the likeliest token."""
+    def _from_scores(self, call: Call, index: int, scores: PromptLogProbs) -> Delta:
+        """A choice whose reply is empty, or the likeliest token."""
         prompt = call.prompt(index).ids
         if not call.requests:
-            return Delta(index, "", "length", 0, _entries(call, index, prompt, read))
-        token = int(read.top_ids[-1, 0])
-        whole = PromptLogProbs(
-            np.append(read.log_probs, read.top_log_probs[-1, 0]), read.top_ids, read.top_log_probs
-        )
-        entries = _entries(call, index, np.append(prompt, token), whole)
-        stopped = token in self._stop_ids or call.words.ends([token]) is not None
+            return Delta(index, "", "length", 0, _entries(call, index, prompt, scores))
+        token = int(scores.top_ids[-1, 0])
+        log_probs = np.append(scores.log_probs, scores.top_log_probs[-1, 0])
+        entries = _entries(call, index, np.append(prompt, token), scores._replace(log_probs=log_probs))
+        stopped = token in self._stop_ids or call.detokenizer.ends([token]) is not None
         if stopped and not call.ending:
             entries = entries[:-1]
-        said = [] if token in self._stop_ids else [token]
-        return Delta(index, call.words.text(said), "stop" if stopped else "length", len(said), entries)
+        tokens = [] if token in self._stop_ids else [token]
+        text = call.detokenizer.text(tokens)
+        return Delta(index, text, "stop" if stopped else "length", len(tokens), entries)
 
 
 def _reason(reply: Generated) -> Reason:
     return "stop" if reply.stopped else "length"
 
 
-def _entries(call: Call, index: int, whole: np.ndarray, read: PromptLogProbs) -> list[Entry]:
+def _entries(call: Call, index: int, whole: np.ndarray, scores: PromptLogProbs) -> list[Entry]:
     """Of the tokens that the client gets; those in place `i` depend on the tokens before `i`."""
     prompt, top = call.prompt(index), call.top or 0
     start = prompt.hidden if call.echo else len(prompt.ids)
@@ -320,6 +328,8 @@ def _entries(call: Call, index: int, whole: np.ndarray, read: PromptLogProbs) ->
         if not place:
             found.append(Entry(int(whole[0]), None, ()))
             continue
-        likeliest = zip(read.top_ids[place - 1, :top].tolist(), read.top_log_probs[place - 1, :top].tolist())
-        found.append(Entry(int(whole[place]), float(read.log_probs[place - 1]), tuple(likeliest)))
+        likeliest = zip(
+            scores.top_ids[place - 1, :top].tolist(), scores.top_log_probs[place - 1, :top].tolist()
+        )
+        found.append(Entry(int(whole[place]), float(scores.log_probs[place - 1]), tuple(likeliest)))
     return found

@@ -1,4 +1,4 @@
-"""The words of a reply as its tokens come: where a stop text ends it, and what of it is settled."""
+"""A reply's text as its tokens arrive: where a stop text ends it, and what of it is final."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TORN = "\ufffd"  # what a character decodes to of which some bytes are still to 
 
 
 class Detokenizer:
-    """Reads replies in one layout; `stops` are texts that end them and are not part of them.
+    """Decodes replies in one layout; `stops` are texts that end them and are not part of them.
 
     Without a layout, a reply is all that its tokens spell. A stop that is a control token's name ends a
     reply where that token comes, which no text shows.
@@ -34,14 +34,14 @@ class Detokenizer:
 
         It depends on the tokens alone, not on how many are looked at together.
         """
-        said = next((n for n, token in enumerate(tokens) if token in self._stop_ids), None)
-        tokens = tokens[:said]
+        stop = next((n for n, token in enumerate(tokens) if token in self._stop_ids), None)
+        tokens = tokens[:stop]
         if not self._stopped(tokens):
-            return said
+            return stop
         return bisect.bisect_left(range(len(tokens)), True, key=lambda size: self._stopped(tokens[:size]))
 
     def stable_text(self, tokens: Sequence[int]) -> str:
-        """What of an unfinished reply's text no later token can take back."""
+        """The part of an unfinished reply's text that no later token changes."""
         decoded = self.tokenizer.decode(tokens)
         if self._before.startswith(decoded):
             return ""

@@ -65,11 +65,10 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
     """Names the field; behind it, a place has the names of the types that were tried."""
     first = error.errors()[0]
     where = (*first["loc"], first.get("ctx", {}).get("field", ""))
-    fields = itertools.takewhile(_is_field, (part for part in where if part != "body"))
+    parts = (part for part in where if part != "body")
+    fields = itertools.takewhile(
+        lambda part: isinstance(part, int) or (part.isidentifier() and part != "str"), parts
+    )
     place = ".".join(map(str, fields))[:100] or None
     message = f"{place or 'the body'}: {first['msg'][:300]}"
     return Refused(400, message, param=place, code=first["type"]).response
-
-
-def _is_field(part: int | str) -> bool:
-    return isinstance(part, int) or (part.isidentifier() and part != "str")

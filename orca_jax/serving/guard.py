@@ -1,4 +1,4 @@
-"""What a request must pass before the app sees it: the host's name, the token, the number open, its size."""
+"""What is checked of a request before the app sees it (host name, token, number open, size), and metrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import secrets
 import time
 from urllib.parse import urlsplit
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orca_jax.serving.errors import Refused, failed
-from orca_jax.serving.metrics import Metrics
+from orca_jax.serving.worker import Worker
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health",)
+SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)  # of the histogram
 SHORTEST_TOKEN = 16  # characters
 CLIENT_LEFT = 499  # nobody sees it but the log and the metrics
 
@@ -57,6 +59,35 @@ def read_token(variable: str) -> str:
     if found and (len(found) < SHORTEST_TOKEN or not found.isascii()):
         raise ValueError(f"the token in {variable} must have {SHORTEST_TOKEN} ASCII characters at least")
     return found
+
+
+class Metrics:
+    """What a server counts, for Prometheus; each server has a registry of its own."""
+
+    def __init__(self, worker: Worker):
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("orca_requests", "Requests answered.", ["path", "status"], registry=registry)
+        self.left = Counter("orca_clients_left", "Requests whose client left first.", registry=registry)
+        self.prompt_tokens = Counter("orca_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.reply_tokens = Counter("orca_reply_tokens", "Tokens of replies.", registry=registry)
+        self.seconds = Histogram(
+            "orca_request_seconds",
+            "From a request's head to its answer's end.",
+            ["path"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.open = Gauge("orca_requests_open", "Requests being answered.", registry=registry)
+        for name, text, value in (
+            ("orca_sequences_running", "Rows of the engine in use.", lambda: worker.running),
+            ("orca_sequences_waiting", "Sequences without a row.", lambda: worker.waiting),
+            ("orca_rows", "Rows of the engine.", lambda: worker.slots),
+        ):
+            Gauge(name, text, registry=registry).set_function(value)
+
+    def page(self) -> bytes:
+        """All of them, in Prometheus's text format."""
+        return generate_latest(self._registry)
 
 
 class Guard:

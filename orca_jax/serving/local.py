@@ -1,8 +1,10 @@
-"""Our student as something that answers conversations."""
+"""A student as something that answers conversations: in batches, as a stream, or as an endpoint."""
 
 from __future__ import annotations
 
 import dataclasses
+import secrets
+import zlib
 from collections.abc import Generator as Generates
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import TokenizerLike
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.detokenizer import Detokenizer
+from orca_jax.serving.worker import Worker
 from orca_jax.student import sharding
 from orca_jax.student.engine import Generated, Generator, Request
 from orca_jax.student.scoring import Score
@@ -27,7 +30,7 @@ Conversation = Sequence[Message]
 
 
 class Delta(NamedTuple):
-    """The next words of a reply; the last one comes with the whole reply."""
+    """The next part of a reply's text; the last one comes with the whole reply."""
 
     text: str
     reply: Reply | None = None
@@ -62,7 +65,7 @@ class LocalStudent:
         )
 
     def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
-        """A reply to each conversation; one whose prompt leaves no space is an error reply, and said so."""
+        """A reply to each conversation; one whose prompt leaves no space is an error reply."""
         replies = dict(self.as_finished(conversations, sampling))
         return [replies[index] for index in range(len(conversations))]
 
@@ -81,7 +84,7 @@ class LocalStudent:
         prompts = [self.prompt(conversation) for conversation in conversations]
         fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
         yield from ((i, self.too_long()) for i in range(len(prompts)) if not self.fits(prompts[i]))
-        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
+        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         generated = self.generator.as_finished(
             [prompts[i] for i in fits],
             max_tokens=sampling.max_tokens,
@@ -90,16 +93,16 @@ class LocalStudent:
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
             numbers=fits if numbers is None else [numbers[i] for i in fits],
-            stop=words.ends if words.stops else None,
+            stop=detokenizer.ends if detokenizer.stops else None,
         )
         for place, found in generated:
             index = fits[place]
-            yield index, self.reply(len(prompts[index]), found, words)
+            yield index, self.reply(len(prompts[index]), found, detokenizer)
 
     def stream(
         self, messages: Conversation, sampling: Sampling, *, number: int = 0, top_k: int = 0
     ) -> Generates[Delta, None, None]:
-        """A reply word by word: its deltas' texts joined are the reply's text, and what `answer` gives.
+        """A reply in parts: its deltas' texts joined are the reply's text, and what `answer` gives.
 
         One at a time, and while nothing else is being answered.
         """
@@ -107,31 +110,31 @@ class LocalStudent:
         if not self.fits(prompt):
             yield Delta("", self.too_long())
             return
-        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
+        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         engine = self.generator.engine
         ticket = engine.add(self.request(prompt, sampling, number=number, top_k=top_k))
         tokens: list[int] = []
-        said = ""
+        shown = ""
         try:
             while True:
                 (advance,) = engine.step()
                 tokens += advance.tokens
                 if advance.finished is not None:
-                    reply = self.reply(len(prompt), advance.finished, words)
-                    yield Delta(reply.text[len(said) :], reply)
+                    reply = self.reply(len(prompt), advance.finished, detokenizer)
+                    yield Delta(reply.text[len(shown) :], reply)
                     return
-                new = words.stable_text(tokens)[len(said) :]
-                said += new
+                new = detokenizer.stable_text(tokens)[len(shown) :]
+                shown += new
                 yield Delta(new)
         finally:
             engine.cancel(ticket)
 
-    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[Score]:
+    def log_likelihoods(self, pairs: Sequence[tuple[Conversation, str]]) -> list[Score]:
         """How likely each text is as the next answer of its conversation; its end of turn is not counted.
 
         What the layout writes between prompt and answer (a space, say) is counted.
         """
-        prompts, continuations = zip(*(self._continued(*one) for one in asked)) if asked else ((), ())
+        prompts, continuations = zip(*(self._continued(*one) for one in pairs)) if pairs else ((), ())
         return self.generator.scorer.score(prompts, continuations)
 
     def _continued(self, messages: Conversation, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -156,8 +159,8 @@ class LocalStudent:
         return Reply(Outcome.ERROR, "", raw={"error": error})
 
     def request(self, prompt: np.ndarray, sampling: Sampling, *, number: int = 0, top_k: int = 0) -> Request:
-        """What an engine is asked for one reply."""
-        words = Detokenizer(self.tokenizer, self.layout, sampling.stop)
+        """The engine's request for one reply."""
+        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         return Request(
             prompt=prompt,
             max_tokens=sampling.max_tokens,
@@ -166,15 +169,63 @@ class LocalStudent:
             top_p=sampling.top_p,
             seed=sampling.seed or 0,
             number=number,
-            stop=words.ends if words.stops else None,
+            stop=detokenizer.ends if detokenizer.stops else None,
         )
 
-    def reply(self, prompt_tokens: int, generated: Generated, words: Detokenizer) -> Reply:
-        """What an engine generated, as a reply."""
-        text = words.text(generated.tokens.tolist())
+    def reply(self, prompt_tokens: int, generated: Generated, detokenizer: Detokenizer) -> Reply:
+        """The engine's output as a reply."""
+        text = detokenizer.text(generated.tokens.tolist())
         stopped = Outcome.OK if text.strip() else Outcome.EMPTY
         outcome = stopped if generated.stopped else Outcome.LENGTH
         return Reply(outcome, text, Usage(prompt_tokens, len(generated.tokens)))
+
+
+class StudentEndpoint:
+    """A local student as an endpoint for `teachers`; a context manager. A thread of its own runs the engine.
+
+    Requests that wait together share the engine's rows, and a reply depends on its own conversation and
+    sampling alone. Without a seed, each sampled reply differs.
+    """
+
+    def __init__(self, student: LocalStudent):
+        self._student = student
+        self._worker = Worker(student.generator)
+
+    @property
+    def identity(self) -> str:
+        """A hash of checkpoint, tokenizer and layout."""
+        return self._student.identity
+
+    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Answers a conversation; errors become an error reply with their message."""
+        try:
+            return await self._reply(messages, sampling)
+        except Exception as error:  # a request that cannot be answered must not end the others
+            return Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
+
+    async def _reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        student = self._student
+        prompt = student.prompt(messages)
+        if not student.fits(prompt):
+            return student.too_long()
+        if sampling.seed is None:
+            sampling = dataclasses.replace(sampling, seed=secrets.randbits(32))
+        # Conversations of one seed draw differently, and each always alike.
+        request = student.request(prompt, sampling, number=zlib.crc32(prompt.tobytes()))
+        (generated,) = await self._worker.results([request])
+        return student.reply(
+            len(prompt), generated, Detokenizer(student.tokenizer, student.layout, sampling.stop)
+        )
+
+    def close(self) -> None:
+        """Ends the thread; requests that still run get an error reply."""
+        self._worker.close()
+
+    def __enter__(self) -> StudentEndpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def load_student(

@@ -1,4 +1,4 @@
-"""Reads whole sequences: each token's log-probability, and the likeliest ids in its place."""
+"""Log-probabilities of whole sequences: of each token, and the likeliest ids in its place."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MOST_ROWS = 16
 
 
 class LogProbsRequest(NamedTuple):
-    """A sequence to be read, int32 [n], and how many likeliest ids of each place are wanted."""
+    """A sequence, int32 [n], and how many likeliest ids of each place are wanted."""
 
     tokens: np.ndarray
     top: int
 
 
 class PromptLogProbs(NamedTuple):
-    """What a student thinks of a sequence of n tokens.
+    """The log-probabilities that a student gives a sequence of n tokens.
 
     Attributes:
       log_probs: float32 [n - 1], of each token but the first.
@@ -44,60 +44,59 @@ class PromptLogProbs(NamedTuple):
 
 
 class PromptScorer:
-    """Reads with a generator's student; for one thread."""
+    """Scores sequences with a generator's student; for one thread."""
 
     def __init__(self, generator: Generator):
         self._engine = generator.engine
 
     def fits(self, batch: Sequence[LogProbsRequest]) -> bool:
-        """Whether so many may be read together; a single one always may."""
+        """Whether so many may be scored together; a single one always may."""
         positions = row_bucket(len(batch), MOST_ROWS) * bucket(max(len(one.tokens) for one in batch))
         return len(batch) == 1 or (len(batch) <= MOST_ROWS and positions <= BATCH_TOKENS)
 
-    def read(self, batch: Sequence[LogProbsRequest]) -> list[PromptLogProbs]:
-        """Each sequence (n >= 1) read; what else is in the batch changes nothing but rounding."""
+    def score(self, batch: Sequence[LogProbsRequest]) -> list[PromptLogProbs]:
+        """Scores each sequence (n >= 1); what else is in the batch changes nothing but rounding."""
         engine = self._engine
         rows = row_bucket(len(batch), MOST_ROWS)
-        tokens = np.zeros((rows, bucket(max(len(reading.tokens) for reading in batch))), np.int32)
+        tokens = np.zeros((rows, bucket(max(len(request.tokens) for request in batch))), np.int32)
         lengths = np.ones(rows, np.int32)
-        for row, reading in enumerate(batch):
-            tokens[row, : len(reading.tokens)] = reading.tokens
-            lengths[row] = len(reading.tokens)
-        most = min(max(reading.top for reading in batch), engine.config.vocab_size)
+        for row, request in enumerate(batch):
+            tokens[row, : len(request.tokens)] = request.tokens
+            lengths[row] = len(request.tokens)
+        most = min(max(request.top for request in batch), engine.config.vocab_size)
         top = next((top for top in TOPS if top >= most), most)
         program = _program(engine.config, jnp.dtype(engine.dtype), min(top, engine.config.vocab_size))
         with on_mesh(engine.mesh):
             found = jax.device_get(program(engine.params, tokens, lengths))
-        return [_of_row(found, row, reading) for row, reading in enumerate(batch)]
-
-
-def _of_row(found: PromptLogProbs, row: int, reading: LogProbsRequest) -> PromptLogProbs:
-    size, top = len(reading.tokens), reading.top
-    tops = found.top_ids[row, :size, :top], found.top_log_probs[row, :size, :top]
-    return PromptLogProbs(found.log_probs[row, : size - 1], *tops)
+        scores = []
+        for row, request in enumerate(batch):
+            size, tops = len(request.tokens), np.s_[row, : len(request.tokens), : request.top]
+            log_probs = found.log_probs[row, : size - 1]
+            scores.append(PromptLogProbs(log_probs, found.top_ids[tops], found.top_log_probs[tops]))
+        return scores
 
 
 @functools.cache
 def _program(config: LlamaConfig, dtype: Any, top: int) -> Any:
-    return jax.jit(functools.partial(_read, config=config, dtype=dtype, top=top))
+    return jax.jit(functools.partial(_score, config=config, dtype=dtype, top=top))
 
 
-def _read(
+def _score(
     params: llama.Params, tokens: jax.Array, lengths: jax.Array, *, config: LlamaConfig, dtype: Any, top: int
 ) -> PromptLogProbs:
-    """`Read` of int32 tokens [b, t], of which the first `lengths` [b] count; padded, [b, t] and [b, t, k]."""
+    """Of int32 tokens [b, t], of which the first `lengths` [b] count; padded, [b, t] and [b, t, k]."""
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     segment_ids = (places < lengths[:, None]).astype(jnp.int32)
     hidden, _ = llama.hidden(params, tokens, places, segment_ids, config=config, dtype=dtype)
     head = llama.head(params, config)
 
     def of_one(place: tuple[jax.Array, jax.Array]) -> PromptLogProbs:
-        scores = llama.logits(place[0], head, config.vocab_size)
-        total = jax.nn.logsumexp(scores)
-        best, ids = jax.lax.top_k(scores, top)
-        return PromptLogProbs(scores[place[1]] - total, ids, best - total)
+        logits = llama.logits(place[0], head, config.vocab_size)
+        total = jax.nn.logsumexp(logits)
+        best, ids = jax.lax.top_k(logits, top)
+        return PromptLogProbs(logits[place[1]] - total, ids, best - total)
 
     following = jnp.roll(tokens, -1, axis=1)
     flat = hidden.reshape(-1, hidden.shape[-1]), following.reshape(-1)
-    read = jax.lax.map(of_one, flat, batch_size=CHUNK)
-    return jax.tree.map(lambda leaf: leaf.reshape(*tokens.shape, *leaf.shape[1:]), read)
+    scores = jax.lax.map(of_one, flat, batch_size=CHUNK)
+    return jax.tree.map(lambda leaf: leaf.reshape(*tokens.shape, *leaf.shape[1:]), scores)

@@ -20,9 +20,8 @@ from orca_jax import __version__
 from orca_jax.serving import errors
 from orca_jax.serving.answering import Answerer, Call
 from orca_jax.serving.errors import Refused
-from orca_jax.serving.guard import CLIENT_LEFT, LOCAL, Guard, Limits
+from orca_jax.serving.guard import CLIENT_LEFT, LOCAL, Guard, Limits, Metrics
 from orca_jax.serving.local import LocalStudent
-from orca_jax.serving.metrics import Metrics
 from orca_jax.serving.protocol import (
     ChatCompletion,
     ChatRequest,
@@ -195,35 +194,35 @@ def _add_completions(app: FastAPI, service: Service) -> None:
     vocabulary, fingerprint = service.answerer.vocabulary, service.student.identity
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMS)
-    async def chat(asked: ChatRequest, request: Request) -> Response:
-        service.check_model(asked.model)
-        call = await asyncio.to_thread(service.answerer.chat, asked)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        service.check_model(body.model)
+        call = await asyncio.to_thread(service.answerer.chat, body)
         renderer = Renderer("chat", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, asked.stream_options.include_usage)
+        return await service.answer(request, call, renderer, body.stream_options.include_usage)
 
     @app.post("/v1/completions", response_model=Completion, responses=STREAMS)
-    async def complete(asked: CompletionRequest, request: Request) -> Response:
-        service.check_model(asked.model)
-        call = await asyncio.to_thread(service.answerer.complete, asked)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        service.check_model(body.model)
+        call = await asyncio.to_thread(service.answerer.complete, body)
         renderer = Renderer("text", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, asked.stream_options.include_usage)
+        return await service.answer(request, call, renderer, body.stream_options.include_usage)
 
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:
     vocabulary = service.answerer.vocabulary
 
     @app.post("/tokenize")
-    def tokenize(asked: TokenizeRequest) -> Tokenized:
-        service.check_model(asked.model)
-        ids = (vocabulary.tokenize if asked.parse_special else vocabulary.plain)(asked.prompt)
-        if asked.add_special_tokens:
+    def tokenize(body: TokenizeRequest) -> Tokenized:
+        service.check_model(body.model)
+        ids = (vocabulary.tokenize if body.parse_special else vocabulary.plain)(body.prompt)
+        if body.add_special_tokens:
             ids, _ = vocabulary.begun(ids)
         return Tokenized(tokens=ids, count=len(ids), max_model_len=service.answerer.max_length)
 
     @app.post("/detokenize")
-    def detokenize(asked: DetokenizeRequest) -> Detokenized:
-        service.check_model(asked.model)
-        return Detokenized(prompt=vocabulary.detokenize(asked.tokens))
+    def detokenize(body: DetokenizeRequest) -> Detokenized:
+        service.check_model(body.model)
+        return Detokenized(prompt=vocabulary.detokenize(body.tokens))
 
     @app.get("/tokenizer_info")
     def tokenizer_info() -> TokenizerInfo:

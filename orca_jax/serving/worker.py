@@ -1,7 +1,7 @@
-"""One thread that owns an engine and a reader; event loops ask it, and hear what comes.
+"""One thread that runs an engine and a scorer; event loops submit work, and results arrive through callbacks.
 
-What one asker wants together is a *flow*. Flows take turns, a sequence at a time, so that one of many
-sequences does not keep the others waiting; a flow that is left gives its rows and its places back.
+The sequences of one caller are a group. Groups are served round robin, a sequence at a time, so that a group
+of many sequences does not keep the others waiting; a cancelled group frees its rows and its places.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from orca_jax.student.engine import Advance, Engine, Generator, Request
 
 log = logging.getLogger(__name__)
 Work = Request | LogProbsRequest
-Tell = Callable[[int, Any], None]  # the sequence's index, and an Advance, a Read or an Exception
+Callback = Callable[[int, Any], None]  # the sequence's index; an Advance, PromptLogProbs or an Exception
 SMOOTHING = 0.1  # share of the newest interval in the mean time between ends
-LONGEST_WAIT = 60  # seconds that anyone is asked to wait before coming again
+LONGEST_WAIT = 60  # seconds, of what Overloaded says
 
 
 class Overloaded(RuntimeError):
@@ -35,39 +35,48 @@ class Overloaded(RuntimeError):
 
 @dataclasses.dataclass(eq=False)
 class RequestGroup:
-    """The sequences that one asker wants together."""
+    """The sequences that one caller submits together."""
 
-    tell: Tell
+    callback: Callback
     waiting: collections.deque[tuple[int, Work]]
-    left: bool = False
+    cancelled: bool = False
+
+    def publish(self, index: int, event: Any) -> None:
+        """Calls back, unless the group is cancelled or its event loop is closed."""
+        if self.cancelled:
+            return
+        try:
+            self.callback(index, event)
+        except RuntimeError:  # its event loop is closed
+            self.cancelled = True
 
 
 class RoundRobin:
-    """Flows with waiting sequences, which take turns."""
+    """Groups with waiting sequences, one sequence of each in turn."""
 
     def __init__(self) -> None:
-        self._flows: collections.deque[RequestGroup] = collections.deque()
+        self._groups: collections.deque[RequestGroup] = collections.deque()
 
     def __len__(self) -> int:
-        return sum(len(flow.waiting) for flow in self._flows)
+        return sum(len(group.waiting) for group in self._groups)
 
-    def add(self, flow: RequestGroup) -> None:
-        if flow.waiting:
-            self._flows.append(flow)
+    def add(self, group: RequestGroup) -> None:
+        if group.waiting:
+            self._groups.append(group)
 
     def next(self) -> tuple[RequestGroup, int, Work]:
-        flow = self._flows.popleft()
-        index, work = flow.waiting.popleft()
-        self.add(flow)
-        return flow, index, work
+        group = self._groups.popleft()
+        index, work = group.waiting.popleft()
+        self.add(group)
+        return group, index, work
 
     @property
     def first(self) -> Any:
-        return self._flows[0].waiting[0][1]
+        return self._groups[0].waiting[0][1]
 
-    def remove(self, flow: RequestGroup) -> None:
-        if flow in self._flows:
-            self._flows.remove(flow)
+    def remove(self, group: RequestGroup) -> None:
+        if group in self._groups:
+            self._groups.remove(group)
 
 
 class Eta:
@@ -89,7 +98,7 @@ class Eta:
 
 
 class Worker:
-    """Runs one student's engine and reader while there is something to do; for any number of askers.
+    """Runs one student's engine and scorer while there is work; for any number of callers.
 
     Args:
       generator: whose engine this is; nothing else may use what `new_engine` returns.
@@ -99,12 +108,12 @@ class Worker:
     def __init__(self, generator: Generator, *, queue: int = 256):
         self.slots, self.queue = generator.engine.slots, queue
         self._generator = generator
-        self._reader = PromptScorer(generator)
+        self._scorer = PromptScorer(generator)
         self._changed = threading.Condition()
-        self._saying, self._reading = RoundRobin(), RoundRobin()
+        self._to_generate, self._to_score = RoundRobin(), RoundRobin()
         self._running: dict[int, tuple[RequestGroup, int]] = {}
-        self._left: list[RequestGroup] = []
-        self._pace = Eta()
+        self._cancelled: list[RequestGroup] = []
+        self._eta = Eta()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="student", daemon=True)
         self._thread.start()
@@ -117,7 +126,7 @@ class Worker:
     def waiting(self) -> int:
         """Sequences that no row or batch has taken yet."""
         with self._changed:
-            return len(self._saying) + len(self._reading) + max(len(self._running) - self.slots, 0)
+            return len(self._to_generate) + len(self._to_score) + max(len(self._running) - self.slots, 0)
 
     @property
     def running(self) -> int:
@@ -127,12 +136,12 @@ class Worker:
         """Raises Overloaded where so many more do not fit the queue."""
         waiting = self.waiting
         if waiting + sequences > self.queue + self.slots - self.running:
-            raise Overloaded(waiting, self._pace.wait(waiting))
+            raise Overloaded(waiting, self._eta.wait(waiting))
 
-    async def ask(self, work: Sequence[Work]) -> AsyncGenerator[tuple[int, Any], None]:
-        """What comes of each, by its index, until all have ended: Advances of requests, a Read of a reading.
+    async def submit(self, work: Sequence[Work]) -> AsyncGenerator[tuple[int, Any], None]:
+        """Yields (index, event) until all work is done: Advances of requests, PromptLogProbs of the others.
 
-        One that is closed before its end (use `contextlib.aclosing`) frees what it holds.
+        Closing it early (use `contextlib.aclosing`) cancels what is left.
 
         Raises:
           RuntimeError: the worker was closed.
@@ -140,25 +149,36 @@ class Worker:
         """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
 
-        def tell(index: int, event: Any) -> None:
+        def callback(index: int, event: Any) -> None:
             loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
-        flow = self._submit(work, tell)
+        group = RequestGroup(callback, collections.deque(enumerate(work)))
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the endpoint is closed")
+            scored = bool(work) and isinstance(work[0], LogProbsRequest)
+            (self._to_score if scored else self._to_generate).add(group)
+            self._changed.notify()
         try:
-            left = len(work)
-            while left:
+            unfinished = len(work)
+            while unfinished:
                 index, event = await events.get()
                 if isinstance(event, Exception):
                     raise event
-                left -= not isinstance(event, Advance) or event.finished is not None
+                unfinished -= not isinstance(event, Advance) or event.finished is not None
                 yield index, event
         finally:
-            self._leave(flow)
+            with self._changed:
+                group.cancelled = True
+                self._to_generate.remove(group)
+                self._to_score.remove(group)
+                self._cancelled.append(group)
+                self._changed.notify()
 
     async def results(self, work: Sequence[Work]) -> list[Any]:
-        """The Generated of each request and the Read of each reading, in order; raises as `ask` does."""
+        """The Generated or PromptLogProbs of each, in order; raises as `submit` does."""
         found: dict[int, Any] = {}
-        events = self.ask(work)
+        events = self.submit(work)
         try:
             async for index, event in events:
                 found[index] = event.finished if isinstance(event, Advance) else event
@@ -167,41 +187,25 @@ class Worker:
         return [found[index] for index in range(len(work))]
 
     def close(self) -> None:
-        """Ends the thread; whoever still waits gets a RuntimeError."""
+        """Ends the thread; callers that still wait get a RuntimeError."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
-    # What askers do
-
-    def _submit(self, work: Sequence[Work], tell: Tell) -> RequestGroup:
-        flow = RequestGroup(tell, collections.deque(enumerate(work)))
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("the endpoint is closed")
-            readings = bool(work) and isinstance(work[0], LogProbsRequest)
-            (self._reading if readings else self._saying).add(flow)
-            self._changed.notify()
-        return flow
-
-    def _leave(self, flow: RequestGroup) -> None:
-        with self._changed:
-            flow.left = True
-            self._saying.remove(flow)
-            self._reading.remove(flow)
-            self._left.append(flow)
-            self._changed.notify()
-
-    # What the thread does
+    # In the worker's thread
 
     def _work(self) -> None:
         try:
             engine = self._generator.new_engine()
             while self._wait():
                 try:
-                    self._forget(engine)
-                    self._read()
+                    with self._changed:
+                        cancelled, self._cancelled = self._cancelled, []
+                    for ticket in [t for t, (group, _) in self._running.items() if group in cancelled]:
+                        engine.cancel(ticket)
+                        del self._running[ticket]
+                    self._score()
                     self._feed(engine)
                     for advance in engine.step():
                         self._advance(advance)
@@ -211,85 +215,68 @@ class Worker:
                     self._running.clear()
                     engine = self._generator.new_engine()
         except Exception:
-            log.exception("there can be no engine")
+            log.exception("no engine could be made")
         finally:
             self._end()
 
     def _wait(self) -> bool:
-        """Waits until there is something to do; whether to go on."""
+        """Waits until there is something to do; False once the worker is closed."""
         with self._changed:
-            while not (self._closed or self._left or self._running or self._saying or self._reading):
-                self._changed.wait()
+            waiting = (self._running, self._to_generate, self._to_score)
+            self._changed.wait_for(lambda: self._closed or self._cancelled or any(waiting))
             return not self._closed
 
-    def _forget(self, engine: Engine) -> None:
-        with self._changed:
-            left, self._left = self._left, []
-        for ticket in [ticket for ticket, (flow, _) in self._running.items() if flow in left]:
-            engine.cancel(ticket)
-            del self._running[ticket]
-
     def _feed(self, engine: Engine) -> None:
-        """Fills the engine's rows and one place more, so that it knows of someone waiting for a row."""
+        """Fills the engine's rows and one place more, so that the engine knows that a row is waited for."""
         while len(self._running) <= self.slots:
             with self._changed:
-                if not self._saying:
+                if not self._to_generate:
                     return
-                flow, index, request = self._saying.next()
+                group, index, request = self._to_generate.next()
             assert isinstance(request, Request)
             try:
-                self._running[engine.add(request)] = flow, index
+                self._running[engine.add(request)] = group, index
             except ValueError as error:
-                self._fail([(flow, index)], error)
+                self._fail([(group, index)], error)
 
     def _advance(self, advance: Advance) -> None:
-        flow, index = self._running[advance.ticket]
+        group, index = self._running[advance.ticket]
         if advance.finished is not None:
             del self._running[advance.ticket]
-            self._pace.ended()
-        _tell(flow, index, advance)
+            self._eta.ended()
+        group.publish(index, advance)
 
-    def _read(self) -> None:
-        """Reads one batch of those that wait to be read."""
+    def _score(self) -> None:
+        """Scores one batch of the waiting prompts."""
         batch: list[Any] = []
         places: list[tuple[RequestGroup, int]] = []
         with self._changed:
-            while self._reading and self._reader.fits([*batch, self._reading.first]):
-                flow, index, reading = self._reading.next()
-                batch.append(reading)
-                places.append((flow, index))
+            while self._to_score and self._scorer.fits([*batch, self._to_score.first]):
+                group, index, request = self._to_score.next()
+                batch.append(request)
+                places.append((group, index))
         if not batch:
             return
         try:
-            for (flow, index), read in zip(places, self._reader.read(batch)):
-                self._pace.ended()
-                _tell(flow, index, read)
+            for (group, index), found in zip(places, self._scorer.score(batch)):
+                self._eta.ended()
+                group.publish(index, found)
         except Exception as error:
-            log.exception("reading %d sequences failed", len(batch))
+            log.exception("scoring %d prompts failed", len(batch))
             self._fail(places, error)
 
     def _fail(self, places: Any, error: Exception) -> None:
-        for flow, index in places:
-            _tell(flow, index, error)
+        for group, index in places:
+            group.publish(index, error)
 
     def _end(self) -> None:
-        """Tells all who wait that nothing more comes."""
+        """Fails all work that is not done."""
         with self._changed:
             self._closed = True
             places = list(self._running.values())
-            for turns in (self._saying, self._reading):
-                while turns:
-                    flow, index, _ = turns.next()
-                    places.append((flow, index))
+            for waiting in (self._to_generate, self._to_score):
+                while waiting:
+                    group, index, _ = waiting.next()
+                    places.append((group, index))
             self._running.clear()
         self._fail(places, RuntimeError("the endpoint was closed"))
-
-
-def _tell(flow: RequestGroup, index: int, event: Any) -> None:
-    """Tells a flow, unless it or its event loop has gone."""
-    if flow.left:
-        return
-    try:
-        flow.tell(index, event)
-    except RuntimeError:  # its event loop is closed
-        flow.left = True

@@ -18,8 +18,7 @@ from orca_jax.queries import system_messages
 from orca_jax.queries.make import QUERIES, training_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
-from orca_jax.serving.endpoint import StudentEndpoint
-from orca_jax.serving.local import load_student
+from orca_jax.serving.local import StudentEndpoint, load_student
 from orca_jax.teachers import collection
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.training import students

@@ -34,12 +34,12 @@ SERVER = """
 import dataclasses, sys, threading
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import load
-from orca_jax.serving import reading
+from orca_jax.serving import prompt_log_probs
 from orca_jax.student import engine
 from tests.serving.served import Served, make_student
 
 if sys.argv[3] == "one shape":
-    for module in (engine, reading):
+    for module in (engine, prompt_log_probs):
         module.bucket = lambda size, least=64: 192
         module.row_bucket = lambda count, slots: slots
     engine.PREFILL_ROWS = 1

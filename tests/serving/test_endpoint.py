@@ -6,8 +6,7 @@ import dataclasses
 import pytest
 
 from orca_jax.records import Message, Outcome, Sampling
-from orca_jax.serving.endpoint import StudentEndpoint
-from orca_jax.serving.local import LocalStudent
+from orca_jax.serving.local import LocalStudent, StudentEndpoint
 from orca_jax.teachers.collect import ask_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger

@@ -14,7 +14,7 @@ from openai.types.chat import completion_create_params as chat_parameters
 pytest.importorskip("fastapi")
 
 from orca_jax.records import Message, Sampling
-from orca_jax.serving.endpoint import StudentEndpoint
+from orca_jax.serving.local import StudentEndpoint
 from tests.serving.served import (
     LONG,
     NAME,

@@ -1,4 +1,4 @@
-"""The worker: flows take turns, a flow that is left frees its rows, a failure is told to those it hit."""
+"""Groups are served round robin, a cancelled group frees its rows, and a failure reaches the callers it hit."""
 
 import asyncio
 import collections
@@ -38,17 +38,20 @@ def request(number, max_tokens=20):
     return Request(prompt=np.array([1, 5 + number], np.int32), max_tokens=max_tokens)
 
 
-def flow(size):
+def group(size):
     return RequestGroup(lambda index, event: None, collections.deque(enumerate([request(0)] * size)))
 
 
-def test_flows_take_turns_and_may_leave():
-    turns, flows = RoundRobin(), {name: flow(size) for name, size in (("a", 4), ("b", 1), ("c", 2), ("d", 3))}
-    for one in flows.values():
+def test_groups_take_turns_and_may_be_cancelled():
+    turns, groups = (
+        RoundRobin(),
+        {name: group(size) for name, size in (("a", 4), ("b", 1), ("c", 2), ("d", 3))},
+    )
+    for one in groups.values():
         turns.add(one)
-    turns.remove(flows["d"])
-    turns.remove(flows["d"])
-    names = {id(one): name for name, one in flows.items()}
+    turns.remove(groups["d"])
+    turns.remove(groups["d"])
+    names = {id(one): name for name, one in groups.items()}
     assert len(turns) == 7
     taken = [turns.next()[:2] for _ in range(7)]
     assert [(names[id(one)], index) for one, index in taken] == [
@@ -64,7 +67,7 @@ def test_results_are_the_generators(worker, generator):
     assert [one.tokens.tolist() for one in said] == [one.tokens.tolist() for one in expected]
 
 
-def test_a_small_flow_does_not_wait_for_a_large_one(worker):
+def test_a_small_group_does_not_wait_for_a_large_one(worker):
     ended = []
 
     async def ask(name, requests):
@@ -80,9 +83,9 @@ def test_a_small_flow_does_not_wait_for_a_large_one(worker):
     assert ended == ["small", "large"]
 
 
-def test_flows_that_are_left_free_rows_and_places(slow):
+def test_cancelled_groups_free_rows_and_places(slow):
     async def leave():
-        async with contextlib.aclosing(slow.ask([request(n, 100) for n in range(9)])) as events:
+        async with contextlib.aclosing(slow.submit([request(n, 100) for n in range(9)])) as events:
             await anext(events)
             assert slow.running == 4
             assert slow.waiting >= 4
@@ -102,7 +105,7 @@ def test_no_more_are_admitted_than_rows_and_queue_hold(slow):
         slow.admit(8)
 
     async def ask():
-        async with contextlib.aclosing(slow.ask([request(n, 100) for n in range(6)])) as events:
+        async with contextlib.aclosing(slow.submit([request(n, 100) for n in range(6)])) as events:
             await anext(events)
             waiting = slow.waiting
             slow.admit(3 - waiting)
@@ -112,9 +115,9 @@ def test_no_more_are_admitted_than_rows_and_queue_hold(slow):
     asyncio.run(ask())
 
 
-def test_wrong_requests_and_readings_that_fail_hit_their_askers_only(worker, monkeypatch):
+def test_wrong_requests_and_prompts_that_fail_hit_their_callers_only(worker, monkeypatch):
     async def ask():
-        monkeypatch.setattr(worker._reader, "read", lambda batch: 1 // 0)
+        monkeypatch.setattr(worker._scorer, "score", lambda batch: 1 // 0)
         return await asyncio.gather(
             worker.results([request(0, max_tokens=0)]),
             worker.results([LogProbsRequest(np.array([1, 2], np.int32), 1)]),
