@@ -174,8 +174,8 @@ Both kinds of MFU count model FLOPs: {estimate.FORMULA}.
 No constant is set by case. The same ones hold everywhere: attention kernels reach
 {estimate.ATTENTION_EFFICIENCY:.0%} of the peak, memory {estimate.HBM_EFFICIENCY:.0%} and links
 {estimate.LINK_EFFICIENCY:.0%} of their bandwidths, and matrix products the share that
-`orca_jax/planning/chips.csv` gives for the chip. `orca_jax/planning/estimate.py` says what is taken to
-overlap.
+`orca_jax/planning/chips.csv` gives for the chip. `orca_jax/planning/estimate.py` documents what
+overlaps.
 
 The paper took {theirs} hours for its stages on 20 A100s; the estimate, for {PAPER_BATCH} rows a step, is
 {ours}.

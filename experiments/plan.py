@@ -53,7 +53,7 @@ def examples_of(pairs: Sequence[str]) -> dict[str, int]:
 
 def run(options: cli.Options) -> None:
     """Prints a plan, or with --search the best ones."""
-    logging.getLogger().setLevel(logging.WARNING)  # what is chosen on this host says nothing of those chips
+    logging.getLogger().setLevel(logging.WARNING)  # the log of choices for this host is of no use
     config, topology = options.config, chips.topology(options.topology)
     price = chips.price(topology.chip, Path(options.prices) if options.prices else None)
     amounts = plan.Amounts(examples_of(options.examples), options.packing, price)

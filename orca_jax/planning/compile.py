@@ -59,11 +59,11 @@ _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
 class PlanError(ValueError):
-    """The step cannot be compiled for these chips here; the message says what to do."""
+    """The step cannot be compiled for these chips; the message says what to do."""
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of one chip, in bytes; of a program that does not fit, no collectives."""
+    """Bytes of one chip by the compiler; `collectives` is empty for a program that does not fit."""
 
     fits: bool
     total: int
@@ -174,10 +174,10 @@ def _lowered(workload: Workload, mesh: jax.sharding.Mesh, options: Mapping[str, 
 
 
 def _too_large(message: str, state_bytes: int, seconds: float) -> Compiled:
-    """What the compiler says when a program exceeds the memory: of all it uses, or beside the state.
+    """The size in the compiler's error for a program that exceeds the memory, with or without the state.
 
     Raises:
-      PlanError: it says something else.
+      PlanError: it is another error.
     """
     used, beside = _USED.search(message), _TEMPORARIES.search(message)
     found = used or beside
@@ -211,9 +211,9 @@ def collectives(text: str, shape: MeshShape) -> tuple[Collective, ...]:
 
 
 def _once(executed: Iterator[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Each transfer once: started, carried on and ended beside other work, it stands in several fusions.
+    """Each transfer once: a transfer that overlaps with other work is in several fusions, by one channel id.
 
-    They share its channel; a transfer without a channel is on its own.
+    A transfer without a channel id counts by itself.
     """
     found: dict[object, tuple[str, int]] = {}
     for number, (line, times) in enumerate(executed):
@@ -255,7 +255,7 @@ def _executed(computations: Mapping[str, Computation], name: str, times: int) ->
 
 
 def trips(line: str, condition: Computation, body: Computation) -> int:
-    """How often a loop runs: as its line says, or as a counter needs from 0 to a limit; else 1, and warns."""
+    """A loop's trip count: as stated, or of a counter from 0 to a constant; else 1, with a warning."""
     if known := _TRIPS.search(line):
         return int(known[1])
     compared = re.search(r" compare\(%?([\w.\-]+), %?([\w.\-]+)\), direction=LT", condition.get("ROOT", ""))

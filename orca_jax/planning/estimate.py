@@ -117,7 +117,7 @@ class Flops(NamedTuple):
 
 
 def model_flops(workload: Workload) -> Flops:
-    """What the mathematics needs, by `FORMULA`; nothing computed twice, and rows taken as one segment."""
+    """Model FLOPs by `FORMULA`: without recomputation, and with each row as one segment."""
     products = workload.tokens * workload.student.training_flops(0)
     return Flops(products, workload.tokens * workload.student.training_flops(workload.row_length) - products)
 
@@ -246,7 +246,7 @@ class Seconds(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What the step waits for most."""
+        """The largest part."""
         computing = self.products + self.attention + self.elementwise
         waiting = max(self.overlapped, self.exposed)
         parts = {"computing": computing, "interconnect": waiting, "update": self.update}
@@ -254,7 +254,7 @@ class Seconds(NamedTuple):
 
 
 def executed_flops(workload: Workload) -> Flops:
-    """What the chips compute, recomputation and the kernels' repeated scores included."""
+    """FLOPs that the chips execute, with recomputation and the kernels' repeated scores."""
     student, model = workload.student, model_flops(workload)
     again, attention_again = RECOMPUTED[student.remat]
     layers = student.num_layers * layer_parameters(student) * workload.tokens
@@ -278,7 +278,7 @@ def elementwise_bytes(workload: Workload, shape: MeshShape) -> float:
 
 
 def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
-    """What a step has to send by the sharding rules; the compiled program tells what it does send."""
+    """The transfers of a step that follow from the sharding rules; a compiled program may do others."""
     student, width = workload.student, jnp.dtype(workload.compute_dtype).itemsize
     layers, parts = student.num_layers, workload.accumulation
     weights = layers * layer_parameters(student) * width / shape.tensor

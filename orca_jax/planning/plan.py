@@ -52,7 +52,7 @@ class Candidate(NamedTuple):
 
 
 def fits(size: int, topology: Topology) -> bool:
-    """Whether an estimate leaves enough of the memory free to be trusted."""
+    """Whether an estimate leaves a margin of free memory."""
     return size <= estimate.USABLE * topology.chip.hbm_bytes
 
 
@@ -124,7 +124,7 @@ def first_that_fits(
 
 
 def remedies(workload: Workload, topology: Topology) -> list[str]:
-    """What would make a step fit, by estimate: on these chips, and on more of them. Empty: nothing found."""
+    """Ways to make a step fit, by estimate: on these chips, and on more of them."""
     state = estimate.abstract_state(workload.student, workload.optimizer)
     ways = (here(workload, topology), there(workload, topology, state))
     return [way for way in ways if way]
@@ -163,7 +163,7 @@ def _shown(candidate: Candidate) -> str:
 
 
 class Amounts(NamedTuple):
-    """What the hours and the price of a run depend on, besides its speed."""
+    """Inputs of the hours and the price of a run, besides its speed."""
 
     examples: Mapping[str, int]
     packing: float
@@ -287,7 +287,7 @@ def stage_hours(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[
 
 
 def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str, Any]:
-    """A plan as JSON values; bytes and seconds, and chips' values are of one chip where the name says so."""
+    """A plan as JSON values, in bytes and seconds; of one chip where the name says so."""
     work, hours = plan.workload, stage_hours(config, plan, amounts)
     known = None if None in hours.values() else sum(h for h in hours.values() if h is not None)
     chip_hours = None if known is None else known * plan.topology.chips

@@ -27,7 +27,7 @@ class Chat:
         self.messages = [Message("system", system)] if system else []
 
     def say(self, text: str) -> Iterator[str]:
-        """The reply's text in parts. A reply that fails leaves the history as it was, and says why."""
+        """The reply's text in parts; after an error the history is as before, and the text is its message."""
         messages = [*self.messages, Message("user", text)]
         stream = self.student.stream(messages, self.sampling, number=len(messages), top_k=self.top_k)
         with contextlib.closing(stream) as deltas:  # an interrupted reply leaves the engine free

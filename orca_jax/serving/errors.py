@@ -1,4 +1,4 @@
-"""What goes wrong, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def shape(status: int, message: str, param: str | None = None, code: str | None 
 
 
 def failed(path: str, error: Exception) -> Refused:
-    """What a client is told of a fault of ours; the log is told all of it."""
+    """The answer after an error of the server, without details; the log has the traceback."""
     log.error("%s failed", path, exc_info=error)
     return Refused(500, "the server failed; its log says how")
 
 
 def install(app: FastAPI) -> None:
-    """Makes an app answer in this shape; what is no refusal is left to `guard.Guard`."""
+    """Makes an app answer in this shape; other exceptions are handled by `guard.Guard`."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -62,7 +62,7 @@ async def _refused(request: Request, error: Any) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    """Names the field; behind it, a place has the names of the types that were tried."""
+    """Names the field, without the names of the types that pydantic tried, which follow it in `loc`."""
     first = error.errors()[0]
     where = (*first["loc"], first.get("ctx", {}).get("field", ""))
     parts = (part for part in where if part != "body")

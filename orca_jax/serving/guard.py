@@ -20,7 +20,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/health",)
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)  # of the histogram
 SHORTEST_TOKEN = 16  # characters
-CLIENT_LEFT = 499  # nobody sees it but the log and the metrics
+CLIENT_LEFT = 499  # in the log and the metrics only
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class Metrics:
 
 
 class Guard:
-    """ASGI middleware; `token` empty: no token is asked for, and only local names of this host are served.
+    """ASGI middleware; with an empty `token` none is needed, and only local names of this host are served.
 
-    A browser could be made to send a page's requests to a local server under another host's name.
+    Otherwise a web page could make a browser send requests to a local server under another host's name.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, limits: Limits, metrics: Metrics):
@@ -160,10 +160,7 @@ def _host(header: str) -> str | None:
 
 
 class _Body:
-    """A request's `receive`, which ends a body that is too large or too slow.
-
-    What it raises is raised where the app reads the body, and answered like any other refusal.
-    """
+    """A request's `receive`, which raises Refused for a body that is too large or too slow."""
 
     def __init__(self, receive: Receive, headers: Headers, limits: Limits):
         self._receive, self._limits = receive, limits

@@ -1,8 +1,8 @@
-"""The JSON that clients send and get: OpenAI's chat completions, completions and models, vLLM's tokenizers.
+"""The JSON of requests and answers: OpenAI's chat completions, completions and models, vLLM's tokenizers.
 
-Types are strict, and a field that is not known is refused: a setting that is not obeyed must not go
-unnoticed. `null` asks for nothing in any field that may be left out, so that a client's own dump of a reply
-is a turn. Of what the student does not have (tools, penalties), the values that ask for nothing are accepted.
+Types are strict, and unknown fields are refused, so that no setting is ignored in silence. `null` in an
+optional field is the same as leaving it out, so that a client can send a reply back as a turn. Of settings
+that the student does not have (tools, penalties), the neutral values are accepted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 MOST_STOPS = 16
 Id = Annotated[int, Field(ge=0, lt=2**31)]
-# A list's first fault is enough: a million of them would take minutes and gigabytes to name.
+# Only a list's first error is reported: a million of them would take minutes and gigabytes.
 Ids = Annotated[list[Id], Field(min_length=1, fail_fast=True)]
 Text = Annotated[str, Field(max_length=10_000_000)]
 Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
@@ -25,7 +25,7 @@ Empty = Annotated[list[Any], Field(max_length=0)]
 
 
 def _nullable(schema: dict[str, Any]) -> None:
-    """Says in a request's JSON schema that null is accepted for what may be left out."""
+    """Makes optional fields nullable in a request's JSON schema."""
     schema["additionalProperties"] = {"type": "null"}
     for name, field in schema["properties"].items():
         if name not in schema.get("required", ()):
@@ -38,7 +38,7 @@ class Sent(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, sent: Any) -> Any:
-        """Leaves out nulls, and refuses the first unknown field, whose like there may be many of."""
+        """Leaves out nulls, and refuses the first unknown field; there may be a great many."""
         if not isinstance(sent, dict):
             return sent
         given = {name: value for name, value in sent.items() if value is not None}
@@ -55,7 +55,7 @@ class StreamOptions(Sent):
 
 
 class CommonRequest(Sent):
-    """What both kinds of completions ask for.
+    """The fields of both kinds of completion requests.
 
     `top_k` is vLLM's: sampling from so many likeliest ids, or from all (0, -1).
     """
@@ -69,7 +69,7 @@ class CommonRequest(Sent):
     stop: str | Annotated[list[str], Field(max_length=MOST_STOPS, fail_fast=True)] = ""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    # The student does not have these; accepted is what asks for nothing.
+    # The student does not have these; their neutral values are accepted.
     frequency_penalty: Zero = 0
     presence_penalty: Zero = 0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
@@ -127,7 +127,7 @@ class ChatRequest(CommonRequest):
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
-    # The student does not have these; accepted is what asks for nothing.
+    # The student does not have these; their neutral values are accepted.
     function_call: Literal["none"] = "none"
     functions: Empty = []
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] = ["text"]
@@ -146,7 +146,7 @@ class CompletionRequest(CommonRequest):
     max_tokens: int = Field(16, ge=0, lt=2**31)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False
-    # The student does not have these; accepted is what asks for nothing.
+    # The student does not have these; their neutral values are accepted.
     best_of: int = Field(1, ge=1, le=1)
     suffix: str = Field("", max_length=0)
 

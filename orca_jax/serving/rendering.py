@@ -35,7 +35,7 @@ class Renderer:
 
     Attributes:
       kind: of completion.
-      model, fingerprint: what the answer says that it is from.
+      model, fingerprint: of the same names in the answer.
     """
 
     kind: Literal["chat", "text"]

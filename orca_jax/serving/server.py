@@ -1,4 +1,4 @@
-"""The student over HTTP, as OpenAI's API: the app, and what runs it."""
+"""The student over HTTP, as OpenAI's API: the app and its server."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Service:
     async def _events(
         self, deltas: AsyncGenerator[Any, None], renderer: Renderer, with_usage: bool
     ) -> AsyncGenerator[str, None]:
-        """The stream's events; what fails after its beginning is its last event."""
+        """The stream's events; an error after the first one is the last event."""
         try:
             async with contextlib.aclosing(deltas):
                 async for event in renderer.events(deltas, with_usage):
@@ -141,7 +141,7 @@ class Service:
 
 
 async def unless_left(request: Request, work: Awaitable[Found]) -> Found | None:
-    """What `work` comes to; None, and the work cancelled, if the client leaves before."""
+    """The result of `work`; None, and the work is cancelled, if the client disconnects first."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -254,10 +254,10 @@ def _add_rest(app: FastAPI, service: Service) -> None:
 
 
 def make_server(app: FastAPI, *, host: str, port: int, token: str, grace: float) -> uvicorn.Server:
-    """What listens and shuts down: at SIGTERM or SIGINT, open requests have `grace` seconds to end.
+    """An HTTP server; at SIGTERM or SIGINT open requests have `grace` seconds to end.
 
     Raises:
-      ValueError: others than this host's own clients could connect, and there is no token.
+      ValueError: other hosts could connect, and there is no token.
     """
     if host not in LOCAL and not token:
         raise ValueError(f"host {host} lets other hosts connect; put a token into the environment")

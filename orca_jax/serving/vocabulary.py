@@ -1,4 +1,4 @@
-"""Text to ids and back as clients mean it: raw prompts, control tokens by name, a name for every id."""
+"""Text to ids and back for clients: raw prompts, control tokens by name, and a name for every id."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Vocabulary:
         return ([self.bos, *ids] if missing else [*ids]), int(missing)  # type: ignore[list-item]
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text that spells no control token, whatever is in it."""
+        """Ids of a text, in which no control token is recognised."""
         return self.tokenizer.encode(text, first=True) if text else []
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text in which names of control tokens mean these."""
+        """Ids of a text in which control tokens are recognised by name."""
         if isinstance(self.tokenizer, HuggingFaceTokenizer):
             return [token.id for token in self.tokenizer.encode_rendered(text, [])]
         ids: list[int] = []
@@ -81,7 +81,7 @@ class Vocabulary:
         return piece if not text or TORN in text or _BYTE.fullmatch(piece) else text
 
     def bytes(self, token_id: int) -> list[int] | None:
-        """The UTF-8 bytes that an id spells; None where they cannot be told."""
+        """The UTF-8 bytes that an id spells; None where they are not known."""
         name = self.name(token_id)
         byte = _BYTE.fullmatch(name)
         if byte and self.decode([token_id]) != name:

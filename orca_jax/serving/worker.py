@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 Work = Request | LogProbsRequest
 Callback = Callable[[int, Any], None]  # the sequence's index; an Advance, PromptLogProbs or an Exception
 SMOOTHING = 0.1  # share of the newest interval in the mean time between ends
-LONGEST_WAIT = 60  # seconds, of what Overloaded says
+LONGEST_WAIT = 60  # seconds: the largest `retry_after`
 
 
 class Overloaded(RuntimeError):
@@ -227,7 +227,7 @@ class Worker:
             return not self._closed
 
     def _feed(self, engine: Engine) -> None:
-        """Fills the engine's rows and one place more, so that the engine knows that a row is waited for."""
+        """Fills the engine's rows and queues one request more, by which the engine sees that others wait."""
         while len(self._running) <= self.slots:
             with self._changed:
                 if not self._to_generate:

@@ -1,4 +1,4 @@
-"""Groups are served round robin, a cancelled group frees its rows, and a failure reaches the callers it hit."""
+"""Groups are served round robin, a cancelled one frees its rows, and a failure reaches those that it hit."""
 
 import asyncio
 import collections
