@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from orca_jax.config import LoraConfig
+from orca_jax.config_check import build
 from orca_jax.data.rows import Row
 from orca_jax.student import huggingface, llama, lora
 from orca_jax.student.parameters import per_layer, stacked
@@ -115,7 +116,7 @@ def test_only_adapters_are_trained_and_have_moments(axes, accumulation):
 def test_adapters_that_cannot_be():
     for changes in (dict(targets=("query", "gates")), dict(targets=()), dict(rank=-1), dict(alpha=0.0)):
         with pytest.raises(ValueError, match="lora"):
-            LoraConfig(**{"rank": 2, **changes})
+            build(LoraConfig, {"rank": 2, **changes}, "lora")
     with pytest.raises(ValueError, match="no adapters"):
         huggingface.export_adapters(make_params(SMALL), SMALL, "unused")
 

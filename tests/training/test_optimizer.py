@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from orca_jax.config_check import build
 from orca_jax.student import llama, sharding
 from orca_jax.training.optimizer import OptimizerConfig, decayed, make_optimizer
 from tests.training import synthetic
@@ -112,5 +113,5 @@ def test_adafactors_state_has_a_place_on_every_mesh():
 
 
 def test_an_unknown_kind():
-    with pytest.raises(ValueError, match=r"optimizer\.kind='adam'; known: adamw, adamw_bf16, adafactor"):
-        OptimizerConfig(kind="adam")
+    with pytest.raises(ValueError, match=r"'optimizer\.kind' must be 'adamw', 'adamw_bf16' or 'adafactor'"):
+        build(OptimizerConfig, {"kind": "adam"}, "optimizer")
