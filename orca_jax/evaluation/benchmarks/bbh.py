@@ -29,10 +29,6 @@ MODES = ("orca", "orca_cot", "robust", "answer_is")
 STEP_BY_STEP = " Let's think step by step."
 
 
-class BbhError(BenchmarkError):
-    """A BBH file is missing, incomplete or not what it should be."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
     """`words` are the answers of a yes/no-type task; without them and not `free`, options are lettered.
@@ -121,11 +117,11 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     In mode `orca` the free-answer tasks are left out.
 
     Raises:
-      BbhError: the mode is unknown, there is no BBH file, or one is truncated, damaged or has a target
+      BenchmarkError: the mode is unknown, there is no BBH file, or one is truncated, damaged or has a target
         that is not an option (known faults apart); the message names file and row.
     """
     if mode not in MODES:
-        raise BbhError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
+        raise BenchmarkError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
     made: list[Question] = []
     for path in _files(directory):
         task = TASKS[path.stem]
@@ -144,7 +140,9 @@ def documents(directory: str | Path) -> Iterator[Document]:
 def _files(directory: str | Path) -> list[Path]:
     files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
     if not files:
-        raise BbhError(f"{directory} holds no BBH file; expected <task>.json, for example navigate.json")
+        raise BenchmarkError(
+            f"{directory} holds no BBH file; expected <task>.json, for example navigate.json"
+        )
     return files
 
 
@@ -153,9 +151,11 @@ def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
         rows = [(str(example["input"]), str(example["target"])) for example in examples]
     except (ValueError, KeyError, TypeError) as error:
-        raise BbhError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
+        raise BenchmarkError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
     if len(rows) != task.size:
-        raise BbhError(f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again")
+        raise BenchmarkError(
+            f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again"
+        )
     return rows
 
 
@@ -176,7 +176,9 @@ def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path) -> _
     target = verbatim if task.words else verbatim.removeprefix("(").removesuffix(")")
     if target not in labels:
         known = ", ".join(labels) or "none found"
-        raise BbhError(f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again")
+        raise BenchmarkError(
+            f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again"
+        )
     return _Example(task, row, text, stem, labels, options, target, verbatim)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation.benchmarks.files import BenchmarkError
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import published
 
@@ -104,23 +105,23 @@ def test_faulty_rows_are_not_scored_and_odd_ones_are(folder):
 
 def test_a_truncated_file_is_named_with_both_sizes(folder):
     write(folder, "snarks", ROWS["snarks"][:-1])
-    with pytest.raises(bbh.BbhError, match=r"snarks\.json: expected 178 examples, found 177"):
+    with pytest.raises(BenchmarkError, match=r"snarks\.json: expected 178 examples, found 177"):
         bbh.questions(folder, mode="orca")
 
 
 def test_damage_is_named_with_file_and_row(folder):
     write(folder, "causal_judgement", [YES] * 186 + [{**YES, "target": "Maybe"}])
-    with pytest.raises(bbh.BbhError, match=r"causal_judgement\.json, row 186: target 'Maybe'"):
+    with pytest.raises(BenchmarkError, match=r"causal_judgement\.json, row 186: target 'Maybe'"):
         bbh.questions(folder, mode="orca")
     (folder / "causal_judgement.json").write_text('{"examples": [', encoding="utf-8")
-    with pytest.raises(bbh.BbhError, match=r"causal_judgement\.json: not a BBH file"):
+    with pytest.raises(BenchmarkError, match=r"causal_judgement\.json: not a BBH file"):
         bbh.questions(folder, mode="orca")
 
 
 def test_an_empty_folder_and_an_unknown_mode_are_errors(tmp_path):
-    with pytest.raises(bbh.BbhError, match="holds no BBH file"):
+    with pytest.raises(BenchmarkError, match="holds no BBH file"):
         bbh.questions(tmp_path, mode="orca")
-    with pytest.raises(bbh.BbhError, match="orca, orca_cot"):
+    with pytest.raises(BenchmarkError, match="orca, orca_cot"):
         bbh.questions(tmp_path, mode="cot")
 
 
