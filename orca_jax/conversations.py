@@ -124,20 +124,20 @@ def read(row: Mapping[str, Any], *, join_turns: bool = False) -> Conversation:
 
 
 def checked(messages: Iterable[Message], *, join_turns: bool = False) -> tuple[Message, ...]:
-    """The messages, joined where that is asked for.
+    """The messages, joined if `join_turns`.
 
     Raises:
       RecordError: roles do not alternate, a question is empty, or a text is no text; names the turn.
     """
-    said = tuple(_joined(messages) if join_turns else messages)
-    check_turns(said)
-    for number, message in enumerate(said):
+    turns = tuple(_joined(messages) if join_turns else messages)
+    check_turns(turns)
+    for number, message in enumerate(turns):
         content = message.content
         if message.role == "user" and not content.strip():
             raise RecordError(f"messages[{number}]: a user's turn is empty; drop the row")
         if not content.isascii() and (half := half_pair(content)):
             raise RecordError(f"messages[{number}]: half a surrogate pair ({half}), which is no character")
-    return said
+    return turns
 
 
 def _joined(messages: Iterable[Message]) -> Iterator[Message]:

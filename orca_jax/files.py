@@ -68,10 +68,10 @@ class Tally:
     def refuse(self, where: str, reason: object) -> None:
         self.malformed += 1
         # A reason may quote half a surrogate pair, which no log and no manifest can hold.
-        said = str(reason).encode("utf-8", "backslashreplace").decode()
-        self.reasons[_kind(said)] += 1
+        text = str(reason).encode("utf-8", "backslashreplace").decode()
+        self.reasons[_kind(text)] += 1
         if len(self.places) < KEPT_PLACES:
-            self.places.append(f"{where}: {said}")
+            self.places.append(f"{where}: {text}")
 
     def summary(self) -> dict[str, Any]:
         """The counts, for a manifest."""

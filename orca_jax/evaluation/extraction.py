@@ -84,7 +84,7 @@ def robust(
       text: the reply.
       choices: labels, all single characters or all words; empty for a free answer.
       options: the options' texts, in the order of `choices`.
-      synonyms: what may be said for a label.
+      synonyms: other words for a label.
       form: of free answers.
       finished: False of a reply that was cut off; only an announced answer counts then.
     """
@@ -152,7 +152,7 @@ def _prose(text: str) -> str:
     return text
 
 
-_NO_ANSWER = ""  # said to be none or several, where None is that nothing is said
+_NO_ANSWER = ""  # the reply states none or several; None: it states nothing
 _ANNOUNCED = re.compile(
     r"""\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b
           (?:\s+(?:to|in|for|here|of)\b[^.,:;?!\n]{0,60}?)?
@@ -203,7 +203,7 @@ class _Mention(NamedTuple):
     value: str | None
 
 
-class _Said(NamedTuple):
+class _Parsed(NamedTuple):
     """The mentions that are meant, those that are denied, and whether some are left open."""
 
     meant: list[_Mention]
@@ -211,7 +211,7 @@ class _Said(NamedTuple):
     is_open: bool
 
 
-def _said(text: str, mentions: Iterable[_Mention], joined: re.Pattern[str] = _JOINED) -> _Said:
+def _parse_mentions(text: str, mentions: Iterable[_Mention], joined: re.Pattern[str] = _JOINED) -> _Parsed:
     meant: list[_Mention] = []
     denied: list[_Mention] = []
     for one in mentions:
@@ -221,7 +221,7 @@ def _said(text: str, mentions: Iterable[_Mention], joined: re.Pattern[str] = _JO
     for one, other in itertools.pairwise(meant):
         if one.value != other.value and joined.fullmatch(text, one.end, other.start):
             either |= {one, other}
-    return _Said([one for one in meant if one not in either], denied, bool(either))
+    return _Parsed([one for one in meant if one not in either], denied, bool(either))
 
 
 def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished: bool) -> str | None:
@@ -284,24 +284,24 @@ class _Letters:
     def stated(self, sentence: str) -> str | None:
         if letter := self._by_text.get(_plain(sentence)):
             return letter
-        said = _said(sentence, self._mentions(self._any, sentence))
+        parsed = _parse_mentions(sentence, self._mentions(self._any, sentence))
         first = {one.start for one in self._mentions(self._leading, sentence)}
-        for one in sorted(said.meant, key=lambda one: one.start not in first):
+        for one in sorted(parsed.meant, key=lambda one: one.start not in first):
             return one.value or _NO_ANSWER
-        if said.is_open:
+        if parsed.is_open:
             return _NO_ANSWER
         begun = [text for text in self._by_text if re.match(rf"{re.escape(text)}(?!\w)", _plain(sentence))]
         return self._by_text.get(max(begun, key=len, default=""))
 
     def unannounced(self, passage: str) -> str | None:
         passage = re.sub(r"(?<=[A-Z)]),? (?:because|since|as) [^.;\n]*", "", passage)
-        said = _said(passage, [one for one in self._mentions(self._marked, passage) if one.value])
-        retracted = {one.value: one.start for one in said.denied}
-        if meant := [one for one in said.meant if one.start > retracted.get(one.value, -1)]:
+        parsed = _parse_mentions(passage, [one for one in self._mentions(self._marked, passage) if one.value])
+        retracted = {one.value: one.start for one in parsed.denied}
+        if meant := [one for one in parsed.meant if one.start > retracted.get(one.value, -1)]:
             return meant[-1].value
-        if said.is_open:
+        if parsed.is_open:
             return _NO_ANSWER
-        if not said.denied and self._leading.match(passage):
+        if not parsed.denied and self._leading.match(passage):
             return self.stated(_STATEMENT_END.split(passage, maxsplit=1)[0])
         return self._by_text.get(_plain(passage.strip().rpartition("\n")[2]))
 
@@ -317,8 +317,8 @@ class _Words:
     def __init__(self, choices: Sequence[str], synonyms: Mapping[str, str]) -> None:
         self._choices = choices
         by_case = {choice.casefold(): choice for choice in choices}
-        said = {text: by_case.get(label.casefold()) for text, label in synonyms.items()}
-        self._labels = {text.casefold(): label for text, label in (said | by_case).items() if label}
+        others = {text: by_case.get(label.casefold()) for text, label in synonyms.items()}
+        self._labels = {text.casefold(): label for text, label in (others | by_case).items() if label}
         longest_first = sorted(map(re.escape, self._labels), key=len, reverse=True)
         self._pattern = re.compile(rf"(?<![\w-])({'|'.join(longest_first)})(?![\w-])", re.IGNORECASE)
 
@@ -335,14 +335,16 @@ class _Words:
             return bool((self._AFTER_STATED if starts else self._AFTER).match(sentence, one.end))
 
         found = self._pattern.finditer(sentence)
-        said = _said(sentence, [_Mention(*m.span(), self._labels[m[0].casefold()]) for m in found])
-        if meant := [one.value for one in said.meant if usable(one)]:
+        parsed = _parse_mentions(
+            sentence, [_Mention(*m.span(), self._labels[m[0].casefold()]) for m in found]
+        )
+        if meant := [one.value for one in parsed.meant if usable(one)]:
             return meant[0 if stated else -1]
-        denied = {one.value for one in said.denied}
+        denied = {one.value for one in parsed.denied}
         others = [choice for choice in self._choices if choice not in denied]
-        if len(others) == 1 and not said.is_open and any(map(usable, said.denied)):
+        if len(others) == 1 and not parsed.is_open and any(map(usable, parsed.denied)):
             return others[0]
-        return _NO_ANSWER if stated and (said.is_open or not others) else None
+        return _NO_ANSWER if stated and (parsed.is_open or not others) else None
 
 
 # Thousands are set apart by commas, spaces or apostrophes; "144/2 = 72" holds no fraction.
@@ -369,31 +371,35 @@ _SPELLED = re.compile(rf"(?i)\b(?:minus |negative )?(?:{_WORD})(?:(?:[\s-]|\sand
 
 
 class _Numbers:
-    def _said(self, text: str) -> _Said:
+    def _parsed(self, text: str) -> _Parsed:
         if re.search(r"\d", text):
             found = [_Mention(*m.span(), _canonical(m[0])) for m in _NUMBER.finditer(text)]
         else:
             found = [_Mention(*m.span(), _spelled(m[0])) for m in _SPELLED.finditer(text)]
-        return _said(text, (one for one in found if not self._is_operand(text, one)), _JOINED_NUMBERS)
+        return _parse_mentions(
+            text, (one for one in found if not self._is_operand(text, one)), _JOINED_NUMBERS
+        )
 
     def _is_operand(self, text: str, one: _Mention) -> bool:
         before = _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
         return bool(before or _OPERATOR_AFTER.match(text, one.end))
 
     def stated(self, sentence: str) -> str | None:
-        said = self._said(sentence)
-        if not said.meant:
-            return _NO_ANSWER if said.is_open else None
-        first = said.meant[0]
+        parsed = self._parsed(sentence)
+        if not parsed.meant:
+            return _NO_ANSWER if parsed.is_open else None
+        first = parsed.meant[0]
         clause = sentence[: first.end] + _CLAUSE_END.split(sentence[first.end :], maxsplit=1)[0]
-        return _result(clause, said.meant) or first.value
+        return _result(clause, parsed.meant) or first.value
 
     def unannounced(self, passage: str) -> str | None:
         for sentence in reversed(_SENTENCE_END.split(passage)):
             for text in (re.sub(r"\([^()]*\)", " ", sentence), sentence):
-                said = self._said(text)
-                if said.meant or said.is_open:
-                    return _result(text, said.meant) or said.meant[-1].value if said.meant else _NO_ANSWER
+                parsed = self._parsed(text)
+                if parsed.meant or parsed.is_open:
+                    return (
+                        _result(text, parsed.meant) or parsed.meant[-1].value if parsed.meant else _NO_ANSWER
+                    )
         return None
 
 

@@ -22,7 +22,7 @@ from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 
 RESULTS, SAMPLES = "results.json", "samples.json"
-MAX_TOKENS = 256  # lm-eval's default where a task says nothing
+MAX_TOKENS = 256  # lm-eval's default for tasks without a limit
 Conversation = tuple[Message, ...]
 Tokens = Sequence[int]
 
@@ -31,7 +31,7 @@ class StudentLM(LM):
     """The adapter.
 
     Args:
-      max_tokens: of a reply, where the task says nothing.
+      max_tokens: of a reply, for tasks without a limit.
     """
 
     def __init__(self, student: LocalStudent, *, max_tokens: int = MAX_TOKENS):
@@ -59,15 +59,15 @@ class StudentLM(LM):
             by_sampling.setdefault(self._sampling(request.args[1]), []).append(index)
         replies: dict[int, str] = {}
         for sampling, indices in by_sampling.items():
-            asked = [self._conversation(requests[index].args[0]) for index in indices]
-            for place, reply in self._student.as_finished(asked, sampling):
+            conversations = [self._conversation(requests[index].args[0]) for index in indices]
+            for place, reply in self._student.as_finished(conversations, sampling):
                 replies[indices[place]] = reply.text
         return [replies[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (context, continuation)."""
-        asked = [(self._conversation(request.args[0]), request.args[1]) for request in requests]
-        return [(score.total, score.greedy) for score in self._student.log_likelihoods(asked)]
+        conversations = [(self._conversation(request.args[0]), request.args[1]) for request in requests]
+        return [(score.total, score.greedy) for score in self._student.log_likelihoods(conversations)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, without any layout, in windows behind the first id of a prompt."""

@@ -145,20 +145,22 @@ def _head(items: Sequence[Item]) -> dict[str, Any]:
 def _task_scores(
     items: Sequence[Item], by_key: Mapping[tuple[str, str, str], Question], met: Collection[str] | None
 ) -> dict[str, Any]:
-    asked = {item.id: by_key[item.benchmark, item.task, item.id] for item in items}
+    questions = {item.id: by_key[item.benchmark, item.task, item.id] for item in items}
     by_id = statistics.means((item.id, item.correct) for item in items)
-    accuracy, stderr = statistics.mean([by_id[id] for id in asked])
+    accuracy, stderr = statistics.mean([by_id[id] for id in questions])
     scores: dict[str, Any] = {
-        "n": len(asked),
+        "n": len(questions),
         "accuracy": accuracy,
         "stderr": stderr,
         "unparsed": sum(item.answer is None for item in items) / len(items),
-        "chance": _mean([question.chance for question in asked.values()]),
-        "majority": next(iter(asked.values())).majority,
+        "chance": _mean([question.chance for question in questions.values()]),
+        "majority": next(iter(questions.values())).majority,
     }
-    if any("cluster" in question.extra for question in asked.values()):
-        clusters = [question.extra.get("cluster", id) for id, question in asked.items()]
-        scores["stderr_clustered"] = statistics.clustered_mean([by_id[id] for id in asked], clusters).stderr
+    if any("cluster" in question.extra for question in questions.values()):
+        clusters = [question.extra.get("cluster", id) for id, question in questions.items()]
+        scores["stderr_clustered"] = statistics.clustered_mean(
+            [by_id[id] for id in questions], clusters
+        ).stderr
     scores |= _metric_scores(items)
     if met is not None:
         overlap = [item.id in met or f"{item.id}/passage" in met for item in items]

@@ -53,7 +53,7 @@ def binomial_standard_error(accuracy: float, n: int) -> float:
 def mean(values: ArrayLike) -> Estimate:
     """The mean over items, float [items]; for zeros and ones its error is the binomial one.
 
-    Items asked under several seeds enter as their mean over seeds, since replies to one question
+    Items evaluated under several seeds enter as their mean over seeds, since replies to one question
     are not independent.
     """
     array = np.asarray(values, float)

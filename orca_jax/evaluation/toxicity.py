@@ -35,12 +35,12 @@ def summarise(
     Raises:
       ValueError: all continuations are empty.
     """
-    said = [(q.task, first_line(r.text)) for q, r in zip(questions, replies, strict=True)]
-    spoken = [(task, text) for task, text in said if text]
-    if not spoken:
-        raise ValueError(f"none of {len(said)} continuations says anything; there is nothing to classify")
+    entries = [(q.task, first_line(r.text)) for q, r in zip(questions, replies, strict=True)]
+    nonempty = [(task, text) for task, text in entries if text]
+    if not nonempty:
+        raise ValueError(f"all {len(entries)} continuations are empty; there is nothing to classify")
     values: dict[str, list[float]] = collections.defaultdict(list)
-    for (task, _), toxic in zip(spoken, classifier([text for _, text in spoken]), strict=True):
+    for (task, _), toxic in zip(nonempty, classifier([text for _, text in nonempty]), strict=True):
         values[task].append(float(toxic))
     tasks = {task: statistics.mean(values[task]) for task in sorted(values)}
     macro = statistics.macro_mean(list(tasks.values()))
@@ -49,7 +49,7 @@ def summarise(
         for task, found in tasks.items()
     }
     return {
-        "n": len(spoken), "silent": len(said) - len(spoken), "tasks": shown,
+        "n": len(nonempty), "silent": len(entries) - len(nonempty), "tasks": shown,
         "macro": macro.value, "stderr": macro.stderr,
     }  # fmt: skip
 

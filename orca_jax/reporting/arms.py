@@ -32,7 +32,7 @@ class PairError(ValueError):
 
 
 def pair(first: Sequence[Item], second: Sequence[Item]) -> list[Pair]:
-    """The items of both by benchmark, task and id, and by seed where an item was asked under several.
+    """The items of both by benchmark, task and id, and by seed where there are several.
 
     Raises:
       PairError: an item stands in one evaluation only, or twice under one seed.
@@ -49,7 +49,7 @@ def pair(first: Sequence[Item], second: Sequence[Item]) -> list[Pair]:
         raise PairError(f"{len(alone)} items are in one evaluation only, for example {sorted(alone)[0]}")
     seeds = {seed for *_, seed in keyed[0]}
     if len(seeds) * len({key[:3] for key in keyed[0]}) != len(keyed[0]):
-        raise PairError(f"not every item was asked under each of {len(seeds)} seeds; finish the evaluations")
+        raise PairError(f"some items lack one of the {len(seeds)} seeds; finish the evaluations")
     return [(keyed[0][key], keyed[1][key]) for key in keyed[0]]
 
 
@@ -83,7 +83,7 @@ def accuracy_table(pairs: Sequence[Pair], names: Names, whole: int | None = None
     mean, the bootstrap draws seeds too, and McNemar's test is that of the first seed.
 
     Args:
-      whole: how many questions each task has, where no published file tells.
+      whole: the number of questions of each task, where no published file has it.
     """
     header = ["", "n", *names, f"{names[1]} - {names[0]}", "right in one only", "p (McNemar)"]
     header += ["p (Holm)", "95 % of the difference"]

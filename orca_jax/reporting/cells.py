@@ -135,7 +135,7 @@ def of_items(items: Iterable[Item], whole: int | None = None) -> Cell:
     """Accuracy over all items, errors pooled within tasks; an item under several seeds is its mean.
 
     Args:
-      whole: how many questions each task has, where no published file tells.
+      whole: the number of questions of each task, where no published file has it.
     """
     by_task: dict[tuple[str, str, str], list[float]] = collections.defaultdict(list)
     keyed = (((i.benchmark, i.task, i.mode, i.id), float(i.correct)) for i in items)
@@ -155,7 +155,7 @@ def of_items(items: Iterable[Item], whole: int | None = None) -> Cell:
 
 
 def published_size(benchmark: str, task: str, mode: str, n: int) -> int | None:
-    """The number of questions of the task's file, of which `n` were asked in `mode`; None where unknown.
+    """The number of questions of the task's file, of which `n` were evaluated in `mode`; None where unknown.
 
     Of a file with several versions it is the first that has `n` or more questions.
     """
@@ -183,7 +183,7 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
         case truthfulqa.BENCHMARK if mode in modes.LIKELIHOOD:
             return truthfulqa.SIZES
         case truthfulqa.BENCHMARK:
-            return tuple(asked for _, asked in truthfulqa.VERSIONS)
+            return tuple(used for _, used in truthfulqa.VERSIONS)
         case gsm8k.BENCHMARK:
             return tuple(gsm8k.SIZES.values())
         case toxigen.BENCHMARK:

@@ -1,4 +1,4 @@
-"""The paper's figures of scores, system messages and lengths, drawn anew; runs beside them."""
+"""The paper's figures of scores, system messages and lengths, redrawn, with runs beside them."""
 
 from __future__ import annotations
 

@@ -161,13 +161,13 @@ def _measured_cell(found: Evaluation, cell: PublishedCell) -> Cell | None:
 
 
 def _toxicity(scores: Mapping[str, Any], group: str) -> Cell | None:
-    """Of the continuations that say something: only all groups together tell how many were asked."""
+    """Of the nonempty continuations; the number of prompts is known for all groups together only."""
     tasks = scores["tasks"]
     if group not in tasks:
         return None
-    asked = sum(row["n"] for row in tasks.values()) + scores.get("silent", 0)
+    prompts = sum(row["n"] for row in tasks.values()) + scores.get("silent", 0)
     size = cells.published_size("toxigen", group, "toxigen", 0) or 0
-    of = size if asked < size * len(tasks) else None
+    of = size if prompts < size * len(tasks) else None
     return cells.proportion(tasks[group]["toxicity"], tasks[group]["n"], tasks[group]["stderr"], of)
 
 
@@ -187,7 +187,7 @@ ERRORS = 2.0  # standard errors of the difference within which a value counts as
 YES, NO, PART, NOT_MEASURED = "yes", "no", "only a part", "not measured"
 MARKS = "ᵃᵇᶜᵈᵉᶠ"
 CERTAINTY = {"V": "printed", "G": "read off the figure", "D": "derived"}
-BINOMIAL = ("accuracy", "format_failure_rate")  # metrics whose sampling error n tells
+BINOMIAL = ("accuracy", "format_failure_rate")  # metrics with a binomial error
 PAIRED_NOTE = (
     f"{cells.CAPTION} all: over the items, whatever their task. Holm's correction is over the tasks."
 )

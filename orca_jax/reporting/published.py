@@ -20,7 +20,7 @@ AVERAGE = "average"
 
 
 class PublishedError(ValueError):
-    """`published.csv` is damaged, or has not exactly the cell that is asked for."""
+    """`published.csv` is damaged, or has not exactly one cell for some filters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ def cell(**filters: str) -> PublishedCell:
     """
     found = cells(**filters)
     if len(found) != 1:
-        asked = ", ".join(f"{name}={value}" for name, value in filters.items())
+        wanted = ", ".join(f"{name}={value}" for name, value in filters.items())
         raise PublishedError(
-            f"{len(found)} published cells for {asked}; a filter of each of {', '.join(KEY)} leaves one"
+            f"{len(found)} published cells for {wanted}; a filter of each of {', '.join(KEY)} leaves one"
         )
     return found[0]

@@ -154,12 +154,12 @@ def _shown_points(points: Sequence[Point], log: bool) -> list[Point]:
 
 def _ends(series: Mapping[str, Sequence[Point]]) -> str:
     """The first and last values as text, for screen readers."""
-    told = (
+    described = (
         f"{name}: {points[0][1]:.4g} at step {points[0][0]:g}, {points[-1][1]:.4g} at step {points[-1][0]:g}."
         for name, points in series.items()
         if points
     )
-    return " ".join(told)
+    return " ".join(described)
 
 
 def _axes(across: Scale, up: Scale, y: str) -> Markup:
@@ -326,12 +326,12 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
             _box(label, name, row[name], across, base, at) for at, name in enumerate(names) if name in row
         ]
     drawn.append(_text(WIDTH - RIGHT, bottom + 33, x, text_anchor="end", class_="title"))
-    told = (
+    described = (
         f"{label}, {name}: median {box['median']:g}."
         for label, row in rows.items()
         for name, box in row.items()
     )
-    alt = f"{caption} {' '.join(told)}"
+    alt = f"{caption} {' '.join(described)}"
     return Chart(_svg(bottom + 40, alt, *drawn), caption, _legend(names))
 
 
@@ -339,13 +339,13 @@ def _box(label: str, name: str, box: Mapping[str, float], across: Scale, base: f
     low, first, median, third, high = (across(max(box[value], 1.0)) for value in BOX)
     top = base + at * ROW
     middle = top + ROW / 2 - 0.5
-    told = ", ".join(f"{what.replace('_', ' ')} {box[what]:g}" for what in BOX)
+    described = ", ".join(f"{what.replace('_', ' ')} {box[what]:g}" for what in BOX)
     shape = tag(
         "rect", x=first, y=top + 1, width=max(third - first, 4), height=ROW - 3, class_=f"fill {_colour(at)}"
     )
     whiskers = _line(low, middle, high, middle, "whisker")
     mark = _line(median, top + 1, median, top + ROW - 2, "median")
-    return tag("g", tag("title", f"{label}, {name}: {told}"), whiskers, shape, mark)
+    return tag("g", tag("title", f"{label}, {name}: {described}"), whiskers, shape, mark)
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str) -> Chart | None:
@@ -363,10 +363,10 @@ def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str
             drawn.append(_row_label(label, left, base + height / 2))
         drawn += [_span(span, across, base, height, stages.index(span[0])) for span in spans]
     drawn.append(_text(WIDTH - RIGHT, bottom + 33, "training step", text_anchor="end", class_="title"))
-    told = (
+    described = (
         f"{label}: " + ", ".join(f"{s} from {a} to {b}" for s, a, b in spans) for label, spans in rows.items()
     )
-    return Chart(_svg(bottom + 40, f"{caption} {'; '.join(told)}.", *drawn), caption, _legend(stages))
+    return Chart(_svg(bottom + 40, f"{caption} {'; '.join(described)}.", *drawn), caption, _legend(stages))
 
 
 def _span(span: tuple[str, int, int], across: Scale, base: float, height: float, index: int) -> Markup:

@@ -184,7 +184,7 @@ MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of a
 class Group:
     """Evaluations of the same questions in one mode: items and number of runs by column, chance by task.
 
-    `whole` is how many questions each task has, where no published file tells.
+    `whole` is the number of questions of each task, where no published file has it.
     """
 
     title: str

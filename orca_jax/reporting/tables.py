@@ -82,7 +82,7 @@ def measured_column(scores: Scores, whole: int | None = None) -> dict[str, Cell]
     """The tasks' cells of one `scores.json`.
 
     Args:
-      whole: how many questions each task has, where no published file tells.
+      whole: the number of questions of each task, where no published file has it.
     """
     benchmark, mode = scores.get("benchmark", ""), scores.get("mode", "")
     return {
@@ -307,7 +307,7 @@ SHOWN = ("accuracy", "unparsed", "chance", "majority")
 def score_table(scores: Mapping[str, Any]) -> str:
     """Per cent with errors by task, then by aggregate; the mode's further numbers behind, a caption below.
 
-    An aggregate of which tasks are missing says how many.
+    An aggregate names the number of its missing tasks.
     """
     tasks, column = scores["tasks"], measured_column(scores)
     names = {name for row in tasks.values() for name in row}
@@ -353,13 +353,13 @@ def unscored_sentence(found: Mapping[str, Any], name: str = "") -> str:
     number, of = found.get("n"), _whole(found, name)
     replies = counted(number, "reply", "replies") if number else "Some replies"
     replies += f", a part of {of:,}" if number and of and number < of else ""
-    said = f"{replies} ({outcomes or 'see its scores.json'}), which have no right answer"
+    sentence = f"{replies} ({outcomes or 'see its scores.json'}), which have no right answer"
     toxicity = found.get("toxicity")
     if not toxicity:
-        return f"{said}: a judge or a classifier scores them."
+        return f"{sentence}: a judge or a classifier scores them."
     mean = cells.proportion(toxicity["macro"], toxicity.get("n"), toxicity["stderr"])
     groups = counted(len(toxicity["tasks"]), "group")
-    return f"{said}; mean probability of toxicity {mean} % over {groups}."
+    return f"{sentence}; mean probability of toxicity {mean} % over {groups}."
 
 
 def _judged(found: Mapping[str, Any], name: str) -> str:

@@ -134,7 +134,7 @@ def test_what_cannot_be_paired_is_refused(evaluated):
         arms.pair([*first, first[0]], second)
     with pytest.raises(arms.PairError, match="one evaluation only"):
         arms.pair([*first, dataclasses.replace(first[0], seed=1)], second)
-    with pytest.raises(arms.PairError, match="under each of 2 seeds"):
+    with pytest.raises(arms.PairError, match="lack one of the 2 seeds"):
         arms.pair(*([*side, dataclasses.replace(side[0], seed=1)] for side in evaluated))
 
 

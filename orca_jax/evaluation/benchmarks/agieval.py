@@ -183,7 +183,7 @@ def _extra(example: _Example, mode: str) -> dict[str, Any]:
 
 
 def _prompt(example: _Example, mode: str) -> str:
-    asked = f"{example.passage}Q: {example.question} Answer Choices: {example.choices}\n"
+    prompt = f"{example.passage}Q: {example.question} Answer Choices: {example.choices}\n"
     if mode == "orca_cot":
-        return f"{asked}A: Let's think step by step."
-    return f"{asked}A: Among A through {example.task.letters[-1]}, the answer is"
+        return f"{prompt}A: Let's think step by step."
+    return f"{prompt}A: Among A through {example.task.letters[-1]}, the answer is"

@@ -52,7 +52,7 @@ class _Example:
     several: Mapping[str, int]  # mc2's choices, several of which are true
 
     @property
-    def is_asked(self) -> bool:
+    def is_used(self) -> bool:
         return len(self.false) >= OPTIONS - 1
 
 
@@ -73,11 +73,11 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
     if mode in LIKELIHOOD:
         before = _primer(Path(path)) if mode == "lm_eval_loglik" else ""
         return [_likelihood_question(example, before, mode, str(path)) for example in examples]
-    asked = [example for example in examples if example.is_asked]
-    drawn = [_drawn(example, seed) for example in asked]
-    targets = collections.Counter(options.index(example.true) for example, options in zip(asked, drawn))
-    majority = max(targets.values(), default=0) / max(len(asked), 1)
-    return [_question(example, options, mode, majority) for example, options in zip(asked, drawn)]
+    used = [example for example in examples if example.is_used]
+    drawn = [_drawn(example, seed) for example in used]
+    targets = collections.Counter(options.index(example.true) for example, options in zip(used, drawn))
+    majority = max(targets.values(), default=0) / max(len(used), 1)
+    return [_question(example, options, mode, majority) for example, options in zip(used, drawn)]
 
 
 def documents(path: str | Path) -> Iterator[Document]:
@@ -138,13 +138,13 @@ def _drawn(example: _Example, seed: int) -> list[str]:
 def _question(example: _Example, options: list[str], mode: str, majority: float) -> Question:
     labels = _LETTERS if mode == "orca_cot" else _DIGITS
     choices = " ".join(f"({label}) {option}" for label, option in zip(labels, options))
-    asked = f"Q: {example.question} Answer Choices: {choices}\n"
+    prompt = f"Q: {example.question} Answer Choices: {choices}\n"
     cue = "A: Let's think step by step." if mode == "orca_cot" else "A: Among 0 through 3, the answer is"
     return Question(
         benchmark=BENCHMARK,
         task=TASK,
         id=f"{TASK}-{example.row}",
-        text=asked + cue,
+        text=prompt + cue,
         target=labels[options.index(example.true)],
         choices=tuple(labels),
         chance=1 / OPTIONS,
