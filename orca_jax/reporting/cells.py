@@ -183,7 +183,7 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
         case truthfulqa.BENCHMARK if mode in modes.LIKELIHOOD:
             return truthfulqa.SIZES
         case truthfulqa.BENCHMARK:
-            return tuple(used for _, used in truthfulqa.VERSIONS)
+            return truthfulqa.USED
         case gsm8k.BENCHMARK:
             return tuple(gsm8k.SIZES.values())
         case toxigen.BENCHMARK:

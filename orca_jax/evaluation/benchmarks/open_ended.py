@@ -25,7 +25,7 @@ MODE = "open_ended"
 
 
 class Source(NamedTuple):
-    """`sizes` of known states (none: any), the fields that may hold the `text`, and what else is kept."""
+    """`sizes` of known files (none: any), the fields that may hold the `text`, and fields kept as `extra`."""
 
     sizes: tuple[int, ...]
     text: tuple[str, ...]

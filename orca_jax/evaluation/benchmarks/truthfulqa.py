@@ -37,8 +37,7 @@ MODES = ("orca", "orca_cot", "robust", *LIKELIHOOD)
 PRIMER = "primer.txt"
 OPTIONS = 4
 SIZES = (817, 790)  # versions 0 and 1; the file of January 2025
-# Questions with at least four choices, which tell the versions apart.
-VERSIONS = {(817, 684): "version 0", (817, 690): "version 1", (790, 664): "January 2025"}
+USED = (684, 690, 664)  # questions with at least four choices: of version 0, version 1, January 2025
 _DIGITS, _LETTERS = "0123", "ABCD"
 
 
