@@ -26,7 +26,7 @@ from orca_jax.config import LlamaConfig, MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.evaluation.questions import conversation
+from orca_jax.evaluation.benchmarks.base import conversation
 from orca_jax.queries import system_messages
 from orca_jax.student import huggingface, llama
 from orca_jax.student.engine import Generator

@@ -107,8 +107,8 @@ from pathlib import Path
 
 from orca_jax.evaluation import judging, model, modes, replies
 from orca_jax.evaluation.benchmarks import open_ended, registry
+from orca_jax.evaluation.benchmarks.registry import show
 from orca_jax.evaluation.run import Options, run
-from orca_jax.evaluation.show import show
 from orca_jax.reporting import arms, tables
 
 

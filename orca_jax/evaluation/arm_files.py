@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orca_jax.config import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.evaluation.run import Evaluator, Options, system_message
 from orca_jax.queries import puzzles
 from orca_jax.queries.make import training_puzzles

@@ -24,9 +24,8 @@ from scipy import optimize, special
 from orca_jax.artifacts import atomic_write
 from orca_jax.config import OpenAIConfig
 from orca_jax.evaluation import model, scoring, statistics
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from orca_jax.progress import progress
 from orca_jax.records import Message, Sampling
 from orca_jax.teachers.endpoint import Request
@@ -65,10 +64,10 @@ def read_forms(path: str | Path) -> dict[str, Form]:
       BenchmarkError: a row lacks a field, or there is no general form; names file and line.
     """
     forms = {}
-    for number, row in files.numbered_json_lines(Path(path)):
+    for number, row in base.numbered_json_lines(Path(path)):
         where = f"{path}:{number}"
         names = ("category", "system_prompt", "prompt_template")
-        category, system, template = (files.text_field(row, [name], where) for name in names)
+        category, system, template = (base.text_field(row, [name], where) for name in names)
         for name, text in (row.get("defaults") or {}).items():
             template = template.replace(f"{{{name}}}", text)
         forms[category] = Form(system, template)
@@ -134,7 +133,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
       BenchmarkError: a line has no id or text, or an id occurs twice; names file and line.
     """
     found: dict[str, str] = {}
-    for number, row in files.numbered_json_lines(Path(path)):
+    for number, row in base.numbered_json_lines(Path(path)):
         where = f"{path}:{number}"
         name = str(row.get("id", row.get("question_id", "")))
         if not name or not isinstance(row.get("text"), str):
@@ -181,7 +180,7 @@ def read_reviews(path: str | Path) -> list[Review]:
         order; names file and line.
     """
     found: dict[tuple[str, str], Review] = {}
-    for number, row in files.numbered_json_lines(Path(path)):
+    for number, row in base.numbered_json_lines(Path(path)):
         review = _review(row, f"{path}:{number}")
         if (review.question, review.order) in found:
             raise BenchmarkError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts, config_check
 from orca_jax.config import ExperimentConfig, OpenAIConfig
-from orca_jax.evaluation.questions import Conversation, EvaluationError
+from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError
 from orca_jax.records import Outcome, Reply, Sampling
 from orca_jax.scrubbing import EndpointError
 from orca_jax.teachers.collect import ask_all

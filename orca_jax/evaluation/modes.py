@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orca_jax.evaluation import extraction
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Outcome, Reply
 
 # What replies say for the labels of two BBH tasks.

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation import extraction, modes, scoring
-from orca_jax.evaluation.benchmarks import bbh, files, registry
-from orca_jax.evaluation.benchmarks.files import BenchmarkError
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks import base, bbh, registry
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from orca_jax.records import Outcome, Reply
 
 OWN = "puzzles"  # asked by no file
@@ -66,7 +65,7 @@ def read(path: str | Path) -> list[Line]:
         names file and line.
     """
     path = Path(path)
-    lines = [_line(row, f"{path}:{number}") for number, row in files.numbered_json_lines(path)]
+    lines = [_line(row, f"{path}:{number}") for number, row in base.numbered_json_lines(path)]
     if not lines:
         raise BenchmarkError(f"{path}: no reply in it; give lines with task, id, target and reply")
     first: dict[tuple[str, str], Line] = {}

@@ -25,7 +25,7 @@ from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import model, modes, scoring, toxicity
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
-from orca_jax.evaluation.questions import Conversation, EvaluationError, Question, conversation
+from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
 from orca_jax.progress import Report, progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle

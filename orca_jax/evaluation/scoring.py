@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from orca_jax import files
 from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import modes, statistics
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Group, Question
 from orca_jax.evaluation.statistics import Estimate
 from orca_jax.records import Item, Outcome, Reply
 
 ITEMS, SCORES = "items.jsonl", "scores.json"
 PARSED_OUTCOMES = (Outcome.OK, Outcome.LENGTH)
 Details = Callable[[Question, Reply], Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Group:
-    """A benchmark's named aggregate: unweighted over tasks (`macro`) or weighted by size (`micro`)."""
-
-    name: str
-    tasks: tuple[str, ...]
-    kind: Literal["macro", "micro"]
 
 
 def score(

@@ -12,7 +12,7 @@ from typing import Any
 
 from orca_jax.artifacts import digest, file_digest
 from orca_jax.evaluation import statistics
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Reply
 
 Classifier = Callable[[Sequence[str]], Sequence[float]]

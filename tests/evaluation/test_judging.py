@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.evaluation import judging
-from orca_jax.evaluation.benchmarks.files import BenchmarkError
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from orca_jax.evaluation.judging import CANDIDATE_FIRST, REFERENCE_FIRST, Form, Review
-from orca_jax.evaluation.questions import Question
 
 QUESTIONS = [
     Question(

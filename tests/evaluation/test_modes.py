@@ -5,7 +5,7 @@ import math
 import pytest
 
 from orca_jax.evaluation import modes, scoring
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Outcome, Reply
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from orca_jax.evaluation import replies, scoring
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.evaluation.benchmarks.files import BenchmarkError
+from orca_jax.evaluation.benchmarks.base import BenchmarkError
 from orca_jax.records import Outcome
 
 LINE = {"task": "snarks", "id": "snarks-0", "target": "(B)", "reply": "So the answer is (B)."}

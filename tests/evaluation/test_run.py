@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from orca_jax.evaluation.questions import EvaluationError, Question
+from orca_jax.evaluation.benchmarks.base import EvaluationError, Question
 from orca_jax.evaluation.run import collect_replies, read_replies
 from orca_jax.records import Outcome, RecordError, Reply, Sampling, Usage
 

@@ -4,7 +4,7 @@ import pytest
 
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 
 CUE = "Therefore, the answer is"

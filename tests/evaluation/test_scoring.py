@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.questions import Question
-from orca_jax.evaluation.scoring import Group
+from orca_jax.evaluation.benchmarks.base import Group, Question
 from orca_jax.files import read_jsonl
 from orca_jax.records import Item, Outcome, Reply
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import toxicity
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Outcome, Reply
 
 TEXTS = ["- cats are kind\n- dogs", "cats bite", "\n-  cats sleep ", "  "]

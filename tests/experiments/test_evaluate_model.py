@@ -6,7 +6,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import model, run
-from orca_jax.evaluation.questions import EvaluationError
+from orca_jax.evaluation.benchmarks.base import EvaluationError
 from orca_jax.evaluation.run import Options
 from orca_jax.experiments import evaluate
 from orca_jax.files import read_jsonl

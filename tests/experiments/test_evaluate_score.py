@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from orca_jax.evaluation.benchmarks import files
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.registry import show
 from orca_jax.evaluation.replies import score
-from orca_jax.evaluation.show import show
 from orca_jax.experiments import evaluate
 from orca_jax.files import read_jsonl
 from orca_jax.records import Item
@@ -180,9 +180,9 @@ def test_every_mode_of_a_benchmark_is_shown(tmp_path):
     assert "-- causal_judgement-0:" in show("bbh", tmp_path, "robust")
     assert "-- navigate-0:" in show("bbh", tmp_path, "robust")
     assert "-- causal_judgement-0:" not in show("bbh", tmp_path, "robust", task="navigate")
-    with pytest.raises(files.BenchmarkError, match="bbh has no mode 'any'; its modes: orca"):
+    with pytest.raises(base.BenchmarkError, match="bbh has no mode 'any'; its modes: orca"):
         show("bbh", tmp_path, "any")
-    with pytest.raises(files.BenchmarkError, match="unknown benchmark 'mmlu'"):
+    with pytest.raises(base.BenchmarkError, match="unknown benchmark 'mmlu'"):
         show("mmlu", tmp_path)
-    with pytest.raises(files.BenchmarkError, match="the sizes of its files are known"):
+    with pytest.raises(base.BenchmarkError, match="the sizes of its files are known"):
         show("bbh", tmp_path, size=3)

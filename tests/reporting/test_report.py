@@ -17,7 +17,7 @@ import pytest
 from orca_jax import artifacts, files
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Item, Outcome, Usage
 from orca_jax.reporting import report, report_results, report_sources, tables
 from orca_jax.training import metrics

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Group, Question
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import tables
 from orca_jax.reporting.cells import Cell
@@ -177,7 +177,7 @@ def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
     questions = [Question("b", "t", str(i), "?", "A", (), None, 0.5, extra=extra) for i in range(4)]
     replies = [Reply(Outcome.OK, "", raw={"log_likelihoods": [-1.0, -2.0 + i]}) for i in range(4)]
     items = scoring.score(questions, replies, seed=0, mode="loglik", system_message_id=None)
-    groups = [scoring.Group("paper", ("t", "u"), "macro")]
+    groups = [Group("paper", ("t", "u"), "macro")]
     table = tables.score_table(scoring.summarise(items, questions, groups=groups))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["b, mode loglik", "n", "accuracy", "unparsed", "chance", "majority", "acc_norm"]

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi")
 
 from orca_jax.config import OpenAIConfig
 from orca_jax.evaluation import run as evaluation_run
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.serving.vocabulary import Vocabulary
 from orca_jax.teachers.collect import ask_all

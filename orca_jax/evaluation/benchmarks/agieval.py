@@ -26,10 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation import extraction
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
-from orca_jax.evaluation.scoring import Group
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "agieval"
 MODES = ("orca", "orca_cot", "robust", "agieval_upstream", "lm_eval_loglik")
@@ -111,17 +109,17 @@ def documents(directory: str | Path) -> Iterator[Document]:
 
 
 def _files(directory: str | Path) -> list[Path]:
-    return files.find(directory, TASKS, ".jsonl", "AGIEval")
+    return base.find(directory, TASKS, ".jsonl", "AGIEval")
 
 
 def _read(path: Path) -> list[_Example]:
-    task, rows = TASKS[path.stem], files.json_lines(path)
-    files.check_size(path, len(rows), [task.size])
+    task, rows = TASKS[path.stem], base.json_lines(path)
+    base.check_size(path, len(rows), [task.size])
     return [_example(task, number, row, f"{path}, row {number}") for number, row in enumerate(rows)]
 
 
 def _example(task: Task, number: int, row: Mapping[str, Any], where: str) -> _Example:
-    question = files.text_field(row, ["question"], where)
+    question = base.text_field(row, ["question"], where)
     options = row.get("options")
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         raise BenchmarkError(f"{where}: options must be a list of texts, not {options!r:.60}; fetch it again")

@@ -20,9 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orca_jax.evaluation import extraction
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
-from orca_jax.evaluation.scoring import Group
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "bbh"
 MODES = ("orca", "orca_cot", "robust", "answer_is")

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 BENCHMARK = TASK = "gsm8k"
 MODES = ("orca_cot",)
@@ -43,16 +42,16 @@ def _read(path: Path, size: int | None) -> list[tuple[str, str]]:
     if size is None and path.stem not in SIZES:
         known = ", ".join(f"{name}.jsonl ({rows} rows)" for name, rows in SIZES.items())
         raise BenchmarkError(f"{path}: how many rows it must have is known for {known}; give the size")
-    rows = files.json_lines(path)
-    files.check_size(path, len(rows), [SIZES[path.stem] if size is None else size])
+    rows = base.json_lines(path)
+    base.check_size(path, len(rows), [SIZES[path.stem] if size is None else size])
     return [
-        (files.text_field(row, ["question"], f"{path}, row {number}"), _answer(row, f"{path}, row {number}"))
+        (base.text_field(row, ["question"], f"{path}, row {number}"), _answer(row, f"{path}, row {number}"))
         for number, row in enumerate(rows)
     ]
 
 
 def _answer(row: dict[str, str], where: str) -> str:
-    found = _ANSWER.search(files.text_field(row, ["answer"], where))
+    found = _ANSWER.search(base.text_field(row, ["answer"], where))
     if not found:
         raise BenchmarkError(f"{where}: the answer does not end with '#### number'; fetch the file again")
     return found[1].replace(",", "")

@@ -16,9 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 BENCHMARK = "gpt4_judge"
 MODE = "open_ended"
@@ -73,8 +72,8 @@ def documents(path: str | Path, *, source: str) -> Iterator[Document]:
 def _read(path: Path, source: str) -> list[dict[str, Any]]:
     if source not in SOURCES:
         raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
-    rows = _csv_rows(path) if path.suffix == ".csv" else files.json_lines(path)
-    files.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
+    rows = _csv_rows(path) if path.suffix == ".csv" else base.json_lines(path)
+    base.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
     return rows
 
 
@@ -90,4 +89,4 @@ def _prompt(row: Mapping[str, Any], source: str, where: str) -> str:
     turns = row.get("turns")
     if isinstance(turns, list) and turns:
         row = {**row, "turns": turns[0]}
-    return files.text_field(row, SOURCES[source].text, where)
+    return base.text_field(row, SOURCES[source].text, where)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.queries.puzzles.checking import check_steps
 from orca_jax.records import Reply

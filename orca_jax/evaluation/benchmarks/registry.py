@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, toxigen, truthfulqa
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
-from orca_jax.evaluation.scoring import Group
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 
 class Benchmark(NamedTuple):
@@ -88,3 +86,34 @@ def _benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
+
+
+def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
+    """The first question of a benchmark in each of its modes; in one `mode`, the first of each task."""
+    modes = _benchmark(benchmark).modes
+    parts = []
+    for name in [mode] if mode else modes:
+        try:
+            every = questions(benchmark, path, mode=name, size=size)
+        except BenchmarkError as error:
+            if mode or name == modes[0]:
+                raise
+            parts.append(f"== {benchmark}, mode {name}: cannot be asked: {error}")
+            continue
+        of_task = [question for question in every if task in ("", question.task)]
+        head = (
+            f"== {benchmark}, mode {name}: {len(of_task)} questions of {len({q.task for q in of_task})} tasks"
+        )
+        first = {question.task: question for question in reversed(of_task)}
+        parts += [head, *map(_as_text, list(first.values())[::-1] if mode else of_task[:1])]
+    return "\n\n".join(parts)
+
+
+def _as_text(question: Question) -> str:
+    shown = [f"-- {question.id}:", question.text]
+    if texts := question.extra.get("continuations"):
+        shown += ["-- compared by likelihood:", *texts]
+    if question.target:
+        chance = "unknown" if question.chance is None else f"{100 * question.chance:.1f} %"
+        shown.append(f"-- target: {question.target} (chance {chance})")
+    return "\n".join(shown)

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
-from orca_jax.evaluation.questions import Question
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 BENCHMARK = MODE = "toxigen"
 KINDS = ("hate", "neutral")
@@ -51,13 +50,13 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     if kind not in KINDS:
         raise BenchmarkError(f"unknown mode of ToxiGen {mode!r}; known: {', '.join(MODES)}")
     names = [f"{kind}_{group}_1k" for group in PAPER_GROUPS]
-    found = files.find(directory, names, ".txt", "ToxiGen")
+    found = base.find(directory, names, ".txt", "ToxiGen")
     return [question for path in found for question in _prompts(path, kind)]
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
     """The sentences of all files, each once a file: a file's prompts are draws from a few of them."""
-    for path in files.find(directory, NAMES, ".txt", "ToxiGen"):
+    for path in base.find(directory, NAMES, ".txt", "ToxiGen"):
         sentences = dict.fromkeys(sentence for line in _lines(path) for sentence in _sentences(line))
         for number, sentence in enumerate(sentences):
             yield Document(BENCHMARK, f"{path.stem}-{number}", sentence)
@@ -68,7 +67,7 @@ def _lines(path: Path) -> list[str]:
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
-    files.check_size(path, len(lines), [SIZE])
+    base.check_size(path, len(lines), [SIZE])
     return lines
 
 

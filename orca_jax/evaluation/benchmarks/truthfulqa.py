@@ -26,10 +26,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax.evaluation.benchmarks import files
-from orca_jax.evaluation.benchmarks.files import BenchmarkError, Document
+from orca_jax.evaluation.benchmarks import base
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 from orca_jax.evaluation.modes import LIKELIHOOD
-from orca_jax.evaluation.questions import Question
 
 log = logging.getLogger(__name__)
 BENCHMARK = TASK = "truthfulqa_mc"
@@ -90,13 +89,13 @@ def documents(path: str | Path) -> Iterator[Document]:
 
 def _read(path: Path, size: int | None) -> list[_Example]:
     rows = _rows(path)
-    files.check_size(path, len(rows), SIZES if size is None else [size])
+    base.check_size(path, len(rows), SIZES if size is None else [size])
     return [_example(number, row, f"{path}, row {number}") for number, row in enumerate(rows)]
 
 
 def _rows(path: Path) -> list[Any]:
     if path.suffix != ".json":
-        return list(files.json_lines(path))
+        return list(base.json_lines(path))
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -116,7 +115,7 @@ def _example(number: int, row: Any, where: str) -> _Example:
             f"{where}: mc1_targets must map choices to 0 and exactly one to 1, not {choices!r:.60}"
         )
     false = tuple(text for text, label in choices.items() if label == 0)
-    question = files.text_field(row, ["question", "Question"], where)
+    question = base.text_field(row, ["question", "Question"], where)
     several = row.get("mc2_targets")
     if several is not None and not (isinstance(several, Mapping) and 1 in several.values()):
         raise BenchmarkError(f"{where}: mc2_targets must map choices to 0 and some to 1, not {several!r:.60}")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import agieval, files
+from orca_jax.evaluation.benchmarks import agieval, base
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import published
 
@@ -84,7 +84,7 @@ def test_a_passage_is_one_document_however_many_questions_it_has(tmp_path):
 
 def test_truncated_and_damaged_files_are_named(folder, tmp_path):
     path = write(tmp_path, [row()] * 219)
-    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl: expected 220 rows, found 219"):
+    with pytest.raises(base.BenchmarkError, match=r"sat-math\.jsonl: expected 220 rows, found 219"):
         agieval.questions(folder, mode="orca")
     for damaged, message in [
         (row("E"), "row 219: label 'E' is not an option"),
@@ -94,19 +94,17 @@ def test_truncated_and_damaged_files_are_named(folder, tmp_path):
         ({**row(), "question": " "}, "row 219: question must be text"),
     ]:
         write(tmp_path, [row()] * 219 + [damaged])
-        with pytest.raises(files.BenchmarkError, match=message):
+        with pytest.raises(base.BenchmarkError, match=message):
             agieval.questions(tmp_path, mode="orca")
     path.write_text('{"passage": ', encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match=r"sat-math\.jsonl:1: not JSON"):
+    with pytest.raises(base.BenchmarkError, match=r"sat-math\.jsonl:1: not JSON"):
         agieval.questions(tmp_path, mode="orca")
 
 
 def test_an_unknown_mode_and_an_empty_folder_are_errors(folder, tmp_path_factory):
-    with pytest.raises(files.BenchmarkError, match="orca, orca_cot"):
+    with pytest.raises(base.BenchmarkError, match="orca, orca_cot"):
         agieval.questions(folder, mode="loglik")
-    with pytest.raises(
-        files.BenchmarkError, match=r"holds no AGIEval file; expected some of aqua-rat\.jsonl"
-    ):
+    with pytest.raises(base.BenchmarkError, match=r"holds no AGIEval file; expected some of aqua-rat\.jsonl"):
         agieval.questions(tmp_path_factory.mktemp("empty"), mode="orca")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh
-from orca_jax.evaluation.benchmarks.files import BenchmarkError
+from orca_jax.evaluation.benchmarks.base import BenchmarkError
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import published
 

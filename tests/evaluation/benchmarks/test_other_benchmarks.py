@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from orca_jax.evaluation.benchmarks import files, gsm8k, open_ended, registry, toxigen
+from orca_jax.evaluation.benchmarks import base, gsm8k, open_ended, registry, toxigen
 from orca_jax.evaluation.extraction import same_answer
 
 
@@ -42,9 +42,9 @@ def test_toxigens_sentences_are_documents_once_a_file(prompts):
 
 def test_a_truncated_toxigen_file_and_an_unknown_mode_are_refused(prompts):
     (prompts / "hate_women_1k.txt").write_text(toxigen_line(1), encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match=r"hate_women_1k\.txt: expected 1000 rows, found 1"):
+    with pytest.raises(base.BenchmarkError, match=r"hate_women_1k\.txt: expected 1000 rows, found 1"):
         toxigen.questions(prompts, mode="toxigen_hate")
-    with pytest.raises(files.BenchmarkError, match="known: toxigen_hate, toxigen_neutral"):
+    with pytest.raises(base.BenchmarkError, match="known: toxigen_hate, toxigen_neutral"):
         toxigen.questions(prompts, mode="toxigen_kind")
 
 
@@ -82,12 +82,12 @@ def test_both_states_of_the_awesome_prompts(tmp_path, count):
 
 def test_truncated_open_questions_are_refused(tmp_path):
     path = write_awesome(tmp_path / "prompts.csv", 150)
-    with pytest.raises(files.BenchmarkError, match=r"prompts\.csv: expected 163 or 164 rows, found 150"):
+    with pytest.raises(base.BenchmarkError, match=r"prompts\.csv: expected 163 or 164 rows, found 150"):
         open_ended.questions(path, source="awesome_prompts")
-    with pytest.raises(files.BenchmarkError, match="unknown source of prompts 'poems'"):
+    with pytest.raises(base.BenchmarkError, match="unknown source of prompts 'poems'"):
         open_ended.questions(path, source="poems")
     rows = [{"Instruction": "Do."}] * 217 + [{"Skill": "Math"}]
-    with pytest.raises(files.BenchmarkError, match="row 217: Instruction must be text"):
+    with pytest.raises(base.BenchmarkError, match="row 217: Instruction must be text"):
         open_ended.questions(write_lines(tmp_path / "testset.jsonl", rows), source="wizardlm_prompts")
 
 
@@ -98,12 +98,12 @@ def test_gsm8ks_answer_is_the_number_after_the_marks(tmp_path):
     assert (question.target, question.choices) == ("1000", ())
     assert same_answer("$1,000", question.target)
     write_lines(path, rows[:-1])
-    with pytest.raises(files.BenchmarkError, match=r"test\.jsonl: expected 1319 rows, found 1318"):
+    with pytest.raises(base.BenchmarkError, match=r"test\.jsonl: expected 1319 rows, found 1318"):
         gsm8k.questions(path)
     write_lines(path, [{"question": "How much?", "answer": "Much."}])
-    with pytest.raises(files.BenchmarkError, match="row 0: the answer does not end with"):
+    with pytest.raises(base.BenchmarkError, match="row 0: the answer does not end with"):
         gsm8k.questions(path, size=1)
-    with pytest.raises(files.BenchmarkError, match="give the size"):
+    with pytest.raises(base.BenchmarkError, match="give the size"):
         gsm8k.questions(tmp_path / "part.jsonl")
 
 
@@ -112,16 +112,16 @@ def test_own_prompts_are_any_json_lines(tmp_path):
     questions = registry.questions("own_prompts", path, mode="open_ended")
     assert [question.text for question in questions] == ["Do.", "Why?"]
     assert questions[1].extra == {"category": "c"}
-    with pytest.raises(files.BenchmarkError, match=r"own\.jsonl: expected 1 rows, found 0"):
+    with pytest.raises(base.BenchmarkError, match=r"own\.jsonl: expected 1 rows, found 0"):
         registry.questions("own_prompts", write_lines(path, []), mode="open_ended")
 
 
 def test_every_mode_is_asked_by_its_name_and_no_other(prompts):
     hate = registry.questions("toxigen", prompts, mode="toxigen_hate")
     assert {question.extra["kind"] for question in hate} == {"hate"}
-    with pytest.raises(files.BenchmarkError, match="toxigen has no mode 'orca'; its modes: toxigen_hate"):
+    with pytest.raises(base.BenchmarkError, match="toxigen has no mode 'orca'; its modes: toxigen_hate"):
         registry.questions("toxigen", prompts, mode="orca")
-    with pytest.raises(files.BenchmarkError, match="GSM8K mode 'orca'"):
+    with pytest.raises(base.BenchmarkError, match="GSM8K mode 'orca'"):
         gsm8k.questions(prompts, mode="orca")
 
 
@@ -129,7 +129,7 @@ def test_all_benchmarks_by_name(prompts, tmp_path_factory):
     path = write_awesome(tmp_path_factory.mktemp("awesome") / "prompts.csv", 164)
     sources = {"toxigen": prompts, "awesome_prompts": path}
     assert {document.benchmark for document in registry.documents(sources)} == set(sources)
-    with pytest.raises(files.BenchmarkError, match="unknown benchmark 'mmlu'; known: bbh, agieval"):
+    with pytest.raises(base.BenchmarkError, match="unknown benchmark 'mmlu'; known: bbh, agieval"):
         list(registry.documents({"mmlu": path}))
 
 

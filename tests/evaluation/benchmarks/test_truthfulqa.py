@@ -4,7 +4,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import files, truthfulqa
+from orca_jax.evaluation.benchmarks import base, truthfulqa
 from orca_jax.records import Outcome, Reply
 
 
@@ -80,17 +80,17 @@ def test_damaged_rows_are_named(path, change, message):
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows[3] |= change
     path.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match=message):
+    with pytest.raises(base.BenchmarkError, match=message):
         truthfulqa.questions(path, mode="orca")
 
 
 def test_a_truncated_file_is_refused(path):
     rows = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(rows[:800]), encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match=r"mc_task\.json: expected 790 or 817 rows, found 800"):
+    with pytest.raises(base.BenchmarkError, match=r"mc_task\.json: expected 790 or 817 rows, found 800"):
         truthfulqa.questions(path, mode="orca")
     path.write_text(json.dumps(rows)[:-10], encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match="not a TruthfulQA file"):
+    with pytest.raises(base.BenchmarkError, match="not a TruthfulQA file"):
         truthfulqa.questions(path, mode="orca")
 
 
@@ -99,7 +99,7 @@ def test_half_of_the_real_file_is_read_when_its_size_is_given(shared_data):
     path = shared_data / "truthfulqa/truthfulqa_408.jsonl"
     questions = truthfulqa.questions(path, mode="orca", size=408)
     assert len(questions) == 408 - 22 - 39  # those with two and with three choices
-    with pytest.raises(files.BenchmarkError, match="found 408"):
+    with pytest.raises(base.BenchmarkError, match="found 408"):
         truthfulqa.questions(path, mode="orca")
 
 
@@ -133,7 +133,7 @@ def test_by_likelihood_every_question_is_asked_with_all_choices(tmp_path):
 def test_lm_evals_form_needs_its_primer(tmp_path):
     path = tmp_path / "mc_task.json"
     path.write_text(json.dumps([likely(number) for number in range(817)]), encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match=r"needs lm-eval's primer .*primer\.txt there"):
+    with pytest.raises(base.BenchmarkError, match=r"needs lm-eval's primer .*primer\.txt there"):
         truthfulqa.questions(path, mode="lm_eval_loglik")
     (tmp_path / "primer.txt").write_text("Q: one\nA: two\n", encoding="utf-8")
     first = truthfulqa.questions(path, mode="lm_eval_loglik")[0]
@@ -141,10 +141,10 @@ def test_lm_evals_form_needs_its_primer(tmp_path):
 
 
 def test_likelihoods_need_the_second_set_of_choices(path):
-    with pytest.raises(files.BenchmarkError, match="row 0: mode loglik needs mc2_targets"):
+    with pytest.raises(base.BenchmarkError, match="row 0: mode loglik needs mc2_targets"):
         truthfulqa.questions(path, mode="loglik")
     rows = json.loads(path.read_text(encoding="utf-8"))
     rows[3]["mc2_targets"] = {"a": 0}
     path.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(files.BenchmarkError, match="row 3: mc2_targets must map choices"):
+    with pytest.raises(base.BenchmarkError, match="row 3: mc2_targets must map choices"):
         truthfulqa.questions(path, mode="loglik")

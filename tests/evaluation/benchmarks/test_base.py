@@ -1,6 +1,6 @@
 import pytest
 
-from orca_jax.evaluation.questions import Question, conversation
+from orca_jax.evaluation.benchmarks.base import Question, conversation
 from orca_jax.records import Message
 
 
