@@ -34,13 +34,13 @@ _LABELS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+class PaperRow:
     label: str
     filters: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Column:
+class PaperColumn:
     """`compared` columns are Orca-13B's, which measured values stand beside."""
 
     heading: str
@@ -58,7 +58,7 @@ class Note:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Table:
+class PaperTable:
     """`corner` is the heading of the rows, `source` says where the cells are from.
 
     `scale` makes fractions of what is shown: 100 for per cent, 1 for probabilities.
@@ -68,8 +68,8 @@ class Table:
     title: str
     corner: str
     source: str
-    rows: tuple[Row, ...]
-    columns: tuple[Column, ...]
+    rows: tuple[PaperRow, ...]
+    columns: tuple[PaperColumn, ...]
     notes: tuple[Note, ...] = ()
     scale: int = 100
 
@@ -84,10 +84,10 @@ class Table:
         return self.title.partition(":")[0]
 
     @property
-    def compared(self) -> tuple[Column, ...]:
+    def compared(self) -> tuple[PaperColumn, ...]:
         return tuple(column for column in self.columns if column.compared)
 
-    def cell(self, row: Row, column: Column) -> PublishedCell | None:
+    def cell(self, row: PaperRow, column: PaperColumn) -> PublishedCell | None:
         """The published cell, or None where the paper has none."""
         return _found(tuple(sorted({**row.filters, **column.filters}.items())))
 
@@ -107,20 +107,20 @@ def _in_brackets(match: re.Match[str]) -> str:
     return f" ({ {'three': 3, 'five': 5, 'seven': 7}[match[1]] } objects)"
 
 
-def _rows(table: str) -> tuple[Row, ...]:
+def _rows(table: str) -> tuple[PaperRow, ...]:
     """A row a task, in the paper's order, the average last."""
     tasks = dict.fromkeys(cell.task for cell in published.cells(table=table))
-    return tuple(Row(label(task), {"task": task}) for task in tasks)
+    return tuple(PaperRow(label(task), {"task": task}) for task in tasks)
 
 
 def _column(
     heading: str, table: str, system: str, condition: str, metric: str = "accuracy", decimals: int = 1
-) -> Column:
+) -> PaperColumn:
     filters = {"table": table, "system": system, "condition": condition, "metric": metric}
-    return Column(heading, filters, decimals)
+    return PaperColumn(heading, filters, decimals)
 
 
-def _compared(column: Column) -> Column:
+def _compared(column: PaperColumn) -> PaperColumn:
     return dataclasses.replace(column, compared=True)
 
 
@@ -129,7 +129,7 @@ _LSAT_RC = "Table 6 of the paper gives LSAT-RC 260 items; the files have 269, an
 _AGIEVAL_N = "Table 5 of the paper gives AGIEval 3,546 items; the files have 2,546."
 
 
-def _judged(reference: str, name: str) -> tuple[Column, Column, Column]:
+def _judged(reference: str, name: str) -> tuple[PaperColumn, PaperColumn, PaperColumn]:
     condition = f"reference={reference};order=reference_first"
     vicuna, orca = (
         _column(f"{heading} vs {name}", "table_7", system, condition, "percent_of_reference")
@@ -139,7 +139,7 @@ def _judged(reference: str, name: str) -> tuple[Column, Column, Column]:
     return vicuna, _compared(orca), gain
 
 
-TABLE_7 = Table(
+TABLE_7 = PaperTable(
     "table_7",
     "Table 7: GPT-4 as judge, the candidate's total score in per cent of the reference's",
     "Prompts",
@@ -164,7 +164,7 @@ TABLE_7 = Table(
     ),
 )
 
-TABLE_8 = Table(
+TABLE_8 = PaperTable(
     "table_8",
     "Table 8: AGIEval, zero-shot accuracy in per cent on the English multiple-choice sets",
     "Task",
@@ -195,7 +195,7 @@ TABLE_8 = Table(
     ),
 )
 
-TABLE_9 = Table(
+TABLE_9 = PaperTable(
     "table_9",
     "Table 9: AGIEval, Orca-13B's accuracy in per cent under three system messages",
     "Task",
@@ -215,7 +215,7 @@ TABLE_9 = Table(
     ),
 )
 
-TABLE_10 = Table(
+TABLE_10 = PaperTable(
     "table_10",
     "Table 10: AGIEval, accuracy in per cent with and without ChatGPT as intermediate teacher",
     "Task",
@@ -242,7 +242,7 @@ TABLE_10 = Table(
     ),
 )
 
-TABLE_11 = Table(
+TABLE_11 = PaperTable(
     "table_11",
     "Table 11: Big-Bench Hard, zero-shot accuracy in per cent on the multiple-choice tasks",
     "Task",
@@ -268,17 +268,17 @@ TABLE_11 = Table(
 )
 
 _TRUTHFULQA = "zero_shot;system_message=1;temperature=0.7;max_new_tokens=1024"
-TRUTHFULQA = Table(
+TRUTHFULQA = PaperTable(
     "truthfulqa",
     "Figures 14 and 15: TruthfulQA, four options a question, in per cent",
     "",
     "read off the bars of Figures 14 and 15, to whole items",
     (
-        Row("Accuracy", {"table": "fig_14", "metric": "accuracy"}),
-        Row("Replies not in the format", {"table": "fig_15", "metric": "format_failure_rate"}),
+        PaperRow("Accuracy", {"table": "fig_14", "metric": "accuracy"}),
+        PaperRow("Replies not in the format", {"table": "fig_15", "metric": "format_failure_rate"}),
     ),
     tuple(
-        Column(heading, {"system": system, "condition": _TRUTHFULQA}, 2, compared=system == "orca-13b")
+        PaperColumn(heading, {"system": system, "condition": _TRUTHFULQA}, 2, compared=system == "orca-13b")
         for system, heading in (
             ("chatgpt", "ChatGPT"),
             ("gpt-4", "GPT-4"),
@@ -296,7 +296,7 @@ TRUTHFULQA = Table(
 )
 
 _TOXICITY = "mean_toxicity_hatebert"
-TOXIGEN = Table(
+TOXIGEN = PaperTable(
     "toxigen",
     "Figures 18 and 19: ToxiGen, mean probability of toxicity (HateBERT) by group",
     "Group",

@@ -18,8 +18,8 @@ from orca_jax.reporting import cells, data_card, paper, published
 from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.data_card import COLLECTIONS
 from orca_jax.reporting.figures import COLOURS, whiskers
-from orca_jax.reporting.paper import AVERAGE_LABEL, Column, Table
-from orca_jax.reporting.paper_tables import Cells, Run, measured, measured_cells, published_cells
+from orca_jax.reporting.paper import AVERAGE_LABEL, PaperColumn, PaperTable
+from orca_jax.reporting.paper_tables import Cells, MeasuredRun, measured, measured_cells, published_cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ def message_shares() -> dict[str, dict[int, float]]:
     return {name: {m.id: m.shares[name] for m in messages} for name in system_messages.COLLECTIONS}
 
 
-def answer_lengths(runs: Sequence[Run]) -> dict[str, dict[int, NDArray[Any]]]:
+def answer_lengths(runs: Sequence[MeasuredRun]) -> dict[str, dict[int, NDArray[Any]]]:
     """Trace set to system message to the lengths of its answers, of the first run that has any."""
     for run in runs:
         found = sorted((run.workdir / "tokens").glob("*/columns.npz"))
@@ -67,7 +67,7 @@ def _by_message(path: Path) -> dict[int, NDArray[Any]]:
     return {int(id): lengths[ids == id] for id in np.unique(ids)}
 
 
-def drawings(runs: Sequence[Run], shares: Shares, lengths: Lengths) -> list[Drawing]:
+def drawings(runs: Sequence[MeasuredRun], shares: Shares, lengths: Lengths) -> list[Drawing]:
     """Figures 1-3, 6, 9, 11 and 12.
 
     Args:
@@ -93,7 +93,7 @@ GUESS = "random guess"
 # Bars
 
 
-def _figure_1(runs: Sequence[Run]) -> Drawing:
+def _figure_1(runs: Sequence[MeasuredRun]) -> Drawing:
     printed = {cell.system: cell for cell in published.cells(table="fig_1")}
     bars = {name: Cell(printed[system].value / 100) for system, name in SYSTEMS.items()}
     own = {_named(run, [cell]): cell for run in runs if (cell := measured(run, printed["orca-13b"]))}
@@ -103,7 +103,7 @@ def _figure_1(runs: Sequence[Run]) -> Drawing:
     return Drawing("figure_1", title, figure, (note, *_if_measured(own)))
 
 
-def _averages(name: str, title: str, table: Table, runs: Sequence[Run], *notes: str) -> Drawing:
+def _averages(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun], *notes: str) -> Drawing:
     bars = {column.heading: published_cells(table, column)[AVERAGE_LABEL] for column in _systems(table)}
     averages = [(run, measured_cells(run, table, table.compared[0]).get(AVERAGE_LABEL)) for run in runs]
     own = {_named(run, [cell]): cell for run, cell in averages if cell}
@@ -112,7 +112,7 @@ def _averages(name: str, title: str, table: Table, runs: Sequence[Run], *notes: 
     return Drawing(name, title, figure, (source, *notes, *_if_measured(own)))
 
 
-def _named(run: Run, found: Iterable[Cell]) -> str:
+def _named(run: MeasuredRun, found: Iterable[Cell]) -> str:
     """A run's name in a legend, marked if a cell is of a part of the questions."""
     return f"{run.name} (a part)" if any(cell.is_part for cell in found) else run.name
 
@@ -121,7 +121,7 @@ def _if_measured(own: Cells) -> tuple[str, ...]:
     return (MEASURED_NOTE,) if own else ()
 
 
-def _systems(table: Table) -> list[Column]:
+def _systems(table: PaperTable) -> list[PaperColumn]:
     """The columns of models."""
     return [
         column
@@ -130,7 +130,7 @@ def _systems(table: Table) -> list[Column]:
     ]
 
 
-def _chance(table: Table) -> list[float]:
+def _chance(table: PaperTable) -> list[float]:
     """Accuracy of a random guess by row, without the average."""
     tasks = [row.filters["task"] for row in table.rows if row.label in table.tasks]
     found = published.cells(table="derived", system="random_guess")
@@ -165,7 +165,7 @@ def _bars(bars: Cells, own: Cells, label: str, *, decimals: int = 1, chance: flo
 # Radar charts
 
 
-def _radar(name: str, title: str, table: Table, runs: Sequence[Run]) -> Drawing:
+def _radar(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun]) -> Drawing:
     from matplotlib.figure import Figure
 
     shown = [column for column in _systems(table) if column.heading in ("GPT-4", "ChatGPT", "Orca-13B")]

@@ -29,7 +29,7 @@ from orca_jax.evaluation import judging, scoring, statistics
 from orca_jax.records import Item
 from orca_jax.reporting import arms, cells, published
 from orca_jax.reporting.cells import ABSENT, Cell
-from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, Column, Note, Row, Table
+from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, Note, PaperColumn, PaperRow, PaperTable
 from orca_jax.reporting.published import PublishedCell
 from orca_jax.reporting.tables import mean_cell
 
@@ -48,13 +48,13 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Run:
+class MeasuredRun:
     name: str
     workdir: Path
     evaluations: tuple[Evaluation, ...]
 
 
-def find(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+def find(folders: Sequence[str | os.PathLike[str]]) -> list[MeasuredRun]:
     """The runs in folders, each a workdir, a set of arms with ARM/seed-N in it, or one arm.
 
     Raises:
@@ -81,14 +81,14 @@ def _workdirs(folder: Path) -> list[tuple[Path, str]]:
     return [(path.parent, "/".join(path.resolve().parts[-3:-1])) for path in sorted(arms)]
 
 
-def _runs(workdir: Path, name: str) -> list[Run]:
+def _runs(workdir: Path, name: str) -> list[MeasuredRun]:
     found: dict[str, list[Evaluation]] = collections.defaultdict(list)
     root = workdir / "evaluation"
     for path in sorted([*root.glob(f"*/{scoring.SCORES}"), *root.glob(f"*/*/{scoring.SCORES}")]):
         model = path.parent.parent.name if path.parent.parent != root else ""
         found[model].append(Evaluation(path.parent, _scores(path)))
     return [
-        Run(f"{name}, {model}" if model else name, workdir, tuple(evaluations))
+        MeasuredRun(f"{name}, {model}" if model else name, workdir, tuple(evaluations))
         for model, evaluations in (found or {"": []}).items()
     ]
 
@@ -103,7 +103,7 @@ def _scores(path: Path) -> Mapping[str, Any]:
     return scores
 
 
-def measured(run: Run, cell: PublishedCell) -> Cell | None:
+def measured(run: MeasuredRun, cell: PublishedCell) -> Cell | None:
     """The run's value for a published cell; None where the run has no such evaluation.
 
     It is a part where there are fewer questions than the paper has, or of ToxiGen, where the paper does not
@@ -113,7 +113,7 @@ def measured(run: Run, cell: PublishedCell) -> Cell | None:
     return _measured_cell(found, cell) if found else None
 
 
-def evaluation(run: Run, cell: PublishedCell) -> Evaluation | None:
+def evaluation(run: MeasuredRun, cell: PublishedCell) -> Evaluation | None:
     """The run's evaluation in the protocol of a cell."""
     return next((found for found in run.evaluations if _asks(found, cell)), None)
 
@@ -216,13 +216,13 @@ class Page:
       notes: what could not be paired, and why.
     """
 
-    table: Table
+    table: PaperTable
     grids: tuple[Grid, ...]
     values: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
 
 
-def page(table: Table, runs: Sequence[Run] = ()) -> Page:
+def page(table: PaperTable, runs: Sequence[MeasuredRun] = ()) -> Page:
     grids = [_main(table, runs), *(_comparison(table, run) for run in runs)]
     notes = []
     for other, column in itertools.product(runs[1:], table.compared):
@@ -236,7 +236,7 @@ def page(table: Table, runs: Sequence[Run] = ()) -> Page:
 # Cells
 
 
-def published_cells(table: Table, column: Column) -> dict[str, Cell]:
+def published_cells(table: PaperTable, column: PaperColumn) -> dict[str, Cell]:
     """By row label. The average is the mean of the others, except of gains, which stand as printed."""
     found = {row.label: _cell(cell, table.scale) for row, cell in _printed(table, column)}
     if AVERAGE_LABEL in found and column.filters.get("metric") != GAIN:
@@ -244,17 +244,17 @@ def published_cells(table: Table, column: Column) -> dict[str, Cell]:
     return found
 
 
-def measured_cells(run: Run, table: Table, column: Column) -> dict[str, Cell]:
+def measured_cells(run: MeasuredRun, table: PaperTable, column: PaperColumn) -> dict[str, Cell]:
     """By row label; the average only where every task was evaluated."""
     found = {row.label: measured(run, cell) for row, cell in _printed(table, column)}
     return _with_average({name: cell for name, cell in found.items() if cell}, table)
 
 
-def _printed(table: Table, column: Column) -> Iterator[tuple[Row, PublishedCell]]:
+def _printed(table: PaperTable, column: PaperColumn) -> Iterator[tuple[PaperRow, PublishedCell]]:
     return ((row, cell) for row in table.rows if (cell := table.cell(row, column)))
 
 
-def _with_average(found: Cells, table: Table) -> dict[str, Cell]:
+def _with_average(found: Cells, table: PaperTable) -> dict[str, Cell]:
     average = mean_cell(found, table.tasks) if len(table.tasks) < len(table.rows) else None
     return {**found, AVERAGE_LABEL: average} if average else dict(found)
 
@@ -292,7 +292,7 @@ def _shown(cell: Cell | None, scale: int, decimals: int, sign: str = "") -> str:
     return ABSENT if cell is None else cell.text(scale, decimals, sign)
 
 
-def _main(table: Table, runs: Sequence[Run]) -> Grid:
+def _main(table: PaperTable, runs: Sequence[MeasuredRun]) -> Grid:
     """The paper's table, and a column for each of Orca-13B's that a run measured some of."""
     columns = [("n", _sizes(table))] if _sizes(table) else []
     for column in table.columns:
@@ -315,11 +315,11 @@ def _main(table: Table, runs: Sequence[Run]) -> Grid:
     return Grid(table.title, header, rows, _main_notes(table, runs, ruled), ruled)
 
 
-def _texts(found: Cells, table: Table, column: Column) -> dict[str, str]:
+def _texts(found: Cells, table: PaperTable, column: PaperColumn) -> dict[str, str]:
     return {name: _shown(cell, table.scale, column.decimals) for name, cell in found.items()}
 
 
-def _sizes(table: Table) -> dict[str, str]:
+def _sizes(table: PaperTable) -> dict[str, str]:
     """The published n by row label."""
     sizes = {
         row.label: {cell.n for column in table.columns if (cell := table.cell(row, column)) and cell.n}
@@ -328,11 +328,11 @@ def _sizes(table: Table) -> dict[str, str]:
     return {name: " / ".join(map(str, sorted(found))) for name, found in sizes.items() if found}
 
 
-def _marked(table: Table) -> list[tuple[str, Note]]:
+def _marked(table: PaperTable) -> list[tuple[str, Note]]:
     return list(zip(MARKS, (note for note in table.notes if note.at)))
 
 
-def _main_notes(table: Table, runs: Sequence[Run], averaged: bool) -> tuple[str, ...]:
+def _main_notes(table: PaperTable, runs: Sequence[MeasuredRun], averaged: bool) -> tuple[str, ...]:
     average = " Averages: unweighted, worked out from the cells." if averaged else ""
     measured = f" Measured columns: {cells.ERRORS}; {cells.PARTS}." if runs else ""
     return (
@@ -342,7 +342,7 @@ def _main_notes(table: Table, runs: Sequence[Run], averaged: bool) -> tuple[str,
     )
 
 
-def _comparison(table: Table, run: Run) -> Grid:
+def _comparison(table: PaperTable, run: MeasuredRun) -> Grid:
     """A run beside Orca-13B; of a part of the tasks, the mean is over that part."""
     rows: list[tuple[str, ...]] = []
     for column in table.compared:
@@ -358,7 +358,7 @@ def _comparison(table: Table, run: Run) -> Grid:
     return Grid(title, header, tuple(rows), (_error_note(table),))
 
 
-def _error_note(table: Table) -> str:
+def _error_note(table: PaperTable) -> str:
     cell = table.cell(table.rows[0], table.compared[0])
     known = (
         "those of the published values are binomial"
@@ -373,7 +373,7 @@ def _error_note(table: Table) -> str:
 
 
 def _compared_row(
-    name: str, ours: Cell | None, theirs: Cell | None, table: Table, column: Column
+    name: str, ours: Cell | None, theirs: Cell | None, table: PaperTable, column: PaperColumn
 ) -> tuple[str, ...]:
     found = difference(ours, theirs) if ours and theirs else None
     size = ABSENT if ours is None else ours.size
@@ -385,7 +385,7 @@ def _compared_row(
 # Two runs
 
 
-def _paired(table: Table, column: Column, first: Run, other: Run) -> Iterator[Grid]:
+def _paired(table: PaperTable, column: PaperColumn, first: MeasuredRun, other: MeasuredRun) -> Iterator[Grid]:
     """The two runs on the tasks that both have; nothing where there are none.
 
     Raises:
@@ -409,14 +409,14 @@ def _paired(table: Table, column: Column, first: Run, other: Run) -> Iterator[Gr
     yield Grid(title, (table.corner, *header[1:]), shown, (PAIRED_NOTE,), ruled=True)
 
 
-def _suffix(table: Table, column: Column) -> str:
+def _suffix(table: PaperTable, column: PaperColumn) -> str:
     return f", {column.heading}" if len(table.compared) > 1 else ""
 
 
 # The same as records
 
 
-def _values(table: Table, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+def _values(table: PaperTable, runs: Sequence[MeasuredRun]) -> Iterator[dict[str, Any]]:
     """A record a cell, published ones first; values in the unit named."""
     for column in table.columns:
         printed = published_cells(table, column)
@@ -431,7 +431,7 @@ def _values(table: Table, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def _record(
-    table: Table, cell: PublishedCell, value: Cell | None, run: str = "", found: Cell | None = None
+    table: PaperTable, cell: PublishedCell, value: Cell | None, run: str = "", found: Cell | None = None
 ) -> dict[str, Any]:
 
     def scaled(number: float | None) -> float | None:

@@ -18,7 +18,7 @@ from orca_jax.artifacts import atomic_write
 from orca_jax.reporting import paper_figures, paper_tables
 from orca_jax.reporting.paper import TABLES
 from orca_jax.reporting.paper_figures import Drawing
-from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, Page, Run
+from orca_jax.reporting.paper_tables import MARKS, NO, NOT_MEASURED, PART, YES, Grid, MeasuredRun, Page
 from orca_jax.reporting.published import AVERAGE
 from orca_jax.reporting.tables import markdown as markdown_table
 
@@ -52,7 +52,7 @@ def write_paper(folders: Sequence[str | Path], out: Path) -> str:
     return write(out, pages, paper_figures.drawings(runs, shares, lengths), runs)
 
 
-def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
+def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
     """Writes every table and figure into `out`, and its index, which is returned."""
     for page in pages:
         _write(out / f"{page.table.name}.md", markdown(page))
@@ -159,7 +159,7 @@ def _write_drawing(out: Path, drawing: Drawing) -> None:
 # Index
 
 
-def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
+def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
     """The index: the folder's files, and how many of the paper's cells each run reproduces."""
     parts = [
         "# Tables and figures of Orca (arXiv 2306.02707)",
@@ -182,7 +182,7 @@ def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Run
     return "\n\n".join(parts) + "\n"
 
 
-def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
+def _runs(pages: Sequence[Page], runs: Sequence[MeasuredRun]) -> str:
     """How much of the paper each run measured and reproduced, and what was evaluated otherwise."""
     if not runs:
         return "No run was given: published cells only."
@@ -198,13 +198,13 @@ def _runs(pages: Sequence[Page], runs: Sequence[Run]) -> str:
     return "\n\n".join(["## Runs", counted, markdown_table(header, rows).strip(), *left_out])
 
 
-def _verdicts(page: Page, run: Run) -> str:
+def _verdicts(page: Page, run: MeasuredRun) -> str:
     cells = [value for value in page.values if value["run"] == run.name and value["task"] != AVERAGE]
     found = [cell["reproduced"] for cell in cells]
     return " / ".join(str(found.count(verdict)) for verdict in (YES, NO, PART, NOT_MEASURED))
 
 
-def _left_out(run: Run, pages: Sequence[Page]) -> list[str]:
+def _left_out(run: MeasuredRun, pages: Sequence[Page]) -> list[str]:
     """The names of the evaluations that no table shows."""
     cells = [
         cell

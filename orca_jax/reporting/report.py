@@ -30,8 +30,8 @@ from orca_jax.config import load, plain
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.reporting import data_card, report_charts, report_results, report_sources, tables
 from orca_jax.reporting.report_charts import Chart
-from orca_jax.reporting.report_results import Group, History
-from orca_jax.reporting.report_sources import Block, Key, Run, Source, Table
+from orca_jax.reporting.report_results import EvaluationGroup, History
+from orca_jax.reporting.report_sources import Block, Key, Run, RunSet, Table
 from orca_jax.reporting.tables import ORACLE_NOTE, UNNAMED, described_message
 from orca_jax.training import metrics
 
@@ -232,7 +232,7 @@ def write(workdir: Path, path: Path | None = None) -> Path:
     return path
 
 
-def render(source: Source) -> str:
+def render(source: RunSet) -> str:
     """The page."""
     found = lineage(source.runs)
     note = ORACLE_NOTE if _has_oracles(found) else ""
@@ -254,7 +254,7 @@ def render(source: Source) -> str:
     return page.lstrip()
 
 
-def _making(source: Source) -> dict[str, Any]:
+def _making(source: RunSet) -> dict[str, Any]:
     """The page's parts on data, training and config."""
     firsts = source.first_runs
     histories = [_history(run, run.name) for run in source.runs]
@@ -272,7 +272,7 @@ def _making(source: Source) -> dict[str, Any]:
     }
 
 
-def _results(source: Source) -> dict[str, Any]:
+def _results(source: RunSet) -> dict[str, Any]:
     """The page's parts on evaluations."""
     groups = report_results.groups(source)
     firsts = source.first_runs.values()
@@ -290,7 +290,7 @@ def _results(source: Source) -> dict[str, Any]:
     }
 
 
-def _score_tiles(group: Group) -> Iterator[tuple[str, str]]:
+def _score_tiles(group: EvaluationGroup) -> Iterator[tuple[str, str]]:
     """The headline figures of a group: (benchmark, mode, message or arm, and n; the accuracy)."""
     for label in group.items:
         if cell := report_results.mean(group, label):
@@ -320,7 +320,7 @@ def _has_oracles(found: Iterable[Artifact]) -> bool:
     return any(isinstance(teacher, Mapping) and teacher.get("kind") == "oracle" for teacher in teachers)
 
 
-def _tiles(source: Source, histories: Sequence[History]) -> list[tuple[str, str]]:
+def _tiles(source: RunSet, histories: Sequence[History]) -> list[tuple[str, str]]:
     """The headline figures of the page: (name, value)."""
     if source.arms:
         planned = len(source.arms) * len(source.about["seeds"])
@@ -395,7 +395,7 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
-def _arms(source: Source) -> list[Table]:
+def _arms(source: RunSet) -> list[Table]:
     """The arms, and the changes of each to the set's base config."""
     about = source.about
     classes = ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms]

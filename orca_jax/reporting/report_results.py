@@ -18,7 +18,7 @@ from orca_jax.records import Item
 from orca_jax.reporting import cells, report_charts
 from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.report_charts import Chart, Point, tag
-from orca_jax.reporting.report_sources import Column, Key, Source, Table
+from orca_jax.reporting.report_sources import Key, ResultColumn, RunSet, Table
 from orca_jax.reporting.tables import UNNAMED, mean_cell
 
 # Training: the curriculum's time line, losses, learning rate, throughput and goodput
@@ -181,7 +181,7 @@ MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of a
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Group:
+class EvaluationGroup:
     """Evaluations of the same questions in one mode: items and number of runs by column, chance by task.
 
     `whole` is the number of questions of each task, where no published file has it.
@@ -241,21 +241,21 @@ class Sample:
         return (self.group, self.item.task, *(answer.outcome for answer in self.answers))
 
 
-def groups(source: Source) -> list[Group]:
+def groups(source: RunSet) -> list[EvaluationGroup]:
     """The evaluations that stand beside one another."""
-    by_group: dict[str, list[Column]] = collections.defaultdict(list)
+    by_group: dict[str, list[ResultColumn]] = collections.defaultdict(list)
     for column in source.columns:
         by_group[column.group].append(column)
     return [_group(title, columns) for title, columns in by_group.items()]
 
 
-def _group(title: str, columns: Sequence[Column]) -> Group:
+def _group(title: str, columns: Sequence[ResultColumn]) -> EvaluationGroup:
     chance = {
         task: row.get("chance")
         for column in columns
         for task, row in column.scores().get("tasks", {}).items()
     }
-    return Group(
+    return EvaluationGroup(
         title,
         {column.label: column.items() for column in columns},
         {column.label: column.replies() for column in columns},
@@ -281,7 +281,7 @@ def _key(item: Item) -> Key:
 # Tables and figures
 
 
-def table(group: Group) -> Table:
+def table(group: EvaluationGroup) -> Table:
     """One row per task, one per difficulty where there are several, and the mean of the tasks."""
     rows: list[Sequence[object]] = []
     classes = []
@@ -305,7 +305,7 @@ def table(group: Group) -> Table:
     return Table(f"{group.title}: accuracy by task and difficulty", header, rows, _note(group), classes)
 
 
-def _note(group: Group) -> str:
+def _note(group: EvaluationGroup) -> str:
     counted = ", ".join(f"{label} {count}" for label, count in group.runs.items())
     several = max(group.runs.values()) > 1
     seeds = f" A question is counted with its mean over the runs ({counted})." if several else ""
@@ -328,7 +328,7 @@ def _shown(cell: Cell | None, items: Sequence[Item]) -> Markup:
     return Markup("{}{}").format(str(cell), small)
 
 
-def _means(group: Group) -> list[object]:
+def _means(group: EvaluationGroup) -> list[object]:
     chances = [group.chance.get(task) for task in group.tasks]
     known = [chance for chance in chances if chance is not None]
     chance = sum(known) / len(known) if len(known) == len(chances) else None
@@ -337,12 +337,12 @@ def _means(group: Group) -> list[object]:
     return [f"mean of {len(group.tasks)} tasks", _size(means), _per_cent(chance), *shown]
 
 
-def mean(group: Group, name: str) -> Cell | None:
+def mean(group: EvaluationGroup, name: str) -> Cell | None:
     """The unweighted mean over all tasks of the group; None where the column lacks one."""
     return mean_cell({task: cell for task, row in group.bars().items() if (cell := row[name])}, group.tasks)
 
 
-def charts(group: Group) -> list[Chart]:
+def charts(group: EvaluationGroup) -> list[Chart]:
     """Bars and, for three tasks and more, a radar."""
     rows = group.bars()
     found = [
@@ -359,7 +359,7 @@ def charts(group: Group) -> list[Chart]:
 # Sample replies
 
 
-def samples(found: Iterable[Group], questions: Mapping[Key, str]) -> list[Sample]:
+def samples(found: Iterable[EvaluationGroup], questions: Mapping[Key, str]) -> list[Sample]:
     """Questions with their replies, of every task and combination of outcomes in turn, within the bounds."""
     every = (sample for group in found for sample in _samples(group, questions))
     buckets: dict[tuple[str, ...], list[Sample]] = collections.defaultdict(list)
@@ -375,7 +375,7 @@ def samples(found: Iterable[Group], questions: Mapping[Key, str]) -> list[Sample
     return chosen
 
 
-def _samples(group: Group, questions: Mapping[Key, str]) -> Iterator[Sample]:
+def _samples(group: EvaluationGroup, questions: Mapping[Key, str]) -> Iterator[Sample]:
     by_label = {label: _first_seed(items) for label, items in group.items.items()}
     for key in dict.fromkeys(itertools.chain.from_iterable(by_label.values())):
         answers = [

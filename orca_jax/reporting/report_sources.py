@@ -131,7 +131,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Column:
+class ResultColumn:
     """One column of a table of results: an evaluation, of several runs where they differ in the seed."""
 
     group: str
@@ -160,14 +160,14 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Source:
+class RunSet:
     """A workdir, opened. `arms` is what set.json says of an arm set; empty for a run."""
 
     name: str
     directory: Path
     about: Mapping[str, Any]
     runs: tuple[Run, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[ResultColumn, ...]
 
     @property
     def arms(self) -> Sequence[Mapping[str, Any]]:
@@ -188,7 +188,7 @@ class Source:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def open_workdir(directory: Path) -> Source:
+def open_workdir(directory: Path) -> RunSet:
     """A run's workdir, or an arm set's.
 
     Raises:
@@ -211,7 +211,7 @@ def open_workdir(directory: Path) -> Source:
         )
     name = (config or {}).get("name") or directory.resolve().name
     columns = tuple(_columns(directory))
-    return Source(name, directory, {}, (Run(name, directory),), columns)
+    return RunSet(name, directory, {}, (Run(name, directory),), columns)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -250,7 +250,7 @@ def _over(kept: Any, ran: Any) -> Any:
     return kept if ran is None else ran
 
 
-def _columns(directory: Path) -> Iterator[Column]:
+def _columns(directory: Path) -> Iterator[ResultColumn]:
     """Every scored evaluation of a run, those of other models than its student by their folder."""
     top = directory / "evaluation"
     found = sorted(path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}"))
@@ -264,7 +264,7 @@ def _columns(directory: Path) -> Iterator[Column]:
         if (group, label) in known:
             label = f"{label} ({path.name})"
         known.add((group, label))
-        yield Column(group, label, (path,))
+        yield ResultColumn(group, label, (path,))
 
 
 def _asked(evaluation: Path) -> str:
@@ -273,7 +273,7 @@ def _asked(evaluation: Path) -> str:
     return f"{scores.get('benchmark', evaluation.name)}, mode {scores.get('mode', 'unknown')}"
 
 
-def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
+def _open_set(directory: Path, about: Mapping[str, Any]) -> RunSet:
     runs = tuple(
         Run(arm["name"], path, seed)
         for arm in about["arms"]
@@ -281,12 +281,12 @@ def _open_set(directory: Path, about: Mapping[str, Any]) -> Source:
         if (path := directory / arm["name"] / f"seed-{seed}").is_dir()
     )
     columns = tuple(
-        Column(f"{result['title']}: {_asked(found[0])}", arm["name"], found)
+        ResultColumn(f"{result['title']}: {_asked(found[0])}", arm["name"], found)
         for result in about["results"]
         for arm in about["arms"]
         if (found := tuple(_items_of(runs, arm, result)))
     )
-    return Source(about["name"], directory, about, runs, columns)
+    return RunSet(about["name"], directory, about, runs, columns)
 
 
 def _items_of(runs: Iterable[Run], arm: Mapping[str, Any], result: Mapping[str, str]) -> Iterator[Path]:

@@ -23,7 +23,7 @@ BENCHMARK = "gpt4_judge"
 MODE = "open_ended"
 
 
-class Source(NamedTuple):
+class PromptSource(NamedTuple):
     """`sizes` of known files (none: any), the fields that may hold the `text`, and fields kept as `extra`."""
 
     sizes: tuple[int, ...]
@@ -31,11 +31,13 @@ class Source(NamedTuple):
     extra: tuple[str, ...]
 
 
-SOURCES: Mapping[str, Source] = {
-    "vicuna_prompts": Source((80,), ("text", "turns"), ("category", "question_id")),
-    "awesome_prompts": Source((164, 163), ("prompt",), ("act",)),
-    "wizardlm_prompts": Source((218,), ("Instruction",), ("Skill", "Difficulty", "idx")),
-    "own_prompts": Source((), ("question", "prompt", "instruction", "text"), ("category", "question_id")),
+SOURCES: Mapping[str, PromptSource] = {
+    "vicuna_prompts": PromptSource((80,), ("text", "turns"), ("category", "question_id")),
+    "awesome_prompts": PromptSource((164, 163), ("prompt",), ("act",)),
+    "wizardlm_prompts": PromptSource((218,), ("Instruction",), ("Skill", "Difficulty", "idx")),
+    "own_prompts": PromptSource(
+        (), ("question", "prompt", "instruction", "text"), ("category", "question_id")
+    ),
 }
 
 
