@@ -20,7 +20,7 @@ from orca_jax.records import Query
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
-Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.files.Document`
+Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.base.Document`
 
 
 def unit_hash(*parts: Any) -> float:
