@@ -23,7 +23,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from orca_jax import files
 from orca_jax.files import Row, Tally
@@ -48,39 +48,64 @@ MAX_LABELS = 20  # with more labels, a raw set's options are not listed
 
 
 # What a reader calls for every row; raises RecordError where the row is malformed.
-Render = Callable[[Row], Iterable[Query]]
+Render = Callable[[Mapping[str, Any]], Iterable[Query]]
 
 
-def read_submix(path: str | Path, tally: Tally | None = None, *, collection: str = "") -> Iterator[Query]:
+def read_submix(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     """The queries of a submix file (.jsonl, .json, .jsonl.gz or .parquet).
-
-    Args:
-      collection: what rows without `task_source` belong to.
 
     Raises:
       RecordError: too many rows are malformed, or the file is of another kind; names file and rows.
     """
-    return _read(_rows(Path(path)), lambda row: [_submix_query(row, collection)], path, tally)
+
+    def render(values: Mapping[str, Any]) -> Iterator[Query]:
+        source, task = _text(values, "task_source"), _text(values, "task_name")
+        if _collection(source) is None and _collection(task) is not None:
+            source, task = task, source  # FLAN's code has them the wrong way round for some sets of Flan 2021
+        found = _collection(source)
+        if found is None:
+            raise RecordError(f"unknown task_source {source!r}; known: {', '.join(COLLECTIONS)}")
+        # Files write the types with and without the underscore.
+        name = _text(values, "template_type")
+        plain = name.lower().replace("_", "").replace("-", "")
+        if plain[:2] not in ("zs", "fs") or plain[2:] not in ("", "opt", "noopt"):
+            raise RecordError(f"unknown template_type {name!r}; known: zs_opt, zs_noopt, fs_opt, fs_noopt")
+        template = values.get("template_idx", values.get("_template_idx"))
+        yield _query(
+            found,
+            task,
+            _text(values, "inputs", "inputs_pretokenized"),
+            _text(values, "targets", "targets_pretokenized"),
+            f"{plain[:2]}_{plain[2:] or 'opt'}",
+            {} if template is None else {"template_idx": template},
+        )
+
+    return _read(_rows(Path(path)), render, path, tally)
 
 
-def read_cot(
-    path: str | Path, tally: Tally | None = None, *, styles: Iterable[str] = ("forward", "inverted")
-) -> Iterator[Query]:
-    """The queries of a CoT set: each row asked (`forward`) and turned round (`inverted`), a task each.
+def read_cot(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
+    """The queries of a CoT set: each row's question, and the question to be found, a task each.
 
     Raises:
-      RecordError: a style is unknown, or too many rows are malformed; names file and rows.
+      RecordError: too many rows are malformed; names file and rows.
     """
-    styles = tuple(styles)
-    unknown = [style for style in styles if style not in _COT_STYLES]
-    if unknown:
-        raise RecordError(f"unknown style of CoT query {unknown[0]!r}; known: {', '.join(_COT_STYLES)}")
     name = _stem(Path(path)).removesuffix("_train")
     task = f"{_COT_KINDS.get(name, 'cot')}_{name}"
 
-    def render(row: Row) -> list[Query]:
-        texts = _cot_texts(row.values)
-        return [_COT_STYLES[style](task, texts) for style in styles]
+    def render(values: Mapping[str, Any]) -> Iterator[Query]:
+        names = (("question",), ("answer",), ("explanation", "rationale"))
+        texts = [_text(values, *name).replace("\\n", "\n").strip() for name in names]
+        if not all(texts):
+            raise RecordError("question, answer or explanation is empty")
+        question, answer, explanation = texts
+        cue = _CUES[hashlib.blake2b(question.encode("utf-8", "surrogatepass")).digest()[0] % len(_CUES)]
+        forward = f"{question}\n{cue}"
+        yield _query("cot", task, forward, answer, "zs_opt", {"explanation": explanation})
+        inverted = (
+            f"Reasoning: {explanation}\nAnswer: {answer}\n"
+            "Write the question to which this reasoning and this answer belong."
+        )
+        yield _query("cot", f"{task}_inverted", inverted, question, "zs_opt")
 
     return _read(_rows(Path(path)), render, path, tally)
 
@@ -94,36 +119,67 @@ def read_niv2(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     Raises:
       RecordError: the file is no task file, or too many instances are malformed; names file and instance.
     """
-    definition, instances = _niv2_task(Path(path))
     name = _stem(Path(path))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        definition, instances = _texts(content["Definition"], "Definition")[0], list(content["Instances"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{path}: no task file, a JSON object with Definition and Instances ({error!r:.120}); "
+            "fetch it again or take it out of the list"
+        ) from error
+
+    def render(values: Mapping[str, Any]) -> Iterator[Query]:
+        outputs = _texts(values.get("output"), "output")
+        text = f"{definition.strip()}\n\n{_text(values, 'input')}"
+        extra = {"targets": outputs} if len(outputs) > 1 else {}
+        yield _query("niv2", name, text, outputs[0], "zs_opt", extra)
+
     rows = (Row(f"{path}: Instances[{number}]", number, values) for number, values in enumerate(instances))
-    return _read(rows, lambda row: [_niv2_query(name, definition, row.values)], path, tally)
+    return _read(rows, render, path, tally)
 
 
-def read_t0(path: str | Path, tally: Tally | None = None, *, task: str = "") -> Iterator[Query]:
+def read_t0(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     """The queries of a P3/T0 file.
 
-    Args:
-      task: the sub-task of rows without `template` or `task_name`; by default the file's folder, as P3
-        keeps a folder a sub-task.
+    The task of rows without `template` or `task_name` is the file's folder, as P3 keeps a folder a sub-task.
 
     Raises:
       RecordError: too many rows are malformed; names file and rows.
     """
-    task = task or Path(path).resolve().parent.name
-    return _read(_rows(Path(path)), lambda row: [_t0_query(row.values, task)], path, tally)
+    folder = Path(path).resolve().parent.name
+
+    def render(values: Mapping[str, Any]) -> Iterator[Query]:
+        named = [values[name] for name in ("template", "task_name") if isinstance(values.get(name), str)]
+        text = _text(values, "inputs_pretokenized", "prompt", "inputs")
+        target = _text(values, "targets_pretokenized", "completion", "targets")
+        yield _query("t0", named[0] if named else folder, text.strip(), target.strip(), "zs")
+
+    return _read(_rows(Path(path)), render, path, tally)
 
 
-def read_raw(path: str | Path, tally: Tally | None = None, *, with_options: bool = True) -> Iterator[Query]:
+def read_raw(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     """The queries of a raw labelled set, its labels listed as options unless they are many.
 
     Raises:
       RecordError: too many rows are malformed; names file and rows.
     """
-    path = Path(path)
-    labels = _labels(path)
-    listed = tuple(labels) if with_options and 1 < len(labels) <= MAX_LABELS else ()
-    return _read(_rows(path), lambda row: [_raw_query(_stem(path), row.values, listed)], path, tally)
+    path, labels = Path(path), set[str]()
+    for row in _rows(path):
+        label = row.values.get("label") if isinstance(row.values, dict) else None
+        if isinstance(label, str):
+            labels.add(label)
+        if len(labels) > MAX_LABELS:
+            break
+    task, listed = _stem(path), 1 < len(labels) <= MAX_LABELS
+    options = "Options:" + "".join(f"\n- {label}" for label in sorted(labels)) if listed else ""
+
+    def render(values: Mapping[str, Any]) -> Iterator[Query]:
+        parts = (_text(values, "sentence").strip(), _TASK_WORDS.get(task, "Which label fits?"), options)
+        text = "\n".join(part for part in parts if part)
+        yield _query("flan2021", task, text, _text(values, "label"), "zs_opt" if listed else "zs_noopt")
+
+    return _read(_rows(path), render, path, tally)
 
 
 READERS: Mapping[str, Callable[..., Iterator[Query]]] = {
@@ -175,23 +231,22 @@ def _read(rows: Iterable[Row], render: Render, path: str | Path, tally: Tally | 
     def rendered(row: Row) -> list[Query]:
         if not isinstance(row.values, Mapping):
             raise RecordError(f"expected a JSON object, got {row.values!r:.60}")
-        return list(render(row))
+        return list(render(row.values))
 
     tally = tally if tally is not None else Tally(MALFORMED, SETTING)
     return itertools.chain.from_iterable(files.counted(path, rows, rendered, tally))
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    if ".tsv" not in path.suffixes[-2:]:
-        return files.rows(path)
-    return files.line_rows(path, _tsv_values)
+    def tsv(line: bytes) -> dict[str, str]:
+        fields = files.decoded(line).rstrip("\r\n").split("\t")
+        if len(fields) != 3:
+            raise RecordError(
+                f"expected question, answer and rationale between tabs, got {len(fields)} fields"
+            )
+        return dict(zip(("question", "answer", "explanation"), fields))
 
-
-def _tsv_values(line: bytes) -> dict[str, str]:
-    fields = files.decoded(line).rstrip("\r\n").split("\t")
-    if len(fields) != 3:
-        raise RecordError(f"expected question, answer and rationale between tabs, got {len(fields)} fields")
-    return dict(zip(("question", "answer", "explanation"), fields))
+    return files.line_rows(path, tsv) if ".tsv" in path.suffixes[-2:] else files.rows(path)
 
 
 def _stem(path: Path) -> str:
@@ -238,49 +293,8 @@ def _text(values: Mapping[str, Any], *names: str) -> str:
     raise RecordError(f"{names[0]} is missing, among {', '.join(map(str, values)) or 'none'}")
 
 
-def _submix_query(row: Row, collection: str) -> Query:
-    values = row.values
-    source, task = collection or _text(values, "task_source"), _text(values, "task_name")
-    if _collection(source) is None and _collection(task) is not None:
-        source, task = task, source  # FLAN's code has them the wrong way round for some sets of Flan 2021
-    found = _collection(source)
-    if found is None:
-        raise RecordError(f"unknown task_source {source!r}; known: {', '.join(COLLECTIONS)}")
-    template = values.get("template_idx", values.get("_template_idx"))
-    return _query(
-        found,
-        task,
-        _text(values, "inputs", "inputs_pretokenized"),
-        _text(values, "targets", "targets_pretokenized"),
-        _template_type(_text(values, "template_type")),
-        {} if template is None else {"template_idx": template},
-    )
-
-
 def _collection(source: str) -> str | None:
     return COLLECTIONS.get("".join(filter(str.isalnum, source.lower())))
-
-
-def _template_type(name: str) -> str:
-    """`zs_opt`, `zs_noopt`, `fs_opt` or `fs_noopt`: files write them with and without the underscore."""
-    plain = name.lower().replace("_", "").replace("-", "")
-    if plain[:2] not in ("zs", "fs") or plain[2:] not in ("", "opt", "noopt"):
-        raise RecordError(f"unknown template_type {name!r}; known: zs_opt, zs_noopt, fs_opt, fs_noopt")
-    return f"{plain[:2]}_{plain[2:] or 'opt'}"
-
-
-class _CotTexts(NamedTuple):
-    question: str
-    answer: str
-    explanation: str
-
-
-def _cot_texts(values: Mapping[str, Any]) -> _CotTexts:
-    names = (("question",), ("answer",), ("explanation", "rationale"))
-    texts = [_text(values, *name).replace("\\n", "\n").strip() for name in names]
-    if not all(texts):
-        raise RecordError("question, answer or explanation is empty")
-    return _CotTexts(*texts)
 
 
 # FLAN names two of the sets "stream" and the others "cot".
@@ -295,58 +309,12 @@ _CUES = (
 )
 
 
-def _cot_forward(task: str, texts: _CotTexts) -> Query:
-    cue = _CUES[hashlib.blake2b(texts.question.encode("utf-8", "surrogatepass")).digest()[0] % len(_CUES)]
-    extra = {"explanation": texts.explanation}
-    return _query("cot", task, f"{texts.question}\n{cue}", texts.answer, "zs_opt", extra)
-
-
-def _cot_inverted(task: str, texts: _CotTexts) -> Query:
-    asked = (
-        f"Reasoning: {texts.explanation}\nAnswer: {texts.answer}\n"
-        "Write the question to which this reasoning and this answer belong."
-    )
-    return _query("cot", f"{task}_inverted", asked, texts.question, "zs_opt")
-
-
-_COT_STYLES: Mapping[str, Callable[[str, _CotTexts], Query]] = {
-    "forward": _cot_forward,
-    "inverted": _cot_inverted,
-}
-
-
-def _niv2_task(path: Path) -> tuple[str, list[Any]]:
-    """A task file's definition and instances."""
-    try:
-        task = json.loads(path.read_text(encoding="utf-8-sig"))
-        return _texts(task["Definition"], "Definition")[0], list(task["Instances"])
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise RecordError(
-            f"{path}: no task file, a JSON object with Definition and Instances ({error!r:.120}); "
-            "fetch it again or take it out of the list"
-        ) from error
-
-
 def _texts(value: Any, field: str) -> list[str]:
     """A field that is a text or a list of texts, as a list of at least one."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise RecordError(f"{field} must be a text or a list of texts, not {value!r:.60}")
     return texts
-
-
-def _niv2_query(task: str, definition: str, values: Mapping[str, Any]) -> Query:
-    outputs = _texts(values.get("output"), "output")
-    given = _text(values, "input")
-    extra = {"targets": outputs} if len(outputs) > 1 else {}
-    return _query("niv2", task, f"{definition.strip()}\n\n{given}", outputs[0], "zs_opt", extra)
-
-
-def _t0_query(values: Mapping[str, Any], task: str) -> Query:
-    named = [values[name] for name in ("template", "task_name") if isinstance(values.get(name), str)]
-    text = _text(values, "inputs_pretokenized", "prompt", "inputs")
-    target = _text(values, "targets_pretokenized", "completion", "targets")
-    return _query("t0", named[0] if named else task, text.strip(), target.strip(), "zs")
 
 
 # What is asked about a sentence of the raw sets, by the file's name; others are asked for a label.
@@ -361,23 +329,3 @@ _TASK_WORDS: Mapping[str, str] = {
     "agnews": "What is this news about?",
     "COPA": "",
 }
-
-
-def _labels(path: Path) -> list[str]:
-    """The distinct labels of a raw set, sorted; stops looking when they are too many to list."""
-    labels: set[str] = set()
-    for row in _rows(path):
-        label = row.values.get("label") if isinstance(row.values, dict) else None
-        if isinstance(label, str):
-            labels.add(label)
-        if len(labels) > MAX_LABELS:
-            break
-    return sorted(labels)
-
-
-def _raw_query(task: str, values: Mapping[str, Any], options: Iterable[str]) -> Query:
-    asked = _TASK_WORDS.get(task, "Which label fits?")
-    listed = "".join(f"\n- {option}" for option in options)
-    parts = (_text(values, "sentence").strip(), asked, f"Options:{listed}" if listed else "")
-    text = "\n".join(part for part in parts if part)
-    return _query("flan2021", task, text, _text(values, "label"), "zs_opt" if listed else "zs_noopt")

@@ -261,7 +261,7 @@ def test_planted_copies_of_real_questions_are_found(real):
 @pytest.mark.realdata
 def test_aqua_rats_neighbours_are_found_in_flan(real, shared_data):
     """One of the first 1,000 training problems is a test problem with other numbers, read as such by hand."""
-    queries = list(flan.read_cot(shared_data / "flan_cot/aqua_train.jsonl", styles=["forward"]))
+    queries = list(flan.read_cot(shared_data / "flan_cot/aqua_train.jsonl"))[::2]  # not those turned round
     found = list(real[1].hits(queries))
     assert {hit.document_id for hit in found} == {"aqua-rat-198"}
     assert "A car finishes a journey in ten hours" in found[0].query_text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.files import Row, Tally
+from orca_jax.files import Tally
 from orca_jax.queries import flan
 from orca_jax.records import RecordError
 
@@ -87,11 +87,9 @@ def test_template_types_in_both_spellings(tmp_path, name, template_type, zero_sh
 
 @given(st.text(min_size=1).filter(str.strip), st.text())
 def test_an_id_is_of_the_content_alone(text, target):
-    row = Row("here", 0, {**SUBMIX, "inputs": text, "targets": target})
-    (first, second) = (flan._submix_query(row, ""), flan._submix_query(row._replace(where="there"), ""))
+    first, second = (flan._query("cot", "sums", text, target, "zs_opt") for _ in range(2))
     assert first == second
-    other = flan._submix_query(Row("here", 0, {**row.values, "inputs": f"{text}."}), "")
-    assert other.id != first.id
+    assert flan._query("cot", "sums", f"{text}.", target, "zs_opt").id != first.id
 
 
 MALFORMED = [
@@ -169,9 +167,6 @@ def test_cot_as_json_lines_is_the_same(tmp_path):
     rows = [("So?", "yes", "Because."), ("Not?", "no", "For that.")]
     write_lines(lines, [dict(zip(("question", "answer", "explanation"), row)) for row in rows])
     assert list(flan.read_cot(tsv)) == list(flan.read_cot(lines))
-    assert len(list(flan.read_cot(tsv, styles=["forward"]))) == 2
-    with pytest.raises(RecordError, match="unknown style of CoT query 'both'; known: forward, inverted"):
-        flan.read_cot(tsv, styles=["both"])
 
 
 def test_a_tsv_row_of_two_fields_is_malformed(tmp_path):
@@ -226,7 +221,8 @@ def test_raw_sets_list_their_labels(tmp_path):
     assert query.text.startswith("Text: fine film\n")
     assert query.text.endswith("\nOptions:\n- Bad\n- Good")
     assert (query.multiple_choice, query.template_type) == (True, "zs_opt")
-    plain = next(flan.read_raw(path, with_options=False))
+    many = [{"sentence": "Text: bad", "label": f"label {number}"} for number in range(21)]
+    plain = next(flan.read_raw(write_lines(tmp_path / "many.jsonl", many)))
     assert (plain.multiple_choice, plain.template_type) == (False, "zs_noopt")
     assert "Options" not in plain.text
 
