@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from orca_jax import records, storage
-from orca_jax.data import hf_tokenizer, template_layout
+from orca_jax.data import chat_template, hf_tokenizer
 from orca_jax.data.chat_template import LayoutError
 from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike, is_hugging_face
@@ -301,7 +301,7 @@ def on_everything(encoded: Encoded) -> Encoded:
 
 
 def _encode_template(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> Encoded:
-    chat = template_layout.encode(messages, tokenizer)
+    chat = chat_template.encode(messages, tokenizer)
     roles = np.array([ROLE_NAMES.index(role) for role in chat.roles], np.int8)
     return Encoded(np.array(chat.ids, np.int32), np.array(chat.supervised, np.float32), roles)
 
@@ -314,13 +314,13 @@ def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:
     check(layout, tokenizer)
     if layout == TEMPLATE:
         templated = _templated(tokenizer)
-        return tuple(dict.fromkeys([template_layout.probe(templated).stop_id, *templated.eos_ids]))
+        return tuple(dict.fromkeys([chat_template.probe(templated).stop_id, *templated.eos_ids]))
     return (tokenizer.control_id(STOP_TOKENS[layout]),)
 
 
 def answer_frame(layout: str, tokenizer: TokenizerLike) -> tuple[str, str]:
     """The text that a layout writes before and after an answer."""
-    return template_layout.probe(_templated(tokenizer)).frame if layout == TEMPLATE else ANSWER_FRAMES[layout]
+    return chat_template.probe(_templated(tokenizer)).frame if layout == TEMPLATE else ANSWER_FRAMES[layout]
 
 
 def _templated(tokenizer: TokenizerLike) -> HuggingFaceTokenizer:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts
-from orca_jax.data import template_layout
+from orca_jax.data import chat_template
 from orca_jax.data.hf_tokenizer import (
     CONFIG_FILE,
     TEMPLATE_FILE,
@@ -115,7 +115,7 @@ def _with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFac
 def _gives(tokenizer: HuggingFaceTokenizer, layout: str) -> bool:
     """Whether the tokenizer's template writes the probes with the layout's ids."""
     try:
-        written = [template_layout.encode(probe, tokenizer).ids for probe in PROBES]
+        written = [chat_template.encode(probe, tokenizer).ids for probe in PROBES]
     except LayoutError:
         return False
     return written == [encode(probe, layout, tokenizer).tokens.tolist() for probe in PROBES]
