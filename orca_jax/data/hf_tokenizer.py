@@ -285,10 +285,6 @@ def _steps(data: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     return [found for one in step[STEPS_OF[part]] for found in _steps({part: one}, part)]
 
 
-def _sequence(part: str, steps: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    return {"type": "Sequence", STEPS_OF[part]: list(steps)} if steps else None
-
-
 def _without_prefix(step: dict[str, Any]) -> dict[str, Any] | None:
     """A step that puts nothing before a text, and takes nothing from before it when decoding."""
     if step["type"] == "Prepend":
@@ -316,8 +312,8 @@ def _build(data: Mapping[str, Any], variant: Variant) -> tokenizers.Tokenizer:
     """The library's tokenizer of a variant, which takes no text for a special token and adds none."""
     changed = {**data, "post_processor": None, "truncation": None, "padding": None}
     for part in STEPS_OF:
-        steps = [CHANGES[variant](step) for step in _steps(data, part)]
-        changed[part] = _sequence(part, [step for step in steps if step is not None])
+        steps = [step for each in _steps(data, part) if (step := CHANGES[variant](each)) is not None]
+        changed[part] = {"type": "Sequence", STEPS_OF[part]: steps} if steps else None
     changed["model"] = _last_resort(data)
     built = tokenizers.Tokenizer.from_str(json.dumps(changed))
     built.encode_special_tokens = True

@@ -245,7 +245,15 @@ def encode_all(
     for messages in conversations:
         check_turns(messages)
     if layout == TEMPLATE:
-        encoded = [_encode_template(messages, _templated(tokenizer)) for messages in conversations]
+        chats = [chat_template.encode(messages, _templated(tokenizer)) for messages in conversations]
+        encoded = [
+            Encoded(
+                np.array(chat.ids, np.int32),
+                np.array(chat.supervised, np.float32),
+                np.array([ROLE_NAMES.index(role) for role in chat.roles], np.int8),
+            )
+            for chat in chats
+        ]
     else:
         pieces = [list(joined(_begun(LAYOUTS[layout](m), tokenizer))) for m in conversations]
         encoded = _encode_pieces(pieces, tokenizer)
@@ -298,12 +306,6 @@ def only_last(encoded: Encoded) -> Encoded:
 def on_everything(encoded: Encoded) -> Encoded:
     """The same tokens, with loss on all of them."""
     return dataclasses.replace(encoded, weights=np.ones_like(encoded.weights))
-
-
-def _encode_template(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> Encoded:
-    chat = chat_template.encode(messages, tokenizer)
-    roles = np.array([ROLE_NAMES.index(role) for role in chat.roles], np.int8)
-    return Encoded(np.array(chat.ids, np.int32), np.array(chat.supervised, np.float32), roles)
 
 
 def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ pre-tokenizer; since chat templates begin with a special token, their first text
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import json
 import os
@@ -76,6 +77,9 @@ def write(
     return write_files(contents, out_dir)
 
 
+CONTROL_FLAGS = {
+    "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True
+}  # fmt: skip
 PROBES = (
     [Message("user", "Is 2 + 2 = 4?")],
     [Message("user", "Hello"), Message("assistant", "Hi.")],
@@ -97,28 +101,20 @@ def _templated(tokenizer: HuggingFaceTokenizer, layout: str) -> HuggingFaceToken
     """
     plain = CHAT_TEMPLATES.get(layout, "")
     for template in (tokenizer.chat_template, plain, plain.replace(SPACE, "")):
-        if template and _gives(candidate := _with_template(tokenizer, template), layout):
-            return candidate
+        if not template:
+            continue
+        files = dict(tokenizer.files)
+        settings = {**json.loads(files.get(CONFIG_FILE, "{}")), "chat_template": template}
+        files |= {CONFIG_FILE: _json(settings), TEMPLATE_FILE: template}
+        candidate = HuggingFaceTokenizer(tuple(sorted(files.items())))
+        with contextlib.suppress(LayoutError):
+            written = [chat_template.encode(probe, candidate).ids for probe in PROBES]
+            if written == [encode(probe, layout, candidate).tokens.tolist() for probe in PROBES]:
+                return candidate
     raise ExportError(
         f"no chat template gives the ids of layout {layout!r} with this Hugging Face tokenizer; "
         f"train with layout {TEMPLATE!r}"
     )
-
-
-def _with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFaceTokenizer:
-    files = dict(tokenizer.files)
-    settings = {**json.loads(files.get(CONFIG_FILE, "{}")), "chat_template": template}
-    files |= {CONFIG_FILE: _json(settings), TEMPLATE_FILE: template}
-    return HuggingFaceTokenizer(tuple(sorted(files.items())))
-
-
-def _gives(tokenizer: HuggingFaceTokenizer, layout: str) -> bool:
-    """Whether the tokenizer's template writes the probes with the layout's ids."""
-    try:
-        written = [chat_template.encode(probe, tokenizer).ids for probe in PROBES]
-    except LayoutError:
-        return False
-    return written == [encode(probe, layout, tokenizer).tokens.tolist() for probe in PROBES]
 
 
 def _files(tokenizer: HuggingFaceTokenizer, model_max_length: int) -> dict[str, str]:
@@ -241,7 +237,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(name, i) for name, i in sorted(controls.items(), key=lambda item: item[1])],
+        "added_tokens": [
+            {"id": i, "content": name, **CONTROL_FLAGS}
+            for name, i in sorted(controls.items(), key=lambda item: item[1])
+        ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_metaspace(" ", "first"), _metaspace(SPACE)]},
         "post_processor": _begins_with_bos(tokenizer.control_id(BOS)),
@@ -257,11 +256,6 @@ def _metaspace(space: str, prepend: str = "never") -> dict[str, Any]:
     plain space as prefix is put before every first text, one that begins with a space included.
     """
     return {"type": "Metaspace", "replacement": space, "prepend_scheme": prepend, "split": False}
-
-
-def _added(name: str, token_id: int) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": token_id, "content": name, **flags}
 
 
 def _begins_with_bos(bos_id: int) -> dict[str, Any]:

@@ -276,7 +276,11 @@ def write_store(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     shards = shard_count(len(traces))
-    missing = [index for index in range(shards) if not _is_whole(directory, index, shards)]
+    missing = [
+        index
+        for index in range(shards)
+        if not (_sidecar(directory, index).exists() and shard_path(directory, index, shards).exists())
+    ]
     jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
     work = functools.partial(_write_job, directory, shards, encode, malformed)
     done = (run or functools.partial(in_processes, workers))(work, jobs)
@@ -288,10 +292,6 @@ def write_store(
 
 def shard_count(traces: int) -> int:
     return max(1, math.ceil(traces / SHARD_SIZE))
-
-
-def _is_whole(directory: Path, index: int, shards: int) -> bool:
-    return _sidecar(directory, index).exists() and shard_path(directory, index, shards).exists()
 
 
 def _write_job(directory: Path, shards: int, encode: Encoder, malformed: float, job: Job) -> int:

@@ -33,6 +33,7 @@ LONG, SHORT = 13, 8  # tokens
 MIN_SENTENCE = 4  # tokens of a benchmark's text that is looked for as a sentence of a query
 BATCH = 512  # queries
 Ids = NDArray[np.uint64]
+KINDS = ("exact", "13-gram", "8-gram")  # the strongest first
 Kind = Literal["exact", "13-gram", "8-gram"]
 
 # An option's label, which is no token, or a token.
@@ -153,7 +154,11 @@ class Index:
         self._runs = {
             length: _runs(ids, wordy, length, self.settings.max_documents) for length in (SHORT, LONG)
         }
-        self._starts = _by_first_piece(self._texts)
+        # The numbers of the texts by the tokens of their first sentence or line.
+        self._starts: dict[tuple[str, ...], list[int]] = {}
+        for number, text in enumerate(self._texts):
+            pieces = map(tokens, _PIECES.split(text.text))
+            self._starts.setdefault(tuple(next(filter(None, pieces))), []).append(number)
 
     def __len__(self) -> int:
         """Texts that differ."""
@@ -166,7 +171,8 @@ class Index:
 
     def check(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Hit]]]:
         """Every query with its hits."""
-        for batch in _batched(queries):
+        source = iter(queries)
+        while batch := tuple(itertools.islice(source, BATCH)):
             yield from zip(batch, self._check_batch(batch))
 
     def _check_batch(self, batch: Sequence[Query]) -> list[list[Hit]]:
@@ -188,7 +194,7 @@ class Index:
         return [
             [
                 self._hit(batch[query], text, kind, covered.get((query, text), []))
-                for text, kind in _strongest(met)
+                for text, kind in sorted(met.items(), key=lambda entry: (KINDS.index(entry[1]), entry[0]))
             ]
             for query, met in enumerate(kinds)
         ]
@@ -266,17 +272,6 @@ class Index:
         )
 
 
-def _batched(queries: Iterable[Query]) -> Iterator[tuple[Query, ...]]:
-    source = iter(queries)
-    while batch := tuple(itertools.islice(source, BATCH)):
-        yield batch
-
-
-def _strongest(met: dict[int, Kind]) -> list[tuple[int, Kind]]:
-    order = ("exact", "13-gram", "8-gram")
-    return sorted(met.items(), key=lambda entry: (order.index(entry[1]), entry[0]))
-
-
 def _grouped(documents: Iterable[tuple[str, str, str]]) -> list[_Text]:
     """The texts that have tokens, those that read the same as one."""
     names: dict[tuple[str, ...], list[tuple[str, str]]] = {}
@@ -289,15 +284,6 @@ def _grouped(documents: Iterable[tuple[str, str, str]]) -> list[_Text]:
     return [
         _Text(tuple(owners), texts[words], words, tuple(masked(words))) for words, owners in names.items()
     ]
-
-
-def _by_first_piece(texts: Iterable[_Text]) -> dict[tuple[str, ...], list[int]]:
-    """The numbers of the texts by the tokens of their first sentence or line."""
-    numbers: dict[tuple[str, ...], list[int]] = {}
-    for number, text in enumerate(texts):
-        pieces = map(tokens, _PIECES.split(text.text))
-        numbers.setdefault(tuple(next(filter(None, pieces))), []).append(number)
-    return numbers
 
 
 def _vocabulary(texts: Iterable[_Text]) -> dict[str, int]:

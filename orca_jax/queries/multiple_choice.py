@@ -74,7 +74,10 @@ def is_multiple_choice(text: str, target: str | None = None) -> bool:
       target: its gold answer, if known: one that is no option shows that nothing is to be chosen.
     """
     found = options(text)
-    if len(found) < 2 or _asks_for_writing(text) or _ANSWERED.search(text.rstrip()):
+    if len(found) < 2 or _ANSWERED.search(text.rstrip()):
+        return False
+    lines = [line for line in text.splitlines() if line.strip()]
+    if any(_WRITES.search(line) for line in (lines[0][:300], lines[-1][-300:])):
         return False
     return not target or _is_option(target, found)
 
@@ -86,11 +89,6 @@ def options(text: str) -> tuple[str, ...]:
             return tuple(_items(text, run))
     listed = _COMMA_LIST.search(text)
     return tuple(part.strip() for part in listed[1].split(",")) if listed else ()
-
-
-def _asks_for_writing(text: str) -> bool:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return any(_WRITES.search(line) for line in (lines[0][:300], lines[-1][-300:]))
 
 
 def _is_option(target: str, listed: Sequence[str]) -> bool:
@@ -169,7 +167,8 @@ def _is_list(text: str, run: list[_Mark]) -> bool:
     label, style = run[0].label, run[0].style
     if not label:
         return _is_bullet_list(text, run)
-    if "A" not in style and _is_prose(text, run):
+    # A list that runs on in a sentence: "1) positive, and 2) negative".
+    if "A" not in style and any(item.endswith((" and", " or")) for item in _items(text, run)):
         return False
     if _announced(text, run[0]):
         return True
@@ -178,11 +177,6 @@ def _is_list(text: str, run: list[_Mark]) -> bool:
     if style[0] in "([-+*•" or run[0].starts_line:
         return "A" in style or len(run) > 2 or _asked(text, run[0])
     return "A" in style and len(run) > 2 and _asked(text, run[0])
-
-
-def _is_prose(text: str, run: list[_Mark]) -> bool:
-    """Whether the list runs on in a sentence: "1) positive, and 2) negative"."""
-    return any(item.endswith((" and", " or")) for item in _items(text, run))
 
 
 def _is_bullet_list(text: str, run: list[_Mark]) -> bool:

@@ -25,11 +25,11 @@ from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import batch_files, completions, token_counts
 from orca_jax.teachers.batch_files import BatchLimits, InputFile
+from orca_jax.teachers.collect import FOR_GOOD
 from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Attempt, Ledger
 from orca_jax.teachers.limits import Budget, Reservation
 from orca_jax.teachers.openai import OpenAIEndpoint
-from orca_jax.teachers.queue import FOR_GOOD
 
 log = logging.getLogger(__name__)
 STATE = "batches.json"
@@ -260,7 +260,10 @@ class Batches:
             if not file_id:
                 continue
             path = (self.folder / batch.file.name).with_suffix(f".{kind}.jsonl")
-            await self._download(file_id, path)
+            async with self._client().files.with_streaming_response.content(file_id) as response:
+                with atomic_write(path, "wb") as file:
+                    async for chunk in response.iter_bytes():
+                        file.write(chunk)
             for results in batch_files.results(path, CHUNK):
                 used += self._record(batch, results)
         nothing = completions.failed(Fault.SERVER, None, f"no result: the batch is {batch.status}")
@@ -283,12 +286,6 @@ class Batches:
                 self._hopeless.add(key)
         self._ledger.record(attempts)
         return sum((attempt.reply.usage for attempt in attempts), Usage())
-
-    async def _download(self, file_id: str, path: Path) -> None:
-        async with self._client().files.with_streaming_response.content(file_id) as response:
-            with atomic_write(path, "wb") as file:
-                async for chunk in response.iter_bytes():
-                    file.write(chunk)
 
     def _missing(self, requests: Iterable[Request], known: set[bytes]) -> Iterable[tuple[bytes, Request]]:
         """The requests that are neither answered nor in `known`, each once; makes the ledger know them."""

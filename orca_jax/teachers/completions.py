@@ -141,7 +141,8 @@ def read_json(status: int, answer: Any) -> ParsedResponse:
         return failed(Fault.MALFORMED, status, f"not a JSON object: {json.dumps(answer)}", maybe_paid=True)
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        if _prompt_filtered(answer):
+        results = answer.get("prompt_filter_results") or answer.get("prompt_annotations")
+        if '"filtered": true' in json.dumps(results):
             return _filtered(answer)
         return failed(Fault.MALFORMED, status, f"no choices in {json.dumps(answer)}", maybe_paid=True)
     return _completion(answer, choices[0])
@@ -242,11 +243,6 @@ def _count(tokens: Any) -> int | None:
     return math.ceil(tokens) if is_number and 0 <= tokens <= MOST_TOKENS else None
 
 
-def _prompt_filtered(answer: Mapping[str, Any]) -> bool:
-    results = json.dumps(answer.get("prompt_filter_results") or answer.get("prompt_annotations") or "")
-    return '"filtered": true' in results
-
-
 def _first(value: Any) -> Any:
     """The first of a list, as which Gemini's compatible endpoint sends an error."""
     return value[0] if isinstance(value, list) and value else value
@@ -261,22 +257,17 @@ def _error(status: int, answer: Any) -> ParsedResponse:
         error = {"message": error}
     words = error.get("message") or error.get("detail") or error
     message = words if isinstance(words, str) else json.dumps(words)
-    codes = _codes(error)
-    if status < 300:
-        status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 500)
-    if codes & set(_FILTER):
-        inner = error.get("innererror")
-        results = inner.get("content_filter_result") if isinstance(inner, Mapping) else None
-        return _filtered({}, results)
-    return failed(_fault(status, codes, message), status, message)
-
-
-def _codes(error: Mapping[str, Any]) -> set[str]:
-    """The words by which servers classify an error, in lower case."""
+    # The words by which servers classify an error.
     inner = error.get("innererror")
     places = (error, inner) if isinstance(inner, Mapping) else (error,)
     found = (place.get(name) for place in places for name in ("code", "type", "status"))
-    return {str(code).lower() for code in found if isinstance(code, str | int)}
+    codes = {str(code).lower() for code in found if isinstance(code, str | int)}
+    if status < 300:
+        status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), 500)
+    if codes & set(_FILTER):
+        results = inner.get("content_filter_result") if isinstance(inner, Mapping) else None
+        return _filtered({}, results)
+    return failed(_fault(status, codes, message), status, message)
 
 
 def _fault(status: int, codes: set[str], message: str) -> Fault:

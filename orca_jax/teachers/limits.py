@@ -385,7 +385,11 @@ class Budget:
     def try_reserve(self, bound: Usage, price: Price) -> Reservation | None:
         """Like `reserve`, but returns None where that waits."""
         wanted = Reservation(price.cost(bound), bound.total)
-        if not self._fits(wanted):
+        money = self.money_spent + self._money_reserved + wanted.money
+        tokens = self.tokens_spent + self._tokens_reserved + wanted.tokens
+        if (self.money is not None and money > self.money) or (
+            self.tokens is not None and tokens > self.tokens
+        ):
             if not self._reservations:
                 raise BudgetSpent(self._spent_message(wanted))
             return None
@@ -412,11 +416,6 @@ class Budget:
         self._tokens_reserved += wanted.tokens
         self._reservations += 1
         return wanted
-
-    def _fits(self, wanted: Reservation) -> bool:
-        money = self.money_spent + self._money_reserved + wanted.money
-        tokens = self.tokens_spent + self._tokens_reserved + wanted.tokens
-        return (self.money is None or money <= self.money) and (self.tokens is None or tokens <= self.tokens)
 
     def _spent_message(self, wanted: Reservation) -> str:
         caps = [f"{self.money:.2f} USD"] if self.money is not None else []

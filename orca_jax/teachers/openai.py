@@ -94,7 +94,12 @@ class OpenAIEndpoint:
         _BODY_SENT.set(body_sent)
         try:
             async with asyncio.timeout(self.config.timeout):
-                response = await self._post(body)
+                try:
+                    response = await self.client().post(
+                        "/chat/completions", cast_to=httpx2.Response, body=body
+                    )
+                except openai.APIStatusError as error:
+                    response = error.response
         except asyncio.CancelledError:
             if body_sent.is_set():
                 raise
@@ -122,14 +127,10 @@ class OpenAIEndpoint:
         if not self._clients or self._loop is not loop:
             self._clients = [_make_client(self.config, self._key, self._context) for _ in range(POOLS)]
             self._turns, self._loop = itertools.cycle(self._clients), loop
-            _guard_loggers()
+            # A filter works on the very logger that is written to.
+            for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]:
+                logging.getLogger(name).addFilter(_SCRUBBING)
         return next(self._turns)
-
-    async def _post(self, body: dict[str, Any]) -> httpx2.Response:
-        try:
-            return await self.client().post("/chat/completions", cast_to=httpx2.Response, body=body)
-        except openai.APIStatusError as error:
-            return error.response
 
 
 class _Scrubbing(logging.Filter):
@@ -143,12 +144,6 @@ class _Scrubbing(logging.Filter):
 
 
 _SCRUBBING = _Scrubbing()
-
-
-def _guard_loggers() -> None:
-    """Keeps secrets out of the libraries' logs; a filter works on the very logger that is written to."""
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]:
-        logging.getLogger(name).addFilter(_SCRUBBING)
 
 
 def _of_environment() -> Iterator[str]:

@@ -141,7 +141,12 @@ class Pool:
             raw = {**raw, "endpoint": member.sender.label}
         reply = dataclasses.replace(reading.reply, usage=used, raw=raw)
         if reading.fault is Fault.REFUSED:
-            self._leave_out(member, answer, reply)
+            first = not member.refused
+            member.refused = member.sender.refusal(answer.status, reading.message)
+            if all(other.refused for other in self._members):
+                raise EndpointRefused(member.refused, reply)
+            if first:
+                log.error("%s; the other endpoints go on", member.refused)
         return reply
 
     def release(self, admission: _Admission, used: Usage) -> None:
@@ -157,14 +162,6 @@ class Pool:
             limiter.pause(wait)
         elif fault is None:
             limiter.answered()
-
-    def _leave_out(self, member: _Member, answer: Sent, reply: Reply) -> None:
-        first = not member.refused
-        member.refused = member.sender.refusal(answer.status, answer.reading.message)
-        if all(other.refused for other in self._members):
-            raise EndpointRefused(member.refused, reply)
-        if first:
-            log.error("%s; the other endpoints go on", member.refused)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
