@@ -34,8 +34,8 @@ from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import flan, quality, system_messages
-from orca_jax.queries.recorded import RecordedTeacher
 from orca_jax.student import attention, presets
+from orca_jax.teachers.collection import RecordedTeacher
 
 
 def changed(path, value):
