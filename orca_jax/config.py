@@ -234,7 +234,7 @@ class TeacherConfig:
     # System message that its traces show instead, for a student that shall not see how the teacher was
     # instructed (Orca 2's prompt erasing, arXiv 2311.11045); 0: the same one.
     shown: OtherMessage = 0
-    shots: Count = 0  # solved examples that its traces show before the question, see data.few_shot
+    shots: Count = 0  # solved examples that its traces show before the question, see data.traces
     brevity: float = 0.0  # of an oracle: share of explanations that are left short
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
