@@ -200,33 +200,29 @@ def with_texts(queries: Iterable[Query], messages: MessageSet) -> Iterator[Query
 def all_messages() -> Mapping[int, SystemMessage]:
     """All 16 by id, in order."""
     table = importlib.resources.files(__package__).joinpath(DATA_FILE).read_text(encoding="utf-8")
-    return {int(row["id"]): _message(row) for row in csv.DictReader(table.splitlines())}
-
-
-def _message(row: Mapping[str, str]) -> SystemMessage:
-    message_id = int(row["id"])
-    style, purpose, text = _OURS[message_id]
-    return SystemMessage(
-        id=message_id,
-        text=text,
-        purpose=purpose,
-        multiple_choice_only=message_id in _MULTIPLE_CHOICE_ONLY,
-        style=style,
-        shares={collection: float(row[collection]) for collection in COLLECTIONS},
-        published=tuple(row["sha256"].split(";")),
-    )
+    messages = {}
+    for row in csv.DictReader(table.splitlines()):
+        id = int(row["id"])
+        style, purpose, text = _OURS[id]
+        messages[id] = SystemMessage(
+            id=id,
+            text=text,
+            purpose=purpose,
+            multiple_choice_only=id in _MULTIPLE_CHOICE_ONLY,
+            style=style,
+            shares={collection: float(row[collection]) for collection in COLLECTIONS},
+            published=tuple(row["sha256"].split(";")),
+        )
+    return messages
 
 
 @functools.cache
 def _ids_by_hash() -> Mapping[str, int]:
-    return _hashes(all_messages().values())
-
-
-def _hashes(messages: Iterable[SystemMessage]) -> dict[str, int]:
+    messages = all_messages().values()
     return {digest: m.id for m in messages for digest in (message_hash(m.text), *m.published)}
 
 
-# Who gets which message
+# Which query gets which message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,14 +273,6 @@ class MessageSet:
             if kind not in weights:
                 weights[kind] = self.weights(query.collection, multiple_choice=query.multiple_choice)
             yield dataclasses.replace(query, system_message_id=draw(weights[kind], query.id, seed))
-
-    def recognise(self, text: str | None) -> int | None:
-        """The id of a message of this set; None means that it is none of them."""
-        return self._by_hash.get(message_hash(text))
-
-    @functools.cached_property
-    def _by_hash(self) -> Mapping[str, int]:
-        return _hashes(self.messages.values())
 
 
 def _share(message: SystemMessage, collection: str) -> float:
