@@ -1,1 +1,1 @@
-"""What is asked: readers of FLAN-v2, sampling, system messages and procedural puzzles."""
+"""The queries: readers of FLAN-v2, sampling, system messages and procedural puzzles."""

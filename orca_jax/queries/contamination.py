@@ -1,4 +1,4 @@
-"""Does a query ask what a benchmark asks? Checked before any teacher is paid.
+"""Queries that meet a benchmark's text are found before any teacher is paid.
 
 Texts are compared as tokens: words in lower case, brackets and arithmetic signs; other punctuation, white
 space, Unicode forms and the labels of options do not count. A query meets a benchmark's text if

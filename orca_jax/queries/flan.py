@@ -13,7 +13,7 @@ its place in a `Tally` and left out; too many of them end the run (`files.counte
 hash of what it holds, so that it depends neither on the file nor on its place, and equal rows have equal ids.
 
 The templates that FLAN gives to the CoT and raw sets are not in those files. What is rendered here is
-worded anew: enough to ask by, not FLAN's distribution of templates; the submix files have that.
+worded anew: enough to train on, not FLAN's distribution of templates; the submix files have that.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def _texts(value: Any, field: str) -> list[str]:
     return texts
 
 
-# What is asked about a sentence of the raw sets, by the file's name; others are asked for a label.
+# The question about a sentence of the raw sets, by the file's name; for others it is which label fits.
 _TASK_WORDS: Mapping[str, str] = {
     "BoolQA": "Does the passage answer the question with yes (True) or no (False)?",
     "CB": "How does sentence 2 relate to sentence 1?",

@@ -4,7 +4,7 @@
                        always filtered
   near_duplicate       nearly the same question (MinHash); looked for only where it is a filter
   contaminated         the question meets a benchmark's text; looked for in traces that came in a file, as
-                       queries are checked before they are asked
+                       queries are checked before they are sent
   refusal              the answer declines
   self_identification  the answer speaks of itself as a model
   truncated            the answer stops within a sentence

@@ -1,4 +1,4 @@
-"""Which queries are asked: FLAN-5M and FLAN-1M as the paper draws them (sections 3.1.2 and 3.1.3).
+"""Draws queries: FLAN-5M and FLAN-1M as the paper draws them (sections 3.1.2 and 3.1.3).
 
 CoT is taken whole, Super-NaturalInstructions up to 300 queries a task, Flan 2021 and T0 by Algorithm 1
 (draw a task uniformly, then one of its queries without replacement, until enough are drawn); zero-shot
@@ -48,7 +48,7 @@ class Quotas:
       cot: share of the CoT queries, drawn uniformly.
       niv2_per_task: queries of a Super-NaturalInstructions task, or all it has.
       flan2021, t0: queries drawn by Algorithm 1, or all there are.
-      expert: share of the drawn queries that the second teacher is asked (FLAN-1M of FLAN-5M).
+      expert: share of the drawn queries that the second teacher gets (FLAN-1M of FLAN-5M).
     """
 
     cot: float = 1.0
@@ -293,7 +293,7 @@ def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
 def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
     """The drawn queries of a stream, each id once, in the stream's order.
 
-    `extra["expert"]` says whether the second teacher is asked it too.
+    `extra["expert"]` says whether the second teacher gets it too.
     """
     seen: set[int] = set()
     for query in queries:

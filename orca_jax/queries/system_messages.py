@@ -176,13 +176,13 @@ def get(message_id: int) -> SystemMessage:
 
 
 def text_of(query: Query) -> str:
-    """The system message that a query is asked under: one of a user's set, of the 16, or the empty one."""
+    """The system message of a query: one of a user's set, of the 16, or the empty one."""
     own: str | None = query.extra.get(TEXT)
     return get(query.system_message_id or 1).text if own is None else own
 
 
 def under(query: Query, message_id: int) -> Query:
-    """The query asked under another of the 16 messages; 0: under its own."""
+    """The query under another of the 16 messages; 0: under its own."""
     if not message_id:
         return query
     extra = {name: value for name, value in query.extra.items() if name != TEXT}
@@ -227,7 +227,7 @@ def _ids_by_hash() -> Mapping[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class MessageSet:
-    """System messages and who gets them.
+    """System messages and the shares in which queries get them.
 
     Attributes:
       messages: by id.

@@ -2,7 +2,7 @@
 
 Nothing is reported before it is committed. A request keeps its place among the `concurrency`
 requests in flight until its reply is committed, so a kill costs at most that many paid replies.
-An endpoint with limits is asked for leave one request at a time, so nothing overtakes. A commit
+An endpoint with limits admits one request at a time, so nothing overtakes. A commit
 takes as long as several requests do, so what comes within `GATHER` seconds is committed together,
 and what may be sent at one moment is noted together.
 
@@ -51,15 +51,15 @@ async def ask(
     """Yields a reply for each request, as they come, each one committed to the ledger before.
 
     Requests are read as they are needed, so there may be millions of them. Equal requests waiting
-    together are asked once. An endpoint that raises, or answers `Outcome.ERROR`, is asked again at
-    the end of the waiting requests, `retries` times (see `Queue.settle` for what is not counted, and
-    what is not asked again), after a random part of `backoff` seconds, doubled each time; then the
-    failed reply is yielded, and a later call asks again.
+    together are sent once. A request that raises, or ends in `Outcome.ERROR`, is sent again after
+    the waiting requests, `retries` times (see `Queue.settle` for what is not counted, and
+    what is not sent again), after a random part of `backoff` seconds, doubled each time; then the
+    failed reply is yielded, and a later call sends it again.
 
     Raises:
       AskingStopped: no further request may be sent. Those in flight are waited for, committed and
         yielded before.
-      LedgerError: the ledger cannot be written to, or another process asks this endpoint by it.
+      LedgerError: the ledger cannot be written to, or another process collects from this endpoint with it.
       ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
     """
     if concurrency < 1 or retries < 0 or not backoff >= 0:
@@ -249,7 +249,7 @@ class _Asking:
         paced = [(pending.request, admission.bound) for pending, admission in admitted if admission]
         try:
             tickets = self._ledger.send(self._endpoint.identity, paced) if paced else []
-        except BaseException as error:  # nobody awaits this call
+        except BaseException as error:  # this call is not awaited
             self._release(admitted)
             self._broken = error
             self.changed.set()
@@ -314,7 +314,7 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, Result]) -> Result:
         task = asyncio.current_task()
         assert task is not None
         running.append((asyncio.get_running_loop(), task))
-        if interrupted.is_set():  # whoever set it may have looked at `running` before
+        if interrupted.is_set():  # `running` may have been read before it was set
             task.cancel()
         return await coroutine
 
@@ -350,7 +350,7 @@ class Collected:
 
 @dataclasses.dataclass(slots=True)
 class Pending:
-    """A request to be asked for the callers at `indices`."""
+    """A request that is waited for at `indices` of the requests."""
 
     key: bytes
     request: Request
@@ -360,7 +360,7 @@ class Pending:
 
 
 class Queue:
-    """The requests that wait, are in flight or are to be asked again."""
+    """The requests that wait, are in flight or are to be sent again."""
 
     def __init__(
         self, identity: str, requests: Iterable[Request], ledger: Ledger, retries: int, backoff: float
@@ -400,10 +400,10 @@ class Queue:
         return stored
 
     def pop(self, most_delayed: int) -> Pending | None:
-        """The next request to ask, if there is one now.
+        """The next request to send, if there is one now.
 
-        While `most_delayed` requests wait after failures there is none: a server that is down shall
-        not be asked everything in vain.
+        While `most_delayed` requests wait after failures there is none: no new requests are sent while the
+        server is down.
         """
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             self._waiting.append(heapq.heappop(self._delayed)[2])
@@ -412,7 +412,7 @@ class Queue:
         return self._waiting.popleft()
 
     def next_due(self) -> float | None:
-        """Seconds until a failed request is to be asked again; None if there is none."""
+        """Seconds until a failed request is to be sent again; None if there is none."""
         return max(0.0, self._delayed[0][0] - time.monotonic()) if self._delayed else None
 
     def settled(self) -> bool:

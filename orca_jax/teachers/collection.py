@@ -368,7 +368,7 @@ def missing(path: str | os.PathLike[str], ledger: Ledger) -> NDArray[np.int64]:
     if not len(answered):
         return np.arange(len(wanted))
     # The ledger's ids come in order. Two that share their first half are too rare to matter: the
-    # second would be asked for, and found in the ledger then.
+    # second would be requested, and found in the ledger then.
     places = np.minimum(np.searchsorted(answered[:, 0], wanted[:, 0]), len(answered) - 1)
     return np.flatnonzero((answered[places] != wanted).any(axis=1))
 

@@ -1,4 +1,4 @@
-"""What can be asked, and what one request is.
+"""Endpoints, and the requests to them.
 
 Teachers, judges, judged baselines and our own students are all endpoints.
 """
@@ -31,7 +31,7 @@ class Endpoint(Protocol):
         `raw["fault"]` may hold a `Fault`.
 
         Raises:
-          AskingStopped: the endpoint will answer nobody.
+          AskingStopped: the endpoint refuses every request.
         """
 
 
@@ -78,15 +78,15 @@ class AskingStopped(RuntimeError):
 
 
 class EndpointRefused(AskingStopped):
-    """A server answers nobody: the key is wrong, the model unknown or the quota exhausted."""
+    """A server refuses every request: the key is wrong, the model unknown or the quota exhausted."""
 
 
 class Fault(enum.StrEnum):
     """Why a request got no answer."""
 
-    RATE_LIMIT = "rate_limit"  # too many requests; asked again as often as it takes
-    REFUSED = "refused"  # wrong key, unknown model, exhausted quota; asked again only elsewhere
-    REQUEST = "request"  # the server never answers this request; not asked again in this run
+    RATE_LIMIT = "rate_limit"  # too many requests; sent again as often as it takes
+    REFUSED = "refused"  # wrong key, unknown model, exhausted quota; sent again only elsewhere
+    REQUEST = "request"  # the server never answers this request; not sent again in this run
     TOO_LONG = "too_long"  # the same, for its length
     SERVER = "server"
     CONNECTION = "connection"

@@ -1,4 +1,4 @@
-"""What a collection will ask, what it will cost and how long it will take, before a cent is spent.
+"""What a collection will send, what it will cost and how long it will take, before a cent is spent.
 
 Lengths come from traces already collected where there are enough, else from the paper's figure 9.
 """
@@ -70,7 +70,7 @@ class Kind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Planned:
-    """How much of a kind is to be asked; `prompt_bytes` of all conversations together."""
+    """How much of a kind is to be sent; `prompt_bytes` of all conversations together."""
 
     requests: int = 0
     prompt_bytes: int = 0
@@ -122,7 +122,7 @@ class Row:
 
 
 def plan(requests: Iterable[tuple[Kind, Sequence[Message]]]) -> dict[Kind, Planned]:
-    """Adds up what is to be asked, from every request's kind and conversation."""
+    """Adds up what is to be sent, from every request's kind and conversation."""
     counts: collections.Counter[Kind] = collections.Counter()
     sizes: collections.Counter[Kind] = collections.Counter()
     for kind, messages in requests:

@@ -1,9 +1,9 @@
 """The crash-safe record of every request, shared between runs, experiments and processes.
 
-One SQLite file in WAL mode. What was asked (`requests`) and what came back (`attempts`) are only
+One SQLite file in WAL mode. What was sent (`requests`) and what came back (`attempts`) are only
 appended, with their texts compressed; `lookup` is a compact tree from request id to the attempt
 that answers it, so a resume reads no texts; triggers keep the counts, so `status` reads no rows.
-An attempt that ended in `Outcome.ERROR` is no answer: the request will be asked again. The first
+An attempt that ended in `Outcome.ERROR` is no answer: the request is sent again. The first
 answer stands, whatever another process adds later; `claim` keeps two from paying for the same. What is
 paid for is noted in `sent` before it goes out, and the note goes when its attempt is recorded, so what a
 kill lost is counted all the same.
@@ -79,7 +79,7 @@ class Status:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recent:
-    """What one endpoint was asked of late. `last` is when its last attempt ended, in Unix time."""
+    """What one endpoint was sent of late. `last` is when its last attempt ended, in Unix time."""
 
     attempts: int
     usage: Usage
@@ -245,7 +245,7 @@ class Ledger:
         ]
 
     def status(self) -> dict[str, Status]:
-        """What was asked so far, by endpoint identity."""
+        """What was sent so far, by endpoint identity."""
         totals = self._rows(
             "SELECT endpoint, sum(requests), sum(answers) FROM settings GROUP BY endpoint ORDER BY endpoint"
         )

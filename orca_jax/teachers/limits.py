@@ -35,7 +35,7 @@ LOWEST_GUESS = 60.0  # requests a minute; an early 429 must not stop everything
 RECOVERY = 0.2 / 60  # share of the limit that the pace regains in a second
 ROUNDING = 1e-6
 FIRST_PAUSE = 1.0  # after a 429 that does not say how long to wait
-LONGEST_WAIT = 3_600.0  # seconds; a server that asks for more is asked again after an hour
+LONGEST_WAIT = 3_600.0  # seconds; a server that asks for more gets the next request after an hour
 ERA = 10 * 365 * 86_400.0  # a number of seconds this near to now's since 1970 is a moment
 _SCALE = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _AMOUNT = r"\d+(?:\.\d+)?"
@@ -296,7 +296,7 @@ class _Meter:
             self._foreign_until = now + min(WINDOW, WINDOW if quota.reset is None else max(0.0, quota.reset))
 
     def guess(self, now: float) -> None:
-        """Takes what was sent in the last minute for the limit, which nobody has told."""
+        """Takes what was sent in the last minute for the limit, where none is known."""
         self._expire(now)
         self.limit, self.guessed = max(LOWEST_GUESS, self._used), True
 

@@ -112,7 +112,7 @@ class OpenAIEndpoint:
         return Sent(reading.within(sampling.max_tokens).cleaned(), told, response.status_code)
 
     def refusal(self, status: int | None, said: str) -> str:
-        """What its user should know of an endpoint that answers nobody."""
+        """What the user should know of an endpoint that refuses every request."""
         return f"{self.label}: {completions.advice(status, said)} (the server says: {said})"
 
     async def close(self) -> None:

@@ -51,7 +51,7 @@ class Pool:
     """The endpoints of one model. `identity` is the model's name, whichever endpoint answers.
 
     A member that refuses (wrong key, unknown model, exhausted quota) is left out and the log says
-    what to do; when the last one refuses, asking stops. A request goes where it can be sent first.
+    what to do; when the last one refuses, nothing more is sent. A request goes where it can be sent first.
 
     Raises:
       ValueError: there are no members.
@@ -94,7 +94,7 @@ class Pool:
         return _Admission(self, member, ticket, reservation, messages, sampling, bound, expected)
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        """Waits for leave, then asks."""
+        """Waits until a request may be sent, then sends it."""
         return await (await self.admit(messages, sampling)).reply()
 
     async def close(self) -> None:

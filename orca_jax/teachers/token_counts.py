@@ -46,7 +46,7 @@ class Expectation:
         return round(len(text.encode("utf-8", "surrogatepass")) / self._bytes_a_token)
 
     def used(self, reading: ParsedResponse, messages: Sequence[Message], sampling: Sampling) -> Usage:
-        """What a request used: as the server says, else an estimate; where nobody can know, the most."""
+        """What a request used: as the server says, else an estimate; where neither is known, the most."""
         if reading.usage_known:
             return reading.reply.usage
         if NO_USAGE in reading.reply.raw and not self._warned:
