@@ -22,6 +22,7 @@ from orca_jax.queries import puzzles
 from orca_jax.reporting import report
 from orca_jax.reporting.report_sources import Run, config_of
 from orca_jax.training import metrics
+from orca_jax.training import run as training
 from orca_jax.training.checkpoints import load_params
 
 ROAD = (
@@ -111,7 +112,7 @@ def test_the_config_is_kept_as_training_begins_and_not_before(copied, mini, monk
     def begun(*_, **__):
         raise InterruptedError
 
-    monkeypatch.setattr(train, "describe", begun)
+    monkeypatch.setattr(training, "describe", begun)
     with pytest.raises(InterruptedError):
         road.run(mini(), workdir)
     kept = (workdir / road.CONFIG).read_text()
