@@ -355,8 +355,9 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
         return work()
     except KeyboardInterrupt:
         _end("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        _unread()
+    except BrokenPipeError:  # the reader of the output has left, as `head` does: no word of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)
     except Exception as error:
         if status := getattr(error, "exit_status", 0):
             _end(f"stopped: {error}", status)
@@ -366,7 +367,9 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
         of_xla = type(error).__name__ == "JaxRuntimeError"
         known = {} if hasattr(error, "explained") else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
         advice = next((advice for words, advice in known.items() if words in str(error)), "")
-        if traceback or not (advice or _mendable(error)):
+        own = type(error).__module__.partition(".")[0] == "orca_jax"
+        mendable = own or isinstance(error, FloatingPointError | OSError | ValueError)
+        if traceback or not (advice or mendable):
             log.debug("ended by", exc_info=True)
             raise
         # XLA follows its first line with pages of allocations.
@@ -374,23 +377,11 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
         _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
 
 
-def _mendable(error: Exception) -> bool:
-    """Whether the user can mend it: an error of this package's own, or one of values and files."""
-    own = type(error).__module__.partition(".")[0] == "orca_jax"
-    return own or isinstance(error, FloatingPointError | OSError | ValueError)
-
-
 def _without_devices(error: Exception) -> bool:
     """Whether jax found none of the devices in JAX_PLATFORMS, which it says with a bare assertion."""
     return isinstance(error, AssertionError) and extract_tb(error.__traceback__)[-1].filename.endswith(
         "xla_bridge.py"
     )
-
-
-def _unread() -> NoReturn:
-    """Ends without a word, as the reader of the output has left: `head` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(EXIT_ERROR)
 
 
 def _end(said: str, status: int) -> NoReturn:

@@ -331,7 +331,7 @@ def judge(
     asked = comparisons(questions, reference, candidate, forms, orders)
     out.mkdir(parents=True, exist_ok=True)
     requests, counter = [Request(comparison.messages, SAMPLING) for comparison in asked], itertools.count(1)
-    with progress(f"asking {endpoint.model}", len(requests)) as report:
+    with progress(f"reviews by {endpoint.model}", len(requests)) as report:
         replies = model.ask_endpoint(
             endpoint, requests, out / "ledger.sqlite", lambda _: report(next(counter))
         )

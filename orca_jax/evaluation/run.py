@@ -347,13 +347,20 @@ def collect_replies(
         if progress:
             progress(min(done, len(requests)), len(requests))
 
+    by_length = sorted(requests, key=lambda request: (len(request.question.text), request.hash))
     with files.JsonlAppender(path) as file:
         replies = _recorded(path, requests)
-        for number, asked in enumerate(_rounds(requests, round_size)):
+        for number, start in enumerate(range(0, len(by_length), round_size)):
+            asked = by_length[start : start + round_size]
             missing = [request for request in asked if request.hash not in replies]
             if missing:
-                of_round = dataclasses.replace(sampling, seed=_round_seed(seed, number))
-                found = _ask(asked, answer, of_round, lambda count: report(len(replies) + count))
+                of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
+                found = _ask(
+                    asked,
+                    answer,
+                    dataclasses.replace(sampling, seed=of_round),
+                    lambda count: report(len(replies) + count),
+                )
             for request in missing:
                 replies[request.hash] = found[request.hash]
                 file.append(_record(request, found[request.hash], seed, system_message_id))
@@ -366,15 +373,6 @@ def _request(question: Question, system_text: str, sampling: Sampling, seed: int
     messages = conversation(question, system_text)
     content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
     return _Request(question, messages, digest(content))
-
-
-def _rounds(requests: Sequence[_Request], size: int) -> list[list[_Request]]:
-    by_length = sorted(requests, key=lambda request: (len(request.question.text), request.hash))
-    return [by_length[start : start + size] for start in range(0, len(by_length), size)]
-
-
-def _round_seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
 
 
 def _ask(
