@@ -27,7 +27,6 @@ from orca_jax.training import curriculum, students
 log = logging.getLogger(__name__)
 RESULTS, FIGURE = "results.json", "arms.png"
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
-ROW_KEYS = ("row_length", "max_segments", "overlong", "segments")
 
 
 def folder(workdir: Path, arm: str, seed: int) -> Path:
@@ -37,7 +36,7 @@ def folder(workdir: Path, arm: str, seed: int) -> Path:
 
 def data_key(config: ExperimentConfig) -> str:
     """The same for runs whose queries, traces and tokens are the same."""
-    data = {name: value for name, value in plain(config.data).items() if name not in ROW_KEYS}
+    data = {name: getattr(config.data, name) for name in config.data.STORED}
     ids = config.student.vocab_size, config.student.init
     return artifacts.digest([{name: plain(getattr(config, name)) for name in DATA_KEYS}, data, ids])[:12]
 

@@ -48,7 +48,7 @@ def make_card(
       traces: gives what the teacher's token store was made of.
     """
     directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
-    rows = artifacts.section(config.data, ("row_length", "max_segments", "overlong"))
+    rows = artifacts.section(config.data, without=(*config.data.STORED, "segments"))
     provenance = artifacts.joined({"program": "card"}, rows, artifacts.section(config, ("seed",)))
     inputs = {"tokens": store.manifest["fingerprint"]}
     if not _is_up_to_date(directory, provenance, inputs):
