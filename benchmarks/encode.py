@@ -31,7 +31,7 @@ def write_shard(folder: Path, traces: PlacedTraces, encoder: tokens.Encoder) -> 
         return int(columns["length"].sum()) + len(columns["length"])
 
 
-def main(input: str = "", tokenizer: str = "", layout: str = "orca", rounds: int = 5) -> None:
+def main(*, input: str, tokenizer: str, layout: str = "orca", rounds: int = 5) -> None:
     source = Path(input) / "traces.jsonl" if Path(input).is_dir() else Path(input)
     with tempfile.TemporaryDirectory() as temporary:
         folder, path = Path(temporary), Path(temporary) / "traces.jsonl"

@@ -25,16 +25,9 @@ YNN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}  # XLA
 
 
 def student(vocab: int, hidden: int, intermediate: int, layers: int, heads: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=hidden // heads,
-        scan_layers=False,
-    )
+    sizes: dict[str, Any] = {"vocab_size": vocab, "hidden_size": hidden, "intermediate_size": intermediate}
+    attention: dict[str, Any] = {"num_heads": heads, "num_kv_heads": heads, "head_dim": hidden // heads}
+    return LlamaConfig(**sizes, **attention, num_layers=layers, scan_layers=False)
 
 
 class Contestant(NamedTuple):
@@ -107,14 +100,17 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def command(main: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
-    """Calls `main` with the command line: `--name=value` for each parameter with a default."""
+    """Calls `main` with the command line: `--name=value` for a parameter with a default or behind `*`."""
     parser = argparse.ArgumentParser(
         description=main.__globals__["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, parameter in inspect.signature(main).parameters.items():
         default: Any = parameter.default
         if default is inspect.Parameter.empty:
-            parser.add_argument(name)
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                parser.add_argument(f"--{name}", required=True)
+            else:
+                parser.add_argument(name)
         elif default is False:
             parser.add_argument(f"--{name}", action="store_true")
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import racing
+from benchmarks import encode, racing
 
 
 def test_contestants_take_turns():
@@ -36,8 +36,14 @@ def test_a_command_line_gives_the_parameters_of_a_function(capsys):
         "families", 2, 4.0, True, "x",
     ]  # fmt: skip
     with pytest.raises(SystemExit):
-        racing.command(main, ["families", "--round"])
-    assert "--round" in capsys.readouterr().err
+        racing.command(main, ["families", "--runds=2"])
+    assert "--runds" in capsys.readouterr().err
+
+
+def test_a_parameter_behind_the_star_is_an_option_that_must_be_given(capsys):
+    with pytest.raises(SystemExit):
+        racing.command(encode.main, ["--tokenizer=x"])
+    assert "--input" in capsys.readouterr().err
 
 
 def test_padding_is_on_the_side_that_is_named():
