@@ -9,7 +9,7 @@ size of the sliding window in tokens, the query's own included (0: no window).
 | name | for | memory in the length | sliding window |
 |---|---|---|---|
 | reference | testing the others | quadratic | yes |
-| causal_blocks | CPUs | quadratic, a quarter of that | yes |
+| causal_blocks | CPUs | quadratic | yes |
 | blockwise | any platform | linear | yes |
 | splash | TPUs | linear | yes |
 | pallas_gpu | GPUs; not yet timed on one | linear | no |
