@@ -142,7 +142,7 @@ def untrained(copied):
     ("change", "made_again"),
     [
         ({"data.supervise": "last"}, {"tokens"}),
-        ({"data.validation_fraction": 0.1}, {"tokens"}),
+        ({"data.validation_fraction": 0.1}, {"tokenizer", "tokens"}),  # which is trained on the training part
         ({"data.layout": "chatml"}, {"tokenizer", "tokens"}),
         ({"student.vocab_size": 448}, {"tokenizer", "tokens"}),
     ],
