@@ -65,7 +65,7 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "unexpected_keyword_argument":
         for step in error["loc"][:-1]:
             kind = _inside(kind, step)
-        return unknown(path, typing.get_type_hints(_inside(kind)))
+        return unknown(path, [field.name for field in dataclasses.fields(_inside(kind))])
     if error["type"] == "value_error":
         cause = error["ctx"]["error"]
         return str(cause) if isinstance(cause, ConfigError) else f"config{path and f' at {path}'}: {cause}"
