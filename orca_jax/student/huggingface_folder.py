@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from orca_jax.config import LlamaConfig, RopeScaling
+from orca_jax.config import LlamaConfig
+from orca_jax.config_check import build
 from orca_jax.student.presets import RUN
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
     _check_fields(values)
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     biased = bool(values.get("attention_bias", family == "qwen2"))
-    return LlamaConfig(
+    found = dict(
         vocab_size=values["vocab_size"],
         hidden_size=hidden,
         intermediate_size=values["intermediate_size"],
@@ -222,6 +223,7 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
         sliding_window=_window(values),
         max_positions=values["max_position_embeddings"],
     )
+    return build(LlamaConfig, found)
 
 
 def _check_fields(values: Mapping[str, Any]) -> None:
@@ -242,14 +244,15 @@ def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**(values.get("rope_scaling") or {}), **theta, **(values.get("rope_parameters") or {})}
 
 
-def _rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
+def _rope_scaling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `RopeScaling`."""
     rope = _rope(values)
     kind = rope.pop("rope_type", None) or rope.get("type", "default")
     rope = {name: value for name, value in rope.items() if name not in ("type", "rope_theta")}
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("rope_parameters.partial_rotary_factor other than 1 is not supported")
     if kind == "default":
-        return RopeScaling()
+        return {}
     if kind not in ("linear", "llama3"):
         raise UnsupportedModelError(f"rope_type {kind!r} is not supported; known: default, linear, llama3")
     unknown = sorted(set(rope) - set(ROPE_FIELDS))
@@ -257,7 +260,7 @@ def _rope_scaling(values: Mapping[str, Any]) -> RopeScaling:
         raise UnsupportedModelError(f"rope scaling field {unknown[0]!r} is unknown, and none is ignored")
     if kind == "llama3" and (missing := sorted(set(ROPE_FIELDS) - set(rope))):
         raise UnsupportedModelError(f"rope scaling field {missing[0]!r} is missing")
-    return RopeScaling(kind=kind, **{ROPE_FIELDS[name]: value for name, value in rope.items()})
+    return {"kind": kind, **{ROPE_FIELDS[name]: value for name, value in rope.items()}}
 
 
 def _window(values: Mapping[str, Any]) -> int:

@@ -54,6 +54,8 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     """Rotary frequencies, float32 [h / 2], in radians per position, with the config's rope scaling."""
     plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     scaling = config.rope_scaling
+    if scaling.kind not in ("none", "linear", "llama3"):
+        raise ValueError(f"rope_scaling.kind={scaling.kind!r}; known: none, linear, llama3")
     stretched = plain / scaling.factor
     if scaling.kind == "llama3":
         turns = plain * scaling.original_length / (2 * math.pi)

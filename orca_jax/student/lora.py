@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from orca_jax.config import LoraConfig
+from orca_jax.config import Dense, LoraConfig
 
 INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PEFT's distribution of A
 ADAPTER = ("lora_a", "lora_b")
@@ -33,6 +33,8 @@ def adapting(config: LoraConfig) -> Iterator[None]:
     if not config.rank:
         yield
         return
+    if unknown := sorted(set(config.targets) - set(get_args(Dense))):
+        raise ValueError(f"lora.targets has {unknown[0]!r}; known: {', '.join(get_args(Dense))}")
 
     def interceptor(
         layer: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext

@@ -86,6 +86,20 @@ def test_what_is_not_supported_is_refused_by_name(values, message):
         parse(values)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "'rope_scaling.factor' must be at least 1"),
+        ({"num_hidden_layers": 0}, "'num_layers' must be at least 1, got 0"),
+        ({"vocab_size": 32000.5}, "'vocab_size' must be int, got 32000.5"),
+    ],
+)
+def test_values_are_checked_as_those_of_a_config(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **values}))
+    with pytest.raises(UnsupportedModelError, match=rf"{tmp_path}/config\.json: config key {message}"):
+        read_config(tmp_path)
+
+
 @given(
     name=st.sampled_from(sorted(PRESETS)),
     tie=st.booleans(),

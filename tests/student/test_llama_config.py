@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.config import LlamaConfig, LoraConfig, plain
+from orca_jax.config import LlamaConfig, LoraConfig, RopeScaling, plain
 from orca_jax.config_check import build
 from orca_jax.student import llama
 from tests.student.students import SMALL
@@ -107,3 +107,9 @@ def test_a_window_saves_what_it_hides(length, window):
     saved = plain.training_flops(length) - windowed.training_flops(length)
     slack = 12 * SMALL.num_heads * SMALL.head_dim
     assert abs(saved - slack * hidden) <= slack
+
+
+def test_an_unknown_kind_of_rope_scaling_is_refused_where_no_config_was_checked():
+    config = dataclasses.replace(SMALL, rope_scaling=RopeScaling(kind="yarn", factor=2.0))
+    with pytest.raises(ValueError, match=r"rope_scaling\.kind='yarn'; known: none, linear, llama3"):
+        llama.frequencies(config)

@@ -117,6 +117,12 @@ def test_adapters_that_cannot_be():
     for changes in (dict(targets=("query", "gates")), dict(targets=()), dict(rank=-1), dict(alpha=0.0)):
         with pytest.raises(ValueError, match="lora"):
             build(LoraConfig, {"rank": 2, **changes}, "lora")
+    unchecked = LoraConfig(rank=2, targets=("query", "gates"))
+    with (
+        pytest.raises(ValueError, match=r"lora\.targets has 'gates'; known: query"),
+        lora.adapting(unchecked),
+    ):
+        pass
     with pytest.raises(ValueError, match="no adapters"):
         huggingface.export_adapters(make_params(SMALL), SMALL, "unused")
 
