@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from orca_jax import cli, conversations
 
+SCHEMA = "The traces' columns; empty: messages, and of --input native."
 EXPORT = (
     cli.Option("workdir", "", "Exports each teacher's finished traces to OUT/TEACHER.FORM."),
     cli.SCRATCH,
     cli.Option("input", "", "Instead of a workdir: WORKDIR/traces/TEACHER, or a file of traces."),
     cli.Option("out", "", "The folder to write; of --input the file, or a folder for TFDS.", required=True),
-    cli.Option("schema", "messages", "The traces' columns.", choices=tuple(conversations.SCHEMAS)),
+    cli.Option("schema", "", SCHEMA, choices=("", *conversations.SCHEMAS)),
     cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl", "tfds")),
     cli.Option("kept", False, "Leaves out what `prepare` left out by the teacher's filters."),
 )
@@ -114,9 +115,7 @@ def endpoint(job: Job) -> Iterator[Endpoint]:
             yield answering
         return
     source = students.open_source(job.teacher.path)
-    layout = students.layout_of(job.config, source)
-    student = load_student(source, layout, compiler_options=job.config.compiler_options)
-    with StudentEndpoint(student) as answering:
+    with StudentEndpoint(load_student(source, **students.run_settings(job.config, source))) as answering:
         yield answering
 
 
@@ -133,7 +132,10 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     else:
         inputs = {"queries": queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
-            inputs["student"] = students.open_source(teacher.path).fingerprint
+            source = students.open_source(teacher.path)
+            inputs["student"] = source.fingerprint
+            how = artifacts.unrecorded(students.run_settings(config, source))
+            provenance = artifacts.joined(provenance, how)
         fingerprint = artifacts.fingerprint(provenance, inputs)
         found = collection.traces(Job(config, teacher, workdir), fingerprint, endpoint)
     if artifacts.is_finished(directory, provenance, inputs, places=places):
@@ -251,6 +253,7 @@ def export(options: cli.Options) -> None:
     if bool(options.workdir) == bool(options.input):
         raise ArtifactError("give one of --workdir and --input, the traces to export")
     out, names = Path(options.out), {}
+    schema = options.schema or ("native" if options.input else "messages")
     if options.input:
         names = {Path(options.input): out}
     else:
@@ -260,7 +263,7 @@ def export(options: cli.Options) -> None:
         suffix = "" if options.form == "tfds" else f".{options.form}"
         names = {path.parent: out / f"{path.parent.name}{suffix}" for path in finished}
     for source, path in names.items():
-        count = trace_files.export(source, options.schema, path, kept=options.kept)
+        count = trace_files.export(source, schema, path, kept=options.kept)
         print(f"{path}: {count} traces")
 
 

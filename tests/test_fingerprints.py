@@ -25,6 +25,7 @@ from orca_jax.evaluation import run as evaluation_run
 from orca_jax.experiments import collect, evaluate, prepare, train
 from orca_jax.records import Outcome, Reply
 from orca_jax.training import run as training_run
+from orca_jax.training import students
 from tests.teachers.server import Server, completion
 
 SMALL = {
@@ -396,6 +397,47 @@ def test_another_endpoint_counts_by_its_parameters_alone(finished, tmp_path, sec
     error, made = outcome(now, tmp_path / "workdir")
     assert not made
     assert ("api.endpoints[1]: absent there" in error) == ("parameters" in second)
+
+
+def elsewhere(finished, monkeypatch):
+    """A config's values, and a student that does not say its layout, as one of a model folder may not."""
+    values, folder = finished("mini")
+    source = dataclasses.replace(students.open_source(folder), layout="")
+    monkeypatch.setattr(students, "open_source", lambda path: source)
+    return values, folder
+
+
+def without(manifest, *keys):
+    """A manifest as it was before it had these keys."""
+    kept = json.loads(manifest.read_text())
+    for key in keys:
+        del kept["provenance"][key]
+    manifest.write_text(json.dumps(kept | {"fingerprint": "of then"}))
+
+
+def test_the_layout_of_another_student_counts_in_its_evaluation(finished, tmp_path, monkeypatch):
+    values, folder = elsewhere(finished, monkeypatch)
+    options = evaluation_run.Options(model=str(folder))
+    evaluate.run(load(values), tmp_path, options)
+    for path in tmp_path.rglob(artifacts.MANIFEST):
+        without(path, "layout", "compiler_options")
+    evaluate.run(load(values), tmp_path, options)
+    shutil.rmtree(tmp_path / "evaluation")
+    evaluate.run(load(values), tmp_path, options)
+    now = load(changed(values, ("data", "layout"), "vicuna"))
+    with pytest.raises(artifacts.ArtifactError, match="layout: 'orca' there, 'vicuna' now"):
+        evaluate.run(now, tmp_path, options)
+
+
+def test_the_layout_of_a_student_counts_in_its_traces(finished, tmp_path, monkeypatch):
+    values, folder = elsewhere(finished, monkeypatch)
+    monkeypatch.setattr(collect.collection, "traces", lambda *_: iter(()))
+    taught = changed(values, ("teachers", 0), {"name": "apprentice", "kind": "student", "path": str(folder)})
+    collect.run(load(taught), tmp_path)
+    collect.run(load(taught), tmp_path)
+    now = load(changed(taught, ("data", "layout"), "vicuna"))
+    with pytest.raises(artifacts.ArtifactError, match="layout: 'orca' there, 'vicuna' now"):
+        collect.run(now, tmp_path)
 
 
 def test_of_evaluations_only_the_new_one_is_made(finished, tmp_path):

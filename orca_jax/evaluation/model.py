@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,19 @@ class StudentModel:
       name: of its folder among the evaluations; empty for the workdir's own.
       inputs: what its replies depend on, for manifests.
       round_size: conversations that `answer` is best given at a time.
+      settings: what its replies depend on too; of the workdir's own student, its training counts them.
     """
 
-    def __init__(self, load: Callable[[], LocalStudent], inputs: dict[str, str], name: str, batch: int):
+    def __init__(
+        self,
+        load: Callable[[], LocalStudent],
+        inputs: dict[str, str],
+        name: str,
+        batch: int,
+        settings: Mapping[str, Any] = types.MappingProxyType({}),
+    ):
         self._load, self.inputs, self.name, self.round_size = load, inputs, name, ROUND * batch
+        self.settings = settings
 
     @functools.cached_property
     def student(self) -> LocalStudent:
@@ -62,7 +72,7 @@ class ApiModel:
     def __init__(self, config: OpenAIConfig, ledger: Path):
         self.config, self._ledger = config, ledger
         self.inputs = {"endpoint": artifacts.digest([config.model, config.base_url, dict(config.parameters)])}
-        self.name = _file_name(config.model)
+        self.name, self.settings = _file_name(config.model), dict[str, Any]()
         self.round_size = ROUND * IN_FLIGHT
 
     def answer(
@@ -99,17 +109,15 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> ModelUnde
 
     source = students.open_source(given)
     name = f"{_file_name(Path(given).resolve().name)}-{source.fingerprint[:8]}"
-
-    def load() -> LocalStudent:
-        return load_student(
-            source,
-            students.layout_of(config, source),
-            batch_size=batch,
-            max_length=config.evaluation.max_length,
-            compiler_options=config.compiler_options,
-        )
-
-    return StudentModel(load, {"student": source.fingerprint}, name, batch)
+    settings = students.run_settings(config, source)
+    sizes: dict[str, Any] = {"batch_size": batch, "max_length": config.evaluation.max_length}
+    return StudentModel(
+        lambda: load_student(source, **settings, **sizes),
+        {"student": source.fingerprint},
+        name,
+        batch,
+        settings,
+    )
 
 
 def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:

@@ -175,7 +175,8 @@ class Evaluator:
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         evaluation = artifacts.section(self.config.evaluation, without=self.config.evaluation.LISTS)
         provenance = artifacts.joined(
-            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked}
+            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked},
+            artifacts.unrecorded(self.model.settings),
         )
         defaults = dataclasses.asdict(Options())
         given = {

@@ -119,6 +119,11 @@ def layout_of(config: ExperimentConfig, source: SavedStudent) -> str:
     return source.layout or config.data.layout or source.own_layout or layouts.PAPER
 
 
+def run_settings(config: ExperimentConfig, source: SavedStudent) -> dict[str, Any]:
+    """The settings of an experiment that replies of a student depend on that it did not train."""
+    return {"layout": layout_of(config, source), "compiler_options": config.compiler_options}
+
+
 def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
     """The config with its layout filled in.
 

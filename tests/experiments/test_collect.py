@@ -288,7 +288,7 @@ def test_a_teacher_without_what_its_kind_needs_is_refused(given, message):
 
 
 def export_by_options(**options):
-    defaults = dict(workdir="", input="", schema="native", form="parquet", kept=False)
+    defaults = dict(workdir="", input="", schema="", form="parquet", kept=False)
     collect.export(cli.Options(**{**defaults, **options}))
 
 
@@ -326,6 +326,17 @@ def test_filters_that_were_not_applied_are_named(copied, tmp_path):
     workdir = copied("quality")
     with pytest.raises(RecordError, match=r"run experiments\.prepare first"):
         export(workdir / "traces/expert", "native", tmp_path / "x.jsonl", kept=True)
+
+
+def test_the_columns_that_are_written_unless_named(finished, tmp_path):
+    export_by_options(input=f"{finished}/traces/expert", out=tmp_path / "one.jsonl")
+    export_by_options(workdir=finished, out=tmp_path / "all", form="jsonl")
+    one, every = (
+        json.loads(path.open().readline()) for path in (tmp_path / "one.jsonl", tmp_path / "all/expert.jsonl")
+    )
+    assert "outcome" in one
+    assert "messages" in every
+    assert "outcome" not in every
 
 
 def test_a_form_that_is_not_known_is_named(finished):
