@@ -14,6 +14,7 @@ BENCHMARK = cli.Option("benchmark", "", "Its name in docs/evaluation.md.", requi
 PATH = cli.Option("path", "", "The benchmark's folder or file.", required=True)
 MODE = cli.Option("mode", "", "How questions are put and replies are read; see docs/evaluation.md.")
 ROWS = cli.Option("rows", int, "Rows of a benchmark's file that is a part of the published one.")
+OPEN = ("vicuna_prompts", "awesome_prompts", "wizardlm_prompts", "own_prompts")
 LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
 OUT = cli.OUT
 RUN = cli.Command(
@@ -62,7 +63,7 @@ JUDGE = cli.Command(
 
 ANSWERS are a replies.jsonl of `run`, or lines {"question_id", "text"}. DIR gets the ledger, reviews.jsonl and
 scores.json. Run again, it pays for no review twice.""",
-    BENCHMARK,
+    cli.Option("benchmark", "", "Open questions.", required=True, choices=OPEN),
     PATH,
     cli.Option("model", "", "The judge: a JSON file with an endpoint's settings.", required=True),
     cli.Option("reference", "", "ANSWERS of the reference.", required=True),

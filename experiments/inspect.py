@@ -32,6 +32,7 @@ if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
 import heapq
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def show_traces(console: Console, choice: Choice, given: cli.Options) -> None:
 
 
 def run(given: cli.Options) -> None:
+    if not re.fullmatch(r"|-1|\d+", given.system):
+        raise ValueError(
+            f"--system={given.system!r} must be an id of the 16 messages, or -1 for none of them"
+        )
     message = int(given.system) if given.system else None
     choice = Choice(given.collection, given.task, given.teacher, message, given.flag, given.find)
     if given.traces:

@@ -138,7 +138,8 @@ WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run agai
 SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
 EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
 MODEL = Option("model", "", "A workdir, an imported student, or a Hugging Face folder.", required=True)
-LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.")
+LAYOUTS = ("", "orca", "chatml", "llama2", "vicuna", "template")
+LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=LAYOUTS)
 OUT = Option("out", "", "The folder to write.", required=True)
 PREPARE = (
     Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0),

@@ -101,7 +101,7 @@ class FlanConfig:
     near_duplicates: Share = 0.0  # similarity from which a query is a near duplicate and left out; 0: none is
 
     def __post_init__(self) -> None:
-        every = {kind: self.sources.get(kind, "") for kind in typing.get_args(FlanKind)}
+        every = dict.fromkeys(typing.get_args(FlanKind), "") | dict(self.sources)
         object.__setattr__(self, "sources", every)
 
 
@@ -421,7 +421,9 @@ class StudentConfig(Sizes):
         if not self.init:
             super().__post_init__()
             if self.vocab_size < 1:
-                raise ValueError("student.vocab_size must be at least 1 without student.init")
+                raise ValueError(
+                    f"student.vocab_size must be at least 1 without student.init, got {self.vocab_size}"
+                )
 
 
 # Training
@@ -453,7 +455,7 @@ class StageConfig:
             raise ValueError(f"{where}: datasets is empty")
         if self.skip_spikes != 0 and not self.skip_spikes > 1:
             raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
-        if self.steps == self.epochs == 0:
+        if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
             raise ValueError(f"{where}: give epochs of at least 1, or steps")
         shares = [*normalized(self.datasets).items(), *normalized(self.anneal_to).items()]
         if low := [name for name, share in shares if share < 1 / BLOCK]:

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from orca_jax import cli
 from orca_jax.config import (
     BENCHMARK_MODES,
     VOTED,
@@ -32,7 +33,8 @@ from orca_jax.config import (
 from orca_jax.config_check import ConfigError, build
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
-from orca_jax.evaluation.benchmarks import registry
+from orca_jax.evaluation.benchmarks import open_ended, registry
+from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
 from orca_jax.student import attention, presets
 from orca_jax.teachers.collection import RecordedTeacher
@@ -142,6 +144,8 @@ def test_names_are_those_of_the_packages_that_know_them():
     assert get_args(Attention) == ("auto", *attention.BACKENDS)
     assert get_args(Preset) == ("", *presets.PRESETS)
     assert get_args(Layout) == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
+    assert cli.LAYOUT.choices == get_args(Layout)
+    assert tuple(open_ended.SOURCES) == evaluate.OPEN
     assert get_args(Supervise) == layouts.SUPERVISE
     assert set(RecordedTeacher.KINDS) < set(get_args(TeacherKind))
     assert FlanConfig.malformed == flan.MALFORMED
@@ -150,6 +154,11 @@ def test_names_are_those_of_the_packages_that_know_them():
 def test_an_unknown_preset_is_refused_with_a_near_one():
     with pytest.raises(ConfigError, match="got 'llama-8b'; did you mean 'llama3-8b'"):
         load(changed(("student", "preset"), "llama-8b"))
+
+
+def test_a_kind_of_flan_file_is_not_lost_where_no_config_was_checked():
+    """The reader refuses what it does not know."""
+    assert FlanConfig(sources={"coT": "x"}).sources == dict.fromkeys(get_args(FlanKind), "") | {"coT": "x"}
 
 
 @pytest.mark.parametrize(

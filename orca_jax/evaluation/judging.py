@@ -100,8 +100,10 @@ def comparisons(
       forms: by the question's category; by default `DEFAULT_FORM` for all.
 
     Raises:
-      ValueError: an answer is missing.
+      ValueError: an answer is missing, or an order is unknown.
     """
+    if unknown := sorted(set(orders) - set(ORDERS)):
+        raise ValueError(f"orders has {unknown[0]!r}; known: {', '.join(ORDERS)}")
     made = []
     for question in questions:
         answers = (_answer(reference, question, "reference"), _answer(candidate, question, "candidate"))

@@ -63,6 +63,8 @@ def test_every_question_is_asked_in_both_orders():
     assert asked[3].lengths == (2, 3)
     with pytest.raises(ValueError, match="the candidate has no answer to v-1"):
         judging.comparisons(QUESTIONS, reference, {"1": "C0"})
+    with pytest.raises(ValueError, match="orders has 'both'; known: reference_first, candidate_first"):
+        judging.comparisons(QUESTIONS, reference, candidate, orders=["both"])
 
 
 def test_forms_are_taken_by_category(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from orca_jax import cli
 from orca_jax.data import inspection, prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.inspection import Choice
@@ -147,3 +148,8 @@ def test_rows_with_a_message_are_those_that_hold_it(row):
 def test_rows_that_cannot_be_chosen(row, choice, message):
     with pytest.raises(ValueError, match=message):
         inspection.chosen_rows(row[0], "expert", 0, choice)
+
+
+def test_a_message_that_is_no_id_is_refused():
+    with pytest.raises(ValueError, match="--system='seven' must be an id of the 16 messages, or -1"):
+        inspect.run(cli.Options(system="seven"))
