@@ -121,7 +121,7 @@ def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
         overlong=config.data.overlong,
         pad_id=tokenizers.load(workdir / "tokenizer").pad_id,
         seed=config.seed,
-        leaking=[t.name for t in config.teachers] if config.data.segments == "leaking" else (),
+        leaking={"separated": [], "leaking": [t.name for t in config.teachers]}[config.data.segments],
     )
 
 

@@ -348,7 +348,9 @@ class Profile:
 
 
 def _check(train: TrainConfig, mesh: Mesh, curriculum: Curriculum, validation: str | None) -> None:
-    """Raises ValueError if rows do not divide over the mesh, or a plateau could never be seen."""
+    """Raises ValueError for an unknown dtype, rows that do not divide, or a plateau that is never seen."""
+    if train.compute_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"train.compute_dtype={train.compute_dtype!r}; known: float32, bfloat16")
     rows, shards = train.batch_rows // train.accumulation, sharding.batch_shards(mesh)
     if rows % shards:
         raise ValueError(

@@ -313,6 +313,7 @@ def test_every_stage_has_its_own_schedule():
     [
         ({"datasets": {}}, "'late': datasets is empty"),
         ({"datasets": {"a": 1.0}, "epochs": 0}, "'late': give epochs"),
+        ({"datasets": {"a": 1.0}, "steps": -1}, "'late': give epochs"),
         ({"datasets": {"a": 1.0, "tiny": 1e-4}}, "share of tiny is below"),
         ({"datasets": {"a": 0.0}}, "share of a is below"),
         ({"datasets": {"a": 2.0, "b": -1.0}}, "share of b is below"),

@@ -436,6 +436,11 @@ def test_settings_that_cannot_be(settings, message):
         build(TrainConfig, settings, "train")
 
 
+def test_an_unknown_dtype_is_refused_where_no_config_was_checked(tmp_path):
+    with pytest.raises(ValueError, match=r"train\.compute_dtype='float16'; known: float32, bfloat16"):
+        synthetic.trainer(tmp_path, train={"compute_dtype": "float16"})
+
+
 def test_changed_environment_names_what_changed():
     now = {"versions": {"jax": "2", "numpy": "1"}, "mesh": {"fsdp": 8}, "devices": "cpu"}
     assert changed_environment(now, now) == []
