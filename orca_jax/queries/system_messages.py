@@ -1,8 +1,8 @@
 """The 16 system messages: purpose, our wording, style of answer, and recognition by hash.
 
 Purposes and allocation are those of Orca (arXiv 2306.02707, section 3.1.1, Table 2 and Figure 6); the
-wording is ours. `system_messages.csv` holds the sha256 of each published text (`;`-separated, after
-`normalise`) and its share in each sub-collection, read off Figure 6.
+wording is ours. `system_messages.csv` holds them, with the sha256 of each published text (`;`-separated,
+after `normalise`) and its share in each sub-collection, read off Figure 6.
 
 A query's message is drawn by hash of a seed and the query's id, so that every teacher and every rerun sees
 the same. Messages for multiple choice go to such queries only, the more often the rarer those are, so that
@@ -62,91 +62,6 @@ class SystemMessage:
     published: tuple[str, ...]
 
 
-# id: (style, purpose, text)
-_OURS: dict[int, tuple[Style, str, str]] = {
-    1: (Style.BARE, "no system text", ""),
-    2: (
-        Style.STEPS,
-        "a self-contained, detailed answer",
-        "Answer in full, so that a reader needs nothing else to understand you.",
-    ),
-    3: (
-        Style.STEPS,
-        "a long, detailed answer",
-        "You will be handed some work. Write a thorough answer of good length.",
-    ),
-    4: (
-        Style.SIMPLE,
-        "always explain, in very simple language",
-        "Say everything in small, easy words, and always tell why, as to a young child.",
-    ),
-    5: (
-        Style.BARE,
-        "plain instruction following, short answers",
-        "Do exactly what the instructions ask and add nothing.",
-    ),
-    6: (
-        Style.STEPS,
-        "an information-seeking persona and a self-contained, detailed answer",
-        "You look up facts for people. Give an answer so complete that nobody has to look elsewhere.",
-    ),
-    7: (
-        Style.STEPS,
-        "a task with step-by-step reasoning and justification",
-        "Carry out the task as well as you can. Reason in steps and justify each of them.",
-    ),
-    8: (
-        Style.ANSWER_FIRST,
-        "multiple choice: answer first, then why the others are wrong, in very simple language",
-        "Name the right option first. Then tell a young child why the other options are not right.",
-    ),
-    9: (
-        Style.STEPS,
-        "show how a task's definition led to the answer",
-        "A definition and an input follow. Show how the definition takes you from the input to the answer.",
-    ),
-    10: (
-        Style.ANSWER_FIRST,
-        "multiple choice: describe the task, answer first, then why the others are wrong",
-        "State the task and the right option first, then why the other options fail. "
-        "You may use what you know besides the text.",
-    ),
-    11: (
-        Style.STEPS,
-        "question answering with step-by-step justification",
-        "You look up facts for people. Answer the question in steps, each with its reason.",
-    ),
-    12: (
-        Style.STEPS,
-        "follow a task's instructions with step-by-step justification",
-        "Keep to the instructions of the task, in steps, and give the reason for each.",
-    ),
-    13: (
-        Style.STEPS,
-        "teacher persona: the task, its guidelines and how they lead to the answer",
-        "You are a teacher. Put the task in your own words, name its rules "
-        "and show how they give the answer.",
-    ),
-    14: (
-        Style.STEPS,
-        "translator persona: the guidelines, the solution and how they were used",
-        "You speak and translate all languages. Put the rules of the task simply, solve it, "
-        "and point out where each rule was used.",
-    ),
-    15: (
-        Style.STEPS,
-        "break a task's definition into numbered parts, each with an example",
-        "Cut the definition into numbered parts and show each part at work on an example of your own.",
-    ),
-    16: (
-        Style.STEPS,
-        "information-seeking persona, no demand on style",
-        "You look up facts for people.",
-    ),
-}
-_MULTIPLE_CHOICE_ONLY = (8, 10)
-
-
 def normalise(text: str | None) -> str:
     """A message's letters and digits in lower case (NFKC, quotes made ASCII); no message is the empty one."""
     plain = unicodedata.normalize("NFKC", text or "").translate(_QUOTES).lower()
@@ -172,7 +87,9 @@ def get(message_id: int) -> SystemMessage:
     try:
         return all_messages()[message_id]
     except KeyError:
-        raise MessagesError(f"no system message {message_id!r}; ids go from 1 to {len(_OURS)}") from None
+        raise MessagesError(
+            f"no system message {message_id!r}; ids go from 1 to {len(all_messages())}"
+        ) from None
 
 
 def text_of(query: Query) -> str:
@@ -203,13 +120,12 @@ def all_messages() -> Mapping[int, SystemMessage]:
     messages = {}
     for row in csv.DictReader(table.splitlines()):
         id = int(row["id"])
-        style, purpose, text = _OURS[id]
         messages[id] = SystemMessage(
             id=id,
-            text=text,
-            purpose=purpose,
-            multiple_choice_only=id in _MULTIPLE_CHOICE_ONLY,
-            style=style,
+            text=row["text"],
+            purpose=row["purpose"],
+            multiple_choice_only=row["multiple_choice_only"] == "yes",
+            style=Style(row["style"]),
             shares={collection: float(row[collection]) for collection in COLLECTIONS},
             published=tuple(row["sha256"].split(";")),
         )
@@ -246,20 +162,22 @@ class MessageSet:
         Raises:
           MessagesError: no message is for such queries.
         """
-        shares = {id: _share(message, collection) for id, message in self.messages.items()}
+        shares = {id: m.shares.get(collection, m.shares.get(ANY, 0.0)) for id, m in self.messages.items()}
         shares = {id: share for id, share in shares.items() if share > 0}
         total = sum(shares.values())
-        special = {id: share / total for id, share in shares.items() if self._is_special(id)}
-        general = {id: share / total for id, share in shares.items() if not self._is_special(id)}
-        if multiple_choice and special:
-            return _with_special(special, general, self.multiple_choice_shares.get(collection, 0.5))
-        if not general:
+        only = {id for id in shares if self.messages[id].multiple_choice_only}
+        general = {id: share / total for id, share in shares.items() if id not in only}
+        weights: dict[int, float] = {}
+        if multiple_choice and only:  # their shares are of all queries, and those with options are fewer
+            part = max(self.multiple_choice_shares.get(collection, 0.5), 1e-9)
+            wanted = {id: share / total / part for id, share in shares.items() if id in only}
+            most = max(1.0, sum(wanted.values())) if general else sum(wanted.values())
+            weights = {id: share / most for id, share in wanted.items()}
+        elif not general:
             kind = "multiple choice" if multiple_choice else "queries without options"
             raise MessagesError(f"no system message is for {kind} of the collection {collection!r}; add one")
-        return {id: share / sum(general.values()) for id, share in general.items()}
-
-    def _is_special(self, id: int) -> bool:
-        return self.messages[id].multiple_choice_only
+        rest = 1 - sum(weights.values())
+        return weights | {id: rest * share / sum(general.values()) for id, share in general.items()}
 
     def assign(self, queries: Iterable[Query], seed: int) -> Iterator[Query]:
         """The queries with their `system_message_id`.
@@ -273,21 +191,6 @@ class MessageSet:
             if kind not in weights:
                 weights[kind] = self.weights(query.collection, multiple_choice=query.multiple_choice)
             yield dataclasses.replace(query, system_message_id=draw(weights[kind], query.id, seed))
-
-
-def _share(message: SystemMessage, collection: str) -> float:
-    return message.shares.get(collection, message.shares.get(ANY, 0.0))
-
-
-def _with_special(
-    special: Mapping[int, float], general: Mapping[int, float], multiple_choice_share: float
-) -> dict[int, float]:
-    """The weights for multiple choice: `special` shares are of all queries, and these are fewer."""
-    wanted = {id: share / max(multiple_choice_share, 1e-9) for id, share in special.items()}
-    most = max(1.0, sum(wanted.values())) if general else sum(wanted.values())
-    weights = {id: share / most for id, share in wanted.items()}
-    rest = 1 - sum(weights.values())
-    return {**weights, **{id: rest * share / sum(general.values()) for id, share in general.items()}}
 
 
 def draw(weights: Mapping[int, float], query_id: str, seed: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.queries.puzzles.checking import check_steps
+from orca_jax.queries.puzzles.oracles import check_steps
 from orca_jax.records import Reply
 
 BENCHMARK = "puzzles"

@@ -12,35 +12,39 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from orca_jax import records
+from orca_jax.queries.puzzles import (
+    boolean_expressions,
+    date_understanding,
+    dyck_languages,
+    logical_deduction,
+    multistep_arithmetic_two,
+    navigate,
+    object_counting,
+    reasoning_about_colored_objects,
+    temporal_sequences,
+    tracking_shuffled_objects,
+    web_of_lies,
+)
 from orca_jax.queries.puzzles.base import Family, Puzzle, content_hash
-from orca_jax.queries.puzzles.boolean_expressions import FAMILY as BOOLEAN_EXPRESSIONS
-from orca_jax.queries.puzzles.date_understanding import FAMILY as DATE_UNDERSTANDING
-from orca_jax.queries.puzzles.dyck_languages import FAMILY as DYCK_LANGUAGES
-from orca_jax.queries.puzzles.logical_deduction import FAMILY as LOGICAL_DEDUCTION
-from orca_jax.queries.puzzles.multistep_arithmetic_two import FAMILY as MULTISTEP_ARITHMETIC_TWO
-from orca_jax.queries.puzzles.navigate import FAMILY as NAVIGATE
-from orca_jax.queries.puzzles.object_counting import FAMILY as OBJECT_COUNTING
-from orca_jax.queries.puzzles.reasoning_about_colored_objects import FAMILY as REASONING_ABOUT_COLORED_OBJECTS
-from orca_jax.queries.puzzles.temporal_sequences import FAMILY as TEMPORAL_SEQUENCES
-from orca_jax.queries.puzzles.tracking_shuffled_objects import FAMILY as TRACKING_SHUFFLED_OBJECTS
-from orca_jax.queries.puzzles.web_of_lies import FAMILY as WEB_OF_LIES
 
 COLLECTION = "puzzles"
 Split = Literal["train", "test"]
-_FAMILY_LIST: tuple[Family[Any], ...] = (
-    WEB_OF_LIES,
-    NAVIGATE,
-    BOOLEAN_EXPRESSIONS,
-    OBJECT_COUNTING,
-    TRACKING_SHUFFLED_OBJECTS,
-    MULTISTEP_ARITHMETIC_TWO,
-    DYCK_LANGUAGES,
-    LOGICAL_DEDUCTION,
-    REASONING_ABOUT_COLORED_OBJECTS,
-    TEMPORAL_SEQUENCES,
-    DATE_UNDERSTANDING,
-)
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _FAMILY_LIST}
+FAMILIES: dict[str, Family[Any]] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        web_of_lies,
+        navigate,
+        boolean_expressions,
+        object_counting,
+        tracking_shuffled_objects,
+        multistep_arithmetic_two,
+        dyck_languages,
+        logical_deduction,
+        reasoning_about_colored_objects,
+        temporal_sequences,
+        date_understanding,
+    )
+}
 _LABEL = re.compile(r"\([a-z]\) ")
 _PATIENCE = 5000  # draws without a new puzzle after which a family counts as exhausted
 
@@ -55,39 +59,28 @@ def make_puzzles(
     Raises:
       ValueError: the family, split or a difficulty is unknown, or there are fewer such puzzles.
     """
-    _check_request(family, difficulties, split)
-    levels = tuple(difficulties)
-    rng = random.Random(f"{family} {levels} {seed} {split}")
-    made: dict[str, Puzzle] = {}
-    while len(made) < count:
-        difficulty = levels[len(made) % len(levels)]
-        puzzle = _new_puzzle(FAMILIES[family], difficulty, rng, split, made)
-        if puzzle is None:
-            raise ValueError(
-                f"{family} gave only {len(made)} of {count} distinct {split} puzzles before difficulty "
-                f"{difficulty} ran out; ask for fewer, or for other difficulties than {list(levels)}"
-            )
-        made[puzzle.id] = puzzle
-    return list(made.values())
-
-
-def _check_request(family: str, difficulties: Sequence[int], split: str) -> None:
     if family not in FAMILIES:
         raise ValueError(f"unknown puzzle family {family!r}; known: {', '.join(FAMILIES)}")
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     if not difficulties:
         raise ValueError(f"{family}: name at least one difficulty")
-
-
-def _new_puzzle(
-    family: Family[Any], difficulty: int, rng: random.Random, split: Split, known: dict[str, Puzzle]
-) -> Puzzle | None:
-    for _ in range(_PATIENCE):
-        puzzle = family.generate(rng, difficulty)
-        if puzzle.is_test == (split == "test") and puzzle.id not in known:
-            return puzzle
-    return None
+    levels = tuple(difficulties)
+    rng = random.Random(f"{family} {levels} {seed} {split}")
+    made: dict[str, Puzzle] = {}
+    while len(made) < count:
+        difficulty = levels[len(made) % len(levels)]
+        for _ in range(_PATIENCE):
+            puzzle = FAMILIES[family].generate(rng, difficulty)
+            if puzzle.is_test == (split == "test") and puzzle.id not in made:
+                break
+        else:
+            raise ValueError(
+                f"{family} gave only {len(made)} of {count} distinct {split} puzzles before difficulty "
+                f"{difficulty} ran out; ask for fewer, or for other difficulties than {list(levels)}"
+            )
+        made[puzzle.id] = puzzle
+    return list(made.values())
 
 
 def to_query(puzzle: Puzzle, system_message_id: int | None) -> records.Query:

@@ -13,10 +13,13 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
-from orca_jax.queries.puzzles.wording import (
+from orca_jax.queries.puzzles.base import (
     NUMBER_WORDS,
     ORDINALS,
+    Family,
+    Pose,
+    Slip,
+    Solution,
     article,
     letter_of,
     lettered,

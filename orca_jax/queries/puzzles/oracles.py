@@ -1,9 +1,11 @@
-"""Procedural teachers: endpoints that know the puzzles and answer as the system message asks.
+"""Procedural teachers: endpoints that know the puzzles and answer as the system message asks; their checker.
 
 An expert writes full traces for all difficulties; an apprentice, in the place of the weaker teacher,
 skips steps, errs now and then and only guesses beyond its reach. Lengths differ in the direction
 that Orca reports (arXiv 2306.02707, Figure 9): the expert's answers are the shorter under the messages
 that want a bare answer, and the longer ones under the others.
+
+`check_steps` holds the steps of any reply against a puzzle's true ones.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from orca_jax import artifacts, records
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles import FAMILIES
 from orca_jax.queries.puzzles.base import Puzzle, Solution
-from orca_jax.queries.puzzles.checking import ANSWER_FIRST, ANSWER_SENTENCE
 from orca_jax.queries.system_messages import Style
 
 UNKNOWN_QUESTION = "Sorry, I can only answer the puzzles that I was given."
 ALL_DIFFICULTIES = 1_000_000
+ANSWER_SENTENCE = "So the answer is {answer}."
+ANSWER_FIRST = "The answer is {answer}. Here is why:"
+_ANSWER_LINE = re.compile(r"(so )?the answer is\b", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,40 +74,66 @@ class OracleTeacher:
             usage = records.Usage(prompt_tokens, len(UNKNOWN_QUESTION.split()))
             return records.Reply(records.Outcome.REFUSED, UNKNOWN_QUESTION, usage)
         rng = random.Random(repr((self.identity, tuple(messages), sampling.seed)))
-        text = self._answer(puzzle, _style(messages), rng)
-        kept = _first_words(text, sampling.max_tokens)
+        system = next((m.content for m in messages if m.role == "system"), None)
+        message_id = system_messages.recognise(system)
+        style = Style.STEPS if message_id is None else system_messages.get(message_id).style
+        text, limit = self._answer(puzzle, style, rng), sampling.max_tokens
+        ends = [match.end() for match in re.finditer(r"\S+", text)]
+        kept = text if len(ends) <= limit else text[: ends[limit - 1]] if limit > 0 else ""
         outcome = records.Outcome.OK if kept == text else records.Outcome.LENGTH
         return records.Reply(outcome, kept, records.Usage(prompt_tokens, len(kept.split())))
 
     def _answer(self, puzzle: Puzzle, style: Style, rng: random.Random) -> str:
-        solution = self._solve(puzzle, rng)
+        family, solution = FAMILIES[puzzle.family], Solution(puzzle.steps, puzzle.target)
+        if puzzle.difficulty > self.knobs.reach:
+            answer = family.guess(puzzle, rng)
+            solution = Solution((f"I think it is {answer}.",), answer)
+        elif rng.random() < self.knobs.error_rate:
+            solution = family.mistaken(puzzle, rng)
         if style is Style.BARE:
             return self.knobs.bare_reply.format(answer=solution.answer)
         steps = [step for step in solution.steps[:-1] if rng.random() >= self.knobs.brevity]
         steps += solution.steps[-1:]
         if style is Style.SIMPLE:
-            steps = list(map(FAMILIES[puzzle.family].simple, steps))
+            steps = list(map(family.simple, steps))
         if style is Style.ANSWER_FIRST:
             return "\n".join([ANSWER_FIRST.format(answer=solution.answer), *steps])
         return "\n".join([*steps, ANSWER_SENTENCE.format(answer=solution.answer)])
 
-    def _solve(self, puzzle: Puzzle, rng: random.Random) -> Solution:
-        family = FAMILIES[puzzle.family]
-        if puzzle.difficulty > self.knobs.reach:
-            answer = family.guess(puzzle, rng)
-            return Solution((f"I think it is {answer}.",), answer)
-        if rng.random() < self.knobs.error_rate:
-            return family.mistaken(puzzle, rng)
-        return Solution(puzzle.steps, puzzle.target)
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepScore:
+    """How many true steps there are, how many steps a reply states, and how many of those are true.
+
+    A stated step is correct when it is a true step, in plain or simple words, in its true order.
+    """
+
+    expected: int
+    stated: int
+    correct: int
+
+    @property
+    def wrong(self) -> int:
+        return self.stated - self.correct
 
 
-def _style(messages: Sequence[records.Message]) -> Style:
-    """What the system message asks for; one that is none of the 16 gets steps."""
-    system = next((m.content for m in messages if m.role == "system"), None)
-    message_id = system_messages.recognise(system)
-    return Style.STEPS if message_id is None else system_messages.get(message_id).style
+def check_steps(puzzle: Puzzle, reply_text: str) -> StepScore:
+    """Scores the steps of a reply: its lines that are not empty and do not give the answer.
 
+    A reply of a single line is a bare answer and states no steps.
 
-def _first_words(text: str, limit: int) -> str:
-    ends = [match.end() for match in re.finditer(r"\S+", text)]
-    return text if len(ends) <= limit else text[: ends[limit - 1]] if limit > 0 else ""
+    Raises:
+      KeyError: the puzzle's family is unknown.
+    """
+    lines = [" ".join(line.split()) for line in reply_text.splitlines() if line.strip()]
+    stated = [line for line in lines if not _ANSWER_LINE.match(line)] if len(lines) > 1 else []
+    simple = tuple(map(FAMILIES[puzzle.family].simple, puzzle.steps))
+    correct = 0
+    for steps in (puzzle.steps, simple):  # the length of the longest common subsequence
+        row = [0] * (len(stated) + 1)
+        for step in steps:
+            above, row = row, [0]
+            for index, line in enumerate(stated):
+                row.append(above[index] + 1 if line == step else max(above[index + 1], row[index]))
+        correct = max(correct, row[-1])
+    return StepScore(expected=len(puzzle.steps), stated=len(stated), correct=correct)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from orca_jax.queries.puzzles import FAMILIES
-from orca_jax.queries.puzzles.checking import ANSWER_SENTENCE, check_steps
+from orca_jax.queries.puzzles.oracles import ANSWER_SENTENCE, check_steps
 
 PUZZLE = FAMILIES["object_counting"].generate(random.Random(1), 3)
 

@@ -8,8 +8,7 @@ import pytest
 
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles import FAMILIES, make_puzzles
-from orca_jax.queries.puzzles.checking import check_steps
-from orca_jax.queries.puzzles.oracles import APPRENTICE, EXPERT, Knobs, OracleTeacher
+from orca_jax.queries.puzzles.oracles import APPRENTICE, EXPERT, Knobs, OracleTeacher, check_steps
 from orca_jax.records import Message, Outcome, Sampling
 
 PUZZLES = [
