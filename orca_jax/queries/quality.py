@@ -26,10 +26,10 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from orca_jax.queries.agreement import agrees, final_answer, majority
-from orca_jax.queries.contamination import Index
+from orca_jax.queries.contamination import Hit, Index
 from orca_jax.queries.duplicates import Exact, Near
 from orca_jax.records import Outcome, Query, Trace
 
@@ -131,37 +131,27 @@ class TraceChecker:
 
     def stream(self, placed: Iterable[tuple[int, Trace]]) -> Iterator[tuple[int, Trace, list[str]]]:
         """Traces with their places, and their flags. A query's samples stand one after the other."""
-        for _, samples in itertools.groupby(self._checked(placed), lambda entry: entry[1].query_id):
-            if self._votes:
-                yield from self._voted(list(samples))
-            else:
-                yield from ((place, trace, self.check(trace, met)) for place, trace, met in samples)
-
-    def _checked(self, placed: Iterable[tuple[int, Trace]]) -> Iterator[tuple[int, Trace, list[str]]]:
-        """Traces with their places, and whether they are contaminated."""
-        if self.evaluated is None:
-            yield from ((place, trace, []) for place, trace in placed)
-            return
-        traces, asked = itertools.tee(placed)
-        met = self.evaluated.check(Query(trace.id, _question(trace), "", "") for _, trace in asked)
-        for (place, trace), (_, hits) in zip(traces, met):
-            yield place, trace, ["contaminated"] if hits else []
-
-    def _voted(
-        self, samples: Sequence[tuple[int, Trace, list[str]]]
-    ) -> Iterator[tuple[int, Trace, list[str]]]:
-        """The samples of one query, flagged by the answer of most of them."""
-        answers = [
-            final_answer(trace.answer, _question(trace)) if trace.outcome is Outcome.OK else None
-            for _, trace, _ in samples
-        ]
-        elected, taken = majority(answers), False
-        for (place, trace, met), answer in zip(samples, answers):
-            agreed = elected is not None and answer == elected
-            vote = [] if agreed and not taken else ["spare" if agreed else "outvoted"]
-            found = self.check(trace, [*met, *vote])
-            taken |= agreed and self.reason(found) is None
-            yield place, trace, found
+        met: Iterable[tuple[object, list[Hit]]] = itertools.repeat((None, []))
+        if self.evaluated is not None:
+            placed, asked = itertools.tee(placed)
+            met = self.evaluated.check(Query(trace.id, _question(trace), "", "") for _, trace in asked)
+        for _, samples in itertools.groupby(zip(placed, met), lambda entry: entry[0][1].query_id):
+            if not self._votes:
+                for (place, trace), (_, hits) in samples:
+                    yield place, trace, self.check(trace, ["contaminated"] if hits else [])
+                continue
+            held = list(samples)
+            answers = [
+                final_answer(trace.answer, _question(trace)) if trace.outcome is Outcome.OK else None
+                for (_, trace), _ in held
+            ]
+            elected, taken = majority(answers), False
+            for ((place, trace), (_, hits)), answer in zip(held, answers):
+                agreed = elected is not None and answer == elected
+                vote = [] if agreed and not taken else ["spare" if agreed else "outvoted"]
+                found = self.check(trace, [*vote, *(["contaminated"] if hits else [])])
+                taken |= agreed and self.reason(found) is None
+                yield place, trace, found
 
     def check(self, trace: Trace, known: Collection[str] = ()) -> list[str]:
         """The flags of a trace, in the order of `FLAGS`; none for one without an answer.
@@ -186,18 +176,15 @@ class TraceChecker:
         asked = self._asked.seen(str(trace.sample), *texts[:-1])
         if asked | self._answered.seen(*texts):
             yield "duplicate"
-        elif self._is_near(trace):
-            yield "near_duplicate"
+        elif self._near:
+            if self._nearly[0] != trace.query_id:  # a query's later samples are not near its first
+                self._nearly = trace.query_id, self._near.seen(_question(trace))
+            if self._nearly[1]:
+                yield "near_duplicate"
         yield from (flag for flag, judge in _JUDGES.items() if judge(trace.answer))
         agreed = agrees(trace.answer, trace.target, _question(trace)) if trace.target else None
         if not agreed:
             yield "unchecked" if agreed is None else "disagrees"
-
-    def _is_near(self, trace: Trace) -> bool:
-        """Whether another query asked nearly the same: a query's later samples are not near their first."""
-        if self._near and self._nearly[0] != trace.query_id:
-            self._nearly = trace.query_id, self._near.seen(_question(trace))
-        return self._nearly[1]
 
     def summary(self) -> dict[str, object]:
         """The counts, every flag among them, for a manifest."""

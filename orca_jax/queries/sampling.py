@@ -210,18 +210,6 @@ class Plan:
     expert_bound: int
     counts: Mapping[tuple[str, str], int]
 
-    def takes(self, query: Query) -> bool:
-        """Whether the query is drawn (into FLAN-5M)."""
-        bound = self.bounds.get((query.collection, query.task))
-        return bound is not None and is_zero_shot(query) and self._mixed(query, "queries") <= bound
-
-    def takes_for_expert(self, query: Query) -> bool:
-        """Whether the query is drawn for the second teacher too (into FLAN-1M)."""
-        return self.takes(query) and self._mixed(query, "expert") <= self.expert_bound
-
-    def _mixed(self, query: Query, purpose: str) -> int:
-        return _mixed_one(key(query.id), salt(self.seed, purpose))
-
     def summary(self) -> dict[str, Any]:
         """Queries and tasks drawn by sub-collection, for a manifest or a card."""
         collections = sorted({collection for collection, _ in self.counts})
@@ -235,23 +223,16 @@ def salt(seed: int, purpose: str) -> int:
     return key(f"{purpose} {seed}")
 
 
-def mixed(keys: Keys, seed: int, purpose: str) -> Keys:
-    """The keys in an order of their own for each seed and purpose: a bijection of 64-bit numbers.
+def mixed(keys: Any, seed: int, purpose: str) -> Any:
+    """A key, or keys uint64 [n], in an order of their own for each seed and purpose: a bijection of 64 bits.
 
-    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), after adding a hash of seed and purpose.
+    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), after adding a hash of seed and purpose. One
+    key is an int: an array of one is ten times slower.
     """
-    values = keys + np.uint64(salt(seed, purpose))
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)
-    return values ^ (values >> np.uint64(31))
-
-
-def _mixed_one(value: int, moved_by: int) -> int:
-    """`mixed` for one key: an array of one is ten times slower."""
-    value = (value + moved_by) & _MASK
-    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
-    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
-    return value ^ (value >> 31)
+    values = (keys + salt(seed, purpose)) & _MASK
+    values = ((values ^ (values >> 30)) * _FIRST) & _MASK
+    values = ((values ^ (values >> 27)) * _SECOND) & _MASK
+    return values ^ (values >> 31)
 
 
 def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
@@ -297,9 +278,13 @@ def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
     """
     seen: set[int] = set()
     for query in queries:
-        if drawn.takes(query) and (identity := key(query.id)) not in seen:
+        bound = drawn.bounds.get((query.collection, query.task))
+        if bound is None or not is_zero_shot(query):
+            continue
+        identity = key(query.id)
+        if identity not in seen and mixed(identity, drawn.seed, "queries") <= bound:
             seen.add(identity)
-            expert = drawn.takes_for_expert(query)
+            expert = mixed(identity, drawn.seed, "expert") <= drawn.expert_bound
             yield dataclasses.replace(query, extra={**query.extra, "expert": expert})
 
 
@@ -317,7 +302,7 @@ def scatter(queries: Iterable[Query], drawn: Plan, folder: str | Path, *, bucket
     with contextlib.ExitStack() as stack:
         files: dict[int, IO[str]] = {}
         for count, query in enumerate(select(queries, drawn), 1):  # noqa: B007
-            bucket = _order(query, drawn.seed) * buckets >> 64
+            bucket = mixed(key(query.id), drawn.seed, "order") * buckets >> 64
             if bucket not in files:
                 path = folder / f"{bucket:05d}.jsonl"
                 files[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
@@ -332,8 +317,4 @@ def gathered(folder: str | Path, seed: int) -> Iterator[Query]:
     """
     for bucket in sorted(Path(folder).iterdir()):
         queries = list(files.read_jsonl(bucket, Query))
-        yield from sorted(queries, key=lambda query: (_order(query, seed), query.id))
-
-
-def _order(query: Query, seed: int) -> int:
-    return _mixed_one(key(query.id), salt(seed, "order"))
+        yield from sorted(queries, key=lambda query: (mixed(key(query.id), seed, "order"), query.id))
