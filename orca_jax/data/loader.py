@@ -79,25 +79,6 @@ def held_rows(rows: int, placement: NamedSharding) -> tuple[int, ...]:
     return tuple(sorted({index for (part,) in slices for index in range(rows)[part]}))
 
 
-class _Source:
-    """Random access by step, for Grain."""
-
-    def __init__(
-        self, refs: Callable[[int], Sequence[Any]], steps: int, builder: RowBuilder, held: tuple[int, ...]
-    ):
-        self.refs = refs
-        self.steps = steps
-        self.builder = builder
-        self.held = held
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        refs = self.refs(step)
-        return Batch(step, self.held, stack([self.builder.row(*refs[index]) for index in self.held]))
-
-
 def batches(
     refs: Callable[[int], Sequence[Any]],
     *,
@@ -118,9 +99,14 @@ def batches(
     """
     import grain
 
-    source = _Source(refs, stop, builder, held_rows(rows, placement))
+    held = held_rows(rows, placement)
+
+    def batch(step: int) -> Batch:
+        places = refs(step)
+        return Batch(step, held, stack([builder.row(*places[index]) for index in held]))
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(source)[start:stop].to_iter_dataset(options))
+    return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))
 
 
 def on_devices(batch: Batch, rows: int, placement: NamedSharding) -> Row:

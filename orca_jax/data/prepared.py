@@ -9,7 +9,7 @@ import dataclasses
 import heapq
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
-from orca_jax.data.traces import FewShotTraces, PlacedTraces
+from orca_jax.data.traces import Candidate, PlacedTraces
 from orca_jax.progress import progress
 from orca_jax.queries import contamination
 from orca_jax.queries.make import Document, unit_hash
@@ -95,21 +95,18 @@ def make_flags(
     counts = checker.summary()
     log.info("%s: %d traces, left out: %s", teacher.name, checker.traces, counts["left_out"] or "none")
     if teacher.shots:
-        candidates = list(_candidates(config, workdir, teacher.name))
+        candidates = []  # examples are of the training part and of what filters keep
+        every = zip(flagged(workdir, teacher.name), read(workdir, teacher.name), strict=True)
+        for entry, trace in every:
+            good = trace.outcome is Outcome.OK and trace.messages[-1].weight > 0
+            serves = entry.left_out is None and good and not held_out(entry, config)
+            kind = trace.task, trace.system_message_id
+            candidates.append(Candidate(entry.offset, entry.query_id, kind, serves))
         shots = traces.draw_shots(candidates, teacher.shots, config.seed)
         with artifacts.atomic_write(directory / SHOTS, "wb") as file:
-            np.save(file, np.column_stack([np.array([one.offset for one in candidates], np.int64), shots]))
+            np.save(file, shots)
         counts["short_of_shots"] = int((shots == traces.NO_SHOT).any(1).sum())
     return artifacts.finish(directory, provenance, inputs, counts)
-
-
-def _candidates(config: ExperimentConfig, workdir: Path, teacher: str) -> Iterator[traces.Candidate]:
-    """Every trace, in order; examples are of the training part and of what filters keep."""
-    for entry, trace in zip(flagged(workdir, teacher), read(workdir, teacher), strict=True):
-        good = trace.outcome is Outcome.OK and trace.messages[-1].weight > 0
-        serves = entry.left_out is None and good and not held_out(entry, config)
-        kind = trace.task, trace.system_message_id
-        yield traces.Candidate(entry.offset, entry.query_id, kind, serves)
 
 
 def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
@@ -121,28 +118,20 @@ def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:
 
     Those that a teacher's filters leave out are in neither.
     """
-    teachers = [teacher for teacher in config.teachers if name in (teacher.name, VALIDATION)]
-    placed = PlacedTraces.of(
-        {
-            workdir / "traces" / teacher.name / TRACES: [
-                entry.offset
-                for entry in flagged(workdir, teacher.name)
-                if entry.left_out is None and held_out(entry, config) == (name == VALIDATION)
-            ]
-            for teacher in teachers
-        }
-    )
-    if not any(teacher.shots for teacher in teachers):
-        return placed
-    shots = []  # of each file's traces, int64 [traces, shots]
-    for number, teacher in enumerate(teachers):
-        offsets = placed.offsets[placed.file == number]
-        if not teacher.shots:
-            shots.append(np.empty((len(offsets), 0), np.int64))
+    parts: dict[Path, Sequence[int] | NDArray[np.int64]] = {}
+    for teacher in config.teachers:
+        if name not in (teacher.name, VALIDATION):
             continue
-        table: NDArray[np.int64] = np.load(workdir / "quality" / teacher.name / SHOTS)
-        shots.append(table[np.searchsorted(table[:, 0], offsets), 1:])
-    return FewShotTraces.over(placed, shots)
+        offsets = [
+            entry.offset
+            for entry in flagged(workdir, teacher.name)
+            if entry.left_out is None and held_out(entry, config) == (name == VALIDATION)
+        ]
+        parts[path := workdir / "traces" / teacher.name / TRACES] = offsets
+        if teacher.shots:
+            shots: NDArray[np.int64] = np.load(workdir / "quality" / teacher.name / SHOTS)
+            parts[path] = shots[np.searchsorted(shots[:, 0], offsets)]
+    return PlacedTraces.of(parts)
 
 
 def make_tokenizer(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -36,35 +35,45 @@ class Traces(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PlacedTraces:
-    """Traces by the places of their lines; reads them when iterated over.
+    """Traces by the places of their lines; reads them, with their examples, when iterated over.
 
     Attributes:
       paths: files of JSON lines.
       file: int32 [traces], into `paths`.
-      offsets: int64 [traces], the byte at which each line begins.
+      places: int64 [traces, 1 + shots], the byte at which each line begins, and those at which the lines of
+        its examples do, in the same file; `NO_SHOT` where there are fewer.
     """
 
     paths: tuple[Path, ...]
     file: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    places: NDArray[np.int64]
 
     @classmethod
-    def of(cls, parts: dict[str | os.PathLike[str], list[int]]) -> Self:
-        """From files and the bytes of their lines, file after file."""
-        file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts.values()])
-        offsets = np.array([offset for part in parts.values() for offset in part], np.int64)
-        return cls(tuple(map(Path, parts)), file, offsets)
+    def of(cls, parts: Mapping[Any, Sequence[int] | NDArray[np.int64]]) -> Self:
+        """From files and the bytes of their lines, or tables as of `draw_shots`, file after file."""
+        tables = [np.array(part, np.int64) for part in parts.values()]
+        tables = [table if table.ndim == 2 else table[:, None] for table in tables]
+        widest = max((table.shape[1] for table in tables), default=1)
+        wide = [
+            np.pad(table, ((0, 0), (0, widest - table.shape[1])), constant_values=NO_SHOT) for table in tables
+        ]
+        file = np.repeat(np.arange(len(parts), dtype=np.int32), [len(table) for table in tables])
+        return cls(tuple(map(Path, parts)), file, np.concatenate([np.empty((0, widest), np.int64), *wide]))
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.file)
 
     def __getitem__(self, part: slice, /) -> PlacedTraces:
-        return dataclasses.replace(self, file=self.file[part], offsets=self.offsets[part])
+        return dataclasses.replace(self, file=self.file[part], places=self.places[part])
 
     def __iter__(self) -> Iterator[Trace]:
         for number, path in enumerate(self.paths):
-            if len(offsets := self.offsets[self.file == number]):
-                yield from files.read_at(path, offsets.tolist(), Trace)
+            own = self.places[self.file == number]
+            if len(own):
+                read = files.read_at(path, own[own != NO_SHOT].tolist(), Trace)
+                for many in (own != NO_SHOT).sum(1).tolist():
+                    trace, *examples = itertools.islice(read, many)
+                    yield with_examples(trace, examples)
 
 
 # Few-shot prompts
@@ -86,20 +95,20 @@ def draw_shots(candidates: Sequence[Candidate], shots: int, seed: int) -> NDArra
     """The examples of every trace, each of another query of its kind and none of its own.
 
     Returns:
-      int64 [traces, shots], the bytes at which their lines begin; `NO_SHOT` where there are too few. They
-      depend on the seed, the trace's place and the candidates.
+      int64 [traces, 1 + shots], the bytes at which the lines of the trace and of its examples begin;
+      `NO_SHOT` where there are too few. They depend on the seed, the trace's place and the candidates.
     """
     pools: dict[Any, dict[str, int]] = {}
     for one in candidates:
         if one.serves:
             pools.setdefault(one.kind, {}).setdefault(one.query_id, one.offset)
-    drawn = np.full((len(candidates), shots), NO_SHOT, np.int64)
+    drawn = np.full((len(candidates), 1 + shots), NO_SHOT, np.int64)
     listed = {kind: list(pool.items()) for kind, pool in pools.items()}
     for row, one in zip(drawn, candidates):
         pool = listed.get(one.kind, [])
         some = random.Random(f"{seed} {one.offset}").sample(pool, min(shots + 1, len(pool)))
         others = [offset for query_id, offset in some if query_id != one.query_id][:shots]
-        row[: len(others)] = others
+        row[: 1 + len(others)] = [one.offset, *others]
     return drawn
 
 
@@ -116,39 +125,3 @@ def with_examples(trace: Trace, examples: Sequence[Trace]) -> Trace:
 
 def _question(trace: Trace) -> str:
     return next((one.content for one in reversed(trace.messages) if one.role == "user"), "")
-
-
-@dataclasses.dataclass(frozen=True)
-class FewShotTraces(PlacedTraces):
-    """Placed traces that are read with their examples.
-
-    Attributes:
-      shots: int64 [traces, shots] as of `draw_shots`, into the trace's own file.
-    """
-
-    shots: NDArray[np.int64]
-
-    @classmethod
-    def over(cls, traces: PlacedTraces, shots: Iterable[NDArray[np.int64]]) -> Self:
-        """With each file's examples, file after file; they may have unlike numbers of them."""
-        every = list(shots)
-        widest = max((each.shape[1] for each in every), default=0)
-        wide = [
-            np.pad(each, ((0, 0), (0, widest - each.shape[1])), constant_values=NO_SHOT) for each in every
-        ]
-        joined = np.concatenate([np.empty((0, widest), np.int64), *wide])
-        return cls(traces.paths, traces.file, traces.offsets, joined)
-
-    def __getitem__(self, part: slice, /) -> FewShotTraces:
-        file, offsets, shots = self.file[part], self.offsets[part], self.shots[part]
-        return dataclasses.replace(self, file=file, offsets=offsets, shots=shots)
-
-    def __iter__(self) -> Iterator[Trace]:
-        places = np.column_stack([self.shots, self.offsets])
-        for number, path in enumerate(self.paths):
-            own = places[self.file == number]
-            if len(own):
-                read = files.read_at(path, own[own != NO_SHOT].tolist(), Trace)
-                for many in (own != NO_SHOT).sum(1).tolist():
-                    *examples, trace = itertools.islice(read, many)
-                    yield with_examples(trace, examples)

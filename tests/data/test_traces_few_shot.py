@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from orca_jax.data.traces import (
     NO_SHOT,
     Candidate,
-    FewShotTraces,
     PlacedTraces,
     draw_shots,
     with_examples,
@@ -36,8 +35,9 @@ candidates = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1), st.boolean
 @given(candidates, st.integers(1, 3), st.integers(0, 3))
 def test_examples_are_of_other_queries_of_the_kind_that_may_serve(every, shots, seed):
     drawn = draw_shots(every, shots, seed)
-    assert drawn.shape == (len(every), shots)
-    for one, row in zip(every, drawn):
+    assert drawn.shape == (len(every), 1 + shots)
+    assert drawn[:, 0].tolist() == [one.offset for one in every]
+    for one, row in zip(every, drawn[:, 1:]):
         chosen = [every[at] for at in row if at != NO_SHOT]
         queries = [example.query_id for example in chosen]
         assert len(set(queries)) == len(queries)
@@ -50,8 +50,8 @@ def test_examples_are_of_other_queries_of_the_kind_that_may_serve(every, shots, 
 
 def test_the_draw_depends_on_the_seed_and_differs_between_traces():
     every = [Candidate(at, f"q{at}", "", True) for at in range(200)]
-    drawn, other = draw_shots(every, 2, 0), draw_shots(every, 2, 1)
-    assert np.array_equal(drawn, draw_shots(every, 2, 0))
+    drawn, other = draw_shots(every, 2, 0)[:, 1:], draw_shots(every, 2, 1)[:, 1:]
+    assert np.array_equal(drawn, draw_shots(every, 2, 0)[:, 1:])
     assert (drawn != other).any(1).mean() > 0.9
     assert len({tuple(row) for row in drawn.tolist()}) > 190
 
@@ -81,11 +81,14 @@ def files(tmp_path_factory):
 
 def with_shots(files):
     """The first file's with two examples each, the second's with none."""
-    offsets = next(iter(files.values()))
+    path, offsets = next(iter(files.items()))
     shots = np.array(
-        [[offsets[(at + 1) % 6], NO_SHOT if at == 3 else offsets[(at + 2) % 6]] for at in range(6)]
+        [
+            [offsets[at], offsets[(at + 1) % 6], NO_SHOT if at == 3 else offsets[(at + 2) % 6]]
+            for at in range(6)
+        ]
     )
-    return FewShotTraces.over(PlacedTraces.of(files), [shots, np.empty((6, 0), np.int64)])
+    return PlacedTraces.of({**files, path: shots})
 
 
 EXPECTED = [
@@ -103,4 +106,4 @@ def test_traces_are_read_with_their_examples(files, start, stop, step):
 
 
 def test_no_traces():
-    assert list(FewShotTraces.over(PlacedTraces.of({}), [])) == []
+    assert list(PlacedTraces.of({"nowhere.jsonl": np.empty((0, 3), np.int64)})) == []
