@@ -123,14 +123,6 @@ class _Runs(NamedTuple):
     place: NDArray[np.int32]
 
 
-class _Found(NamedTuple):
-    """Runs of one length that a query shares with a text: their places in the text."""
-
-    query: int
-    text: int
-    places: list[int]
-
-
 class Index:
     """The benchmarks' texts, to check queries against.
 
@@ -143,12 +135,19 @@ class Index:
 
     def __init__(self, documents: Iterable[tuple[str, str, str]], settings: Settings | None = None):
         self.settings = settings if settings is not None else Settings()
-        self._texts = _grouped(documents)
+        grouped: dict[tuple[str, ...], tuple[str, list[tuple[str, str]]]] = {}  # those that read the same
+        for benchmark, document_id, text in documents:
+            if words := tuple(tokens(text)):
+                grouped.setdefault(words, (text, []))[1].append((benchmark, document_id))
+        self._texts = [
+            _Text(tuple(names), text, words, tuple(masked(words))) for words, (text, names) in grouped.items()
+        ]
         if not self._texts:
             raise ContaminationError(
                 "there is no benchmark text to check against; name the benchmarks' files"
             )
-        self._vocabulary = _vocabulary(self._texts)
+        known = dict.fromkeys(itertools.chain.from_iterable(text.masked for text in self._texts))
+        self._vocabulary = {word: number for number, word in enumerate(known, 1)}
         ids = [self._ids(text.masked) for text in self._texts]
         wordy = np.array([False, *(_WORD.search(word) is not None for word in self._vocabulary)])
         self._runs = {
@@ -156,8 +155,8 @@ class Index:
         }
         # The numbers of the texts by the tokens of their first sentence or line.
         self._starts: dict[tuple[str, ...], list[int]] = {}
-        for number, text in enumerate(self._texts):
-            pieces = map(tokens, _PIECES.split(text.text))
+        for number, entry in enumerate(self._texts):
+            pieces = map(tokens, _PIECES.split(entry.text))
             self._starts.setdefault(tuple(next(filter(None, pieces))), []).append(number)
 
     def __len__(self) -> int:
@@ -179,14 +178,12 @@ class Index:
         split = [[tokens(piece) for piece in _PIECES.split(query.text)] for query in batch]
         words = [list(itertools.chain.from_iterable(pieces)) for pieces in split]
         kinds: list[dict[int, Kind]] = [{} for _ in batch]
-        covered: dict[tuple[int, int], list[int]] = {}
         runs = [masked(query) for query in words]
-        found = self._find(runs, SHORT)
-        for query, text, places in found:
-            covered[query, text] = places
+        covered = self._find(runs, SHORT)
+        for (query, text), places in covered.items():
             if self._coverage(text, places) >= self.settings.coverage:
                 kinds[query][text] = "8-gram"
-        for query, text, _ in self._find(runs, LONG) if found else ():
+        for query, text in self._find(runs, LONG) if covered else ():
             kinds[query][text] = "13-gram"
         for query, pieces in enumerate(split):
             for text in self._exact(pieces, tuple(words[query])):
@@ -205,25 +202,20 @@ class Index:
         for piece in pieces:
             for skipped in (0, 1):  # "Question: ..." has a word before the sentence
                 for number in self._starts.get(tuple(piece[skipped:]), ()):
-                    if self._stands_at(words, place + skipped, self._texts[number].tokens):
+                    text = self._texts[number].tokens
+                    start, end = place + skipped, place + skipped + len(text)
+                    ends = end == len(words) or (end < len(words) and _WORD.search(words[end]) is not None)
+                    alone = len(words) == len(text) or (len(text) >= MIN_SENTENCE and ends)
+                    if alone and words[start:end] == text:
                         yield number
             place += len(piece)
-
-    def _stands_at(self, words: tuple[str, ...], place: int, text: tuple[str, ...]) -> bool:
-        end = place + len(text)
-        if words[place:end] != text:
-            return False
-        whole = len(words) == len(text)
-        return whole or (
-            len(text) >= MIN_SENTENCE and (end == len(words) or _WORD.search(words[end]) is not None)
-        )
 
     def _ids(self, words: Iterable[str]) -> Ids:
         """uint64 [words]: the vocabulary's numbers; 0 for a word that no benchmark has."""
         return np.array([self._vocabulary.get(word, 0) for word in words], np.uint64)
 
-    def _find(self, words: Sequence[list[str]], length: int) -> list[_Found]:
-        """The runs that queries share with texts, by (query, text)."""
+    def _find(self, words: Sequence[list[str]], length: int) -> dict[tuple[int, int], list[int]]:
+        """By (query, text), the places in the text of the runs that they share."""
         ends = np.cumsum([len(query) + 1 for query in words])
         ids = self._ids(itertools.chain.from_iterable([*query, ""] for query in words))
         hashes = _hashes(ids, length)
@@ -236,18 +228,13 @@ class Index:
             query = int(np.searchsorted(ends, start, side="right"))
             offset = int(start) - (int(ends[query - 1]) if query else 0)
             run = tuple(words[query][offset : offset + length])
-            for text, place in self._occurrences(runs, int(first[start]), run):
-                shared[query, text].append(place)
-        return [_Found(query, text, places) for (query, text), places in shared.items()]
-
-    def _occurrences(self, runs: _Runs, first: int, run: tuple[str, ...]) -> Iterator[tuple[int, int]]:
-        """(text, place) of each occurrence of the run whose hash is the one at `first`."""
-        for entry in range(first, len(runs.hashes)):
-            if runs.hashes[entry] != runs.hashes[first]:
-                return
-            text, place = int(runs.text[entry]), int(runs.place[entry])
-            if self._texts[text].masked[place : place + len(run)] == run:
-                yield text, place
+            for entry in range(int(first[start]), len(runs.hashes)):
+                if runs.hashes[entry] != hashes[start]:
+                    break
+                text, place = int(runs.text[entry]), int(runs.place[entry])
+                if self._texts[text].masked[place : place + length] == run:
+                    shared[query, text].append(place)
+        return shared
 
     def _coverage(self, text: int, places: Sequence[int]) -> float:
         """Part of a text's tokens in runs of 8 that begin at `places`."""
@@ -272,26 +259,6 @@ class Index:
         )
 
 
-def _grouped(documents: Iterable[tuple[str, str, str]]) -> list[_Text]:
-    """The texts that have tokens, those that read the same as one."""
-    names: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    texts: dict[tuple[str, ...], str] = {}
-    for benchmark, document_id, text in documents:
-        words = tuple(tokens(text))
-        if words:
-            names.setdefault(words, []).append((benchmark, document_id))
-            texts.setdefault(words, text)
-    return [
-        _Text(tuple(owners), texts[words], words, tuple(masked(words))) for words, owners in names.items()
-    ]
-
-
-def _vocabulary(texts: Iterable[_Text]) -> dict[str, int]:
-    """Numbers from 1."""
-    words = dict.fromkeys(itertools.chain.from_iterable(text.masked for text in texts))
-    return {word: number for number, word in enumerate(words, 1)}
-
-
 def _hashes(ids: Ids, length: int) -> Ids:
     """uint64 [max(ids - length + 1, 0)]: a hash of every run; 0 for one with an unknown word."""
     count = max(len(ids) - length + 1, 0)
@@ -314,7 +281,8 @@ def _runs(ids: Sequence[Ids], wordy: NDArray[np.bool_], length: int, max_documen
     hashes = np.concatenate(parts)
     text = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
     place = np.concatenate([np.arange(len(part), dtype=np.int32) for part in parts])
-    words = np.concatenate([_window_sums(wordy[text.astype(np.int64)], length) for text in ids])
+    sums = [np.concatenate([[0], np.cumsum(wordy[text.astype(np.int64)])]) for text in ids]
+    words = np.concatenate([sum[length:] - sum[: max(len(sum) - length, 0)] for sum in sums])
     said = words * 2 > length
     hashes, text, place = hashes[said], text[said], place[said]
     order = np.lexsort((place, text, hashes))
@@ -326,12 +294,6 @@ def _runs(ids: Sequence[Ids], wordy: NDArray[np.bool_], length: int, max_documen
     run = np.cumsum(new_hash) - 1
     kept = np.bincount(run, weights=new_text)[run] <= max_documents
     return _Runs(hashes[kept], text[kept], place[kept])
-
-
-def _window_sums(flags: NDArray[np.bool_], length: int) -> NDArray[np.int64]:
-    """int64 [max(flags - length + 1, 0)]: how many of each `length` neighbours are set."""
-    sums = np.concatenate([[0], np.cumsum(flags)])
-    return sums[length:] - sums[:-length] if len(flags) >= length else sums[:0]
 
 
 def _merged(places: Iterable[int]) -> list[tuple[int, int]]:
