@@ -30,18 +30,21 @@ def agrees(answer: str, target: str, question: str = "") -> bool | None:
     Args:
       question: its options are the target's rivals.
     """
-    wanted, listed = _words(target), options(question)
+    wanted, listed = _words(target), [_words(option) for option in options(question)]
     if not wanted or len(wanted) > LONGEST_TARGET:
         return None
     if _words(answer) == wanted:
         return True
-    label = _label(target, listed)
+    if match := _LABEL.match(target):
+        label = (match[1] or match[2]).lower()
+    else:
+        label = chr(ord("a") + listed.index(wanted)) if wanted in listed else ""
     place = ord(label) - ord("a") if label else len(listed)
-    option = _words(listed[place]) if place < len(listed) else []
-    rivals = [words for words in map(_words, listed) if words and words not in (option, wanted)]
+    option = listed[place] if place < len(listed) else []
+    rivals = [words for words in listed if words and words not in (option, wanted)]
     if len(wanted) == 1 and wanted[0] in _OPPOSITES:
         rivals.append([_OPPOSITES[wanted[0]]])
-    accepted = [words for words in ([] if _LABEL.match(target) else wanted, option) if words]
+    accepted = [words for words in ([] if match else wanted, option) if words]
     return any(_states(place, label, accepted, rivals) for place in _places(answer))
 
 
@@ -92,14 +95,6 @@ def majority(answers: Sequence[str | None]) -> str | None:
     return most if votes > max(1, len(answers) / 2) else None
 
 
-def _label(target: str, listed: Sequence[str]) -> str:
-    """The letter of the target's option, if it has one: its own, or that of the option which it is."""
-    if match := _LABEL.match(target):
-        return (match[1] or match[2]).lower()
-    wanted = _words(target)
-    return next((chr(ord("a") + place) for place, text in enumerate(listed) if _words(text) == wanted), "")
-
-
 def _places(answer: str) -> list[str]:
     stated = [match.end() for match in _ANSWER.finditer(answer)]
     if stated:
@@ -129,12 +124,10 @@ def _find(words: Sequence[str], run: Sequence[str]) -> int | None:
 
 def _words(text: str) -> list[str]:
     """Lower-case words and numbers (12,000.50 and 12000.5 are one); of a text without any, its brackets."""
-    words = [_number(word) for word in _WORD.findall(text.lower())]
+    words = []
+    for word in _WORD.findall(text.lower()):
+        if word[0].isdecimal():
+            word = word.replace(",", "")
+            word = word.rstrip("0").rstrip(".") if word.count(".") == 1 else word
+        words.append(word)
     return [word for word in words if word[0].isalnum()] or [word for word in words if word in "()[]{}<>"]
-
-
-def _number(word: str) -> str:
-    if not word[0].isdecimal():
-        return word
-    plain = word.replace(",", "")
-    return plain.rstrip("0").rstrip(".") if plain.count(".") == 1 else plain

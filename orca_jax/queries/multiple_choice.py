@@ -79,69 +79,54 @@ def is_multiple_choice(text: str, target: str | None = None) -> bool:
     lines = [line for line in text.splitlines() if line.strip()]
     if any(_WRITES.search(line) for line in (lines[0][:300], lines[-1][-300:])):
         return False
-    return not target or _is_option(target, found)
+    if not target:
+        return True
+    # A target may be an option's text, its beginning (an option read too far) or its label.
+    wanted = _plain(target)
+    if len(wanted) <= 1 or wanted in _ALPHABETS[1]:
+        return True
+    return any(f" {wanted} " in f" {_plain(option)} " or wanted.endswith(_plain(option)) for option in found)
 
 
 def options(text: str) -> tuple[str, ...]:
     """The options a query lists, in order, without their marks; empty where it lists none."""
-    for run in _runs(text, list(_marks(text))):
+    for run in _runs(text):
         if _is_list(text, run):
             return tuple(_items(text, run))
     listed = _COMMA_LIST.search(text)
     return tuple(part.strip() for part in listed[1].split(",")) if listed else ()
 
 
-def _is_option(target: str, listed: Sequence[str]) -> bool:
-    """A target may be an option's text, its beginning (an option read too far) or its label."""
-    wanted = _plain(target)
-    if len(wanted) <= 1 or wanted in _ALPHABETS[1]:
-        return True
-    return any(f" {wanted} " in f" {_plain(option)} " or wanted.endswith(_plain(option)) for option in listed)
-
-
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _marks(text: str) -> Iterator[_Mark]:
+def _runs(text: str) -> list[list[_Mark]]:
+    """Marks of one style that count up from the first label, or bullets of one style; the last run first."""
+    by_style: dict[str, list[_Mark]] = {}
     for match in _MARK.finditer(text):
-        label = match["label"] or ""
-        mark = match["mark"]
+        label, mark = match["label"] or "", match["mark"]
         if label and mark == label:
             continue  # a bare letter or number is a word
         style = mark.replace(label, "A" if label.isupper() else "a", 1) if label else mark
-        yield _Mark(style, label.lower(), match["start"] is not None, match.start("mark"), match.end())
-
-
-def _runs(text: str, marks: Sequence[_Mark]) -> list[list[_Mark]]:
-    """Marks of one style that count up from the first label, or bullets of one style; the last run first."""
+        place = match["start"] is not None, match.start("mark"), match.end()
+        by_style.setdefault(style, []).append(_Mark(style, label.lower(), *place))
     found: list[list[_Mark]] = []
-    for style in dict.fromkeys(mark.style for mark in marks):
-        alike = [mark for mark in marks if mark.style == style]
+    for alike in by_style.values():
         if alike[0].label:
             found += [run for alphabet in _ALPHABETS for run in _counted(alike, alphabet)]
-        else:
-            found += [_from_announcement(text, run) for run in _blocks(text, alike)]
-    found = [run for run in found if len(run) > 1]
-    return sorted(found, key=lambda run: run[-1].start, reverse=True)
-
-
-def _blocks(text: str, marks: Sequence[_Mark]) -> list[list[_Mark]]:
-    """Bullets with nothing but their items between them: no item goes on in a second line."""
-    blocks = [[marks[0]]]
-    for last, mark in itertools.pairwise(marks):
-        if "\n" in text[last.end : mark.start].strip():
-            blocks.append([])
-        blocks[-1].append(mark)
-    return blocks
-
-
-def _from_announcement(text: str, run: list[_Mark]) -> list[_Mark]:
-    """The bullets from the announced one on: those before it are dashes of the text."""
-    starts = [place for place, mark in enumerate(run[:-1]) if _announced(text, mark)]
-    asked = [place for place, mark in enumerate(run[:-1]) if _asked(text, mark)]
-    first = starts[0] if starts else (asked or [0])[-1]
-    return run[first:]
+            continue
+        # Bullets with nothing but their items between them: no item goes on in a second line.
+        blocks = [alike[:1]]
+        for last, bullet in itertools.pairwise(alike):
+            if "\n" in text[last.end : bullet.start].strip():
+                blocks.append([])
+            blocks[-1].append(bullet)
+        for block in blocks:  # from the announced one on: those before it are dashes of the text
+            announced = [place for place, bullet in enumerate(block[:-1]) if _announced(text, bullet)]
+            asked = [place for place, bullet in enumerate(block[:-1]) if _asked(text, bullet)]
+            found.append(block[announced[0] if announced else (asked or [0])[-1] :])
+    return sorted((run for run in found if len(run) > 1), key=lambda run: run[-1].start, reverse=True)
 
 
 def _announced(text: str, mark: _Mark) -> bool:
@@ -164,29 +149,26 @@ def _counted(marks: Sequence[_Mark], alphabet: Sequence[str]) -> Iterator[list[_
 
 
 def _is_list(text: str, run: list[_Mark]) -> bool:
-    label, style = run[0].label, run[0].style
-    if not label:
-        return _is_bullet_list(text, run)
+    label, style, items = run[0].label, run[0].style, list(_items(text, run))
+    announced, asked = _announced(text, run[0]), _asked(text, run[0])
+    if (
+        not label
+    ):  # bare bullets without announcement must follow a question, by lines or as three short items
+        if len(style) == 3 or announced:
+            return True
+        if all(mark.starts_line for mark in run):
+            return asked or _UNFINISHED.search(text[: run[0].start][-20:]) is not None
+        return asked and len(run) > 2 and max(map(len, items)) < SHORT
     # A list that runs on in a sentence: "1) positive, and 2) negative".
-    if "A" not in style and any(item.endswith((" and", " or")) for item in _items(text, run)):
+    if "A" not in style and any(item.endswith((" and", " or")) for item in items):
         return False
-    if _announced(text, run[0]):
+    if announced:
         return True
     if label.isdigit() or style == "A:":
         return False
     if style[0] in "([-+*•" or run[0].starts_line:
-        return "A" in style or len(run) > 2 or _asked(text, run[0])
-    return "A" in style and len(run) > 2 and _asked(text, run[0])
-
-
-def _is_bullet_list(text: str, run: list[_Mark]) -> bool:
-    """Bare bullets without announcement must follow a question, by lines or as three short items."""
-    if len(run[0].style) == 3 or _announced(text, run[0]):
-        return True
-    if all(mark.starts_line for mark in run):
-        return _asked(text, run[0]) or _UNFINISHED.search(text[: run[0].start][-20:]) is not None
-    short = max(len(item) for item in _items(text, run)) < SHORT
-    return _asked(text, run[0]) and len(run) > 2 and short
+        return "A" in style or len(run) > 2 or asked
+    return "A" in style and len(run) > 2 and asked
 
 
 def _items(text: str, run: list[_Mark]) -> Iterator[str]:
