@@ -8,6 +8,7 @@ index, a hash a query, and one bucket of drawn queries.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import os
 import shutil
@@ -26,7 +27,6 @@ from orca_jax.records import Query
 INDEX = "index.npz"
 BUCKETS = "drawn"
 REPORTED = 1000  # queries between two reports of progress
-_DIGESTS: dict[tuple[Path, int, int], str] = {}
 
 
 @dataclasses.dataclass
@@ -44,16 +44,8 @@ class Counts:
 
     def summary(self) -> dict[str, Any]:
         """The counts, for a manifest."""
-        return {
-            "rows": self.rows.summary(),
-            "not_drawn_from": dict(self.not_drawn_from),
-            "drawn": dict(self.drawn),
-            "duplicates": self.duplicates,
-            "near_duplicates": self.near_duplicates,
-            "contamination": self.contamination.summary() if self.contamination else "no benchmark was given",
-            "queries": self.queries,
-            "expert": self.expert,
-        }
+        met = self.contamination.summary() if self.contamination else "no benchmark was given"
+        return {**vars(self), "rows": self.rows.summary(), "contamination": met}
 
 
 def source_files(config: FlanConfig) -> dict[str, list[Path]]:
@@ -84,19 +76,18 @@ def inputs(configs: Iterable[FlanConfig]) -> dict[str, str]:
         for kind, paths in source_files(config).items():
             top = os.path.commonpath([path.resolve().parent.parent for path in paths])
             for path in paths:
-                digests[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = _digest(path)
+                name, status = path.resolve().relative_to(top), path.stat()
+                digest = _digest(path, status.st_size, status.st_mtime_ns)
+                digests[f"flan[{number}].{kind}: {name}"] = digest
         if config.messages:
-            digests[f"flan[{number}].messages"] = _digest(Path(storage.local(config.messages)))
+            digests[f"flan[{number}].messages"] = artifacts.file_digest(storage.local(config.messages))
     return digests
 
 
-def _digest(path: Path) -> str:
-    """A file's sha256, computed once a process: FLAN's files are large."""
-    status = path.stat()
-    key = path, status.st_size, status.st_mtime_ns
-    if key not in _DIGESTS:
-        _DIGESTS[key] = artifacts.file_digest(path)
-    return _DIGESTS[key]
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """A file's sha256, computed once a process while the file stays as it is: FLAN's files are large."""
+    return artifacts.file_digest(path)
 
 
 def queries(

@@ -47,10 +47,6 @@ SETTING = "flan[].malformed"  # the config's key that says otherwise
 MAX_LABELS = 20  # with more labels, a raw set's options are not listed
 
 
-# What a reader calls for every row; raises RecordError where the row is malformed.
-Render = Callable[[Mapping[str, Any]], Iterable[Query]]
-
-
 def read_submix(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
     """The queries of a submix file (.jsonl, .json, .jsonl.gz or .parquet).
 
@@ -90,7 +86,7 @@ def read_cot(path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
       RecordError: too many rows are malformed; names file and rows.
     """
     name = _stem(Path(path)).removesuffix("_train")
-    task = f"{_COT_KINDS.get(name, 'cot')}_{name}"
+    task = f"{'stream' if name in ('aqua', 'qed') else 'cot'}_{name}"  # as FLAN names them
 
     def render(values: Mapping[str, Any]) -> Iterator[Query]:
         names = (("question",), ("answer",), ("explanation", "rationale"))
@@ -227,7 +223,12 @@ def is_zero_shot(query: Query) -> bool:
 # Rows of files
 
 
-def _read(rows: Iterable[Row], render: Render, path: str | Path, tally: Tally | None) -> Iterator[Query]:
+def _read(
+    rows: Iterable[Row],
+    render: Callable[[Mapping[str, Any]], Iterable[Query]],  # raises RecordError where a row is malformed
+    path: str | Path,
+    tally: Tally | None,
+) -> Iterator[Query]:
     def rendered(row: Row) -> list[Query]:
         if not isinstance(row.values, Mapping):
             raise RecordError(f"expected a JSON object, got {row.values!r:.60}")
@@ -296,9 +297,6 @@ def _text(values: Mapping[str, Any], *names: str) -> str:
 def _collection(source: str) -> str | None:
     return COLLECTIONS.get("".join(filter(str.isalnum, source.lower())))
 
-
-# FLAN names two of the sets "stream" and the others "cot".
-_COT_KINDS: Mapping[str, str] = {"aqua": "stream", "qed": "stream"}
 
 # Our words for a request to reason first; which one a row gets is decided by its hash.
 _CUES = (

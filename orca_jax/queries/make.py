@@ -75,16 +75,6 @@ def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -
     return {f"benchmarks.{name}": digest for name, digest in artifacts.digests(texts).items()}
 
 
-def _provenance(
-    config: ExperimentConfig, documents: list[Document], there: Mapping[str, Any]
-) -> artifacts.Section:
-    """The settings that the queries depend on; files count by content, see `draw.inputs`."""
-    untold = {"sources": "", "messages": "", "expert": min(config.asked_shares, default=1.0)}
-    draws = [artifacts.joined(artifacts.section(part), untold) for part in config.flan]
-    own = artifacts.section(config, ("seed", "puzzles"))
-    return artifacts.joined({"program": "queries"}, own, {"flan": draws}, benchmark_digests(documents, there))
-
-
 def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Document]) -> dict[str, Any]:
     """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages.
 
@@ -97,7 +87,14 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
       The manifest of queries/.
     """
     directory, inputs, documents = workdir / "queries", draw.inputs(config.flan), list(documents)
-    provenance = _provenance(config, documents, artifacts.recorded(directory)["provenance"])
+    expert = min(config.asked_shares, default=1.0)
+    counted = {"sources": "", "messages": "", "expert": expert}  # files count by content, see draw.inputs
+    provenance = artifacts.joined(
+        {"program": "queries"},
+        artifacts.section(config, ("seed", "puzzles")),
+        {"flan": [artifacts.joined(artifacts.section(part), counted) for part in config.flan]},
+        benchmark_digests(documents, artifacts.recorded(directory)["provenance"]),
+    )
     if artifacts.is_finished(directory, provenance, inputs):
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, provenance, inputs)
@@ -121,7 +118,7 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
                     folder,
                     counts,
                     seed=config.seed,
-                    expert=min(config.asked_shares, default=1.0),
+                    expert=expert,
                     documents=documents,
                     known=known,
                     on_hit=hits.append,
