@@ -26,7 +26,7 @@ from orca_jax.records import Trace
 
 def write_shard(folder: Path, traces: PlacedTraces, encoder: tokens.Encoder) -> int:
     """Writes one shard, as a worker of `prepare` does; returns its tokens."""
-    tokens.write_shard(folder, 0, 1, traces, encoder)
+    tokens.write_shard(folder, 1, encoder, (0, traces))
     with np.load(folder / ".shard-00000.npz") as columns:
         return int(columns["length"].sum()) + len(columns["length"])
 

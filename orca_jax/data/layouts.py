@@ -255,57 +255,39 @@ def encode_all(
             for chat in chats
         ]
     else:
-        pieces = [list(joined(_begun(LAYOUTS[layout](m), tokenizer))) for m in conversations]
-        encoded = _encode_pieces(pieces, tokenizer)
-    weigh = {"all": None, "last": only_last, "everything": on_everything}[supervise]
-    return [
-        _scaled(weigh(one) if weigh else one, one.weights, messages)
-        for one, messages in zip(encoded, conversations)
-    ]
+        encoded = _encode_pieces([LAYOUTS[layout](messages) for messages in conversations], tokenizer)
+    found = []
+    for one, messages in zip(encoded, conversations):
+        begins = np.diff(one.weights, prepend=0.0) > 0  # where answers do: runs of ones
+        weights = one.weights.copy()
+        if supervise == "last" and begins.any():
+            weights[: np.flatnonzero(begins)[-1]] = 0.0
+        elif supervise == "everything":
+            weights[:] = 1.0
+        scales = [message.weight for message in messages if message.role == "assistant"]
+        if any(scale != 1 for scale in scales):
+            of_answers = np.array([1.0, *scales], np.float32)[np.cumsum(begins)]
+            weights = (weights * np.where(one.weights > 0, of_answers, 1)).astype(np.float32)
+        found.append(dataclasses.replace(one, weights=weights))
+    return found
 
 
-def _scaled(encoded: Encoded, answers: np.ndarray, messages: Sequence[Message]) -> Encoded:
-    """With each answer's loss scaled by its weight; `answers` [n] has a run of ones for each answer."""
-    scales = [message.weight for message in messages if message.role == "assistant"]
-    if all(scale == 1 for scale in scales):
-        return encoded
-    run = np.cumsum(np.diff(answers, prepend=0.0) > 0)
-    weights = encoded.weights * np.where(answers > 0, np.array([1.0, *scales], np.float32)[run], 1)
-    return dataclasses.replace(encoded, weights=weights.astype(np.float32))
-
-
-def _encode_pieces(conversations: Sequence[Sequence[Piece]], tokenizer: TokenizerLike) -> list[Encoded]:
+def _encode_pieces(conversations: Iterable[Iterable[Piece]], tokenizer: TokenizerLike) -> list[Encoded]:
     """Of each conversation's pieces; all first texts are tokenised in one call, and all others in another."""
-    texts = [[piece.text for piece in pieces if not piece.control] for pieces in conversations]
+    every = [list(joined(_begun(pieces, tokenizer))) for pieces in conversations]
+    texts = [[piece.text for piece in pieces if not piece.control] for pieces in every]
     first = iter(tokenizer.encode_all([text for part in texts for text in part[:1]], first=True))
     others = iter(tokenizer.encode_all([text for part in texts for text in part[1:]], first=False))
-    return [
-        _assembled(pieces, itertools.chain(itertools.islice(first, 1), others), tokenizer)
-        for pieces in conversations
-    ]
-
-
-def _assembled(pieces: Sequence[Piece], texts: Iterator[list[int]], tokenizer: TokenizerLike) -> Encoded:
-    """One conversation, with its texts' ids taken from `texts` in order."""
-    parts = [[tokenizer.control_id(piece.text)] if piece.control else next(texts) for piece in pieces]
-    lengths = [len(part) for part in parts]
-    weights = np.array([piece.supervised for piece in pieces], np.float32)
-    roles = np.array([ROLE_NAMES.index(piece.role) for piece in pieces], np.int8)
-    ids = np.array(list(itertools.chain.from_iterable(parts)), np.int32)
-    return Encoded(ids, np.repeat(weights, lengths), np.repeat(roles, lengths))
-
-
-def only_last(encoded: Encoded) -> Encoded:
-    """The same tokens, with loss on the last run of supervised ones: an answer and its end."""
-    breaks = np.flatnonzero(np.diff(encoded.weights, prepend=0.0) > 0)
-    weights = encoded.weights.copy()
-    weights[: breaks[-1] if len(breaks) else 0] = 0.0
-    return dataclasses.replace(encoded, weights=weights)
-
-
-def on_everything(encoded: Encoded) -> Encoded:
-    """The same tokens, with loss on all of them."""
-    return dataclasses.replace(encoded, weights=np.ones_like(encoded.weights))
+    found = []
+    for pieces in every:
+        ids = itertools.chain(itertools.islice(first, 1), others)
+        parts = [[tokenizer.control_id(piece.text)] if piece.control else next(ids) for piece in pieces]
+        lengths = [len(part) for part in parts]
+        weights = np.array([piece.supervised for piece in pieces], np.float32)
+        roles = np.array([ROLE_NAMES.index(piece.role) for piece in pieces], np.int8)
+        tokens = np.array(list(itertools.chain.from_iterable(parts)), np.int32)
+        found.append(Encoded(tokens, np.repeat(weights, lengths), np.repeat(roles, lengths)))
+    return found
 
 
 def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:

@@ -134,12 +134,7 @@ def trainable(trace: Trace) -> bool:
 
 
 def write_shard(
-    directory: Path,
-    index: int,
-    shards: int,
-    traces: Traces,
-    encode: Encoder,
-    malformed: float = files.MALFORMED,
+    directory: Path, shards: int, encode: Encoder, job: Job, *, malformed: float = files.MALFORMED
 ) -> int:
     """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
 
@@ -150,6 +145,7 @@ def write_shard(
       RecordError: too many conversations do not fit the layout; names the first.
       OSError: the shard cannot be written, the disk being full for example; names the file.
     """
+    index, traces = job
     columns = collections.defaultdict(list)
     dropped: collections.Counter[str] = collections.Counter()
     misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
@@ -282,7 +278,7 @@ def write_store(
         if not (_sidecar(directory, index).exists() and shard_path(directory, index, shards).exists())
     ]
     jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
-    work = functools.partial(_write_job, directory, shards, encode, malformed)
+    work = functools.partial(write_shard, directory, shards, encode, malformed=malformed)
     done = (run or functools.partial(in_processes, workers))(work, jobs)
     for finished, _ in enumerate(done, 1 + shards - len(missing)):
         if on_shard:
@@ -292,10 +288,6 @@ def write_store(
 
 def shard_count(traces: int) -> int:
     return max(1, math.ceil(traces / SHARD_SIZE))
-
-
-def _write_job(directory: Path, shards: int, encode: Encoder, malformed: float, job: Job) -> int:
-    return write_shard(directory, job[0], shards, job[1], encode, malformed)
 
 
 def _leave_with_parent() -> None:

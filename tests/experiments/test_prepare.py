@@ -103,11 +103,11 @@ def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, 
     workdir.joinpath("tokens").rename(workdir / "unbroken")
     written, write = [], tokens.write_shard
 
-    def dying(directory, index, *rest):
+    def dying(directory, shards, encode, job, **options):
         if len(written) == 2:
             raise OSError("no space left")
-        written.append(index)
-        return write(directory, index, *rest)
+        written.append(job)
+        return write(directory, shards, encode, job, **options)
 
     monkeypatch.setattr(tokens, "write_shard", dying)
     with pytest.raises(OSError, match="no space left"):
