@@ -1,6 +1,6 @@
 """Traces to a token store, beside the SentencePiece library's encoding of the same texts on one core.
 
-python -m benchmarks.encode --input=FILE --tokenizer=MODEL    # FILE: traces, or WORKDIR/traces/NAME
+python -m benchmarks.encode TRACES TOKENIZER    # TRACES: a file of traces; TOKENIZER: a SentencePiece model
 
 Times are CPU seconds of this process, all threads counted, which other work on the machine does not touch.
 The traces are repeated until they fill a shard.
@@ -31,21 +31,18 @@ def write_shard(folder: Path, traces: PlacedTraces, encoder: tokens.Encoder) -> 
         return int(columns["length"].sum()) + len(columns["length"])
 
 
-def main(*, input: str, tokenizer: str, layout: str = "orca", rounds: int = 5) -> None:
-    source = Path(input) / "traces.jsonl" if Path(input).is_dir() else Path(input)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, path = Path(temporary), Path(temporary) / "traces.jsonl"
-        some = itertools.islice(
-            filter(tokens.trainable, conversations.read_traces(source)), tokens.SHARD_SIZE
-        )
-        files.write_jsonl(path, itertools.islice(itertools.cycle(some), tokens.SHARD_SIZE))
+def main(traces: str, tokenizer: str, layout: str = "orca", rounds: int = 5) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, size = Path(folder) / "traces.jsonl", tokens.SHARD_SIZE
+        some = itertools.islice(filter(tokens.trainable, conversations.read_traces(Path(traces))), size)
+        files.write_jsonl(path, itertools.islice(itertools.cycle(some), size))
         placed = PlacedTraces.of({path: [offset for offset, _ in files.read_placed(path, Trace)]})
         encoder = tokens.Encoder(tokenizers.load(tokenizer, layouts.CONTROL_TOKENS[layout]), layout)
         pieces = [layouts.LAYOUTS[layout](trace.messages) for trace in placed]
         texts = ["".join(piece.text for piece in each if not piece.control) for each in pieces]
         library = sentencepiece.SentencePieceProcessor(model_file=tokenizer)
         steps = {
-            "prepare, file of traces to shard": lambda: write_shard(folder, placed, encoder),
+            "prepare, file of traces to shard": lambda: write_shard(Path(folder), placed, encoder),
             "sentencepiece": lambda: sum(len(library.encode(text)) for text in texts),
         }
         contestants = [Contestant(name, step, count := step(), count) for name, step in steps.items()]

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from benchmarks.racing import Contestant, padded, student
 from orca_jax.config import LlamaConfig, MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation.benchmarks import bbh as bbh_files
 from orca_jax.evaluation.benchmarks.base import conversation
 from orca_jax.queries import system_messages
 from orca_jax.student import huggingface, llama
@@ -45,36 +44,28 @@ class Work(NamedTuple):
     rows: int
 
 
-def even(rows: int, vocab: int) -> Work:
-    """Prompts and replies of 128 tokens each."""
-    random = np.random.default_rng(0)
-    return Work([random.integers(3, vocab, 128, np.int32) for _ in range(rows)], [128] * rows, rows)
+def works(vocab: int, bbh: str = "", tokenizer: str = "") -> dict[str, Work]:
+    """Even lengths; mixed ones in no order; with `bbh` its prompts step by step, evenly over its tasks.
 
-
-def mixed(vocab: int, count: int = 4 * ROWS) -> Work:
-    """Lengths as in an evaluation: prompts of 60 to 400 tokens, replies of 1 to 256, in no order."""
-    random = np.random.default_rng(0)
-    prompts = [random.integers(3, vocab, size, np.int32) for size in random.integers(60, 401, count)]
-    return Work(prompts, random.integers(1, 257, count).tolist(), ROWS)
-
-
-def evaluation(folder: str, tokenizer: str, vocab: int, count: int = 8 * ROWS) -> Work:
-    """Questions of BBH as `evaluate` asks them step by step, evenly over its tasks; replies of 1 to 256.
-
-    Ids beyond a smaller vocabulary are folded into it: only the lengths matter.
+    BBH's ids beyond a smaller vocabulary are folded into it: only the lengths matter.
     """
-    every = bbh.questions(folder, mode="orca_cot")
-    chosen = [every[i] for i in np.linspace(0, len(every) - 1, count).astype(int)]
-    read, text = tokenizers.load(tokenizer), system_messages.get(STEPS_MESSAGE).text
-    prompts = [layouts.encode(conversation(q, text), "orca", read).tokens % vocab for q in chosen]
-    return Work(prompts, np.random.default_rng(0).integers(1, 257, count).tolist(), ROWS)
-
-
-RACES: dict[str, Callable[[int], Work]] = {
-    "1 x (128 + 128)": lambda vocab: even(1, vocab),
-    f"{ROWS} x (128 + 128)": lambda vocab: even(ROWS, vocab),
-    "mixed lengths": mixed,
-}
+    random = np.random.default_rng(0)
+    mixed = [random.integers(3, vocab, size, np.int32) for size in random.integers(60, 401, 4 * ROWS)]
+    limits = random.integers(1, 257, 4 * ROWS).tolist()
+    even = list(random.integers(3, vocab, (ROWS, 128), np.int32))
+    found = {
+        "1 x (128 + 128)": Work(even[:1], [128], 1),
+        f"{ROWS} x (128 + 128)": Work(even, [128] * ROWS, ROWS),
+        "mixed lengths": Work(mixed, limits, ROWS),
+    }
+    if bbh:
+        every = bbh_files.questions(bbh, mode="orca_cot")
+        chosen = [every[i] for i in np.linspace(0, len(every) - 1, 8 * ROWS).astype(int)]
+        read, text = tokenizers.load(tokenizer), system_messages.get(STEPS_MESSAGE).text
+        prompts = [layouts.encode(conversation(q, text), "orca", read).tokens % vocab for q in chosen]
+        limits = np.random.default_rng(0).integers(1, 257, 8 * ROWS).tolist()
+        found["BBH prompts"] = Work(prompts, limits, ROWS)
+    return found
 
 
 def ours(params: Any, config: LlamaConfig, work: Work, tensor: int) -> Contestant:
@@ -82,17 +73,14 @@ def ours(params: Any, config: LlamaConfig, work: Work, tensor: int) -> Contestan
     mesh = make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
     sizes: dict[str, Any] = dict(batch_size=work.rows, max_length=longest + 1)
     generator = Generator(params, config, stop_ids=(), mesh=mesh, **sizes)
-    replies: list[list[int]] = []
 
-    def step() -> None:
-        found = generator.generate(work.prompts, max_tokens=work.limits)
-        replies[:] = [reply.tokens.tolist() for reply in found]
+    def step() -> list[list[int]]:
+        return [reply.tokens.tolist() for reply in generator.generate(work.prompts, max_tokens=work.limits)]
 
-    count = sum(work.limits)
-    return Contestant(f"orca_jax, {tensor} device(s)", step, count, count, replies)
+    return Contestant(f"orca_jax, {tensor} device(s)", step, sum(work.limits), sum(work.limits))
 
 
-def theirs(name: str, folder: str | Path, work: Work, *, by_length: bool = False) -> Contestant:
+def theirs(name: str, folder: str, work: Work, by_length: bool = False) -> Contestant:
     """Batches as given or of like length, padded on the left, each run to the end of its longest reply."""
     import torch
     import transformers
@@ -102,21 +90,19 @@ def theirs(name: str, folder: str | Path, work: Work, *, by_length: bool = False
     model.generation_config.eos_token_id = None
     order = sorted(range(len(work.prompts)), key=lambda i: by_length * len(work.prompts[i]))
     batches = [order[start : start + work.rows] for start in range(0, len(order), work.rows)]
-    inputs = [
-        {key: torch.from_numpy(array) for key, array in pad_left([work.prompts[i] for i in batch]).items()}
-        for batch in batches
-    ]
-    replies: list[list[int]] = [[] for _ in order]
+    inputs = [pad_left([work.prompts[i] for i in batch]) for batch in batches]
 
-    def step() -> None:
-        for batch, each in zip(batches, inputs):
+    def step() -> list[list[int]]:
+        replies: dict[int, list[int]] = {}
+        for batch, arrays in zip(batches, inputs):
+            given = {key: torch.from_numpy(array) for key, array in arrays.items()}
             longest = max(work.limits[i] for i in batch)
             with torch.inference_mode():
-                out = model.generate(**each, max_new_tokens=longest, do_sample=False, pad_token_id=0)
-            for i, row in zip(batch, out[:, each["input_ids"].shape[1] :].tolist()):
-                replies[i] = row[: work.limits[i]]
+                out = model.generate(**given, max_new_tokens=longest, do_sample=False, pad_token_id=0)
+            replies |= zip(batch, out[:, arrays["input_ids"].shape[1] :].tolist())
+        return [replies[i][:limit] for i, limit in enumerate(work.limits)]
 
-    return Contestant(name, step, sum(work.limits), sum(work.limits), replies)
+    return Contestant(name, step, sum(work.limits), sum(work.limits))
 
 
 def pad_left(prompts: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -129,34 +115,24 @@ def agreement(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
     return float(np.mean([a[:COMPARED] == b[:COMPARED] for a, b in zip(one, other, strict=True)]))
 
 
-def main(
-    alone: bool = False,
-    rounds: int = 3,
-    seconds: float = 4.0,
-    only: str = "",
-    bbh: str = "",
-    tokenizer: str = "",
-) -> None:
-    races = dict(RACES)
-    if bbh:
-        races["BBH prompts"] = lambda vocab: evaluation(bbh, tokenizer, vocab)
-    titles = {f"{shape}, {kind}": (shape, kind) for shape in SHAPES for kind in races}
-    chosen = {title: key for title, key in titles.items() if only in title}
-    if bool(bbh) != bool(tokenizer) or not chosen:
-        raise SystemExit(f"error: --only is a part of one of {list(titles)}; --bbh needs --tokenizer")
-    for title, (shape, kind) in chosen.items():
-        config, work = SHAPES[shape], races[kind](SHAPES[shape].vocab_size)
+def main(alone: bool = False, rounds: int = 3, only: str = "", bbh: str = "", tokenizer: str = "") -> None:
+    for shape, config in SHAPES.items():
         params, spread = llama.init(config, 0), math.gcd(config.num_kv_heads, jax.device_count())
-        contestants = [ours(params, config, work, tensor) for tensor in sorted({1, spread})]
-        with tempfile.TemporaryDirectory() as folder:
+        for kind, work in works(config.vocab_size, bbh, tokenizer).items():
+            if only not in f"{shape}, {kind}":
+                continue
+            contestants = [ours(params, config, work, tensor) for tensor in sorted({1, spread})]
             if not alone:
-                huggingface.export(params, config, folder)
-                if len(work.prompts) > work.rows:
-                    contestants.append(theirs("transformers, by length", folder, work, by_length=True))
-                contestants.append(theirs("transformers", folder, work))
-            times, last = racing.race(contestants, rounds, seconds), contestants[-1]
-        same = [f"{agreement(one.replies, last.replies):.0%}" for one in contestants]
-        racing.report(title, contestants, times, {f"replies that begin as {last.name}'s": same})
+                with tempfile.TemporaryDirectory() as folder:
+                    huggingface.export(params, config, folder)
+                    if len(work.prompts) > work.rows:
+                        contestants.append(theirs("transformers, by length", folder, work, by_length=True))
+                    contestants.append(theirs("transformers", folder, work))
+            times = racing.race(contestants, rounds, 1.0)
+            replies = [one.step() for one in contestants]
+            same = [f"{agreement(each, replies[-1]):.0%}" for each in replies]
+            column = {f"replies that begin as {contestants[-1].name}'s": same}
+            racing.report(f"{shape}, {kind}", contestants, times, **column)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Our students beside transformers' on the same weights: the tables of docs/students.md.
 
 python -m benchmarks.parity families
-python -m benchmarks.parity memory --folder=FOLDER_TO_WRITE
+python -m benchmarks.parity memory
 
 `families`: small random models of every family, 512 positions: the largest difference between logits,
 whether 64 greedy tokens are equal, whether import and export give every weight back bit for bit. `memory`:
@@ -15,12 +15,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import torch
+import transformers
 
 from benchmarks.racing import command, markdown
 from orca_jax.config import LlamaConfig, MeshConfig
@@ -29,6 +30,7 @@ from orca_jax.student.engine import Generator
 from orca_jax.student.sharding import make_mesh
 
 LENGTH, PROMPT, NEW = 512, 50, 64
+RUNNING: Any = dict(vocab_multiple=16, scan_layers=False)  # how ours runs
 SHAPE: dict[str, Any] = dict(
     vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, bos_token_id=1,
@@ -64,9 +66,6 @@ class Pair(NamedTuple):
 
 def make_model(name: str) -> Any:
     """A transformers model of a family, float32, every parameter random (norms and biases too)."""
-    import torch
-    import transformers
-
     kind, changes = FAMILIES[name]
     torch.manual_seed(0)
     settings = getattr(transformers, kind)(**{**SHAPE, **changes})
@@ -85,8 +84,7 @@ def make_model(name: str) -> Any:
 def make_pair(name: str, folder: Path) -> Pair:
     theirs = make_model(name)
     theirs.save_pretrained(folder)
-    read = huggingface_folder.read_config(folder)
-    config = dataclasses.replace(read, vocab_multiple=16, scan_layers=False)
+    config = dataclasses.replace(huggingface_folder.read_config(folder), **RUNNING)
     return Pair(theirs, huggingface.load(folder, config, make_mesh(MeshConfig())), config)
 
 
@@ -96,8 +94,6 @@ def random_ids(size: int, seed: int = 0) -> np.ndarray:
 
 def logit_error(pair: Pair, length: int = LENGTH) -> float:
     """The largest absolute difference between both models' logits over `length` random ids."""
-    import torch
-
     ids = random_ids(length)
     with torch.no_grad():
         expected = pair.theirs(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy()
@@ -109,8 +105,6 @@ def logit_error(pair: Pair, length: int = LENGTH) -> float:
 
 def generations(pair: Pair) -> tuple[list[int], list[int]]:
     """Greedy tokens after one random prompt: theirs and ours, which come from the cache one by one."""
-    import torch
-
     prompt = random_ids(PROMPT, seed=1)
     with torch.no_grad():
         inputs = torch.tensor(prompt[None].astype(np.int64))
@@ -122,9 +116,6 @@ def generations(pair: Pair) -> tuple[list[int], list[int]]:
 
 def round_trip_differences(pair: Pair, folder: Path) -> list[str]:
     """Tensors that are not bit for bit the same in the model that transformers reads from our export."""
-    import torch
-    import transformers
-
     huggingface.export(pair.params, pair.config, folder, shard_bytes=40_000)
     again = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     if type(again) is not type(pair.theirs):
@@ -146,10 +137,9 @@ def families() -> str:
 
 
 # TinyLlama's shape: 1.1B parameters.
-TINY_LLAMA: dict[str, Any] = dict(
-    hidden_size=2048, intermediate_size=5632, num_layers=22, num_kv_heads=4, head_dim=64
-)
-LOAD_OURS = """
+TINY_LLAMA: Any = dict(hidden_size=2048, intermediate_size=5632, num_layers=22, num_kv_heads=4, head_dim=64)
+LOADS = {
+    "ours": """
 import jax
 from orca_jax.student import huggingface, huggingface_folder
 from orca_jax.config import MeshConfig
@@ -157,60 +147,46 @@ from orca_jax.student.sharding import make_mesh
 config = huggingface_folder.read_config(FOLDER)
 params = jax.block_until_ready(huggingface.load(FOLDER, config, make_mesh(MeshConfig())))
 sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
-"""
-LOAD_THEIRS = """
+""",
+    "transformers": """
 import torch, transformers
 model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
 sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
-"""
+""",
+}
 MEASURE = """
 import json, time
 began = time.monotonic()
 {load}
 seconds = time.monotonic() - began
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps(dict(peak=peak, live=sum(sizes), largest=max(sizes), seconds=seconds)))
+print(json.dumps([peak, sum(sizes), seconds]))
 """
 
 
-def write_sized(folder: Path) -> None:
-    """A random model of 1.1B parameters in bfloat16, in shards, a tensor at a time."""
-    if (folder / huggingface_folder.CONFIG_FILE).is_file():
-        return
+def memory() -> str:
+    """Both imports of a random model, which is written as bfloat16 in shards."""
     config = dataclasses.replace(presets.PRESETS["llama-7b"], scan_layers=False, **TINY_LLAMA)
     random, bfloat16 = np.random.default_rng(0), huggingface.DTYPES["bfloat16"]
-    shapes = jax.eval_shape(lambda: llama.init(config, 0))
     params = jax.tree.map(
-        lambda leaf: (random.standard_normal(leaf.shape, np.float32) * 0.02).astype(bfloat16), shapes
+        lambda leaf: (random.standard_normal(leaf.shape, np.float32) * 0.02).astype(bfloat16),
+        jax.eval_shape(lambda: llama.init(config, 0)),
     )
-    huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
-
-
-def measure(load: str, folder: Path) -> Mapping[str, float]:
-    """Peak memory of a process that runs `load`, bytes of its parameters, and the seconds it took."""
-    code = MEASURE.format(load=load.replace("FOLDER", repr(str(folder))))
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    values: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return values
-
-
-def memory(folder: Path) -> str:
-    """Both imports of the model in `folder`, which is written if it is not there."""
-    write_sized(folder)
     rows = []
-    for name, load in (("ours", LOAD_OURS), ("transformers", LOAD_THEIRS)):
-        values = measure(load, folder)
-        sizes = (values["peak"], values["live"], values["peak"] - values["live"])
-        rows.append([name, *(f"{size / 2**30:.2f}" for size in sizes), f"{values['seconds']:.0f}"])
+    with tempfile.TemporaryDirectory() as folder:
+        huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
+        for name, load in LOADS.items():
+            code = MEASURE.format(load=load.replace("FOLDER", repr(folder)))
+            ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            peak, live, seconds = json.loads(ended.stdout.splitlines()[-1])
+            sizes = [f"{size / 2**30:.2f}" for size in (peak, live, peak - live)]
+            rows.append([name, *sizes, f"{seconds:.0f}"])
     header = ["Import of 1.1B parameters", "peak GiB", "of it parameters", "peak less parameters", "seconds"]
     return markdown(header, rows)
 
 
-def main(table: str, folder: str = "") -> None:
-    if table not in ("families", "memory"):
-        raise SystemExit(f"error: unknown table {table!r}; known: families, memory")
-    with tempfile.TemporaryDirectory() as temporary:
-        print(families() if table == "families" else memory(Path(folder or temporary)))
+def main(table: str) -> None:
+    print({"families": families, "memory": memory}[table]())
 
 
 if __name__ == "__main__":

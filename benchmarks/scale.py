@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.racing import command
+from benchmarks.racing import command, markdown
 from orca_jax.config import ExperimentConfig, LlamaConfig, OptimizerConfig, Remat, load
 from orca_jax.planning import chips, estimate, plan
 from orca_jax.planning.chips import GIB
 from orca_jax.planning.estimate import MeshShape, Workload
-from orca_jax.reporting.tables import markdown
 
 SLICES = {
     "orca_7b": ("v5e-64", "h100-8", "h200-8"),
@@ -24,49 +22,45 @@ SLICES = {
     "orca_13b": ("v5p:2x4x4", "v4-128", "h100-16", "a100-32"),
     "orca_70b": ("v5p-128", "v6e-64", "h100-64"),
 }
+AMOUNTS = plan.Amounts(plan.PAPER_EXAMPLES, plan.PAPER_PACKING, None)
 PAPER_CHIPS, PAPER_BATCH, PAPER_HOURS = "a100-20", 160, (160.0, 40.0)  # its batch is not stated; 8 rows a GPU
-
-
-def config_of(name: str) -> ExperimentConfig:
-    return load(importlib.import_module(f"orca_jax.configs.{name}").get_config())
-
-
-def best(config: ExperimentConfig, slice_name: str) -> dict[str, Any]:
-    """The fastest way by estimate to run the config's batch that fits a slice, TPUs' once compiled."""
-    topology, workload = chips.topology(slice_name), plan.workload_of(config)
-    state = estimate.abstract_state(workload.student, workload.optimizer)
-    ranked = plan.rank(workload, topology, state, batch_factors=(1,))
-    plans = (plan.make_plan(config, topology, one.workload, one.shape, analytic=False) for one in ranked)
-    made = next((made for made in plans if made.fits), None)
-    if made is None:
-        raise ValueError(f"{config.name} does not fit {topology.name}; take that slice off the page")
-    return plan.summary(config, made, plan.Amounts(plan.PAPER_EXAMPLES, plan.PAPER_PACKING, None))
-
-
 HEADER = (
     "config", "slice (chips)", "data x fsdp x tensor", "rows x length / parts", "remat", "GiB a chip", "fits",
     "how", "s a step", "tokens/s", "MFU %", "hours, both stages", "chip-hours",
 )  # fmt: skip
 
 
-def plan_rows(name: str) -> Iterator[tuple[str, ...]]:
-    config = config_of(name)
-    for found in (best(config, slice_name) for slice_name in SLICES[name]):
-        yield (
-            name,
-            f"{found['topology']} ({found['chips']})",
-            " x ".join(str(size) for size in found["mesh"].values()),
-            f"{found['batch_rows']} x {found['row_length']:,} / {found['accumulation']}",
-            found["remat"],
-            f"{found['bytes_per_chip'] / GIB:.1f} of {found['hbm_bytes'] / GIB:.0f}",
-            "yes" if found["fits"] else "no",
-            f"compiled, {found['compile_seconds']:.0f} s" if found["compiled"] else "estimated",
-            f"{found['step_seconds']:.2f}",
-            f"{found['tokens_per_second']:,.0f}",
-            f"{100 * found['mfu']:.0f}",
-            " + ".join(f"{hours:,.0f}" for hours in found["stage_hours"].values() if hours is not None),
-            f"{found['chip_hours']:,.0f}",
-        )
+def config_of(name: str) -> ExperimentConfig:
+    return load(importlib.import_module(f"orca_jax.configs.{name}").get_config())
+
+
+def row(name: str, slice_name: str) -> tuple[str, ...]:
+    """The fastest way by estimate to run the config's batch that fits a slice, TPUs' once compiled."""
+    config, topology = config_of(name), chips.topology(slice_name)
+    workload = plan.workload_of(config)
+    state = estimate.abstract_state(workload.student, workload.optimizer)
+    ranked = plan.rank(workload, topology, state, batch_factors=(1,))
+    plans = (plan.make_plan(config, topology, one.workload, one.shape, analytic=False) for one in ranked)
+    made = next(made for made in plans if made.fits)
+    found = plan.summary(config, made, AMOUNTS)
+    return (
+        name,
+        f"{found['topology']} ({found['chips']})",
+        " x ".join(map(str, found["mesh"].values())),
+        f"{found['batch_rows']} x {found['row_length']:,} / {found['accumulation']}",
+        found["remat"],
+        f"{found['bytes_per_chip'] / GIB:.1f} of {found['hbm_bytes'] / GIB:.0f}",
+        "yes" if found["fits"] else "no",
+        f"compiled, {found['compile_seconds']:.0f} s" if found["compiled"] else "estimated",
+        f"{found['step_seconds']:.2f}",
+        f"{found['tokens_per_second']:,.0f}",
+        f"{100 * found['mfu']:.0f}",
+        " + ".join(f"{hours:,.0f}" for hours in found["stage_hours"].values()),
+        f"{found['chip_hours']:,.0f}",
+    )
+
+
+SIZES = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
 
 
 class Published(NamedTuple):
@@ -75,7 +69,7 @@ class Published(NamedTuple):
     name: str
     topology: str
     mesh: tuple[int, int, int]
-    sizes: tuple[int, int, int, int, int]  # hidden, intermediate, layers, heads, head dimension
+    sizes: tuple[int, ...]  # as SIZES
     remat: Remat
     chip_rows: int
     mfu: float
@@ -83,11 +77,8 @@ class Published(NamedTuple):
 
     @property
     def workload(self) -> Workload:
-        hidden, intermediate, layers, heads, size = self.sizes
-        student = LlamaConfig(
-            vocab_size=32_000, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers,
-            num_heads=heads, num_kv_heads=heads, head_dim=size, remat=self.remat,
-        )  # fmt: skip
+        sizes: Any = dict(zip(SIZES, self.sizes, strict=True))
+        student = LlamaConfig(vocab_size=32_000, **sizes, remat=self.remat)
         rows = self.chip_rows * chips.topology(self.topology).chips
         return Workload(student=student, optimizer=OptimizerConfig(), batch_rows=rows)
 
@@ -97,22 +88,14 @@ class Published(NamedTuple):
 MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext (README; configs/"
 MOSAIC = "https://github.com/mosaicml/llm-foundry (scripts/train/benchmarking/README.md)"
 RUNS = (
-    Published(
-        "16B, 6 rows of 2,048 a chip, full remat", "v5e-256", (1, 256, 1), (4096, 28_672, 32, 64, 128),
-        "full", 6, 0.611, f"{MAXTEXT}v5e/16b.sh)",
-    ),
-    Published(
-        "22B, 13 rows of 2,048 a chip, full remat", "v4-128", (1, 64, 1), (6144, 16_384, 48, 24, 256),
-        "full", 13, 0.57, f"{MAXTEXT}v4/22b.sh)",
-    ),
-    Published(
-        "32B, 7 rows of 2,048 a chip, products saved", "v5p-128", (1, 16, 4), (8192, 28_672, 32, 64, 128),
-        "products", 7, 0.7147, f"{MAXTEXT}v5p/32b.sh)",
-    ),
-    Published(
-        "7B, 6 rows of 2,048 a GPU, no remat (MPT-7B in torch)", "h100-8", (1, 8, 1),
-        (4096, 11_008, 32, 32, 128), "none", 6, 0.4644, MOSAIC,
-    ),
+    Published("16B, 6 rows of 2,048 a chip, full remat", "v5e-256", (1, 256, 1),
+              (4096, 28_672, 32, 64, 64, 128), "full", 6, 0.611, f"{MAXTEXT}v5e/16b.sh)"),
+    Published("22B, 13 rows of 2,048 a chip, full remat", "v4-128", (1, 64, 1),
+              (6144, 16_384, 48, 24, 24, 256), "full", 13, 0.57, f"{MAXTEXT}v4/22b.sh)"),
+    Published("32B, 7 rows of 2,048 a chip, products saved", "v5p-128", (1, 16, 4),
+              (8192, 28_672, 32, 64, 64, 128), "products", 7, 0.7147, f"{MAXTEXT}v5p/32b.sh)"),
+    Published("7B, 6 rows of 2,048 a GPU, no remat (MPT-7B in torch)", "h100-8", (1, 8, 1),
+              (4096, 11_008, 32, 32, 32, 128), "none", 6, 0.4644, MOSAIC),
 )  # fmt: skip
 
 
@@ -125,28 +108,28 @@ def estimated(run: Published) -> float:
 
 
 def published_table() -> str:
-    rows = []
-    for run in RUNS:
-        theirs, ours = 100 * run.mfu, 100 * estimated(run)
-        rows.append(
+    figures = [(run, 100 * run.mfu, 100 * estimated(run)) for run in RUNS]
+    return markdown(
+        ("run", "slice", "published MFU %", "estimated", "error, points", "source"),
+        [
             (run.name, run.topology, f"{theirs:.1f}", f"{ours:.1f}", f"{ours - theirs:+z.1f}", run.source)
-        )
-    return markdown(("run", "slice", "published MFU %", "estimated", "error, points", "source"), rows)
+            for run, theirs, ours in figures
+        ],
+    )
 
 
-def paper_hours() -> tuple[float, ...]:
+def paper_hours() -> dict[str, float | None]:
     """Both stages on the paper's GPUs, by estimate."""
     config, topology = config_of("orca_13b"), chips.topology(PAPER_CHIPS)
     work = dataclasses.replace(plan.workload_of(config, PAPER_BATCH), accumulation=1)
     made = plan.make_plan(config, topology, work, MeshShape(1, topology.chips, 1), analytic=True)
-    amounts = plan.Amounts(plan.PAPER_EXAMPLES, plan.PAPER_PACKING, None)
-    return tuple(hours or 0.0 for hours in plan.stage_hours(config, made, amounts).values())
+    return plan.stage_hours(config, made, AMOUNTS)
 
 
 def page() -> str:
-    rows = [row for name in SLICES for row in plan_rows(name)]
+    rows = [row(name, slice_name) for name, slices in SLICES.items() for slice_name in slices]
     examples = " and ".join(f"{count:,}" for count in plan.PAPER_EXAMPLES.values())
-    ours, theirs = (" + ".join(f"{h:.0f}" for h in hours) for hours in (paper_hours(), PAPER_HOURS))
+    ours, theirs = (" + ".join(f"{h:.0f}" for h in hours) for hours in (paper_hours().values(), PAPER_HOURS))
     return f"""# What training costs at scale
 
 This page is written by `python -m benchmarks.scale --out=docs/scale.md`. No chip was used: TPU steps are

@@ -6,41 +6,31 @@ python -m benchmarks.train --alone    # without transformers and torch
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks import racing
-from benchmarks.racing import YNN, Contestant, packed_rows, padded, student
+from benchmarks.racing import Contestant, packed_rows, padded, student
 from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row, stack
 
 ROW = 512
 # Rows of a step, and the student.
 SHAPES = {"1.6M": (8, student(2048, 128, 512, 4, 4)), "30M": (4, student(8192, 512, 1408, 7, 8))}
-
-
-def dense_rows(rows: int, vocab: int) -> Row:
-    """Rows of one segment each, every position supervised."""
-    tokens = np.random.default_rng(0).integers(3, vocab, (rows, ROW + 1), dtype=np.int32)
-    ones = np.ones((rows, ROW), np.int32)
-    positions = np.tile(np.arange(ROW, dtype=np.int32), (rows, 1))
-    return Row(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
+YNN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}  # XLA's faster CPU matrix products
 
 
 def ours(name: str, config: LlamaConfig, batches: list[Row], options: dict[str, str]) -> Contestant:
     filled = float(np.mean([np.count_nonzero(batch.segment_ids) for batch in batches]))
     supervised = float(np.mean([batch.loss_weights.sum() for batch in batches]))
-    return Contestant(
-        name, racing.training_step(config, batches, "float32", options=options), filled, supervised
-    )
+    return Contestant(name, racing.training_step(config, batches, options=options), filled, supervised)
 
 
 def theirs(name: str, config: LlamaConfig, batches: list[dict[str, np.ndarray]]) -> Contestant:
     tokens = float(np.mean([batch["attention_mask"].sum() for batch in batches]))
     supervised = float(np.mean([(batch["labels"][:, 1:] != -100).sum() for batch in batches]))
-    return Contestant(name, racing.transformers_step(config, batches), tokens, supervised)
+    return Contestant(name, racing.transformers_step(config, batches, "sdpa"), tokens, supervised)
 
 
 def padded_batch(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -54,13 +44,16 @@ def padded_batch(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndar
 
 
 def dense(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
-    rows = dense_rows(size, config.vocab_size)
+    """Rows of one segment each, every position supervised."""
+    tokens = np.random.default_rng(0).integers(3, config.vocab_size, (size, ROW + 1), dtype=np.int32)
+    ones, positions = np.ones((size, ROW), np.int32), np.tile(np.arange(ROW, dtype=np.int32), (size, 1))
+    rows = Row(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
     found = [ours("orca_jax", config, [rows], {}), ours("orca_jax, ynn dots", config, [rows], YNN)]
-    if alone:
-        return found
-    tokens = rows.tokens.astype(np.int64)  # transformers shifts the labels itself
-    batch = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "labels": tokens}
-    return [*found, theirs("transformers", config, [batch])]
+    if not alone:
+        ids = rows.tokens.astype(np.int64)  # transformers shifts the labels itself
+        batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+        found.append(theirs("transformers", config, [batch]))
+    return found
 
 
 def uneven(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
@@ -69,19 +62,20 @@ def uneven(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
     rows = packed_rows(examples, ROW)
     packed = [stack(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
     found = [ours("orca_jax packed, ynn dots", config, packed, YNN)]
-    if alone:
-        return found
-    many = round(size * len(examples) / len(rows))
-    starts = range(0, len(examples) - many + 1, many)
-    batches = [padded_batch(examples[i : i + many]) for i in starts]
-    return [*found, theirs("transformers padded", config, batches)]
+    if not alone:
+        many = round(size * len(examples) / len(rows))
+        starts = range(0, len(examples) - many + 1, many)
+        batches = [padded_batch(examples[i : i + many]) for i in starts]
+        found.append(theirs("transformers padded", config, batches))
+    return found
 
 
 def main(alone: bool = False, rounds: int = 5, seconds: float = 4.0) -> None:
-    for (name, (size, config)), race_of in itertools.product(SHAPES.items(), (dense, uneven)):
-        contestants = race_of(size, config, alone)
-        times = racing.race(contestants, rounds, seconds)
-        racing.report(f"{name}, {size} x {ROW}, {race_of.__name__}", contestants, times)
+    for name, (size, config) in SHAPES.items():
+        for kind, make in (("dense", dense), ("uneven", uneven)):
+            contestants = make(size, config, alone)
+            times = racing.race(contestants, rounds, seconds)
+            racing.report(f"{name}, {size} x {ROW}, {kind}", contestants, times)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_shapes_are_as_large_as_their_names_say():
 
 
 def test_lengths_are_those_of_an_evaluation():
-    work = benchmark.mixed(100)
+    work = benchmark.works(100)["mixed lengths"]
     sizes = [len(prompt) for prompt in work.prompts]
     assert 60 <= min(sizes) < 120 < 340 < max(sizes) <= 400
     assert 1 <= min(work.limits) < 40 < 216 < max(work.limits) <= 256
@@ -45,8 +45,7 @@ def test_agreement_is_of_the_first_tokens():
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_ours_generates_what_is_asked(devices):
     contestant = benchmark.ours(llama.init(TINY, 0), TINY, WORK, devices)
-    contestant.step()
-    assert [len(reply) for reply in contestant.replies] == WORK.limits
+    assert [len(reply) for reply in contestant.step()] == WORK.limits
     assert contestant.tokens == sum(WORK.limits)
 
 
@@ -54,23 +53,15 @@ def test_ours_generates_what_is_asked(devices):
 def test_transformers_generates_the_same(tmp_path):
     params = llama.init(TINY, 0)
     huggingface.export(params, TINY, tmp_path)
-    both = [benchmark.ours(params, TINY, WORK, 1), benchmark.theirs("theirs", tmp_path, WORK)]
-    for contestant in both:
-        contestant.step()
-    assert both[0].replies == both[1].replies
+    theirs = benchmark.theirs("theirs", tmp_path, WORK)
+    assert benchmark.ours(params, TINY, WORK, 1).step() == theirs.step()
 
 
 @pytest.mark.proof
 def test_the_program_runs_alone(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "SHAPES", {"tiny": TINY})
-    monkeypatch.setattr(benchmark, "RACES", {"few": lambda vocab: WORK})
-    benchmark.main(alone=True, rounds=1, seconds=0)
+    monkeypatch.setattr(benchmark, "works", lambda *given: {"few": WORK})
+    benchmark.main(alone=True, rounds=1)
     said = capsys.readouterr().out
     assert "orca_jax, 1 device(s)" in said
     assert "orca_jax, 4 device(s)" in said
-
-
-def test_what_is_not_known_or_incomplete_ends_the_program():
-    for wrong in ({"only": "none such"}, {"bbh": "folder"}):
-        with pytest.raises(SystemExit, match=r"30M, mixed lengths.*--bbh needs --tokenizer"):
-            benchmark.main(alone=True, **wrong)

@@ -16,7 +16,7 @@ from orca_jax.training.step import batch_loss
 
 ABSENT = ("grain", "tensorflow_datasets", "tensorflow", "ml_collections", "sentencepiece", "torch",
           "transformers", "scipy", "pandas", "safetensors")  # fmt: skip
-TINY = benchmark.ON_CPU[0]
+TINY = benchmark.Case("tiny", "orca_jax", "blockwise", "full", 2, 64)
 
 
 def test_shapes_are_as_large_as_their_names_say():
@@ -71,15 +71,12 @@ main(child={json.dumps(TINY)!r})"""
     assert result["losses"][1] < result["losses"][0]
 
 
-def test_what_fails_or_finds_no_time_is_said(monkeypatch, tmp_path, capsys):
-    broken = TINY._replace(attention="none such")
-    monkeypatch.setattr(benchmark, "cases", lambda: (broken,))
-    benchmark.main(minutes=2, case="", out=str(tmp_path / "out.jsonl"))
+def test_a_case_that_fails_says_why(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "CASES", (TINY._replace(attention="none such"),))
+    benchmark.main(out=str(tmp_path / "out.jsonl"))
     (written,) = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
     assert "none such" in written["outcome"]
     assert "none such" in capsys.readouterr().out
-    benchmark.main(minutes=0, case="", out=str(tmp_path / "out.jsonl"))
-    assert benchmark.LEFT_OUT in (tmp_path / "out.jsonl").read_text()
 
 
 @pytest.mark.parity
@@ -101,5 +98,5 @@ def test_transformers_computes_the_same_loss(tmp_path):
 
 @pytest.mark.parity
 def test_a_torch_case_runs():
-    result = benchmark.measure(benchmark.ON_CPU[2])
+    result = benchmark.measure(TINY._replace(software="torch", attention="sdpa", remat="none"))
     assert result["losses"][1] < result["losses"][0]

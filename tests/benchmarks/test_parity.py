@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks import parity
 from orca_jax.config import MeshConfig
 from orca_jax.student import huggingface, huggingface_folder, llama
 from orca_jax.student.sharding import make_mesh, path_name
@@ -18,6 +17,7 @@ from orca_jax.training.loss import cross_entropy
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+parity = pytest.importorskip("benchmarks.parity")
 pytestmark = pytest.mark.parity
 EVERY_FAMILY = pytest.mark.parametrize("family", parity.FAMILIES)
 
@@ -87,8 +87,7 @@ def test_round_trip_is_bit_exact(pairs, family, tmp_path):
     pair = pairs(family)
     assert not parity.round_trip_differences(pair, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    running = {"vocab_multiple": 16, "scan_layers": False}
-    assert dataclasses.replace(huggingface_folder.read_config(tmp_path), **running) == pair.config
+    assert dataclasses.replace(huggingface_folder.read_config(tmp_path), **parity.RUNNING) == pair.config
 
 
 def own_head(folder, files):
