@@ -9,6 +9,7 @@ once, which is kept busy until the round's last questions.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -26,7 +27,7 @@ from orca_jax.evaluation import model, modes, scoring, toxicity
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
-from orca_jax.progress import Report, progress
+from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
@@ -152,17 +153,28 @@ class Evaluator:
         if artifacts.is_finished(directory, provenance, inputs, places=places):
             return
         artifacts.begin(directory, provenance, inputs, places=places)
-        samples, seed = self.options.samples, self.config.evaluation.seed
+        own, samples = self.config.evaluation, self.options.samples
+        answer = self._answer(questions, system)
+        replies: dict[int, list[Reply]] = {}
         with progress(f"evaluating {name}", len(questions) * samples) as report:
-            replies = {
-                seed + number: self._replies(questions, system, directory, number, report)
-                for number in range(samples)
-            }
+            for seed in range(own.seed, own.seed + samples):
+                replies[seed] = collect_replies(
+                    questions,
+                    answer,
+                    directory if samples == 1 else directory / f"seed-{seed}",
+                    sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
+                    seed=seed,
+                    system_message_id=system.id,
+                    system_text=system.text,
+                    round_size=self.model.round_size,
+                    progress=lambda done: report(len(replies) * len(questions) + done),
+                )
         if questions[0].mode in modes.MODES:
             self._score(directory, questions, replies, system, details)
         else:
             every = list(itertools.chain(*replies.values()))
-            _write_unscored(directory, list(questions) * samples, every, self.options.classifier)
+            scores = _unscored(list(questions) * samples, every, self.options.classifier)
+            scoring.write_scores(directory, scores)
         artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
 
     def _provenance(
@@ -189,25 +201,6 @@ class Evaluator:
                 given[key] = content(given[key])
         return artifacts.joined(provenance, {"options": given}) if given else provenance
 
-    def _replies(
-        self, questions: Sequence[Question], system: System, directory: Path, number: int, report: Report
-    ) -> list[Reply]:
-        """The replies of one sample to every question."""
-        own = self.config.evaluation
-        seed = own.seed + number
-        found = collect_replies(
-            questions,
-            self._answer(questions, system),
-            directory if self.options.samples == 1 else directory / f"seed-{seed}",
-            sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
-            seed=seed,
-            system_message_id=system.id,
-            system_text=system.text,
-            round_size=self.model.round_size,
-            progress=lambda done, total: report(number * total + done),
-        )
-        return [reply for _, reply in found]
-
     def _answer(self, questions: Sequence[Question], system: System) -> Answer:
         """How the questions' mode is answered."""
         if questions[0].mode in modes.LIKELIHOOD:
@@ -227,29 +220,21 @@ class Evaluator:
         details: scoring.Details | None,
     ) -> None:
         benchmark, mode = questions[0].benchmark, questions[0].mode
-        items = [
-            item
-            for seed, found in replies.items()
-            for item in scoring.score(
-                questions, found, seed=seed, mode=mode, system_message_id=system.id, details=details
-            )
-        ]
+        given: dict[str, Any] = dict(mode=mode, system_message_id=system.id, details=details)
+        every = (scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items())
+        items = list(itertools.chain.from_iterable(every))
         groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
-        scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark))
+        met, hits = None, self.workdir / "queries" / "contamination.jsonl"
+        if not self.options.model and hits.is_file():
+            found = map(json.loads, hits.read_text(encoding="utf-8").splitlines())
+            met = {hit["document_id"] for hit in found if hit["benchmark"] == benchmark}
+        scores = scoring.summarise(items, questions, groups=groups, met=met)
         scoring.write(directory, items, scores)
         micro = scores["groups"]["micro"]
         log.info(
             "%s: n %d, accuracy %.1f %% (mean of tasks %.1f), unparsed %.1f %%",
             directory.name, len(items), 100 * scores["micro"], 100 * scores["macro"], 100 * micro["unparsed"],
         )  # fmt: skip
-
-    def _met(self, benchmark: str) -> set[str] | None:
-        """The questions that queries drawn for training met, dropped ones too; None: not checked."""
-        path = self.workdir / "queries" / "contamination.jsonl"
-        if self.options.model or not path.is_file():
-            return None
-        hits = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {hit["document_id"] for hit in hits if hit["benchmark"] == benchmark}
 
 
 def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
@@ -260,26 +245,19 @@ def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Quest
             yield question
 
 
-def _write_unscored(
-    directory: Path, questions: Sequence[Question], replies: Sequence[Reply], classifier: str
-) -> None:
+def _unscored(questions: Sequence[Question], replies: Sequence[Reply], classifier: str) -> dict[str, Any]:
     """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
-    outcomes: dict[str, int] = {}
-    for reply in replies:
-        outcomes[reply.outcome] = outcomes.get(reply.outcome, 0) + 1
     scores: dict[str, Any] = {
         "benchmark": questions[0].benchmark,
         "mode": questions[0].mode,
         "n": len(replies),
-        "outcomes": outcomes,
+        "outcomes": dict(collections.Counter(reply.outcome for reply in replies)),
         "characters": sum(len(reply.text) for reply in replies) / len(replies),
     }
     if classifier and questions[0].mode.startswith("toxigen"):
         classify = toxicity.huggingface_classifier(classifier)
         scores["toxicity"] = toxicity.summarise(questions, replies, classify)
-    with artifacts.atomic_write(directory / scoring.SCORES) as file:
-        json.dump(scores, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    return scores
 
 
 # Replies
@@ -306,13 +284,6 @@ class RecordedReply:
         return Reply(self.outcome, self.text, self.usage, self.raw)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Request:
-    question: Question
-    messages: Conversation
-    hash: str
-
-
 def collect_replies(
     questions: Sequence[Question],
     answer: Answer,
@@ -323,9 +294,9 @@ def collect_replies(
     system_message_id: int | None,
     system_text: str,
     round_size: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[tuple[Question, Reply]]:
-    """Every question with its reply, in the order given; finished when it returns.
+    progress: Callable[[int], object] | None = None,
+) -> list[Reply]:
+    """The reply to every question, in the order given; finished when it returns.
 
     Args:
       answer: replies to a round of conversations, each with its conversation's index, as they come. The
@@ -333,88 +304,48 @@ def collect_replies(
       directory: where `replies.jsonl` is kept; one a (benchmark, mode, system message, seed).
       system_message_id: of one of the 16, or None for another text.
       system_text: the system message; if empty, none is sent.
-      progress: called with (replies there are, replies there will be).
+      progress: called with the number of replies there are.
 
     Raises:
       EvaluationError: a question occurs twice, the directory holds replies to other requests, or
         `answer` did not give one to each.
     """
-    requests = [_request(question, system_text, sampling, seed) for question in questions]
     if len({question.key for question in questions}) < len(questions):
         raise EvaluationError("two questions have the same benchmark, task and id; ask each once")
-    path = Path(directory) / REPLIES
-
-    def report(done: int) -> None:
-        if progress:
-            progress(min(done, len(requests)), len(requests))
-
-    by_length = sorted(requests, key=lambda request: (len(request.question.text), request.hash))
+    requests: dict[str, tuple[Question, Conversation]] = {}
+    for question in questions:
+        messages = conversation(question, system_text)
+        content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
+        requests[digest(content)] = question, messages
+    by_length = sorted(requests, key=lambda request: (len(requests[request][0].text), request))
+    path, report = Path(directory) / REPLIES, progress or (lambda done: None)
     with files.JsonlAppender(path) as file:
-        replies = _recorded(path, requests)
+        replies = {recorded.request: recorded.reply for recorded in read_replies(path)}
+        if foreign := replies.keys() - requests:
+            raise EvaluationError(
+                f"{path} holds {len(foreign)} replies to other questions, messages, sampling or seed; "
+                "use another directory, or remove the file to ask again"
+            )
         for number, start in enumerate(range(0, len(by_length), round_size)):
             asked = by_length[start : start + round_size]
-            missing = [request for request in asked if request.hash not in replies]
-            if missing:
-                of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
-                found = _ask(
-                    asked,
-                    answer,
-                    dataclasses.replace(sampling, seed=of_round),
-                    lambda count: report(len(replies) + count),
-                )
-            for request in missing:
-                replies[request.hash] = found[request.hash]
-                file.append(_record(request, found[request.hash], seed, system_message_id))
+            missing = [request for request in asked if request not in replies]
             if not missing:
                 report(len(replies))
-    return [(request.question, replies[request.hash]) for request in requests]
-
-
-def _request(question: Question, system_text: str, sampling: Sampling, seed: int) -> _Request:
-    messages = conversation(question, system_text)
-    content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
-    return _Request(question, messages, digest(content))
-
-
-def _ask(
-    asked: Sequence[_Request], answer: Answer, sampling: Sampling, report: Callable[[int], None]
-) -> dict[str, Reply]:
-    replies: dict[str, Reply] = {}
-    for index, reply in answer([request.messages for request in asked], sampling):
-        replies[asked[index].hash] = reply
-        report(len(replies))
-    if len(replies) != len(asked):
-        raise EvaluationError(f"asked {len(asked)} questions at once and got {len(replies)} replies")
-    return replies
-
-
-def _record(request: _Request, reply: Reply, seed: int, system_message_id: int | None) -> RecordedReply:
-    question = request.question
-    return RecordedReply(
-        request=request.hash,
-        benchmark=question.benchmark,
-        task=question.task,
-        id=question.id,
-        mode=question.mode,
-        seed=seed,
-        system_message_id=system_message_id,
-        outcome=reply.outcome,
-        text=reply.text,
-        usage=reply.usage,
-        raw=reply.raw,
-    )
-
-
-def _recorded(path: Path, requests: Sequence[_Request]) -> dict[str, Reply]:
-    """The replies already on disk, by request hash."""
-    found = {recorded.request: recorded.reply for recorded in read_replies(path)}
-    foreign = found.keys() - {request.hash for request in requests}
-    if foreign:
-        raise EvaluationError(
-            f"{path} holds {len(foreign)} replies to other questions, messages, sampling or seed; "
-            "use another directory, or remove the file to ask again"
-        )
-    return found
+                continue
+            of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
+            found: dict[str, Reply] = {}
+            conversations = [requests[request][1] for request in asked]
+            for index, reply in answer(conversations, dataclasses.replace(sampling, seed=of_round)):
+                found[asked[index]] = reply
+                report(min(len(replies) + len(found), len(requests)))
+            if len(found) != len(asked):
+                raise EvaluationError(f"asked {len(asked)} questions at once and got {len(found)} replies")
+            for request in missing:
+                reply, question = found[request], requests[request][0]
+                replies[request] = reply
+                of = (*question.key, question.mode, seed, system_message_id)
+                file.append(RecordedReply(request, *of, reply.outcome, reply.text, reply.usage, reply.raw))
+    return [replies[request] for request in requests]
 
 
 def read_replies(path: str | Path) -> list[RecordedReply]:
@@ -438,16 +369,15 @@ def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
 
     def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         first = dict(answer(conversations, sampling))
-        asked = [_continued(messages, first[i].text, cue) for i, messages in enumerate(conversations)]
+        asked = []
+        for index, (*before, question) in enumerate(conversations):
+            text = f"{question.content}\n{first[index].text}\n{cue}"
+            asked.append((*before, Message("user", text)))
         for index, reply in second(asked, sampling):
             raw = {**reply.raw, "first_reply": first[index].text}
             yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
 
     return both
-
-
-def _continued(messages: Conversation, reply: str, cue: str) -> Conversation:
-    return (*messages[:-1], Message("user", f"{messages[-1].content}\n{reply}\n{cue}"))
 
 
 def by_likelihood(log_likelihoods: LogLikelihoods, questions: Sequence[Question], system_text: str) -> Answer:
@@ -470,11 +400,8 @@ def by_likelihood(log_likelihoods: LogLikelihoods, questions: Sequence[Question]
         scores = iter(log_likelihoods(asked))
         for index, messages in enumerate(conversations):
             texts = choices[tuple(messages)]
-            yield index, _chosen(texts, [next(scores) for _ in texts])
+            found = [next(scores) for _ in texts]
+            best = max(range(len(texts)), key=found.__getitem__)
+            yield index, Reply(Outcome.OK, texts[best], raw={modes.LOG_LIKELIHOODS: found})
 
     return answer
-
-
-def _chosen(texts: Sequence[str], scores: Sequence[float]) -> Reply:
-    best = max(range(len(texts)), key=scores.__getitem__)
-    return Reply(Outcome.OK, texts[best], raw={modes.LOG_LIKELIHOODS: list(scores)})

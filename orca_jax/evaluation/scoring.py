@@ -197,6 +197,10 @@ def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[
 def write(directory: str | Path, items: Iterable[Item], scores: Mapping[str, Any]) -> None:
     """Writes `items.jsonl` and `scores.json`, each whole or not at all."""
     files.write_jsonl(Path(directory) / ITEMS, items)
+    write_scores(directory, scores)
+
+
+def write_scores(directory: str | Path, scores: Mapping[str, Any]) -> None:
     with atomic_write(Path(directory) / SCORES) as file:
         json.dump(scores, file, indent=1, ensure_ascii=False)
         file.write("\n")

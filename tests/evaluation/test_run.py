@@ -37,12 +37,12 @@ def run(directory, model, *, questions=QUESTIONS, seed=3, system_text="", **opti
 
 def test_every_question_gets_its_own_reply_in_order_and_rounds_are_of_like_length(tmp_path):
     model, seen = Model(), []
-    pairs = run(tmp_path, model, progress=lambda done, total: seen.append((done, total)))
-    assert [question for question, _ in pairs] == QUESTIONS
-    assert all(reply.text.startswith(f"{len(question.text)}{LINE_SEPARATOR}") for question, reply in pairs)
+    replies = run(tmp_path, model, progress=seen.append)
+    for question, reply in zip(QUESTIONS, replies, strict=True):
+        assert reply.text.startswith(f"{len(question.text)}{LINE_SEPARATOR}")
     asked = [length for round_ in model.rounds for length in round_]
     assert asked == sorted(len(question.text) for question in QUESTIONS)
-    assert seen == [(done, 10) for done in range(1, 11)]
+    assert seen == list(range(1, 11))
 
 
 def test_a_finished_evaluation_asks_nothing_again(tmp_path):
@@ -65,8 +65,8 @@ def test_an_interrupted_evaluation_ends_with_the_same_replies(tmp_path, torn):
 
 
 def test_rounds_and_seeds_draw_differently(tmp_path):
-    seeds = {reply.text.split()[1] for _, reply in run(tmp_path / "a", Model())}
-    others = {reply.text.split()[1] for _, reply in run(tmp_path / "b", Model(), seed=4)}
+    seeds = {reply.text.split()[1] for reply in run(tmp_path / "a", Model())}
+    others = {reply.text.split()[1] for reply in run(tmp_path / "b", Model(), seed=4)}
     assert len(seeds) == len(others) == 4
     assert not seeds & others
 

@@ -45,8 +45,8 @@ def test_likelihoods_are_kept_in_the_reply_and_the_likeliest_is_its_text(tmp_pat
         questions, answer, tmp_path, sampling=Sampling(), seed=0, system_message_id=None,
         system_text="Think.", round_size=1,
     )  # fmt: skip
-    assert [reply.text for _, reply in found] == ["b", "a"]
-    assert found[1][1].raw == {"log_likelihoods": [-1.0, -2.0, -3.0]}
+    assert [reply.text for reply in found] == ["b", "a"]
+    assert found[1].raw == {"log_likelihoods": [-1.0, -2.0, -3.0]}
     kept = {r.id: r.reply for r in evaluation_run.read_replies(tmp_path / evaluation_run.REPLIES)}
     items = scoring.score(
         questions, [kept["0"], kept["1"]], seed=0, mode="lm_eval_loglik", system_message_id=None
