@@ -18,7 +18,6 @@ written "(A)".
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -94,7 +93,11 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """
     if mode not in MODES:
         raise BenchmarkError(f"unknown AGIEval mode {mode!r}; known: {', '.join(MODES)}")
-    return [question for path in _files(directory) for question in _task_questions(_read(path), mode)]
+    made: list[Question] = []
+    for examples in map(_read, _files(directory)):
+        majority = base.majority(example.target for example in examples)
+        made += [_question(example, mode, majority) for example in examples]
+    return made
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -152,36 +155,29 @@ def _completed(shown: list[str | None], letters: str, where: str) -> tuple[str, 
     return completed
 
 
-def _task_questions(examples: list[_Example], mode: str) -> Iterator[Question]:
-    targets = collections.Counter(example.target for example in examples)
-    majority = max(targets.values()) / len(examples)
-    for example in examples:
-        yield Question(
-            benchmark=BENCHMARK,
-            task=example.task.name,
-            id=example.id,
-            text=_prompt(example, mode),
-            target=example.target,
-            choices=tuple(example.task.letters),
-            chance=1 / len(example.options),
-            majority=majority,
-            mode=mode,
-            extra=_extra(example, mode),
-        )
-
-
-def _extra(example: _Example, mode: str) -> dict[str, Any]:
-    cluster = {"cluster": example.passage} if example.passage else {}
+def _question(example: _Example, mode: str, majority: float) -> Question:
+    letters = example.task.letters
+    cue = (
+        "Let's think step by step." if mode == "orca_cot" else f"Among A through {letters[-1]}, the answer is"
+    )
+    extra: dict[str, Any] = {"cluster": example.passage} if example.passage else {}
     if mode == "lm_eval_loglik":
-        return cluster | {"labels": list(example.letters), "continuations": list(example.verbatim)}
-    by_letter = dict(zip(example.letters, example.options))
-    options = [by_letter[letter].strip() for letter in example.task.letters]
-    second = {"second_cue": UPSTREAM_CUE} if mode == "agieval_upstream" else {}
-    return cluster | {"letters": extraction.PAPER_LETTERS, "options": options} | second
-
-
-def _prompt(example: _Example, mode: str) -> str:
-    prompt = f"{example.passage}Q: {example.question} Answer Choices: {example.choices}\n"
-    if mode == "orca_cot":
-        return f"{prompt}A: Let's think step by step."
-    return f"{prompt}A: Among A through {example.task.letters[-1]}, the answer is"
+        extra |= {"labels": list(example.letters), "continuations": list(example.verbatim)}
+    else:
+        by_letter = dict(zip(example.letters, example.options))
+        options = [by_letter[letter].strip() for letter in letters]
+        extra |= {"letters": extraction.PAPER_LETTERS, "options": options}
+    if mode == "agieval_upstream":
+        extra["second_cue"] = UPSTREAM_CUE
+    return Question(
+        benchmark=BENCHMARK,
+        task=example.task.name,
+        id=example.id,
+        text=f"{example.passage}Q: {example.question} Answer Choices: {example.choices}\nA: {cue}",
+        target=example.target,
+        choices=tuple(letters),
+        chance=1 / len(example.options),
+        majority=majority,
+        mode=mode,
+        extra=extra,
+    )

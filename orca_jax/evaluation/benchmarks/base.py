@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -69,6 +70,12 @@ class Group:
     name: str
     tasks: tuple[str, ...]
     kind: Literal["macro", "micro"]
+
+
+def majority(targets: Iterable[str]) -> float:
+    """The accuracy of always giving the most frequent target; 0 of none."""
+    counts = collections.Counter(targets)
+    return max(counts.values(), default=0) / max(counts.total(), 1)
 
 
 # Files

@@ -12,14 +12,15 @@ Modes (how replies are read: `evaluation.modes`):
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from orca_jax.evaluation import extraction
+from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "bbh"
@@ -124,7 +125,10 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     for path in _files(directory):
         task = TASKS[path.stem]
         if not (mode == "orca" and task.free):
-            made += _task_questions(_read(path, task), mode)
+            rows, unscored = enumerate(_rows(path, task)), UNSCORED.get(task.name, ())
+            examples = [_example(task, row, *texts, path=path) for row, texts in rows if row not in unscored]
+            majority = base.majority(example.target for example in examples)
+            made += [_question(example, mode, majority) for example in examples]
     return made
 
 
@@ -157,13 +161,6 @@ def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
     return rows
 
 
-def _read(path: Path, task: Task) -> list[_Example]:
-    """The file's scored rows."""
-    unscored = UNSCORED.get(task.name, ())
-    rows = enumerate(_rows(path, task))
-    return [_example(task, row, *texts, path=path) for row, texts in rows if row not in unscored]
-
-
 def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path) -> _Example:
     if task.free:
         return _Example(task, row, text, text, (), (), verbatim, verbatim)
@@ -184,47 +181,33 @@ def _letters(count: int) -> str:
     return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
 
 
-def _task_questions(examples: list[_Example], mode: str) -> list[Question]:
-    targets = collections.Counter(example.target for example in examples)
-    majority = max(targets.values()) / len(examples)
+def _question(example: _Example, mode: str, majority: float) -> Question:
+    """The paper's form, or the file's own question; in mode `answer_is` with the file's own target too."""
+    task, target, labels, extra = example.task, example.target, example.labels, dict[str, Any]()
     if mode == "orca":
-        return [_orca_question(example, majority) for example in examples]
-    return [_plain_question(example, majority, mode) for example in examples]
-
-
-def _orca_question(example: _Example, majority: float) -> Question:
-    labels = _letters(len(example.labels))
-    options = " ".join(f"({letter}) {option}" for letter, option in zip(labels, example.options))
-    text = (
-        f"{example.task.description}\n\nQ: {example.stem} Answer Choices: {options}\n"
-        f"A: Among A through {labels[-1]}, the answer is"
-    )
+        letters = _letters(len(labels))
+        options = " ".join(f"({letter}) {option}" for letter, option in zip(letters, example.options))
+        text = (
+            f"{task.description}\n\nQ: {example.stem} Answer Choices: {options}\n"
+            f"A: Among A through {letters[-1]}, the answer is"
+        )
+        extra = {"letters": task.letters}
+        target, labels = letters[labels.index(target)], tuple(letters)
+    else:
+        text = f"Q: {example.input}\nA:{'' if mode == 'robust' else STEP_BY_STEP}"
+        if example.options and not task.words:
+            extra = {"options": list(example.options)}
+        if mode == "answer_is":
+            target, labels = example.verbatim, ()  # which is no label
     return Question(
         benchmark=BENCHMARK,
-        task=example.task.name,
+        task=task.name,
         id=example.id,
         text=text,
-        target=labels[example.labels.index(example.target)],
-        choices=tuple(labels),
-        chance=1 / len(labels),
-        majority=majority,
-        mode="orca",
-        extra={"letters": example.task.letters},
-    )
-
-
-def _plain_question(example: _Example, majority: float, mode: str) -> Question:
-    """The file's own question; in mode `answer_is` with the file's own target too, which is no label."""
-    verbatim = mode == "answer_is"
-    return Question(
-        benchmark=BENCHMARK,
-        task=example.task.name,
-        id=example.id,
-        text=f"Q: {example.input}\nA:{'' if mode == 'robust' else STEP_BY_STEP}",
-        target=example.verbatim if verbatim else example.target,
-        choices=() if verbatim else example.labels,
+        target=target,
+        choices=labels,
         chance=1 / len(example.labels) if example.labels else 0.0,
         majority=majority,
         mode=mode,
-        extra={"options": list(example.options)} if example.options and not example.task.words else {},
+        extra=extra,
     )

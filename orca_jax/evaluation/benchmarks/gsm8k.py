@@ -29,7 +29,17 @@ def questions(path: str | Path, *, mode: str = "orca_cot", size: int | None = No
     """
     if mode not in MODES:
         raise BenchmarkError(f"unknown GSM8K mode {mode!r}; known: {', '.join(MODES)}")
-    return [_question(number, *texts) for number, texts in enumerate(_read(Path(path), size))]
+    return [
+        Question(
+            benchmark=BENCHMARK,
+            task=TASK,
+            id=f"{TASK}-{number}",
+            text=f"Q: {problem}\nA: Let's think step by step.",
+            target=target,
+            mode="orca_cot",
+        )
+        for number, (problem, target) in enumerate(_read(Path(path), size))
+    ]
 
 
 def documents(path: str | Path, *, size: int | None = None) -> Iterator[Document]:
@@ -44,25 +54,12 @@ def _read(path: Path, size: int | None) -> list[tuple[str, str]]:
         raise BenchmarkError(f"{path}: how many rows it must have is known for {known}; give the size")
     rows = base.json_lines(path)
     base.check_size(path, len(rows), [SIZES[path.stem] if size is None else size])
-    return [
-        (base.text_field(row, ["question"], f"{path}, row {number}"), _answer(row, f"{path}, row {number}"))
-        for number, row in enumerate(rows)
-    ]
-
-
-def _answer(row: dict[str, str], where: str) -> str:
-    found = _ANSWER.search(base.text_field(row, ["answer"], where))
-    if not found:
-        raise BenchmarkError(f"{where}: the answer does not end with '#### number'; fetch the file again")
-    return found[1].replace(",", "")
-
-
-def _question(number: int, problem: str, target: str) -> Question:
-    return Question(
-        benchmark=BENCHMARK,
-        task=TASK,
-        id=f"{TASK}-{number}",
-        text=f"Q: {problem}\nA: Let's think step by step.",
-        target=target,
-        mode="orca_cot",
-    )
+    found = []
+    for number, row in enumerate(rows):
+        where = f"{path}, row {number}"
+        problem = base.text_field(row, ["question"], where)
+        answer = _ANSWER.search(base.text_field(row, ["answer"], where))
+        if not answer:
+            raise BenchmarkError(f"{where}: the answer does not end with '#### number'; fetch the file again")
+        found.append((problem, answer[1].replace(",", "")))
+    return found

@@ -41,7 +41,7 @@ SOURCES: Mapping[str, PromptSource] = {
 }
 
 
-def questions(path: str | Path, *, source: str) -> list[Question]:
+def questions(path: str | Path, *, source: str, mode: str = MODE) -> list[Question]:
     """The prompts of one source, in file order.
 
     Args:
@@ -50,15 +50,22 @@ def questions(path: str | Path, *, source: str) -> list[Question]:
     Raises:
       BenchmarkError: the source is unknown, or the file truncated or damaged; names file and row.
     """
+    path = Path(path)
+    if source not in SOURCES:
+        raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
+    rows = _csv_rows(path) if path.suffix == ".csv" else base.json_lines(path)
+    base.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
     made = []
-    for number, row in enumerate(_read(Path(path), source)):
+    for number, row in enumerate(rows):
+        turns = row.get("turns")
+        first = {"turns": turns[0]} if isinstance(turns, list) and turns else {}
         question = Question(
             benchmark=BENCHMARK,
             task=source,
             id=f"{source}-{number}",
-            text=_prompt(row, source, f"{path}, row {number}"),
+            text=base.text_field(row | first, SOURCES[source].text, f"{path}, row {number}"),
             target="",
-            mode=MODE,
+            mode=mode,
             extra={key: row[key] for key in SOURCES[source].extra if key in row},
         )
         made.append(question)
@@ -71,24 +78,9 @@ def documents(path: str | Path, *, source: str) -> Iterator[Document]:
         yield Document(source, question.id, question.text)
 
 
-def _read(path: Path, source: str) -> list[dict[str, Any]]:
-    if source not in SOURCES:
-        raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
-    rows = _csv_rows(path) if path.suffix == ".csv" else base.json_lines(path)
-    base.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
-    return rows
-
-
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BenchmarkError(f"{path}: not a CSV file ({error}); fetch it again") from error
-
-
-def _prompt(row: Mapping[str, Any], source: str, where: str) -> str:
-    turns = row.get("turns")
-    if isinstance(turns, list) and turns:
-        row = {**row, "turns": turns[0]}
-    return base.text_field(row, SOURCES[source].text, where)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.queries.puzzles.oracles import check_steps
@@ -17,26 +18,25 @@ BENCHMARK = "puzzles"
 
 def questions(puzzles: Sequence[Puzzle], *, mode: str = "robust") -> list[Question]:
     """One question a puzzle; the prompt is the puzzle's text and nothing else."""
-    targets: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    targets: dict[str, list[str]] = collections.defaultdict(list)
     for puzzle in puzzles:
-        targets[puzzle.family][puzzle.target] += 1
-    majority = {family: max(counts.values()) / counts.total() for family, counts in targets.items()}
-    return [_question(puzzle, mode, majority[puzzle.family]) for puzzle in puzzles]
-
-
-def _question(puzzle: Puzzle, mode: str, majority: float) -> Question:
-    return Question(
-        benchmark=BENCHMARK,
-        task=puzzle.family,
-        id=puzzle.id,
-        text=puzzle.question,
-        target=_label(puzzle.target) if puzzle.choices else puzzle.target,
-        choices=tuple(map(_label, puzzle.choices)),
-        chance=puzzle.chance,
-        majority=majority,
-        mode=mode,
-        extra={"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task},
-    )
+        targets[puzzle.family].append(puzzle.target)
+    majority = {family: base.majority(found) for family, found in targets.items()}
+    return [
+        Question(
+            benchmark=BENCHMARK,
+            task=puzzle.family,
+            id=puzzle.id,
+            text=puzzle.question,
+            target=_label(puzzle.target) if puzzle.choices else puzzle.target,
+            choices=tuple(map(_label, puzzle.choices)),
+            chance=puzzle.chance,
+            majority=majority[puzzle.family],
+            mode=mode,
+            extra={"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task},
+        )
+        for puzzle in puzzles
+    ]
 
 
 def _label(choice: str) -> str:

@@ -31,21 +31,21 @@ class Benchmark(NamedTuple):
     scored: bool = True
 
 
-def _open_ended(source: str) -> Benchmark:
-    def questions(path: str | Path, *, mode: str) -> list[Question]:
-        return open_ended.questions(path, source=source)
-
-    documents = partial(open_ended.documents, source=source)
-    return Benchmark(documents, questions, (open_ended.MODE,), scored=False)
-
-
 BENCHMARKS: Mapping[str, Benchmark] = {
     "bbh": Benchmark(bbh.documents, bbh.questions, bbh.MODES, bbh.GROUPS),
     "agieval": Benchmark(agieval.documents, agieval.questions, agieval.MODES, agieval.GROUPS),
     "truthfulqa_mc": Benchmark(truthfulqa.documents, truthfulqa.questions, truthfulqa.MODES),
     "toxigen": Benchmark(toxigen.documents, toxigen.questions, toxigen.MODES, scored=False),
     "gsm8k": Benchmark(gsm8k.documents, gsm8k.questions, gsm8k.MODES),
-    **{source: _open_ended(source) for source in open_ended.SOURCES},
+    **{
+        source: Benchmark(
+            partial(open_ended.documents, source=source),
+            partial(open_ended.questions, source=source),
+            (open_ended.MODE,),
+            scored=False,
+        )
+        for source in open_ended.SOURCES
+    },
 }
 
 

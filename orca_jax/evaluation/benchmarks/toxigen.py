@@ -18,20 +18,9 @@ BENCHMARK = MODE = "toxigen"
 KINDS = ("hate", "neutral")
 SIZE = 1000
 PAPER_GROUPS = (
-    "asian",
-    "black",
-    "chinese",
-    "jewish",
-    "latino",
-    "lgbtq",
-    "mental_disability",
-    "mexican",
-    "middle_east",
-    "muslim",
-    "native_american",
-    "physical_disability",
-    "women",
-)
+    "asian", "black", "chinese", "jewish", "latino", "lgbtq", "mental_disability", "mexican", "middle_east",
+    "muslim", "native_american", "physical_disability", "women",
+)  # fmt: skip
 GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
 MODES = tuple(f"{MODE}_{kind}" for kind in KINDS)
 NAMES = tuple(f"{kind}_{group}_1k" for kind in KINDS for group in GROUPS)
@@ -51,14 +40,27 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
         raise BenchmarkError(f"unknown mode of ToxiGen {mode!r}; known: {', '.join(MODES)}")
     names = [f"{kind}_{group}_1k" for group in PAPER_GROUPS]
     found = base.find(directory, names, ".txt", "ToxiGen")
-    return [question for path in found for question in _prompts(path, kind)]
+    return [
+        Question(
+            benchmark=BENCHMARK,
+            task=path.stem.removeprefix(f"{kind}_").removesuffix("_1k"),
+            id=f"{path.stem}-{row}",
+            text=line.replace("\\n", "\n"),
+            target="",
+            mode=MODE,
+            extra={"kind": kind},
+        )
+        for path in found
+        for row, line in enumerate(_lines(path))
+    ]
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
     """The sentences of all files, each once a file: a file's prompts are draws from a few of them."""
     for path in base.find(directory, NAMES, ".txt", "ToxiGen"):
-        sentences = dict.fromkeys(sentence for line in _lines(path) for sentence in _sentences(line))
-        for number, sentence in enumerate(sentences):
+        parts = (part.strip() for line in _lines(path) for part in line.split("\\n"))
+        sentences = dict.fromkeys(part.removeprefix("-").strip() for part in parts)
+        for number, sentence in enumerate(filter(None, sentences)):
             yield Document(BENCHMARK, f"{path.stem}-{number}", sentence)
 
 
@@ -69,22 +71,3 @@ def _lines(path: Path) -> list[str]:
         raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
     base.check_size(path, len(lines), [SIZE])
     return lines
-
-
-def _sentences(line: str) -> list[str]:
-    parts = (part.strip().removeprefix("-").strip() for part in line.split("\\n"))
-    return [part for part in parts if part]
-
-
-def _prompts(path: Path, kind: str) -> Iterator[Question]:
-    group = path.stem.removeprefix(f"{kind}_").removesuffix("_1k")
-    for row, line in enumerate(_lines(path)):
-        yield Question(
-            benchmark=BENCHMARK,
-            task=group,
-            id=f"{path.stem}-{row}",
-            text=line.replace("\\n", "\n"),
-            target="",
-            mode=MODE,
-            extra={"kind": kind},
-        )

@@ -17,7 +17,6 @@ likelihoods, `mc2_targets`.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -49,10 +48,6 @@ class _Example:
     category: str
     several: Mapping[str, int]  # mc2's choices, several of which are true
 
-    @property
-    def is_used(self) -> bool:
-        return len(self.false) >= OPTIONS - 1
-
 
 def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = None) -> list[Question]:
     """The questions with at least four choices, cut to four; by likelihood all questions and choices.
@@ -71,10 +66,9 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
     if mode in LIKELIHOOD:
         before = _primer(Path(path)) if mode == "lm_eval_loglik" else ""
         return [_likelihood_question(example, before, mode, str(path)) for example in examples]
-    used = [example for example in examples if example.is_used]
+    used = [example for example in examples if len(example.false) >= OPTIONS - 1]
     drawn = [_drawn(example, seed) for example in used]
-    targets = collections.Counter(options.index(example.true) for example, options in zip(used, drawn))
-    majority = max(targets.values(), default=0) / max(len(used), 1)
+    majority = base.majority(str(options.index(example.true)) for example, options in zip(used, drawn))
     return [_question(example, options, mode, majority) for example, options in zip(used, drawn)]
 
 
