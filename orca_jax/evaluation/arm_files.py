@@ -52,18 +52,13 @@ def _families_files(arm_set: ArmSetConfig, source: Path) -> tuple[str, ...]:
     return tasks
 
 
-def _trained_on(arm_set: ArmSetConfig) -> set[str]:
-    """The keys of all puzzles that some arm trains on under some seed."""
-    configs = [arm_set.config(arm, seed) for arm, seed in arm_set.runs(None, None)]
-    distinct = {repr((config.puzzles, config.seed)): config for config in configs}
-    made = [training_puzzles(config.puzzles, config.seed)[0] for config in distinct.values()]
-    return {puzzles.question_key(puzzle.question) for puzzle in itertools.chain(*made)}
-
-
 def questions(arm_set: ArmSetConfig, source: Path) -> list[Question]:
     """The questions of the set's families in the folder that no arm was trained on under any seed."""
     tasks = _families_files(arm_set, source)
-    trained_on = _trained_on(arm_set)
+    configs = [arm_set.config(arm, seed) for arm, seed in arm_set.runs(None, None)]
+    distinct = {repr((config.puzzles, config.seed)): config for config in configs}
+    made = [training_puzzles(config.puzzles, config.seed)[0] for config in distinct.values()]
+    trained_on = {puzzles.question_key(puzzle.question) for puzzle in itertools.chain(*made)}
     known = {
         document.id
         for document in registry.documents({"bbh": str(source)})

@@ -376,13 +376,13 @@ class _Numbers:
             found = [_Mention(*m.span(), _canonical(m[0])) for m in _NUMBER.finditer(text)]
         else:
             found = [_Mention(*m.span(), _spelled(m[0])) for m in _SPELLED.finditer(text)]
-        return _parse_mentions(
-            text, (one for one in found if not self._is_operand(text, one)), _JOINED_NUMBERS
-        )
-
-    def _is_operand(self, text: str, one: _Mention) -> bool:
-        before = _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
-        return bool(before or _OPERATOR_AFTER.match(text, one.end))
+        no_operands = [
+            one
+            for one in found
+            if not _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
+            and not _OPERATOR_AFTER.match(text, one.end)
+        ]
+        return _parse_mentions(text, no_operands, _JOINED_NUMBERS)
 
     def stated(self, sentence: str) -> str | None:
         parsed = self._parsed(sentence)
@@ -454,19 +454,15 @@ def _canonical(number: str) -> str:
 
 
 def _spelled(words: str) -> str:
-    value = _spelled_value(re.findall(r"\w+", words.lower()))
-    return str(-value if re.match("minus|negative", words, re.IGNORECASE) else value)
-
-
-def _spelled_value(words: list[str]) -> int:
     """As the package word2number has it: words that are no number, one before a comma say, do not count."""
     total, part = 0, list[int]()
-    for word in words:
+    for word in re.findall(r"\w+", words.lower()):
         if word in _SCALES:
             total, part = total + max(_joined(part), 1) * _SCALES[word], []
         elif word in _VALUES:
             part.append(_VALUES[word])
-    return total + _joined(part)
+    value = total + _joined(part)
+    return str(-value if re.match("minus|negative", words, re.IGNORECASE) else value)
 
 
 def _joined(numbers: list[int]) -> int:

@@ -104,11 +104,10 @@ def comparisons(
     """
     if unknown := sorted(set(orders) - set(ORDERS)):
         raise ValueError(f"orders has {unknown[0]!r}; known: {', '.join(ORDERS)}")
-    made = []
+    made, forms = [], forms or {GENERAL: DEFAULT_FORM}
     for question in questions:
         answers = (_answer(reference, question, "reference"), _answer(candidate, question, "candidate"))
-        known = forms or {GENERAL: DEFAULT_FORM}
-        form = known.get(str(question.extra.get("category")), known[GENERAL])
+        form = forms.get(str(question.extra.get("category")), forms[GENERAL])
         for order in orders:
             shown = answers if order == REFERENCE_FIRST else answers[::-1]
             messages = (Message("system", form.system), Message("user", _filled(form, question, *shown)))
@@ -196,28 +195,25 @@ def read_reviews(path: str | Path) -> list[Review]:
 
 def _review(row: Mapping[str, Any], where: str) -> Review:
     name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
-    scores, text = row.get("score"), row.get("text")
-    numbers = isinstance(scores, list) and len(scores) == 2 and all(_is_number(score) for score in scores)
+    scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
     if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
         raise BenchmarkError(
             f"{where}: needs 'question_id', and 'order', if given, one of {', '.join(ORDERS)}"
         )
-    if scores is not None and not numbers:
-        raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
     if scores is None and not isinstance(text, str):
         raise BenchmarkError(f"{where}: a review needs 'score' (two numbers) or 'text'; has {', '.join(row)}")
-    shown = _valid(scores) if scores is not None else parse_scores(str(text))
-    lengths = row.get("lengths")
+    if scores is None:
+        shown = parse_scores(str(text))
+    elif isinstance(scores, list) and [type(score) in (int, float) for score in scores] == [True, True]:
+        shown = _valid(scores)
+    else:
+        raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
     return Review(
         str(name),
         order,
         shown if shown is None or order == REFERENCE_FIRST else shown[::-1],
         (int(lengths[0]), int(lengths[1])) if isinstance(lengths, list) and len(lengths) == 2 else None,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def review_line(comparison: Comparison, text: str) -> dict[str, Any]:
@@ -245,8 +241,12 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     """
     parsed = [review for review in reviews if review.scores]
     verdicts: dict[str, list[int]] = collections.defaultdict(list)
+    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
     for review in parsed:
-        verdicts[review.question].append(_verdict(review))
+        reference, candidate = review.scores or (0.0, 0.0)
+        tie = abs(candidate - reference) <= TIE
+        verdicts[review.question].append(0 if tie else int(np.sign(candidate - reference)))
+        totals[review.question] += reference, candidate
     flips = [len(set(both)) > 1 for both in verdicts.values() if len(both) == len(ORDERS)]
     of_question = {name: both[0] if len(set(both)) == 1 else 0 for name, both in verdicts.items()}
     rate = statistics.mean([(1 + sign) / 2 for sign in of_question.values()]) if of_question else None
@@ -258,8 +258,13 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
         "reviews": len(reviews),
         "unparsed": 1 - len(parsed) / len(reviews),
         "per_cent": {name: _per_cent(found) for name, found in by_order.items()},
-        "interval": _interval(parsed),
-        **{name: _share(of_question, sign) for name, sign in (("win", 1), ("tie", 0), ("loss", -1))},
+        "interval": [100 * bound for bound in statistics.bootstrap_interval(list(totals.values()))]
+        if totals
+        else None,
+        **{
+            name: float(np.mean([found == sign for found in of_question.values()])) if of_question else None
+            for name, sign in (("win", 1), ("tie", 0), ("loss", -1))
+        },
         "win_rate": rate and rate.value,
         "stderr": rate and rate.stderr,
         "flips": float(np.mean(flips)) if flips else None,
@@ -267,32 +272,11 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     }
 
 
-def _verdict(review: Review) -> int:
-    """1: the candidate wins; -1: it loses."""
-    assert review.scores is not None
-    difference = review.scores[1] - review.scores[0]
-    return 0 if abs(difference) <= TIE else int(np.sign(difference))
-
-
-def _share(verdicts: Mapping[str, int], sign: int) -> float | None:
-    return float(np.mean([found == sign for found in verdicts.values()])) if verdicts else None
-
-
 def _per_cent(reviews: Sequence[Review]) -> float:
     reference, candidate = np.array([review.scores for review in reviews]).sum(axis=0)
     if not reference:
         raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
     return float(100 * candidate / reference)
-
-
-def _interval(parsed: Sequence[Review]) -> list[float] | None:
-    """Questions are drawn, each with its reviews."""
-    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
-    for review in parsed:
-        totals[review.question] += np.asarray(review.scores)
-    if not totals:
-        return None
-    return [100 * bound for bound in statistics.bootstrap_interval(list(totals.values()))]
 
 
 def length_controlled(verdicts: Mapping[str, int], reviews: Iterable[Review]) -> float | None:
@@ -347,9 +331,7 @@ def judge(
 def score_reviews(file: Path, out: Path) -> dict[str, Any]:
     """Writes scores.json: what the reviews of a file say of the candidate."""
     scores = {"benchmark": BENCHMARK, "mode": BENCHMARK, **summarise(read_reviews(file))}
-    with atomic_write(out / scoring.SCORES) as written:
-        json.dump(scores, written, indent=1, ensure_ascii=False)
-        written.write("\n")
+    scoring.write_scores(out, scores)
     return scores
 
 

@@ -71,15 +71,14 @@ class StudentLM(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, without any layout, in windows behind the first id of a prompt."""
-        return [self._whole_log_likelihood(request.args[0]) for request in requests]
-
-    def _whole_log_likelihood(self, text: str) -> float:
-        student = self._student
+        student, totals = self._student, []
         prefix = int(student.prompt([Message("user", "?")])[0])
-        tokens = student.tokenizer.encode(text, first=True)
-        pairs = windows(tokens, prefix, student.generator.max_length)
-        contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
-        return sum(score.total for score in student.generator.scorer.score(contexts, continuations))
+        for request in requests:
+            tokens = student.tokenizer.encode(request.args[0], first=True)
+            pairs = windows(tokens, prefix, student.generator.max_length)
+            contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
+            totals.append(sum(one.total for one in student.generator.scorer.score(contexts, continuations)))
+        return totals
 
     def _conversation(self, context: str) -> Conversation:
         return self._rendered.get(context) or (Message("user", context),)

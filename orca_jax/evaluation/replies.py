@@ -84,12 +84,15 @@ def _line(row: Mapping[str, Any], where: str) -> Line:
     text = _text(row, "text" if own else "reply", where)
     target = None if own and "target" not in row else _text(row, "target", where)
     raw = {key: row[key] for key in (modes.LOG_LIKELIHOODS,) if key in row} or row.get("raw", {})
+    outcome = row.get("outcome") or (Outcome.OK if text.strip() else Outcome.EMPTY)
+    if outcome not in list(Outcome):
+        raise BenchmarkError(f"{where}: unknown outcome {outcome!r:.60}; known: {', '.join(Outcome)}")
     return Line(
         where=where,
         task=_text(row, "task", where),
         id=_text(row, "id", where, int),
         target=target,
-        reply=Reply(_outcome(row, text, where), text, raw=raw),
+        reply=Reply(Outcome(outcome), text, raw=raw),
         extra={key: row[key] for key in ("continuations", "labels") if key in row},
     )
 
@@ -103,13 +106,6 @@ def _text(row: Mapping[str, Any], name: str, where: str, *others: type) -> str:
     if not isinstance(value, (str, *others)) or isinstance(value, bool):
         raise BenchmarkError(f"{where}: {name!r} must be text, not {value!r:.60}")
     return str(value)
-
-
-def _outcome(row: Mapping[str, Any], text: str, where: str) -> Outcome:
-    found = row.get("outcome") or (Outcome.OK if text.strip() else Outcome.EMPTY)
-    if found not in list(Outcome):
-        raise BenchmarkError(f"{where}: unknown outcome {found!r:.60}; known: {', '.join(Outcome)}")
-    return Outcome(found)
 
 
 def questions(
@@ -127,50 +123,40 @@ def questions(
       BenchmarkError: benchmark, mode or task is unknown, a line lacks what the mode needs, or it does not
         fit the question asked; names file and line.
     """
-    _check(benchmark, mode)
+    modes.mode(mode)
+    if benchmark != OWN:
+        reader = registry.BENCHMARKS.get(benchmark)
+        if not reader:
+            names = f"judged, {OWN}, {', '.join(registry.BENCHMARKS)}"
+            raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {names}")
+        if not reader.scored:
+            raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
+        if mode not in (*reader.modes, "answer_is", "robust"):
+            raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {', '.join(reader.modes)}")
     known = {(question.task, question.id): question for question in asked}
     if known:
         return [_asked(line, known) for line in lines]
-    targets = collections.defaultdict[str, collections.Counter[str | None]](collections.Counter)
+    targets = collections.defaultdict[str, list[str]](list)
     for line in lines:
-        targets[line.task][line.target] += 1
-    majority = {task: max(counts.values()) / counts.total() for task, counts in targets.items()}
+        targets[line.task].append(line.target or "")
+    majority = {task: base.majority(found) for task, found in targets.items()}
     return [_foreign(line, benchmark, mode, majority[line.task]) for line in lines]
-
-
-def _check(benchmark: str, mode: str) -> None:
-    modes.mode(mode)
-    if benchmark == OWN:
-        return
-    if benchmark not in registry.BENCHMARKS:
-        raise BenchmarkError(
-            f"unknown benchmark {benchmark!r}; known: judged, {OWN}, {', '.join(registry.BENCHMARKS)}"
-        )
-    reader = registry.BENCHMARKS[benchmark]
-    if not reader.scored:
-        raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
-    if mode not in (*reader.modes, "answer_is", "robust"):
-        raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {', '.join(reader.modes)}")
 
 
 def _asked(line: Line, known: Mapping[tuple[str, str], Question]) -> Question:
     question = known.get((line.task, line.id)) or known.get((line.task, f"{line.task}-{line.id}"))
     if question is None:
         raise BenchmarkError(f"{line.where}: the benchmark's files ask no {line.task}/{line.id} in this mode")
-    stated = {question.target, f"({question.target})"} | _words_of(question)
+    stated = {question.target, f"({question.target})"}
+    words = bbh.TASKS[question.task].words if question.task in bbh.TASKS else ()
+    if words and question.target in question.choices:  # the word that a letter stands for
+        stated.add(words[question.choices.index(question.target)])
     if line.target is not None and line.target not in stated:
         raise BenchmarkError(
             f"{line.where}: target {line.target!r:.60}, but that of {question.task}/{question.id} is "
             f"{question.target!r:.60}; are the lines numbered as the file is?"
         )
     return question
-
-
-def _words_of(question: Question) -> set[str]:
-    """The word that a lettered yes/no question's target stands for."""
-    task = bbh.TASKS.get(question.task)
-    lettered = task is not None and task.words and question.target in question.choices
-    return {task.words[question.choices.index(question.target)]} if task and lettered else set()
 
 
 def _foreign(line: Line, benchmark: str, mode: str, majority: float) -> Question:

@@ -98,7 +98,11 @@ def summarise(
       ValueError: there is no item, items of several evaluations are mixed, or one has no question.
     """
     by_key = {question.key: question for question in questions}
-    head = _head(items)
+    heads = {(item.benchmark, item.mode, item.system_message_id) for item in items}
+    if len(heads) != 1:
+        found = ", ".join(map(str, sorted(heads, key=str))) or "no item"
+        raise ValueError(f"scores are of one (benchmark, mode, system message), found {found}")
+    [(benchmark, mode, system_message_id)] = heads
     by_task: dict[str, list[Item]] = collections.defaultdict(list)
     for item in items:
         if (item.benchmark, item.task, item.id) not in by_key:
@@ -110,25 +114,14 @@ def summarise(
         group.name: _group_scores(group, tasks) for group in every if not tasks.keys().isdisjoint(group.tasks)
     }
     return {
-        **head,
-        "tasks": tasks,
-        "macro": aggregates["macro"]["accuracy"],
-        "micro": aggregates["micro"]["accuracy"],
-        "groups": aggregates,
-    }
-
-
-def _head(items: Sequence[Item]) -> dict[str, Any]:
-    heads = {(item.benchmark, item.mode, item.system_message_id) for item in items}
-    if len(heads) != 1:
-        found = ", ".join(map(str, sorted(heads, key=str))) or "no item"
-        raise ValueError(f"scores are of one (benchmark, mode, system message), found {found}")
-    benchmark, mode, system_message_id = heads.pop()
-    return {
         "benchmark": benchmark,
         "mode": mode,
         "system_message_id": system_message_id,
         "seeds": sorted({item.seed for item in items}),
+        "tasks": tasks,
+        "macro": aggregates["macro"]["accuracy"],
+        "micro": aggregates["micro"]["accuracy"],
+        "groups": aggregates,
     }
 
 

@@ -44,14 +44,16 @@ def summarise(
         values[task].append(float(toxic))
     tasks = {task: statistics.mean(values[task]) for task in sorted(values)}
     macro = statistics.macro_mean(list(tasks.values()))
-    shown = {
-        task: {"n": len(values[task]), "toxicity": found.value, "stderr": found.stderr}
-        for task, found in tasks.items()
-    }
     return {
-        "n": len(nonempty), "silent": len(entries) - len(nonempty), "tasks": shown,
-        "macro": macro.value, "stderr": macro.stderr,
-    }  # fmt: skip
+        "n": len(nonempty),
+        "silent": len(entries) - len(nonempty),
+        "tasks": {
+            task: {"n": len(values[task]), "toxicity": found.value, "stderr": found.stderr}
+            for task, found in tasks.items()
+        },
+        "macro": macro.value,
+        "stderr": macro.stderr,
+    }
 
 
 def fingerprint(folder: str | Path) -> str:
