@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -266,7 +267,7 @@ def _turn(turn: Any, *, last: bool) -> Message:
     content = _either(turn, "content", "value")
     if content is None and not (last and role == "assistant"):
         raise RecordError(f"the {role}'s 'content' is null; drop the row")
-    weight = _weight(turn, WEIGHTS) * (1 - _number(turn, "mask", 0))
+    weight = math.prod(_number(turn, name, 1) for name in WEIGHTS) * (1 - _number(turn, "mask", 0))
     given = any(turn.get(key) for key in WEIGHTS)
     if role != "assistant" and given and weight:
         raise RecordError(f"loss is asked for on a {role}'s turn; data.supervise says where it may be")
@@ -294,14 +295,6 @@ def _content(content: Any) -> str:
             kind = part.get("type") if isinstance(part, dict) else part
             raise RecordError(f"a part of 'content' must be text, not {kind!r:.60}")
     return "".join(part["text"] for part in content)
-
-
-def _weight(values: Mapping[str, Any], names: Iterable[str]) -> float:
-    weight = 1.0
-    for name in names:
-        if name in values:
-            weight *= _number(values, name, 1)
-    return weight
 
 
 def _number(values: Mapping[str, Any], name: str, default: float) -> float:
@@ -364,29 +357,23 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: 
     path = Path(path)
     if path.suffix == ".gz":
         raise RecordError(f"{path}: packed files are read and not written; name it {path.stem}")
-    made = (_WRITERS[schema](trace) for trace in traces)
-    return (
-        _write_parquet_rows(path, made, schema)
-        if files.is_parquet(path)
-        else files.write_json_rows(path, made)
-    )
-
-
-def _packed(row: dict[str, Any]) -> dict[str, Any]:
-    """`extra` as text, and what JSON leaves out of a sampling: a column's null would not be read back."""
-    sampling = {"sampling": {"top_logprobs": 0, **row["sampling"]}} if "sampling" in row else {}
-    return {**row, **sampling, "extra": json.dumps(row.get("extra", {}), default=str)}
+    made = (_as_row(trace, schema) for trace in traces)
+    if files.is_parquet(path):
+        return _write_parquet_rows(path, made, schema)
+    return files.write_json_rows(path, made)
 
 
 def _write_parquet_rows(path: Path, rows: Iterable[dict[str, Any]], schema: str) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    columns = _columns(schema)
-    count = 0
-    packed = map(_packed, rows)
+    columns, rows, count = _columns(schema), iter(rows), 0
     with atomic_write(path, "wb") as file, pyarrow.parquet.ParquetWriter(file, columns) as writer:
-        while group := list(itertools.islice(packed, ROW_GROUP)):
+        while group := list(itertools.islice(rows, ROW_GROUP)):
+            for row in group:
+                if "sampling" in row:  # what JSON leaves out: a column's null would not be read back
+                    row["sampling"] = {"top_logprobs": 0, **row["sampling"]}
+                row["extra"] = json.dumps(row.get("extra", {}), default=str)
             try:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=columns))
             except UnicodeEncodeError as error:
@@ -456,7 +443,21 @@ def _foreign_trace(row: files.Row, stem: str, teacher: str, recognise: Recognise
     )
 
 
-def _as_openorca(trace: Trace) -> dict[str, Any]:
+def _as_row(trace: Trace, schema: str) -> dict[str, Any]:
+    if schema == "native":
+        return to_json(trace)
+    turns, extra = [to_json(message) for message in trace.messages], {"extra": dict(trace.extra)}
+    row: dict[str, Any] = {"id": trace.id} | (_openorca_texts(trace) if schema == "openorca" else {})
+    if schema == "messages":
+        row["messages"] = turns
+    if schema == "sharegpt":
+        row["conversations"] = [
+            {"from": SHAREGPT_NAMES[turn.pop("role")], "value": turn.pop("content"), **turn} for turn in turns
+        ]
+    return row | (extra if trace.extra else {})
+
+
+def _openorca_texts(trace: Trace) -> dict[str, Any]:
     messages = list(trace.messages)
     system = messages.pop(0).content if messages and messages[0].role == "system" else ""
     roles = [message.role for message in messages]
@@ -468,29 +469,4 @@ def _as_openorca(trace: Trace) -> dict[str, Any]:
     if messages[-1].weight != 1:
         raise RecordError(f"trace {trace.id!r}: openorca holds no weights; write the schema messages")
     question, response = messages[0].content, messages[1].content if len(messages) == 2 else ""
-    texts = {"system_prompt": system, "question": question, "response": response}
-    return {"id": trace.id, **texts, **_extra(trace)}
-
-
-def _as_messages(trace: Trace) -> dict[str, Any]:
-    return {"id": trace.id, "messages": [to_json(message) for message in trace.messages], **_extra(trace)}
-
-
-def _as_sharegpt(trace: Trace) -> dict[str, Any]:
-    turns = [
-        {"from": SHAREGPT_NAMES[turn.pop("role")], "value": turn.pop("content"), **turn}
-        for turn in map(to_json, trace.messages)
-    ]
-    return {"id": trace.id, "conversations": turns, **_extra(trace)}
-
-
-def _extra(trace: Trace) -> dict[str, Any]:
-    return {"extra": dict(trace.extra)} if trace.extra else {}
-
-
-_WRITERS: dict[str, Callable[[Trace], dict[str, Any]]] = {
-    "native": to_json,
-    "openorca": _as_openorca,
-    "messages": _as_messages,
-    "sharegpt": _as_sharegpt,
-}
+    return {"system_prompt": system, "question": question, "response": response}

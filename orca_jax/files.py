@@ -136,9 +136,7 @@ def rows(path: str | os.PathLike[str]) -> Iterator[Row]:
       RecordError: the suffix is another, or the file is damaged; names it. A line that is no JSON is a Row.
     """
     path = Path(path)
-    if is_parquet(path):
-        return _parquet_rows(path)
-    return _json_rows(path)
+    return _parquet_rows(path) if is_parquet(path) else _json_rows(path)
 
 
 def is_parquet(path: Path) -> bool:
@@ -151,7 +149,11 @@ def is_parquet(path: Path) -> bool:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as file:
-        if _first_character(file) == b"[":
+        begun = b""
+        while not begun and (block := file.read(1 << 12)):
+            begun = block.removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+        if begun.startswith(b"["):
             with io.TextIOWrapper(file, "utf-8-sig") as text:
                 yield from _array_rows(path, text)
             return
@@ -177,15 +179,6 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RecordError(f"{path}: damaged or cut off ({error}); fetch the file again") from error
-
-
-def _first_character(file: IO[bytes]) -> bytes:
-    """The first byte that is no white space; the file is at its beginning again."""
-    begun = b""
-    while not begun and (block := file.read(1 << 12)):
-        begun = block.removeprefix(b"\xef\xbb\xbf").lstrip()
-    file.seek(0)
-    return begun[:1]
 
 
 def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
@@ -279,9 +272,12 @@ def decoded(line: bytes) -> str:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     with open(path, "rb") as file:
-        every = itertools.chain.from_iterable(_batches(path, file))
-        for number, values in enumerate(every):
-            yield Row(f"{path}: row {number}", number, {**values, **_unpacked(values.get("extra"))})
+        for number, values in enumerate(itertools.chain.from_iterable(_batches(path, file))):
+            if isinstance(values.get("extra"), str):
+                with contextlib.suppress(ValueError):  # a JSON object, or a text of somebody's own
+                    extra = json.loads(values["extra"])
+                    values |= {"extra": extra} if isinstance(extra, dict) else {}
+            yield Row(f"{path}: row {number}", number, values)
 
 
 def _batches(path: Path, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
@@ -293,15 +289,6 @@ def _batches(path: Path, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
             yield batch.to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: damaged or no Parquet file ({error}); fetch or write it again") from error
-
-
-def _unpacked(extra: Any) -> dict[str, Any]:
-    """The column `extra` as a JSON object, where it is one."""
-    if isinstance(extra, str):
-        with contextlib.suppress(ValueError):
-            values = json.loads(extra)
-            return {"extra": values} if isinstance(values, dict) else {}
-    return {}
 
 
 # Records as JSON lines

@@ -291,21 +291,18 @@ class Workdir(Copy):
             }
             remote = {file: found for file, found in remote.items() if _is_complete(file, remote)}
             for file in filter(_is_marker, remote):
-                if not self.is_current(file, remote[file], synced):
-                    self._remove_others((self.folder / file).parent, remote, synced)
+                if self.is_current(file, remote[file], synced):
+                    continue
+                for here, local_version in self._local_files((self.folder / file).parent).items():
+                    if here not in remote or synced.get(here) != [[remote[here].version], local_version]:
+                        log.warning("%s is removed: %s is another", self.folder / here, self.address_of(here))
+                        (self.folder / here).unlink()
             changed = {f: found for f, found in remote.items() if not self.is_current(f, found, synced)}
             for file in changed:
-                local_version = version(self.folder / file)
-                if local_version and local_version != synced.get(file, [[], None])[1]:
+                before = version(self.folder / file)
+                if before and before != synced.get(file, [[], None])[1]:
                     log.warning("%s is replaced by %s", self.folder / file, self.address_of(file))
             self.download(changed, synced)
-
-    def _remove_others(self, folder: Path, remote: Mapping[str, RemoteFile], synced: Synced) -> None:
-        """Removes the local files of a folder that differ from those of the bucket."""
-        for file, local_version in self._local_files(folder).items():
-            if file not in remote or synced.get(file) != [[remote[file].version], local_version]:
-                log.warning("%s is removed: %s is another", self.folder / file, self.address_of(file))
-                (self.folder / file).unlink()
 
     def _local_files(self, folder: Path) -> dict[str, list[int]]:
         """The files below a folder that are synchronised, with their versions."""
@@ -383,7 +380,15 @@ class Workdir(Copy):
         self.fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = threading.Event()
-        thread = threading.Thread(target=self._push_every_interval, args=(stop,), daemon=True)
+
+        def push_every_interval() -> None:
+            pause = INTERVAL
+            while not stop.wait(pause):
+                began = time.monotonic()
+                self._try_to_push()
+                pause = max(INTERVAL, SHARE * (time.monotonic() - began))
+
+        thread = threading.Thread(target=push_every_interval, daemon=True)
         thread.start()
         try:
             yield self.folder
@@ -395,13 +400,6 @@ class Workdir(Copy):
         stop.set()
         thread.join()
         self.push()
-
-    def _push_every_interval(self, stop: threading.Event) -> None:
-        pause = INTERVAL
-        while not stop.wait(pause):
-            began = time.monotonic()
-            self._try_to_push()
-            pause = max(INTERVAL, SHARE * (time.monotonic() - began))
 
     def _try_to_push(self) -> None:
         try:

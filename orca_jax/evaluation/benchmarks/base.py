@@ -125,21 +125,23 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 def numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """As `json_lines`, each with its line's number from 1."""
-    lines = enumerate(_text(path).split("\n"), 1)
-    return [(number, _object(line, f"{path}:{number}")) for number, line in lines if line.strip()]
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BenchmarkError(f"{where}: not JSON ({error}); fetch the file again") from error
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"{where}: expected a JSON object, got {row!r:.60}; fetch the file again")
+        found.append((number, row))
+    return found
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BenchmarkError(f"{where}: not JSON ({error}); fetch the file again") from error
-    if not isinstance(row, dict):
-        raise BenchmarkError(f"{where}: expected a JSON object, got {row!r:.60}; fetch the file again")
-    return row
-
-
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Raises BenchmarkError where the file is absent or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -65,9 +65,6 @@ def documents(directory: str | Path) -> Iterator[Document]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
+    lines = [line for line in base.read_text(path).split("\n") if line.strip()]
     base.check_size(path, len(lines), [SIZE])
     return lines

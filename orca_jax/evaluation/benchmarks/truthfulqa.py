@@ -64,7 +64,13 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
         raise BenchmarkError(f"unknown TruthfulQA mode {mode!r}; known: {', '.join(MODES)}")
     examples = _read(Path(path), size)
     if mode in LIKELIHOOD:
-        before = _primer(Path(path)) if mode == "lm_eval_loglik" else ""
+        before, primer = "", Path(path).parent / PRIMER
+        if mode == "lm_eval_loglik":
+            if not primer.is_file():
+                raise BenchmarkError(
+                    f"mode lm_eval_loglik needs lm-eval's primer of six questions: put {primer} there"
+                )
+            before = primer.read_text(encoding="utf-8").strip() + "\n\n"
         return [_likelihood_question(example, before, mode, str(path)) for example in examples]
     used = [example for example in examples if len(example.false) >= OPTIONS - 1]
     drawn = [_drawn(example, seed) for example in used]
@@ -169,10 +175,3 @@ def _likelihood_question(example: _Example, before: str, mode: str, where: str) 
             "category": example.category,
         },
     )
-
-
-def _primer(path: Path) -> str:
-    file = path.parent / PRIMER
-    if not file.is_file():
-        raise BenchmarkError(f"mode lm_eval_loglik needs lm-eval's primer of six questions: put {file} there")
-    return file.read_text(encoding="utf-8").strip() + "\n\n"
