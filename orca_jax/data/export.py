@@ -77,19 +77,6 @@ def features() -> Any:
     )
 
 
-def as_example(trace: Trace) -> dict[str, Any]:
-    """A trace in the form of `features`."""
-    row = to_json(trace)
-    rest = {name: row[name] for name in ("sampling", "usage")}
-    return {
-        **{name: row[name] for name in (*TEXTS, "sample")},
-        "target": trace.target or "",
-        "system_message_id": -1 if trace.system_message_id is None else trace.system_message_id,
-        "messages": [{"weight": 1.0, **message} for message in row["messages"]],
-        "extra": json.dumps({**rest, **row.get("extra", {})}, default=str),
-    }
-
-
 def write_tfds(directory: str | os.PathLike[str], traces: Iterable[Trace]) -> int:
     """Writes the split `train` in shards of ArrayRecord; returns the number of traces.
 
@@ -110,7 +97,16 @@ def write_tfds(directory: str | os.PathLike[str], traces: Iterable[Trace]) -> in
         count = 0
         with tokens.shard_writer(path) as writer:
             for count, trace in enumerate(itertools.islice(source, SHARD_SIZE), 1):  # noqa: B007
-                writer.write(serialize(as_example(trace)))
+                row = to_json(trace)
+                rest = {"sampling": row["sampling"], "usage": row["usage"], **row.get("extra", {})}
+                example = {
+                    **{name: row[name] for name in (*TEXTS, "sample")},
+                    "target": trace.target or "",
+                    "system_message_id": -1 if trace.system_message_id is None else trace.system_message_id,
+                    "messages": [{"weight": 1.0, **message} for message in row["messages"]],
+                    "extra": json.dumps(rest, default=str),
+                }
+                writer.write(serialize(example))
         if lengths and not count:
             path.unlink()
             break

@@ -148,12 +148,7 @@ def make_tokenizer(
     if layout == layouts.TEMPLATE and not source:
         raise ValueError("data.layout='template' is a tokenizer's own; name one in data.tokenizer")
     controls = layouts.CONTROL_TOKENS[layout]
-    provenance = {
-        "program": "tokenizer",
-        "source": source,
-        "vocab_size": size,
-        "control": controls,
-    }
+    provenance = {"program": "tokenizer", "source": source, "vocab_size": size, "control": controls}
     if not source:  # what texts it is trained on
         texts = artifacts.section(config.data, ("layout", "validation_fraction"))
         provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
@@ -207,11 +202,11 @@ def make_store(
     directory, supervise = workdir / "tokens" / name, config.data.supervise
     if name == VALIDATION and supervise == "everything":
         supervise = "all"  # so that losses are of the same tokens, however the student was trained
-    stored = set(config.data.STORED) - {"tokenizer"}  # which is among the inputs
-    data = artifacts.section(config.data, stored)
-    own = artifacts.section(config, ("seed",))
     provenance = artifacts.joined(
-        {"program": "prepare", "data set": name}, own, data, {"supervise": supervise}
+        {"program": "prepare", "data set": name},
+        artifacts.section(config, ("seed",)),
+        artifacts.section(config.data, set(config.data.STORED) - {"tokenizer"}),  # which is among the inputs
+        {"supervise": supervise},
     )
     places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}

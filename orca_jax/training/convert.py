@@ -30,11 +30,7 @@ EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
 def import_student(source: Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
-    provenance = {
-        "program": students.IMPORT,
-        "student": plain(opened.config),
-        "layout": opened.layout,
-    }
+    provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
     inputs = {"source": opened.fingerprint}
     if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
         log.info("%s is imported already", out)

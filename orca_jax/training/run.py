@@ -103,19 +103,15 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
     )
 
 
-def stores(config: ExperimentConfig, workdir: Path) -> dict[str, TokenStore]:
-    """The token stores of the curriculum's data sets, and of validation where there is one."""
+def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
+    """Rows of the token stores of the curriculum's data sets, and of validation where there is one."""
     names = {name for stage in config.curriculum for name in stage.names}
-    found = {name: TokenStore(workdir / "tokens" / name) for name in sorted(names)}
+    stores = {name: TokenStore(workdir / "tokens" / name) for name in sorted(names)}
     validation = workdir / "tokens" / VALIDATION
     if config.data.validation_fraction > 0 and len(held := TokenStore(validation)):
-        found[VALIDATION] = held
-    return found
-
-
-def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
+        stores[VALIDATION] = held
     return RowBuilder(
-        stores(config, workdir),
+        stores,
         row_length=config.data.row_length,
         max_segments=config.data.max_segments,
         overlong=config.data.overlong,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 IMPORT = "import"
 CHECKPOINTS = f"checkpoints/*/{storage.COMMITTED}"
 PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
-Load = Callable[[LlamaConfig, Mesh], llama.Params]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SavedStudent:
     tokenizer: Path
     layout: str
     fingerprint: str
-    load: Load
+    load: Callable[[LlamaConfig, Mesh], llama.Params]
 
     @property
     def own_layout(self) -> str:
@@ -62,38 +62,32 @@ def open_source(path: str | Path) -> SavedStudent:
     """
     path = Path(storage.local(str(path)))
     if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
-        return _model_folder(path)
-    for manifest, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
-        if (manifest / artifacts.MANIFEST).is_file():
-            return _own(path, artifacts.read_manifest(manifest), path / checkpoints)
+        files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
+        return SavedStudent(
+            config=read_config(path),
+            tokenizer=path,
+            layout="",
+            fingerprint=artifacts.digest([artifacts.file_digest(file) for file in files]),
+            load=functools.partial(huggingface.load, path),
+        )
+    for folder, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
+        if not (folder / artifacts.MANIFEST).is_file():
+            continue
+        manifest = artifacts.read_manifest(folder)
+        provenance = manifest["provenance"]
+        if provenance.get("program") not in (IMPORT, "train"):
+            raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
+        config = config_check.build(LlamaConfig, provenance["student"])
+        return SavedStudent(
+            config=dataclasses.replace(config, lora=LoraConfig()),
+            tokenizer=path / "tokenizer",
+            layout=provenance.get("layout", ""),
+            fingerprint=manifest["fingerprint"],
+            load=functools.partial(_restore, path / checkpoints, config),
+        )
     raise ArtifactError(
         f"{path} holds no student: neither {CONFIG_FILE} (a Hugging Face model), nor an imported student, "
         "nor a workdir whose training is finished"
-    )
-
-
-def _model_folder(path: Path) -> SavedStudent:
-    files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
-    return SavedStudent(
-        config=read_config(path),
-        tokenizer=path,
-        layout="",
-        fingerprint=artifacts.digest([artifacts.file_digest(file) for file in files]),
-        load=lambda config, mesh: huggingface.load(path, config, mesh),
-    )
-
-
-def _own(path: Path, manifest: dict[str, Any], checkpoints: Path) -> SavedStudent:
-    provenance = manifest["provenance"]
-    if provenance.get("program") not in (IMPORT, "train"):
-        raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
-    config = config_check.build(LlamaConfig, provenance["student"])
-    return SavedStudent(
-        config=dataclasses.replace(config, lora=LoraConfig()),
-        tokenizer=path / "tokenizer",
-        layout=provenance.get("layout", ""),
-        fingerprint=manifest["fingerprint"],
-        load=lambda wanted, mesh: _restore(checkpoints, config, wanted, mesh),
     )
 
 
@@ -102,16 +96,11 @@ def _restore(checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: M
     params, saved = merged(load_params(checkpoints)[1], saved)
     view = parameters.stacked if wanted.scan_layers else parameters.per_layer
     params, _ = view(params, saved)
-    params = {name: _grown(name, value, saved, wanted) for name, value in params.items()}
+    embedding = parameters.resize_vocabulary(params["embed"]["embedding"], saved, wanted)
+    params = {**params, "embed": {"embedding": embedding}}
+    if "unembed" in params:
+        params["unembed"] = parameters.resize_vocabulary(np.asarray(params["unembed"]).T, saved, wanted).T
     return jax.device_put(params, sharding.shardings(params, mesh))
-
-
-def _grown(name: str, value: Any, saved: LlamaConfig, wanted: LlamaConfig) -> Any:
-    if name == "embed":
-        return {"embedding": parameters.resize_vocabulary(value["embedding"], saved, wanted)}
-    if name == "unembed":
-        return parameters.resize_vocabulary(np.asarray(value).T, saved, wanted).T
-    return value
 
 
 def layout_of(config: ExperimentConfig, source: SavedStudent) -> str:
@@ -166,21 +155,18 @@ def tokenizer_path(config: ExperimentConfig) -> str:
     if not init:
         return given
     own = open_source(init).tokenizer
-    if given and not _alike(given, own):
+    if not given:
+        return storage.source(own)
+    try:
+        theirs = tokenizers.load(own)
+    except TokenizerError:  # the weights came without one
+        return given
+    if tokenizers.load(given).encode(PROBE, first=True) != theirs.encode(PROBE, first=True):
         raise TokenizerError(
             f"data.tokenizer={given} gives other ids than the tokenizer that student.init={init} was trained "
             "with; set data.tokenizer='' to use that one"
         )
-    return given or storage.source(own)
-
-
-def _alike(given: str, own: Path) -> bool:
-    """Whether two tokenizers give the same ids for a probe; True if the weights came without one."""
-    try:
-        theirs = tokenizers.load(own)
-    except TokenizerError:
-        return True
-    return tokenizers.load(given).encode(PROBE, first=True) == theirs.encode(PROBE, first=True)
+    return given
 
 
 def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) -> LlamaConfig:
