@@ -108,17 +108,13 @@ def segments(rows: RowBuilder, dataset: str, epoch: int, row: int) -> list[dict[
     ]
 
 
-def visible(piece: str) -> str:
-    """A token for a person: SentencePiece's space and the newline byte as what they stand for."""
-    return piece.replace("▁", " ").replace("<0x0A>", "⏎\n")
-
-
 def running_text(example: dict[str, Any], tokenizer: TokenizerLike) -> Text:
     """An example's tokens in their roles' colours; what carries loss is underlined."""
     text = Text()
     for token, weight, role in zip(example["tokens"], example["weights"], example["roles"], strict=True):
         style = COLOURS[ROLE_NAMES[role]] + (" underline" if weight > 0 else "")
-        text.append(visible(tokenizer.token_text(int(token))), style)
+        piece = tokenizer.token_text(int(token))  # with SentencePiece's space and newline byte
+        text.append(piece.replace("▁", " ").replace("<0x0A>", "⏎\n"), style)
     return text
 
 

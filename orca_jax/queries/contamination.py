@@ -159,17 +159,8 @@ class Index:
             pieces = map(tokens, _PIECES.split(entry.text))
             self._starts.setdefault(tuple(next(filter(None, pieces))), []).append(number)
 
-    def __len__(self) -> int:
-        """Texts that differ."""
-        return len(self._texts)
-
-    def hits(self, queries: Iterable[Query]) -> Iterator[Hit]:
-        """Every hit, in the order of the queries, the strongest of a query first."""
-        for _, found in self.check(queries):
-            yield from found
-
     def check(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Hit]]]:
-        """Every query with its hits."""
+        """Every query with its hits, the strongest first."""
         source = iter(queries)
         while batch := tuple(itertools.islice(source, BATCH)):
             yield from zip(batch, self._check_batch(batch))

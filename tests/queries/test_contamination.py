@@ -37,8 +37,12 @@ def query(text, id="q"):
     return Query(id, text, "flan2021", "task")
 
 
+def all_hits(index, queries):
+    return [hit for _, found in index.check(queries) for hit in found]
+
+
 def hits(text, index=INDEX):
-    return list(index.hits([query(text)]))
+    return all_hits(index, [query(text)])
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -131,7 +135,6 @@ def test_texts_that_read_the_same_are_one_with_all_their_names():
     index = Index(
         [("a", "1", "Who was the first king of Rome?"), ("b", "2", "who was the first KING of rome")]
     )
-    assert len(index) == 1
     (hit,) = hits("Who was the first king of Rome?", index)
     assert (hit.benchmark, hit.also) == ("a", ("b/2",))
 
@@ -200,10 +203,12 @@ def test_a_batch_keeps_its_queries_apart(monkeypatch):
     monkeypatch.setattr(contamination, "BATCH", 7)
     words = DOCUMENTS[0][2].split()
     halves = [query(" ".join(words[:10]), "left"), query(" ".join(words[10:20]), "right")]
-    assert list(INDEX.hits(halves)) == []
+    assert all_hits(INDEX, halves) == []
     many = [query(f"see {text}", id) for _, id, text in DOCUMENTS]
-    assert [hit.query_id for hit in INDEX.hits(many)] == [hit.document_id for hit in INDEX.hits(many)]
-    assert len(list(INDEX.hits(many))) == 50
+    assert [hit.query_id for hit in all_hits(INDEX, many)] == [
+        hit.document_id for hit in all_hits(INDEX, many)
+    ]
+    assert len(all_hits(INDEX, many)) == 50
 
 
 def test_screening_drops_or_keeps_and_counts(tmp_path):
@@ -254,7 +259,7 @@ def real(shared_data):
 def test_planted_copies_of_real_questions_are_found(real):
     documents, index = real
     planted = [query(WRAPPERS[n % 4].format(d.text), f"{n}") for n, d in enumerate(documents)]
-    found = {hit.query_id for hit in index.hits(planted)}
+    found = {hit.query_id for hit in all_hits(index, planted)}
     assert len(found) >= 0.99 * len(planted)
 
 
@@ -262,7 +267,7 @@ def test_planted_copies_of_real_questions_are_found(real):
 def test_aqua_rats_neighbours_are_found_in_flan(real, shared_data):
     """One of the first 1,000 training problems is a test problem with other numbers, read as such by hand."""
     queries = list(flan.read_cot(shared_data / "flan_cot/aqua_train.jsonl"))[::2]  # not those turned round
-    found = list(real[1].hits(queries))
+    found = all_hits(real[1], queries)
     assert {hit.document_id for hit in found} == {"aqua-rat-198"}
     assert "A car finishes a journey in ten hours" in found[0].query_text
 
@@ -271,7 +276,7 @@ def test_aqua_rats_neighbours_are_found_in_flan(real, shared_data):
 def test_real_questions_with_other_numbers_are_found(real):
     documents = [d for d in real[0] if d.id.startswith("aqua-rat") and len(d.text.split()) > 25]
     changed = [query(re.sub(r"\d", "7", document.text), document.id) for document in documents]
-    found = {hit.query_id for hit in real[1].hits(changed) if hit.query_id == hit.document_id}
+    found = {hit.query_id for hit in all_hits(real[1], changed) if hit.query_id == hit.document_id}
     assert len(documents) > 150
     assert len(found) >= 0.98 * len(documents)
 
@@ -280,7 +285,7 @@ def test_real_questions_with_other_numbers_are_found(real):
 def test_common_phrases_of_real_queries_are_no_hits(real, shared_data):
     with open(shared_data / "openorca/gpt4_600.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    found = list(real[1].hits(query(row["question"], row["id"]) for row in rows))
+    found = all_hits(real[1], (query(row["question"], row["id"]) for row in rows))
     assert found == []
 
 
@@ -289,7 +294,7 @@ def test_common_phrases_of_real_queries_are_no_hits(real, shared_data):
 def test_throughput_on_real_queries(real, shared_data, capsys):
     queries = list(flan.read_t0(shared_data / "t0/t0_templates_4080.jsonl"))
     start = time.perf_counter()
-    found: list[Hit] = list(real[1].hits(queries))
+    found: list[Hit] = all_hits(real[1], queries)
     seconds = time.perf_counter() - start
     megabytes = sum(len(q.text.encode()) for q in queries) / 1e6
     with capsys.disabled():

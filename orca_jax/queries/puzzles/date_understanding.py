@@ -14,7 +14,8 @@ import datetime
 import random
 from collections.abc import Sequence
 
-from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution, letter, lettered
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import letter, lettered
 
 NAME = "date_understanding"
 OPTIONS = 6

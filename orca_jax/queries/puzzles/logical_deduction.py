@@ -13,13 +13,10 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from orca_jax.queries.puzzles.base import (
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import (
     NUMBER_WORDS,
     ORDINALS,
-    Family,
-    Pose,
-    Slip,
-    Solution,
     article,
     letter_of,
     lettered,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from orca_jax.queries.puzzles.base import NUMBER_WORDS, Family, Pose, Slip, Solution, article, listing
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import NUMBER_WORDS, article, listing
 
 NAME = "object_counting"
 # kind: singulars

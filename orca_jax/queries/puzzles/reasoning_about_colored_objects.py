@@ -12,18 +12,8 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from orca_jax.queries.puzzles.base import (
-    NUMBER_WORDS,
-    Family,
-    Pose,
-    Slip,
-    Solution,
-    article,
-    letter_of,
-    lettered,
-    listing,
-    words,
-)
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import NUMBER_WORDS, article, letter_of, lettered, listing, words
 
 NAME = "reasoning_about_colored_objects"
 COLORS = words(

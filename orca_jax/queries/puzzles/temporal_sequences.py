@@ -10,17 +10,8 @@ import dataclasses
 import itertools
 import random
 
-from orca_jax.queries.puzzles.base import (
-    Family,
-    Pose,
-    Slip,
-    Solution,
-    letter,
-    letter_of,
-    lettered,
-    shuffled,
-    words,
-)
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import letter, letter_of, lettered, shuffled, words
 
 NAME = "temporal_sequences"
 FIRST_HOUR, LAST_HOUR = 5, 22

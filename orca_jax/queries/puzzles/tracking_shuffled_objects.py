@@ -9,17 +9,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from orca_jax.queries.puzzles.base import (
-    NUMBER_WORDS,
-    Family,
-    Pose,
-    Slip,
-    Solution,
-    letter_of,
-    lettered,
-    listing,
-    shuffled,
-)
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import NUMBER_WORDS, letter_of, lettered, listing, shuffled
 
 NAME = "tracking_shuffled_objects"
 PERSONS = ("Alice", "Bob", "Claire", "Dave", "Eve", "Fred", "Gertrude")

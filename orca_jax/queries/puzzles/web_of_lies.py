@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution, words
+from orca_jax.queries.puzzles.base import Family, Pose, Slip, Solution
+from orca_jax.queries.puzzles.wording import words
 
 NAME = "web_of_lies"
 NAMES = words(

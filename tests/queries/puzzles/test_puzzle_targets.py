@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.queries.puzzles import FAMILIES
-from orca_jax.queries.puzzles.base import NUMBER_WORDS as WORDS
 from orca_jax.queries.puzzles.object_counting import KINDS, PLURALS
+from orca_jax.queries.puzzles.wording import NUMBER_WORDS as WORDS
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
