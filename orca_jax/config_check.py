@@ -39,7 +39,7 @@ def build(kind: type[T], values: Any, where: str = "") -> T:
     """
     from pydantic import ValidationError
 
-    to_json = getattr(values, "to_json_best_effort", functools.partial(json.dumps, values))
+    to_json = getattr(values, "to_json_best_effort", functools.partial(json.dumps, values, default=str))
     try:
         return _adapter(typing.cast(Any, kind)).validate_json(to_json(), strict=True, extra="forbid")
     except ValidationError as error:
@@ -76,7 +76,8 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(got, known, 1, 0.5) if isinstance(got, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     given = "a mapping" if isinstance(got, Mapping) else "a list" if isinstance(got, list) else f"{got!r:.60}"
-    return f"config key '{path}' must be {expected}, got {given}{hint}"
+    place = f"config key '{path}'" if path else "the config"
+    return f"{place} must be {expected}, got {given}{hint}"
 
 
 def _path(where: str, steps: Iterable[str | int]) -> str:

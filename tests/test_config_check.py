@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Interval
 from hypothesis import given, settings
@@ -93,6 +94,7 @@ ILL_TYPED = [
     ({"mixture": [1]}, r"'mixture' must be a mapping, got a list"),
     ({"mixture": {"x": "half"}}, r"'mixture\.x' must be float, got 'half'"),
     ({"fallback": 3}, "'fallback' must be a mapping, got 3"),
+    ({"seed": np.int64(3)}, "'seed' must be int, got '3'"),  # JSON has no such value
 ]
 REFUSED = [
     ({"student": {"name": "s", "weight": -1}}, r"config at student: weight=-1\.0 must not be negative"),
@@ -122,6 +124,8 @@ def test_all_missing_keys_are_named(values, missing):
 def test_what_a_whole_config_refuses_is_told_too():
     with pytest.raises(ConfigError, match=r"^config: weight=-2\.0 must not be negative"):
         build(Stage, {"name": "s", "weight": -2})
+    with pytest.raises(ConfigError, match="^the config must be a mapping, got a list"):
+        build(Stage, [])
 
 
 @given(st.builds(Stage, st.text(), st.floats(0, 9), st.none() | st.integers()))
