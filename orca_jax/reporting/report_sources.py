@@ -274,6 +274,10 @@ def _asked(evaluation: Path) -> str:
 
 
 def _open_set(directory: Path, about: Mapping[str, Any]) -> RunSet:
+    if "examined" in about:  # as earlier versions wrote it
+        results = [{"title": one["title"], "evaluation": one["examination"]} for one in about["examined"]]
+        arms = [{**arm, "evaluations": arm.get("examined", {})} for arm in about["arms"]]
+        about = {**about, "results": results, "arms": arms}
     runs = tuple(
         Run(arm["name"], path, seed)
         for arm in about["arms"]
