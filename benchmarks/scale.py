@@ -108,40 +108,28 @@ def estimated(run: Published) -> float:
 
 
 def published_table() -> str:
-    figures = [(run, 100 * run.mfu, 100 * estimated(run)) for run in RUNS]
-    return markdown(
-        ("run", "slice", "published MFU %", "estimated", "error, points", "source"),
-        [
-            (run.name, run.topology, f"{theirs:.1f}", f"{ours:.1f}", f"{ours - theirs:+z.1f}", run.source)
-            for run, theirs, ours in figures
-        ],
-    )
-
-
-def paper_hours() -> dict[str, float | None]:
-    """Both stages on the paper's GPUs, by estimate."""
-    config, topology = config_of("orca_13b"), chips.topology(PAPER_CHIPS)
-    work = dataclasses.replace(plan.workload_of(config, PAPER_BATCH), accumulation=1)
-    made = plan.make_plan(config, topology, work, MeshShape(1, topology.chips, 1), analytic=True)
-    return plan.stage_hours(config, made, AMOUNTS)
+    rows = []
+    for run in RUNS:
+        theirs, ours = 100 * run.mfu, 100 * estimated(run)
+        figures = (f"{theirs:.1f}", f"{ours:.1f}", f"{ours - theirs:+z.1f}")
+        rows.append((run.name, run.topology, *figures, run.source))
+    return markdown(("run", "slice", "published MFU %", "estimated", "error, points", "source"), rows)
 
 
 def page() -> str:
     rows = [row(name, slice_name) for name, slices in SLICES.items() for slice_name in slices]
+    config, topology = config_of("orca_13b"), chips.topology(PAPER_CHIPS)
+    work = dataclasses.replace(plan.workload_of(config, PAPER_BATCH), accumulation=1)
+    made = plan.make_plan(config, topology, work, MeshShape(1, topology.chips, 1), analytic=True)
+    hours = plan.stage_hours(config, made, AMOUNTS).values()
+    ours, theirs = (" + ".join(f"{h:.0f}" for h in each) for each in (hours, PAPER_HOURS))
     examples = " and ".join(f"{count:,}" for count in plan.PAPER_EXAMPLES.values())
-    ours, theirs = (" + ".join(f"{h:.0f}" for h in hours) for hours in (paper_hours().values(), PAPER_HOURS))
     return f"""# What training costs at scale
 
 This page is written by `python -m benchmarks.scale --out=docs/scale.md`. No chip was used: TPU steps are
 compiled for a description of the slice, with the compiler that the package libtpu holds, and their bytes are
 the compiler's; GPU rows are estimates throughout. Times are estimates by roofline everywhere.
-Plan your own with
-
-    python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4
-
-which takes the config as it stands (TPUs need the extra `tpu`, or `--analytic`: estimates alone).
-(`--search` ranks meshes, batches and remat policies and compiles the best {plan.COMPILED_BEST}; `--json`
-prints one line.)
+`python -m experiments.plan` plans one config on one slice.
 
 Each row is the fastest mesh, accumulation and remat policy for the config's batch, by estimate, that fits.
 Hours are those of the paper's two stages, {examples} examples, with
