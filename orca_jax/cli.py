@@ -104,7 +104,8 @@ class Option:
                 self.name, None, self.help, flag_values=values, sys_argv=list(arguments)
             )
         elif self.choices:
-            flags.DEFINE_enum(self.name, default, self.choices, self.help, flag_values=values)
+            absent = None if self.required else default  # "" is none of the choices
+            flags.DEFINE_enum(self.name, absent, self.choices, self.help, flag_values=values)
         else:
             bounds = {"lower_bound": self.lower_bound, "upper_bound": self.upper_bound}
             numeric = bounds if kind in (int, float) else {}
