@@ -57,7 +57,7 @@ def test_every_package_has_its_layer():
 
 def test_the_map_has_every_package_and_shared_module():
     page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
-    table = page[page.index("## Packages") : page.index("Where things stand that")]
+    table = page[page.index("## Packages") : page.index("## Where to change what")]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall("`(.+?)`", row)}
     packages = {f"{package}/" for package in (*LAYERS, "experiments", "configs")}
     assert named == packages | {f"{name}.py" for name in SHARED}
