@@ -54,13 +54,10 @@ class RowBuilder:
             epoch=epoch,
         )
 
-    def examples(self, dataset: str, epoch: int, row: int) -> np.ndarray:
-        """Which examples a row holds, int64; none past the plan's end."""
-        return self.plan_of(dataset, epoch).row(row)
-
     def row(self, dataset: str, epoch: int, row: int) -> Row:
+        """A row of a data set's epoch; empty past the plan's end."""
         store = self.stores[dataset]
-        examples = [store[index] for index in self.examples(dataset, epoch, row)]
+        examples = [store[index] for index in self.plan_of(dataset, epoch).row(row)]
         built = build_row(examples, self.row_length, self.pad_id)
         return as_leaking(built) if dataset in self.leaking else built
 

@@ -12,7 +12,7 @@ import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,6 @@ from orca_jax import files
 from orca_jax.records import Message, Trace
 
 NO_SHOT = -1  # in the place of an example where a trace has fewer
-
-
-class Traces(Protocol):
-    """A list of traces, or `PlacedTraces`."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Trace]: ...
-
-    def __getitem__(self, part: slice, /) -> Traces: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +64,9 @@ class PlacedTraces:
                 for many in (own != NO_SHOT).sum(1).tolist():
                     trace, *examples = itertools.islice(read, many)
                     yield with_examples(trace, examples)
+
+
+Traces = Sequence[Trace] | PlacedTraces
 
 
 # Few-shot prompts

@@ -110,8 +110,9 @@ class Index:
     def load(cls, path: str | Path) -> Index:
         """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            tasks = [tuple(str(name).split("\t")) for name in arrays["tasks"]]
-            reasons = [str(entry).split("\t") for entry in arrays["left_out"]]
+            tasks, reasons = (
+                [str(pair).split("\t") for pair in arrays[name]] for name in ("tasks", "left_out")
+            )
             left_out = {name: int(count) for name, count in reasons}
             pairs = tuple((collection, task) for collection, task in tasks)
             return cls(pairs, arrays["keys"], arrays["task"], left_out)
