@@ -39,14 +39,6 @@ class Piece:
 Layout = Callable[[Sequence[Message]], list[Piece]]
 
 
-def check_turns(messages: Sequence[Message]) -> None:
-    """Raises LayoutError unless: an optional system message, then user and assistant in turn."""
-    try:
-        records.check_turns(messages)
-    except RecordError as error:
-        raise LayoutError(str(error)) from error
-
-
 def orca(messages: Sequence[Message]) -> list[Piece]:
     """The paper's headers (Figs 7, 10, 13): `### System:`, `### Human:`, `### Assistant:`.
 
@@ -242,8 +234,11 @@ def encode_all(
 ) -> list[Encoded]:
     """`encode` of many conversations, faster than one by one; raises as it does."""
     check(layout, tokenizer, supervise)
-    for messages in conversations:
-        check_turns(messages)
+    try:
+        for messages in conversations:
+            records.check_turns(messages)
+    except RecordError as error:
+        raise LayoutError(str(error)) from error
     if layout == TEMPLATE:
         chats = [chat_template.encode(messages, _templated(tokenizer)) for messages in conversations]
         encoded = [

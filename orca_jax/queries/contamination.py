@@ -163,29 +163,23 @@ class Index:
         """Every query with its hits, the strongest first."""
         source = iter(queries)
         while batch := tuple(itertools.islice(source, BATCH)):
-            yield from zip(batch, self._check_batch(batch))
-
-    def _check_batch(self, batch: Sequence[Query]) -> list[list[Hit]]:
-        split = [[tokens(piece) for piece in _PIECES.split(query.text)] for query in batch]
-        words = [list(itertools.chain.from_iterable(pieces)) for pieces in split]
-        kinds: list[dict[int, Kind]] = [{} for _ in batch]
-        runs = [masked(query) for query in words]
-        covered = self._find(runs, SHORT)
-        for (query, text), places in covered.items():
-            if self._coverage(text, places) >= self.settings.coverage:
-                kinds[query][text] = "8-gram"
-        for query, text in self._find(runs, LONG) if covered else ():
-            kinds[query][text] = "13-gram"
-        for query, pieces in enumerate(split):
-            for text in self._exact(pieces, tuple(words[query])):
-                kinds[query][text] = "exact"
-        return [
-            [
-                self._hit(batch[query], text, kind, covered.get((query, text), []))
-                for text, kind in sorted(met.items(), key=lambda entry: (KINDS.index(entry[1]), entry[0]))
-            ]
-            for query, met in enumerate(kinds)
-        ]
+            split = [[tokens(piece) for piece in _PIECES.split(query.text)] for query in batch]
+            words = [list(itertools.chain.from_iterable(pieces)) for pieces in split]
+            kinds: list[dict[int, Kind]] = [{} for _ in batch]
+            runs = [masked(query) for query in words]
+            covered = self._find(runs, SHORT)
+            for (number, text), places in covered.items():
+                if self._coverage(text, places) >= self.settings.coverage:
+                    kinds[number][text] = "8-gram"
+            for number, text in self._find(runs, LONG) if covered else ():
+                kinds[number][text] = "13-gram"
+            for number, query in enumerate(batch):
+                met = kinds[number]
+                for text in self._exact(split[number], tuple(words[number])):
+                    met[text] = "exact"
+                order = sorted(met, key=lambda text: (KINDS.index(met[text]), text))
+                hits = [self._hit(query, text, met[text], covered.get((number, text), [])) for text in order]
+                yield query, hits
 
     def _exact(self, pieces: Iterable[list[str]], words: tuple[str, ...]) -> Iterator[int]:
         """The texts that stand whole in a query, from the beginning of a sentence or its second word."""

@@ -28,6 +28,7 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+from orca_jax.config import VOTED
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.contamination import Hit, Index
 from orca_jax.queries.duplicates import Exact, Near
@@ -94,15 +95,7 @@ _JUDGES: Mapping[str, Callable[[str], bool]] = {
     "repetitive": is_repetitive,
 }
 ALWAYS = ("duplicate",)
-VOTED = ("outvoted", "spare")
 FLAGS = (*ALWAYS, "near_duplicate", "contaminated", *_JUDGES, "disagrees", "unchecked", *VOTED)
-
-
-def check(filters: Iterable[str]) -> None:
-    """Raises ValueError for a filter that is no flag."""
-    unknown = sorted(set(filters) - set(FLAGS))
-    if unknown:
-        raise ValueError(f"unknown filter {unknown[0]!r}; known: {', '.join(FLAGS)}")
 
 
 @dataclasses.dataclass
@@ -123,7 +116,8 @@ class TraceChecker:
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def __post_init__(self) -> None:
-        check(self.filters)
+        if unknown := sorted(set(self.filters) - set(FLAGS)):
+            raise ValueError(f"unknown filter {unknown[0]!r}; known: {', '.join(FLAGS)}")
         self._asked, self._answered = Exact(), Exact()
         self._near = Near(NEAR_SIMILARITY) if "near_duplicate" in self.filters else None
         self._nearly = ("", False)  # the last query that was looked up, and what was found

@@ -227,6 +227,17 @@ def paper_set() -> MessageSet:
     return MessageSet(all_messages())
 
 
+# Field of a user's message: its type and default; None means that it must be given.
+_USER_FIELDS: Mapping[str, tuple[type, Any]] = {
+    "id": (int, None),
+    "text": (str, None),
+    "shares": (dict, {ANY: 1.0}),
+    "multiple_choice_only": (bool, False),
+    "purpose": (str, ""),
+    "style": (str, Style.STEPS),
+}
+
+
 def read_set(path: str | Path) -> MessageSet:
     """A user's own messages, from a JSON list of objects.
 
@@ -244,36 +255,27 @@ def read_set(path: str | Path) -> MessageSet:
         raise MessagesError(f"{path}: expected a list of messages, got {entries!r:.60}")
     messages: dict[int, SystemMessage] = {}
     for number, entry in enumerate(entries):
-        message = _user_message(entry, f"{path}, message {number}")
-        if message.id in messages:
-            raise MessagesError(f"{path}, message {number}: a second message with id {message.id}")
-        messages[message.id] = message
+        where = f"{path}, message {number}"
+        if not isinstance(entry, dict) or not entry.keys() <= _USER_FIELDS.keys():
+            raise MessagesError(
+                f"{where}: expected fields among {', '.join(_USER_FIELDS)}, got {entry!r:.60}"
+            )
+        values: dict[str, Any] = {}
+        for name, (kind, default) in _USER_FIELDS.items():
+            values[name] = entry.get(name, default)
+            if not isinstance(values[name], kind) or (kind is int and isinstance(values[name], bool)):
+                raise MessagesError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r:.60}")
+            if half := half_pair(str(values[name])):
+                raise MessagesError(
+                    f"{where}: {name} has half a surrogate pair ({half}), which is no character"
+                )
+        shares = values["shares"]
+        if not all(isinstance(share, int | float) and share >= 0 for share in shares.values()):
+            raise MessagesError(f"{where}: shares must map collections to numbers from 0, not {shares}")
+        if values["style"] not in tuple(Style):
+            raise MessagesError(f"{where}: style must be {', '.join(Style)}, not {values['style']!r}")
+        if values["id"] in messages:
+            raise MessagesError(f"{where}: a second message with id {values['id']}")
+        values["style"] = Style(values["style"])
+        messages[values["id"]] = SystemMessage(**values, published=())
     return MessageSet(messages)
-
-
-# Field of a user's message: its type and default; None means that it must be given.
-_USER_FIELDS: Mapping[str, tuple[type, Any]] = {
-    "id": (int, None),
-    "text": (str, None),
-    "shares": (dict, {ANY: 1.0}),
-    "multiple_choice_only": (bool, False),
-    "purpose": (str, ""),
-    "style": (str, Style.STEPS),
-}
-
-
-def _user_message(entry: Any, where: str) -> SystemMessage:
-    if not isinstance(entry, dict) or not entry.keys() <= _USER_FIELDS.keys():
-        raise MessagesError(f"{where}: expected fields among {', '.join(_USER_FIELDS)}, got {entry!r:.60}")
-    values: dict[str, Any] = {}
-    for name, (kind, default) in _USER_FIELDS.items():
-        values[name] = entry.get(name, default)
-        if not isinstance(values[name], kind) or (kind is int and isinstance(values[name], bool)):
-            raise MessagesError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r:.60}")
-        if half := half_pair(str(values[name])):
-            raise MessagesError(f"{where}: {name} has half a surrogate pair ({half}), which is no character")
-    if not all(isinstance(share, int | float) and share >= 0 for share in values["shares"].values()):
-        raise MessagesError(f"{where}: shares must map collections to numbers from 0, not {values['shares']}")
-    if values["style"] not in tuple(Style):
-        raise MessagesError(f"{where}: style must be {', '.join(Style)}, not {values['style']!r}")
-    return SystemMessage(**{**values, "style": Style(values["style"]), "published": ()})

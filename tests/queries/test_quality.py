@@ -162,4 +162,4 @@ def test_an_unknown_filter_is_named():
     with pytest.raises(
         ValueError, match="unknown filter 'refusals'; known: duplicate, near_duplicate, contaminated"
     ):
-        quality.check(["refusal", "refusals"])
+        TraceChecker(("refusal", "refusals"))
