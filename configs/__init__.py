@@ -1,1 +1,1 @@
-"""One file an experiment; each file's docstring is its document."""
+"""One file per experiment; its docstring documents it."""

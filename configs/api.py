@@ -1,4 +1,4 @@
-"""Two models behind an API teach: a cheap one is asked everything, a dear one a fifth of the same.
+"""Two teachers behind APIs: a cheap model answers all queries, an expensive one a fifth of them.
 
 Paper: section 3.1.3, ChatGPT and GPT-4 at the limits and prices of its table 4, temperature 0.7 and top-p
 0.95; here on the mini's puzzles. The prices are the paper's: set today's, your limits and your budget first.
@@ -8,12 +8,11 @@ Paper: section 3.1.3, ChatGPT and GPT-4 at the limits and prices of its table 4,
     python -m experiments.collect estimate --config=configs/api.py --workdir=runs/api
     python -m experiments.run --config=configs/api.py --workdir=runs/api
 
-Another server is another address: `--config.teachers[0].api.endpoints[0].base_url=...`, with `model`,
-`key_variable` and, on Azure, `api_version` beside it. Each model's budget is 20 US dollars; a program that
-reaches it ends with status 3, and goes on where it was when `budget_money` is raised. `runlocal` asks a
-model `mini` on this machine's port 8000, without a key or a price: `python -m experiments.serve
---model=runs/mini`, or vLLM, llama.cpp and Ollama with another name. See
-docs/collection.md.
+For another server set `--config.teachers[0].api.endpoints[0].base_url=...`, with `model`, `key_variable` and,
+on Azure, `api_version` beside it. Each model's budget is 20 US dollars; a program that reaches it ends with
+status 3, and resumes when `budget_money` is raised. `runlocal` uses a model `mini` on this machine's port
+8000, without a key or a price: `python -m experiments.serve --model=runs/mini`, or vLLM, llama.cpp and Ollama
+with another name. See docs/collection.md.
 """
 
 from typing import Any
@@ -53,9 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.puzzles.per_family = 10
         for one, model in zip(config.teachers, ("gpt-3.5-turbo", "gpt-4"), strict=True):
             one["max_tokens"] = 64
-            one["api"].update(
-                price=dict(), identity=model
-            )  # two teachers, though one model stands in for both
+            one["api"].update(price=dict(), identity=model)  # two teachers, though one model answers for both
     return complete(config)
 
 

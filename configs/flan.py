@@ -1,9 +1,9 @@
-"""A miniature of the paper's whole road on FLAN-v2's own files: drawn, checked, answered, trained on twice.
+"""A miniature of the paper's pipeline on FLAN-v2's own files, with two stages of training.
 
-Paper: sections 3.1 to 3.2, at a thousandth of the size. The teachers are no language models: they are the
-answers that the files hold. `labels` answers every query with its target; `rationales` is asked the part that
-is marked as FLAN-1M is, and says the reasons first that people wrote for FLAN's chain-of-thought sets. So
-what is learned here is FLAN with people's explanations, and nothing of ChatGPT or GPT-4.
+Paper: sections 3.1 to 3.2, at a thousandth of the size. The teachers are not language models: they give
+the answers in the files. `labels` answers every query with its target; `rationales` answers the part that
+corresponds to FLAN-1M, with the human-written reasons of FLAN's chain-of-thought sets first. So the student
+learns FLAN with human explanations, and nothing of ChatGPT or GPT-4.
 
 Launch, with the sub-collections' files, benchmarks to keep out of training, and a SentencePiece model:
 
@@ -16,7 +16,7 @@ Launch, with the sub-collections' files, benchmarks to keep out of training, and
 Expected on 2 cores, with 15,374 rows in the files: 2,131 queries, 110 steps, 5 minutes of CPU time; held-out
 loss 9.84 at step 20, 7.29 at the end (docs/data.md). Nothing is evaluated: `evaluation.modes` names no mode.
 The paper's size is the default of `cot`, `niv2_per_task`, `flan2021` and `t0`, with the submix files as
-`sources.submix` and teachers to ask.
+`sources.submix` and teachers behind APIs.
 """
 
 from ml_collections import ConfigDict

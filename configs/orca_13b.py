@@ -2,8 +2,8 @@
 
 Paper: sections 3.1.3 and 3.2, the student of Tables 7 to 11; 4 epochs a stage, rows of 2,048 positions,
 vocabulary 32,001, 160 + 40 hours on 20 A100-80GB. The paper states no learning rate, schedule, batch,
-optimizer or dtype. These are from reproductions, as their model cards and public configs give them: 2e-5 and
-then 1e-5 (Dolphin-Llama2-7B), a cosine to a tenth, 100 steps of warm-up, betas 0.9 and 0.95 (Stable Beluga),
+optimizer or dtype. The values are from the model cards and public configs of reproductions: 2e-5 and then
+1e-5 (Dolphin-Llama2-7B), a cosine to a tenth, 100 steps of warm-up, betas 0.9 and 0.95 (Stable Beluga),
 bfloat16; the batch is within their 64 to 256 rows. `variant=gpt4_only` leaves the first stage out.
 
 Launch, from LLaMA-13B's folder and two trace files:
@@ -12,7 +12,7 @@ Launch, from LLaMA-13B's folder and two trace files:
         --config.teachers[0].path=chatgpt.jsonl --config.teachers[1].path=gpt4.jsonl
 
 `init` takes shape and tokenizer from the folder. Without it the shape is the preset's, for `plan`; a student
-trained so would begin at random weights.
+trained that way would start from random weights.
 
 Expected time and memory: docs/scale.md, or for your chips
 
@@ -83,7 +83,7 @@ def orca(
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes any variant a matter of seconds."""
+    """Shrinks any variant to seconds."""
     config.data.update(tokenizer="", row_length=256, max_segments=32, validation_fraction=0.05)
     if not config.student.get("init"):
         config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)

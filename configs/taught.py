@@ -1,7 +1,6 @@
-"""A student teaches a smaller one: the finished mini answers, a student of a third of its size learns.
+"""A trained student as teacher: the mini answers, and a student of a third of its size learns.
 
-The teacher is a trained student, asked greedily; its own teachers were procedural oracles. Launch, behind
-`make mini`:
+The teacher is decoded greedily; its own teachers were procedural oracles. Launch, after `make mini`:
 
     python -m experiments.run --config=configs/taught.py --workdir=runs/taught
 

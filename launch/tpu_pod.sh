@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# One slice of TPU VMs, asked for through queued resources; what is run, is run on all of its workers.
+# Trains on one slice of TPU VMs, requested through queued resources; commands run on all workers.
 #
 #     export NAME=orca ZONE=us-east5-a TYPE=v5p-64 RUNTIME=v2-alpha-tpuv5 SHARE=10.0.0.2:/share
 #     launch/tpu_pod.sh keep --config=configs/orca_13b.py:init=/share/llama-13b \
 #         --workdir=/share/orca-13b
 #
-# `keep` is create, setup, start and watch, and all of them again after a preemption, until training is done. Each is
-# a command too, and so are state, stop (saves and ends) and delete. SHARE is an NFS disk (Filestore), mounted as
-# /share on every worker; `prepare` must have filled the workdir. SPOT=1 asks for preemptible capacity.
+# `keep` runs create, setup, start and watch, and repeats them after a preemption, until training is finished. Each of
+# them is a command too, as are state, stop (saves and ends) and delete. SHARE is an NFS disk (Filestore), mounted as
+# /share on every worker; run `prepare` on the workdir first. SPOT=1 requests preemptible capacity.
 set -euo pipefail
 : "${NAME:?} ${ZONE:?} ${TYPE:?} ${RUNTIME:?} ${SHARE:?}"
-again=75          # the program's status for: saved, start me again
+again=75          # exit status of the program: saved, run again
 poll=${POLL:-30}  # seconds
 
 queued() { gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" "${@:2}"; }
@@ -46,7 +46,7 @@ setup() {
         python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 }
 
-# Training outlives the connection that starts it: output, process and status are in files of the worker.
+# Training continues when the connection is lost: output, process id and status are in files on the worker.
 start() {
     local command
     command="cd orca_jax; .venv/bin/python -m experiments.train --hosts=auto$(printf ' %q' "$@") &"
@@ -54,7 +54,7 @@ start() {
     on all "rm -f train.status; nohup setsid bash -c $(printf %q "$command") >>train.log 2>&1 </dev/null &"
 }
 
-# What worker 0 prints, until it is done or the slice is gone; a lost connection is taken up again.
+# Shows the output of worker 0 until it ends or the slice is gone; reconnects if the connection is lost.
 watch() {
     local status
     until on 0 "tail -n 20 -f train.log & until [ -s train.status ]; do sleep $poll; done; kill \$!" &&

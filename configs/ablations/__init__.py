@@ -1,1 +1,1 @@
-"""Sets of arms that differ in one thing."""
+"""Sets of arms that differ in one factor."""

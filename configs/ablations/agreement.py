@@ -1,9 +1,9 @@
-"""Does asking several times repair a teacher that errs, where nobody knows the right answer?
+"""Does majority voting over samples correct a teacher's errors without known answers?
 
-A query on which most of three samples agree is trained on with the first of those that do; the others are
-left out. That is self-consistency (arXiv 2203.11171) as a filter; the paper asks each teacher once and keeps
-all it says. `filtering` has a check against the known answer instead. An oracle's samples err apart, so the
-set is kinder to agreement than a model would be, whose samples share its mistakes.
+If most of a query's three samples agree, the first of those is trained on; other queries are dropped. This is
+self-consistency (arXiv 2203.11171) as a filter; the paper takes one sample of each teacher and keeps all.
+`filtering` checks against the known answer instead. The errors of an oracle's samples are independent, so
+agreement works better here than with a model, whose samples share mistakes.
 
     python -m experiments.ablate --config=configs/ablations/agreement.py --workdir=runs/agreement --jobs=2
 """

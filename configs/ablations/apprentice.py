@@ -1,8 +1,8 @@
 """What makes an intermediate teacher useful? Brevity, difficulty and errors of the apprentice, one at a time.
 
-Paper: section 3.1.3 names a smaller gap in capability and shorter, easier answers, and separates neither.
-Each arm is the apprentice's stage and then the expert's; they differ in the apprentice. `as_expert` is an
-apprentice with no fault at all, asked all queries: what data alone gives.
+Paper: section 3.1.3 names a smaller gap in capability and shorter, easier answers, without separating them.
+Each arm has the apprentice's stage and then the expert's; they differ in the apprentice. `as_expert` is an
+apprentice without errors that answers all queries: the effect of more data alone.
 
     python -m experiments.ablate --config=configs/ablations/apprentice.py --workdir=runs/apprentice --jobs=2
 """

@@ -1,8 +1,8 @@
-"""Do explanations beat answers at equal examples? One pass over the same queries, whatever its tokens.
+"""Do explanations beat answers at equal examples? One pass over the same queries, with any number of tokens.
 
 Paper: the claim of sections 1 and 2; the main set compares at equal training tokens, where answers alone see
 about three times as many questions. Here both see each question once, and explanations have more tokens;
-`answers_longer` goes on with answers, for four fifths of the main set's steps.
+`answers_longer` continues with answers, for four fifths of the main set's steps.
 
     python -m experiments.ablate --config=configs/ablations/equal_examples.py --workdir=runs/examples --jobs=2
 """

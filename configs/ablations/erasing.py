@@ -1,7 +1,7 @@
-"""Prompt erasing: the teacher is told how to answer, the student is not.
+"""Prompt erasing: the teacher sees a detailed system message, the student does not.
 
 Orca 2 (arXiv 2311.11045): the teacher's detailed system message is replaced by a generic one in the
-student's data. All arms learn the same steps; they differ in the message that stands before them: the
+student's data. All arms learn the same steps; they differ in the message before them: the
 teacher's own, one generic message, or none.
 
     python -m experiments.ablate --config=configs/ablations/erasing.py --workdir=runs/erasing --jobs=2

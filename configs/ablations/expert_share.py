@@ -1,6 +1,6 @@
 """How much of the expert is needed? Its share of the queries, from a twentieth to all, in the second stage.
 
-Paper: GPT-4 answered a fifth of what ChatGPT did, for its price and limits (section 3.1.3).
+Paper: GPT-4 answered a fifth of ChatGPT's queries, because of price and limits (section 3.1.3).
 
     python -m experiments.ablate --config=configs/ablations/expert_share.py --workdir=runs/share --jobs=2
 """

@@ -1,7 +1,7 @@
 """Few-shot prompts: does a student learn from questions that come after solved examples?
 
-Orca 2 (arXiv 2311.11045) adds few-shot prompts; the paper has zero-shot prompts alone. All arms train on as
-many packed positions, of which examples take most, and are evaluated without examples.
+Orca 2 (arXiv 2311.11045) adds few-shot prompts; the paper has zero-shot prompts alone. All arms train
+on equally many packed positions, most of which hold examples, and are evaluated without examples.
 
     python -m experiments.ablate --config=configs/ablations/few_shot.py --workdir=runs/few_shot --jobs=2
 """
@@ -29,6 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
         ],
         runlocal=small,
     )
-    if not small:  # rows that hold every prompt, and as many positions a step as in the other sets
+    if not small:  # rows long enough for every prompt; positions a step are those of the other sets
         config.base.data.row_length, config.base.train.batch_rows = 1024, 2
     return config

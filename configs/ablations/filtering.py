@@ -1,4 +1,4 @@
-"""Are wrong answers worth leaving out? A teacher that errs, with and without a check against the target.
+"""Does leaving out wrong answers help? A teacher with errors, with and without a check against the target.
 
 Orca-Math (arXiv 2402.14830) and SlimOrca keep the answers that agree with a known one; the paper filters
 nothing. `clean` has a teacher without errors.

@@ -1,9 +1,9 @@
 """Do explanations beat answers, and does an intermediate teacher help? Five arms at equal training tokens.
 
-Paper: sections 3.1.3 and 6.1 with Table 10, which change teacher, amount of data and order at once. Here
-every arm has as many steps of as many packed positions, and differs from the others in its curriculum alone:
-`answers` imitates answers without explanations or system messages, as Alpaca and Vicuna do; `expert` and
-`apprentice` have one teacher; `progressive` is the paper's; `mixed` has the same data as that, in no order.
+Paper: sections 3.1.3 and 6.1 with Table 10, which change teacher, amount of data and order at once. Here all
+arms have the same number of steps and packed positions, and differ only in their curriculum: `answers`
+imitates answers without explanations or system messages, as Alpaca and Vicuna do; `expert` and `apprentice`
+have one teacher; `progressive` is the paper's; `mixed` has the same data in one stage.
 
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --jobs=2
 

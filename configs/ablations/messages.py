@@ -1,7 +1,7 @@
 """What do system messages do? The mixture, the mixture hidden from the student, and one message at a time.
 
 Paper: section 3.1.1 gives 16 messages, and no training without them. `hidden` learns the same answers as
-`mixture` under the empty message: it cannot tell when steps are wanted.
+`mixture` under the empty message, so nothing in its prompt asks for steps.
 
     python -m experiments.ablate --config=configs/ablations/messages.py --workdir=runs/messages --jobs=2
 """

@@ -1,8 +1,8 @@
-"""What the ablations in miniature have in common: puzzles, oracles, the student, and lengths.
+"""The common part of the miniature ablations: puzzles, oracles, the student, and lengths.
 
 Three families, chosen by a pilot (docs/findings.md): each is above chance and below the ceiling after these
 steps. The third difficulty is evaluated and never trained on. The apprentice skips a tenth of the steps and
-errs on a tenth of the puzzles; the expert is asked a fifth of the queries, as GPT-4 was (paper, section
+errs on a tenth of the puzzles; the expert answers a fifth of the queries, as GPT-4 did (paper, section
 3.1.3).
 """
 
@@ -27,11 +27,11 @@ RESULTS = [
 APPRENTICE = dict(name="apprentice", brevity=0.1, error_rate=0.1, bare_reply="The answer is {answer}.")
 EXPERT = dict(name="expert", share=0.2)
 ANSWERS = dict(name="answers", message=1)
-TEACHERS = [ANSWERS, APPRENTICE, EXPERT]  # of sets that ask no others, so that they can share runs
+TEACHERS = [ANSWERS, APPRENTICE, EXPERT]  # of sets with no others, so that they can share runs
 
 
 def base(teachers: list[dict[str, Any]], runlocal: bool) -> ConfigDict:
-    """The config that arms change; each brings its curriculum."""
+    """The base config; each arm sets its curriculum."""
     config = mini.get_config("runlocal" if runlocal else "")
     config.puzzles.families = FAMILIES
     config.teachers = teachers
@@ -71,7 +71,7 @@ def once(name: str, *, runlocal: bool) -> dict[str, Any]:
 def arm(
     name: str, note: str, curriculum: list[dict[str, Any]], *, message: int = 7, **changes: Any
 ) -> dict[str, Any]:
-    """An arm whose outcome is its evaluation under a system message of its own."""
+    """An arm whose outcome is its evaluation under its own system message."""
     entry = dict(name=name, note=note, changes=dict(curriculum=curriculum, **changes))
     return entry if message == 7 else {**entry, "evaluations": {OUTCOME: f"puzzles-message-{message}"}}
 

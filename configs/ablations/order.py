@@ -1,7 +1,7 @@
 """Does the order of the teachers matter? The same two data sets, in the same shares, in five orders.
 
-Paper: section 3.1.3 trains on the weaker teacher first and never tries another order. `annealed` moves from
-the apprentice to the expert in a straight line, so its shares over the run are half and half, as in `even`.
+Paper: section 3.1.3 trains on the weaker teacher first and tries no other order. `annealed` moves linearly
+from the apprentice to the expert, so each has half of the run, as in `even`.
 
     python -m experiments.ablate --config=configs/ablations/order.py --workdir=runs/order \\
         --reuse=runs/main --jobs=2

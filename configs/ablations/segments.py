@@ -1,7 +1,7 @@
-"""Do examples that share a row have to be kept apart?
+"""Does attention have to be masked between the examples of a row?
 
-Paper: section 3.2 packs 2.7 examples a row and does not say whether they see one another. `leaking` is what
-packing by concatenation gives: running positions, and attention to all examples before in the row.
+Paper: section 3.2 packs 2.7 examples a row and does not say whether they attend to one another. `leaking` is
+packing by concatenation: running positions, and attention to all earlier examples in the row.
 
     python -m experiments.ablate --config=configs/ablations/segments.py --workdir=runs/segments \\
         --reuse=runs/main --jobs=2
