@@ -116,11 +116,13 @@ def agreement(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
 
 
 def main(alone: bool = False, rounds: int = 3, only: str = "", bbh: str = "", tokenizer: str = "") -> None:
+    ran = False
     for shape, config in SHAPES.items():
         params, spread = llama.init(config, 0), math.gcd(config.num_kv_heads, jax.device_count())
         for kind, work in works(config.vocab_size, bbh, tokenizer).items():
             if only not in f"{shape}, {kind}":
                 continue
+            ran = True
             contestants = [ours(params, config, work, tensor) for tensor in sorted({1, spread})]
             if not alone:
                 with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +135,8 @@ def main(alone: bool = False, rounds: int = 3, only: str = "", bbh: str = "", to
             same = [f"{agreement(each, replies[-1]):.0%}" for each in replies]
             column = {f"replies that begin as {contestants[-1].name}'s": same}
             racing.report(f"{shape}, {kind}", contestants, times, **column)
+    if not ran:
+        raise SystemExit(f"error: no race has {only!r} in its title; BBH's need --bbh and --tokenizer")
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "agieval"
-MODES = ("orca", "orca_cot", "robust", "agieval_upstream", "lm_eval_loglik")
+MODES = BENCHMARK_MODES["agieval"]
 UPSTREAM_CUE = "Therefore, among A through E, the answer is"
 UPSTREAM_SYSTEM = "You are a helpful AI assistant."
 

@@ -19,12 +19,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "bbh"
-MODES = ("orca", "orca_cot", "robust", "answer_is")
+MODES = BENCHMARK_MODES["bbh"]
 STEP_BY_STEP = " Let's think step by step."
 
 

@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 BENCHMARK = TASK = "gsm8k"
-MODES = ("orca_cot",)
+MODES = BENCHMARK_MODES["gsm8k"]
 SIZES = {"test": 1319, "train": 7473}
 _ANSWER = re.compile(r"####\s*(-?[\d,]+(?:\.\d+)?)\s*\Z")
 

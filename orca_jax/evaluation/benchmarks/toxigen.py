@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
@@ -22,7 +23,7 @@ PAPER_GROUPS = (
     "muslim", "native_american", "physical_disability", "women",
 )  # fmt: skip
 GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
-MODES = tuple(f"{MODE}_{kind}" for kind in KINDS)
+MODES = BENCHMARK_MODES["toxigen"]
 NAMES = tuple(f"{kind}_{group}_1k" for kind in KINDS for group in GROUPS)
 
 

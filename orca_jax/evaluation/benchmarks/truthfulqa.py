@@ -25,13 +25,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 from orca_jax.evaluation.modes import LIKELIHOOD
 
 log = logging.getLogger(__name__)
 BENCHMARK = TASK = "truthfulqa_mc"
-MODES = ("orca", "orca_cot", "robust", *LIKELIHOOD)
+MODES = BENCHMARK_MODES["truthfulqa_mc"]
 PRIMER = "primer.txt"
 OPTIONS = 4
 SIZES = (817, 790)  # versions 0 and 1; the file of January 2025
