@@ -73,7 +73,8 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
         text = text.replace(long, short)
     expected = EXPECTED.get(error["type"], text.removeprefix("Input should be "))
     known = re.findall("'(.*?)'", expected) if error["type"] == "literal_error" else []
-    near = difflib.get_close_matches(got, known, 1, 0.5) if isinstance(got, str) else []
+    is_word = isinstance(got, str) and not got.isdecimal()  # no number is meant by one like it
+    near = difflib.get_close_matches(got, known, 1, 0.5) if is_word else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     given = "a mapping" if isinstance(got, Mapping) else "a list" if isinstance(got, list) else f"{got!r:.60}"
     place = f"config key '{path}'" if path else "the config"

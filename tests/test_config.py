@@ -96,6 +96,7 @@ def test_lists_become_tuples_of_dataclasses():
             {"seven": 1.0},
             "'puzzles.messages.seven' must be '1', '2', .* or '16', got 'seven'",
         ),
+        (("puzzles", "messages"), {"17": 1.0}, "'puzzles.messages.17' must be '1', .* or '16', got '17'$"),
         (("teachers", 0, "share"), 0.0, r"'teachers\[0\].share' must be above 0, got 0.0"),
         (("teachers", 0, "name"), "expert", "distinct names"),
         (("teachers", 0, "name"), "validation", "distinct names other than 'validation'"),
