@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from orca_jax.data.rows import Row, as_leaking, build_row, stack
 from orca_jax.data.tokens import TokenStore
 
 
+@dataclasses.dataclass(eq=False)
 class RowBuilder:
     """Rows of several token stores by (data set, epoch, row), under one packing.
 
@@ -22,24 +24,20 @@ class RowBuilder:
     examples of a row are not kept apart, see `rows.as_leaking`.
     """
 
-    def __init__(
-        self,
-        stores: Mapping[str, TokenStore],
-        *,
-        row_length: int,
-        max_segments: int,
-        overlong: str,
-        pad_id: int,
-        seed: int,
-        leaking: Collection[str] = (),
-    ):
-        self.stores = dict(stores)
-        self.leaking = frozenset(leaking)
-        self.row_length = row_length
-        self.max_segments = max_segments
-        self.pad_id = pad_id
-        self.seed = seed
-        self.lengths = {name: store.effective_lengths(row_length, overlong) for name, store in stores.items()}
+    stores: Mapping[str, TokenStore]
+    _: dataclasses.KW_ONLY
+    row_length: int
+    max_segments: int
+    overlong: str
+    pad_id: int
+    seed: int
+    leaking: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        self.lengths = {
+            name: store.effective_lengths(self.row_length, self.overlong)
+            for name, store in self.stores.items()
+        }
         self.plan_of = functools.lru_cache(maxsize=8)(self._plan)
 
     def _plan(self, dataset: str, epoch: int) -> PackingPlan:
