@@ -9,12 +9,13 @@ Run again, it goes on. It writes WORKDIR/evaluation/NAME: replies.jsonl, items.j
 from __future__ import annotations
 
 from orca_jax import cli
+from orca_jax.config import BENCHMARK_MODES
 
 BENCHMARK = cli.Option("benchmark", "", "Its name in docs/evaluation.md.", required=True)
 PATH = cli.Option("path", "", "The benchmark's folder or file.", required=True)
 MODE = cli.Option("mode", "", "How questions are put and replies are read; see docs/evaluation.md.")
 ROWS = cli.Option("rows", int, "Rows of a benchmark's file that is a part of the published one.")
-OPEN = ("vicuna_prompts", "awesome_prompts", "wizardlm_prompts", "own_prompts")
+OPEN = tuple(name for name, modes in BENCHMARK_MODES.items() if modes == ("open_ended",))
 LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
 OUT = cli.OUT
 RUN = cli.Command(

@@ -41,12 +41,13 @@ import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from traceback import extract_tb, format_exception
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from orca_jax import config_check
+from orca_jax.config import Layout
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -139,8 +140,7 @@ WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run agai
 SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
 EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
 MODEL = Option("model", "", "A workdir, an imported student, or a Hugging Face folder.", required=True)
-LAYOUTS = ("", "orca", "chatml", "llama2", "vicuna", "template")
-LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=LAYOUTS)
+LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
 OUT = Option("out", "", "The folder to write.", required=True)
 PREPARE = (
     Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0),
