@@ -23,7 +23,7 @@ import numpy as np
 from orca_jax import artifacts, files
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
-from orca_jax.evaluation import model, modes, scoring, toxicity
+from orca_jax.evaluation import cells, model, modes, scoring, toxicity
 from orca_jax.evaluation.benchmarks import agieval, registry
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
@@ -230,10 +230,10 @@ class Evaluator:
             met = {hit["document_id"] for hit in found if hit["benchmark"] == benchmark}
         scores = scoring.summarise(items, questions, groups=groups, met=met)
         scoring.write(directory, items, scores)
-        micro = scores["groups"]["micro"]
+        total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
         log.info(
-            "%s: n %d, accuracy %.1f %% (mean of tasks %.1f), unparsed %.1f %%",
-            directory.name, len(items), 100 * scores["micro"], 100 * scores["macro"], 100 * micro["unparsed"],
+            "%s: n %s, accuracy %s %% (mean of tasks %.1f), unparsed %.1f %%",
+            directory.name, total.size, total, 100 * scores["macro"], 100 * unparsed,
         )  # fmt: skip
 
 

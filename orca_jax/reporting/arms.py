@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orca_jax import files
-from orca_jax.evaluation import statistics
+from orca_jax.evaluation import cells, statistics
+from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.records import Item
-from orca_jax.reporting import cells
-from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.tables import markdown
 
 # Two evaluations

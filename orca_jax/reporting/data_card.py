@@ -19,8 +19,8 @@ from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import packing
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces
+from orca_jax.evaluation.cells import ABSENT
 from orca_jax.queries import flan, system_messages
-from orca_jax.reporting.cells import ABSENT
 from orca_jax.reporting.figures import COLOURS
 from orca_jax.reporting.tables import UNNAMED, counted, described_message, markdown, message_label
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax.reporting.cells import Cell
+from orca_jax.evaluation.cells import Cell
 from orca_jax.reporting.tables import measured_column
 
 Scores = Mapping[str, Any]

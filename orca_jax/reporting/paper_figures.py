@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orca_jax.evaluation import cells
+from orca_jax.evaluation.cells import Cell
 from orca_jax.queries import system_messages
-from orca_jax.reporting import cells, data_card, paper, published
-from orca_jax.reporting.cells import Cell
+from orca_jax.reporting import data_card, paper, published
 from orca_jax.reporting.data_card import COLLECTIONS
 from orca_jax.reporting.figures import COLOURS, whiskers
 from orca_jax.reporting.paper import AVERAGE_LABEL, PaperColumn, PaperTable

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import files
-from orca_jax.evaluation import judging, scoring, statistics
+from orca_jax.evaluation import cells, judging, scoring, statistics
+from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.records import Item
-from orca_jax.reporting import arms, cells, published
-from orca_jax.reporting.cells import ABSENT, Cell
+from orca_jax.reporting import arms, published
 from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, Note, PaperColumn, PaperRow, PaperTable
 from orca_jax.reporting.published import PublishedCell
 from orca_jax.reporting.tables import mean_cell

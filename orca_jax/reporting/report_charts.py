@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from orca_jax.reporting.cells import Cell
+from orca_jax.evaluation.cells import Cell
 from orca_jax.reporting.data_card import BOX
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 440, 52, 14, 30, 40

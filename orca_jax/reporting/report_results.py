@@ -13,10 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from orca_jax.artifacts import digest
+from orca_jax.evaluation import cells
+from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.evaluation.run import RecordedReply
 from orca_jax.records import Item
-from orca_jax.reporting import cells, report_charts
-from orca_jax.reporting.cells import ABSENT, Cell
+from orca_jax.reporting import report_charts
 from orca_jax.reporting.report_charts import Chart, Point, tag
 from orca_jax.reporting.report_sources import Key, ResultColumn, RunSet, Table
 from orca_jax.reporting.tables import UNNAMED, mean_cell

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orca_jax.evaluation import cells
 from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
+from orca_jax.evaluation.cells import ABSENT, Cell, shown
 from orca_jax.queries import system_messages
-from orca_jax.reporting import cells, published
-from orca_jax.reporting.cells import ABSENT, Cell, shown
+from orca_jax.reporting import published
 
 PUBLISHED_SYSTEMS = {
     "chatgpt": "ChatGPT",

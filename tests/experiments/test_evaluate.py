@@ -1,6 +1,7 @@
 """Evaluations are kept as they come, and go on where they stopped."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_stopped_evaluation_goes_on_to_the_same_scores(copied, finished, mini)
     assert sorted(lines(workdir / NAME / REPLIES)) == sorted(lines(finished / NAME / REPLIES))
     for name in ("items.jsonl", "scores.json"):
         assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
+
+
+def test_the_log_shows_an_accuracy_with_its_error(copied, mini, caplog):
+    workdir = copied(f"{NAME}/manifest.json")
+    with caplog.at_level("INFO"):
+        evaluate.run(mini(), workdir)
+    assert re.search(r"puzzles-message-7: n 12, accuracy \d+\.\d (± \d|\[\d)", caplog.text), caplog.text
 
 
 def test_a_finished_evaluation_loads_no_student(finished, mini, monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh, registry
 from orca_jax.evaluation.benchmarks.base import Question
+from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item, Outcome
 from orca_jax.reporting import paper, paper_tables, published
-from orca_jax.reporting.cells import ABSENT, Cell
 from orca_jax.reporting.paper_tables import MARKS
 
 SOURCES = [

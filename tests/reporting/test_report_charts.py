@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.evaluation.cells import Cell
 from orca_jax.reporting import report_charts
-from orca_jax.reporting.cells import Cell
 from orca_jax.reporting.report_charts import Scale
 
 names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=30)

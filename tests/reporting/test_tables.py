@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import bbh
 from orca_jax.evaluation.benchmarks.base import Group, Question
+from orca_jax.evaluation.cells import Cell
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import tables
-from orca_jax.reporting.cells import Cell
 
 
 def scores(tasks, *, benchmark="bbh", mode="orca"):

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.evaluation import cells
+from orca_jax.evaluation.cells import Cell
 from orca_jax.records import Item, Outcome
-from orca_jax.reporting import cells, published
-from orca_jax.reporting.cells import Cell
+from orca_jax.reporting import published
 
 counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
