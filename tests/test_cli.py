@@ -4,7 +4,7 @@ import pytest
 
 from orca_jax import cli
 from orca_jax.artifacts import ArtifactError
-from orca_jax.teachers.endpoint import AskingStopped
+from orca_jax.teachers.endpoint import CollectionStopped
 from orca_jax.teachers.limits import BudgetSpent
 
 ONE = cli.Program(
@@ -134,7 +134,7 @@ def test_a_spent_budget_has_a_status_of_its_own_and_no_advice_is_added_to_what_a
     for error, status, said in (
         (BudgetSpent("10 USD are spent"), 3, "stopped: 10 USD are spent\n"),
         (
-            AskingStopped("it said: No such file or directory"),
+            CollectionStopped("it said: No such file or directory"),
             1,
             "error: it said: No such file or directory\n",
         ),

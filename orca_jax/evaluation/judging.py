@@ -318,7 +318,7 @@ def judge(
     out.mkdir(parents=True, exist_ok=True)
     requests, counter = [Request(comparison.messages, SAMPLING) for comparison in asked], itertools.count(1)
     with progress(f"reviews by {endpoint.model}", len(requests)) as report:
-        replies = model.ask_endpoint(
+        replies = model.endpoint_replies(
             endpoint, requests, out / "ledger.sqlite", lambda _: report(next(counter))
         )
     with atomic_write(out / REVIEWS) as file:

@@ -18,7 +18,7 @@ from orca_jax.config import ExperimentConfig, OpenAIConfig
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError
 from orca_jax.records import Outcome, Reply, Sampling
 from orca_jax.scrubbing import EndpointError
-from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Fault, Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.pool import Pool
@@ -79,7 +79,7 @@ class ApiModel:
         self, conversations: Sequence[Conversation], sampling: Sampling
     ) -> Iterable[tuple[int, Reply]]:
         requests = [Request(tuple(messages), sampling, 0) for messages in conversations]
-        return enumerate(ask_endpoint(self.config, requests, self._ledger))
+        return enumerate(endpoint_replies(self.config, requests, self._ledger))
 
     def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
         raise EvaluationError(
@@ -140,7 +140,7 @@ def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     )
 
 
-def ask_endpoint(
+def endpoint_replies(
     config: OpenAIConfig,
     requests: Sequence[Request],
     ledger: Path,
@@ -155,7 +155,7 @@ def ask_endpoint(
 
     pool = Pool(config.model, [(OpenAIEndpoint(config), config.limits)])
     with Ledger(ledger) as opened:
-        replies = ask_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
+        replies = collect_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
     failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in FINAL]
     if failed:
         raise EvaluationError(

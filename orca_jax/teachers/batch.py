@@ -26,7 +26,7 @@ from orca_jax.scrubbing import scrub
 from orca_jax.teachers import batch_files, completions, token_counts
 from orca_jax.teachers.batch_files import BatchLimits, InputFile
 from orca_jax.teachers.collect import FOR_GOOD
-from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
+from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Attempt, Ledger
 from orca_jax.teachers.limits import Budget, Reservation
 from orca_jax.teachers.openai import OpenAIEndpoint
@@ -42,7 +42,7 @@ LARGEST = 4 * 2**30  # bytes of an output file
 TIMEOUT = 3600.0
 
 
-class BatchError(AskingStopped):
+class BatchError(CollectionStopped):
     """The Batch API does not take the work; the message says why."""
 
 
@@ -175,13 +175,13 @@ class Batches:
 
     async def _finish(self, poll_seconds: float, on_poll: Callable[[list[Batch]], None] | None) -> None:
         """Submits and polls until every file is collected, or no more can be submitted."""
-        stopped: AskingStopped | None = None
+        stopped: CollectionStopped | None = None
         while True:
             try:
                 if stopped is None:
                     await self.submit()
                 await self.poll()
-            except AskingStopped as error:
+            except CollectionStopped as error:
                 stopped = stopped or error
             except (openai.APIError, httpx2.HTTPError) as error:
                 self._survive(error)

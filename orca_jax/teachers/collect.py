@@ -26,7 +26,15 @@ from typing import Any, TypeVar
 
 from orca_jax.records import Outcome, Reply
 from orca_jax.scrubbing import scrub
-from orca_jax.teachers.endpoint import Admission, AskingStopped, Endpoint, Fault, Paced, Request, request_id
+from orca_jax.teachers.endpoint import (
+    Admission,
+    CollectionStopped,
+    Endpoint,
+    Fault,
+    Paced,
+    Request,
+    request_id,
+)
 from orca_jax.teachers.ledger import Answer, Attempt, Ledger
 from orca_jax.teachers.limits import full_jitter
 
@@ -39,7 +47,7 @@ UNCOUNTED = (Fault.RATE_LIMIT, Fault.REFUSED)
 FOR_GOOD = (Fault.REQUEST, Fault.TOO_LONG)
 
 
-async def ask(
+async def collect(
     endpoint: Endpoint,
     requests: Iterable[Request],
     ledger: Ledger,
@@ -57,7 +65,7 @@ async def ask(
     failed reply is yielded, and a later call sends it again.
 
     Raises:
-      AskingStopped: no further request may be sent. Those in flight are waited for, committed and
+      CollectionStopped: no further request may be sent. Those in flight are waited for, committed and
         yielded before.
       LedgerError: the ledger cannot be written to, or another process collects from this endpoint with it.
       ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
@@ -68,19 +76,19 @@ async def ask(
         )
     with ledger.claim(endpoint.identity):
         queue = Queue(endpoint.identity, requests, ledger, retries, backoff)
-        asking = _Asking(endpoint, queue, ledger, concurrency)
-        asking.start()
+        collection = _Collection(endpoint, queue, ledger, concurrency)
+        collection.start()
         try:
-            while not asking.finished():
-                await asking.gather()
-                for asked in asking.settle():
+            while not collection.finished():
+                await collection.gather()
+                for asked in collection.settle():
                     yield asked
-            asking.check()
+            collection.check()
         finally:
-            await asking.close()
+            await collection.close()
 
 
-def ask_each(
+def collect_each(
     endpoint: Endpoint,
     requests: Iterable[Request],
     ledger: Ledger,
@@ -91,21 +99,23 @@ def ask_each(
     backoff: float = 1.0,
     on_tick: Callable[[], None] | None = None,
 ) -> None:
-    """Like `ask`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
+    """Like `collect`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
 
     `on_tick` is called every half second, also while nothing comes. May be called from a notebook.
     """
 
     async def run() -> None:
-        asking = ask(endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff)
-        async with _ticking(on_tick), contextlib.aclosing(asking):
-            async for asked in asking:
+        collection = collect(
+            endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff
+        )
+        async with _ticking(on_tick), contextlib.aclosing(collection):
+            async for asked in collection:
                 on_reply(asked)
 
     run_here(run())
 
 
-def ask_all(
+def collect_all(
     endpoint: Endpoint,
     requests: Iterable[Request],
     ledger: Ledger,
@@ -115,7 +125,7 @@ def ask_all(
     backoff: float = 1.0,
     on_reply: Callable[[Collected], None] | None = None,
 ) -> list[Reply]:
-    """Like `ask_each`; returns the replies in the order of the requests."""
+    """Like `collect_each`; returns the replies in the order of the requests."""
     replies: dict[int, Reply] = {}
 
     def keep(asked: Collected) -> None:
@@ -123,7 +133,7 @@ def ask_all(
         if on_reply is not None:
             on_reply(asked)
 
-    ask_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
+    collect_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
     return [replies[index] for index in range(len(replies))]
 
 
@@ -145,8 +155,8 @@ async def _ticking(on_tick: Callable[[], None] | None) -> AsyncIterator[None]:
             await task
 
 
-class _Asking:
-    """One call of `ask`: a task that sends, tasks that wait for replies, and what they have brought."""
+class _Collection:
+    """One call of `collect`: a task that sends, tasks that wait for replies, and what they have brought."""
 
     def __init__(self, endpoint: Endpoint, queue: Queue, ledger: Ledger, concurrency: int):
         self.changed = asyncio.Event()  # there is something to settle
@@ -158,7 +168,7 @@ class _Asking:
         self._admitted: list[tuple[Pending, Admission | None]] = []  # to be noted and sent
         self._running: set[asyncio.Task[Attempt]] = set()
         self._ended: list[tuple[Pending, Attempt]] = []
-        self._stopped: AskingStopped | None = None
+        self._stopped: CollectionStopped | None = None
         self._broken: BaseException | None = None
         self._sending: asyncio.Task[None] | None = None
 
@@ -223,7 +233,7 @@ class _Asking:
                 self._admitted.append((pending, admission))
                 if len(self._admitted) == 1:  # others may follow before the loop comes to this
                     asyncio.get_running_loop().call_soon(self._launch_all)
-        except AskingStopped as stopped:
+        except CollectionStopped as stopped:
             self._stopped = stopped
 
     async def _next(self) -> Pending | None:
@@ -287,7 +297,7 @@ class _Asking:
             answer = await reply()
             if not isinstance(answer, Reply):
                 raise TypeError(f"endpoint {identity} returned {answer!r:.80}, not a Reply")
-        except AskingStopped as stopped:
+        except CollectionStopped as stopped:
             self._stopped = self._stopped or stopped
             assert self._sending is not None
             self._sending.cancel()
@@ -426,7 +436,7 @@ class Queue:
         that refuses everything does not count against the retries.
 
         Raises:
-          AskingStopped: the first requests all failed for good, so the rest would too.
+          CollectionStopped: the first requests all failed for good, so the rest would too.
         """
         settled = []
         answers = self._ledger.record(attempt for _, attempt in ended)
@@ -457,7 +467,7 @@ class Queue:
         self._answered += not failed
         self._failed += failed and reply.raw.get("fault") != Fault.TOO_LONG
         if self._failed >= HOPELESS and not self._answered:
-            raise AskingStopped(
+            raise CollectionStopped(
                 f"{self._identity}: the first {self._failed} requests all failed, the last with: "
                 f"{reply.raw.get('error', 'no reason given')}; correct the endpoint's settings and run again"
             )

@@ -28,7 +28,7 @@ from orca_jax.queries.make import QUERIES, is_asked, training_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Message, Outcome, Query, Reply, Sampling, Trace, Usage
 from orca_jax.teachers import monitor
-from orca_jax.teachers.collect import ask_each, run_here
+from orca_jax.teachers.collect import collect_each, run_here
 from orca_jax.teachers.completions import REASONING
 from orca_jax.teachers.endpoint import ID_BYTES, Endpoint, Request, request_id
 from orca_jax.teachers.ledger import Answer, Ledger, LedgerError, Status
@@ -139,7 +139,7 @@ def traces(
       endpoint: opens what answers, where that is no API.
 
     Raises:
-      AskingStopped: no further request may be sent.
+      CollectionStopped: no further request may be sent.
     """
     with Ledger(job.ledger) as ledger:
         if job.teacher.api:
@@ -150,7 +150,7 @@ def traces(
                 missing, requests = _missing(job, ledger, ids)
                 with progress(f"collecting {job.teacher.name}", missing) as report:
                     done = iter(range(1, missing + 1))
-                    ask_each(
+                    collect_each(
                         answering, requests, ledger, lambda _: report(next(done)), concurrency=CONCURRENCY
                     )
         for (query, request), answer in zip(job.requests(), answers(read_ids(ids), ledger), strict=True):
@@ -287,7 +287,7 @@ def _collect_from_pool(
         return look(monitor.hindrances(members), monitor.limits(members))
 
     with monitor.watch(look_at_pool) as tick:
-        ask_each(
+        collect_each(
             pool,
             requests,
             ledger,

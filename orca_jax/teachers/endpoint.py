@@ -31,7 +31,7 @@ class Endpoint(Protocol):
         `raw["fault"]` may hold a `Fault`.
 
         Raises:
-          AskingStopped: the endpoint refuses every request.
+          CollectionStopped: the endpoint refuses every request.
         """
 
 
@@ -57,14 +57,14 @@ class Paced(Endpoint, Protocol):
         """Waits until the request may be sent.
 
         Raises:
-          AskingStopped: it never may: the budget is spent, or no endpoint is left.
+          CollectionStopped: it never may: the budget is spent, or no endpoint is left.
         """
 
     async def close(self) -> None:
         """Closes connections; they are opened again when needed."""
 
 
-class AskingStopped(RuntimeError):
+class CollectionStopped(RuntimeError):
     """No further request may be sent; the message says why and what to do.
 
     `reply` is what the request that met this came back with, if it was sent.
@@ -77,7 +77,7 @@ class AskingStopped(RuntimeError):
         self.reply = reply
 
 
-class EndpointRefused(AskingStopped):
+class EndpointRefused(CollectionStopped):
     """A server refuses every request: the key is wrong, the model unknown or the quota exhausted."""
 
 

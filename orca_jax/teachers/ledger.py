@@ -129,9 +129,9 @@ class Ledger:
             except BlockingIOError:
                 lock.seek(0)
                 raise LedgerError(
-                    f"{self.path}: {lock.read() or 'another process'} is asking {identity} with this ledger, "
-                    "and two at once would pay twice; run again when it has ended (its answers are used), "
-                    "or name another file in api.ledger"
+                    f"{self.path}: {lock.read() or 'another process'} is collecting from {identity} with "
+                    "this ledger, and two at once would pay twice; run again when it has ended (its answers "
+                    "are used), or name another file in api.ledger"
                 ) from None
             lock.truncate(0)
             lock.write(f"process {os.getpid()}")

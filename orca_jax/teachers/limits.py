@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Usage
-from orca_jax.teachers.endpoint import AskingStopped
+from orca_jax.teachers.endpoint import CollectionStopped
 
 LONGEST_BACKOFF = 60.0  # seconds
 BATCH_PRICE = 0.5  # of the usual price (OpenAI's and Azure's batch pricing)
@@ -336,7 +336,7 @@ class _Meter:
 # Budget
 
 
-class BudgetSpent(AskingStopped):
+class BudgetSpent(CollectionStopped):
     """The next request could exceed the budget."""
 
     exit_status = 3  # of the program that it ends

@@ -194,7 +194,9 @@ def test_two_collections_on_one_ledger_at_once(tmp_path):
         assert not other.calls
     total, refusal = said
     assert int(total) == QUERIES
-    assert re.search(r"shared\.sqlite: process \d+ is asking gpt-3.5-turbo with this ledger", refusal)
+    assert re.search(
+        r"shared\.sqlite: process \d+ is collecting from gpt-3.5-turbo with this ledger", refusal
+    )
     assert traces(tmp_path / "one") == traces(tmp_path / "two")
 
 

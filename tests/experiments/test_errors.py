@@ -187,7 +187,7 @@ CASES = {
     "ledger in use": Case(
         "collect",
         API,
-        ("is asking", "with this ledger", "run again when it has ended"),
+        ("is collecting from", "with this ledger", "run again when it has ended"),
         BUSY_LEDGER,
     ),
     "missing extra": Case(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.proof
 KILLS, REQUESTS, IN_FLIGHT = 50, 4000, 16
 COLLECT = """
 import sys
-from orca_jax.teachers.collect import ask_each
+from orca_jax.teachers.collect import collect_each
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.config import Limits
@@ -37,7 +37,7 @@ pool = Pool("m", [(OpenAIEndpoint(OpenAIConfig(model="m", base_url=url, key_vari
 asked = (Request((Message("user", f"question {n}"),), Sampling(max_tokens=9)) for n in range(count))
 with Ledger(path) as ledger:
     print("ready", flush=True)
-    ask_each(pool, asked, ledger, lambda asked: None, concurrency=in_flight)
+    collect_each(pool, asked, ledger, lambda asked: None, concurrency=in_flight)
 """
 
 

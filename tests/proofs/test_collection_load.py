@@ -24,7 +24,7 @@ from tests.teachers.server import Separate
 pytestmark = pytest.mark.proof
 COLLECT = """
 import json, resource, sys, time
-from orca_jax.teachers.collect import ask_each
+from orca_jax.teachers.collect import collect_each
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.config import Limits
@@ -57,7 +57,7 @@ asked = (
 )
 with Ledger(path) as ledger:
     started, worked = time.monotonic(), time.process_time()
-    ask_each(pool, asked, ledger, note, concurrency=in_flight)
+    collect_each(pool, asked, ledger, note, concurrency=in_flight)
     seconds, worked = time.monotonic() - started, time.process_time() - worked
     status = ledger.status()["m"]
 figures = {"answers": status.answers, "attempts": sum(status.attempts.values())}

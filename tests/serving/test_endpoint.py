@@ -7,7 +7,7 @@ import pytest
 
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.serving.local import LocalStudent, StudentEndpoint
-from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from tests.student.students import SMALL, make_params
@@ -135,8 +135,8 @@ def test_closing_ends_what_is_under_way(student):
 def test_collection_asks_it_and_pays_once(student, endpoint, tmp_path):
     requests = [Request(question, WARM) for question in QUESTIONS]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        first = ask_all(endpoint, requests, ledger, concurrency=5)
+        first = collect_all(endpoint, requests, ledger, concurrency=5)
         stored = []
-        again = ask_all(endpoint, requests, ledger, on_reply=lambda asked: stored.append(asked.stored))
+        again = collect_all(endpoint, requests, ledger, on_reply=lambda asked: stored.append(asked.stored))
     assert [reply.text for reply in first] == [reply.text for reply in again]
     assert stored == [True] * len(QUESTIONS)

@@ -17,7 +17,7 @@ from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.serving.vocabulary import Vocabulary
-from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.openai import OpenAIEndpoint
@@ -110,7 +110,7 @@ def test_collection_asks_it(endpoint, student, tmp_path):
     sampling = Sampling(max_tokens=8, seed=3)
     requests = [Request((Message("user", f"Is {n} red?"),), sampling) for n in range(7)]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        replies = ask_all(endpoint, requests, ledger, concurrency=5)
+        replies = collect_all(endpoint, requests, ledger, concurrency=5)
     expected = student.answer([request.messages for request in requests], sampling)
     assert [(r.outcome, r.text, r.usage) for r in replies] == [(r.outcome, r.text, r.usage) for r in expected]
 

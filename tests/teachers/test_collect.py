@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from orca_jax.records import Message, Outcome, Reply, Usage
-from orca_jax.teachers import collect as asking
-from orca_jax.teachers.collect import LOOK_AHEAD, ask, ask_all, ask_each
+from orca_jax.teachers import collect as collect_module
+from orca_jax.teachers.collect import LOOK_AHEAD, collect, collect_all, collect_each
 from orca_jax.teachers.endpoint import Request, request_id
 from orca_jax.teachers.ledger import Attempt, Ledger, LedgerError
 
@@ -74,16 +74,16 @@ def ledger(tmp_path):
 
 class TestReplies:
     def test_come_in_the_order_of_the_requests(self, ledger):
-        replies = ask_all(Echo(seconds=0.005), requests(80), ledger)
+        replies = collect_all(Echo(seconds=0.005), requests(80), ledger)
         assert [reply.text for reply in replies] == [f"echo {number}" for number in range(80)]
 
     def test_none(self, ledger):
-        assert ask_all(Echo(), [], ledger) == []
+        assert collect_all(Echo(), [], ledger) == []
 
     def test_stored_ones_are_not_paid_for_again(self, ledger):
-        ask_all(Echo(), requests(40), ledger)
+        collect_all(Echo(), requests(40), ledger)
         endpoint, seen = Echo(), []
-        replies = ask_all(endpoint, requests(60), ledger, on_reply=seen.append)
+        replies = collect_all(endpoint, requests(60), ledger, on_reply=seen.append)
         assert sorted(endpoint.calls, key=int) == [str(number) for number in range(40, 60)]
         assert len(replies) == 60
         assert {asked.index for asked in seen if asked.stored} == set(range(40))
@@ -92,13 +92,15 @@ class TestReplies:
 
     def test_equal_requests_are_asked_once(self, ledger):
         endpoint = Echo(seconds=0.002)
-        replies = ask_all(endpoint, requests(3) * 200, ledger, concurrency=2)
+        replies = collect_all(endpoint, requests(3) * 200, ledger, concurrency=2)
         assert sorted(endpoint.calls) == ["0", "1", "2"]
         assert [reply.text for reply in replies] == ["echo 0", "echo 1", "echo 2"] * 200
 
     def test_samples_are_asked_each(self, ledger):
         endpoint = Echo()
-        ask_all(endpoint, [Request((Message("user", "q"),), sample=sample) for sample in range(3)], ledger)
+        collect_all(
+            endpoint, [Request((Message("user", "q"),), sample=sample) for sample in range(3)], ledger
+        )
         assert endpoint.calls == ["q"] * 3
 
     def test_are_committed_before_they_are_reported(self, ledger):
@@ -107,7 +109,7 @@ class TestReplies:
             def check(asked):
                 assert other.get(request_id("echo", asked.request)).reply == asked.reply
 
-            ask_all(Echo(seconds=0.001), requests(50), ledger, concurrency=4, on_reply=check)
+            collect_all(Echo(seconds=0.001), requests(50), ledger, concurrency=4, on_reply=check)
 
     def test_another_process_answer_stands(self, ledger):
         class Late(Echo):
@@ -116,32 +118,32 @@ class TestReplies:
                     other.record([Attempt("echo", requests(1)[0], Reply(Outcome.OK, "earlier"))])
                 return await super().reply(messages, sampling)
 
-        assert ask_all(Late(), requests(1), ledger)[0].text == "earlier"
+        assert collect_all(Late(), requests(1), ledger)[0].text == "earlier"
 
 
 class TestFailures:
     @pytest.mark.parametrize("error", [None, RuntimeError("broken")])
     def test_are_asked_again_after_the_others(self, ledger, error):
         endpoint = Echo(failures=2, error=error)
-        replies = ask_all(endpoint, requests(6), ledger, concurrency=2, retries=2, backoff=0)
+        replies = collect_all(endpoint, requests(6), ledger, concurrency=2, retries=2, backoff=0)
         assert [reply.outcome for reply in replies] == [Outcome.OK] * 6
         assert endpoint.calls == [str(number) for number in range(6)] * 3
 
     def test_are_reported_when_retries_are_spent(self, ledger):
-        replies = ask_all(
+        replies = collect_all(
             Echo(failures=2, error=OSError("no route")), requests(2), ledger, retries=1, backoff=0
         )
         assert [reply.outcome for reply in replies] == [Outcome.ERROR] * 2
         assert replies[0].raw == {"error": "OSError: no route"}
         assert ledger.status()["echo"].attempts == {Outcome.ERROR: 4}
-        assert ask_all(Echo(), requests(2), ledger)[1].text == "echo 1"
+        assert collect_all(Echo(), requests(2), ledger)[1].text == "echo 1"
 
     def test_a_wrong_type_is_one(self, ledger):
         class Wrong(Instant):
             async def reply(self, messages, sampling):
                 return "text"
 
-        (reply,) = ask_all(Wrong(), requests(1), ledger, retries=0)
+        (reply,) = collect_all(Wrong(), requests(1), ledger, retries=0)
         assert reply.raw["error"] == "TypeError: endpoint instant returned 'text', not a Reply"
 
     def test_of_the_ledger_end_it(self, ledger):
@@ -151,7 +153,7 @@ class TestFailures:
                 return await super().reply(messages, sampling)
 
         with pytest.raises(LedgerError, match="closed"):
-            ask_all(Closing(), requests(1), ledger)
+            collect_all(Closing(), requests(1), ledger)
 
     def test_are_asked_again_after_a_while(self, ledger):
         class Timed(Echo):
@@ -160,7 +162,7 @@ class TestFailures:
                 return await super().reply(messages, sampling)
 
         times = []
-        ask_all(Timed(failures=3), requests(1), ledger, retries=3, backoff=0.4)
+        collect_all(Timed(failures=3), requests(1), ledger, retries=3, backoff=0.4)
         assert len(times) == 4
         assert times[-1] - times[0] <= 0.4 + 0.8 + 1.6 + 0.5
 
@@ -170,19 +172,19 @@ class TestFailures:
             raise KeyError("no such row")
 
         with pytest.raises(KeyError, match="no such row"):
-            ask_all(Instant(), broken(), ledger)
+            collect_all(Instant(), broken(), ledger)
 
     @pytest.mark.parametrize("bounds", [{"concurrency": 0}, {"retries": -1}, {"backoff": -1.0}])
     def test_senseless_bounds(self, ledger, bounds):
         with pytest.raises(ValueError, match="at least 1"):
-            ask_all(Echo(), requests(1), ledger, **bounds)
+            collect_all(Echo(), requests(1), ledger, **bounds)
 
 
 class TestBounds:
     @pytest.mark.parametrize("concurrency", [1, 7, 2 * LOOK_AHEAD])
     def test_concurrency_is_reached_and_kept(self, ledger, concurrency):
         endpoint = Echo(seconds=0.02, failures=1)
-        ask_all(endpoint, requests(min(3 * concurrency, 800)), ledger, concurrency=concurrency, backoff=0)
+        collect_all(endpoint, requests(min(3 * concurrency, 800)), ledger, concurrency=concurrency, backoff=0)
         assert endpoint.most == concurrency
 
     def test_requests_are_read_as_needed(self, ledger):
@@ -194,17 +196,17 @@ class TestBounds:
                 yield from requests(1, start=read)
 
         async def some(count):
-            async with contextlib.aclosing(ask(Instant(), endless(), ledger)) as asking:
-                return [asked async for asked, _ in _zip(asking, range(count))]
+            async with contextlib.aclosing(collect(Instant(), endless(), ledger)) as running:
+                return [asked async for asked, _ in _zip(running, range(count))]
 
         assert len(asyncio.run(some(1000))) == 1000
         assert 1000 <= read <= 1000 + 3 * LOOK_AHEAD
 
     def test_new_requests_are_asked_while_stored_ones_stream(self, ledger):
-        ask_all(Instant(), requests(5000), ledger, concurrency=500)
+        collect_all(Instant(), requests(5000), ledger, concurrency=500)
         endpoint = Instant()
         order = []
-        ask_all(
+        collect_all(
             endpoint,
             requests(1, start=9999) + requests(5000),
             ledger,
@@ -215,7 +217,7 @@ class TestBounds:
 
     def test_an_instant_endpoint_is_asked_thousands_of_times_a_second(self, ledger):
         started = time.process_time()
-        ask_all(Instant(), requests(3000), ledger, concurrency=128)
+        collect_all(Instant(), requests(3000), ledger, concurrency=128)
         assert 3000 / (time.process_time() - started) > 1000  # 7,000 were seen on one idle core
 
 
@@ -227,7 +229,7 @@ async def _zip(asynchronous, iterable):
 class TestNotebooks:
     def test_inside_a_running_loop(self, ledger):
         async def cell():
-            return ask_all(Echo(), requests(5), ledger)
+            return collect_all(Echo(), requests(5), ledger)
 
         assert [reply.text for reply in asyncio.run(cell())] == [f"echo {number}" for number in range(5)]
 
@@ -243,7 +245,7 @@ class TestNotebooks:
                 return submitted
 
         async def cell():
-            ask_each(Echo(seconds=0.05), requests(10_000), ledger, seen.append)
+            collect_each(Echo(seconds=0.05), requests(10_000), ledger, seen.append)
 
         seen = Once(interrupt) if moment == "while it asks" else []
         if moment == "before it asks":
@@ -269,9 +271,9 @@ class Once(list):
 
 class TestTicks:
     def test_come_while_nothing_else_does(self, ledger, monkeypatch):
-        monkeypatch.setattr(asking, "TICK", 0.01)
+        monkeypatch.setattr(collect_module, "TICK", 0.01)
         seen = []
-        ask_each(
+        collect_each(
             Echo(seconds=0.3),
             requests(1),
             ledger,
@@ -285,7 +287,7 @@ class TestTicks:
             raise OSError("no terminal")
 
         with pytest.raises(OSError, match="no terminal"):
-            ask_each(Echo(), requests(1), ledger, lambda _: None, on_tick=fail)
+            collect_each(Echo(), requests(1), ledger, lambda _: None, on_tick=fail)
 
 
 class Counting(Ledger):
@@ -323,7 +325,7 @@ class Leave:
 def test_what_comes_together_is_committed_together(tmp_path):
     """Ten rounds of 32 requests: a commit before each and about one after it."""
     with Counting(tmp_path / "ledger.sqlite") as ledger:
-        ask_all(Leave(), requests(320), ledger, concurrency=32)
+        collect_all(Leave(), requests(320), ledger, concurrency=32)
         assert ledger.status()["leave"].in_flight == 0
     assert Counting.commits <= 80
 
@@ -334,15 +336,15 @@ def test_a_ledger_that_fails_as_requests_go_out_ends_it(tmp_path):
             raise LedgerError("the disk is full")
 
     with Failing(tmp_path / "ledger.sqlite") as ledger, pytest.raises(LedgerError, match="disk is full"):
-        ask_all(Leave(), requests(50), ledger)
+        collect_all(Leave(), requests(50), ledger)
 
 
 def test_leaving_early_keeps_what_was_paid(ledger):
     endpoint = Echo(seconds=0.01)
 
     async def first():
-        async with contextlib.aclosing(ask(endpoint, requests(100), ledger, concurrency=8)) as asking:
-            return await anext(asking)
+        async with contextlib.aclosing(collect(endpoint, requests(100), ledger, concurrency=8)) as running:
+            return await anext(running)
 
     assert asyncio.run(first()).reply.outcome is Outcome.OK
     assert endpoint.running == 0
@@ -351,7 +353,7 @@ def test_leaving_early_keeps_what_was_paid(ledger):
 
 COLLECT = """
 import asyncio, json, os, sys
-from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.records import Message, Outcome, Reply
@@ -377,7 +379,7 @@ def report(asked):
 
 with Ledger(path) as ledger:
     requests = (Request((Message("user", str(number)),)) for number in range(count))
-    ask_all(Paid(), requests, ledger, concurrency=concurrency, on_reply=report)
+    collect_all(Paid(), requests, ledger, concurrency=concurrency, on_reply=report)
 """
 
 
@@ -455,22 +457,27 @@ def test_one_process_at_a_time_asks_and_a_killed_one_is_no_hindrance(tmp_path):
     paid.identity = "paid"
     try:
         with Ledger(collection.path) as ledger:
-            with pytest.raises(LedgerError, match=rf"process {first.pid} is asking paid .*run again when"):
-                ask_all(paid, requests(5), ledger)
+            with pytest.raises(
+                LedgerError, match=rf"process {first.pid} is collecting from paid .*run again when"
+            ):
+                collect_all(paid, requests(5), ledger)
             assert ledger.status()["paid"].answers > 0  # reading needs no leave
         assert not paid.calls
     finally:
         first.kill()
         first.wait()
     with Ledger(collection.path) as ledger:
-        ask_all(paid, requests(collection.count), ledger)
+        collect_all(paid, requests(collection.count), ledger)
     assert not set(paid.calls) & {str(number) for number, _ in collection.reported()}
 
 
 def test_other_endpoints_may_be_asked_meanwhile(ledger):
     with Ledger(ledger.path) as other, other.claim("someone else"):
-        assert ask_all(Echo(), requests(1), ledger)[0].text == "echo 0"
-        with pytest.raises(LedgerError, match="is asking someone else"), ledger.claim("someone else"):
+        assert collect_all(Echo(), requests(1), ledger)[0].text == "echo 0"
+        with (
+            pytest.raises(LedgerError, match="is collecting from someone else"),
+            ledger.claim("someone else"),
+        ):
             pass
     with ledger.claim("someone else"), ledger.claim("someone else"):
         pass

@@ -18,7 +18,7 @@ pytest.importorskip("openai")
 
 from orca_jax.config import Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling
-from orca_jax.teachers.collect import ask_all
+from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import EndpointRefused, Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.openai import OpenAIEndpoint
@@ -111,7 +111,7 @@ def requests(count):
 
 def test_a_limit_of_requests_is_used_and_kept(proxy, ledger, monkeypatch):
     started = time.monotonic()
-    replies = ask_all(pool(proxy, monkeypatch, "sk-300-0-a", requests=300), requests(700), ledger)
+    replies = collect_all(pool(proxy, monkeypatch, "sk-300-0-a", requests=300), requests(700), ledger)
     seconds = time.monotonic() - started
     attempts = ledger.status()["teacher"].attempts
     print(f"\n300 requests a minute: 700 in {seconds:.1f} s, attempts {attempts}")
@@ -122,14 +122,14 @@ def test_a_limit_of_requests_is_used_and_kept(proxy, ledger, monkeypatch):
 
 def test_two_keys_share_the_work(proxy, ledger, monkeypatch):
     started = time.monotonic()
-    ask_all(pool(proxy, monkeypatch, "sk-300-0-b", "sk-300-0-c", requests=300), requests(300), ledger)
+    collect_all(pool(proxy, monkeypatch, "sk-300-0-b", "sk-300-0-c", requests=300), requests(300), ledger)
     assert ledger.status()["teacher"].attempts == {Outcome.OK: 300}
     assert time.monotonic() - started < 45
 
 
 def test_a_limit_of_tokens_that_nobody_told(proxy, ledger, monkeypatch):
     """The proxy counts tokens when a reply is done; the headers and its 429s are all there is to go by."""
-    replies = ask_all(pool(proxy, monkeypatch, "sk-0-1500-d"), requests(80), ledger, concurrency=8)
+    replies = collect_all(pool(proxy, monkeypatch, "sk-0-1500-d"), requests(80), ledger, concurrency=8)
     attempts = ledger.status()["teacher"].attempts
     print(f"\n1,500 tokens a minute, not told: attempts {attempts}")
     assert {reply.outcome for reply in replies} == {Outcome.OK}
@@ -138,7 +138,7 @@ def test_a_limit_of_tokens_that_nobody_told(proxy, ledger, monkeypatch):
 
 def test_a_limit_of_tokens_that_is_told(proxy, ledger, monkeypatch):
     asking = pool(proxy, monkeypatch, "sk-0-2000-e", tokens=2000)
-    replies = ask_all(asking, requests(100), ledger, concurrency=8)
+    replies = collect_all(asking, requests(100), ledger, concurrency=8)
     attempts = ledger.status()["teacher"].attempts
     print(f"\n2,000 tokens a minute: attempts {attempts}, usage {ledger.status()['teacher'].usage}")
     assert {reply.outcome for reply in replies} == {Outcome.OK}
@@ -147,18 +147,18 @@ def test_a_limit_of_tokens_that_is_told(proxy, ledger, monkeypatch):
 
 def test_a_wrong_key(proxy, ledger, monkeypatch):
     with pytest.raises(EndpointRefused, match=r"key is wrong.*\[key\]") as raised:
-        ask_all(pool(proxy, monkeypatch, "wrong-planted-key"), requests(5), ledger)
+        collect_all(pool(proxy, monkeypatch, "wrong-planted-key"), requests(5), ledger)
     assert "planted" not in str(raised.value)
 
 
 def test_an_unknown_model(proxy, ledger, monkeypatch):
     with pytest.raises(EndpointRefused, match="model, deployment or address is unknown"):
-        ask_all(pool(proxy, monkeypatch, "sk-0-0-f", model="nobody"), requests(50), ledger)
+        collect_all(pool(proxy, monkeypatch, "sk-0-0-f", model="nobody"), requests(50), ledger)
 
 
 @pytest.mark.parametrize(("model", "fault"), [("broken", "server"), ("long", "too_long")])
 def test_failures(proxy, ledger, monkeypatch, model, fault):
-    (reply,) = ask_all(
+    (reply,) = collect_all(
         pool(proxy, monkeypatch, "sk-0-0-g", model=model), requests(1), ledger, retries=1, backoff=0.01
     )
     assert reply.raw["fault"] == fault, reply

@@ -19,8 +19,8 @@ from orca_jax.config import Limits, OpenAIConfig
 from orca_jax.config_check import ConfigError, build
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.scrubbing import EndpointError
-from orca_jax.teachers.collect import ask, ask_all
-from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request, request_id
+from orca_jax.teachers.collect import collect, collect_all
+from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget
 from orca_jax.teachers.openai import OpenAIEndpoint
@@ -165,8 +165,8 @@ def test_no_failure_shows_the_key(name, azure, tmp_path, caplog):
         )
         pool = Pool("teacher", [(one, Limits())], budget=Budget(money=1.0))
         try:
-            print(ask_all(pool, [Request(MESSAGES)], ledger, retries=0), file=streams)
-        except AskingStopped as stopped:
+            print(collect_all(pool, [Request(MESSAGES)], ledger, retries=0), file=streams)
+        except CollectionStopped as stopped:
             print(stopped, repr(stopped), repr(stopped.reply), file=streams)
             shown = traceback.TracebackException.from_exception(stopped, capture_locals=True)
             print("".join(shown.format()), file=streams)
@@ -234,7 +234,7 @@ def test_an_interrupt_costs_what_was_sent(tmp_path, with_tls):
     with socket.create_server(("127.0.0.1", 0)) as silent, Ledger(tmp_path / "ledger.sqlite") as ledger:
         one = endpoint(f"{'https' if with_tls else 'http'}://127.0.0.1:{silent.getsockname()[1]}/v1")
         budget = Budget(tokens=100_000)
-        asking = ask(Pool("teacher", [(one, Limits())], budget=budget), [Request(MESSAGES)], ledger)
+        asking = collect(Pool("teacher", [(one, Limits())], budget=budget), [Request(MESSAGES)], ledger)
 
         async def interrupted():
             async with asyncio.timeout(0.5), contextlib.aclosing(asking):

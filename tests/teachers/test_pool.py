@@ -13,8 +13,8 @@ import pytest
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.teachers import completions
-from orca_jax.teachers.collect import ask, ask_all, ask_each
-from orca_jax.teachers.endpoint import AskingStopped, EndpointRefused, Fault, Request
+from orca_jax.teachers.collect import collect, collect_all, collect_each
+from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.pool import Pool
@@ -73,7 +73,7 @@ def ledger(tmp_path):
 class TestSharing:
     def test_all_endpoints_work(self, ledger):
         senders = [Sender(name) for name in "abc"]
-        replies = ask_all(pool(*senders), requests(300), ledger)
+        replies = collect_all(pool(*senders), requests(300), ledger)
         assert {reply.text for reply in replies} == {"So."}
         assert [len(one.questions) for one in senders] == [100] * 3
         assert {reply.raw["endpoint"] for reply in replies} == {"a", "b", "c"}
@@ -82,7 +82,7 @@ class TestSharing:
     def test_each_within_its_own_limits(self, ledger):
         slow, fast = Sender("slow"), Sender("fast")
         both = Pool("teacher", [(slow, Limits(requests=240)), (fast, Limits(requests=1200))])
-        ask_all(both, requests(48), ledger)
+        collect_all(both, requests(48), ledger)
         assert 6 <= len(slow.questions) <= 10
         for one, gap in ((slow, 0.25), (fast, 0.05)):
             assert one.times[-1] - one.times[0] >= gap * (len(one.times) - 1) * 0.9
@@ -94,7 +94,7 @@ class TestSharing:
 
         paused, other = Sender("paused", busy), Sender("other")
         both = pool(paused, other)
-        replies = ask_all(both, requests(50), ledger, concurrency=2, backoff=0)
+        replies = collect_all(both, requests(50), ledger, concurrency=2, backoff=0)
         assert {reply.text for reply in replies} == {"So."}
         assert len(paused.questions) <= 2
         first, second = both.status()
@@ -110,7 +110,7 @@ class TestRefusals:
     def test_one_is_left_out_and_named(self, ledger, caplog):
         wrong, right = Sender("wrong", lambda number: 401), Sender("right")
         both = pool(wrong, right)
-        replies = ask_all(both, requests(40), ledger, concurrency=4, backoff=0, retries=0)
+        replies = collect_all(both, requests(40), ledger, concurrency=4, backoff=0, retries=0)
         assert {reply.outcome for reply in replies} == {Outcome.OK}
         assert len(wrong.questions) <= 4
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -121,17 +121,17 @@ class TestRefusals:
     def test_the_last_one_stops_it_at_once(self, ledger, status, word):
         one = Sender("one", lambda number: status)
         with pytest.raises(EndpointRefused, match=f"one: .*{word}"):
-            ask_all(pool(one), requests(500), ledger, concurrency=8)
+            collect_all(pool(one), requests(500), ledger, concurrency=8)
         assert len(one.questions) <= 8
         assert ledger.status()["teacher"].attempts == {Outcome.ERROR: len(one.questions)}
         with pytest.raises(EndpointRefused, match=word):
-            ask_all(pool(one), requests(1), ledger)
+            collect_all(pool(one), requests(1), ledger)
 
     def test_answers_that_came_before_are_kept(self, ledger):
         one = Sender("one", lambda number: completion("So.") if number < 30 else 401)
         kept = []
         with pytest.raises(EndpointRefused):
-            ask_each(pool(one), requests(500), ledger, kept.append, concurrency=8)
+            collect_each(pool(one), requests(500), ledger, kept.append, concurrency=8)
         assert ledger.status()["teacher"].answers == 30
         assert sum(asked.reply.outcome is Outcome.OK for asked in kept) == 30
 
@@ -143,13 +143,13 @@ class TestFaults:
             "limited", lambda number: Answer(slow, status=429) if number < 5 else completion("So.")
         )
         asking = pool(limited, requests=60_000)
-        (reply,) = ask_all(asking, requests(1), ledger, retries=0, backoff=0.01)
+        (reply,) = collect_all(asking, requests(1), ledger, retries=0, backoff=0.01)
         assert reply.text == "So."
         assert ledger.status()["teacher"].attempts == {Outcome.ERROR: 5, Outcome.OK: 1}
 
     def test_a_request_at_fault_is_not_asked_again(self, ledger):
         one = Sender("one", lambda number: 422 if number == 0 else completion("So."))
-        replies = ask_all(pool(one), requests(3), ledger, retries=5, backoff=0)
+        replies = collect_all(pool(one), requests(3), ledger, retries=5, backoff=0)
         assert [reply.outcome for reply in replies] == [Outcome.ERROR, Outcome.OK, Outcome.OK]
         assert replies[0].raw["fault"] == Fault.REQUEST
         assert len(one.questions) == 3
@@ -157,13 +157,13 @@ class TestFaults:
     def test_a_filtered_one_is_never(self, ledger):
         one = Sender("one", lambda number: completion(None, finish_reason="content_filter"))
         for _ in range(3):
-            (reply,) = ask_all(pool(one), requests(1), ledger, retries=5)
+            (reply,) = collect_all(pool(one), requests(1), ledger, retries=5)
             assert reply.outcome is Outcome.FILTERED
         assert len(one.questions) == 1
 
     def test_a_server_that_fails_is_asked_again(self, ledger):
         one = Sender("one", lambda number: 500 if number < 3 else completion("So."))
-        assert ask_all(pool(one), requests(1), ledger, retries=3, backoff=0.01)[0].text == "So."
+        assert collect_all(pool(one), requests(1), ledger, retries=3, backoff=0.01)[0].text == "So."
 
     def test_a_server_that_fails_may_say_how_long(self, ledger):
         def overloaded(number):
@@ -171,7 +171,7 @@ class TestFaults:
             return Answer(reading, {"retry-after-ms": "300"}, 503) if number == 0 else completion("So.")
 
         one = Sender("one", overloaded)
-        ask_all(pool(one), requests(1), ledger, backoff=0)
+        collect_all(pool(one), requests(1), ledger, backoff=0)
         assert one.times[1] - one.times[0] >= 0.3
 
     def test_a_server_that_is_down_is_not_asked_everything(self, ledger):
@@ -183,7 +183,7 @@ class TestFaults:
 
     async def collect(self, pool, ledger, replies):
         async with contextlib.aclosing(
-            ask(pool, requests(1000), ledger, concurrency=4, retries=9, backoff=1000)
+            collect(pool, requests(1000), ledger, concurrency=4, retries=9, backoff=1000)
         ) as asking:
             async for asked in asking:
                 replies.append(asked)
@@ -191,21 +191,21 @@ class TestFaults:
     def test_settings_that_cannot_work_stop_it(self, ledger):
         one = Sender("one", lambda number: 400)
         with pytest.raises(
-            AskingStopped, match="first 20 requests all failed, the last with: status 400; correct"
+            CollectionStopped, match="first 20 requests all failed, the last with: status 400; correct"
         ):
-            ask_all(pool(one), requests(500), ledger, concurrency=4)
+            collect_all(pool(one), requests(500), ledger, concurrency=4)
         assert len(one.questions) <= 24
 
     def test_long_requests_do_not(self, ledger):
         long = {"error": {"message": "m", "code": "context_length_exceeded"}}
         one = Sender("one", lambda number: Answer(completions.read_json(400, long), status=400))
-        replies = ask_all(pool(one), requests(50), ledger)
+        replies = collect_all(pool(one), requests(50), ledger)
         assert {reply.raw["fault"] for reply in replies} == {Fault.TOO_LONG}
 
     def test_what_may_be_paid_is_counted(self, ledger):
         broken = Answer(completions.failed(Fault.TIMEOUT, None, "late", maybe_paid=True), status=None)
         asking = pool(Sender("one", lambda number: broken))
-        (reply,) = ask_all(asking, requests(1, max_tokens=70), ledger, retries=0)
+        (reply,) = collect_all(asking, requests(1, max_tokens=70), ledger, retries=0)
         assert reply.usage.completion_tokens == 70
         assert asking.budget.tokens_spent == reply.usage.prompt_tokens + 70
         assert ledger.status()["teacher"].usage == reply.usage
@@ -214,7 +214,7 @@ class TestFaults:
     def test_an_answer_without_usage_is_estimated(self, ledger, caplog, usage):
         names = ("prompt_tokens", "completion_tokens")
         said = completion("word " * 60, None) | {"usage": usage and dict(zip(names, usage, strict=True))}
-        replies = ask_all(pool(Sender("one", lambda number: said)), requests(3), ledger)
+        replies = collect_all(pool(Sender("one", lambda number: said)), requests(3), ledger)
         for reply in replies:
             assert 30 < reply.usage.completion_tokens < 300
             assert 0 < reply.usage.prompt_tokens < 100
@@ -226,7 +226,7 @@ class TestBudget:
         one = Sender("one", lambda number: completion("So.", (80, 100)), seconds=0.002)
         budget = Budget(money=0.02)
         with pytest.raises(BudgetSpent, match=r"budget of 0\.02 USD is spent"):
-            ask_all(pool(one, budget=budget), requests(500, max_tokens=100), ledger, concurrency=8)
+            collect_all(pool(one, budget=budget), requests(500, max_tokens=100), ledger, concurrency=8)
         status = ledger.status()["teacher"]
         assert status.answers == len(one.questions)  # those in flight were waited for
         assert PRICE.cost(status.usage) == pytest.approx(budget.money_spent)
@@ -237,9 +237,9 @@ class TestBudget:
         budget.spend(Usage(500, 0), PRICE)
         first, second = pool(Sender(), budget=budget), pool(Sender("two"), budget=budget)
         second.identity = "other"
-        ask_all(first, requests(5, max_tokens=10), ledger)
+        collect_all(first, requests(5, max_tokens=10), ledger)
         with pytest.raises(BudgetSpent):
-            ask_all(second, requests(500, max_tokens=10), ledger)
+            collect_all(second, requests(500, max_tokens=10), ledger)
         assert 1850 < budget.tokens_spent <= 2000
 
 
@@ -252,12 +252,12 @@ def test_samples_are_drawn_apart(ledger):
             return await super().send(messages, sampling)
 
     question = (Message("user", "q"),)
-    ask_all(pool(Seeing()), [Request(question, Sampling(seed=7), sample) for sample in range(3)], ledger)
+    collect_all(pool(Seeing()), [Request(question, Sampling(seed=7), sample) for sample in range(3)], ledger)
     assert seeds == {7: 1, 8: 1, 9: 1}
 
 
 def test_latency_is_without_the_wait_for_leave(ledger):
-    ask_all(pool(Sender(seconds=0.01), requests=300), requests(6), ledger)
+    collect_all(pool(Sender(seconds=0.01), requests=300), requests(6), ledger)
     assert ledger.status()["teacher"].seconds < 0.5
 
 
@@ -269,7 +269,7 @@ def test_what_is_on_its_way_is_noted(ledger):
             return await super().send(messages, sampling)
 
     seen = []
-    ask_all(pool(Looking()), requests(3, max_tokens=50), ledger, concurrency=1)
+    collect_all(pool(Looking()), requests(3, max_tokens=50), ledger, concurrency=1)
     assert [status.in_flight for status in seen] == [1, 1, 1]
     assert seen[0].in_flight_usage.completion_tokens == 50
     assert ledger.status()["teacher"].in_flight == 0
