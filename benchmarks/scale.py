@@ -129,7 +129,7 @@ def page() -> str:
 This page is written by `python -m benchmarks.scale --out=docs/scale.md`. No chip was used: TPU steps are
 compiled for a description of the slice, with the compiler that the package libtpu holds, and their bytes are
 the compiler's; GPU rows are estimates throughout. Times are estimates by roofline everywhere.
-`python -m experiments.plan` plans one config on one slice.
+`experiments.plan` plans one config on one slice.
 
 Each row is the fastest mesh, accumulation and remat policy for the config's batch, by estimate, that fits.
 Hours are those of the paper's two stages, {examples} examples, with

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("torch")
+
 from benchmarks import parity
 
 pytestmark = pytest.mark.proof
