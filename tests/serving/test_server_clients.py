@@ -132,8 +132,8 @@ def test_an_evaluation_asks_it(endpoint, student, tmp_path):
     here = evaluation_run.collect_replies(
         questions, student.as_finished, tmp_path / "here", round_size=2, **asked
     )
-    assert [reply.text for _, reply in served] == [reply.text for _, reply in here]
-    assert all(reply.outcome is not Outcome.ERROR for _, reply in served)
+    assert [reply.text for reply in served] == [reply.text for reply in here]
+    assert all(reply.outcome is not Outcome.ERROR for reply in served)
 
 
 # lm-eval
