@@ -171,7 +171,7 @@ class Index:
             for (number, text), places in covered.items():
                 if self._coverage(text, places) >= self.settings.coverage:
                     kinds[number][text] = "8-gram"
-            for number, text in self._find(runs, LONG) if covered else ():
+            for number, text in self._find(runs, LONG):
                 kinds[number][text] = "13-gram"
             for number, query in enumerate(batch):
                 met = kinds[number]

@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orca_jax import files
@@ -176,6 +176,9 @@ def spoken_runs(tokens):
     return [run for run in runs if sum(len(word) > 1 for word in run) > 6]
 
 
+@example(  # a run of 13 that is mostly words, in which no run of 8 is
+    ["good (good good ((good (((good good good "], ["good (good good ((. good (((good good good "]
+)
 @given(
     st.lists(st.lists(st.sampled_from(ATOMS), max_size=40).map("".join), min_size=1),
     st.lists(st.lists(st.sampled_from(ATOMS), max_size=80).map("".join)),
