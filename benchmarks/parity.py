@@ -160,27 +160,38 @@ began = time.monotonic()
 {load}
 seconds = time.monotonic() - began
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps([peak, sum(sizes), seconds]))
+print(json.dumps(dict(peak=peak, live=sum(sizes), largest=max(sizes), seconds=seconds)))
 """
 
 
-def memory() -> str:
-    """Both imports of a random model, which is written as bfloat16 in shards."""
+def write_sized(folder: Path) -> None:
+    """Writes a random model as bfloat16 in shards."""
     config = dataclasses.replace(presets.PRESETS["llama-7b"], scan_layers=False, **TINY_LLAMA)
     random, bfloat16 = np.random.default_rng(0), huggingface.DTYPES["bfloat16"]
     params = jax.tree.map(
         lambda leaf: (random.standard_normal(leaf.shape, np.float32) * 0.02).astype(bfloat16),
         jax.eval_shape(lambda: llama.init(config, 0)),
     )
+    huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
+
+
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """Bytes of an import in a process of its own (its peak, all arrays, the largest), and its seconds."""
+    code = MEASURE.format(load=LOADS[name].replace("FOLDER", repr(str(folder))))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def memory() -> str:
+    """Both imports of the random model."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.export(params, config, folder, dtype="bfloat16", shard_bytes=1 << 30)
-        for name, load in LOADS.items():
-            code = MEASURE.format(load=load.replace("FOLDER", repr(folder)))
-            ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            peak, live, seconds = json.loads(ended.stdout.splitlines()[-1])
-            sizes = [f"{size / 2**30:.2f}" for size in (peak, live, peak - live)]
-            rows.append([name, *sizes, f"{seconds:.0f}"])
+        write_sized(Path(folder))
+        for name in LOADS:
+            found = measure(name, Path(folder))
+            sizes = [found["peak"], found["live"], found["peak"] - found["live"]]
+            rows.append([name, *(f"{size / 2**30:.2f}" for size in sizes), f"{found['seconds']:.0f}"])
     header = ["Import of 1.1B parameters", "peak GiB", "of it parameters", "peak less parameters", "seconds"]
     return markdown(header, rows)
 
