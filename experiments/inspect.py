@@ -68,8 +68,11 @@ def show_traces(console: Console, choice: Choice, given: cli.Options) -> None:
       ValueError: none is chosen.
     """
     found = chosen_traces(given.config, given.workdir, given.dataset, choice)
-    by_hash = lambda entry: (unit_hash("inspect", given.seed, entry[0].id), entry[0].id)  # noqa: E731
-    drawn = heapq.nsmallest(given.count, found, key=by_hash)
+    drawn = heapq.nsmallest(
+        given.count,
+        found,
+        key=lambda entry: (unit_hash("inspect", given.seed, entry[0].id), entry[0].id),
+    )
     if not drawn:
         raise ValueError(f"no trace is chosen by {choice}")
     for trace, flags in drawn:

@@ -8,10 +8,8 @@ from typing import get_args
 
 import pytest
 
-from orca_jax import cli
 from orca_jax.config import (
     BENCHMARK_MODES,
-    VOTED,
     Attention,
     DataConfig,
     ExperimentConfig,
@@ -33,7 +31,8 @@ from orca_jax.config import (
 from orca_jax.config_check import ConfigError, build
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
-from orca_jax.evaluation.benchmarks import open_ended, registry
+from orca_jax.evaluation import modes
+from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
 from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
 from orca_jax.student import attention, presets
@@ -138,14 +137,15 @@ def test_plain_is_what_json_gives_back():
 
 def test_names_are_those_of_the_packages_that_know_them():
     assert {name: reader.modes for name, reader in registry.BENCHMARKS.items()} == BENCHMARK_MODES
+    scored = [benchmark for benchmark in registry.BENCHMARKS.values() if benchmark.scored]
+    assert {mode for benchmark in scored for mode in benchmark.modes} <= set(modes.MODES)
+    assert BENCHMARK_MODES["toxigen"] == tuple(f"{toxigen.MODE}_{kind}" for kind in toxigen.KINDS)
     assert get_args(Filter) == quality.FLAGS
-    assert set(VOTED) == set(quality.VOTED)
     assert get_args(FlanKind) == tuple(flan.READERS)
     assert get_args(Message) == tuple(map(str, system_messages.all_messages()))
     assert get_args(Attention) == ("auto", *attention.BACKENDS)
     assert get_args(Preset) == ("", *presets.PRESETS)
     assert get_args(Layout) == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
-    assert cli.LAYOUT.choices == get_args(Layout)
     assert tuple(open_ended.SOURCES) == evaluate.OPEN
     assert get_args(Supervise) == layouts.SUPERVISE
     assert set(RecordedTeacher.KINDS) < set(get_args(TeacherKind))

@@ -33,10 +33,10 @@ def test_plain_lines_come_seldom_and_at_the_end(clock, capsys):
 
 
 def test_time_left_is_reckoned_from_what_this_run_did(clock, capsys):
-    with progress("asking", 100, done=60) as report:
+    with progress("collecting", 100, done=60) as report:
         clock.now += 20
         report(80, "8 refused")
-    assert capsys.readouterr().err == "asking: 80/100, 20 s, 20 s left 8 refused\n"
+    assert capsys.readouterr().err == "collecting: 80/100, 20 s, 20 s left 8 refused\n"
 
 
 def test_an_unknown_total_has_no_time_left(clock, capsys):
@@ -47,11 +47,11 @@ def test_an_unknown_total_has_no_time_left(clock, capsys):
 
 
 def test_nothing_is_said_of_work_that_is_quick_or_stands_still(clock, capsys):
-    with progress("asking", 100, done=60) as report:
+    with progress("collecting", 100, done=60) as report:
         report(61)
         clock.now += 16
         report(60)
-    assert capsys.readouterr().err == "asking: 60/100, 16 s\n"
+    assert capsys.readouterr().err == "collecting: 60/100, 16 s\n"
 
 
 def test_a_terminal_shows_a_bar(monkeypatch, capsys):

@@ -36,7 +36,7 @@ BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 SHOWN_TASKS = 15
 SAMPLE = 20_000  # traces whose n-grams are counted
 _LOSS_ON = {"all": "all answers", "last": "last answers", "everything": "prompts and answers"}
-Columns = Mapping[str, NDArray[Any]]
+TraceColumns = Mapping[str, NDArray[Any]]
 
 
 def make_card(
@@ -149,7 +149,7 @@ def _licensed_sources(
     ]
 
 
-def write(directory: Path, columns: Columns, **contents: Any) -> None:
+def write(directory: Path, columns: TraceColumns, **contents: Any) -> None:
     """Writes README.md, lengths.png and tasks.png; the arguments are those of `render`."""
     directory.mkdir(parents=True, exist_ok=True)
     if len(columns["task"]):
@@ -163,7 +163,7 @@ def render(
     *,
     name: str,
     about: Sequence[str],
-    columns: Columns,
+    columns: TraceColumns,
     expected: Mapping[int, float],
     left_out: Mapping[str, int],
     held_out: int,
@@ -273,7 +273,7 @@ def _size(
     )
 
 
-def _collections(columns: Columns) -> str:
+def _collections(columns: TraceColumns) -> str:
     total, paper = len(columns["collection"]), sum(PAPER_QUERIES.values())
     rows = []
     for name, count in _counted(columns["collection"]):
@@ -351,7 +351,7 @@ def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], agains
     )
 
 
-def _lengths(columns: Columns) -> str:
+def _lengths(columns: TraceColumns) -> str:
     paper = paper_lengths()
     rows = []
     for id, own in _by_message(columns).items():
@@ -365,7 +365,7 @@ def _lengths(columns: Columns) -> str:
     )
 
 
-def _by_message(columns: Columns) -> dict[int, NDArray[Any]]:
+def _by_message(columns: TraceColumns) -> dict[int, NDArray[Any]]:
     messages, lengths = columns["system_message_id"], columns["supervised"]
     return {int(id): lengths[messages == id] for id in np.unique(messages)}
 
@@ -433,7 +433,7 @@ def _sources(sources: Sequence[tuple[str, str, str]]) -> str:
 # Figures
 
 
-def _draw_lengths(name: str, columns: Columns, path: Path) -> None:
+def _draw_lengths(name: str, columns: TraceColumns, path: Path) -> None:
     """Boxes of the answers' lengths by system message, beside the paper's two teachers."""
     from matplotlib.figure import Figure
 
@@ -473,7 +473,7 @@ def matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
     return {names[name]: max(values[name], 0.9) for name in BOX}
 
 
-def _draw_tasks(columns: Columns, path: Path) -> None:
+def _draw_tasks(columns: TraceColumns, path: Path) -> None:
     """Traces a task, in order of size, by collection."""
     from matplotlib.figure import Figure
 

@@ -311,7 +311,7 @@ class Batches:
         if status is not None and status < 500 and status not in (408, 409, 429):
             advice = completions.advice(status, said)
             raise EndpointRefused(f"{self._endpoint.label}: {advice} (the Batch API says: {said})") from None
-        log.warning("the Batch API did not answer, asking again later: %s", said)
+        log.warning("the Batch API did not answer, trying again later: %s", said)
 
     def _write_state(self) -> None:
         with atomic_write(self.folder / STATE) as file:

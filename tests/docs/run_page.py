@@ -57,8 +57,8 @@ def listens(port: int, process: int) -> bool:
     for _ in range(PATIENCE):
         if os.waitpid(process, os.WNOHANG) != (0, 0):
             return False
-        with socket.socket() as asking:
-            if asking.connect_ex(("127.0.0.1", port)) == 0:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return True
         time.sleep(1)
     return False

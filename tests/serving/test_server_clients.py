@@ -1,4 +1,4 @@
-"""Other people's clients against the server: openai's, lm-eval's, and our own asking and evaluating."""
+"""Other people's clients against the server: openai's, lm-eval's, and our own collection and evaluation."""
 
 import asyncio
 import functools
@@ -36,13 +36,13 @@ def settings(served):
 
 def test_openai(client, settings):
     text = chat(client, **WARM)["choices"][0]["message"]["content"]
-    with openai.OpenAI(**settings) as asking:
-        assert [model.id for model in asking.models.list()] == [NAME]
-        answer = asking.chat.completions.create(model=NAME, messages=QUESTION, **WARM)
-        stream = asking.chat.completions.create(model=NAME, messages=QUESTION, stream=True, **WARM)
+    with openai.OpenAI(**settings) as openai_client:
+        assert [model.id for model in openai_client.models.list()] == [NAME]
+        answer = openai_client.chat.completions.create(model=NAME, messages=QUESTION, **WARM)
+        stream = openai_client.chat.completions.create(model=NAME, messages=QUESTION, stream=True, **WARM)
         streamed = "".join(chunk.choices[0].delta.content for chunk in stream)
-        completed = asking.completions.create(model=NAME, prompt=[1, 7, 8], logprobs=2, **WARM)
-        pieces = asking.completions.create(model=NAME, prompt=[1, 7, 8], stream=True, **WARM)
+        completed = openai_client.completions.create(model=NAME, prompt=[1, 7, 8], logprobs=2, **WARM)
+        pieces = openai_client.completions.create(model=NAME, prompt=[1, 7, 8], stream=True, **WARM)
         joined = "".join(chunk.choices[0].text for chunk in pieces)
     assert answer.choices[0].message.content == streamed == text
     assert completed.choices[0].text == joined
@@ -51,10 +51,10 @@ def test_openai(client, settings):
 
 def test_a_reply_is_sent_back_as_a_turn(settings):
     """The client's own dumps of a reply, with the nulls of all that it has not."""
-    with openai.OpenAI(**settings) as asking:
-        ask = functools.partial(asking.chat.completions.create, model=NAME, **WARM)
+    with openai.OpenAI(**settings) as openai_client:
+        ask = functools.partial(openai_client.chat.completions.create, model=NAME, **WARM)
         message = ask(messages=QUESTION).choices[0].message
-        with asking.chat.completions.stream(model=NAME, messages=QUESTION, **WARM) as stream:
+        with openai_client.chat.completions.stream(model=NAME, messages=QUESTION, **WARM) as stream:
             *_, _ = stream
             streamed = stream.current_completion_snapshot.choices[0].message
         plain = {"role": "assistant", "content": message.content}
@@ -69,8 +69,8 @@ def test_a_reply_is_sent_back_as_a_turn(settings):
 def test_openai_async(client, settings):
     expected = [chat(client, **WARM | {"seed": n})["choices"][0]["message"]["content"] for n in range(6)]
 
-    async def one(asking, seed):
-        stream = await asking.chat.completions.create(
+    async def one(openai_client, seed):
+        stream = await openai_client.chat.completions.create(
             model=NAME, messages=QUESTION, stream=seed % 2 == 0, **WARM | {"seed": seed}
         )
         if seed % 2:
@@ -78,18 +78,18 @@ def test_openai_async(client, settings):
         return "".join([chunk.choices[0].delta.content async for chunk in stream])
 
     async def all_of_them():
-        async with openai.AsyncOpenAI(**settings) as asking:
-            return await asyncio.gather(*(one(asking, seed) for seed in range(6)))
+        async with openai.AsyncOpenAI(**settings) as openai_client:
+            return await asyncio.gather(*(one(openai_client, seed) for seed in range(6)))
 
     assert asyncio.run(all_of_them()) == expected
 
 
 def test_openai_knows_what_went_wrong(student, settings):
-    with openai.OpenAI(**settings) as asking:
+    with openai.OpenAI(**settings) as openai_client:
         with pytest.raises(openai.BadRequestError, match="must be the user's"):
-            asking.chat.completions.create(model=NAME, messages=QUESTION[:1])
+            openai_client.chat.completions.create(model=NAME, messages=QUESTION[:1])
         with pytest.raises(openai.NotFoundError):
-            asking.chat.completions.create(model="gpt-4", messages=QUESTION)
+            openai_client.chat.completions.create(model="gpt-4", messages=QUESTION)
     token = "a token that is long"
     with Served(student, token=token) as served:
         base_url = f"{served.url}/v1"

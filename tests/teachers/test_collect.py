@@ -1,4 +1,4 @@
-"""Asking: order, duplicates, retries, bounds, and that no stored reply is lost or paid for again."""
+"""Collecting: order, duplicates, retries, bounds, and that no stored reply is lost or paid for again."""
 
 import asyncio
 import collections

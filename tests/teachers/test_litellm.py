@@ -137,8 +137,8 @@ def test_a_limit_of_tokens_that_nobody_told(proxy, ledger, monkeypatch):
 
 
 def test_a_limit_of_tokens_that_is_told(proxy, ledger, monkeypatch):
-    asking = pool(proxy, monkeypatch, "sk-0-2000-e", tokens=2000)
-    replies = collect_all(asking, requests(100), ledger, concurrency=8)
+    proxied = pool(proxy, monkeypatch, "sk-0-2000-e", tokens=2000)
+    replies = collect_all(proxied, requests(100), ledger, concurrency=8)
     attempts = ledger.status()["teacher"].attempts
     print(f"\n2,000 tokens a minute: attempts {attempts}, usage {ledger.status()['teacher'].usage}")
     assert {reply.outcome for reply in replies} == {Outcome.OK}

@@ -234,11 +234,11 @@ def test_an_interrupt_costs_what_was_sent(tmp_path, with_tls):
     with socket.create_server(("127.0.0.1", 0)) as silent, Ledger(tmp_path / "ledger.sqlite") as ledger:
         one = endpoint(f"{'https' if with_tls else 'http'}://127.0.0.1:{silent.getsockname()[1]}/v1")
         budget = Budget(tokens=100_000)
-        asking = collect(Pool("teacher", [(one, Limits())], budget=budget), [Request(MESSAGES)], ledger)
+        replies = collect(Pool("teacher", [(one, Limits())], budget=budget), [Request(MESSAGES)], ledger)
 
         async def interrupted():
-            async with asyncio.timeout(0.5), contextlib.aclosing(asking):
-                await anext(asking)
+            async with asyncio.timeout(0.5), contextlib.aclosing(replies):
+                await anext(replies)
 
         with pytest.raises(TimeoutError):
             asyncio.run(interrupted())

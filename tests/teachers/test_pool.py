@@ -142,8 +142,8 @@ class TestFaults:
         limited = Sender(
             "limited", lambda number: Answer(slow, status=429) if number < 5 else completion("So.")
         )
-        asking = pool(limited, requests=60_000)
-        (reply,) = collect_all(asking, requests(1), ledger, retries=0, backoff=0.01)
+        asked_pool = pool(limited, requests=60_000)
+        (reply,) = collect_all(asked_pool, requests(1), ledger, retries=0, backoff=0.01)
         assert reply.text == "So."
         assert ledger.status()["teacher"].attempts == {Outcome.ERROR: 5, Outcome.OK: 1}
 
@@ -184,8 +184,8 @@ class TestFaults:
     async def collect(self, pool, ledger, replies):
         async with contextlib.aclosing(
             collect(pool, requests(1000), ledger, concurrency=4, retries=9, backoff=1000)
-        ) as asking:
-            async for asked in asking:
+        ) as running:
+            async for asked in running:
                 replies.append(asked)
 
     def test_settings_that_cannot_work_stop_it(self, ledger):
@@ -204,10 +204,10 @@ class TestFaults:
 
     def test_what_may_be_paid_is_counted(self, ledger):
         broken = Answer(completions.failed(Fault.TIMEOUT, None, "late", maybe_paid=True), status=None)
-        asking = pool(Sender("one", lambda number: broken))
-        (reply,) = collect_all(asking, requests(1, max_tokens=70), ledger, retries=0)
+        asked_pool = pool(Sender("one", lambda number: broken))
+        (reply,) = collect_all(asked_pool, requests(1, max_tokens=70), ledger, retries=0)
         assert reply.usage.completion_tokens == 70
-        assert asking.budget.tokens_spent == reply.usage.prompt_tokens + 70
+        assert asked_pool.budget.tokens_spent == reply.usage.prompt_tokens + 70
         assert ledger.status()["teacher"].usage == reply.usage
 
     @pytest.mark.parametrize("usage", [None, (1e30, 1e30), (5, -1), (10**30, 3), (float("nan"), 3), ("5", 3)])
