@@ -20,7 +20,8 @@ A key without a default must be given; a section is a mapping with the keys of i
 This page is written by `python docs/config_page.py` from `orca_jax/config.py`.
 """
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|"
-BOUNDS = {"ge": "at least", "gt": "above", "le": "at most"}
+BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "min_length": "not empty"}
+BOUNDS |= {"multiple_of": "a multiple of {}"}
 
 
 def page() -> str:
@@ -60,12 +61,13 @@ def shown(hint: Any) -> str:
     """A type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        limits = [
-            (word, getattr(bound, name, None)) for bound in arguments[1:] for name, word in BOUNDS.items()
+        found = [
+            word.format(limit)
+            for bound in arguments[1:]
+            for name, word in BOUNDS.items()
+            if (limit := getattr(bound, name, None)) is not None
         ]
-        return ", ".join(
-            [shown(arguments[0]), *(f"{word} {limit}" for word, limit in limits if limit is not None)]
-        )
+        return ", ".join([shown(arguments[0]), *found])
     if origin is typing.Literal:
         return ", ".join(f"`{choice!r}`" for choice in arguments)
     if origin is tuple:

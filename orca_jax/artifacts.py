@@ -9,7 +9,6 @@ before there was a setting, as long as that has its default.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -30,17 +29,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STARTED = ".started.json"
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "sentencepiece",
-    "tokenizers",
-    "jinja2",
-    "numpy",
-)
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "jinja2", "numpy"
+)  # fmt: skip
 ABSENT = object()
 SHOWN = 60  # characters of a long value in an error
 NOWHERE: Mapping[str, object] = types.MappingProxyType({})
@@ -111,12 +101,12 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
       ArtifactError: there is none, or it cannot be read.
     """
     path = Path(directory) / MANIFEST
-    try:
-        manifest = _read(path)
-    except FileNotFoundError:
+    if not path.exists():
         raise ArtifactError(
             f"{directory} has no {MANIFEST}: it is unfinished or not an artifact; run what makes it first"
-        ) from None
+        )
+    try:
+        manifest = _read(path)
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not JSON ({error}); remove the directory and run again") from error
     if not isinstance(manifest, dict) or not {"fingerprint", "provenance", "inputs"} <= manifest.keys():
@@ -126,7 +116,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     """A manifest, or what was noted at the beginning; `provenance` was once called `made_by`."""
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if isinstance(found, dict) and "made_by" in found:
         found["provenance"] = found.pop("made_by")
     return found
@@ -216,8 +206,7 @@ def begin(
       ArtifactError: something else began it, and it is costly.
     """
     path = Path(directory) / STARTED
-    if path.exists():
-        begun = _read(path)
+    if begun := _read(path):
         changed = _changes(begun, provenance, inputs, places)
         if not changed:
             return str(begun["fingerprint"])
@@ -229,10 +218,9 @@ def begin(
             )
         _remove(directory, changed, own)
     mark = fingerprint(provenance, inputs)
+    noted = {"fingerprint": mark, "provenance": dict(provenance), "inputs": dict(inputs)}
     with atomic_write(path) as file:
-        json.dump(
-            {"fingerprint": mark, "provenance": dict(provenance), "inputs": dict(inputs)}, file, default=str
-        )
+        json.dump(noted, file, default=str)
     return mark
 
 
@@ -240,8 +228,7 @@ def recorded(directory: str | os.PathLike[str]) -> Mapping[str, Any]:
     """`provenance` and `inputs` of a directory, finished or begun; empty where it holds nothing."""
     if (Path(directory) / MANIFEST).exists():
         return read_manifest(directory)
-    path = Path(directory) / STARTED
-    return _read(path) if path.exists() else {"provenance": {}, "inputs": {}}
+    return _read(Path(directory) / STARTED) or {"provenance": {}, "inputs": {}}
 
 
 def finish(
@@ -251,11 +238,10 @@ def finish(
     counts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the manifest, which marks the artifact as whole, and returns it."""
-    path = Path(directory) / STARTED
-    begun = _read(path) if path.exists() else None
+    begun = _read(Path(directory) / STARTED)
     same = begun and not _changes(begun, provenance, inputs, NOWHERE)
     manifest = {
-        "fingerprint": begun["fingerprint"] if begun and same else fingerprint(provenance, inputs),
+        "fingerprint": begun["fingerprint"] if same else fingerprint(provenance, inputs),
         "provenance": dict(provenance),
         "inputs": dict(inputs),
         "counts": dict(counts),
@@ -281,16 +267,20 @@ class Section(dict[str, Any]):
 def section(part: Any, only: Collection[str] = (), *, without: Collection[str] = ()) -> Section:
     """A dataclass's fields, nested ones too: all, or `only` some, or all `without` some."""
     fields = [f for f in dataclasses.fields(part) if f.name not in without and (not only or f.name in only)]
-    values = {field.name: _plain(getattr(part, field.name)) for field in fields}
+    defaults = {field.name: default(field) for field in fields}
     return Section(
-        values, {f.name: _plain(default(f)) for f in fields if default(f) is not dataclasses.MISSING}
+        {field.name: _plain(getattr(part, field.name)) for field in fields},
+        {name: _plain(value) for name, value in defaults.items() if value is not dataclasses.MISSING},
     )
 
 
 def joined(*parts: Mapping[str, Any]) -> Section:
     """One section of several, which may be plain mappings; the last one that has a key counts."""
-    defaults = (part.defaults for part in parts if isinstance(part, Section))
-    return Section(dict(collections.ChainMap(*map(dict, reversed(parts)))), collections.ChainMap(*defaults))
+    both = Section({}, {})
+    for part in parts:
+        both.update(part)
+        both.defaults.update(part.defaults if isinstance(part, Section) else {})
+    return both
 
 
 def unrecorded(values: Mapping[str, Any]) -> Section:
@@ -313,10 +303,10 @@ def _plain(value: Any) -> Any:
 
 
 def differences(there: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Each leaf that differs, as `curriculum[2].steps: 4 there, 8 now`.
+    """Each leaf that differs, as `curriculum[2].steps: 4 there, 8 now`; lists are compared by index.
 
     What `there` lacks and `now` knows a default of (`Section`) had that default: so settings kept before
-    there was such a key are those of today. Lists are compared by index.
+    there was such a key are those of today.
     """
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         defaults = now.defaults if isinstance(now, Section) else {}
@@ -330,19 +320,18 @@ def differences(there: Any, now: Any, where: str = "") -> Iterator[str]:
     elif isinstance(there, list | tuple) and isinstance(now, list | tuple):
         for index, (before, after) in enumerate(itertools.zip_longest(there, now, fillvalue=ABSENT)):
             yield from differences(before, after, f"{where}[{index}]")
-    elif there is ABSENT or now is ABSENT or (there != now and _text(there) != _text(now)):
-        before, after = _shown(_text(there), _text(now))
-        yield f"{where}: {before} there, {after} now"
-
-
-def _text(value: Any) -> str:
-    return "absent" if value is ABSENT else repr(json.loads(json.dumps(value, default=str)))
+    elif there != now:
+        before, after = (
+            "absent" if one is ABSENT else repr(json.loads(json.dumps(one, default=str)))
+            for one in (there, now)
+        )
+        if before != after:
+            yield "{}: {} there, {} now".format(where, *_shown(before, after))
 
 
 def _shown(*texts: str) -> list[str]:
     """The texts, or where they are long, what is around their first difference."""
-    unlike = (place for place, letters in enumerate(zip(*texts)) if len(set(letters)) > 1)
-    first = next(unlike, min(map(len, texts)))
-    start = max(0, first - SHOWN // 3) if max(map(len, texts)) > SHOWN else 0
+    same = len(list(itertools.takewhile(lambda letters: letters[0] == letters[1], zip(*texts))))
+    start = max(0, same - SHOWN // 3) if max(map(len, texts)) > SHOWN else 0
     ends = ["…" if len(text) > start + SHOWN else "" for text in texts]
     return [f"{'…' if start else ''}{text[start : start + SHOWN]}{end}" for text, end in zip(texts, ends)]

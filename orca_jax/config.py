@@ -14,9 +14,9 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
 from orca_jax import files, storage
 from orca_jax.config_check import ConfigError, build, check_url
@@ -24,8 +24,6 @@ from orca_jax.records import Sampling, Usage
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-T = TypeVar("T")
 
 Positive = Annotated[int, Ge(1)]
 Count = Annotated[int, Ge(0)]
@@ -138,7 +136,7 @@ class Limits:
 class OpenAIConfig:
     """One endpoint of an OpenAI-compatible API. The key is named and never written here."""
 
-    model: str  # what the server calls the model; on Azure the deployment's name
+    model: Annotated[str, MinLen(1)]  # what the server calls the model; on Azure the deployment's name
     base_url: str = "https://api.openai.com/v1"  # with `/v1`; on Azure `https://NAME.openai.azure.com`
     api_version: str = ""  # Azure's, for example `2024-06-01`; empty for all others
     key_variable: str = "OPENAI_API_KEY"  # environment variable with the key; empty: the server needs none
@@ -154,8 +152,6 @@ class OpenAIConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ValueError("an endpoint needs a model (on Azure the deployment's name)")
         if self.key_variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             # The text itself may be a key, so it is not shown.
             raise ValueError(
@@ -169,7 +165,7 @@ class OpenAIConfig:
 class ApiConfig:
     """A model behind an API: how it is reached, how replies are drawn, and what that may cost."""
 
-    endpoints: tuple[OpenAIConfig, ...]  # of the one model; they share the work
+    endpoints: Annotated[tuple[OpenAIConfig, ...], MinLen(1)]  # of the one model; they share the work
     identity: str = ""  # the model's name in the ledger; empty: the first endpoint's `model`
     temperature: Amount = 0.7  # of a reply, as in the paper
     top_p: Part = 0.95  # of a reply, as in the paper
@@ -194,8 +190,6 @@ class ApiConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not self.endpoints:
-            raise ValueError("endpoints is empty; a teacher behind an API needs one at least")
         if self.batch and len(self.endpoints) > 1:
             raise ValueError("batch goes to one endpoint; leave one in endpoints")
 
@@ -286,12 +280,7 @@ class DataConfig:
     # Whether the examples of a row are kept apart; `leaking`: each sees those packed before it.
     segments: Literal["separated", "leaking"] = "separated"
 
-    STORED: ClassVar = (
-        "tokenizer",
-        "layout",
-        "supervise",
-        "validation_fraction",
-    )  # count in token stores
+    STORED: ClassVar = ("tokenizer", "layout", "supervise", "validation_fraction")  # count in token stores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,11 +307,7 @@ class LoraConfig:
 
     rank: Count = 0  # 0: no adapters
     alpha: Annotated[float, Gt(0)] = 16.0  # they are scaled by alpha / rank
-    targets: tuple[Dense, ...] = typing.get_args(Dense)  # the dense layers
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("lora.targets is empty; set lora.rank=0 for no adapters")
+    targets: Annotated[tuple[Dense, ...], MinLen(1)] = typing.get_args(Dense)  # the dense layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +320,7 @@ class Sizes:
     num_layers: Positive = 4  # blocks of attention and feed-forward
     num_heads: Positive = 4  # of queries
     num_kv_heads: Positive = 4  # of keys and values; divides num_heads
-    head_dim: Positive = 32  # even: rotary embedding turns pairs
+    head_dim: Annotated[Positive, MultipleOf(2)] = 32  # even: rotary embedding turns pairs
     tie_embeddings: bool = False  # one matrix for input and output embeddings
     attention: Attention = "auto"  # backend, see student.attention; `auto`: the platform's
     scan_layers: bool = True  # compile one layer and scan over all
@@ -349,8 +334,6 @@ class Sizes:
             raise ValueError(
                 f"student.num_kv_heads={self.num_kv_heads} must divide student.num_heads={self.num_heads}"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"student.head_dim={self.head_dim} must be even: rotary embedding turns pairs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,7 +417,9 @@ class StageConfig:
     """One stage of the curriculum: which data sets, for how long, at which learning rate."""
 
     name: str  # of the stage
-    datasets: Mapping[str, float]  # data set to its weight: rows are drawn in these shares
+    datasets: Annotated[
+        Mapping[str, float], MinLen(1)
+    ]  # data set to its weight: rows are drawn in these shares
     epochs: Count = 1  # passes over all rows of the data sets; not used where `steps` is given
     steps: Count = 0  # optimizer steps; 0: `epochs`
     learning_rate: float = 1e-3  # the peak, after the warm-up; then a cosine
@@ -451,11 +436,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         where = f"curriculum stage {self.name!r}"
-        if not self.datasets:
-            raise ValueError(f"{where}: datasets is empty")
         if self.skip_spikes != 0 and not self.skip_spikes > 1:
             raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
-        if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
+        if not self.steps and not self.epochs:
             raise ValueError(f"{where}: give epochs of at least 1, or steps")
         shares = [*normalized(self.datasets).items(), *normalized(self.anneal_to).items()]
         if low := [name for name, share in shares if share < 1 / BLOCK]:
@@ -480,14 +463,10 @@ class OptimizerConfig:
     # `adamw` (arXiv 1711.05101); `adamw_bf16`, the same with first moments in bfloat16; `adafactor` (arXiv
     # 1804.04235): second moments are one row and one column a matrix, and there are no first moments.
     kind: OptimizerKind = "adamw"
-    betas: tuple[float, ...] = (0.9, 0.95)  # decay of first and second moments (adamw)
+    betas: tuple[float, float] = (0.9, 0.95)  # decay of first and second moments (adamw)
     epsilon: float = 1e-8  # of adamw
     weight_decay: float = 0.0  # spares norms' scales and biases
     clip_norm: float = 1.0  # bounds the global gradient norm
-
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise ValueError(f"optimizer.betas={self.betas} must be two: of first and second moments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -625,9 +604,8 @@ class ArmConfig:
 
     name: str  # of the arm
     note: str = ""  # what it is, in a few words, for the table
-    changes: Mapping[str, object] = field(
-        default_factory=dict
-    )  # of the base config; lists are replaced whole
+    # Of the base config; lists are replaced whole.
+    changes: Mapping[str, object] = field(default_factory=dict)
     evaluations: Mapping[str, str] = field(default_factory=dict)  # title of a result to another evaluation
 
     def evaluation(self, result: ResultConfig) -> str:
@@ -709,27 +687,22 @@ def load_set(config: ConfigDict | Mapping[str, Any]) -> ArmSetConfig:
 
 def complete(config: ConfigDict) -> ConfigDict:
     """The config with every default written out, so that each key can be overridden on a command line."""
-    return type(config)(_with_lists(plain(load(config))))
+    return type(config)(plain(load(config)))
 
 
 def complete_set(config: ConfigDict) -> ConfigDict:
     """The set with every default of its base written out, so that `--config.base.KEY` can be given."""
     config.base = complete(type(config)(config.base))
-    values = plain(load_set(config))
-    return type(config)({**values, "base": config.base, "arms": list(values["arms"])})
-
-
-def _with_lists(value: Any) -> Any:
-    """Tuples of mappings as lists, which alone ConfigDict makes overridable."""
-    if isinstance(value, Mapping):
-        return {key: _with_lists(entry) for key, entry in value.items()}
-    if isinstance(value, tuple) and value and isinstance(value[0], Mapping):
-        return [_with_lists(entry) for entry in value]
-    return value
+    return type(config)({**plain(load_set(config)), "base": config.base})
 
 
 def plain(part: Any) -> Any:
-    """A dataclass, or a tuple of them, as JSON values."""
-    if isinstance(part, tuple):
-        return [plain(entry) for entry in part]
-    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
+    """A dataclass, or a tuple of them, as JSON values; sections in lists, which ConfigDict can override."""
+    if dataclasses.is_dataclass(part):
+        return {field.name: plain(getattr(part, field.name)) for field in dataclasses.fields(part)}
+    if isinstance(part, Mapping):
+        return {key: plain(entry) for key, entry in part.items()}
+    if not isinstance(part, tuple):
+        return part
+    entries = tuple(map(plain, part))
+    return list(entries) if entries and isinstance(entries[0], dict) else entries

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import ipaddress
 import json
 import re
 import types
@@ -18,9 +17,8 @@ T = TypeVar("T")
 EXPECTED = {
     "int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool",
     "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping",
+    "too_short": "of at least 1 entry", "string_too_short": "not empty",
 }  # fmt: skip
-
-
 WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "above"}
 
 
@@ -103,22 +101,15 @@ def unknown(path: str, known: Iterable[str]) -> str:
 
 
 def check_url(url: str, with_key: bool) -> None:
+    """Raises ValueError for an address that is none, holds a secret, or would show a key to the network."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not host:
         raise ValueError("base_url must be http://HOST... or https://HOST...")
     if parts.username or parts.password or parts.query:
+        raise ValueError(f"base_url of host {host} holds a user, password or query; leave only the address")
+    if with_key and parts.scheme == "http" and not re.fullmatch(r"(.+\.)?localhost|127(\.\d+){3}|::1", host):
         raise ValueError(
-            f"base_url of host {parts.hostname} holds a user, password or query; leave only the address"
-        )
-    if with_key and parts.scheme == "http" and not _is_local(parts.hostname):
-        raise ValueError(
-            f"base_url of host {parts.hostname} is not https, and a key would go over the network "
+            f"base_url of host {host} is not https, and a key would go over the network "
             "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
         )
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -179,39 +179,33 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
 
 def _texts(row: Mapping[str, Any], of_turns: dict[str, Any]) -> tuple[Sequence[str], list[Message]]:
     """The columns read, and their messages."""
-    schema = _schema(row)
-    asked, answered = TEXTS[schema]
-    if schema == "completion":
+    whole = [schema for schema, columns in TEXTS.items() if row.keys() >= {*columns}]
+    if len(whole) > 1:
+        raise RecordError(f"the row has the columns of {' and '.join(whole)}; keep one pair of them")
+    for name in () if whole else TURNS:
+        if row.get(name) is not None:
+            raise RecordError(f"column {name!r} must be a list of turns, not {row[name]!r:.60}; {ACCEPTED}")
+    for asked, answered in () if whole else TEXTS.values():
+        if asked in row or answered in row:
+            raise RecordError(f"column {answered if asked in row else asked!r} is missing; {ACCEPTED}")
+    if not whole:
+        raise RecordError(f"column 'messages' is missing, among {', '.join(row) or 'none'}; {ACCEPTED}")
+    if whole == ["openorca"] and row.keys().isdisjoint(SYSTEM):
+        raise RecordError(f"column 'system_prompt' is missing; {ACCEPTED}")
+    asked, answered = TEXTS[whole[0]]
+    if whole == ["completion"]:
         prompt, completion = (
             _turns(row, name, of_turns) if isinstance(row[name], list) else [Message(role, _text(row, name))]
             for name, role in ((asked, "user"), (answered, "assistant"))
         )
         prompt = [Message(m.role, m.content, 0.0) if m.role == "assistant" else m for m in prompt]
         return (asked, answered, "history"), [*_history(row), *prompt, *completion]
-    if schema == "openorca" and row.keys().isdisjoint(SYSTEM):
-        raise RecordError(f"column 'system_prompt' is missing; {ACCEPTED}")
-    names = (asked, "input") if schema == "alpaca" else (asked,)
+    names = (asked, "input") if whole == ["alpaca"] else (asked,)
     question = "\n".join(text for name in names if name in row and (text := _text(row, name)))
     if not question:
         raise RecordError(f"column {asked!r} is empty; drop the row")
     turns = [Message("user", question), Message("assistant", _text(row, answered))]
     return (*names, answered, "history"), [*_history(row), *turns]
-
-
-def _schema(row: Mapping[str, Any]) -> str:
-    """The schema of TEXTS that a row has the columns of."""
-    whole = [schema for schema, (asked, answered) in TEXTS.items() if asked in row and answered in row]
-    if len(whole) > 1:
-        raise RecordError(f"the row has the columns of {' and '.join(whole)}; keep one pair of them")
-    if whole:
-        return whole[0]
-    for name in TURNS:
-        if row.get(name) is not None:
-            raise RecordError(f"column {name!r} must be a list of turns, not {row[name]!r:.60}; {ACCEPTED}")
-    for asked, answered in TEXTS.values():
-        if asked in row or answered in row:
-            raise RecordError(f"column {answered if asked in row else asked!r} is missing; {ACCEPTED}")
-    raise RecordError(f"column 'messages' is missing, among {', '.join(row) or 'none'}; {ACCEPTED}")
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
@@ -335,19 +329,42 @@ def read_traces(
     """
     path = Path(path)
 
-    def read(row: files.Row) -> Trace:
-        return _trace(row, path.stem, teacher, recognise, join_turns)
+    def trace(row: files.Row) -> Trace:
+        if not isinstance(row.values, dict):
+            raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {ACCEPTED}")
+        if "query_id" in row.values and "outcome" in row.values:
+            found = from_json(Trace, row.values)
+            found = dataclasses.replace(found, messages=checked(found.messages, join_turns=join_turns))
+        else:
+            messages, columns, extra = read(row.values, join_turns=join_turns)
+            id = row.values.get("id")
+            id = f"{path.stem}-{row.number}" if id is None else str(id)
+            system = messages[0].content if messages[0].role == "system" else ""
+            answered = messages[-1].role == "assistant" and messages[-1].content.strip()
+            found = Trace(
+                id=id,
+                query_id=id,
+                sample=0,
+                messages=messages,
+                collection=id.split(".")[0] if "question" in columns and "." in id else "",
+                task="",
+                system_message_id=recognise(system),
+                teacher=teacher,
+                sampling=Sampling(),
+                outcome=Outcome.OK if answered else Outcome.EMPTY,
+                extra=extra,
+            )
+        if half := half_pair(f"{found.id}{found.query_id}{found.collection}{found.task}{found.teacher}"):
+            raise RecordError(f"an id or name has half a surrogate pair ({half}), which is no character")
+        return found
 
-    return files.counted(path, files.rows(path), read, tally or files.Tally())
+    return files.counted(path, files.rows(path), trace, tally or files.Tally())
 
 
 def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: str = "native") -> int:
-    """Writes traces as JSON lines or Parquet, whole or not at all.
+    """Writes traces as JSON lines or Parquet, whole or not at all, and returns how many.
 
     In Parquet `extra` is a column of JSON.
-
-    Returns:
-      How many were written.
 
     Raises:
       RecordError: the schema is unknown, or cannot hold a trace; the message names the trace.
@@ -357,104 +374,63 @@ def write_traces(path: str | os.PathLike[str], traces: Iterable[Trace], schema: 
     path = Path(path)
     if path.suffix == ".gz":
         raise RecordError(f"{path}: packed files are read and not written; name it {path.stem}")
-    made = (_as_row(trace, schema) for trace in traces)
-    if files.is_parquet(path):
-        return _write_parquet_rows(path, made, schema)
-    return files.write_json_rows(path, made)
+    rows = (_as_row(trace, schema) for trace in traces)
+    return _write_parquet(path, rows, schema) if files.is_parquet(path) else files.write_json_rows(path, rows)
 
 
-def _write_parquet_rows(path: Path, rows: Iterable[dict[str, Any]], schema: str) -> int:
-    import pyarrow
+def _write_parquet(path: Path, rows: Iterator[dict[str, Any]], schema: str) -> int:
     import pyarrow.parquet
 
-    columns, rows, count = _columns(schema), iter(rows), 0
+    columns, count = _columns(schema), 0
     with atomic_write(path, "wb") as file, pyarrow.parquet.ParquetWriter(file, columns) as writer:
         while group := list(itertools.islice(rows, ROW_GROUP)):
             for row in group:
-                if "sampling" in row:  # what JSON leaves out: a column's null would not be read back
+                if "sampling" in row:  # what JSON leaves out
                     row["sampling"] = {"top_logprobs": 0, **row["sampling"]}
                 row["extra"] = json.dumps(row.get("extra", {}), default=str)
             try:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=columns))
             except UnicodeEncodeError as error:
-                raise RecordError(f"{path}: {_unencodable(group)}; write JSON lines") from error
+                half = (row["id"] for row in group if half_pair(json.dumps(row, ensure_ascii=False)))
+                raise RecordError(
+                    f"{path}: trace {next(half)!r} holds half a character pair, which Parquet cannot; "
+                    "write JSON lines"
+                ) from error
             count += len(group)
     return count
 
 
-def _unencodable(rows: Iterable[Mapping[str, Any]]) -> str:
-    for row in rows:
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return f"trace {row['id']!r} holds half a character pair, which Parquet cannot"
-    return "a text holds half a character pair, which Parquet cannot"
-
-
 def _columns(schema: str) -> Any:
+    """The columns of a Parquet file of traces; those that are not named here are texts."""
     import pyarrow as pa
 
-    text, number = pa.string(), pa.int64()
-    message = pa.struct({"role": text, "content": text, "weight": pa.float64()})
-    turn = pa.struct({"from": text, "value": text, "weight": pa.float64()})
-    drawn = {"temperature": pa.float64(), "top_p": pa.float64(), "max_tokens": number}
+    text, number, real = pa.string(), pa.int64(), pa.float64()
+    sampling = {"temperature": real, "top_p": real, "max_tokens": number, "stop": pa.list_(text)}
     typed = {
-        "messages": pa.list_(message),
-        "conversations": pa.list_(turn),
+        "messages": pa.list_(pa.struct({"role": text, "content": text, "weight": real})),
+        "conversations": pa.list_(pa.struct({"from": text, "value": text, "weight": real})),
         "sample": number,
         "system_message_id": number,
-        "sampling": pa.struct({**drawn, "stop": pa.list_(text), "seed": number, "top_logprobs": number}),
+        "sampling": pa.struct({**sampling, "seed": number, "top_logprobs": number}),
         "usage": pa.struct({"prompt_tokens": number, "completion_tokens": number}),
     }
     names = Trace.__dataclass_fields__ if schema == "native" else ["id", *SCHEMAS[schema], "extra"]
     return pa.schema([(name, typed.get(name, text)) for name in dict.fromkeys(names)])
 
 
-def _trace(row: files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool) -> Trace:
-    if not isinstance(row.values, dict):
-        raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {ACCEPTED}")
-    if "query_id" in row.values and "outcome" in row.values:
-        trace = from_json(Trace, row.values)
-        messages = checked(trace.messages, join_turns=join_turns)
-        trace = dataclasses.replace(trace, messages=messages)
-    else:
-        trace = _foreign_trace(row, stem, teacher, recognise, join_turns)
-    if half := half_pair(f"{trace.id}{trace.query_id}{trace.collection}{trace.task}{trace.teacher}"):
-        raise RecordError(f"an id or name has half a surrogate pair ({half}), which is no character")
-    return trace
-
-
-def _foreign_trace(row: files.Row, stem: str, teacher: str, recognise: Recognise, join_turns: bool) -> Trace:
-    messages, columns, extra = read(row.values, join_turns=join_turns)
-    id = str(row.values["id"]) if row.values.get("id") is not None else f"{stem}-{row.number}"
-    answered = messages[-1].role == "assistant" and messages[-1].content.strip()
-    return Trace(
-        id=id,
-        query_id=id,
-        sample=0,
-        messages=messages,
-        collection=id.split(".")[0] if "question" in columns and "." in id else "",
-        task="",
-        system_message_id=recognise(messages[0].content if messages[0].role == "system" else ""),
-        teacher=teacher,
-        sampling=Sampling(),
-        outcome=Outcome.OK if answered else Outcome.EMPTY,
-        extra=extra,
-    )
-
-
 def _as_row(trace: Trace, schema: str) -> dict[str, Any]:
     if schema == "native":
         return to_json(trace)
-    turns, extra = [to_json(message) for message in trace.messages], {"extra": dict(trace.extra)}
-    row: dict[str, Any] = {"id": trace.id} | (_openorca_texts(trace) if schema == "openorca" else {})
-    if schema == "messages":
+    turns, row = to_json(trace.messages), dict[str, Any](id=trace.id)
+    if schema == "openorca":
+        row |= _openorca_texts(trace)
+    elif schema == "messages":
         row["messages"] = turns
-    if schema == "sharegpt":
+    else:
         row["conversations"] = [
             {"from": SHAREGPT_NAMES[turn.pop("role")], "value": turn.pop("content"), **turn} for turn in turns
         ]
-    return row | (extra if trace.extra else {})
+    return row | ({"extra": dict(trace.extra)} if trace.extra else {})
 
 
 def _openorca_texts(trace: Trace) -> dict[str, Any]:

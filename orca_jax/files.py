@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import logging
+import mmap
 import os
 import re
 import zlib
@@ -31,6 +32,8 @@ CHUNK = 1 << 20  # characters of a JSON array that are read at once, at least
 MALFORMED = 0.05  # the share of a file's rows that may be malformed
 MIN_ROWS = 1000  # what that share is taken of until a file is read to its end
 KEPT_PLACES = 20  # of malformed rows, with reasons
+# What stands in a JSON array before its first element, between two, after the last, and where it has none.
+BEFORE, BETWEEN, AFTER, EMPTY = map(re.compile, (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*"))
 
 Read = TypeVar("Read")
 Record = TypeVar("Record")
@@ -183,68 +186,39 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
     """The elements of a JSON array; `where` names the line in which each begins."""
-    array = _Array(file)
+    text, at, line, number, decode = "", 0, 1, 0, json.JSONDecoder().raw_decode
+
+    def read_on() -> bool:
+        """Drops what is done with, and reads on: twice as much for what is long."""
+        nonlocal text, at
+        more = file.read(max(CHUNK, len(text) - at))
+        text, at = text[at:] + more, 0
+        return bool(more)
+
     try:
-        array.skip("[")
-        for number in itertools.count():
-            if array.next() == "]" and not number:
-                break
-            where = f"{path}:{array.line}"
-            yield Row(where, number, array.element())
-            if array.next() == "]":
-                break
-            array.skip(",")
-        array.skip("]")
-        if array.next():
-            raise ValueError("there is something after its end")
+        while True:
+            before = (BETWEEN if number else BEFORE).match(text, at)
+            start = before.end() if before else len(text)
+            try:
+                values, end = decode(text, start)
+            except (ValueError, RecursionError):
+                if read_on():
+                    continue
+                if (AFTER if number else EMPTY).fullmatch(text, at):
+                    return
+                line += text.count("\n", at, start)
+                raise
+            if end == len(text) and read_on():  # a number may go on
+                continue
+            line += text.count("\n", at, start)
+            yield Row(f"{path}:{line}", number, values)
+            line += text.count("\n", start, end)
+            at, number = end, number + 1
     except (ValueError, RecursionError) as error:
         raise RecordError(
-            f"{path}:{array.line}: the JSON array is damaged or cut off ({error}); mend it, or write "
-            "an object a line"
+            f"{path}:{line}: the JSON array is damaged or cut off ({getattr(error, 'msg', error)}); mend it, "
+            "or write an object a line"
         ) from error
-
-
-class _Array:
-    """Reads a JSON array incrementally; `line` is the current line."""
-
-    def __init__(self, file: IO[str]):
-        self.file, self.text, self.at, self.line = file, "", 0, 1
-
-    def next(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while True:
-            start = self.at
-            while self.text[self.at : self.at + 1].isspace():
-                self.at += 1
-            self.line += self.text.count("\n", start, self.at)
-            if self.at < len(self.text) or not self._more():
-                return self.text[self.at : self.at + 1]
-
-    def skip(self, character: str) -> None:
-        if self.next() != character:
-            raise ValueError(f"{self.next()!r} where {character!r} was expected")
-        self.at += 1
-
-    def element(self) -> Any:
-        while True:
-            try:
-                values, end = json.JSONDecoder().raw_decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                if not self._more():
-                    raise ValueError(error.msg) from error
-                continue
-            if end == len(self.text) and self._more():  # a number may go on
-                continue
-            self.line += self.text.count("\n", self.at, end)
-            self.at = end
-            return values
-
-    def _more(self) -> bool:
-        """Reads on, twice as much for what is long."""
-        rest = self.text[self.at :]
-        more = self.file.read(max(CHUNK, len(rest)))
-        self.text, self.at = rest + more, 0
-        return bool(more)
 
 
 def parse(line: bytes) -> Any:
@@ -267,28 +241,24 @@ def decoded(line: bytes) -> str:
         raise RecordError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
 
 
-# Parquet. pyarrow is imported where it is needed: JSON lines do without it.
-
-
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet  # JSON lines do without it
+
     with open(path, "rb") as file:
-        for number, values in enumerate(itertools.chain.from_iterable(_batches(path, file))):
-            if isinstance(values.get("extra"), str):
-                with contextlib.suppress(ValueError):  # a JSON object, or a text of somebody's own
-                    extra = json.loads(values["extra"])
-                    values |= {"extra": extra} if isinstance(extra, dict) else {}
-            yield Row(f"{path}: row {number}", number, values)
-
-
-def _batches(path: Path, file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH):
-            yield batch.to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: damaged or no Parquet file ({error}); fetch or write it again") from error
+        try:
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH)
+            for number, values in enumerate(
+                itertools.chain.from_iterable(one.to_pylist() for one in batches)
+            ):
+                if isinstance(values.get("extra"), str):
+                    with contextlib.suppress(ValueError):  # a JSON object, or a text of somebody's own
+                        extra = json.loads(values["extra"])
+                        values |= {"extra": extra} if isinstance(extra, dict) else {}
+                yield Row(f"{path}: row {number}", number, values)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise RecordError(
+                f"{path}: damaged or no Parquet file ({error}); fetch or write it again"
+            ) from error
 
 
 # Records as JSON lines
@@ -318,9 +288,7 @@ def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iter
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                with _located(f"{path}:{number}"):
-                    record = from_json(record_type, parse(line))
-                yield offset, record
+                yield offset, _record(line, record_type, f"{path}:{number}")
             offset += len(line)
 
 
@@ -331,48 +299,48 @@ def read_at(
     with open(path, "rb") as file:
         for offset in offsets:
             file.seek(offset)
-            with _located(f"{path}: byte {offset}"):
-                record = from_json(record_type, parse(file.readline()))
-            yield record
+            yield _record(file.readline(), record_type, f"{path}: byte {offset}")
 
 
-class JsonlAppender:
+def _record(line: bytes, record_type: type[Record], where: str) -> Record:
+    try:
+        return from_json(record_type, parse(line))
+    except RecordError as error:
+        raise RecordError(f"{where}: {error}") from error
+
+
+class JsonlAppender(contextlib.AbstractContextManager["JsonlAppender"]):
     """Appends records to a file and flushes each: a killed process leaves at most the last line torn.
 
-    A torn last line is dropped when the file is opened again, with a warning in the log. A context
-    manager; for one writer at a time.
+    A torn last line is dropped when the file is opened again, with a warning in the log, and the file is
+    synced to disk at the end. For one writer at a time.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(self.path)
-        self._file = open(self.path, "ab")  # noqa: SIM115
-
-    def __enter__(self) -> JsonlAppender:
-        return self
+        self._file = open(self.path, "ab+")  # noqa: SIM115
+        if not self._file.tell():
+            return
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            start = text.rfind(b"\n") + 1
+            last = text[start:]
+        try:
+            json.loads(last or b"0")
+        except ValueError:
+            self._file.truncate(start)
+            log.warning("%s: dropped a torn last line of %d bytes", path, len(last))
+        else:
+            self._file.write(b"\n" if last else b"")  # which is all that it lacks
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
     def append(self, record: Any) -> None:
         self._file.write(_line(to_json(record)))
         self._file.flush()
-
-    def close(self) -> None:
-        """Syncs the file to disk and closes it."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-
-@contextlib.contextmanager
-def _located(where: str) -> Iterator[None]:
-    try:
-        yield
-    except RecordError as error:
-        raise RecordError(f"{where}: {error}") from error
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -389,35 +357,3 @@ def write_json_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, An
         for count, row in enumerate(rows, 1):  # noqa: B007
             file.write(_line(row))
     return count
-
-
-def _mend(path: Path) -> None:
-    """Drops a torn last line; one that lacks no more than its end gets that."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        start = _last_line(file)
-        file.seek(start)
-        rest = file.read()
-        if not rest:
-            return
-        try:
-            json.loads(rest)
-        except ValueError:
-            file.truncate(start)
-            log.warning("%s: dropped a torn last line of %d bytes", path, len(rest))
-        else:
-            file.write(b"\n")
-
-
-def _last_line(file: IO[bytes], block: int = 1 << 16) -> int:
-    """Where the text after the last line end begins."""
-    end = file.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - block)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0

@@ -12,7 +12,7 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 ROLES = ("system", "user", "assistant")
 # Fields that are left out of the JSON form where they have these values.
@@ -62,10 +62,9 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 def half_pair(text: str) -> str:
     """The first half of a surrogate pair in a text, escaped; empty for a text that UTF-8 can hold."""
-    if text.isascii():
-        return ""
     try:
-        text.encode()
+        if not text.isascii():
+            text.encode()
     except UnicodeEncodeError as error:
         return ascii(text[error.start])
     return ""
@@ -173,49 +172,62 @@ class Item:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def to_json(record: Any) -> dict[str, Any]:
+def to_json(record: Any) -> Any:
     """A record as plain JSON values; the inverse of `from_json`. See `LEFT_OUT`."""
-    row: dict[str, Any] = {}
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if field.name not in LEFT_OUT or value != LEFT_OUT[field.name]:
-            row[field.name] = _plain(value)
-    return row
+    if isinstance(record, str):
+        return str(record)  # of an Outcome too
+    if dataclasses.is_dataclass(record):
+        row = {}
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if field.name not in LEFT_OUT or value != LEFT_OUT[field.name]:
+                row[field.name] = to_json(value)
+        return row
+    if isinstance(record, tuple):
+        return [to_json(entry) for entry in record]
+    return dict(record) if isinstance(record, Mapping) else record
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_json(value)
-    if isinstance(value, tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value) if isinstance(value, enum.StrEnum) else value
+def from_json(record_type: type[Record], row: Any) -> Record:
+    """Builds a record from JSON values; unknown keys go to `extra`, null is a default where there is one.
 
-
-class _Field(NamedTuple):
-    """What is checked of one field; `convert` raises TypeError, ValueError or KeyError."""
-
-    name: str
-    type: str
-    convert: Callable[[Any], Any] | None
-    required: bool
+    Raises:
+      RecordError: a field is missing or of the wrong type; the message names it.
+    """
+    if not isinstance(row, dict):
+        raise RecordError(f"a {record_type.__name__} must be a JSON object, not {row!r:.80}")
+    checked: Any = record_type  # a type, which mypy does not know to be hashable
+    fields, values, missing = _fields(checked), dict[str, Any](), []
+    for name, (hint, convert, required) in fields.items():
+        if required and name not in row:
+            missing.append(name)
+        elif required or row.get(name) is not None:
+            try:
+                values[name] = convert(row[name])
+            except (TypeError, ValueError) as error:
+                where = f"{record_type.__name__}.{name}"
+                raise RecordError(f"{where}: expected {hint}, got {row[name]!r:.80}") from error
+    if missing:
+        raise RecordError(f"{record_type.__name__} lacks {', '.join(missing)}")
+    if "extra" in fields and (unknown := row.keys() - fields.keys()):
+        values["extra"] = values.get("extra", {}) | {key: row[key] for key in row if key in unknown}
+    return record_type(**values)
 
 
 @functools.cache
-def _fields(record_type: type) -> tuple[_Field, ...]:
-    return tuple(
-        _Field(
-            field.name,
+def _fields(record_type: Any) -> dict[str, tuple[str, Callable[[Any], Any], bool]]:
+    """Of each field by name: its type, what checks a value of it, and whether it must be given."""
+    return {
+        field.name: (
             str(field.type),
-            _CONVERTERS.get(str(field.type)),
+            CONVERTERS.get(str(field.type), lambda value: value),
             field.default is field.default_factory is dataclasses.MISSING,
         )
         for field in dataclasses.fields(record_type)
-    )
+    }
 
 
-def _exactly(*types: type) -> Any:
+def _exactly(*types: type) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(value)
@@ -224,24 +236,15 @@ def _exactly(*types: type) -> Any:
     return convert
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
-    return tuple(map(_message, _exactly(list, tuple)(value)))
-
-
 def _message(value: Any) -> Message:
     """`from_json`, faster for what is as it should be: traces are mostly messages."""
     if type(value) is dict and value.keys() == {"role", "content"} and type(value["content"]) is str:
         return Message(value["role"], value["content"])
-    if isinstance(value, dict) and value.get("weight", 1.0) is None:  # a column of Parquet without a value
-        value = {key: entry for key, entry in value.items() if key != "weight"}
     return from_json(Message, value)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return dict(_exactly(dict)(value or {}))
-
-
-_CONVERTERS = {
+# By a field's type; each raises TypeError or ValueError for a value of another.
+CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
     "str": _exactly(str),
     "str | None": _exactly(str, type(None)),
     "int": _exactly(int),
@@ -249,35 +252,9 @@ _CONVERTERS = {
     "float": lambda value: float(_exactly(int, float)(value)),
     "bool": _exactly(bool),
     "tuple[str, ...]": lambda value: tuple(map(_exactly(str), _exactly(list, tuple)(value))),
-    "tuple[Message, ...]": _messages,
-    "Mapping[str, Any]": _mapping,
+    "tuple[Message, ...]": lambda value: tuple(map(_message, _exactly(list, tuple)(value))),
+    "Mapping[str, Any]": lambda value: dict(_exactly(dict)(value)),
     "Outcome": Outcome,
     "Sampling": lambda value: from_json(Sampling, value),
     "Usage": lambda value: from_json(Usage, value),
 }
-
-
-def from_json(record_type: type[Record], row: Any) -> Record:
-    """Builds a record from JSON values; unknown keys go to `extra`.
-
-    Raises:
-      RecordError: a field is missing or of the wrong type; the message names it.
-    """
-    if not isinstance(row, dict):
-        raise RecordError(f"a {record_type.__name__} must be a JSON object, not {row!r:.80}")
-    checked: Any = record_type  # a type, which mypy does not know to be hashable
-    fields, values = _fields(checked), dict[str, Any]()
-    for name, hint, convert, _ in fields:
-        if name in row:
-            try:
-                values[name] = convert(row[name]) if convert else row[name]
-            except (TypeError, ValueError, KeyError) as error:
-                where = f"{record_type.__name__}.{name}"
-                raise RecordError(f"{where}: expected {hint}, got {row[name]!r:.80}") from error
-    if len(values) < len(row) and any(field.name == "extra" for field in fields):
-        unknown = {key: value for key, value in row.items() if key not in values}
-        values["extra"] = {**values.get("extra", {}), **unknown}
-    missing = [field.name for field in fields if field.required and field.name not in values]
-    if missing:
-        raise RecordError(f"{record_type.__name__} lacks {', '.join(missing)}")
-    return record_type(**values)
