@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STARTED = ".started.json"
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "jinja2", "numpy"
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "tokenizers", "jinja2",
+    "numpy",
 )  # fmt: skip
 ABSENT = object()
 SHOWN = 60  # characters of a long value in an error

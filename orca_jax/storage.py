@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -39,7 +40,9 @@ VERSION = ("size", "ETag", "etag", "md5Hash", "generation", "created", "mtime")
 INTERVAL = 60.0  # seconds between uploads, or more:
 SHARE = 20  # times as long as the last upload took
 CHECKPOINTS = "checkpoints"
-DAMAGED = "damaged-"
+DAMAGED = "damaged-"  # begins the name of a checkpoint that was set aside
+# Names of files in the making, of what was set aside, and of SQLite's own files.
+TEMPORARY = re.compile(rf"(\.tmp|-wal|-shm|\.lock)$|\.orbax-checkpoint-tmp|^{DAMAGED}")
 REMADE = ("queries", "quality", "tokenizer", "tokens", "cards")  # artifacts transferred only when complete
 LEDGER = ".sqlite"
 Synced = dict[str, list[Any]]  # file: its equal versions in the bucket, and the local version
@@ -82,18 +85,6 @@ def remote_errors(address: str) -> Iterator[None]:
         ) from error
 
 
-def _file_system(address: str) -> Any:
-    import fsspec
-
-    protocol = address.partition("://")[0]
-    try:
-        return fsspec.filesystem(protocol)
-    except ImportError as error:
-        extra = EXTRAS.get(protocol)
-        todo = f"pip install -e '.[{extra}]'" if extra else str(error)
-        raise RemoteError(f"{address} needs an extra: {todo}") from error
-
-
 class Copy:
     """The local copy of the files below an address.
 
@@ -105,10 +96,16 @@ class Copy:
     """
 
     def __init__(self, address: str, folder: Path):
-        self.address = address.rstrip("/")
-        self.folder = folder
+        import fsspec
+
+        self.address, self.folder = address.rstrip("/"), folder
+        protocol = address.partition("://")[0]
         with remote_errors(address):
-            self.files = _file_system(address)
+            try:
+                self.files = fsspec.filesystem(protocol)
+            except ImportError as error:
+                todo = f"pip install -e '.[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
+                raise RemoteError(f"{address} needs an extra: {todo}") from error
             self._root = self.files._strip_protocol(self.address).strip("/")
 
     def address_of(self, file: str) -> str:
@@ -157,16 +154,14 @@ class Copy:
             size = sum(file.size for file in files.values()) / 1e6
             log.info("%s: fetching %d files, %.1f MB", self.address, len(files), size)
         for names in _markers_last(files):
-            for file in names:
-                path = self.folder / file
+            paths = [self.folder / file for file in names]
+            for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 for old in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):  # SQLite would apply an old log
                     old.unlink(missing_ok=True)
-            self.files.get(
-                [self.address_of(file) for file in names], [str(self.folder / file) for file in names]
-            )
-            for file in names:
-                local_version = version(self.folder / file)
+            self.files.get([self.address_of(file) for file in names], list(map(str, paths)))
+            for file, path in zip(names, paths):
+                local_version = version(path)
                 if local_version is None or local_version[0] != files[file].size:
                     raise RemoteError(
                         f"{self.address_of(file)} did not come whole; run the same command again"
@@ -178,10 +173,10 @@ def version(path: Path) -> list[int] | None:
     """Size and time of a local file and of SQLite's log beside it; None where there is no file."""
     try:
         status = [path.stat()]
-        with contextlib.suppress(FileNotFoundError):
-            status.append(Path(f"{path}-wal").stat())
     except FileNotFoundError:
         return None
+    with contextlib.suppress(FileNotFoundError):
+        status.append(Path(f"{path}-wal").stat())
     return [number for one in status for number in (one.st_size, one.st_mtime_ns)]
 
 
@@ -254,15 +249,6 @@ def _is_complete(file: str, files: Collection[str]) -> bool:
     return True
 
 
-def _is_temporary(name: str) -> bool:
-    """Whether a name is that of a file in the making, of one set aside, or of SQLite's own files."""
-    return (
-        name.endswith((".tmp", "-wal", "-shm", ".lock"))
-        or ".orbax-checkpoint-tmp" in name
-        or name.startswith(DAMAGED)
-    )
-
-
 class Workdir(Copy):
     """A workdir in a bucket.
 
@@ -308,8 +294,8 @@ class Workdir(Copy):
         """The files below a folder that are synchronised, with their versions."""
         found = {}
         for top, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if not _is_temporary(name)]
-            for path in (Path(top) / name for name in names if not _is_temporary(name)):
+            folders[:] = [name for name in folders if not TEMPORARY.search(name)]
+            for path in (Path(top) / name for name in names if not TEMPORARY.search(name)):
                 file = path.relative_to(self.folder).as_posix()
                 if self._is_synchronised(file) and (local_version := version(path)):
                     found[file] = local_version
@@ -326,7 +312,17 @@ class Workdir(Copy):
                 return
             replaced = [file for file in changed if _is_marker(file)]
             self._remove([*replaced, *(file for file in gone if file.endswith(MANIFEST))], synced)
-            self._upload(changed, synced)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent) as snapshots:
+                sources = {
+                    file: self._snapshot(file, Path(snapshots) / str(n)) for n, file in enumerate(changed)
+                }
+                for file, path in sources.items():
+                    # Should this process be killed, a file of this size in the bucket comes from here.
+                    synced[file] = [[*synced.get(file, [[]])[0], path.stat().st_size], None]
+                self.save(synced)
+                for names in _markers_last(changed):
+                    here, there = [str(sources[file]) for file in names], map(self.address_of, names)
+                    self.files.put(here, list(there))
             self._remove(gone, synced)
             remote = self.remote_files()
             synced.update({file: [[remote[file].version], local[file]] for file in changed})
@@ -344,18 +340,6 @@ class Workdir(Copy):
                 with contextlib.suppress(FileNotFoundError):
                     self.files.rm_file(self.address_of(file))
                 del synced[file]
-
-    def _upload(self, files: list[str], synced: Synced) -> None:
-        with tempfile.TemporaryDirectory(dir=self.folder.parent) as snapshots:
-            sources = {file: self._snapshot(file, Path(snapshots) / str(n)) for n, file in enumerate(files)}
-            for file, path in sources.items():
-                # Should this process be killed, a file of this size in the bucket is known to come from here.
-                synced[file] = [[*synced.get(file, [[]])[0], path.stat().st_size], None]
-            self.save(synced)
-            for names in _markers_last(files):
-                self.files.put(
-                    [str(sources[file]) for file in names], [self.address_of(file) for file in names]
-                )
 
     def _snapshot(self, file: str, copy: Path) -> Path:
         """The file, or where it may still be written to, a copy of its present state."""
@@ -379,33 +363,30 @@ class Workdir(Copy):
         """
         self.fetch()
         self.folder.mkdir(parents=True, exist_ok=True)
-        stop = threading.Event()
+        stop, worked = threading.Event(), False
+
+        def try_to_push() -> None:
+            try:
+                self.push()
+            except RemoteError as error:
+                log.warning("not all is in the bucket: %s", error)
 
         def push_every_interval() -> None:
             pause = INTERVAL
             while not stop.wait(pause):
                 began = time.monotonic()
-                self._try_to_push()
+                try_to_push()
                 pause = max(INTERVAL, SHARE * (time.monotonic() - began))
 
         thread = threading.Thread(target=push_every_interval, daemon=True)
         thread.start()
         try:
             yield self.folder
-        except BaseException:
+            worked = True
+        finally:
             stop.set()
             thread.join()
-            self._try_to_push()
-            raise
-        stop.set()
-        thread.join()
-        self.push()
-
-    def _try_to_push(self) -> None:
-        try:
-            self.push()
-        except RemoteError as error:
-            log.warning("not all is in the bucket: %s", error)
+            (self.push if worked else try_to_push)()
 
 
 _open: list[Workdir] = []  # at most one
