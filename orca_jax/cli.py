@@ -18,9 +18,8 @@ A program declares its options at the top of its file, parses them before its sl
         main()
 
 With several commands: `Program(__doc__, commands={"run": cli.Command("What it does.", *options), ...})` and
-`PROGRAM.main(run=run, score=score)`. Docstring and options are the help, and fit a screen together. Options
-are absl flags (`--name=value` or `--name value`) in a `FlagValues` of their own, so that programs can import
-one another. One thing has one name in all programs: take CONFIG, MODEL, LAYOUT and so on from here.
+`PROGRAM.main(run=run, score=score)`. Options are absl flags in a `FlagValues` of their own, so that programs
+can import one another. One thing has one name in all programs: take CONFIG, MODEL and so on from here.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import functools
 import importlib.util
 import logging
 import os
@@ -46,14 +44,14 @@ from typing import Any, NoReturn, get_args
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orca_jax import config_check
+from orca_jax import config, config_check, storage
 from orca_jax.config import Layout
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 WIDTH = 100  # columns of help
-NO_OPTION = "'{}' is no option; options begin with --"
+NO_OPTION = "options begin with --"
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
@@ -96,43 +94,35 @@ class Option:
     lower_bound: float | None = None
     upper_bound: float | None = None
 
+    @property
+    def absent(self) -> Any:
+        """The value where it is not given."""
+        return None if isinstance(self.default, type) else self.default
+
     def define(self, values: flags.FlagValues, arguments: Sequence[str]) -> None:
         """Adds the flag to `values`; a config's overrides are found among `arguments`."""
         kind = self.default if isinstance(self.default, type) else type(self.default)
-        default = None if isinstance(self.default, type) else self.default
+        more: dict[str, Any] = {"flag_values": values}
         if kind is ConfigDict:
-            config_flags.DEFINE_config_file(
-                self.name, None, self.help, flag_values=values, sys_argv=list(arguments)
-            )
+            config_flags.DEFINE_config_file(self.name, None, self.help, sys_argv=list(arguments), **more)
         elif self.choices:
-            absent = None if self.required else default  # "" is none of the choices
-            flags.DEFINE_enum(self.name, absent, self.choices, self.help, flag_values=values)
+            absent = None if self.required else self.absent  # "" is none of the choices
+            flags.DEFINE_enum(self.name, absent, self.choices, self.help, **more)
         else:
-            bounds = {"lower_bound": self.lower_bound, "upper_bound": self.upper_bound}
-            numeric = bounds if kind in (int, float) else {}
-            DEFINE[kind](self.name, default, self.help, flag_values=values, **numeric)
+            if kind in (int, float):
+                more |= {"lower_bound": self.lower_bound, "upper_bound": self.upper_bound}
+            DEFINE[kind](self.name, self.absent, self.help, **more)
 
     def line(self) -> str:
         """The option in the help."""
-        about = [self.help, f"One of: {', '.join(filter(None, self.choices))}." if self.choices else ""]
-        if self.required:
-            about.append("[required]")
-        elif not isinstance(self.default, type) and self.default not in ("", False, [], ()):
-            joined = isinstance(self.default, list | tuple)
-            about.append(f"[{','.join(self.default) if joined else self.default}]")
-        return _row(f"--{self.name}", " ".join(filter(None, about)))
+        text = f"{self.help} One of: {', '.join(filter(None, self.choices))}." if self.choices else self.help
+        shown = ",".join(self.absent) if isinstance(self.absent, list | tuple) else self.absent
+        usual = " [required]" if self.required else f" [{shown}]" if shown not in (None, "", False) else ""
+        return _row(f"--{self.name}", text + usual)
 
 
 def _row(name: str, text: str) -> str:
     return textwrap.fill(f"  {name:21} {text}", WIDTH, subsequent_indent=" " * 24)
-
-
-def _wrapped(text: str) -> str:
-    """Prose in lines of the help's width; paragraphs of commands stay as they are."""
-    parts = text.strip().split("\n\n")
-    return "\n\n".join(
-        part if part.startswith((" ", "python")) else textwrap.fill(part, WIDTH) for part in parts
-    )
 
 
 CONFIG = Option("config", ConfigDict, "The experiment, for example configs/mini.py.", required=True)
@@ -190,21 +180,20 @@ class Program:
     def options(self, **values: Any) -> Options:
         """The options where only these are given: for notebooks and tests, which have no command line."""
         declared = self.commands[self.default].options
-        usual = {one.name: None if isinstance(one.default, type) else one.default for one in declared}
-        return Options(**{**usual, **values})
+        return Options(**{option.name: option.absent for option in declared} | values)
 
     def start(self, arguments: Sequence[str] | None = None) -> None:
         """Parses the command line, `sys.argv` unless given.
 
         Ends the program after help (status 0), or with what is wrong with the command line (status 1).
         """
-        rest = [_own_config(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        rest = list(map(_own_config, sys.argv[1:] if arguments is None else arguments))
         word = rest.pop(0) if rest and not rest[0].startswith("-") else ""
         self.name, known = word or self.default, list(filter(None, self.commands))
         if word and word not in known:
             near = difflib.get_close_matches(word, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            _refuse(f"unknown command {word!r}; {hint}" if known else NO_OPTION.format(word))
+            _refuse(f"unknown command {word!r}; {hint}" if known else f"{word!r} is no option; {NO_OPTION}")
         if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(rest):
             checked(lambda: print(self.help(word), flush=True))
             sys.exit()
@@ -217,10 +206,8 @@ class Program:
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
         if given.get("config"):
-            from orca_jax import config
-
-            load = functools.partial(getattr(config, self.load), given["config"])
-            given["config"] = checked(load, traceback=given["traceback"])
+            load = getattr(config, self.load)
+            given["config"] = checked(lambda: load(given["config"]), traceback=given["traceback"])
         self.given = Options(**given)
 
     def main(self, work: Work | None = None, **works: Work) -> None:
@@ -243,7 +230,10 @@ class Program:
     def help(self, word: str = "") -> str:
         """The help of the program, or of one of its commands."""
         command = self.commands.get(word or self.default, Command(""))
-        parts = [_wrapped(command.help if word else self.doc)]
+        paragraphs = (command.help if word else self.doc).strip().split("\n\n")
+        parts = [
+            text if text.startswith((" ", "python")) else textwrap.fill(text, WIDTH) for text in paragraphs
+        ]
         if not word and "" not in self.commands:
             lines = [_row(name, each.help.splitlines()[0]) for name, each in self.commands.items()]
             parts.append("\n".join(["Commands, which have a --help of their own:", *lines]))
@@ -281,7 +271,7 @@ class Program:
             if not Path(file).is_file():
                 _refuse(f"no config file {file}")
         if rest:
-            _refuse(NO_OPTION.format(rest[0]))
+            _refuse(f"{rest[0]!r} is no option; {NO_OPTION}")
         return values
 
     @contextlib.contextmanager
@@ -290,8 +280,6 @@ class Program:
         if not getattr(given, "workdir", ""):
             yield {}
             return
-        from orca_jax import storage
-
         if self.parts is None and storage.is_remote(given.workdir):
             _refuse(f"--workdir={given.workdir}: this program links folders; name a directory on a disk")
         if Path(given.workdir).is_file():
@@ -324,11 +312,11 @@ def _wrong_override(arguments: Sequence[str]) -> str:
         return ""
     file, _, given = given_as[1].partition(".py:")
     try:
-        config = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
+        whole = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
     except (AttributeError, IndexError, KeyError):
         return ""  # the file itself is wrong
     for path in (match[1] for a in arguments if (match := re.match(r"--?config\.([^=]+)", a))):
-        part, done = config, ""
+        part, done = whole, ""
         for key in re.findall(r"[^.\[\]]+", path):
             if isinstance(part, Mapping | ConfigDict):
                 done = f"{done}.{key}" if done else key
@@ -363,8 +351,11 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
     except Exception as error:
         if status := getattr(error, "exit_status", 0):
             _end(f"stopped: {error}", status)
-        if _without_devices(error) and not traceback:
-            wanted = os.environ.get("JAX_PLATFORMS")
+        place = extract_tb(error.__traceback__)[-1].filename
+        if isinstance(error, AssertionError) and place.endswith("xla_bridge.py") and not traceback:
+            wanted = os.environ.get(
+                "JAX_PLATFORMS"
+            )  # of which jax found none; it says so with a bare assertion
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
         known = {} if hasattr(error, "explained") else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
@@ -377,13 +368,6 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
         # XLA follows its first line with pages of allocations.
         said = str(error).partition("\n")[0] if of_xla else error
         _end(f"error: {said}\n{advice}".rstrip(), EXIT_ERROR)
-
-
-def _without_devices(error: Exception) -> bool:
-    """Whether jax found none of the devices in JAX_PLATFORMS, which it says with a bare assertion."""
-    return isinstance(error, AssertionError) and extract_tb(error.__traceback__)[-1].filename.endswith(
-        "xla_bridge.py"
-    )
 
 
 def _end(said: str, status: int) -> NoReturn:
