@@ -35,6 +35,7 @@ KEPT_PLACES = 20  # of malformed rows, with reasons
 # What stands in a JSON array before its first element, between two, after the last, and where it has none.
 BEFORE, BETWEEN, AFTER, EMPTY = map(re.compile, (r"\s*\[\s*", r"\s*,\s*", r"\s*\]\s*", r"\s*\[\s*\]\s*"))
 
+StrPath = str | os.PathLike[str]
 Read = TypeVar("Read")
 Record = TypeVar("Record")
 log = logging.getLogger(__name__)
@@ -50,29 +51,22 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Tally:
-    """Counts rows, and the malformed ones with their places; several files may share one.
+    """Counts rows, and the malformed ones with their places; several files may share one."""
 
-    Attributes:
-      max_rate: the share of a file's rows that may be malformed; one more stops the run.
-      setting: the config's key that says so.
-      read: rows that were read.
-      malformed: rows left out.
-      reasons: of these, by what is wrong with them.
-      places: the first malformed rows, each "file:line: reason".
-    """
-
-    max_rate: float = MALFORMED
-    setting: str = "teachers[].malformed"
+    max_rate: float = MALFORMED  # the share of a file's rows that may be malformed; one more stops the run
+    setting: str = "teachers[].malformed"  # the config's key that says so
     read: int = 0
-    malformed: int = 0
+    malformed: int = 0  # rows left out
     reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    places: list[str] = dataclasses.field(default_factory=list)
+    places: list[str] = dataclasses.field(default_factory=list)  # the first ones, each "file:line: reason"
 
     def refuse(self, where: str, reason: object) -> None:
         self.malformed += 1
         # A reason may quote half a surrogate pair, which no log and no manifest can hold.
         text = str(reason).encode("utf-8", "backslashreplace").decode()
-        self.reasons[_kind(text)] += 1
+        # Counted without what differs from row to row: places in the row, values, advice.
+        kind = re.split(r"; | \(|, not |, got |, among | \d", re.sub(r"\[\d+\]", "", text), maxsplit=1)[0]
+        self.reasons[kind[:80].rstrip(": ")] += 1
         if len(self.places) < KEPT_PLACES:
             self.places.append(f"{where}: {text}")
 
@@ -82,20 +76,11 @@ class Tally:
         return {**counts, "malformed_reasons": dict(self.reasons), "malformed_places": list(self.places)}
 
 
-def _kind(reason: str) -> str:
-    """A reason without what differs from row to row: places in the row, values, advice."""
-    reason = re.sub(r"\[\d+\]", "", reason)
-    return re.split(r"; | \(|, not |, got |, among | \d", reason, maxsplit=1)[0][:80].rstrip(": ")
-
-
-def counted(
-    path: str | os.PathLike[str], rows: Iterable[Row], read: Callable[[Row], Read], tally: Tally
-) -> Iterator[Read]:
+def counted(path: StrPath, rows: Iterable[Row], read: Callable[[Row], Read], tally: Tally) -> Iterator[Read]:
     """Applies `read` to a file's rows; rows for which it raises RecordError are left out and counted.
 
     Raises:
-      RecordError: too many are malformed; names the first of them by file and row, and how many there are by
-        reason.
+      RecordError: too many are malformed; names the first by file and row, and counts them by reason.
     """
     own, seen = Tally(tally.max_rate, tally.setting), 0
     for seen, row in enumerate(rows, 1):
@@ -118,7 +103,7 @@ def counted(
         )  # fmt: skip
 
 
-def check_rate(path: str | os.PathLike[str], own: Tally, of: int, seen: int) -> None:
+def check_rate(path: StrPath, own: Tally, of: int, seen: int) -> None:
     """Raises RecordError where more of `of` rows are malformed than may be; `seen` were read."""
     if own.malformed > own.max_rate * of:
         places = "\n  ".join(own.places[:5])
@@ -132,7 +117,7 @@ def _listed(tally: Tally) -> str:
     return ", ".join(f"{count} x {reason}" for reason, count in tally.reasons.most_common(10))
 
 
-def rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+def rows(path: StrPath) -> Iterator[Row]:
     """The rows of a Parquet file, or of a .jsonl, .json or .ndjson (.gz too): an object a line, or an array.
 
     Raises:
@@ -223,12 +208,11 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
 
 def parse(line: bytes) -> Any:
     """The values of a line of JSON. Raises RecordError."""
+    text = decoded(line)
     try:
-        return json.loads(decoded(line))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise RecordError(f"not a JSON object on one line ({error.msg}, column {error.colno})") from error
-    except RecordError:
-        raise
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
         raise RecordError(f"JSON beyond the reader's limits ({error})") from error
 
@@ -244,17 +228,16 @@ def decoded(line: bytes) -> str:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet  # JSON lines do without it
 
+    number = itertools.count()
     with open(path, "rb") as file:
         try:
-            batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH)
-            for number, values in enumerate(
-                itertools.chain.from_iterable(one.to_pylist() for one in batches)
-            ):
-                if isinstance(values.get("extra"), str):
-                    with contextlib.suppress(ValueError):  # a JSON object, or a text of somebody's own
-                        extra = json.loads(values["extra"])
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH):
+                for values in batch.to_pylist():
+                    with contextlib.suppress(TypeError, ValueError):  # JSON, or a text of somebody's own
+                        extra = json.loads(values.get("extra"))
                         values |= {"extra": extra} if isinstance(extra, dict) else {}
-                yield Row(f"{path}: row {number}", number, values)
+                    at = next(number)
+                    yield Row(f"{path}: row {at}", at, values)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise RecordError(
                 f"{path}: damaged or no Parquet file ({error}); fetch or write it again"
@@ -264,16 +247,12 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 # Records as JSON lines
 
 
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Any]) -> int:
-    """Writes records, one JSON object a line; the file appears whole or not at all.
-
-    Returns:
-      How many were written.
-    """
+def write_jsonl(path: StrPath, records: Iterable[Any]) -> int:
+    """Writes records, one JSON object a line, and returns how many; the file appears whole or not at all."""
     return write_json_rows(path, map(to_json, records))
 
 
-def read_jsonl(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[Record]:
+def read_jsonl(path: StrPath, record_type: type[Record]) -> Iterator[Record]:
     """Reads the records that `write_jsonl` or `JsonlAppender` wrote, one at a time.
 
     Raises:
@@ -282,7 +261,7 @@ def read_jsonl(path: str | os.PathLike[str], record_type: type[Record]) -> Itera
     return (record for _, record in read_placed(path, record_type))
 
 
-def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iterator[tuple[int, Record]]:
+def read_placed(path: StrPath, record_type: type[Record]) -> Iterator[tuple[int, Record]]:
     """As `read_jsonl`, each record with the byte at which its line begins, for `read_at`."""
     offset = 0
     with open(path, "rb") as file:
@@ -292,9 +271,7 @@ def read_placed(path: str | os.PathLike[str], record_type: type[Record]) -> Iter
             offset += len(line)
 
 
-def read_at(
-    path: str | os.PathLike[str], offsets: Iterable[int], record_type: type[Record]
-) -> Iterator[Record]:
+def read_at(path: StrPath, offsets: Iterable[int], record_type: type[Record]) -> Iterator[Record]:
     """The records whose lines begin at these bytes; raises as `read_jsonl`."""
     with open(path, "rb") as file:
         for offset in offsets:
@@ -316,7 +293,7 @@ class JsonlAppender(contextlib.AbstractContextManager["JsonlAppender"]):
     synced to disk at the end. For one writer at a time.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: StrPath):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab+")  # noqa: SIM115
@@ -350,7 +327,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
         return json.dumps(row, default=str).encode() + b"\n"
 
 
-def write_json_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
+def write_json_rows(path: StrPath, rows: Iterable[Mapping[str, Any]]) -> int:
     """As `write_jsonl`, of rows that are JSON objects already."""
     count = 0
     with atomic_write(path, "wb") as file:

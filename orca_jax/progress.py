@@ -7,15 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 Report = Callable[..., None]
 PLAIN_SECONDS = 15.0
@@ -28,9 +21,12 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Report]:
     if not console.is_terminal:
         yield _plain(title, total, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, *times, console=console) as bars:
+    columns = [
+        rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(), rich_progress.TextColumn("{task.fields[note]}"),
+    ]  # fmt: skip
+    with rich_progress.Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=total, completed=done, note="")
         yield lambda done, note="": bars.update(task, completed=done, note=note)
 
@@ -49,8 +45,7 @@ def _plain(title: str, total: int | None, done: int) -> Report:
         rate = (done - first) / max(now - started, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if total and rate > 0 and not finished else ""
         of = f"/{total}" if total is not None else ""
-        print(
-            f"{title}: {done}{of}, {now - started:.0f} s{left} {note}".rstrip(), file=sys.stderr, flush=True
-        )
+        line = f"{title}: {done}{of}, {now - started:.0f} s{left} {note}".rstrip()
+        print(line, file=sys.stderr, flush=True)
 
     return report

@@ -53,28 +53,26 @@ def _escaped(secret: str) -> str:
 
 
 def _any_escape(char: str) -> str:
-    octets = char.encode("utf-8", "surrogatepass")
-    code, percent = ord(char), "".join(f"%(?:25)*{_hex(octet, 2)}" for octet in octets)
-    units = char.encode("utf-16-be", "surrogatepass")
-    pairs = "".join(rf"\\+u{_hex(int.from_bytes(units[i : i + 2]), 4)}" for i in range(0, len(units), 2))
+    code, octets = ord(char), char.encode("utf-8", "surrogatepass")
+    wide = char.encode("utf-16-be", "surrogatepass").hex()
     forms = [
         rf"\\*{re.escape(char)}",
-        percent,
-        pairs,
-        rf"\\+U{_hex(code, 8)}",
-        "".join(rf"\\+x{_hex(octet, 2)}" for octet in octets),
-        rf"&#(?:0*{code}|[xX]0*{_hex(code, 1)});",
+        re.escape(html.escape(char)),
+        rf"&#(?:0*{code}|[xX]0*{_hex(f'{code:x}')});",
+        "".join(f"%(?:25)*{_hex(f'{octet:02x}')}" for octet in octets),
+        "".join(rf"\\+x{_hex(f'{octet:02x}')}" for octet in octets),
+        "".join(rf"\\+u{_hex(wide[i : i + 4])}" for i in range(0, len(wide), 4)),
+        rf"\\+U{_hex(f'{code:08x}')}",
     ]
-    forms += [rf"\\+x{_hex(code, 2)}"] if code < 256 else []
+    forms += [rf"\\+x{_hex(f'{code:02x}')}"] if code < 256 else []
     forms += [rf"\\+{_LETTERS[char]}"] if char in _LETTERS else []
     forms += [r"\+"] if char == " " else []
-    forms += [re.escape(html.escape(char))] if html.escape(char) != char else []
     return f"(?:{'|'.join(forms)})"
 
 
-def _hex(number: int, digits: int) -> str:
-    """A number in hexadecimal, of either case."""
-    return "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{number:0{digits}x}")
+def _hex(digits: str) -> str:
+    """Hexadecimal digits, of either case."""
+    return re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", digits)
 
 
 def _base64(secret: str) -> list[str]:
