@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -65,6 +65,11 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "own_prompts": ("open_ended",),
 }  # fmt: skip
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
+
+
+def _check_known(what: str, given: Iterable[object], known: Iterable[object]) -> None:
+    if unknown := sorted(set(map(str, given)) - set(map(str, known))):
+        raise ValueError(f"{what} {unknown[0]!r}; known: {', '.join(map(str, known))}")
 
 
 # Queries and teachers
@@ -343,6 +348,7 @@ class LlamaConfig(Sizes):
     Embeddings are padded to `padded_vocab_size`, so that the vocabulary divides over a tensor axis.
     """
 
+    vocab_size: Positive
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     norm_epsilon: float = 1e-5  # added to the mean square in a norm
     rope_scaling: RopeScaling = RopeScaling()
@@ -351,11 +357,6 @@ class LlamaConfig(Sizes):
     sliding_window: Count = 0  # positions that a position sees, itself included; 0: all (Mistral has 4096)
     max_positions: Positive = 2048  # the length that the weights are meant for; kept for export, not enforced
     vocab_multiple: Positive = 128  # of which padded_vocab_size is a multiple
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vocab_size < 1:
-            raise ValueError(f"student.vocab_size must be at least 1, got {self.vocab_size}")
 
     @property
     def padded_vocab_size(self) -> int:
@@ -403,10 +404,8 @@ class StudentConfig(Sizes):
             raise ValueError("student.lora adapts given weights; name them in student.init")
         if not self.init:
             super().__post_init__()
-            if self.vocab_size < 1:
-                raise ValueError(
-                    f"student.vocab_size must be at least 1 without student.init, got {self.vocab_size}"
-                )
+            if not self.vocab_size:
+                raise ValueError("student.vocab_size must be at least 1 without student.init, got 0")
 
 
 # Training
@@ -523,9 +522,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name, modes in self.modes.items():
-            known = BENCHMARK_MODES.get(name, modes)
-            if unknown := sorted(set(modes) - set(known)):
-                raise ValueError(f"{name} has no mode {unknown[0]!r}; its modes: {', '.join(known)}")
+            _check_known(f"{name} has no mode", modes, BENCHMARK_MODES.get(name, modes))
         every = {name: modes[:1] for name, modes in BENCHMARK_MODES.items()} | dict(self.modes)
         object.__setattr__(self, "modes", every)
 
@@ -557,8 +554,7 @@ class ExperimentConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*self.benchmarks, *self.evaluation.modes} - set(BENCHMARK_MODES)):
-            raise ValueError(f"unknown benchmark {unknown[0]!r}; known: {', '.join(BENCHMARK_MODES)}")
+        _check_known("unknown benchmark", {*self.benchmarks, *self.evaluation.modes}, BENCHMARK_MODES)
         every = {name: self.benchmarks.get(name, "") for name in BENCHMARK_MODES}
         object.__setattr__(self, "benchmarks", every)
         names = [teacher.name for teacher in self.teachers]
@@ -570,11 +566,7 @@ class ExperimentConfig:
                 f"all need one share; got {', '.join(map(str, sorted(self.asked_shares)))}"
             )
         for stage in self.curriculum:
-            if unknown := sorted(set(stage.names) - set(names)):
-                raise ValueError(
-                    f"curriculum stage {stage.name!r} names data set {unknown[0]!r}; "
-                    f"the teachers are {', '.join(names)}"
-                )
+            _check_known(f"curriculum stage {stage.name!r} names data set", stage.names, names)
 
     @property
     def asked_shares(self) -> set[float]:
@@ -630,10 +622,7 @@ class ArmSetConfig:
             raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
         titles = [result.title for result in self.results]
         for arm in self.arms:
-            if unknown := sorted(set(arm.evaluations) - set(titles)):
-                raise ValueError(
-                    f"arm {arm.name!r} names the result {unknown[0]!r}; known: {', '.join(titles)}"
-                )
+            _check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
             self.config(arm, self.seeds[0])
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
@@ -653,9 +642,8 @@ class ArmSetConfig:
         Raises:
           ValueError: there is no such arm or seed.
         """
-        for kind, asked, known in (("arm", arms, [a.name for a in self.arms]), ("seed", seeds, self.seeds)):
-            if unknown := sorted(set(asked or ()) - set(map(str, known))):
-                raise ValueError(f"no {kind} {unknown[0]!r} in {self.name}; known: {known}")
+        _check_known(f"{self.name} has no arm", arms or (), [arm.name for arm in self.arms])
+        _check_known(f"{self.name} has no seed", seeds or (), self.seeds)
         return [
             (arm, seed)
             for seed, arm in itertools.product(self.seeds, self.arms)

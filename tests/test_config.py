@@ -102,7 +102,7 @@ def test_lists_become_tuples_of_dataclasses():
         (
             ("curriculum", 0, "datasets"),
             {"expret": 1.0},
-            "'apprentice' names data set 'expret'; the teachers are",
+            "'apprentice' names data set 'expret'; known: apprentice, expert",
         ),
     ],
 )

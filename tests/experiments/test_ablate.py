@@ -126,8 +126,8 @@ def test_one_arm_alone_leaves_the_others_out_of_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"arms": ["answer"]}, "no arm 'answer' in main; known: .*'answers'"),
-    ({"seeds": ["7"]}, "no seed '7' in main; known"),
+    ({"arms": ["answer"]}, "main has no arm 'answer'; known: .*answers"),
+    ({"seeds": ["7"]}, "main has no seed '7'; known: 0"),
     ({"bbh": "nowhere"}, "nowhere has no file of boolean_expressions"),
 ])  # fmt: skip
 def test_what_is_not_there_is_refused(tmp_path, values, message):
