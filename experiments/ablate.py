@@ -29,7 +29,6 @@ PROGRAM = cli.Program(
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
-import functools
 import logging
 import os
 import subprocess
@@ -56,21 +55,18 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     if options.bbh:
         arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
     asked = arm_set.runs(options.arms, options.seeds)
-    taken = [(arm, seed) for arm, seed in asked if take(arm_set, arm, seed, workdir, options.reuse)]
+    taken = [one for one in asked if take(arm_set, *one, workdir, options.reuse)]
     chosen = [one for one in asked if one not in taken]
     if options.jobs > 1:
-        configs = {(arm.name, seed): arm_set.config(arm, seed) for arm, seed in chosen}
-        shared = {data_folder(c, workdir, folder(workdir, *one)): c for one, c in configs.items()}
-        for directory, config in shared.items():
-            make_data(config, workdir, directory, options)
+        for arm, seed in chosen:
+            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), options)
         _in_processes(workdir, chosen, options.jobs)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
             log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
             run_one(arm_set, arm, seed, workdir, options)
-    if options.bbh:
-        for arm, seed in taken:
-            arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
+    for arm, seed in taken if options.bbh else ():
+        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
     text = arm_runs.write(arm_set, workdir)
     print(text)
@@ -80,44 +76,43 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
     """Runs one arm under one seed, from its data to its table."""
     config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
-    shared = data_folder(config, workdir, directory)
-    make_data(config, workdir, shared, options)
+    shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
-    keep = functools.partial(run.keep_config, config, directory)
 
     def begun() -> None:
-        keep()
+        run.keep_config(config, directory)
         if not (workdir / SET).exists():
             keep_set(arm_set, workdir)
 
     train.run(config, directory, train.run_options(options), on_begin=begun)
     evaluate.run(config, directory)
-    keep()
+    run.keep_config(config, directory)
     if options.bbh:
         arm_files.evaluate_arm(arm_set, arm, seed, directory, Path(options.bbh))
     tables.run(config, directory)
 
 
-def make_data(config: ExperimentConfig, workdir: Path, shared: Path, options: cli.Options) -> None:
-    """Makes what runs need in their shared folder, or finds it there."""
+def make_data(config: ExperimentConfig, workdir: Path, directory: Path, options: cli.Options) -> Path:
+    """Makes what a run needs, or finds it there, and returns the folder that it shares with other runs."""
+    shared = data_folder(config, workdir, directory)
     link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
     collect.run(config, shared)
     how = prepare.runner(options.workers, options.beam)
     prepare.run(config, shared, how=how, kept=True)  # an arm may have been trained on it
+    return shared
 
 
 def shares_of_cores(jobs: int) -> list[list[int]]:
     """The cores of each of so many jobs; where they are more than cores, several share one."""
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = sorted(affinity)
+    cores = prepare.cores()
     share = max(1, len(cores) // jobs)
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 
 
 def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
     """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
-    free, pins = shares_of_cores(jobs), hasattr(os, "sched_setaffinity")
+    free = shares_of_cores(jobs)
 
     def work(one: tuple[ArmConfig, int]) -> None:
         arm, seed = one
@@ -128,7 +123,7 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-            if pins:
+            if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(process.pid, mine)
             status = process.wait()
         free.append(mine)
@@ -140,8 +135,7 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         log.info("%s, seed %d: finished", arm.name, seed)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(work, chosen):
-            pass
+        list(pool.map(work, chosen))
 
 
 def main() -> None:

@@ -61,42 +61,37 @@ def chosen_traces(
                 yield trace, entry.flags
 
 
-def show_traces(console: Console, choice: Choice, given: cli.Options) -> None:
-    """Prints the traces that are drawn.
+def run(given: cli.Options, console: Console | None = None) -> None:
+    """Prints the rows, or the traces that are drawn of those that are chosen.
 
     Raises:
-      ValueError: none is chosen.
+      ValueError: no trace is chosen, or `system` is no id.
     """
-    found = chosen_traces(given.config, given.workdir, given.dataset, choice)
-    drawn = heapq.nsmallest(
-        given.count,
-        found,
-        key=lambda entry: (unit_hash("inspect", given.seed, entry[0].id), entry[0].id),
-    )
-    if not drawn:
-        raise ValueError(f"no trace is chosen by {choice}")
-    for trace, flags in drawn:
-        show_trace(console, trace, flags, choice.search)
-
-
-def run(given: cli.Options) -> None:
     if not re.fullmatch(r"|-1|\d+", given.system):
         raise ValueError(
             f"--system={given.system!r} must be an id of the 16 messages, or -1 for none of them"
         )
     message = int(given.system) if given.system else None
+    console = console or Console()
     choice = Choice(given.collection, given.task, given.teacher, message, given.flag, given.find)
     if given.traces:
-        show_traces(Console(), choice, given)
+        found = chosen_traces(given.config, given.workdir, given.dataset, choice)
+        drawn = heapq.nsmallest(
+            given.count, found, lambda one: (unit_hash("inspect", given.seed, one[0].id), one[0].id)
+        )
+        if not drawn:
+            raise ValueError(f"no trace is chosen by {choice}")
+        for trace, flags in drawn:
+            show_trace(console, trace, flags, choice.search)
         return
     rows, tokenizer = row_builder(given.config, given.workdir), tokenizers.load(given.workdir / "tokenizer")
     dataset = given.dataset or next(iter(given.config.curriculum[0].datasets))
     numbers = [given.row]
     if choice != Choice():
-        found = chosen_rows(rows, dataset, given.epoch, choice)
-        numbers = np.random.default_rng(given.seed).permutation(found)[: given.count].tolist()
+        rows_of = chosen_rows(rows, dataset, given.epoch, choice)
+        numbers = np.random.default_rng(given.seed).permutation(rows_of)[: given.count].tolist()
     for number in numbers:
-        show_row(Console(), rows, tokenizer, (dataset, given.epoch, number), given.tokens)
+        show_row(console, rows, tokenizer, (dataset, given.epoch, number), given.tokens)
 
 
 def main() -> None:

@@ -30,10 +30,14 @@ log = logging.getLogger(__name__)
 SHARDS_A_PROCESS = 4  # at least: a process starts as long as it writes a shard
 
 
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def on_all_cores(work: Callable[[tokens.Job], int], jobs: Sequence[tokens.Job]) -> Iterator[int]:
     """Does jobs by a process a core, or fewer where their start would take longer than the jobs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tokens.in_processes(min(cores, len(jobs) // SHARDS_A_PROCESS), work, jobs)
+    return tokens.in_processes(min(len(cores()), len(jobs) // SHARDS_A_PROCESS), work, jobs)
 
 
 def runner(workers: int = 0, beam_options: Sequence[str] | None = None) -> tokens.Run:
@@ -52,16 +56,12 @@ def run(
     """
     config = students.to_prepare(config)
     remake = not (kept or students.is_trained(workdir))
-    collected = {
-        teacher.name: artifacts.read_manifest(workdir / "traces" / teacher.name)["fingerprint"]
-        for teacher in config.teachers
-    }
+    traces = [artifacts.read_manifest(workdir / "traces" / teacher.name) for teacher in config.teachers]
     inputs = {}
-    for teacher in config.teachers:
+    for teacher, manifest in zip(config.teachers, traces):
         documents = registry.documents(config.given_benchmarks)
-        flags = prepared.make_flags(
-            config, teacher, workdir, {"traces": collected[teacher.name]}, documents, remake=remake
-        )
+        used = {"traces": manifest["fingerprint"]}
+        flags = prepared.make_flags(config, teacher, workdir, used, documents, remake=remake)
         inputs[teacher.name] = flags["fingerprint"]
     source = students.tokenizer_path(config)
     tokenizer = prepared.make_tokenizer(config, workdir, source, inputs, remake=remake)
@@ -73,18 +73,15 @@ def run(
     for teacher in config.teachers:
         # A student's data card is of the rows that it was trained on.
         if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
-            make_card(
-                config, teacher, workdir, functools.partial(prepared.part, config, workdir, teacher.name)
-            )
+            part = functools.partial(prepared.part, config, workdir, teacher.name)
+            make_card(config, teacher, workdir, part)
         store = tokens.TokenStore(workdir / "tokens" / teacher.name)
         if said := untrained(config, teacher, workdir, store):
             log.warning("%s: %s", teacher.name, said)
 
 
 def main() -> None:
-    PROGRAM.main(
-        lambda options: run(options.config, options.workdir, how=runner(options.workers, options.beam))
-    )
+    PROGRAM.main(lambda given: run(given.config, given.workdir, how=runner(given.workers, given.beam)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import io
 import re
-import types
 
 import numpy as np
 import pytest
@@ -77,10 +76,10 @@ def test_a_row_past_the_plan_is_refused(row):
 
 def shown(mini, finished, choice, draw=(3, 0), dataset="", colour=False):
     console = Console(file=io.StringIO(), width=200, force_terminal=colour)
-    given = types.SimpleNamespace(
-        config=mini(), workdir=finished, dataset=dataset, count=draw[0], seed=draw[1]
-    )
-    inspect.show_traces(console, choice, given)
+    chosen = {"collection": choice.collection, "task": choice.task, "find": choice.search}
+    drawn = {"dataset": dataset, "count": draw[0], "seed": draw[1]}
+    given = inspect.PROGRAM.options(config=mini(), workdir=finished, traces=True, **chosen, **drawn)
+    inspect.run(given, console)
     return console.file.getvalue()
 
 
