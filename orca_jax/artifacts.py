@@ -270,8 +270,8 @@ def section(part: Any, only: Collection[str] = (), *, without: Collection[str] =
     fields = [f for f in dataclasses.fields(part) if f.name not in without and (not only or f.name in only)]
     defaults = {field.name: default(field) for field in fields}
     return Section(
-        {field.name: _plain(getattr(part, field.name)) for field in fields},
-        {name: _plain(value) for name, value in defaults.items() if value is not dataclasses.MISSING},
+        {field.name: plain(getattr(part, field.name)) for field in fields},
+        {name: plain(value) for name, value in defaults.items() if value is not dataclasses.MISSING},
     )
 
 
@@ -295,12 +295,16 @@ def default(field: dataclasses.Field[Any]) -> Any:
     return field.default if made is dataclasses.MISSING else made()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A dataclass, or a tuple of them, as JSON values; sections in lists, which ConfigDict can override."""
     if dataclasses.is_dataclass(value):
         return section(value)
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+        return {key: plain(entry) for key, entry in value.items()}
+    if not isinstance(value, tuple):
+        return value
+    entries = tuple(map(plain, value))
+    return list(entries) if entries and isinstance(entries[0], dict) else entries
 
 
 def differences(there: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -7,7 +7,6 @@ must hold between keys is checked by `__post_init__`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import re
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
 from orca_jax import files, storage
+from orca_jax.artifacts import plain
 from orca_jax.config_check import ConfigError, build, check_url
 from orca_jax.records import Sampling, Usage
 
@@ -59,10 +59,8 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "truthfulqa_mc": ("orca", "orca_cot", "robust", "lm_eval_loglik", "loglik"),
     "toxigen": ("toxigen_hate", "toxigen_neutral"),
     "gsm8k": ("orca_cot",),
-    "vicuna_prompts": ("open_ended",),
-    "awesome_prompts": ("open_ended",),
-    "wizardlm_prompts": ("open_ended",),
-    "own_prompts": ("open_ended",),
+    "vicuna_prompts": ("open_ended",), "awesome_prompts": ("open_ended",),
+    "wizardlm_prompts": ("open_ended",), "own_prompts": ("open_ended",),
 }  # fmt: skip
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
 
@@ -435,7 +433,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         where = f"curriculum stage {self.name!r}"
-        if self.skip_spikes != 0 and not self.skip_spikes > 1:
+        if self.skip_spikes and not self.skip_spikes > 1:
             raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
         if not self.steps and not self.epochs:
             raise ValueError(f"{where}: give epochs of at least 1, or steps")
@@ -549,9 +547,7 @@ class ExperimentConfig:
 
     NO_NUMBER: ClassVar = ("name", "mesh")
     # Count in the inputs of training, part by part in training, or after it.
-    BESIDE: ClassVar = (
-        "benchmarks", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation"
-    )  # fmt: skip
+    BESIDE: ClassVar = ("benchmarks", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation")
 
     def __post_init__(self) -> None:
         _check_known("unknown benchmark", {*self.benchmarks, *self.evaluation.modes}, BENCHMARK_MODES)
@@ -596,8 +592,7 @@ class ArmConfig:
 
     name: str  # of the arm
     note: str = ""  # what it is, in a few words, for the table
-    # Of the base config; lists are replaced whole.
-    changes: Mapping[str, object] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the base; lists are replaced whole
     evaluations: Mapping[str, str] = field(default_factory=dict)  # title of a result to another evaluation
 
     def evaluation(self, result: ResultConfig) -> str:
@@ -682,15 +677,3 @@ def complete_set(config: ConfigDict) -> ConfigDict:
     """The set with every default of its base written out, so that `--config.base.KEY` can be given."""
     config.base = complete(type(config)(config.base))
     return type(config)({**plain(load_set(config)), "base": config.base})
-
-
-def plain(part: Any) -> Any:
-    """A dataclass, or a tuple of them, as JSON values; sections in lists, which ConfigDict can override."""
-    if dataclasses.is_dataclass(part):
-        return {field.name: plain(getattr(part, field.name)) for field in dataclasses.fields(part)}
-    if isinstance(part, Mapping):
-        return {key: plain(entry) for key, entry in part.items()}
-    if not isinstance(part, tuple):
-        return part
-    entries = tuple(map(plain, part))
-    return list(entries) if entries and isinstance(entries[0], dict) else entries
