@@ -59,8 +59,8 @@ ADVICE = {
     os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
     os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
     "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
+    "RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory",
 }
-XLA_ADVICE = {"RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory"}
 DEFINE: Mapping[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -75,17 +75,11 @@ Work = Callable[[Options], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option `--name`.
-
-    Attributes:
-      default: its value where it is not given, and its type: str, bool, int, float, list (`a,b`) or tuple
-        (given more than once). A type itself: None where it is not given.
-      required: whether the program refuses to start without it.
-      choices: the values it may have.
-      lower_bound, upper_bound: of a number.
-    """
+    """An option `--name`."""
 
     name: str
+    # Its value where it is not given, and its type: str, bool, int, float, list (`a,b`) or tuple (given more
+    # than once). A type itself: None where it is not given.
     default: Any
     help: str
     _: dataclasses.KW_ONLY
@@ -145,7 +139,7 @@ TRACEBACK = Option("traceback", False, "Show the traceback of errors in config o
 
 
 class Command:
-    """A command of a program: its help, of which the first line stands in the program's, and its options."""
+    """A command: its help, of which the first line stands in the program's, and its options."""
 
     def __init__(self, help: str, *options: Option):
         self.help = help
@@ -220,9 +214,8 @@ class Program:
         set_up_logging()
 
         def within() -> None:
-            with self._workdir(given) as workdir:
+            with self._workdir(given) as options:
                 # The errors are caught in here too, so that a bucket gets the last words of the log.
-                options = Options(**{**vars(given), **workdir})
                 checked(lambda: chosen(options), traceback=given.traceback)
 
         checked(within, traceback=given.traceback)
@@ -275,10 +268,10 @@ class Program:
         return values
 
     @contextlib.contextmanager
-    def _workdir(self, given: Options) -> Iterator[dict[str, Path]]:
-        """The workdir as a local folder for as long as the program works on it; nothing without one."""
+    def _workdir(self, given: Options) -> Iterator[Options]:
+        """The options, with the workdir as a local folder for as long as the program works on it."""
         if not getattr(given, "workdir", ""):
-            yield {}
+            yield given
             return
         if self.parts is None and storage.is_remote(given.workdir):
             _refuse(f"--workdir={given.workdir}: this program links folders; name a directory on a disk")
@@ -288,7 +281,7 @@ class Program:
             os.environ[storage.SCRATCH] = given.scratch
         hosts = bool(getattr(given, "hosts", ""))
         with storage.workdir(given.workdir, parts=self.parts or (), hosts=hosts) as folder:
-            yield {"workdir": folder}
+            yield Options(**vars(given) | {"workdir": folder})
 
 
 def _refuse(text: str) -> NoReturn:
@@ -358,7 +351,7 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
             )  # of which jax found none; it says so with a bare assertion
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
-        known = {} if hasattr(error, "explained") else {**ADVICE, **(XLA_ADVICE if of_xla else {})}
+        known = {} if hasattr(error, "explained") else ADVICE
         advice = next((advice for words, advice in known.items() if words in str(error)), "")
         own = type(error).__module__.partition(".")[0] == "orca_jax"
         mendable = own or isinstance(error, FloatingPointError | OSError | ValueError)
