@@ -17,7 +17,7 @@ T = TypeVar("T")
 EXPECTED = {
     "int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool",
     "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping",
-    "too_short": "of at least 1 entry", "string_too_short": "not empty",
+    "too_short": "not empty", "string_too_short": "not empty", "too_long": "shorter",
 }  # fmt: skip
 WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "above"}
 
@@ -74,7 +74,8 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
     is_word = isinstance(got, str) and not got.isdecimal()  # no number is meant by one like it
     near = difflib.get_close_matches(got, known, 1, 0.5) if is_word else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    given = "a mapping" if isinstance(got, Mapping) else "a list" if isinstance(got, list) else f"{got!r:.60}"
+    kind_of = "mapping" if isinstance(got, Mapping) else "list" if isinstance(got, list) else ""
+    given = f"{'a' if got else 'an empty'} {kind_of}" if kind_of else f"{got!r:.60}"
     place = f"config key '{path}'" if path else "the config"
     return f"{place} must be {expected}, got {given}{hint}"
 

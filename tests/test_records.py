@@ -107,6 +107,15 @@ def test_a_whole_number_may_stand_for_a_float():
     assert from_json(Sampling, {"temperature": 1}).temperature == 1.0
 
 
+def test_null_is_the_default_of_a_field_that_has_one():
+    assert from_json(Message, {"role": "user", "content": "Q", "weight": None}) == Message("user", "Q")
+    assert (
+        from_json(Query, {"id": "1", "text": "t", "collection": "c", "task": "k", "extra": None}).extra == {}
+    )
+    with pytest.raises(RecordError, match=r"Query\.text: expected str, got None"):
+        from_json(Query, {"id": "1", "text": None, "collection": "c", "task": "k"})
+
+
 def test_an_unknown_role_is_named_with_the_known_ones():
     with pytest.raises(RecordError, match="unknown role 'tool'; known: system, user, assistant"):
         Message("tool", "x")

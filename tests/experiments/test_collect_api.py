@@ -517,7 +517,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"endpoints": ()}, r"at teachers\[0\].api: endpoints is empty"),
+        ({"endpoints": ()}, r"'teachers\[0\].api.endpoints' must be not empty, got an empty list"),
         ({"samples": 0}, "'teachers\\[0\\].api.samples' must be at least 1, got 0"),
         ({"top_p": 0.0}, "api.top_p' must be above 0, got 0.0"),
         ({"top_logprobs": 21}, "api.top_logprobs' must be at most 20, got 21"),
