@@ -124,7 +124,7 @@ def test_all_missing_keys_are_named(values, missing):
 def test_what_a_whole_config_refuses_is_told_too():
     with pytest.raises(ConfigError, match=r"^config: weight=-2\.0 must not be negative"):
         build(Stage, {"name": "s", "weight": -2})
-    with pytest.raises(ConfigError, match=r"^the config must be a mapping, got a list"):
+    with pytest.raises(ConfigError, match=r"^the config must be a mapping, got an empty list"):
         build(Stage, [])
 
 
