@@ -24,11 +24,13 @@ can import one another. One thing has one name in all programs: take CONFIG, MOD
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import errno
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -42,16 +44,16 @@ from traceback import extract_tb, format_exception
 from typing import Any, NoReturn, get_args
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from orca_jax import config, config_check, storage
-from orca_jax.config import Layout
+from orca_jax import config, storage
+from orca_jax.config import ConfigError, Layout
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 WIDTH = 100  # columns of help
 NO_OPTION = "options begin with --"
+OVERRIDE = re.compile(r"--?config\.([^=]+)=(.*)", re.DOTALL)
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
@@ -93,13 +95,10 @@ class Option:
         """The value where it is not given."""
         return None if isinstance(self.default, type) else self.default
 
-    def define(self, values: flags.FlagValues, arguments: Sequence[str]) -> None:
-        """Adds the flag to `values`; a config's overrides are found among `arguments`."""
+    def define(self, values: flags.FlagValues) -> None:
         kind = self.default if isinstance(self.default, type) else type(self.default)
         more: dict[str, Any] = {"flag_values": values}
-        if kind is ConfigDict:
-            config_flags.DEFINE_config_file(self.name, None, self.help, sys_argv=list(arguments), **more)
-        elif self.choices:
+        if self.choices:
             absent = None if self.required else self.absent  # "" is none of the choices
             flags.DEFINE_enum(self.name, absent, self.choices, self.help, **more)
         else:
@@ -119,7 +118,7 @@ def _row(name: str, text: str) -> str:
     return textwrap.fill(f"  {name:21} {text}", WIDTH, subsequent_indent=" " * 24)
 
 
-CONFIG = Option("config", ConfigDict, "The experiment, for example configs/mini.py.", required=True)
+CONFIG = Option("config", "", "The experiment, for example configs/mini.py.", required=True)
 WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run again to go on.", required=True)
 SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
 EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
@@ -181,7 +180,7 @@ class Program:
 
         Ends the program after help (status 0), or with what is wrong with the command line (status 1).
         """
-        rest = list(map(_own_config, sys.argv[1:] if arguments is None else arguments))
+        rest = list(sys.argv[1:] if arguments is None else arguments)
         word = rest.pop(0) if rest and not rest[0].startswith("-") else ""
         self.name, known = word or self.default, list(filter(None, self.commands))
         if word and word not in known:
@@ -194,14 +193,28 @@ class Program:
         if self.name not in self.commands:
             _refuse(f"a command is missing; known: {', '.join(known)}")
         command = self.commands[self.name]
-        values = self._parse(command, rest)
+        takes_keys = "config" in command.names
+        keys = [found.groups() for one in rest if takes_keys and (found := OVERRIDE.fullmatch(one))]
+        rest = [one for one in rest if not (takes_keys and OVERRIDE.fullmatch(one))]
+        values = flags.FlagValues()
+        for option in command.options:
+            option.define(values)
+        try:
+            words = values(["", *rest])
+        except flags.UnrecognizedFlagError as error:
+            others = [name for name, other in self.commands.items() if error.flagname in other.names]
+            _refuse(f"--{error.flagname} is an option of {others[0]}" if others else str(error))
+        except flags.Error as error:
+            _refuse(str(error))
+        if words[1:]:
+            _refuse(f"{words[1]!r} is no option; {NO_OPTION}")
         given: dict[str, Any] = {name: values[name].value for name in command.names}
         missing = [name for name, option in command.names.items() if option.required and not given[name]]
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
-        if given.get("config"):
+        if file := given.get("config"):
             load = getattr(config, self.load)
-            given["config"] = checked(lambda: load(given["config"]), traceback=given["traceback"])
+            given["config"] = checked(lambda: load(_config(file, keys)), traceback=given["traceback"])
         self.given = Options(**given)
 
     def main(self, work: Work | None = None, **works: Work) -> None:
@@ -238,35 +251,6 @@ class Program:
             parts.append("\n".join([title, *lines]))
         return "\n\n".join(parts)
 
-    def _parse(self, command: Command, arguments: Sequence[str]) -> flags.FlagValues:
-        """The flags of the arguments; a wrong flag, or an error in the config file, ends the program.
-
-        A config file is run while its flag is parsed, so its errors show here too.
-        """
-        values = flags.FlagValues()
-        for option in command.options:
-            option.define(values, arguments)
-        try:
-            rest = values(["", *arguments])[1:]
-        except flags.UnrecognizedFlagError as error:
-            others = [name for name, other in self.commands.items() if error.flagname in other.names]
-            _refuse(f"--{error.flagname} is an option of {others[0]}" if others else str(error))
-        except flags.Error as error:
-            # ml_collections puts a whole traceback into its message; its last line says what was wrong.
-            _refuse(str(error).strip().rpartition("\n")[2])
-        except (AttributeError, IndexError, KeyError) as error:
-            wrong = "" if isinstance(error, config_check.ConfigError) else _wrong_override(arguments)
-            _refuse(wrong or str(error.args[0] if error.args else error).strip("'\""))
-        except (OSError, TypeError, ValueError) as error:
-            _refuse(str(error))
-        if "config" in values and values["config"].present:
-            file = re.sub(r"\.py:.*$", ".py", config_flags.get_config_filename(values["config"]))
-            if not Path(file).is_file():
-                _refuse(f"no config file {file}")
-        if rest:
-            _refuse(f"{rest[0]!r} is no option; {NO_OPTION}")
-        return values
-
     @contextlib.contextmanager
     def _workdir(self, given: Options) -> Iterator[Options]:
         """The options, with the workdir as a local folder for as long as the program works on it."""
@@ -288,41 +272,54 @@ def _refuse(text: str) -> NoReturn:
     _end(f"error: {text.strip()}", EXIT_ERROR)
 
 
-def _own_config(argument: str) -> str:
-    """`--config=configs/NAME.py` as the package's own file, where the working folder has no such file."""
-    given = re.fullmatch(r"(?P<flag>--?config=|)configs/(?P<file>[\w/]+\.py)(?P<rest>:.*|)", argument)
-    found = importlib.util.find_spec("orca_jax.configs") if given else None
-    if not given or not found or not found.origin or Path("configs", given["file"]).exists():
-        return argument
-    own = Path(found.origin).parent / given["file"]
-    return f"{given['flag']}{own}{given['rest']}" if own.exists() else argument
+def _config(given: str, changes: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The values of a config `FILE.py` or `FILE.py:ARGUMENT`, with each (key, text) of the command line set.
 
-
-def _wrong_override(arguments: Sequence[str]) -> str:
-    """What is wrong with the first `--config.PATH=VALUE` that the config does not know; empty: nothing is."""
-    given_as = re.search(r"(?:^|\n)--?config[=\n](.+)", "\n".join(arguments))
-    if not given_as:
-        return ""
-    file, _, given = given_as[1].partition(".py:")
+    The package's own configs/NAME.py is taken where the working folder has no such file.
+    """
+    name, _, argument = given.partition(".py:")
+    file = Path(f"{name.removesuffix('.py')}.py")
+    if file.parts[0] == "configs" and not file.exists():
+        spec = importlib.util.find_spec("orca_jax.configs")
+        file = Path(str(spec and spec.origin)).parents[1] / file
+    if not file.is_file():
+        raise ConfigError(f"no config file {given}")
     try:
-        whole = runpy.run_path(f"{file.removesuffix('.py')}.py")["get_config"](*[given] if given else [])
-    except (AttributeError, IndexError, KeyError):
-        return ""  # the file itself is wrong
-    for path in (match[1] for a in arguments if (match := re.match(r"--?config\.([^=]+)", a))):
-        part, done = whole, ""
-        for key in re.findall(r"[^.\[\]]+", path):
-            if isinstance(part, Mapping | ConfigDict):
-                done = f"{done}.{key}" if done else key
-                if key not in part:
-                    return config_check.unknown(done, part)
-                part = part[key]
-            elif isinstance(part, list | tuple) and key.isdecimal() and int(key) < len(part):
-                done, part = f"{done}[{key}]", part[int(key)]
-            elif not isinstance(part, list | tuple):
-                return f"config key '{done}' is {part!r:.60}, and has no '{key}'"
-            else:
-                return f"config key '{done}' has {len(part)} entries, counted from 0; there is no [{key}]"
-    return ""
+        made = runpy.run_path(str(file))["get_config"](*[argument] if argument else [])
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: {error.args[0] if error.args else error}") from error
+    values: dict[str, Any] = json.loads(made.to_json_best_effort())
+    for path, text in changes:
+        _set(values, re.findall(r"[^.\[\]]+", path), text)
+    return values
+
+
+def _set(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
+    """Sets the config key at the path `keys`; whether there is such a key, loading the config will say."""
+    key, *rest = keys
+    at = int(key) if isinstance(part, list) and key.isdecimal() else key
+    if not isinstance(part, list | dict):
+        raise ConfigError(f"config key '{place}' is {part!r:.60}, and has no '{key}'")
+    if isinstance(part, list) and at not in range(len(part)):
+        raise ConfigError(
+            f"config key '{place}' has {len(part)} entries, counted from 0; there is no [{key}]"
+        )
+    now = part.setdefault(at, {} if rest else None) if isinstance(part, dict) else part[at]
+    if rest:
+        _set(now, rest, text, f"{place}[{key}]" if isinstance(part, list) else f"{place}.{key}".lstrip("."))
+    else:
+        part[at] = _value(text, now)
+
+
+def _value(text: str, now: Any) -> Any:
+    """What a text means: itself where a text stands now, else the Python value that it spells, if it does."""
+    value: Any = text
+    if not isinstance(now, str):
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    if isinstance(now, list) and not isinstance(value, list | tuple):
+        return text.split(",") if value is text else [value]
+    return value
 
 
 # Errors and the log

@@ -160,12 +160,43 @@ def test_ctrl_c_says_how_to_go_on(capsys):
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_configs_of_the_package_serve_where_there_are_none(repo, tmp_path, monkeypatch):
+# Configs
+
+
+@pytest.fixture
+def configured(repo, tmp_path, monkeypatch):
+    """The config of mini.py, found in the package, with keys as on a command line."""
     monkeypatch.chdir(tmp_path)
-    own = str(repo / "configs/mini.py")
-    assert cli._own_config("--config=configs/mini.py:runlocal") == f"--config={own}:runlocal"
-    assert cli._own_config("configs/mini.py") == own
-    assert cli._own_config("--config=configs/none.py") == "--config=configs/none.py"
+    program = cli.Program("Does one thing.", cli.CONFIG)
+
+    def load(*keys, file="configs/mini.py:runlocal"):
+        program.start([f"--config={file}", *(f"--config.{key}" for key in keys)])
+        return program.given.config
+
+    return load
+
+
+def test_configs_of_the_package_serve_where_there_are_none(configured, tmp_path, capsys):
+    assert configured().train.batch_rows == 4
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/mini.py").touch()
-    assert cli._own_config("--config=configs/mini.py") == "--config=configs/mini.py"
+    (tmp_path / "configs/mini.py").write_text("def get_config(): return {}['own']")
+    with pytest.raises(SystemExit):
+        configured(file="configs/mini.py")
+    with pytest.raises(SystemExit):
+        configured(file="configs/none.py")
+    assert capsys.readouterr().err == "error: configs/mini.py: own\nerror: no config file configs/none.py\n"
+
+
+def test_keys_are_set_from_texts(configured):
+    config = configured(
+        "name=7", "seed=3", "student.tie_embeddings=true", "optimizer.clip_norm=1e-1", "train.keep=3",
+        "curriculum[0].steps=9", "curriculum[1].datasets.apprentice=0.5", "evaluation.messages=1,2",
+        "puzzles.difficulties=2", "puzzles.families=navigate,web_of_lies", "evaluation.modes.bbh=('orca',)",
+        "benchmarks.bbh=", "data.layout=chatml",
+    )  # fmt: skip
+    assert (config.name, config.seed, config.student.tie_embeddings) == ("7", 3, True)
+    assert (config.optimizer.clip_norm, config.train.keep, config.curriculum[0].steps) == (0.1, 3, 9)
+    assert config.curriculum[1].datasets == {"expert": 1.0, "apprentice": 0.5}
+    assert (config.evaluation.messages, config.puzzles.difficulties) == ((1, 2), (2,))
+    assert (config.puzzles.families, config.data.layout) == (("navigate", "web_of_lies"), "chatml")
+    assert (config.evaluation.modes["bbh"], config.benchmarks["bbh"]) == (("orca",), "")

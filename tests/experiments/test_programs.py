@@ -13,7 +13,7 @@ WORKDIR = "--workdir={tmp}/w"
 # name: (arguments, what the message says)
 CASES = {
     "unknown key with no neighbour": ((MINI, WORKDIR, "--config.optimizer.zzz=4"), ("optimizer.zzz",)),
-    "ill-typed key": ((MINI, WORKDIR, "--config.seed=one"), ("config.seed", "'one'")),
+    "ill-typed key": ((MINI, WORKDIR, "--config.seed=one"), ("'seed' must be int", "'one'")),
     "unknown argument": (("{repo}/configs/mini.py:runlocl", WORKDIR), ("runlocl", "runlocal")),
     "unknown key in the file": (("{tmp}/own.py", WORKDIR), ("'student.hiden_size'", "'hidden_size'")),
     "unknown key of an entry of a list": (
