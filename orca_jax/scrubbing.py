@@ -55,24 +55,17 @@ def _escaped(secret: str) -> str:
 def _any_escape(char: str) -> str:
     code, octets = ord(char), char.encode("utf-8", "surrogatepass")
     wide = char.encode("utf-16-be", "surrogatepass").hex()
-    forms = [
-        rf"\\*{re.escape(char)}",
-        re.escape(html.escape(char)),
-        rf"&#(?:0*{code}|[xX]0*{_hex(f'{code:x}')});",
-        "".join(f"%(?:25)*{_hex(f'{octet:02x}')}" for octet in octets),
-        "".join(rf"\\+x{_hex(f'{octet:02x}')}" for octet in octets),
-        "".join(rf"\\+u{_hex(wide[i : i + 4])}" for i in range(0, len(wide), 4)),
-        rf"\\+U{_hex(f'{code:08x}')}",
-    ]
-    forms += [rf"\\+x{_hex(f'{code:02x}')}"] if code < 256 else []
+    forms = [rf"\\*{re.escape(char)}", re.escape(html.escape(char))]
     forms += [rf"\\+{_LETTERS[char]}"] if char in _LETTERS else []
     forms += [r"\+"] if char == " " else []
-    return f"(?:{'|'.join(forms)})"
-
-
-def _hex(digits: str) -> str:
-    """Hexadecimal digits, of either case."""
-    return re.sub("[a-f]", lambda digit: f"[{digit[0]}{digit[0].upper()}]", digits)
+    in_hex = [
+        rf"&#(?:0*{code}|x0*{code:x});",
+        "".join(f"%(?:25)*{octet:02x}" for octet in octets),
+        "".join(rf"\\+x{octet:02x}" for octet in octets),
+        "".join(rf"\\+u{wide[i : i + 4]}" for i in range(0, len(wide), 4)),
+        rf"\\+(?:x{code:02x}|U{code:08x})",
+    ]
+    return f"(?:{'|'.join(forms)}|(?i:{'|'.join(in_hex)}))"
 
 
 def _base64(secret: str) -> list[str]:

@@ -7,8 +7,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -346,28 +344,4 @@ def test_the_page_on_troubleshooting_has_these_messages_and_no_others(said, repo
         for name, ended in said.items()
     }
     assert [name for name, of_case in found.items() if not of_case] == []
-    never = set(entries) - {entry for of_case in found.values() for entry in of_case}
-    assert all("jax" in entry or "Python" in entry for entry in never), never  # of the environment: below
-
-
-@pytest.mark.parametrize(
-    ("before", "said"),
-    [
-        ("sys.version_info = (3, 10)", "error: Python 3.11 or newer is needed"),
-        ("importlib.metadata.version = lambda name: '0.9.2'", "error: jax 0.9.2 is not supported"),
-        ("sys.path[:] = [p for p in sys.path if 'site-packages' not in p]", "has no jax"),
-    ],
-)
-def test_an_environment_that_is_not_supported(repo, before, said):
-    code = f"import importlib.metadata, runpy, sys; {before}; runpy.run_module('experiments.run')"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=repo, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ")
-    assert said in ended.stderr
-    assert ended.stderr.count("\n") == 1
-
-
-def test_the_versions_asked_for_are_those_of_the_package(repo):
-    text = (repo / "setup.py").read_text()
-    assert '"jax>=0.10,<0.12"' in text
-    assert 'python_requires=">=3.11"' in text
+    assert set(entries) == {entry for of_case in found.values() for entry in of_case}
