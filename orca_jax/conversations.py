@@ -130,7 +130,13 @@ def checked(messages: Iterable[Message], *, join_turns: bool = False) -> tuple[M
     Raises:
       RecordError: roles do not alternate, a question is empty, or a text is no text; names the turn.
     """
-    turns = tuple(_joined(messages) if join_turns else messages)
+    turns = tuple(messages)
+    if join_turns:
+        alike = itertools.groupby(turns, key=lambda turn: (turn.role, turn.weight))
+        turns = tuple(
+            Message(role, "\n\n".join(turn.content for turn in group), weight)
+            for (role, weight), group in alike
+        )
     check_turns(turns)
     for number, message in enumerate(turns):
         content = message.content
@@ -139,19 +145,6 @@ def checked(messages: Iterable[Message], *, join_turns: bool = False) -> tuple[M
         if not content.isascii() and (half := half_pair(content)):
             raise RecordError(f"messages[{number}]: half a surrogate pair ({half}), which is no character")
     return turns
-
-
-def _joined(messages: Iterable[Message]) -> Iterator[Message]:
-    last: Message | None = None
-    for message in messages:
-        if last and (last.role, last.weight) == (message.role, message.weight):
-            last = Message(last.role, f"{last.content}\n\n{message.content}", last.weight)
-            continue
-        if last:
-            yield last
-        last = message
-    if last:
-        yield last
 
 
 def _refuse(values: Mapping[str, Any]) -> None:
@@ -164,14 +157,10 @@ def _refuse(values: Mapping[str, Any]) -> None:
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """With the system message that stands in a column of its own."""
     texts = {text for name in SYSTEM if name in row and (text := _text(row, name))}
-    if not texts:
-        return messages
     own = {message.content for message in messages if message.role == "system"}
-    if texts == own:
-        return messages
-    if len(texts | own) > 1:
+    if texts and len(texts | own) > 1:
         raise RecordError("the row has several different system messages; keep one")
-    return [Message("system", texts.pop()), *messages]
+    return messages if texts <= own else [Message("system", texts.pop()), *messages]
 
 
 # Columns of texts

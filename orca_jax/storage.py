@@ -354,40 +354,6 @@ class Workdir(Copy):
             shutil.copyfile(path, copy)
         return copy
 
-    @contextlib.contextmanager
-    def kept_in_sync(self) -> Iterator[Path]:
-        """The local folder, synchronised with the bucket while the context lasts and when it ends.
-
-        Raises:
-          RemoteError: the bucket cannot be used; at the end only where nothing else was raised before.
-        """
-        self.fetch()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        stop, worked = threading.Event(), False
-
-        def try_to_push() -> None:
-            try:
-                self.push()
-            except RemoteError as error:
-                log.warning("not all is in the bucket: %s", error)
-
-        def push_every_interval() -> None:
-            pause = INTERVAL
-            while not stop.wait(pause):
-                began = time.monotonic()
-                try_to_push()
-                pause = max(INTERVAL, SHARE * (time.monotonic() - began))
-
-        thread = threading.Thread(target=push_every_interval, daemon=True)
-        thread.start()
-        try:
-            yield self.folder
-            worked = True
-        finally:
-            stop.set()
-            thread.join()
-            (self.push if worked else try_to_push)()
-
 
 _open: list[Workdir] = []  # at most one
 
@@ -415,7 +381,8 @@ def workdir(path: str | Path, *, parts: Collection[str] = (), hosts: bool = Fals
       hosts: whether several hosts share it; their checkpoints go into the bucket directly.
 
     Raises:
-      RemoteError: the bucket cannot be used, or not by several hosts.
+      RemoteError: the bucket cannot be used, or not by several hosts; at the end only where nothing else was
+        raised before.
       ValueError: no checkpoint could be read there.
     """
     if not is_remote(path):
@@ -431,12 +398,34 @@ def workdir(path: str | Path, *, parts: Collection[str] = (), hosts: bool = Fals
     copy = Workdir(address, parts=parts, direct=hosts)
     check_path(copy.folder)
     log.info("%s: working on its copy %s", address, copy.folder)
+    copy.fetch()
+    copy.folder.mkdir(parents=True, exist_ok=True)
+    stop, worked = threading.Event(), False
+
+    def try_to_push() -> None:
+        try:
+            copy.push()
+        except RemoteError as error:
+            log.warning("not all is in the bucket: %s", error)
+
+    def push_every_interval() -> None:
+        pause = INTERVAL
+        while not stop.wait(pause):
+            began = time.monotonic()
+            try_to_push()
+            pause = max(INTERVAL, SHARE * (time.monotonic() - began))
+
+    thread = threading.Thread(target=push_every_interval, daemon=True)
+    thread.start()
     _open.append(copy)
     try:
-        with copy.kept_in_sync() as folder:
-            yield folder
+        yield copy.folder
+        worked = True
     finally:
+        stop.set()
+        thread.join()
         _open.remove(copy)
+        (copy.push if worked else try_to_push)()
 
 
 def push_logs_alone() -> None:
