@@ -100,9 +100,7 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
     artifacts.begin(directory, provenance, inputs)
     made, left_out = training_puzzles(config.puzzles, config.seed, [text for _, _, text in documents])
     shares = {str(id): share for id, share in config.puzzles.messages.items()}
-    queries = [
-        puzzles.to_query(p, assign_message(p.id, p.multiple_choice, shares, config.seed)) for p in made
-    ]
+    queries = [puzzles.to_query(p, assign_message(p.id, bool(p.choices), shares, config.seed)) for p in made]
     known, draws = Exact(), [draw.Counts() for _ in config.flan]
     for query in queries:
         known.seen(query.text)

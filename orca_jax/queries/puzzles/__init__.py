@@ -9,40 +9,22 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from orca_jax import records
-from orca_jax.queries.puzzles import (
-    boolean_expressions,
-    date_understanding,
-    dyck_languages,
-    logical_deduction,
-    multistep_arithmetic_two,
-    navigate,
-    object_counting,
-    reasoning_about_colored_objects,
-    temporal_sequences,
-    tracking_shuffled_objects,
-    web_of_lies,
-)
 from orca_jax.queries.puzzles.base import Family, Puzzle, content_hash
+from orca_jax.queries.puzzles.expressions import BooleanExpressions, DyckLanguages, MultistepArithmetic
+from orca_jax.queries.puzzles.objects import ColoredObjects, LogicalDeduction, ObjectCounting
+from orca_jax.queries.puzzles.persons import Navigate, TrackingShuffledObjects, WebOfLies
+from orca_jax.queries.puzzles.times import DateUnderstanding, TemporalSequences
 
 COLLECTION = "puzzles"
-Split = Literal["train", "test"]
-FAMILIES: dict[str, Family[Any]] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (
-        web_of_lies,
-        navigate,
-        boolean_expressions,
-        object_counting,
-        tracking_shuffled_objects,
-        multistep_arithmetic_two,
-        dyck_languages,
-        logical_deduction,
-        reasoning_about_colored_objects,
-        temporal_sequences,
-        date_understanding,
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family
+    for family in (
+        *(WebOfLies, Navigate, BooleanExpressions, ObjectCounting, TrackingShuffledObjects),
+        *(MultistepArithmetic, DyckLanguages, LogicalDeduction, ColoredObjects),
+        *(TemporalSequences, DateUnderstanding),
     )
 }
 _LABEL = re.compile(r"\([a-z]\) ")
@@ -50,7 +32,7 @@ _PATIENCE = 5000  # draws without a new puzzle after which a family counts as ex
 
 
 def make_puzzles(
-    family: str, *, difficulties: Sequence[int], count: int, seed: int, split: Split
+    family: str, *, difficulties: Sequence[int], count: int, seed: int, split: Literal["train", "test"]
 ) -> list[Puzzle]:
     """Puzzles of distinct contents, taking the difficulties in turn.
 
@@ -90,7 +72,7 @@ def to_query(puzzle: Puzzle, system_message_id: int | None) -> records.Query:
         text=puzzle.question,
         collection=COLLECTION,
         task=puzzle.task,
-        multiple_choice=puzzle.multiple_choice,
+        multiple_choice=bool(puzzle.choices),
         system_message_id=system_message_id,
         target=puzzle.target,
         source="procedural",
@@ -105,11 +87,10 @@ def drop_known(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> tuple[list[Pu
     questions out of training.
     """
     known = {question_key(text) for text in texts}
-    kept: list[Puzzle] = []
-    dropped: list[Puzzle] = []
+    parts: tuple[list[Puzzle], list[Puzzle]] = [], []
     for puzzle in puzzles:
-        (dropped if question_key(puzzle.question) in known else kept).append(puzzle)
-    return kept, dropped
+        parts[question_key(puzzle.question) in known].append(puzzle)
+    return parts
 
 
 def question_key(question: str) -> str:

@@ -1,17 +1,28 @@
-"""What every family of puzzles shares: the puzzle, the family, the split and the planned mistake."""
+"""What every family of puzzles shares: the puzzle, the family, the split, planned mistakes, and wording."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import random
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import string
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 MISTAKES_TRIED = 4
 TEST_SHARE = 10  # one content in ten is a test puzzle
-Instance = TypeVar("Instance")
 T = TypeVar("T")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+NUMBER_WORDS = words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
 
 
 def content_hash(text: str) -> str:
@@ -24,9 +35,8 @@ def is_test(content: str) -> bool:
     return int(content_hash(content), 16) % TEST_SHARE == 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pose:
-    """How an instance is put to a reader.
+class Pose(NamedTuple):
+    """How a puzzle is put to a reader.
 
     `content` is what the split hashes: the question without the order of its options. `choices` are
     all the answers the question admits, empty where it is open.
@@ -38,44 +48,11 @@ class Pose:
     choices: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(NamedTuple):
     """Solution steps, one line each, and the answer they lead to."""
 
     steps: tuple[str, ...]
     answer: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Puzzle:
-    """One question with its true solution. `instance` is what its family made it from."""
-
-    family: str
-    task: str
-    difficulty: int
-    question: str
-    content: str
-    target: str
-    steps: tuple[str, ...]
-    choices: tuple[str, ...] = ()
-    instance: Any = dataclasses.field(default=None, compare=False, repr=False)
-
-    @property
-    def id(self) -> str:
-        return f"{self.family}-{content_hash(self.content)[:16]}"
-
-    @property
-    def is_test(self) -> bool:
-        return is_test(self.content)
-
-    @property
-    def multiple_choice(self) -> bool:
-        return bool(self.choices)
-
-    @property
-    def chance(self) -> float:
-        """The accuracy of guessing: zero where the question is open."""
-        return 1 / len(self.choices) if self.choices else 0.0
 
 
 class Slip:
@@ -97,66 +74,130 @@ class Slip:
         return self._rng.choice(alternatives) if alternatives else right
 
 
-@dataclasses.dataclass(frozen=True)
-class Family(Generic[Instance]):
-    """A kind of puzzle.
+class Family(ABC):
+    """A kind of puzzle; an object of it is what one puzzle is made from.
 
     Attributes:
-      draw: an instance of the given difficulty, from the random numbers given.
-      pose: the question that an instance asks.
-      solve: the steps and answer of an instance, erring where the slip says.
       simple_words: (phrase, simpler phrase) pairs that say a step to a child.
     """
 
-    name: str
-    difficulties: range
-    draw: Callable[[random.Random, int], Instance]
-    pose: Callable[[Instance], Pose]
-    solve: Callable[[Instance, Slip], Solution]
-    simple_words: tuple[tuple[str, str], ...]
+    name: ClassVar[str]
+    difficulties: ClassVar[range]
+    simple_words: ClassVar[tuple[tuple[str, str], ...]]
 
-    def generate(self, rng: random.Random, difficulty: int) -> Puzzle:
+    @classmethod
+    @abstractmethod
+    def draw(cls, rng: random.Random, difficulty: int) -> Self:
+        """One of the given difficulty, from the random numbers given."""
+
+    @abstractmethod
+    def pose(self) -> Pose:
+        """The question that it asks."""
+
+    @abstractmethod
+    def solve(self, slip: Slip) -> Solution:
+        """Its steps and answer, erring where the slip says."""
+
+    @classmethod
+    def generate(cls, rng: random.Random, difficulty: int) -> Puzzle:
         """A random puzzle.
 
         Raises:
           ValueError: the family has no such difficulty.
         """
-        if difficulty not in self.difficulties:
-            levels = f"{self.difficulties.start} to {self.difficulties.stop - 1}"
-            raise ValueError(f"{self.name} has difficulties {levels}, not {difficulty}")
-        instance = self.draw(rng, difficulty)
-        pose, solution = self.pose(instance), self.solve(instance, Slip())
-        return Puzzle(
-            family=self.name,
-            task=pose.task,
-            difficulty=difficulty,
-            question=pose.question,
-            content=pose.content,
-            target=solution.answer,
-            steps=solution.steps,
-            choices=pose.choices,
-            instance=instance,
-        )
+        if difficulty not in cls.difficulties:
+            levels = f"{cls.difficulties.start} to {cls.difficulties.stop - 1}"
+            raise ValueError(f"{cls.name} has difficulties {levels}, not {difficulty}")
+        instance = cls.draw(rng, difficulty)
+        return Puzzle(instance, difficulty, *instance.pose(), *instance.solve(Slip()))
 
-    def mistaken(self, puzzle: Puzzle, rng: random.Random) -> Solution:
+    @classmethod
+    def simple(cls, step: str) -> str:
+        """A step in a child's words."""
+        for phrase, simpler in cls.simple_words:
+            step = step.replace(phrase, simpler)
+        return step
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Puzzle:
+    """One question with its true solution."""
+
+    instance: Family = dataclasses.field(compare=False, repr=False)
+    difficulty: int
+    task: str
+    question: str
+    content: str
+    choices: tuple[str, ...]
+    steps: tuple[str, ...]
+    target: str
+
+    @property
+    def family(self) -> str:
+        return self.instance.name
+
+    @property
+    def id(self) -> str:
+        return f"{self.family}-{content_hash(self.content)[:16]}"
+
+    @property
+    def is_test(self) -> bool:
+        return is_test(self.content)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing: zero where the question is open."""
+        return 1 / len(self.choices) if self.choices else 0.0
+
+    def mistaken(self, rng: random.Random) -> Solution:
         """A solution with one mistake, carried through; its answer is usually wrong.
 
         Mistakes that do not change the answer are passed over, as long as others are soon found.
         """
         counter = Slip()
-        self.solve(puzzle.instance, counter)
+        self.instance.solve(counter)
         for _ in range(MISTAKES_TRIED):
-            solution = self.solve(puzzle.instance, Slip(rng.randrange(counter.decisions), rng))
-            if solution.answer != puzzle.target:
+            solution = self.instance.solve(Slip(rng.randrange(counter.decisions), rng))
+            if solution.answer != self.target:
                 break
         return solution
 
-    def guess(self, puzzle: Puzzle, rng: random.Random) -> str:
+    def guess(self, rng: random.Random) -> str:
         """An answer without a solution: any choice, or what a mistake would lead to."""
-        return rng.choice(puzzle.choices) if puzzle.choices else self.mistaken(puzzle, rng).answer
+        return rng.choice(self.choices) if self.choices else self.mistaken(rng).answer
 
-    def simple(self, step: str) -> str:
-        """A step in a child's words."""
-        for phrase, simpler in self.simple_words:
-            step = step.replace(phrase, simpler)
-        return step
+
+# Wording
+
+
+def article(noun: str) -> str:
+    """A noun with its indefinite article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def listing(entries: Sequence[str]) -> str:
+    """Entries in a sentence, with the serial comma that Big-Bench Hard writes before any last `and`."""
+    return entries[0] if len(entries) == 1 else f"{', '.join(entries[:-1])}, and {entries[-1]}"
+
+
+def letter(index: int) -> str:
+    """The label of an option: (A), (B) and so on."""
+    return f"({string.ascii_uppercase[index]})"
+
+
+def letter_of(option: str, options: Sequence[str]) -> str:
+    """The label of one of the options."""
+    return letter(options.index(option))
+
+
+def lettered(task: str, stem: str, options: Sequence[str]) -> Pose:
+    """A question with lettered options, whose order does not count as content."""
+    labels = tuple(map(letter, range(len(options))))
+    lines = [f"{label} {option}" for label, option in zip(labels, options)]
+    question = "\n".join([stem, "Options:", *lines])
+    return Pose(task, question, "\n".join([stem, *sorted(options)]), labels)
+
+
+def shuffled(rng: random.Random, entries: Sequence[T]) -> tuple[T, ...]:
+    """The entries in random order."""
+    return tuple(rng.sample(entries, len(entries)))

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 
 from orca_jax import artifacts, records
 from orca_jax.queries import system_messages
-from orca_jax.queries.puzzles import FAMILIES
 from orca_jax.queries.puzzles.base import Puzzle, Solution
 from orca_jax.queries.system_messages import Style
 
@@ -84,18 +83,18 @@ class OracleTeacher:
         return records.Reply(outcome, kept, records.Usage(prompt_tokens, len(kept.split())))
 
     def _answer(self, puzzle: Puzzle, style: Style, rng: random.Random) -> str:
-        family, solution = FAMILIES[puzzle.family], Solution(puzzle.steps, puzzle.target)
+        solution = Solution(puzzle.steps, puzzle.target)
         if puzzle.difficulty > self.knobs.reach:
-            answer = family.guess(puzzle, rng)
+            answer = puzzle.guess(rng)
             solution = Solution((f"I think it is {answer}.",), answer)
         elif rng.random() < self.knobs.error_rate:
-            solution = family.mistaken(puzzle, rng)
+            solution = puzzle.mistaken(rng)
         if style is Style.BARE:
             return self.knobs.bare_reply.format(answer=solution.answer)
         steps = [step for step in solution.steps[:-1] if rng.random() >= self.knobs.brevity]
         steps += solution.steps[-1:]
         if style is Style.SIMPLE:
-            steps = list(map(family.simple, steps))
+            steps = list(map(puzzle.instance.simple, steps))
         if style is Style.ANSWER_FIRST:
             return "\n".join([ANSWER_FIRST.format(answer=solution.answer), *steps])
         return "\n".join([*steps, ANSWER_SENTENCE.format(answer=solution.answer)])
@@ -121,13 +120,10 @@ def check_steps(puzzle: Puzzle, reply_text: str) -> StepScore:
     """Scores the steps of a reply: its lines that are not empty and do not give the answer.
 
     A reply of a single line is a bare answer and states no steps.
-
-    Raises:
-      KeyError: the puzzle's family is unknown.
     """
     lines = [" ".join(line.split()) for line in reply_text.splitlines() if line.strip()]
     stated = [line for line in lines if not _ANSWER_LINE.match(line)] if len(lines) > 1 else []
-    simple = tuple(map(FAMILIES[puzzle.family].simple, puzzle.steps))
+    simple = tuple(map(puzzle.instance.simple, puzzle.steps))
     correct = 0
     for steps in (puzzle.steps, simple):  # the length of the longest common subsequence
         row = [0] * (len(stated) + 1)

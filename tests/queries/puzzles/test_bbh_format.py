@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orca_jax.queries.puzzles import FAMILIES, drop_known, make_puzzles
-from orca_jax.queries.puzzles.reasoning_about_colored_objects import COLORS
+from orca_jax.queries.puzzles.objects import ColoredObjects
 
 BBH = Path(__file__).resolve().parents[3] / "../shared/data/bbh"
-COLOR = "|".join(COLORS)
+COLOR = "|".join(ColoredObjects.COLORS)
 OPTIONS = r"Options:(\n\([A-Z]\) [^\n]+)+"
 # task: (difficulties, skeleton, least share of Big-Bench Hard's questions with it, where they are at hand)
 SKELETONS = {

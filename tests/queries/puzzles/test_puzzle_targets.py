@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.queries.puzzles import FAMILIES
-from orca_jax.queries.puzzles.object_counting import KINDS, PLURALS
-from orca_jax.queries.puzzles.wording import NUMBER_WORDS as WORDS
+from orca_jax.queries.puzzles.base import NUMBER_WORDS as WORDS
+from orca_jax.queries.puzzles.objects import ObjectCounting
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
@@ -60,9 +60,12 @@ def multistep_arithmetic_two(question: str) -> str:
 def object_counting(question: str) -> str:
     listed, asked = re.fullmatch(r"I have (.*)\. How many (.*) do I have\?", question).groups()
     singulars = [
-        name for kind, names in KINDS.items() if asked in (kind, "objects") for name in names.split(", ")
+        name
+        for kind, names in ObjectCounting.KINDS.items()
+        if asked in (kind, "objects")
+        for name in names.split(", ")
     ]
-    nouns = {*singulars, *(PLURALS.get(name, f"{name}s") for name in singulars)}
+    nouns = {*singulars, *(ObjectCounting.PLURALS.get(name, f"{name}s") for name in singulars)}
     total = 0
     for entry in re.split(r", (?:and )?", listed):
         number, noun = entry.split(" ", 1)

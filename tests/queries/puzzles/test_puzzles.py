@@ -51,7 +51,7 @@ def test_mistake_shows_in_a_step_and_is_usually_carried_to_the_answer(name):
     rng, wrong = random.Random(0), 0
     puzzles = sample(name, 60)
     for puzzle in puzzles:
-        solution = FAMILIES[name].mistaken(puzzle, rng)
+        solution = puzzle.mistaken(rng)
         assert solution.answer in puzzle.choices or not puzzle.choices
         wrong += solution.answer != puzzle.target
         assert solution.answer == puzzle.target or solution.steps != puzzle.steps
