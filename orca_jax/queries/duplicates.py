@@ -12,10 +12,6 @@ SHINGLE = 5  # words
 PERMUTATIONS = 128
 
 
-class DuplicatesError(ValueError):
-    """Near duplicates cannot be looked for; the message says what to install."""
-
-
 class Exact:
     """Remembers 64 bits of each entry."""
 
@@ -40,33 +36,28 @@ class Near:
       similarity: the estimated Jaccard similarity from which two texts are near duplicates.
 
     Raises:
-      DuplicatesError: datasketch is not installed.
+      ValueError: datasketch is not installed.
     """
 
     def __init__(self, similarity: float):
         try:
             self._library: Any = importlib.import_module("datasketch")
         except ImportError as error:
-            raise DuplicatesError(
+            raise ValueError(
                 "near duplicates need datasketch: pip install 'orca_jax[dedup]', or look for none"
             ) from error
-        self._similarity = similarity
+        self._similarity, self._sketches = similarity, list[Any]()
         self._index = self._library.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
-        self._sketches: list[Any] = []
 
     def seen(self, text: str) -> bool:
         """Whether a text given before, and no near duplicate itself, is at least so similar."""
+        words = tokens(text)
+        runs = {" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))}
         sketch = self._library.MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in _shingles(text)])
+        sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in runs])
         near = (self._sketches[place] for place in self._index.query(sketch))
         if any(sketch.jaccard(other) >= self._similarity for other in near):
             return True
         self._index.insert(len(self._sketches), sketch)
         self._sketches.append(sketch)
         return False
-
-
-def _shingles(text: str) -> set[str]:
-    words = tokens(text)
-    count = max(1, len(words) - SHINGLE + 1)
-    return {" ".join(words[start : start + SHINGLE]) for start in range(count)}

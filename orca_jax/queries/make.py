@@ -1,25 +1,39 @@
-"""Makes the queries of an experiment: puzzles and draws of FLAN-v2, without any benchmark's question."""
+"""Makes the queries of an experiment: puzzles and draws of FLAN-v2, without any benchmark's question.
+
+FLAN's queries are drawn (`sampling`), each text once, near duplicates left out if wished, checked against the
+benchmarks (`contamination`), and given a system message. All of it streams; what is held in memory are the
+index, a hash a query, and one bucket of drawn queries. Each step is counted.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import glob
 import hashlib
 import itertools
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, files
-from orca_jax.config import ExperimentConfig, PuzzlesConfig
-from orca_jax.queries import draw, puzzles, system_messages
-from orca_jax.queries.duplicates import Exact
+from orca_jax import artifacts, files, storage
+from orca_jax.config import ExperimentConfig, FlanConfig, Message, PuzzlesConfig
+from orca_jax.files import Tally
+from orca_jax.progress import progress
+from orca_jax.queries import contamination, flan, puzzles, sampling, system_messages
+from orca_jax.queries.duplicates import Exact, Near
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Query
 
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
+INDEX = "index.npz"
+BUCKETS = "drawn"
+REPORTED = 1000  # queries between two reports of progress
 Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.base.Document`
 
 
@@ -29,7 +43,7 @@ def unit_hash(*parts: Any) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def assign_message(query_id: str, multiple_choice: bool, shares: Mapping[str, float], seed: int) -> int:
+def assign_message(query_id: str, multiple_choice: bool, shares: Mapping[Message, float], seed: int) -> int:
     """The system message of a query: by hash, so that every teacher and every rerun sees the same.
 
     Raises:
@@ -56,14 +70,13 @@ def training_puzzles(
     config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
     """The training puzzles, without those of a benchmark file, and how many were left out for that."""
-    made = [
-        puzzle
-        for family in config.families
-        for puzzle in puzzles.make_puzzles(
+    made = (
+        puzzles.make_puzzles(
             family, difficulties=config.difficulties, count=config.per_family, seed=seed, split="train"
         )
-    ]
-    kept, dropped = puzzles.drop_known(made, evaluated)
+        for family in config.families
+    )
+    kept, dropped = puzzles.drop_known(itertools.chain.from_iterable(made), evaluated)
     return kept, len(dropped)
 
 
@@ -73,6 +86,139 @@ def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -
     if "examined" in there:
         return {"examined": artifacts.digest([text for _, text in texts])}
     return {f"benchmarks.{name}": digest for name, digest in artifacts.digests(texts).items()}
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of a draw's rows; filled while its queries are taken."""
+
+    rows: Tally = dataclasses.field(default_factory=Tally)
+    not_drawn_from: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    duplicates: int = 0
+    near_duplicates: int = 0
+    contamination: contamination.Report | None = None
+    queries: int = 0
+    expert: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, for a manifest."""
+        met = self.contamination.summary() if self.contamination else "no benchmark was given"
+        return {**vars(self), "rows": self.rows.summary(), "contamination": met}
+
+
+def source_files(config: FlanConfig) -> dict[str, list[Path]]:
+    """The files of a draw, by kind.
+
+    Raises:
+      ValueError: there is none, or a pattern matches none.
+    """
+    found: dict[str, list[Path]] = {}
+    for kind, pattern in config.sources.items():
+        if not pattern:
+            continue
+        path = storage.local(pattern)
+        # A file of that very name comes before what the pattern matches.
+        names = [path] if Path(path).is_file() else glob.glob(path, recursive=True)
+        found[kind] = sorted(each for each in map(Path, names) if each.is_file())
+        if not found[kind]:
+            raise ValueError(f"flan.sources.{kind}: no file matches {pattern!r}; correct the pattern")
+    if not found:
+        raise ValueError(f"flan.sources names no file; known kinds: {', '.join(flan.READERS)}")
+    return found
+
+
+def flan_inputs(draws: Iterable[FlanConfig]) -> dict[str, str]:
+    """The digest of every file, by draw, kind, folder and name."""
+    digests = {}
+    for number, config in enumerate(draws):
+        for kind, paths in source_files(config).items():
+            top = os.path.commonpath([path.resolve().parent.parent for path in paths])
+            for path in paths:
+                status = path.stat()
+                digest = _digest(path, status.st_size, status.st_mtime_ns)
+                digests[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = digest
+        if config.messages:
+            digests[f"flan[{number}].messages"] = artifacts.file_digest(storage.local(config.messages))
+    return digests
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """A file's sha256, computed once a process while the file stays as it is: FLAN's files are large."""
+    return artifacts.file_digest(path)
+
+
+def draw_queries(
+    config: FlanConfig,
+    folder: Path,
+    counts: Counts,
+    *,
+    seed: int,
+    expert: float,
+    documents: Sequence[Document] = (),
+    known: Exact,
+    on_hit: Callable[[contamination.Hit], object],
+) -> Iterator[Query]:
+    """The queries of a draw with their system messages, in an order of their own.
+
+    Args:
+      folder: keeps the index, so that an interrupted draw reads the files once less, and drawn queries.
+      expert: the share that is marked for the second teacher.
+      documents: the benchmarks' texts; none: nothing is checked.
+      known: the texts of earlier queries; this draw's are added.
+      on_hit: is called for every benchmark's text that a query meets.
+
+    Raises:
+      RecordError: too many rows of a file are malformed.
+      ValueError: no message is for a query.
+    """
+    sources = source_files(config)
+    if not (folder / INDEX).exists():
+        rows = flan.read_all(sources, Tally(config.malformed, flan.SETTING))
+        sampling.index(_watched(rows, "indexing FLAN")).save(folder / INDEX)
+    indexed = sampling.Index.load(folder / INDEX)
+    plan = sampling.plan(indexed, config, expert, seed)
+    counts.rows = Tally(config.malformed, flan.SETTING)
+    counts.drawn, counts.not_drawn_from = plan.summary(), indexed.left_out
+    shutil.rmtree(folder / BUCKETS, ignore_errors=True)
+    rows = flan.read_all(sources, counts.rows)
+    sampling.scatter(_watched(rows, "drawing queries"), plan, folder / BUCKETS)
+
+    near = Near(config.near_duplicates) if config.near_duplicates else None
+
+    def distinct() -> Iterator[Query]:
+        for query in sampling.gathered(folder / BUCKETS, seed):
+            if known.seen(query.text):
+                counts.duplicates += 1
+            elif near and near.seen(query.text):
+                counts.near_duplicates += 1
+            else:
+                yield query
+
+    kept = distinct()
+    if documents:
+        index = contamination.Index(documents, coverage=config.coverage, max_documents=config.max_documents)
+        counts.contamination = contamination.Report()
+        keep = config.contamination == "keep"
+        kept = contamination.screen(kept, index, counts.contamination, keep=keep, on_hit=on_hit)
+    if config.messages:
+        messages = system_messages.read_set(storage.local(config.messages))
+    else:
+        measured = system_messages.measured_shares(sampling.gathered(folder / BUCKETS, seed))
+        messages = system_messages.MessageSet(system_messages.all_messages(), measured)
+    for query in _watched(messages.assign(kept, seed), "checking queries"):
+        counts.queries += 1
+        counts.expert += bool(query.extra["expert"])
+        yield query
+
+
+def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
+    with progress(title, None) as report:
+        for number, query in enumerate(stream, 1):
+            if number % REPORTED == 0:
+                report(number)
+            yield query
 
 
 def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Document]) -> dict[str, Any]:
@@ -86,9 +232,9 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
     Returns:
       The manifest of queries/.
     """
-    directory, inputs, documents = workdir / "queries", draw.inputs(config.flan), list(documents)
+    directory, inputs, documents = workdir / "queries", flan_inputs(config.flan), list(documents)
     expert = min(config.asked_shares, default=1.0)
-    counted = {"sources": "", "messages": "", "expert": expert}  # files count by content, see draw.inputs
+    counted = {"sources": "", "messages": "", "expert": expert}  # files count by content, see flan_inputs
     provenance = artifacts.joined(
         {"program": "queries"},
         artifacts.section(config, ("seed", "puzzles")),
@@ -99,9 +245,8 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
         return artifacts.read_manifest(directory)
     artifacts.begin(directory, provenance, inputs)
     made, left_out = training_puzzles(config.puzzles, config.seed, [text for _, _, text in documents])
-    shares = {str(id): share for id, share in config.puzzles.messages.items()}
+    shares, known, draws = config.puzzles.messages, Exact(), [Counts() for _ in config.flan]
     queries = [puzzles.to_query(p, assign_message(p.id, bool(p.choices), shares, config.seed)) for p in made]
-    known, draws = Exact(), [draw.Counts() for _ in config.flan]
     for query in queries:
         known.seen(query.text)
 
@@ -111,7 +256,7 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
             for number, (flan_config, counts) in enumerate(zip(config.flan, draws)):
                 folder = directory / f"draw-{number}"
                 folder.mkdir(exist_ok=True)
-                yield from draw.queries(
+                yield from draw_queries(
                     flan_config,
                     folder,
                     counts,

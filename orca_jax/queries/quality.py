@@ -129,21 +129,21 @@ class TraceChecker:
         if self.evaluated is not None:
             placed, asked = itertools.tee(placed)
             met = self.evaluated.check(Query(trace.id, _question(trace), "", "") for _, trace in asked)
-        for _, samples in itertools.groupby(zip(placed, met), lambda entry: entry[0][1].query_id):
-            if not self._votes:
-                for (place, trace), (_, hits) in samples:
-                    yield place, trace, self.check(trace, ["contaminated"] if hits else [])
-                continue
-            held = list(samples)
+        for _, group in itertools.groupby(zip(placed, met), lambda entry: entry[0][1].query_id):
+            samples = list(group)
             answers = [
-                final_answer(trace.answer, _question(trace)) if trace.outcome is Outcome.OK else None
-                for (_, trace), _ in held
+                final_answer(trace.answer, _question(trace))
+                if self._votes and trace.outcome is Outcome.OK
+                else None
+                for (_, trace), _ in samples
             ]
             elected, taken = majority(answers), False
-            for ((place, trace), (_, hits)), answer in zip(held, answers):
+            for ((place, trace), (_, hits)), answer in zip(samples, answers):
+                known = ["contaminated"] if hits else []
                 agreed = elected is not None and answer == elected
-                vote = [] if agreed and not taken else ["spare" if agreed else "outvoted"]
-                found = self.check(trace, [*vote, *(["contaminated"] if hits else [])])
+                if self._votes and (taken or not agreed):
+                    known.append("spare" if agreed else "outvoted")
+                found = self.check(trace, known)
                 taken |= agreed and self.reason(found) is None
                 yield place, trace, found
 

@@ -23,13 +23,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import files
 from orca_jax.artifacts import atomic_write
+from orca_jax.config import FlanConfig
 from orca_jax.queries.flan import is_zero_shot
 from orca_jax.records import Query, to_json
 
@@ -40,46 +41,7 @@ Keys = NDArray[np.uint64]
 _FIRST, _SECOND, _MASK = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Quotas:
-    """How many queries are drawn; the defaults are the paper's.
-
-    Attributes:
-      cot: share of the CoT queries, drawn uniformly.
-      niv2_per_task: queries of a Super-NaturalInstructions task, or all it has.
-      flan2021, t0: queries drawn by Algorithm 1, or all there are.
-      expert: share of the drawn queries that the second teacher gets (FLAN-1M of FLAN-5M).
-    """
-
-    cot: float = 1.0
-    niv2_per_task: int = 300
-    flan2021: int = 2_500_000
-    t0: int = 2_000_000
-    expert: float = 1_000_000 / 5_090_000
-
-    def __post_init__(self) -> None:
-        for name in ("cot", "expert"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"quota {name} is a share from 0 to 1, not {getattr(self, name)}")
-        for name in ("niv2_per_task", "flan2021", "t0"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"quota {name} counts queries, so not {getattr(self, name)}")
-
-    def scaled(self, scale: float) -> Quotas:
-        """Quotas for a set of `scale` times the size; below 1 all four sub-collections shrink alike."""
-        if scale <= 0:
-            raise ValueError(f"the scale of the quotas must be above 0, not {scale}")
-        return dataclasses.replace(
-            self,
-            cot=min(1.0, self.cot * scale),
-            niv2_per_task=max(1, round(self.niv2_per_task * scale)) if self.niv2_per_task else 0,
-            flan2021=round(self.flan2021 * scale),
-            t0=round(self.t0 * scale),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
+class Index(NamedTuple):
     """The queries there are to draw from.
 
     Attributes:
@@ -92,35 +54,26 @@ class Index:
     tasks: tuple[tuple[str, str], ...]
     keys: Keys
     task: NDArray[np.int32]
-    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """int64 [tasks]: how many queries each has."""
-        return np.bincount(self.task, minlength=len(self.tasks)).astype(np.int64)
+    left_out: Mapping[str, int]
 
     def save(self, path: str | Path) -> None:
         """Writes one .npz file, whole or not at all."""
-        names = np.array(["\t".join(pair) for pair in self.tasks], dtype=np.str_)
-        reasons = np.array([f"{name}\t{count}" for name, count in self.left_out.items()], dtype=np.str_)
+        names = np.array(json.dumps([self.tasks, self.left_out]))
         with atomic_write(path, "wb") as file:
-            np.savez(file, tasks=names, keys=self.keys, task=self.task, left_out=reasons)
+            np.savez(file, names=names, keys=self.keys, task=self.task)
 
     @classmethod
     def load(cls, path: str | Path) -> Index:
         """Reads what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            tasks, reasons = (
-                [str(pair).split("\t") for pair in arrays[name]] for name in ("tasks", "left_out")
-            )
-            left_out = {name: int(count) for name, count in reasons}
-            pairs = tuple((collection, task) for collection, task in tasks)
-            return cls(pairs, arrays["keys"], arrays["task"], left_out)
+            tasks, left_out = json.loads(str(arrays["names"]))
+            return cls(tuple(map(tuple, tasks)), arrays["keys"], arrays["task"], left_out)
 
 
-def key(query_id: str) -> int:
-    """A query's 64-bit key: a hash of its id."""
-    return int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest(), "little")
+@functools.lru_cache
+def key(text: str) -> int:
+    """64 bits of a text's hash; a query's key is that of its id."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def index(queries: Iterable[Query]) -> Index:
@@ -158,9 +111,6 @@ def _index(
     return Index(tuple(names[place] for place in places), keys[fresh], task[fresh], counts)
 
 
-# Algorithm 1
-
-
 def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """How many queries each task gives (paper, Algorithm 1).
 
@@ -191,11 +141,7 @@ def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int)
     return given
 
 
-# The plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Which queries are drawn.
 
     Attributes:
@@ -218,42 +164,42 @@ class Plan:
         return {name: {"queries": sum(drawn), "tasks": len(drawn)} for name, drawn in counts.items()}
 
 
-@functools.cache
-def salt(seed: int, purpose: str) -> int:
-    """What keys are moved by before they are mixed."""
-    return key(f"{purpose} {seed}")
-
-
 def mixed(keys: Any, seed: int, purpose: str) -> Any:
     """A key, or keys uint64 [n], in an order of their own for each seed and purpose: a bijection of 64 bits.
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), after adding a hash of seed and purpose. One
     key is an int: an array of one is ten times slower.
     """
-    values = (keys + salt(seed, purpose)) & _MASK
+    values = (keys + key(f"{purpose} {seed}")) & _MASK
     values = ((values ^ (values >> 30)) * _FIRST) & _MASK
     values = ((values ^ (values >> 27)) * _SECOND) & _MASK
     return values ^ (values >> 31)
 
 
-def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
+def plan(indexed: Index, quotas: FlanConfig, expert: float, seed: int) -> Plan:
     """Decides which queries are drawn; see the module.
+
+    Args:
+      quotas: its `scale` shrinks all four sub-collections alike.
+      expert: the share of the drawn queries that the second teacher gets.
 
     Raises:
       ValueError: the index is empty.
     """
     if not len(indexed.keys):
         raise ValueError("there are no zero-shot queries to draw from; check the files and template types")
-    sizes, given = indexed.sizes, np.zeros(len(indexed.tasks), np.int64)
+    sizes = np.bincount(indexed.task, minlength=len(indexed.tasks)).astype(np.int64)
+    given, scale = np.zeros_like(sizes), quotas.scale
     owner = np.array([collection for collection, _ in indexed.tasks])
     for collection in COLLECTIONS:
         members = np.flatnonzero(owner == collection)
         if collection == "cot":
-            given[members] = np.rint(sizes[members] * quotas.cot)
+            given[members] = np.rint(sizes[members] * min(1.0, quotas.cot * scale))
         elif collection == "niv2":
-            given[members] = np.minimum(sizes[members], quotas.niv2_per_task)
+            most = max(1, round(quotas.niv2_per_task * scale)) if quotas.niv2_per_task else 0
+            given[members] = np.minimum(sizes[members], most)
         else:
-            wanted = quotas.flan2021 if collection == "flan2021" else quotas.t0
+            wanted = round((quotas.flan2021 if collection == "flan2021" else quotas.t0) * scale)
             own_seed = key(f"algorithm 1 {collection} {seed}")
             given[members] = algorithm_1(sizes[members], wanted, own_seed)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -267,7 +213,7 @@ def plan(indexed: Index, quotas: Quotas, seed: int) -> Plan:
             taken.append(keys[ranks <= bound])
     counts = {pair: int(count) for pair, count in zip(indexed.tasks, given) if count}
     drawn = mixed(np.concatenate(taken), seed, "expert") if taken else np.empty(0, np.uint64)
-    experts = round(len(drawn) * quotas.expert)
+    experts = round(len(drawn) * expert)
     expert_bound = int(np.partition(drawn, experts - 1)[experts - 1]) if experts else -1
     return Plan(seed, bounds, expert_bound, counts)
 
@@ -289,25 +235,22 @@ def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
             yield dataclasses.replace(query, extra={**query.extra, "expert": expert})
 
 
-# Drawn queries on disk, in an order of their own
-
-
 def scatter(queries: Iterable[Query], drawn: Plan, folder: str | Path, *, buckets: int = BUCKETS) -> int:
     """Writes a stream's drawn queries to one file a bucket, for `gathered`, which holds one in memory.
 
     Returns:
       How many were drawn.
     """
-    count, folder = 0, Path(folder)
-    folder.mkdir(parents=True)
+    count = 0
+    Path(folder).mkdir(parents=True)
     with contextlib.ExitStack() as stack:
-        files: dict[int, IO[str]] = {}
+        opened: dict[int, IO[str]] = {}
         for count, query in enumerate(select(queries, drawn), 1):  # noqa: B007
             bucket = mixed(key(query.id), drawn.seed, "order") * buckets >> 64
-            if bucket not in files:
-                path = folder / f"{bucket:05d}.jsonl"
-                files[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
-            files[bucket].write(json.dumps(to_json(query)) + "\n")
+            if bucket not in opened:
+                path = Path(folder, f"{bucket:05d}.jsonl")
+                opened[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
+            opened[bucket].write(json.dumps(to_json(query)) + "\n")
     return count
 
 

@@ -12,6 +12,7 @@ queries get one of five messages (or of three) uniformly.
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import enum
@@ -22,7 +23,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orca_jax.records import Query, half_pair
 
@@ -34,10 +35,6 @@ ANY = "*"  # in a user's set: the share in every collection that is not named
 # Figure 6 if its messages are uniform; T0's is what `multiple_choice` finds in OpenOrca's T0 rows.
 MULTIPLE_CHOICE_SHARES: Mapping[str, float] = {"flan2021": 0.5, "t0": 0.3}
 _QUOTES = {code: "'" if code < 0x201C else '"' for code in range(0x2018, 0x2020)}
-
-
-class MessagesError(ValueError):
-    """A set of messages cannot be read, or has none for a query; the message says which."""
 
 
 class Style(enum.StrEnum):
@@ -82,14 +79,11 @@ def get(message_id: int) -> SystemMessage:
     """The message of an id.
 
     Raises:
-      MessagesError: there is no such id.
+      ValueError: there is no such id.
     """
-    try:
-        return all_messages()[message_id]
-    except KeyError:
-        raise MessagesError(
-            f"no system message {message_id!r}; ids go from 1 to {len(all_messages())}"
-        ) from None
+    if message_id not in all_messages():
+        raise ValueError(f"no system message {message_id!r}; ids go from 1 to {len(all_messages())}")
+    return all_messages()[message_id]
 
 
 def text_of(query: Query) -> str:
@@ -104,13 +98,6 @@ def under(query: Query, message_id: int) -> Query:
         return query
     extra = {name: value for name, value in query.extra.items() if name != TEXT}
     return dataclasses.replace(query, system_message_id=message_id, extra=extra)
-
-
-def with_texts(queries: Iterable[Query], messages: MessageSet) -> Iterator[Query]:
-    """The queries with their messages' texts, which a user's own ids do not tell."""
-    for query in queries:
-        text = messages.messages[query.system_message_id or 1].text
-        yield dataclasses.replace(query, extra={**query.extra, TEXT: text})
 
 
 @functools.cache
@@ -138,11 +125,7 @@ def _ids_by_hash() -> Mapping[str, int]:
     return {digest: m.id for m in messages for digest in (message_hash(m.text), *m.published)}
 
 
-# Which query gets which message
-
-
-@dataclasses.dataclass(frozen=True)
-class MessageSet:
+class MessageSet(NamedTuple):
     """System messages and the shares in which queries get them.
 
     Attributes:
@@ -152,56 +135,56 @@ class MessageSet:
     """
 
     messages: Mapping[int, SystemMessage]
-    multiple_choice_shares: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: MULTIPLE_CHOICE_SHARES
-    )
+    multiple_choice_shares: Mapping[str, float] = MULTIPLE_CHOICE_SHARES
 
     def weights(self, collection: str, *, multiple_choice: bool) -> dict[int, float]:
         """Probability of each message for a query of this collection and kind; sums to 1.
 
         Raises:
-          MessagesError: no message is for such queries.
+          ValueError: no message is for such queries.
         """
-        shares = {id: m.shares.get(collection, m.shares.get(ANY, 0.0)) for id, m in self.messages.items()}
-        shares = {id: share for id, share in shares.items() if share > 0}
-        total = sum(shares.values())
-        only = {id for id in shares if self.messages[id].multiple_choice_only}
-        general = {id: share / total for id, share in shares.items() if id not in only}
+        every = {id: m.shares.get(collection, m.shares.get(ANY, 0.0)) for id, m in self.messages.items()}
+        total = sum(every.values())
+        shares = {id: share / total for id, share in every.items() if share > 0}
+        only = {id: share for id, share in shares.items() if self.messages[id].multiple_choice_only}
+        general = {id: share for id, share in shares.items() if id not in only}
         weights: dict[int, float] = {}
         if multiple_choice and only:  # their shares are of all queries, and those with options are fewer
             part = max(self.multiple_choice_shares.get(collection, 0.5), 1e-9)
-            wanted = {id: share / total / part for id, share in shares.items() if id in only}
+            wanted = {id: share / part for id, share in only.items()}
             most = max(1.0, sum(wanted.values())) if general else sum(wanted.values())
             weights = {id: share / most for id, share in wanted.items()}
         elif not general:
             kind = "multiple choice" if multiple_choice else "queries without options"
-            raise MessagesError(f"no system message is for {kind} of the collection {collection!r}; add one")
+            raise ValueError(f"no system message is for {kind} of the collection {collection!r}; add one")
         rest = 1 - sum(weights.values())
         return weights | {id: rest * share / sum(general.values()) for id, share in general.items()}
 
     def assign(self, queries: Iterable[Query], seed: int) -> Iterator[Query]:
-        """The queries with their `system_message_id`.
+        """The queries with their `system_message_id`, and with the text of a user's own message.
 
         Raises:
-          MessagesError: no message is for a query.
+          ValueError: no message is for a query.
         """
         weights: dict[tuple[str, bool], dict[int, float]] = {}
         for query in queries:
             kind = query.collection, query.multiple_choice
             if kind not in weights:
                 weights[kind] = self.weights(query.collection, multiple_choice=query.multiple_choice)
-            yield dataclasses.replace(query, system_message_id=draw(weights[kind], query.id, seed))
+            message = self.messages[draw(weights[kind], query.id, seed)]
+            extra = query.extra if message.published else {**query.extra, TEXT: message.text}
+            yield dataclasses.replace(query, system_message_id=message.id, extra=extra)
 
 
 def draw(weights: Mapping[int, float], query_id: str, seed: int) -> int:
     """The message of a query, by hash of seed and id; weights need not sum to 1.
 
     Raises:
-      MessagesError: no weight is above zero.
+      ValueError: no weight is above zero.
     """
     possible = {id: weights[id] for id in sorted(weights) if weights[id] > 0}
     if not possible:
-        raise MessagesError(f"query {query_id}: no system message has a share above 0; give one")
+        raise ValueError(f"query {query_id}: no system message has a share above 0; give one")
     digest = hashlib.sha256(f"message\x00{seed}\x00{query_id}".encode()).digest()
     point = int.from_bytes(digest[:8], "big") / 2**64 * sum(possible.values())
     for message_id, weight in possible.items():
@@ -213,29 +196,16 @@ def draw(weights: Mapping[int, float], query_id: str, seed: int) -> int:
 
 def measured_shares(queries: Iterable[Query]) -> dict[str, float]:
     """Collection to the share of its queries that are multiple choice: what a `MessageSet` can be given."""
-    counts: dict[str, list[int]] = {}
+    counts, chosen = collections.Counter[str](), collections.Counter[str]()
     for query in queries:
-        count = counts.setdefault(query.collection, [0, 0])
-        count[0] += query.multiple_choice
-        count[1] += 1
-    return {collection: chosen / total for collection, (chosen, total) in counts.items()}
+        counts[query.collection] += 1
+        chosen[query.collection] += query.multiple_choice
+    return {collection: chosen[collection] / total for collection, total in counts.items()}
 
 
-@functools.cache
 def paper_set() -> MessageSet:
     """The 16, allocated as in the paper."""
     return MessageSet(all_messages())
-
-
-# Field of a user's message: its type and default; None means that it must be given.
-_USER_FIELDS: Mapping[str, tuple[type, Any]] = {
-    "id": (int, None),
-    "text": (str, None),
-    "shares": (dict, {ANY: 1.0}),
-    "multiple_choice_only": (bool, False),
-    "purpose": (str, ""),
-    "style": (str, Style.STEPS),
-}
 
 
 def read_set(path: str | Path) -> MessageSet:
@@ -245,37 +215,40 @@ def read_set(path: str | Path) -> MessageSet:
     by default all messages are equally likely), `multiple_choice_only`, `purpose` and `style`.
 
     Raises:
-      MessagesError: the file is no such list; the message names file, entry and field.
+      ValueError: the file is no such list; the message names file, entry and field.
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise MessagesError(f"{path}: not JSON ({error})") from error
+        raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise MessagesError(f"{path}: expected a list of messages, got {entries!r:.60}")
+        raise ValueError(f"{path}: expected a list of messages, got {entries!r:.60}")
     messages: dict[int, SystemMessage] = {}
     for number, entry in enumerate(entries):
-        where = f"{path}, message {number}"
-        if not isinstance(entry, dict) or not entry.keys() <= _USER_FIELDS.keys():
-            raise MessagesError(
-                f"{where}: expected fields among {', '.join(_USER_FIELDS)}, got {entry!r:.60}"
-            )
-        values: dict[str, Any] = {}
-        for name, (kind, default) in _USER_FIELDS.items():
-            values[name] = entry.get(name, default)
-            if not isinstance(values[name], kind) or (kind is int and isinstance(values[name], bool)):
-                raise MessagesError(f"{where}: {name} must be {kind.__name__}, not {values[name]!r:.60}")
-            if half := half_pair(str(values[name])):
-                raise MessagesError(
-                    f"{where}: {name} has half a surrogate pair ({half}), which is no character"
-                )
-        shares = values["shares"]
-        if not all(isinstance(share, int | float) and share >= 0 for share in shares.values()):
-            raise MessagesError(f"{where}: shares must map collections to numbers from 0, not {shares}")
-        if values["style"] not in tuple(Style):
-            raise MessagesError(f"{where}: style must be {', '.join(Style)}, not {values['style']!r}")
-        if values["id"] in messages:
-            raise MessagesError(f"{where}: a second message with id {values['id']}")
-        values["style"] = Style(values["style"])
-        messages[values["id"]] = SystemMessage(**values, published=())
+        try:
+            message = _users_message(entry)
+            if message.id in messages:
+                raise ValueError(f"a second message with id {message.id}")
+        except ValueError as error:
+            raise ValueError(f"{path}, message {number}: {error}") from error
+        messages[message.id] = message
     return MessageSet(messages)
+
+
+def _users_message(entry: Any) -> SystemMessage:
+    # Defaults, whose types the values must have; `id` and `text` must be given.
+    defaults = {"shares": {ANY: 1.0}, "multiple_choice_only": False, "purpose": "", "style": str(Style.STEPS)}
+    kinds = {"id": int, "text": str} | {name: type(default) for name, default in defaults.items()}
+    if not isinstance(entry, dict) or not entry.keys() <= kinds.keys():
+        raise ValueError(f"expected fields among {', '.join(kinds)}, got {entry!r:.60}")
+    values = {name: entry.get(name, defaults.get(name)) for name in kinds}
+    for name, value in values.items():
+        if type(value) is not kinds[name]:
+            raise ValueError(f"{name} must be {kinds[name].__name__}, not {value!r:.60}")
+        if half := half_pair(str(value)):
+            raise ValueError(f"{name} has half a surrogate pair ({half}), which is no character")
+    if not all(isinstance(share, int | float) and share >= 0 for share in values["shares"].values()):
+        raise ValueError(f"shares must map collections to numbers from 0, not {values['shares']}")
+    if values["style"] not in tuple(Style):
+        raise ValueError(f"style must be {', '.join(Style)}, not {values['style']!r}")
+    return SystemMessage(**values | {"style": Style(values["style"])}, published=())

@@ -12,7 +12,7 @@ from orca_jax.config import FlanConfig, TeacherConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import collect, prepare, train
 from orca_jax.experiments import run as road
-from orca_jax.queries.draw import source_files
+from orca_jax.queries.make import source_files
 from orca_jax.teachers.collection import ledger_path
 from orca_jax.teachers.ledger import LedgerError
 from orca_jax.training import metrics, students

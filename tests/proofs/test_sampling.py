@@ -11,7 +11,7 @@ PROGRAM = """
 import json, resource, sys, time
 import numpy as np
 from orca_jax.queries import sampling
-from orca_jax.queries.sampling import Quotas
+from orca_jax.config import FlanConfig
 
 count, folder = int(sys.argv[1]), sys.argv[2]
 random = np.random.default_rng(0)
@@ -38,7 +38,7 @@ indexed = sampling.Index.load(f"{folder}/index.npz")
 seconds["save and load"] = time.perf_counter() - start
 
 start = time.perf_counter()
-drawn = sampling.plan(indexed, Quotas(), 0)
+drawn = sampling.plan(indexed, FlanConfig(sources={}), 0.2, 0)
 seconds["plan"] = time.perf_counter() - start
 
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -66,7 +66,7 @@ def test_indexing_and_selecting_stream(capsys):
     program = """
 import json, resource, time
 from orca_jax.queries import sampling
-from orca_jax.queries.sampling import Quotas
+from orca_jax.config import FlanConfig
 from orca_jax.records import Query
 
 def stream(count):
@@ -80,7 +80,7 @@ seconds["making the records"] = time.perf_counter() - start
 start = time.perf_counter()
 indexed = sampling.index(stream(count))
 seconds["index"] = time.perf_counter() - start
-drawn = sampling.plan(indexed, Quotas(t0=180_000), 0)
+drawn = sampling.plan(indexed, FlanConfig(sources={}, t0=180_000), 0.2, 0)
 start = time.perf_counter()
 selected = sum(1 for _ in sampling.select(stream(count), drawn))
 seconds["select"] = time.perf_counter() - start

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orca_jax import files
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import contamination, flan
-from orca_jax.queries.contamination import ContaminationError, Hit, Index, Report, Settings
+from orca_jax.queries.contamination import Hit, Index, Report
 from orca_jax.records import Query
 
 LETTERS = "abcdefghijklmnop"
@@ -90,9 +90,9 @@ def test_eight_grams_must_cover_enough():
     (hit,) = hits(scattered)
     assert (hit.kind, hit.coverage) == ("8-gram", 0.8)
     half = " other ".join(" ".join(words[start : start + 8]) for start in (0, 10))
-    strict = Index(DOCUMENTS, Settings(coverage=0.41))
+    strict = Index(DOCUMENTS, coverage=0.41)
     assert hits(half, strict) == []
-    lenient = Index(DOCUMENTS, Settings(coverage=0.39))
+    lenient = Index(DOCUMENTS, coverage=0.39)
     assert [found.coverage for found in hits(half, lenient)] == [0.4]
 
 
@@ -107,7 +107,7 @@ def test_a_benchmarks_phrasing_is_no_hit():
     phrase = "which one of the following if true most strengthens the argument that the author makes above"
     documents = [("made", str(number), f"{prose(number, 20)} {phrase}") for number in range(8)]
     assert hits(f"Tell me {phrase} here", Index(documents)) == []
-    assert len(hits(f"Tell me {phrase} here", Index(documents, Settings(max_documents=8)))) == 8
+    assert len(hits(f"Tell me {phrase} here", Index(documents, max_documents=8))) == 8
     assert [hit.document_id for hit in hits(documents[3][2], Index(documents))] == ["3"]
 
 
@@ -162,7 +162,7 @@ def test_every_text_meets_itself(text):
         (hit,) = hits(text, Index([("made", "1", text)]))
         assert (hit.kind, hit.coverage) == ("exact", 1.0)
     else:
-        with pytest.raises(ContaminationError, match="no benchmark text"):
+        with pytest.raises(ValueError, match="no benchmark text"):
             Index([("made", "1", text)])
 
 
@@ -188,7 +188,7 @@ def test_hits_are_the_shared_runs(documents, texts):
     triples = [("made", str(number), text) for number, text in enumerate(documents)]
     if not any(map(contamination.tokens, documents)):
         return
-    index = Index(triples, Settings(max_documents=10**6, coverage=1.0))
+    index = Index(triples, max_documents=10**6, coverage=1.0)
     for text in texts:
         words = contamination.tokens(text)
         runs = set(spoken_runs(words))
@@ -234,15 +234,9 @@ def test_screening_drops_or_keeps_and_counts(tmp_path):
     }
     rows = [json.loads(line) for line in (tmp_path / "hits.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (rows[0]["query_text"], rows[0]["document_text"]) == (asked[0].text, DOCUMENTS[0][2])
-    keeping, report = Index(DOCUMENTS, Settings(action="keep")), Report()
-    assert list(contamination.screen(asked, keeping, report)) == asked
+    report = Report()
+    assert list(contamination.screen(asked, Index(DOCUMENTS), report, keep=True)) == asked
     assert (report.hit, report.dropped) == (1, 0)
-
-
-@pytest.mark.parametrize("change", [{"coverage": 0.0}, {"max_documents": 0}, {"action": "warn"}])
-def test_impossible_settings_are_named(change):
-    with pytest.raises(ContaminationError, match=next(iter(change))):
-        Settings(**change)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +263,7 @@ def test_planted_copies_of_real_questions_are_found(real):
 @pytest.mark.realdata
 def test_aqua_rats_neighbours_are_found_in_flan(real, shared_data):
     """One of the first 1,000 training problems is a test problem with other numbers, read as such by hand."""
-    queries = list(flan.read_cot(shared_data / "flan_cot/aqua_train.jsonl"))[::2]  # not those turned round
+    queries = list(flan.read("cot", shared_data / "flan_cot/aqua_train.jsonl"))[::2]  # not those turned round
     found = all_hits(real[1], queries)
     assert {hit.document_id for hit in found} == {"aqua-rat-198"}
     assert "A car finishes a journey in ten hours" in found[0].query_text
@@ -295,7 +289,7 @@ def test_common_phrases_of_real_queries_are_no_hits(real, shared_data):
 @pytest.mark.proof
 @pytest.mark.realdata
 def test_throughput_on_real_queries(real, shared_data, capsys):
-    queries = list(flan.read_t0(shared_data / "t0/t0_templates_4080.jsonl"))
+    queries = list(flan.read("t0", shared_data / "t0/t0_templates_4080.jsonl"))
     start = time.perf_counter()
     found: list[Hit] = all_hits(real[1], queries)
     seconds = time.perf_counter() - start

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orca_jax.config import FlanConfig
-from orca_jax.queries import draw, system_messages
+from orca_jax.queries import make, system_messages
 from orca_jax.queries.duplicates import Exact
 
 PLANTED = (
@@ -42,10 +42,10 @@ def files(tmp_path_factory):
 
 def drawn(files, folder, *, seed=0, documents=(), known=None, **settings):
     """The queries, their counts and the hits."""
-    counts, hits = draw.Counts(), []
+    counts, hits = make.Counts(), []
     config = FlanConfig(sources=files, flan2021=30, t0=20, malformed=0.1, **settings)
     folder.mkdir(exist_ok=True)
-    queries = draw.queries(
+    queries = make.draw_queries(
         config,
         folder,
         counts,
@@ -116,13 +116,13 @@ def test_what_is_asked_already_is_not_asked_again(files, tmp_path):
 def test_the_same_seed_draws_the_same_and_an_interrupted_draw_goes_on(files, tmp_path):
     first, counts, _ = drawn(files, tmp_path / "a")
     other, _, _ = drawn(files, tmp_path / "c", seed=1)
-    torn = tmp_path / "a" / draw.BUCKETS / "99999.jsonl"  # left by a draw that was killed
+    torn = tmp_path / "a" / make.BUCKETS / "99999.jsonl"  # left by a draw that was killed
     torn.write_text('{"id": "torn')
-    indexed = (tmp_path / "a" / draw.INDEX).stat().st_mtime_ns
+    indexed = (tmp_path / "a" / make.INDEX).stat().st_mtime_ns
     again, counted, _ = drawn(files, tmp_path / "a")
     assert again == first
     assert counted == counts
-    assert (tmp_path / "a" / draw.INDEX).stat().st_mtime_ns == indexed
+    assert (tmp_path / "a" / make.INDEX).stat().st_mtime_ns == indexed
     assert {query.id for query in other} != {query.id for query in first}
 
 
@@ -134,6 +134,6 @@ def test_every_pass_is_watched(files, tmp_path, monkeypatch):
             seen[title] = seen.get(title, 0) + 1
             yield query
 
-    monkeypatch.setattr(draw, "_watched", watch)
+    monkeypatch.setattr(make, "_watched", watch)
     queries, _, _ = drawn(files, tmp_path)
     assert seen == {"indexing FLAN": 243, "drawing queries": 243, "checking queries": len(queries)}

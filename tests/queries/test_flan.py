@@ -33,7 +33,7 @@ def underscored(row):
 
 def test_a_submix_row_becomes_a_query(tmp_path):
     path = write_lines(tmp_path / "part.jsonl", [SUBMIX])
-    (query,) = flan.read_submix(path)
+    (query,) = flan.read("submix", path)
     assert (query.text, query.target) == (SUBMIX["inputs"], "yes")
     assert (query.collection, query.task) == ("flan2021", "glue/rte:2.0.0")
     assert (query.template_type, query.multiple_choice) == ("zs_opt", True)
@@ -48,7 +48,7 @@ def test_every_form_of_a_submix_file_gives_the_same_queries(tmp_path):
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     parquet = tmp_path / "part.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
-    read = [list(flan.read_submix(path)) for path in (plain, other, packed, parquet)]
+    read = [list(flan.read("submix", path)) for path in (plain, other, packed, parquet)]
     assert len(read[0]) == 600
     assert all(queries == read[0] for queries in read)
 
@@ -66,13 +66,13 @@ def test_every_form_of_a_submix_file_gives_the_same_queries(tmp_path):
 )
 def test_task_sources_name_the_sub_collections(tmp_path, source, collection):
     path = write_lines(tmp_path / "a.jsonl", [{**SUBMIX, "task_source": source}])
-    assert next(flan.read_submix(path)).collection == collection
+    assert next(flan.read("submix", path)).collection == collection
 
 
 def test_source_and_name_the_wrong_way_round_are_put_right(tmp_path):
     swapped = {**SUBMIX, "task_source": SUBMIX["task_name"], "task_name": SUBMIX["task_source"]}
     paths = [write_lines(tmp_path / f"{n}.jsonl", [row]) for n, row in enumerate((SUBMIX, swapped))]
-    assert list(flan.read_submix(paths[0])) == list(flan.read_submix(paths[1]))
+    assert list(flan.read("submix", paths[0])) == list(flan.read("submix", paths[1]))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_source_and_name_the_wrong_way_round_are_put_right(tmp_path):
 )
 def test_template_types_in_both_spellings(tmp_path, name, template_type, zero_shot):
     path = write_lines(tmp_path / "a.jsonl", [{**SUBMIX, "template_type": name}])
-    (query,) = flan.read_submix(path)
+    (query,) = flan.read("submix", path)
     assert (query.template_type, flan.is_zero_shot(query)) == (template_type, zero_shot)
 
 
@@ -114,7 +114,7 @@ def test_a_malformed_row_is_counted_with_its_place_and_left_out(tmp_path, line, 
     good = json.dumps(SUBMIX).encode()
     path.write_bytes(b"\n".join([good, line.encode("latin-1"), good, b""]))
     tally = Tally(max_rate=0.5)
-    assert len(list(flan.read_submix(path, tally))) == 2
+    assert len(list(flan.read("submix", path, tally))) == 2
     assert (tally.read, tally.malformed) == (2, 1)
     assert tally.places[0].startswith(f"{path}:2: ")
     assert reason in tally.places[0]
@@ -127,15 +127,15 @@ def test_too_many_malformed_rows_stop_the_run_before_the_end(tmp_path):
     with pytest.raises(
         RecordError, match=rf"{path}: 11 rows are malformed(.|\n)*{path}:501: the query is empty"
     ):
-        taken.extend(flan.read_submix(path, Tally(max_rate=0.01)))
+        taken.extend(flan.read("submix", path, Tally(max_rate=0.01)))
     assert len(taken) == 500
 
 
 def test_a_rate_just_kept_does_not_stop_the_run(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{**SUBMIX, "inputs": ""}] * 2 + [SUBMIX] * 198)
-    assert len(list(flan.read_submix(path, Tally(max_rate=0.01)))) == 198
+    assert len(list(flan.read("submix", path, Tally(max_rate=0.01)))) == 198
     with pytest.raises(RecordError, match="2 rows are malformed"):
-        list(flan.read_submix(path, Tally(max_rate=0.009)))
+        list(flan.read("submix", path, Tally(max_rate=0.009)))
 
 
 def test_damaged_and_unknown_files_are_named(tmp_path):
@@ -145,15 +145,15 @@ def test_damaged_and_unknown_files_are_named(tmp_path):
     cut.write_bytes(gzip.compress(b"x" * 1000)[:-9])
     for path in (parquet, cut):
         with pytest.raises(RecordError, match=rf"{path.name}: damaged"):
-            list(flan.read_submix(path))
+            list(flan.read("submix", path))
     with pytest.raises(RecordError, match=r"unknown suffix; name it \.jsonl"):
-        list(flan.read_submix(tmp_path / "a.txt"))
+        list(flan.read("submix", tmp_path / "a.txt"))
 
 
 def test_cot_rows_are_asked_and_turned_round(tmp_path):
     path = tmp_path / "aqua_train.tsv"
     path.write_text("How many?\\nOptions:\\n(A) 1\\n(B) 2\t(B)\tOne and one.\n", encoding="utf-8")
-    forward, inverted = flan.read_cot(path)
+    forward, inverted = flan.read("cot", path)
     assert forward.text.startswith("How many?\nOptions:\n(A) 1\n(B) 2\n")
     assert (forward.task, forward.target, forward.multiple_choice) == ("stream_aqua", "(B)", True)
     assert "One and one." in inverted.text
@@ -166,14 +166,14 @@ def test_cot_as_json_lines_is_the_same(tmp_path):
     tsv.write_text("So?\tyes\tBecause.\nNot?\tno\tFor that.\n", encoding="utf-8")
     rows = [("So?", "yes", "Because."), ("Not?", "no", "For that.")]
     write_lines(lines, [dict(zip(("question", "answer", "explanation"), row)) for row in rows])
-    assert list(flan.read_cot(tsv)) == list(flan.read_cot(lines))
+    assert list(flan.read("cot", tsv)) == list(flan.read("cot", lines))
 
 
 def test_a_tsv_row_of_two_fields_is_malformed(tmp_path):
     path = tmp_path / "qed_train.tsv"
     path.write_text("So?\tyes\n", encoding="utf-8")
     with pytest.raises(RecordError, match=rf"{path}:1: expected question, answer and rationale"):
-        list(flan.read_cot(path))
+        list(flan.read("cot", path))
 
 
 @pytest.mark.parametrize("definition", ["Add.", ["Add."]])
@@ -184,7 +184,7 @@ def test_natural_instructions_have_texts_or_lists(tmp_path, definition, output, 
     path = tmp_path / "task001_sum.json"
     task = {"Definition": definition, "Instances": [{"id": "x", "input": "1, 2", "output": output}]}
     path.write_text(json.dumps(task), encoding="utf-8")
-    (query,) = flan.read_niv2(path)
+    (query,) = flan.read("niv2", path)
     assert (query.text, query.target, query.extra) == ("Add.\n\n1, 2", "3", extra)
     assert (query.collection, query.task) == ("niv2", "task001_sum")
 
@@ -193,11 +193,11 @@ def test_bad_task_files_and_instances_are_named(tmp_path):
     path = tmp_path / "task.json"
     path.write_text(json.dumps({"Definition": "Add.", "Instances": [{"input": "1"}]}), encoding="utf-8")
     with pytest.raises(RecordError, match=r"Instances\[0\]: output must be a text or a list"):
-        list(flan.read_niv2(path))
+        list(flan.read("niv2", path))
     for damaged in ({"Instances": []}, {"Definition": [], "Instances": []}, [1]):
         path.write_text(json.dumps(damaged), encoding="utf-8")
         with pytest.raises(RecordError, match="no task file"):
-            flan.read_niv2(path)
+            flan.read("niv2", path)
 
 
 def test_p3_rows_by_both_names_of_their_columns(tmp_path):
@@ -210,19 +210,19 @@ def test_p3_rows_by_both_names_of_their_columns(tmp_path):
     theirs = write_lines(
         tmp_path / "t.jsonl", [{"template": "ag_news_classify", "prompt": "So?\n", "completion": "yes"}]
     )
-    assert list(flan.read_t0(ours)) == list(flan.read_t0(theirs))
-    assert next(flan.read_t0(ours)).task == "ag_news_classify"
+    assert list(flan.read("t0", ours)) == list(flan.read("t0", theirs))
+    assert next(flan.read("t0", ours)).task == "ag_news_classify"
 
 
 def test_raw_sets_list_their_labels(tmp_path):
     rows = [{"sentence": "Text: fine film ", "label": "Good"}, {"sentence": "Text: bad", "label": "Bad"}]
     path = write_lines(tmp_path / "SST-2.jsonl", rows)
-    query = next(flan.read_raw(path))
+    query = next(flan.read("raw", path))
     assert query.text.startswith("Text: fine film\n")
     assert query.text.endswith("\nOptions:\n- Bad\n- Good")
     assert (query.multiple_choice, query.template_type) == (True, "zs_opt")
     many = [{"sentence": "Text: bad", "label": f"label {number}"} for number in range(21)]
-    plain = next(flan.read_raw(write_lines(tmp_path / "many.jsonl", many)))
+    plain = next(flan.read("raw", write_lines(tmp_path / "many.jsonl", many)))
     assert (plain.multiple_choice, plain.template_type) == (False, "zs_noopt")
     assert "Options" not in plain.text
 

@@ -16,7 +16,7 @@ from orca_jax.configs import mini as mini_file
 from orca_jax.data import prepared
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.experiments import collect, prepare, train
-from orca_jax.queries import draw, make, puzzles
+from orca_jax.queries import make, puzzles
 from orca_jax.records import Query
 from orca_jax.training import metrics
 
@@ -208,7 +208,7 @@ def test_queries_that_were_interrupted_go_on(flan, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(draw.contamination.Index, "check", killed)
+        patch.setattr(make.contamination.Index, "check", killed)
         with pytest.raises(KeyboardInterrupt):
             make_queries(config, tmp_path / "w")
     assert not (tmp_path / "w/queries/manifest.json").exists()
@@ -235,7 +235,7 @@ def test_puzzles_are_asked_beside_flan(tmp_path):
 )
 def test_missing_files_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        draw.source_files(FlanConfig(**changes))
+        make.source_files(FlanConfig(**changes))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import collections
 
 import pytest
 
+from orca_jax.config import FlanConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import contamination, flan, sampling, system_messages
 
-QUOTAS = sampling.Quotas(niv2_per_task=20, flan2021=900, t0=900, expert=0.2)
+QUOTAS = FlanConfig(sources={}, niv2_per_task=20, flan2021=900, t0=900)
 
 
 @pytest.mark.realdata
@@ -18,7 +19,7 @@ def test_from_files_to_queries_with_messages(shared_data):
         "t0": list((shared_data / "t0").glob("*.jsonl")),
         "raw": list((shared_data / "flan21_raw").glob("*.jsonl")),
     }
-    drawn = sampling.plan(sampling.index(flan.read_all(sources)), QUOTAS, seed=0)
+    drawn = sampling.plan(sampling.index(flan.read_all(sources)), QUOTAS, expert=0.2, seed=0)
     queries = list(sampling.select(flan.read_all(sources), drawn))
     counts = collections.Counter(query.collection for query in queries)
     assert (counts["niv2"], counts["flan2021"], counts["t0"]) == (200, 900, 900)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from orca_jax.config import FlanConfig
 from orca_jax.queries import sampling
-from orca_jax.queries.sampling import Quotas
 from orca_jax.records import Query
 
 SIZES = {
@@ -22,7 +22,13 @@ SIZES = {
     ("t0", "p3_a"): 700,
     ("t0", "p3_b"): 900,
 }
-QUOTAS = Quotas(niv2_per_task=300, flan2021=1000, t0=400, expert=0.2)
+
+
+def quotas(**changes):
+    return FlanConfig(sources={}, **changes)
+
+
+QUOTAS = quotas(niv2_per_task=300, flan2021=1000, t0=400)
 
 
 def query(collection, task, number, template_type="zs_opt"):
@@ -34,8 +40,8 @@ def queries():
     return [query(*owner, number) for owner, size in SIZES.items() for number in range(size)]
 
 
-def drawn_ids(queries, quotas=QUOTAS, seed=0):
-    drawn = sampling.plan(sampling.index(queries), quotas, seed)
+def drawn_ids(queries, wanted=QUOTAS, expert=0.2, seed=0):
+    drawn = sampling.plan(sampling.index(queries), wanted, expert, seed)
     return {query.id: query.extra["expert"] for query in sampling.select(queries, drawn)}
 
 
@@ -53,7 +59,7 @@ def plain_algorithm_1(sizes, count, rng):
 
 
 def test_each_sub_collection_is_drawn_by_its_own_rule(queries):
-    drawn = sampling.plan(sampling.index(queries), QUOTAS, 0)
+    drawn = sampling.plan(sampling.index(queries), QUOTAS, 0.2, 0)
     counts = drawn.counts
     assert (counts["cot", "cot_a"], counts["cot", "cot_b"]) == (50, 30)
     assert (counts["niv2", "task1"], counts["niv2", "task2"]) == (300, 40)
@@ -65,7 +71,7 @@ def test_each_sub_collection_is_drawn_by_its_own_rule(queries):
 
 
 def test_what_is_planned_is_what_is_selected(queries):
-    drawn = sampling.plan(sampling.index(queries), QUOTAS, 0)
+    drawn = sampling.plan(sampling.index(queries), QUOTAS, 0.2, 0)
     selected = list(sampling.select(queries, drawn))
     found = collections.Counter((query.collection, query.task) for query in selected)
     assert found == collections.Counter(drawn.counts)
@@ -89,8 +95,8 @@ def test_few_shot_queries_and_other_collections_are_left_out_and_counted(queries
     indexed = sampling.index([*queries, *odd, queries[0]])
     assert indexed.left_out == {"template_type": 1, "collection": 1, "duplicate": 1}
     assert len(indexed.keys) == len(queries)
-    everything = Quotas(niv2_per_task=9999, flan2021=10**9, t0=10**9)
-    drawn = sampling.plan(indexed, everything, 0)
+    everything = quotas(niv2_per_task=9999, flan2021=10**9, t0=10**9)
+    drawn = sampling.plan(indexed, everything, 0.2, 0)
     assert {q.id for q in sampling.select([*queries, *odd, queries[0]], drawn)} == {q.id for q in queries}
     assert len(list(sampling.select([queries[0]] * 3, drawn))) == 1
 
@@ -101,12 +107,12 @@ def test_an_index_is_saved_and_loaded(queries, tmp_path):
     loaded = sampling.Index.load(tmp_path / "index.npz")
     assert (loaded.tasks, loaded.left_out) == (indexed.tasks, indexed.left_out)
     assert np.array_equal(loaded.keys, indexed.keys)
-    assert sampling.plan(loaded, QUOTAS, 3) == sampling.plan(indexed, QUOTAS, 3)
+    assert sampling.plan(loaded, QUOTAS, 0.2, 3) == sampling.plan(indexed, QUOTAS, 0.2, 3)
 
 
 def test_nothing_to_draw_from_is_an_error():
     with pytest.raises(ValueError, match="no zero-shot queries"):
-        sampling.plan(sampling.index([]), QUOTAS, 0)
+        sampling.plan(sampling.index([]), QUOTAS, 0.2, 0)
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(0, 400), st.integers(0, 5))
@@ -134,16 +140,16 @@ def test_draws_in_blocks_are_drawn_on_over_a_task_that_runs_out(monkeypatch):
 
 def test_a_tasks_queries_are_equally_likely():
     queries = [query("t0", "p3", number) for number in range(40)]
-    indexed, quotas = sampling.index(queries), Quotas(t0=10)
+    indexed, ten = sampling.index(queries), quotas(t0=10)
     taken = collections.Counter(
-        q.id for seed in range(800) for q in sampling.select(queries, sampling.plan(indexed, quotas, seed))
+        q.id for seed in range(800) for q in sampling.select(queries, sampling.plan(indexed, ten, 0.2, seed))
     )
     assert sum(taken.values()) == 8000
     assert stats.chisquare([taken[q.id] for q in queries]).pvalue > 0.001
 
 
 def test_the_experts_queries_are_a_uniform_draw_of_all_collections(queries):
-    drawn = drawn_ids(queries, Quotas(expert=0.5))
+    drawn = drawn_ids(queries, quotas(), expert=0.5)
     shares = [expert for id, expert in drawn.items() if id.startswith("flan2021")]
     assert len(shares) == 5020
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.03)
@@ -155,24 +161,24 @@ def test_one_key_is_mixed_as_many_are(keys, seed):
     assert [sampling.mixed(key, seed, "queries") for key in keys] == many.tolist()
 
 
-def test_one_number_scales_the_quotas():
-    assert Quotas().scaled(1) == Quotas()
-    tenth = Quotas().scaled(0.1)
-    assert (tenth.cot, tenth.niv2_per_task, tenth.flan2021, tenth.t0) == (0.1, 30, 250_000, 200_000)
-    assert Quotas().scaled(1e-9).niv2_per_task == 1
-    assert Quotas().scaled(2).cot == 1.0
-    with pytest.raises(ValueError, match="scale of the quotas must be above 0"):
-        Quotas().scaled(0)
-    with pytest.raises(ValueError, match="quota expert is a share"):
-        Quotas(expert=1.5)
-    with pytest.raises(ValueError, match="quota t0 counts queries"):
-        Quotas(t0=-1)
+@pytest.mark.parametrize(
+    ("scale", "counts"),
+    [
+        (0.1, {"cot": 8, "niv2": 60, "flan2021": 100, "t0": 40}),
+        (1e-9, {"niv2": 2}),  # one of each task
+        (2.0, {"cot": 80, "niv2": 540, "flan2021": 2000, "t0": 800}),
+    ],
+)
+def test_one_number_scales_the_quotas(queries, scale, counts):
+    scaled = quotas(niv2_per_task=300, flan2021=1000, t0=400, scale=scale)
+    drawn = sampling.plan(sampling.index(queries), scaled, 0.2, 0)
+    assert {name: part["queries"] for name, part in drawn.summary().items()} == counts
 
 
 @given(st.integers(0, 3))
 def test_drawn_queries_are_gathered_in_an_order_of_their_own(tmp_path_factory, order):
     queries = [query(*owner, number) for owner, size in SIZES.items() for number in range(size // 10)]
-    drawn = sampling.plan(sampling.index(queries), Quotas(niv2_per_task=10, flan2021=100, t0=40), 0)
+    drawn = sampling.plan(sampling.index(queries), quotas(niv2_per_task=10, flan2021=100, t0=40), 0.2, 0)
     expected = {q.id: q for q in sampling.select(queries, drawn)}
     gathered = []
     for stream in (random.Random(order).sample(queries, len(queries)) + queries[:5], queries):

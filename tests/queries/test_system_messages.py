@@ -12,7 +12,6 @@ from scipy import stats
 from orca_jax.queries.system_messages import (
     COLLECTIONS,
     MULTIPLE_CHOICE_SHARES,
-    MessagesError,
     MessageSet,
     Style,
     all_messages,
@@ -94,7 +93,7 @@ def test_part_of_a_message_is_not_recognised():
 
 
 def test_unknown_id_is_named():
-    with pytest.raises(MessagesError, match="no system message 17"):
+    with pytest.raises(ValueError, match="no system message 17"):
         get(17)
 
 
@@ -184,9 +183,9 @@ def test_measured_shares_are_those_of_the_queries():
 
 
 def test_a_collection_without_messages_is_an_error():
-    with pytest.raises(MessagesError, match=r"no system message is for queries without options of .*'poems'"):
+    with pytest.raises(ValueError, match=r"no system message is for queries without options of .*'poems'"):
         paper_set().weights("poems", multiple_choice=False)
-    with pytest.raises(MessagesError, match="query q: no system message has a share above 0"):
+    with pytest.raises(ValueError, match="query q: no system message has a share above 0"):
         draw({1: 0.0}, "q", 0)
 
 
@@ -226,12 +225,12 @@ def test_a_users_own_messages(tmp_path):
     ],
 )
 def test_errors_in_a_users_messages_are_named(tmp_path, entries, message):
-    with pytest.raises(MessagesError, match=rf"messages\.json.*{message}"):
+    with pytest.raises(ValueError, match=rf"messages\.json.*{message}"):
         read_set(write_set(tmp_path, entries))
 
 
 def test_a_file_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "messages.json"
     path.write_text("1: Ahoy!", encoding="utf-8")
-    with pytest.raises(MessagesError, match=r"messages\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"messages\.json: not JSON"):
         read_set(path)
