@@ -24,10 +24,6 @@ DEVICE_KINDS = {"v5e": "tpu v5 ?(lite|e)", "v5p": "tpu v5$", "v6e": "tpu v6 ?(li
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "trillium": "v6e"}
 
 
-class TopologyError(ValueError):
-    """A topology's name is unknown, or no slice of that size is offered."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One row of `chips.csv`.
@@ -95,18 +91,17 @@ class Topology:
         return not self.chip.torus or self.chip.name == "v5e" or _covers(sorted(mesh)[::-1], self.shape)
 
 
-def _covers(axes: Sequence[int], dimensions: tuple[int, ...]) -> bool:
+def _covers(axes: Sequence[int], dimensions: Sequence[int]) -> bool:
     """Whether disjoint sets of dimensions have the axes' sizes as their products."""
     if not axes or axes[0] == 1:
         return True
-    chosen = (
-        picked
-        for number in range(1, len(dimensions) + 1)
-        for picked in itertools.combinations(range(len(dimensions)), number)
+    places = range(len(dimensions))
+    return any(
+        _covers(axes[1:], [dimensions[i] for i in places if i not in picked])
+        for number in places
+        for picked in itertools.combinations(places, number + 1)
         if math.prod(dimensions[i] for i in picked) == axes[0]
     )
-    rest = (tuple(size for i, size in enumerate(dimensions) if i not in picked) for picked in chosen)
-    return any(_covers(axes[1:], left) for left in rest)
 
 
 @functools.cache
@@ -125,12 +120,12 @@ def slice_shape(torus: int, count: int) -> tuple[int, ...]:
     https://cloud.google.com/tpu/docs/v5e, v5p and v6e list them.
 
     Raises:
-      TopologyError: no such slice is offered.
+      ValueError: no such slice is offered.
     """
     if torus == 0:
         return (count,)
     if count not in SLICES[torus]:
-        raise TopologyError(f"no slice of {count} chips; known: {', '.join(map(str, SLICES[torus]))}")
+        raise ValueError(f"no slice of {count} chips; known: {', '.join(map(str, SLICES[torus]))}")
     if (torus, count) in ODD_SHAPES:
         return ODD_SHAPES[torus, count]
     low, more = divmod(count.bit_length() - 1, torus)
@@ -144,40 +139,33 @@ def topology(name: str) -> Topology:
     (https://cloud.google.com/tpu/docs/v5p: 4x4x4 is 128 cores, 64 chips).
 
     Raises:
-      TopologyError: the chip is unknown, or there is no such slice of it.
+      ValueError: the chip is unknown, or there is no such slice of it.
     """
     match = re.fullmatch(r"([a-z]+\d*[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip().lower())
-    chip = chips().get(ALIASES.get(match[1], match[1])) if match else None
-    if match is None or chip is None:
-        raise TopologyError(
-            f"--topology={name!r}: write CHIP:SHAPE (v5p:2x4x4) or CHIP-NUMBER (v5p-128, v5e-256, "
-            f"h100-8) with a chip of {', '.join(chips())}"
-        )
     try:
-        return Topology(chip, _shape(chip, match[2], match[3]))
-    except TopologyError as error:
-        raise TopologyError(f"--topology={name!r}: {error}") from error
-
-
-def _shape(chip: Chip, dimensions: str | None, number: str | None) -> tuple[int, ...]:
-    if dimensions:
-        shape = tuple(map(int, dimensions.split("x")))
-        if len(shape) != max(1, chip.torus) or min(shape) < 1:
-            raise TopologyError(f"{chip.name} slices have {max(1, chip.torus)} dimensions, none of them 0")
-        return shape
-    count, rest = divmod(int(number or 0), chip.cores)
-    if count < 1 or rest:
-        raise TopologyError(f"{chip.name} names count TensorCores, {chip.cores} a chip")
-    return slice_shape(chip.torus, count)
+        if match is None or (chip := chips().get(ALIASES.get(match[1], match[1]))) is None:
+            raise ValueError(
+                "write CHIP:SHAPE (v5p:2x4x4) or CHIP-NUMBER (v5p-128, v5e-256, h100-8) with a chip of "
+                f"{', '.join(chips())}"
+            )
+        if match[2]:
+            shape, dimensions = tuple(map(int, match[2].split("x"))), max(1, chip.torus)
+            if len(shape) != dimensions or min(shape) < 1:
+                raise ValueError(f"{chip.name} slices have {dimensions} dimensions, none of them 0")
+            return Topology(chip, shape)
+        count, rest = divmod(int(match[3]), chip.cores)
+        if count < 1 or rest:
+            raise ValueError(f"{chip.name} names count TensorCores, {chip.cores} a chip")
+        return Topology(chip, slice_shape(chip.torus, count))
+    except ValueError as error:
+        raise ValueError(f"--topology={name!r}: {error}") from None
 
 
 def of_device(kind: str) -> Chip | None:
     """The chip of a JAX device, by its `device_kind`; None where it is not in the table."""
-    words = kind.lower()
-    known = [name for name in chips() if name in words]
-    for name, pattern in DEVICE_KINDS.items():
-        known += [name] if re.search(pattern, words) else []
-    return chips()[known[0]] if known else None
+    known = [chip for name, chip in chips().items() if name in kind.lower()]
+    known += [chips()[name] for name, pattern in DEVICE_KINDS.items() if re.search(pattern, kind.lower())]
+    return known[0] if known else None
 
 
 def larger(than: Topology) -> tuple[Topology, ...]:
@@ -195,11 +183,9 @@ def price(chip: Chip, path: Path | None = None) -> float | None:
     """
     file = path or importlib.resources.files("orca_jax.planning").joinpath("prices.csv")
     try:
-        rows = {
-            row["chip"]: row["usd_per_chip_hour"]
-            for row in csv.DictReader(file.read_text("utf-8").splitlines())
-        }
-        return float(rows[chip.name]) if rows.get(chip.name) else None
+        rows = csv.DictReader(file.read_text("utf-8").splitlines())
+        prices = {row["chip"]: row["usd_per_chip_hour"] for row in rows}
+        return float(prices[chip.name]) if prices.get(chip.name) else None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file}: needs columns chip,usd_per_chip_hour and prices in numbers ({error!r})"

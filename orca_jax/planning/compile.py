@@ -123,54 +123,42 @@ def compile_step(
         mesh = sharding.make_mesh(MeshConfig(**shape._asdict()), there)
     except NotImplementedError as error:
         raise PlanError(f"mesh {shape} cannot be laid on {topology.name}: {error}") from error
+    place = sharding.batch_sharding(mesh)
+    types = Row(jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+    size = (workload.batch_rows, workload.row_length)
+    batch = Row(*(jax.ShapeDtypeStruct(size, kind, sharding=place) for kind in types))
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    scalars = (rate, rate) if workload.limited else (rate,)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # JAX cannot always read back the program that libtpu made, so libtpu writes it down itself.
-        written = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        written: dict[str, Any] = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        steps = make_steps(
+            workload.student,
+            make_optimizer(workload.optimizer),
+            mesh,
+            dtype=jnp.dtype(workload.compute_dtype),
+            accumulation=workload.accumulation,
+            compiler_options={**(options or {}), **written},
+            limited=workload.limited,
+        )
+        update: Any = steps.update
         try:
-            compiled = _lowered(workload, mesh, {**(options or {}), **written}).compile()
+            with jax.set_mesh(mesh):
+                compiled = update.lower(steps.abstract, batch, *scalars).compile()
         except jax.errors.JaxRuntimeError as error:
             return _too_large(str(error), state_bytes, time.perf_counter() - began)
-        found = collectives(_text(Path(folder)), shape)
+        texts = Path(folder).glob("*.after_optimizations.txt")
+        largest = max(texts, key=lambda path: path.stat().st_size, default=None)
+        if largest is None:
+            raise PlanError(
+                "libtpu wrote no text of the compiled step; another version of it may, or add --analytic"
+            )
+        found = collectives(largest.read_text("utf-8", errors="replace"), shape)
     stats = compiled.memory_analysis()
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     total = kept + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
     return Compiled(total <= topology.chip.hbm_bytes, total, found, time.perf_counter() - began)
-
-
-def _text(folder: Path) -> str:
-    """The compiled step among the texts that the compiler wrote.
-
-    Raises:
-      PlanError: there is none.
-    """
-    texts = sorted(folder.glob("*.after_optimizations.txt"), key=lambda path: path.stat().st_size)
-    if not texts:
-        raise PlanError(
-            "libtpu wrote no text of the compiled step; another version of it may, or add --analytic"
-        )
-    return texts[-1].read_text("utf-8", errors="replace")
-
-
-def _lowered(workload: Workload, mesh: jax.sharding.Mesh, options: Mapping[str, Any]) -> Any:
-    steps = make_steps(
-        workload.student,
-        make_optimizer(workload.optimizer),
-        mesh,
-        dtype=jnp.dtype(workload.compute_dtype),
-        accumulation=workload.accumulation,
-        compiler_options=options,
-        limited=workload.limited,
-    )
-    size = (workload.batch_rows, workload.row_length)
-    place = sharding.batch_sharding(mesh)
-    types = Row(jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-    batch = Row(*(jax.ShapeDtypeStruct(size, kind, sharding=place) for kind in types))
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
-    scalars = (rate, rate) if workload.limited else (rate,)
-    update: Any = steps.update
-    with jax.set_mesh(mesh):
-        return update.lower(steps.abstract, batch, *scalars)
 
 
 def _too_large(message: str, state_bytes: int, seconds: float) -> Compiled:
@@ -199,30 +187,23 @@ def collectives(text: str, shape: MeshShape) -> tuple[Collective, ...]:
       ValueError: the text has no entry computation.
     """
     computations, entry = _parse(text)
-    totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
-    for line, times in _once(_executed(computations, entry, 1)):
-        kind, members = _OPERATION.findall(line)[0][1], group(line)
-        size, axes = len(members), varying(members, shape)
-        if axes:
-            totals[kind, axes][0] += times
-            totals[kind, axes][1] += times * ring_bytes(kind, size, _payload(line, size))
-    found = [Collective(kind, axes, int(n), int(sent)) for (kind, axes), (n, sent) in totals.items()]
-    return tuple(sorted(found, key=lambda one: -one.sent))
-
-
-def _once(executed: Iterator[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Each transfer once: a transfer that overlaps with other work is in several fusions, by one channel id.
-
-    A transfer without a channel id counts by itself.
-    """
     found: dict[object, tuple[str, int]] = {}
-    for number, (line, times) in enumerate(executed):
+    for number, (line, times) in enumerate(_executed(computations, entry, 1)):
+        # A transfer that overlaps with other work is in several fusions, by one channel id: it counts once.
         channel = _CHANNEL.search(line)
         found.setdefault(channel[1] if channel else number, (line, times))
-    return list(found.values())
+    totals: dict[tuple[str, tuple[str, ...]], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
+    for line, times in found.values():
+        kind, members = _OPERATION.findall(line)[0][1], group(line)
+        if axes := varying(members, shape):
+            totals[kind, axes][0] += times
+            totals[kind, axes][1] += times * ring_bytes(kind, len(members), _payload(line, len(members)))
+    summed = [Collective(kind, axes, int(n), int(sent)) for (kind, axes), (n, sent) in totals.items()]
+    return tuple(sorted(summed, key=lambda one: -one.sent))
 
 
 def _parse(text: str) -> tuple[Mapping[str, Computation], str]:
+    """The computations by name, and the name of the entry."""
     computations: dict[str, dict[str, str]] = {}
     entry, here = "", dict[str, str]()
     for line in text.splitlines():
@@ -230,9 +211,7 @@ def _parse(text: str) -> tuple[Mapping[str, Computation], str]:
             here = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
         elif named := _NAMED.match(line):
-            here[named[2]] = named[3]
-            if named[1]:
-                here["ROOT"] = named[3]
+            here |= {named[2]: named[3]} | ({"ROOT": named[3]} if named[1] else {})
     if not entry:
         raise ValueError("the compiled program's text has no ENTRY computation")
     return computations, entry
@@ -264,16 +243,13 @@ def trips(line: str, condition: Computation, body: Computation) -> int:
     if limit is None or not index:
         log.warning("how often a loop runs is not in the compiled program's text; it is counted once")
         return 1
-    return math.ceil(limit / _step(body, int(index[1])))
-
-
-def _step(body: Computation, index: int) -> int:
-    """By how much a loop's body advances its counter."""
+    # By how much the body advances its counter.
     results = re.search(r" tuple\((.*?)\)(?:,|$)", body.get("ROOT", ""))
     names = re.findall(r"%([\w.\-]+)", results[1]) if results else []
-    added = re.search(r" add\(%?([\w.\-]+), %?([\w.\-]+)\)", body.get(names[index], "")) if names else None
+    advance = body.get(names[int(index[1])], "") if names else ""
+    added = re.search(r" add\(%?([\w.\-]+), %?([\w.\-]+)\)", advance)
     steps = [_constant(body, name) for name in added.groups()] if added else []
-    return next((step for step in steps if step), 1)
+    return math.ceil(limit / next(filter(None, steps), 1))
 
 
 def _constant(computation: Computation, name: str) -> int | None:

@@ -43,7 +43,7 @@ FORMULA = (
     "(all but the input embedding and norms); the second term is causal attention over whole rows"
 )
 LORA_FORMULA = (
-    FORMULA.replace("6 x N", "4 x N", 1) + "; frozen weights need no gradients; adapters not counted"
+    f"{FORMULA.replace('6 x N', '4 x N', 1)}; frozen weights need no gradients; adapters not counted"
 )
 
 
@@ -127,9 +127,6 @@ def formula(workload: Workload) -> str:
     return LORA_FORMULA if workload.student.lora.rank else FORMULA
 
 
-# Memory
-
-
 class Bytes(NamedTuple):
     """Of one chip. `working`: gradients, saved activations and what the layer at hand needs."""
 
@@ -161,63 +158,37 @@ def shard_bytes(tree: Any, shape: MeshShape) -> int:
     return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, tree)))
 
 
-def intermediate_width(student: LlamaConfig, tensor: int) -> int:
-    """Elements a token that a layer's forward pass leaves for its backward pass, on one of `tensor` chips."""
-    heads = (student.num_heads + student.num_kv_heads) * student.head_dim
-    return 10 * student.hidden_size + (5 * heads + 5 * student.intermediate_size) // tensor
+def saved_widths(student: LlamaConfig, tensor: int) -> dict[str, int]:
+    """Elements a token that a layer keeps until the backward pass, on one of `tensor` chips, by policy.
 
-
-def products_width(student: LlamaConfig, tensor: int) -> int:
-    """Elements a token of the results of one layer's matrix products."""
-    heads = (student.num_heads + 2 * student.num_kv_heads) * student.head_dim
-    return 2 * student.hidden_size + (heads + 2 * student.intermediate_size) // tensor
-
-
-def saved_width(student: LlamaConfig, tensor: int) -> int:
-    """Elements a token that a layer keeps until the backward pass reaches it, by the policy.
-
-    Raises:
-      ValueError: the policy is not known here.
+    `none` keeps all that its forward pass leaves, `products` the results of its matrix products.
     """
-    kept = {
-        "none": intermediate_width(student, tensor),
-        "full": student.hidden_size,
-        "products": student.hidden_size + products_width(student, tensor),
+    d, f, heads = student.hidden_size, student.intermediate_size, student.num_heads * student.head_dim
+    kv_heads = student.num_kv_heads * student.head_dim
+    return {
+        "none": 10 * d + (5 * (heads + kv_heads) + 5 * f) // tensor,
+        "full": d,
+        "products": 3 * d + (heads + 2 * kv_heads + 2 * f) // tensor,
     }
-    if student.remat not in kept:
-        raise ValueError(
-            f"student.remat={student.remat!r} is not known to the planner; known: {', '.join(kept)}"
-        )
-    return kept[student.remat]
-
-
-def working_bytes(workload: Workload, shape: MeshShape, trained: int) -> int:
-    """Gradients (`trained` bytes here), saved activations, two layers' weights and one chunk of logits."""
-    student, tokens = workload.student, workload.part_rows(shape) * workload.row_length
-    width = jnp.dtype(workload.compute_dtype).itemsize
-    saved = student.num_layers * tokens * saved_width(student, shape.tensor) * width
-    # A layer's backward pass holds its intermediates, and the gradients of about half of them at a time.
-    at_hand = 3 * tokens * intermediate_width(student, shape.tensor) * width // 2
-    weights = 2 * layer_parameters(student) // shape.tensor * width
-    gradients = trained * (2 if workload.accumulation > 1 else 1)
-    return gradients + saved + at_hand + weights + logits_bytes(workload, shape)
-
-
-def logits_bytes(workload: Workload, shape: MeshShape) -> int:
-    """Float32 logits of one of the loss's chunks, and as much again for their exponents and gradients."""
-    tokens = workload.part_rows(shape) * workload.row_length
-    budget = loss.LOGITS_BUDGET if workload.student.remat == "none" else loss.LOGITS_BUDGET_WITH_REMAT
-    return 2 * min(budget, 4 * tokens * workload.student.padded_vocab_size // shape.tensor)
 
 
 def step_bytes(workload: Workload, shape: MeshShape, state: TrainState) -> Bytes:
-    """Bytes of one chip for a step on a mesh; `state` from `abstract_state`."""
+    """Bytes of one chip for a step on a mesh; `state` from `abstract_state`.
+
+    Working: gradients, saved activations, two layers' weights and one chunk of logits.
+    """
     parameters, optimizer = shard_bytes(state.params, shape), shard_bytes(state.optimizer, shape)
-    trained = 0 if workload.student.lora.rank else parameters
-    return Bytes(parameters, optimizer, working_bytes(workload, shape, trained))
-
-
-# Time
+    student, tokens = workload.student, workload.part_rows(shape) * workload.row_length
+    width, widths = jnp.dtype(workload.compute_dtype).itemsize, saved_widths(student, shape.tensor)
+    gradients = 0 if student.lora.rank else parameters * (2 if workload.accumulation > 1 else 1)
+    saved = student.num_layers * tokens * widths[student.remat] * width
+    # A layer's backward pass holds its intermediates, and the gradients of about half of them at a time.
+    at_hand = 3 * tokens * widths["none"] * width // 2
+    weights = 2 * layer_parameters(student) // shape.tensor * width
+    # Float32 logits of one of the loss's chunks, and as much again for their exponents and gradients.
+    budget = loss.LOGITS_BUDGET if student.remat == "none" else loss.LOGITS_BUDGET_WITH_REMAT
+    logits = 2 * min(budget, 4 * tokens * student.padded_vocab_size // shape.tensor)
+    return Bytes(parameters, optimizer, gradients + saved + at_hand + weights + logits)
 
 
 class Collective(NamedTuple):

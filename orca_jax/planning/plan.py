@@ -7,6 +7,7 @@ policies first; `summary` and `report` say what a plan costs, as JSON values and
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -87,47 +88,37 @@ def rank(
 ) -> list[Candidate]:
     """Candidates that fit by estimate, the fastest first, in as few accumulation parts as each can."""
     found: list[Candidate] = []
-    for shape in meshes(workload, topology):
-        for policy in get_args(Remat):
-            student = dataclasses.replace(workload.student, remat=policy)
-            works = [
-                dataclasses.replace(workload, student=student, batch_rows=workload.batch_rows * factor)
-                for factor in batch_factors
-            ]
-            kept: list[Candidate] = []  # of one mesh and policy, the smaller batch first
-            for candidate in (first_that_fits(work, shape, topology, state) for work in works):
-                if candidate and not (
-                    kept and candidate.tokens_per_second <= GAIN * kept[-1].tokens_per_second
-                ):
-                    kept.append(candidate)
-            found += kept
+    for shape, policy in itertools.product(meshes(workload, topology), get_args(Remat)):
+        student = dataclasses.replace(workload.student, remat=policy)
+        best = 0.0  # tokens a second of this mesh and policy, the smaller batch first
+        for factor in batch_factors:
+            rows = workload.batch_rows * factor
+            work = dataclasses.replace(workload, student=student, batch_rows=rows)
+            candidate = first_that_fits(work, shape, topology, state)
+            if candidate and candidate.tokens_per_second > GAIN * best:
+                best = candidate.tokens_per_second
+                found.append(candidate)
     return sorted(found, key=lambda candidate: -candidate.tokens_per_second)
-
-
-def parts(workload: Workload, shape: MeshShape) -> Iterator[Workload]:
-    """The workload in one accumulation part and more, down to one row a chip."""
-    rows = workload.batch_rows // shape.rows
-    for count in range(1, rows + 1):
-        if workload.batch_rows % shape.rows == 0 and rows % count == 0:
-            yield dataclasses.replace(workload, accumulation=count)
 
 
 def first_that_fits(
     workload: Workload, shape: MeshShape, topology: Topology, state: TrainState
 ) -> Candidate | None:
     """With as few accumulation parts as fit; None where not even one row a chip does."""
-    for part in parts(workload, shape):
-        candidate = assess(part, shape, topology, state)
-        if fits(candidate.bytes.total, topology):
-            return candidate
+    rows, rest = divmod(workload.batch_rows, shape.rows)
+    for count in range(1, rows + 1):
+        if not rest and rows % count == 0:
+            part = dataclasses.replace(workload, accumulation=count)
+            candidate = assess(part, shape, topology, state)
+            if fits(candidate.bytes.total, topology):
+                return candidate
     return None
 
 
 def remedies(workload: Workload, topology: Topology) -> list[str]:
     """Ways to make a step fit, by estimate: on these chips, and on more of them."""
     state = estimate.abstract_state(workload.student, workload.optimizer)
-    ways = (here(workload, topology), there(workload, topology, state))
-    return [way for way in ways if way]
+    return list(filter(None, (here(workload, topology), there(workload, topology, state))))
 
 
 def here(workload: Workload, topology: Topology) -> str:
@@ -138,8 +129,7 @@ def here(workload: Workload, topology: Topology) -> str:
     for kind in dict.fromkeys((workload.optimizer.kind, *get_args(OptimizerKind))):
         work = dataclasses.replace(workload, optimizer=dataclasses.replace(workload.optimizer, kind=kind))
         state = estimate.abstract_state(work.student, work.optimizer)
-        ranked = rank(work, topology, state, batch_factors=(1,))
-        if ranked:
+        if ranked := rank(work, topology, state, batch_factors=(1,)):
             change = "" if kind == workload.optimizer.kind else f" optimizer.kind={kind}"
             return f"on these chips: {_shown(ranked[0])}{change}"
     return ""
@@ -149,8 +139,7 @@ def there(workload: Workload, topology: Topology, state: TrainState) -> str:
     """The smallest larger slice on which the student fits, in as many accumulation parts as it takes."""
     for other in larger(topology):
         for shape in meshes(workload, other):
-            candidate = first_that_fits(workload, shape, other, state)
-            if candidate:
+            if candidate := first_that_fits(workload, shape, other, state):
                 return f"on {other.name}: {_shown(candidate)}"
     return ""
 
@@ -170,48 +159,22 @@ class Amounts(NamedTuple):
     usd_per_chip_hour: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A step on a slice: as estimated, and as compiled where it was."""
+class Plan(NamedTuple):
+    """A step on a slice: as estimated, and where it was compiled by what the compiler says."""
 
     name: str
     topology: Topology
     candidate: Candidate
     compiled: Compiled | None
-    remedies: tuple[str, ...] = ()
+    bytes_per_chip: int
+    fits: bool
+    collectives: tuple[estimate.Collective, ...]
+    time: estimate.Seconds
+    remedies: list[str]
 
     @property
     def workload(self) -> Workload:
         return self.candidate.workload
-
-    @property
-    def state_bytes(self) -> int:
-        """Of one chip."""
-        return self.candidate.bytes.parameters + self.candidate.bytes.optimizer
-
-    @property
-    def bytes_per_chip(self) -> int:
-        return self.compiled.total if self.compiled else self.candidate.bytes.total
-
-    @property
-    def fits(self) -> bool:
-        return self.compiled.fits if self.compiled else fits(self.bytes_per_chip, self.topology)
-
-    @property
-    def collectives(self) -> tuple[estimate.Collective, ...]:
-        """Of the compiled program; by the sharding rules where there is none."""
-        if self.compiled and self.compiled.collectives:
-            return self.compiled.collectives
-        return estimate.collectives(self.workload, self.candidate.shape)
-
-    @property
-    def time(self) -> estimate.Seconds:
-        shape = self.candidate.shape
-        return estimate.step_seconds(self.workload, shape, self.topology, self.collectives, self.state_bytes)
-
-    @property
-    def mfu(self) -> float:
-        return estimate.mfu(self.workload, self.topology, self.time.step)
 
 
 def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
@@ -238,15 +201,17 @@ def make_plan(
       ValueError: the rows do not divide over the mesh; PlanError: the step cannot be compiled here.
     """
     state = estimate.abstract_state(workload.student, workload.optimizer)
-    candidate = assess(workload, shape, topology, state)
-    plan = Plan(config.name, topology, candidate, None)
+    candidate, compiled = assess(workload, shape, topology, state), None
+    size, seconds, traffic = candidate.bytes.total, candidate.time, estimate.collectives(workload, shape)
+    enough = fits(size, topology)
     if not analytic and topology.chip.kind == "tpu":
-        options, state_bytes = config.compiler_options, plan.state_bytes
-        compiled = compile_step(workload, shape, topology, state_bytes=state_bytes, options=options)
-        plan = dataclasses.replace(plan, compiled=compiled)
-    if plan.fits:
-        return plan
-    return dataclasses.replace(plan, remedies=tuple(remedies(workload, topology)))
+        kept = candidate.bytes.parameters + candidate.bytes.optimizer
+        options = config.compiler_options
+        compiled = compile_step(workload, shape, topology, state_bytes=kept, options=options)
+        size, enough, traffic = compiled.total, compiled.fits, compiled.collectives or traffic
+        seconds = estimate.step_seconds(workload, shape, topology, traffic, kept)
+    ways = [] if enough else remedies(workload, topology)
+    return Plan(config.name, topology, candidate, compiled, size, enough, traffic, seconds, ways)
 
 
 def searched(
@@ -288,11 +253,10 @@ def stage_hours(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[
 
 def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str, Any]:
     """A plan as JSON values, in bytes and seconds; of one chip where the name says so."""
-    work, hours = plan.workload, stage_hours(config, plan, amounts)
-    known = None if None in hours.values() else sum(h for h in hours.values() if h is not None)
-    chip_hours = None if known is None else known * plan.topology.chips
+    work, hours, sizes = plan.workload, stage_hours(config, plan, amounts), plan.candidate.bytes
+    known = [h for h in hours.values() if h is not None]
+    chip_hours = sum(known) * plan.topology.chips if len(known) == len(hours) else None
     price = amounts.usd_per_chip_hour
-    sizes = plan.candidate.bytes
     return {
         "config": plan.name,
         "topology": plan.topology.name,
@@ -310,13 +274,13 @@ def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str,
         "optimizer_bytes": sizes.optimizer,
         "working_bytes": plan.bytes_per_chip - sizes.parameters - sizes.optimizer,
         "hbm_bytes": plan.topology.chip.hbm_bytes,
-        "remedies": list(plan.remedies),
+        "remedies": plan.remedies,
         "model_flops": estimate.model_flops(work).total,
         "step_seconds": plan.time.step,
         "step_parts": plan.time._asdict(),
         "bound": plan.time.bound,
         "tokens_per_second": work.tokens / plan.time.step,
-        "mfu": plan.mfu,
+        "mfu": estimate.mfu(work, plan.topology, plan.time.step),
         "collectives": [
             {"kind": one.kind, "axes": one.axes, "times": one.times, "bytes": one.sent}
             for one in plan.collectives
@@ -355,17 +319,14 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
         "step by roofline: " + ", ".join(f"{name} {s:.3g} s" for name, s in values["step_parts"].items()),
         f"  {values['step_seconds']:.3g} s, bound by {values['bound']}; "
         f"{values['tokens_per_second']:,.0f} tokens/s, MFU at most {100 * values['mfu']:.1f} %",
+        *[f"stage {name}: " + (f"unknown; give --examples={name}=COUNT" if h is None else f"{h:,.1f} h")
+          for name, h in values["stage_hours"].items()],
     ]  # fmt: skip
-    for name, hours in values["stage_hours"].items():
-        known = f"unknown; give --examples={name}=COUNT" if hours is None else f"{hours:,.1f} h"
-        lines.append(f"stage {name}: {known}")
     if values["chip_hours"] is not None:
         lines.append(f"{values['chip_hours']:,.0f} chip-hours")
-    if values["cost_usd"] is not None:
-        lines.append(f"{values['cost_usd']:,.0f} US dollars")
-    else:
-        lines.append("no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices")
-    return "\n".join(lines)
+    no_price = "no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices"
+    cost = values["cost_usd"]
+    return "\n".join([*lines, no_price if cost is None else f"{cost:,.0f} US dollars"])
 
 
 def use_no_chips() -> None:

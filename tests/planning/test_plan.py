@@ -62,8 +62,12 @@ def test_parts_are_as_few_as_fit(work, ranked):
     split = [candidate for candidate in ranked if candidate.workload.accumulation > 1]
     assert split
     for candidate in split[:5]:
-        parts = plan.parts(candidate.workload, candidate.shape)
-        fewer = [part for part in parts if part.accumulation < candidate.workload.accumulation]
+        rows = candidate.workload.batch_rows // candidate.shape.rows
+        fewer = [
+            dataclasses.replace(candidate.workload, accumulation=count)
+            for count in range(1, candidate.workload.accumulation)
+            if rows % count == 0
+        ]
         sizes = [plan.assess(part, candidate.shape, SLICE, state).bytes.total for part in fewer]
         assert not any(plan.fits(size, SLICE) for size in sizes)
 
