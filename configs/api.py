@@ -28,7 +28,7 @@ LOCAL = "http://127.0.0.1:8000/v1"
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds instead of hours, at no cost)."""
-    args = parse(arg, variant=("default",))
+    args = parse(arg)
     config = mini.get_config("runlocal" if args.runlocal else "")
     config.name = "api"
     config.teachers = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
+class Arguments(NamedTuple):
     """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds.
 
     `init` is the folder of released weights to start from, where a config takes one.
@@ -17,7 +18,7 @@ class Arguments:
     init: str = ""
 
 
-def parse(arg: str | None, *, variant: tuple[str, ...], init: bool = False) -> Arguments:
+def parse(arg: str | None, *, variant: tuple[str, ...] = ("default",), init: bool = False) -> Arguments:
     """Reads `variant=NAME,init=FOLDER,runlocal`; the first of `variant` is the default.
 
     Raises:
@@ -36,3 +37,13 @@ def parse(arg: str | None, *, variant: tuple[str, ...], init: bool = False) -> A
             known = f"runlocal, {'init=FOLDER, ' if init else ''}variant={'|'.join(variant)}"
             raise ValueError(f"unknown config argument {part!r}; known: {known}")
     return Arguments(chosen, runlocal, weights)
+
+
+def shrink(config: ConfigDict) -> None:
+    """Shrinks an experiment on files to seconds, with a tokenizer of its own; released weights stay."""
+    config.data.update(tokenizer="", row_length=256)
+    if not config.student.get("init"):
+        config.student.update(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
+    for stage in config.curriculum:
+        stage.update(steps=2, warmup_steps=1)
+    config.evaluation.update(max_tokens=8)

@@ -22,18 +22,14 @@ The paper's size is the default of `cot`, `niv2_per_task`, `flan2021` and `t0`, 
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import parse, shrink
 from orca_jax.evaluation.benchmarks import registry
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (a tiny student and a tokenizer of its own; two steps a stage)."""
-    args = parse(arg, variant=("default",))
-    config = ConfigDict()
-    config.name = "flan"
-    config.seed = 0
-    config.compiler_options = {}
-    config.puzzles = {}
+    args = parse(arg)
+    config = ConfigDict(dict(name="flan", puzzles={}, optimizer={}, mesh={}))
     config.flan = [dict(sources={}, cot=0.04, niv2_per_task=50, flan2021=600, t0=500)]
     config.teachers = [
         dict(name="labels", kind="targets"),
@@ -47,16 +43,10 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(name=name, datasets={name: 1.0}, epochs=1, learning_rate=1e-3, warmup_steps=10)
         for name in ("labels", "rationales")
     ]
-    config.optimizer = {}
     config.train = dict(batch_rows=4, checkpoint_every=20, validate_every=20, log_every=5)
-    config.mesh = {}
     config.evaluation = dict(
         per_family=1, messages=(), modes=dict.fromkeys(registry.BENCHMARKS, ()), max_tokens=32
     )
     if args.runlocal:
-        config.data.update(tokenizer="", row_length=256)
-        config.student.update(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
-        for stage in config.curriculum:
-            stage.update(steps=2, warmup_steps=1)
-        config.evaluation.update(max_tokens=8)
+        shrink(config)
     return complete(config)

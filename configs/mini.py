@@ -23,9 +23,7 @@ FAMILIES = ("web_of_lies", "navigate", "object_counting", "dyck_languages")
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default|full`, `runlocal` (seconds instead of minutes)."""
     args = parse(arg, variant=("default", "full"))
-    config = ConfigDict()
-    config.name = "mini"
-    config.seed = 0
+    config = ConfigDict(dict(name="mini", optimizer={}, mesh={}))
     config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(
         families=FAMILIES,
@@ -41,20 +39,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.student = dict(
         vocab_size=1536, hidden_size=128, intermediate_size=512, num_layers=4, scan_layers=False
     )
-    config.curriculum = [
-        dict(
-            name="apprentice",
-            datasets={"apprentice": 1.0},
-            epochs=1,
-            learning_rate=1.5e-3,
-            warmup_steps=50,
-            final_fraction=0.5,
-        ),
-        dict(name="expert", datasets={"expert": 1.0}, epochs=2, learning_rate=1.5e-3, warmup_steps=20),
+    stages = [
+        dict(name=name, datasets={name: 1.0}, learning_rate=1.5e-3) for name in ("apprentice", "expert")
     ]
-    config.optimizer = dict()
+    stages[0].update(epochs=1, warmup_steps=50, final_fraction=0.5)
+    stages[1].update(epochs=2, warmup_steps=20)
+    config.curriculum = stages
     config.train = dict(batch_rows=4, checkpoint_every=100, log_every=10)
-    config.mesh = dict()
     config.evaluation = dict(per_family=100, difficulties=(1, 2))
     if args.variant == "full":
         config.name = "mini-full"

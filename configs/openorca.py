@@ -18,42 +18,25 @@ docs/training.md.
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import parse, shrink
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=one_teacher|two_teachers`, `runlocal` (seconds instead of minutes)."""
     args = parse(arg, variant=("one_teacher", "two_teachers"))
     names = ("chatgpt", "gpt4") if args.variant == "two_teachers" else ("gpt4",)
-    config = ConfigDict()
-    config.name = f"openorca-{args.variant}"
-    config.seed = 0
-    config.compiler_options = {}
-    config.puzzles = {}
+    config = ConfigDict(dict(name=f"openorca-{args.variant}", puzzles={}, optimizer={}, mesh={}))
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name in names]
     config.data = dict(
         tokenizer="tokenizer.model", row_length=2048, max_segments=32, validation_fraction=0.05
     )
-    config.student = dict(
-        vocab_size=32_001,
-        hidden_size=256,
-        intermediate_size=688,
-        num_layers=4,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=32,
-    )
+    config.student = dict(vocab_size=32_001, hidden_size=256, intermediate_size=688, num_layers=4)
+    config.student.update(num_heads=8, num_kv_heads=4, head_dim=32)
     config.curriculum = [
         dict(name=name, datasets={name: 1.0}, epochs=4, learning_rate=1e-3, warmup_steps=10) for name in names
     ]
-    config.optimizer = {}
     config.train = dict(batch_rows=4, checkpoint_every=20, validate_every=20, log_every=5)
-    config.mesh = {}
     config.evaluation = dict(per_family=1, messages=(), max_tokens=64, max_length=1536, batch_size=16)
     if args.runlocal:
-        config.data.update(tokenizer="", row_length=256)
-        config.student.update(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
-        for stage in config.curriculum:
-            stage.update(steps=2, warmup_steps=1)
-        config.evaluation.update(max_tokens=8)
+        shrink(config)
     return complete(config)

@@ -24,7 +24,7 @@ Result: not trained by us at this size.
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import parse, shrink
 
 STAGES = (("chatgpt", 2e-5), ("gpt4", 1e-5))
 
@@ -47,47 +47,27 @@ def orca(
     """The experiment with a student of one of the presets."""
     args = parse(arg, variant=("two_stages", "gpt4_only"), init=True)
     stages = STAGES[1:] if args.variant == "gpt4_only" else STAGES
-    config = ConfigDict()
-    config.name = f"orca-{size}-{args.variant}"
-    config.seed = 0
-    config.compiler_options = {}
-    config.puzzles = {}
+    config = ConfigDict(dict(name=f"orca-{size}-{args.variant}", puzzles={}, mesh={}))
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name, _ in stages]
-    config.data = dict(
-        tokenizer=tokenizer,
-        row_length=row_length,
-        max_segments=row_length // 64,
-        validation_fraction=0.001,
-    )
+    config.data = dict(tokenizer=tokenizer, row_length=row_length, max_segments=row_length // 64)
+    config.data.validation_fraction = 0.001
     config.student = dict(preset=preset, vocab_size=vocab_size, remat="full")
     config.curriculum = [
         dict(name=name, datasets={name: 1.0}, epochs=4, learning_rate=rate, warmup_steps=100)
         for name, rate in stages
     ]
     config.optimizer = dict(betas=(0.9, 0.95), weight_decay=0.0, clip_norm=1.0)
-    config.train = dict(
-        batch_rows=batch_rows,
-        compute_dtype="bfloat16",
-        checkpoint_every=500,
-        validate_every=1000,
-        log_every=10,
-    )
-    config.mesh = {}
+    config.train = dict(batch_rows=batch_rows, compute_dtype="bfloat16", checkpoint_every=500, log_every=10)
+    config.train.validate_every = 1000
     config.evaluation = dict(per_family=1, messages=(), max_tokens=512, max_length=2048, temperature=0.7)
     if args.init:
         config.data.tokenizer = ""
         config.student = dict(init=args.init, vocab_size=0, remat="full")
     if args.runlocal:
+        if not args.init:
+            config.student = {}
         shrink(config)
+        config.data.update(max_segments=32, validation_fraction=0.05)
+        config.train.update(batch_rows=8, checkpoint_every=2, validate_every=0)
+        config.evaluation.max_length = 512
     return complete(config)
-
-
-def shrink(config: ConfigDict) -> None:
-    """Shrinks any variant to seconds."""
-    config.data.update(tokenizer="", row_length=256, max_segments=32, validation_fraction=0.05)
-    if not config.student.get("init"):
-        config.student = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
-    for stage in config.curriculum:
-        stage.update(steps=2, warmup_steps=1)
-    config.train.update(batch_rows=8, checkpoint_every=2, validate_every=0)
-    config.evaluation.update(max_tokens=8, max_length=512)

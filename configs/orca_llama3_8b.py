@@ -17,12 +17,5 @@ from orca_jax.configs import orca_13b
 
 def get_config(arg: str = "") -> ConfigDict:
     """`init=FOLDER`, `variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
-    return orca_13b.orca(
-        arg,
-        "llama3-8b",
-        preset="llama3-8b",
-        vocab_size=128_257,
-        tokenizer="llama3-8b",
-        row_length=4096,
-        batch_rows=64,
-    )
+    shape = dict(preset="llama3-8b", vocab_size=128_257, tokenizer="llama3-8b")
+    return orca_13b.orca(arg, "llama3-8b", **shape, row_length=4096, batch_rows=64)

@@ -16,7 +16,7 @@ from orca_jax.configs.arguments import parse
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds instead of minutes)."""
-    args = parse(arg, variant=("default",))
+    args = parse(arg)
     config = mini.get_config("runlocal" if args.runlocal else "")
     config.name = "taught"
     config.puzzles.per_family = 1500

@@ -10,26 +10,20 @@ agreement works better here than with a model, whose samples share mistakes.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
     teachers = [
         dict(name="single", error_rate=0.3),
         dict(name="agreed", error_rate=0.3, samples=3, filters=("outvoted", "spare")),
         dict(name="clean"),
     ]
-    notes = ("errs on three of ten", "asked three times, what most samples say", "never errs")
-    return miniature.arm_set(
-        "agreement",
-        "Does agreement among a teacher's samples repair its errors, without a known answer?",
-        teachers,
-        [
-            miniature.arm(teacher["name"], note, [miniature.stage(teacher["name"], runlocal=small)])
-            for teacher, note in zip(teachers, notes)
-        ],
-        runlocal=small,
-    )
+    arms = [
+        arm("single", "errs on three of ten", [stage("single")]),
+        arm("agreed", "asked three times, what most samples say", [stage("agreed")]),
+        arm("clean", "never errs", [stage("clean")]),
+    ]
+    question = "Does agreement among a teacher's samples repair its errors, without a known answer?"
+    return arm_set(arg, "agreement", question, teachers, arms)

@@ -9,8 +9,7 @@ apprentice without errors that answers all queries: the effect of more data alon
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import EXPERT, arm, arm_set, two_stages
 
 APPRENTICES = {
     "as_expert": ("no fault", {}),
@@ -23,14 +22,7 @@ APPRENTICES = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    return miniature.arm_set(
-        "apprentice",
-        "Which of an apprentice's faults costs the student most?",
-        [miniature.EXPERT, *(dict(name=name, **knobs) for name, (_, knobs) in APPRENTICES.items())],
-        [
-            miniature.arm(name, note, miniature.two_stages(name, "expert", runlocal=small))
-            for name, (note, _) in APPRENTICES.items()
-        ],
-        runlocal=small,
-    )
+    teachers = [EXPERT, *(dict(name=name, **knobs) for name, (_, knobs) in APPRENTICES.items())]
+    arms = [arm(name, note, two_stages(name, "expert")) for name, (note, _) in APPRENTICES.items()]
+    question = "Which of an apprentice's faults costs the student most?"
+    return arm_set(arg, "apprentice", question, teachers, arms)

@@ -7,22 +7,14 @@ Paper: the size of a teacher's set is never varied alone.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 SHARES = {"all": 1.0, "half": 0.5, "fifth": 0.2, "twentieth": 0.05}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    return miniature.arm_set(
-        "data-size",
-        "What do more questions give, at equal training tokens?",
-        [dict(name=name, share=share) for name, share in SHARES.items()],
-        [
-            miniature.arm(name, f"{share:g} of the queries", [miniature.stage(name, runlocal=small)])
-            for name, share in SHARES.items()
-        ],
-        runlocal=small,
-    )
+    teachers = [dict(name=name, share=share) for name, share in SHARES.items()]
+    arms = [arm(name, f"{share:g} of the queries", [stage(name)]) for name, share in SHARES.items()]
+    question = "What do more questions give, at equal training tokens?"
+    return arm_set(arg, "data-size", question, teachers, arms)

@@ -9,27 +9,18 @@ about three times as many questions. Here both see each question once, and expla
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import ANSWERS, arm, arm_set, stage
 
-EXPLANATIONS = dict(name="explanations", message=7)
+ONCE = dict(steps=0, epochs=1)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    once = {name: miniature.once(name, runlocal=small) for name in ("answers", "explanations")}
-    longer = [miniature.stage("answers", 0.8, runlocal=small)]
-    return miniature.arm_set(
-        "equal-examples",
-        "Do explanations beat answers when both see the same questions equally often?",
-        [miniature.ANSWERS, EXPLANATIONS],
-        [
-            miniature.arm("explanations", "steps, one pass", [once["explanations"]]),
-            miniature.arm("answers", "answers alone, one pass", [once["answers"]], message=1),
-            miniature.arm("answers_longer", "answers alone, more passes", longer, message=1),
-        ],
-        runlocal=small,
-        per_family=2500,
-        also_empty=False,
-    )
+    arms = [
+        arm("explanations", "steps, one pass", [stage("explanations", **ONCE)]),
+        arm("answers", "answers alone, one pass", [stage("answers", **ONCE)], message=1),
+        arm("answers_longer", "answers alone, more passes", [stage("answers", 0.8)], message=1),
+    ]
+    question = "Do explanations beat answers when both see the same questions equally often?"
+    teachers = [ANSWERS, dict(name="explanations", message=7)]
+    return arm_set(arg, "equal-examples", question, teachers, arms, per_family=2500, also_empty=False)

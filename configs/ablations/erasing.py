@@ -9,23 +9,14 @@ teacher's own, one generic message, or none.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 SHOWN = {"told": (7, "the teacher's message"), "generic": (2, "a generic message"), "none": (1, "no message")}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    return miniature.arm_set(
-        "erasing",
-        "Does a student that is not told how to answer learn the steps as well?",
-        [dict(name=name, message=7, shown=shown) for name, (shown, _) in SHOWN.items()],
-        [
-            miniature.arm(name, note, [miniature.stage(name, runlocal=small)], message=shown)
-            for name, (shown, note) in SHOWN.items()
-        ],
-        runlocal=small,
-        also_empty=False,
-    )
+    teachers = [dict(name=name, message=7, shown=shown) for name, (shown, _) in SHOWN.items()]
+    arms = [arm(name, note, [stage(name)], message=shown) for name, (shown, note) in SHOWN.items()]
+    question = "Does a student that is not told how to answer learn the steps as well?"
+    return arm_set(arg, "erasing", question, teachers, arms, also_empty=False)

@@ -7,24 +7,17 @@ Paper: GPT-4 answered a fifth of ChatGPT's queries, because of price and limits 
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import APPRENTICE, arm, arm_set, two_stages
 
 SHARES = {"fifth": 0.2, "twentieth": 0.05, "half": 0.5, "all": 1.0}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    return miniature.arm_set(
-        "expert-share",
-        "How much does the share of queries that the expert answers matter, at equal training tokens?",
-        [miniature.APPRENTICE, *(dict(name=name, share=share) for name, share in SHARES.items())],
-        [
-            miniature.arm(
-                name, f"{share:g} of the queries", miniature.two_stages("apprentice", name, runlocal=small)
-            )
-            for name, share in SHARES.items()
-        ],
-        runlocal=small,
-    )
+    teachers = [APPRENTICE, *(dict(name=name, share=share) for name, share in SHARES.items())]
+    arms = [
+        arm(name, f"{share:g} of the queries", two_stages("apprentice", name))
+        for name, share in SHARES.items()
+    ]
+    question = "How much does the share of queries that the expert answers matter, at equal training tokens?"
+    return arm_set(arg, "expert-share", question, teachers, arms)

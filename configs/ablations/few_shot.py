@@ -8,27 +8,17 @@ on equally many packed positions, most of which hold examples, and are evaluated
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    both = {"zero": 0.5, "shots": 0.5}
-    config = miniature.arm_set(
-        "few-shot",
-        "What does a student learn from prompts with solved examples?",
-        [dict(name="zero"), dict(name="shots", shots=2)],
-        [
-            miniature.arm("zero", "the question alone", [miniature.stage("zero", runlocal=small)]),
-            miniature.arm(
-                "both", "half of the rows with", [miniature.stage("both", runlocal=small, datasets=both)]
-            ),
-            miniature.arm("shots", "after two examples", [miniature.stage("shots", runlocal=small)]),
-        ],
-        runlocal=small,
-    )
-    if not small:  # rows long enough for every prompt; positions a step are those of the other sets
-        config.base.data.row_length, config.base.train.batch_rows = 1024, 2
-    return config
+    arms = [
+        arm("zero", "the question alone", [stage("zero")]),
+        arm("both", "half of the rows with", [stage("both", datasets={"zero": 0.5, "shots": 0.5})]),
+        arm("shots", "after two examples", [stage("shots")]),
+    ]
+    question = "What does a student learn from prompts with solved examples?"
+    teachers = [dict(name="zero"), dict(name="shots", shots=2)]
+    # Rows long enough for every prompt; positions a step are those of the other sets.
+    return arm_set(arg, "few-shot", question, teachers, arms, row_length=1024, batch_rows=2)

@@ -8,31 +8,22 @@ nothing. `clean` has a teacher without errors.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    return miniature.arm_set(
-        "filtering",
-        "What does it cost to learn from a teacher who errs on three of ten, and does a filter repair it?",
-        [
-            dict(name="unfiltered", error_rate=0.3),
-            dict(name="filtered", error_rate=0.3, filters=("disagrees",)),
-            dict(name="clean"),
-        ],
-        [
-            miniature.arm(
-                "unfiltered", "errs on three of ten", [miniature.stage("unfiltered", runlocal=small)]
-            ),
-            miniature.arm(
-                "filtered",
-                "of these, those with the right answer",
-                [miniature.stage("filtered", runlocal=small)],
-            ),
-            miniature.arm("clean", "never errs", [miniature.stage("clean", runlocal=small)]),
-        ],
-        runlocal=small,
+    teachers = [
+        dict(name="unfiltered", error_rate=0.3),
+        dict(name="filtered", error_rate=0.3, filters=("disagrees",)),
+        dict(name="clean"),
+    ]
+    arms = [
+        arm("unfiltered", "errs on three of ten", [stage("unfiltered")]),
+        arm("filtered", "of these, those with the right answer", [stage("filtered")]),
+        arm("clean", "never errs", [stage("clean")]),
+    ]
+    question = (
+        "What does it cost to learn from a teacher who errs on three of ten, and does a filter repair it?"
     )
+    return arm_set(arg, "filtering", question, teachers, arms)

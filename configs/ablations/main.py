@@ -40,30 +40,27 @@ FULL_STEPS = 70_000  # of 128 rows: 4 epochs of both sets at the paper's 2.7 exa
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=miniature|full`, `runlocal` (seconds)."""
     args = parse(arg, variant=("miniature", "full"))
+    curricula: dict[str, list[dict[str, Any]]] = {
+        name: [miniature.stage(name)] for name in ("answers", "apprentice", "expert")
+    }
+    curricula["mixed"] = [miniature.stage("mixed", datasets={"apprentice": 0.8, "expert": 0.2})]
+    curricula["progressive"] = miniature.two_stages("apprentice", "expert")
     if args.variant == "full":
-        return _full(args.runlocal)
-    curricula = _curricula(args.runlocal)
+        return _full(args.runlocal, curricula)
     arms = [
         miniature.arm(name, note, curricula[name], message=1 if name == "answers" else 7)
         for name, note in NOTES.items()
     ]
-    return miniature.arm_set("main", QUESTION, miniature.TEACHERS, arms, runlocal=args.runlocal)
+    return miniature.arm_set("runlocal" if args.runlocal else "", "main", QUESTION, miniature.TEACHERS, arms)
 
 
-def _curricula(runlocal: bool) -> dict[str, list[dict[str, Any]]]:
-    alone = {name: [miniature.stage(name, runlocal=runlocal)] for name in ("answers", "apprentice", "expert")}
-    mixed = miniature.stage("mixed", runlocal=runlocal, datasets={"apprentice": 0.8, "expert": 0.2})
-    progressive = miniature.two_stages("apprentice", "expert", runlocal=runlocal)
-    return {**alone, "mixed": [mixed], "progressive": progressive}
-
-
-def _full(runlocal: bool) -> ConfigDict:
+def _full(runlocal: bool, curricula: dict[str, list[dict[str, Any]]]) -> ConfigDict:
     """The same arms for LLaMA-13B, with steps and learning rates of its own."""
-    curricula, scale = _curricula(runlocal), 1 if runlocal else FULL_STEPS / miniature.STEPS
-    for stages in curricula.values():
+    for name, stages in curricula.items():
         for stage in stages:
             rate = 1e-5 if len(stages) == 2 and stage["name"] == "expert" else 2e-5
-            stage.update(steps=round(scale * stage["steps"]), learning_rate=rate)
+            stage.update(steps=round(FULL_STEPS / miniature.STEPS * stage["steps"]), learning_rate=rate)
+        curricula[name] = miniature.shrunk(stages, FULL_STEPS) if runlocal else stages
     config = ConfigDict(dict(name="main-full", question=QUESTION, baseline="progressive"))
     config.base = orca_13b.get_config("runlocal" if runlocal else "")
     config.base.update(flan=[dict(sources={})], curriculum=curricula["progressive"])

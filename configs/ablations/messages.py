@@ -8,39 +8,22 @@ Paper: section 3.1.1 gives 16 messages, and no training without them. `hidden` l
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import arm, arm_set, stage
 
 ALONE = {2: "self-contained and detailed", 4: "in simple words", 7: "step by step"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
     teachers = [dict(name="mixture"), dict(name="hidden", shown=1)]
     teachers += [dict(name=f"only_{number}", message=number) for number in ALONE]
     arms = [
-        miniature.arm(
-            "mixture", "empty, simple, step by step, justify", [miniature.stage("mixture", runlocal=small)]
-        ),
-        miniature.arm(
-            "hidden",
-            "the same answers, no message shown",
-            [miniature.stage("hidden", runlocal=small)],
-            message=1,
-        ),
+        arm("mixture", "empty, simple, step by step, justify", [stage("mixture")]),
+        arm("hidden", "the same answers, no message shown", [stage("hidden")], message=1),
     ]
     arms += [
-        miniature.arm(
-            f"only_{number}", words, [miniature.stage(f"only_{number}", runlocal=small)], message=number
-        )
+        arm(f"only_{number}", words, [stage(f"only_{number}")], message=number)
         for number, words in ALONE.items()
     ]
-    return miniature.arm_set(
-        "messages",
-        "What do system messages add to explanations?",
-        teachers,
-        arms,
-        runlocal=small,
-        also_empty=False,
-    )
+    question = "What do system messages add to explanations?"
+    return arm_set(arg, "messages", question, teachers, arms, also_empty=False)

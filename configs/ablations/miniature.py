@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from orca_jax.config import complete_set
 from orca_jax.configs import mini
+from orca_jax.configs.arguments import parse
 
 FAMILIES = ("boolean_expressions", "object_counting", "dyck_languages")
 STEPS = 1000
@@ -30,42 +31,26 @@ ANSWERS = dict(name="answers", message=1)
 TEACHERS = [ANSWERS, APPRENTICE, EXPERT]  # of sets with no others, so that they can share runs
 
 
-def base(teachers: list[dict[str, Any]], runlocal: bool) -> ConfigDict:
-    """The base config; each arm sets its curriculum."""
-    config = mini.get_config("runlocal" if runlocal else "")
-    config.puzzles.families = FAMILIES
-    config.teachers = teachers
-    config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
-    config.curriculum = [stage(teachers[0]["name"], runlocal=runlocal)]
-    if runlocal:
-        config.evaluation.update(per_family=3, max_tokens=16)
-    else:
-        config.student.vocab_size = VOCABULARY
-    return config
-
-
-def stage(name: str, share: float = 1.0, *, runlocal: bool, **more: Any) -> dict[str, Any]:
+def stage(name: str, share: float = 1.0, **more: Any) -> dict[str, Any]:
     """A stage on one data set, or on `datasets`, over a share of the steps."""
-    steps = 4 if runlocal else STEPS
-    given = dict(name=name, datasets={name: 1.0}, steps=round(share * steps), learning_rate=1.5e-3)
-    return {**given, "warmup_steps": 1 if runlocal else 50, **more}
+    steps = round(share * STEPS)
+    return dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=1.5e-3, warmup_steps=50) | more
 
 
-def two_stages(first: str, second: str, share: float = 0.8, *, runlocal: bool) -> list[dict[str, Any]]:
+def two_stages(first: str, second: str, share: float = 0.8) -> list[dict[str, Any]]:
     """A share of the steps on one data set, the rest on the other: as the paper's 160 and 40 hours.
 
     The learning rate falls to half in the first stage and to its end in the second, whichever is longer.
     """
+    return [stage(first, share, final_fraction=0.5), stage(second, 1 - share, warmup_steps=20)]
+
+
+def shrunk(stages: list[dict[str, Any]], steps: int = STEPS) -> list[dict[str, Any]]:
+    """A curriculum of so many steps in 4 of them; a stage that is measured in epochs has 4 too."""
     return [
-        stage(first, share, runlocal=runlocal, final_fraction=0.5),
-        stage(second, 1 - share, runlocal=runlocal, warmup_steps=1 if runlocal else 20),
+        {**each, "steps": round(4 * (each["steps"] or steps) / steps), "warmup_steps": 1, "epochs": 1}
+        for each in stages
     ]
-
-
-def once(name: str, *, runlocal: bool) -> dict[str, Any]:
-    """A stage of one pass over a data set."""
-    given = stage(name, runlocal=runlocal)
-    return given if runlocal else {**given, "steps": 0, "epochs": 1}
 
 
 def arm(
@@ -77,23 +62,37 @@ def arm(
 
 
 def arm_set(
+    arg: str,
     name: str,
     question: str,
     teachers: list[dict[str, Any]],
     arms: list[dict[str, Any]],
     *,
-    runlocal: bool,
-    per_family: int = 3500,
     also_empty: bool = True,
+    per_family: int = 3500,
+    row_length: int = 512,
+    batch_rows: int = 4,
 ) -> ConfigDict:
     """A set of arms in miniature, the first of which is the baseline.
 
     Each arm is evaluated under its own message, and under the empty one unless `also_empty` is False.
+
+    Args:
+      arg: `variant=default`, `runlocal` (seconds).
     """
+    small = parse(arg).runlocal
     config = ConfigDict(dict(name=name, question=question, baseline=arms[0]["name"]))
-    config.base = base(teachers, runlocal)
-    if not runlocal:
-        config.base.puzzles.per_family = per_family
+    config.base = mini.get_config("runlocal" if small else "")
+    config.base.update(teachers=teachers, curriculum=[stage(teachers[0]["name"])])
+    config.base.puzzles.families = FAMILIES
+    config.base.evaluation.difficulties = (1, 2, 3)
+    if small:
+        for changed in (config.base, *(entry["changes"] for entry in arms)):
+            changed["curriculum"] = shrunk(changed["curriculum"])
+    else:
+        config.base.student.vocab_size = VOCABULARY
+        config.base.evaluation.per_family, config.base.puzzles.per_family = 150, per_family
+        config.base.data.row_length, config.base.train.batch_rows = row_length, batch_rows
     config.results = RESULTS if also_empty else RESULTS[:1]
     for entry in arms:
         own = int(entry.get("evaluations", {}).get(OUTCOME, OWN).rpartition("-")[2])

@@ -9,36 +9,19 @@ from the apprentice to the expert, so each has half of the run, as in `even`.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import TEACHERS, arm, arm_set, stage, two_stages
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    progressive = miniature.two_stages("apprentice", "expert", runlocal=small)
-    backwards = miniature.two_stages("expert", "apprentice", 0.2, runlocal=small)
-    shares = {"apprentice": 0.8, "expert": 0.2}
-    halves = {"apprentice": 0.5, "expert": 0.5}
-    annealed = dict(datasets={"apprentice": 1.0}, anneal_to={"expert": 1.0})
-    return miniature.arm_set(
-        "order",
-        "Does the order in which a student meets its teachers matter?",
-        miniature.TEACHERS,
-        [
-            miniature.arm("progressive", "apprentice, then expert", progressive),
-            miniature.arm("reversed", "expert, then apprentice", backwards),
-            miniature.arm(
-                "mixed", "4 : 1 in no order", [miniature.stage("mixed", runlocal=small, datasets=shares)]
-            ),
-            miniature.arm(
-                "annealed",
-                "apprentice to expert in a line",
-                [miniature.stage("annealed", runlocal=small, **annealed)],
-            ),
-            miniature.arm(
-                "even", "1 : 1 in no order", [miniature.stage("even", runlocal=small, datasets=halves)]
-            ),
-        ],
-        runlocal=small,
-    )
+    mixed, even = {"apprentice": 0.8, "expert": 0.2}, {"apprentice": 0.5, "expert": 0.5}
+    annealed = stage("annealed", datasets={"apprentice": 1.0}, anneal_to={"expert": 1.0})
+    arms = [
+        arm("progressive", "apprentice, then expert", two_stages("apprentice", "expert")),
+        arm("reversed", "expert, then apprentice", two_stages("expert", "apprentice", 0.2)),
+        arm("mixed", "4 : 1 in no order", [stage("mixed", datasets=mixed)]),
+        arm("annealed", "apprentice to expert in a line", [annealed]),
+        arm("even", "1 : 1 in no order", [stage("even", datasets=even)]),
+    ]
+    question = "Does the order in which a student meets its teachers matter?"
+    return arm_set(arg, "order", question, TEACHERS, arms)

@@ -9,21 +9,15 @@ packing by concatenation: running positions, and attention to all earlier exampl
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import TEACHERS, arm, arm_set, two_stages
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    curriculum = miniature.two_stages("apprentice", "expert", runlocal=small)
-    return miniature.arm_set(
-        "segments",
-        "Does it matter that the examples of a packed row cannot see one another?",
-        miniature.TEACHERS,
-        [
-            miniature.arm("separated", "own positions, own attention", curriculum),
-            miniature.arm("leaking", "one long sequence", curriculum, data=dict(segments="leaking")),
-        ],
-        runlocal=small,
-    )
+    leaking = dict(segments="leaking")
+    arms = [
+        arm("separated", "own positions, own attention", two_stages("apprentice", "expert")),
+        arm("leaking", "one long sequence", two_stages("apprentice", "expert"), data=leaking),
+    ]
+    question = "Does it matter that the examples of a packed row cannot see one another?"
+    return arm_set(arg, "segments", question, TEACHERS, arms)

@@ -9,27 +9,18 @@ training tokens in all arms.
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import TEACHERS, arm, arm_set, stage, two_stages
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
     three = [
-        miniature.stage("answers", 0.2, runlocal=small, final_fraction=0.5),
-        miniature.stage("apprentice", 0.6, runlocal=small, final_fraction=0.5),
-        miniature.stage("expert", 0.2, runlocal=small),
+        stage("answers", 0.2, final_fraction=0.5),
+        stage("apprentice", 0.6, final_fraction=0.5),
+        stage("expert", 0.2),
     ]
-    return miniature.arm_set(
-        "stages",
-        "Does a first stage on answers alone help?",
-        miniature.TEACHERS,
-        [
-            miniature.arm(
-                "two", "apprentice, expert", miniature.two_stages("apprentice", "expert", runlocal=small)
-            ),
-            miniature.arm("three", "answers, apprentice, expert", three),
-        ],
-        runlocal=small,
-    )
+    arms = [
+        arm("two", "apprentice, expert", two_stages("apprentice", "expert")),
+        arm("three", "answers, apprentice, expert", three),
+    ]
+    return arm_set(arg, "stages", "Does a first stage on answers alone help?", TEACHERS, arms)

@@ -8,21 +8,15 @@ Paper: section 3.2 puts the loss on the teacher's tokens alone, without a compar
 
 from ml_collections import ConfigDict
 
-from orca_jax.configs.ablations import miniature
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.ablations.miniature import TEACHERS, arm, arm_set, two_stages
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds)."""
-    small = parse(arg, variant=("default",)).runlocal
-    curriculum = miniature.two_stages("apprentice", "expert", runlocal=small)
-    return miniature.arm_set(
-        "supervision",
-        "Does it help to learn from the answers' tokens alone?",
-        miniature.TEACHERS,
-        [
-            miniature.arm("answers", "loss on the teacher's tokens", curriculum),
-            miniature.arm("everything", "loss on all tokens", curriculum, data=dict(supervise="everything")),
-        ],
-        runlocal=small,
-    )
+    everything = dict(supervise="everything")
+    arms = [
+        arm("answers", "loss on the teacher's tokens", two_stages("apprentice", "expert")),
+        arm("everything", "loss on all tokens", two_stages("apprentice", "expert"), data=everything),
+    ]
+    question = "Does it help to learn from the answers' tokens alone?"
+    return arm_set(arg, "supervision", question, TEACHERS, arms)
