@@ -47,10 +47,10 @@ def two_stages(first: str, second: str, share: float = 0.8) -> list[dict[str, An
 
 def shrunk(stages: list[dict[str, Any]], steps: int = STEPS) -> list[dict[str, Any]]:
     """A curriculum of so many steps in 4 of them; a stage that is measured in epochs has 4 too."""
-    return [
-        {**each, "steps": round(4 * (each["steps"] or steps) / steps), "warmup_steps": 1, "epochs": 1}
-        for each in stages
-    ]
+    short = [dict(each, steps=round(4 * (each["steps"] or steps) / steps), warmup_steps=1) for each in stages]
+    for each in short:
+        each.pop("epochs", None)
+    return short
 
 
 def arm(

@@ -65,9 +65,7 @@ _CUES = (
 # The question about a sentence of the raw sets, by the file's name; for others it is which label fits.
 _TASK_WORDS: Mapping[str, str] = {
     "BoolQA": "Does the passage answer the question with yes (True) or no (False)?",
-    "CB": "How does sentence 2 relate to sentence 1?",
-    "MNLI": "How does sentence 2 relate to sentence 1?",
-    "RTE": "How does sentence 2 relate to sentence 1?",
+    **dict.fromkeys(("CB", "MNLI", "RTE"), "How does sentence 2 relate to sentence 1?"),
     "QQP": "Do both sentences ask the same?",
     "SST-2": "Is this a good or a bad review?",
     "WiC": "Does the word mean the same in both sentences?",
@@ -188,13 +186,7 @@ def _raw(path: Path) -> Reader:
     return files.rows(path), render
 
 
-READERS: Mapping[str, Callable[[Path], Reader]] = {
-    "submix": _submix,
-    "cot": _cot,
-    "niv2": _niv2,
-    "t0": _t0,
-    "raw": _raw,
-}
+READERS = {"submix": _submix, "cot": _cot, "niv2": _niv2, "t0": _t0, "raw": _raw}
 
 
 def read(kind: str, path: str | Path, tally: Tally | None = None) -> Iterator[Query]:
