@@ -76,8 +76,7 @@ def _chosen(place: str, listed: Sequence[list[str]]) -> set[str]:
 
 def _decided(place: str, listed: object) -> set[str]:
     """The yes or no that a sentence begins or ends with."""
-    words = _words(place)
-    return _OPPOSITES.keys() & {*words[:1], *words[-1:]}
+    return _OPPOSITES.keys() & {*_words(place)[:1], *_words(place)[-1:]}
 
 
 def _counted(place: str, listed: object) -> set[str]:

@@ -31,7 +31,7 @@ from orca_jax.records import Query
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
-INDEX = "index.npz"
+INDEX = "indexed.npz"
 BUCKETS = "drawn"
 REPORTED = 1000  # queries between two reports of progress
 Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.base.Document`

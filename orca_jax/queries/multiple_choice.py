@@ -151,19 +151,15 @@ def _counted(marks: Sequence[_Mark], alphabet: Sequence[str]) -> Iterator[list[_
 def _is_list(text: str, run: list[_Mark]) -> bool:
     label, style, items = run[0].label, run[0].style, list(_items(text, run))
     announced, asked = _announced(text, run[0]), _asked(text, run[0])
-    if (
-        not label
-    ):  # bare bullets without announcement must follow a question, by lines or as three short items
-        if len(style) == 3 or announced:
-            return True
+    # A list that runs on in a sentence: "1) positive, and 2) negative".
+    if label and "A" not in style and any(item.endswith((" and", " or")) for item in items):
+        return False
+    if announced or (not label and len(style) == 3):
+        return True
+    if not label:  # bare bullets without announcement follow a question, by lines or as three short items
         if all(mark.starts_line for mark in run):
             return asked or _UNFINISHED.search(text[: run[0].start][-20:]) is not None
         return asked and len(run) > 2 and max(map(len, items)) < SHORT
-    # A list that runs on in a sentence: "1) positive, and 2) negative".
-    if "A" not in style and any(item.endswith((" and", " or")) for item in items):
-        return False
-    if announced:
-        return True
     if label.isdigit() or style == "A:":
         return False
     if style[0] in "([-+*•" or run[0].starts_line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -263,8 +262,7 @@ def _counted(
     return Solution((*lines, f"{total} is {NUMBER_WORDS[total]}, option {option}."), option)
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A story. `low` and `high` name a rank from either end: the extreme one, then the pattern of others."""
 
     opening: str
@@ -336,8 +334,7 @@ class LogicalDeduction(Family):
     EMPTY = "_"
     SETTINGS = (
         BIRDS,
-        dataclasses.replace(
-            BIRDS,
+        BIRDS._replace(
             opening="On a shelf, there are {count} books: {names}.",
             names=words("red orange yellow green blue purple black white brown gray"),
             subject="The {} book",
