@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -238,52 +238,3 @@ def _merged(places: Iterable[int]) -> list[tuple[int, int]]:
         start = spans.pop()[0] if spans and place <= spans[-1][1] else place
         spans.append((start, place + SHORT))
     return spans
-
-
-@dataclasses.dataclass
-class Report:
-    """Counts of a check, for a manifest or a card.
-
-    A query counts once a benchmark that it meets, and once for its strongest kind of hit.
-    """
-
-    queries: int = 0
-    hit: int = 0
-    dropped: int = 0
-    by_benchmark: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    by_kind: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    by_task: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-    def summary(self) -> dict[str, object]:
-        return {
-            name: dict(sorted(value.items())) if isinstance(value, collections.Counter) else value
-            for name, value in vars(self).items()
-        }
-
-
-def screen(
-    queries: Iterable[Query],
-    index: Index,
-    report: Report,
-    *,
-    keep: bool = False,
-    on_hit: Callable[[Hit], object] = lambda hit: None,
-) -> Iterator[Query]:
-    """The queries to go on with: without those that meet a benchmark, unless these are to be kept.
-
-    Args:
-      report: filled while the queries are taken.
-      on_hit: called for every hit, to list it.
-    """
-    for query, hits in index.check(queries):
-        report.queries += 1
-        if hits:
-            report.hit += 1
-            report.dropped += not keep
-            report.by_benchmark.update({hit.benchmark for hit in hits})
-            report.by_kind[hits[0].kind] += 1
-            report.by_task[query.task] += 1
-        for hit in hits:
-            on_hit(hit)
-        if keep or not hits:
-            yield query

@@ -7,8 +7,8 @@ index, a hash a query, and one bucket of drawn queries. Each step is counted.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
 import glob
 import hashlib
 import itertools
@@ -23,15 +23,15 @@ from orca_jax import artifacts, files, storage
 from orca_jax.config import ExperimentConfig, FlanConfig, Message, PuzzlesConfig
 from orca_jax.files import Tally
 from orca_jax.progress import progress
-from orca_jax.queries import contamination, flan, puzzles, sampling, system_messages
-from orca_jax.queries.duplicates import Exact, Near
+from orca_jax.queries import flan, puzzles, sampling, system_messages
+from orca_jax.queries.contamination import Hit, Index
 from orca_jax.queries.puzzles.base import Puzzle
+from orca_jax.queries.quality import Exact, Near
 from orca_jax.records import Query
 
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
-INDEX = "indexed.npz"
 BUCKETS = "drawn"
 REPORTED = 1000  # queries between two reports of progress
 Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.base.Document`
@@ -89,6 +89,33 @@ def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -
 
 
 @dataclasses.dataclass
+class Met:
+    """The queries of a draw that meet a benchmark, each once a benchmark and once for its strongest hit."""
+
+    queries: int = 0
+    hit: int = 0
+    dropped: int = 0
+    by_benchmark: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    by_kind: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    by_task: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def count(self, query: Query, hits: Sequence[Hit], keep: bool) -> None:
+        self.queries += 1
+        if hits:
+            self.hit += 1
+            self.dropped += not keep
+            self.by_benchmark.update({hit.benchmark for hit in hits})
+            self.by_kind[hits[0].kind] += 1
+            self.by_task[query.task] += 1
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, collections.Counter) else value
+            for name, value in vars(self).items()
+        }
+
+
+@dataclasses.dataclass
 class Counts:
     """What became of a draw's rows; filled while its queries are taken."""
 
@@ -97,7 +124,7 @@ class Counts:
     drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     near_duplicates: int = 0
-    contamination: contamination.Report | None = None
+    contamination: Met | None = None
     queries: int = 0
     expert: int = 0
 
@@ -135,18 +162,11 @@ def flan_inputs(draws: Iterable[FlanConfig]) -> dict[str, str]:
         for kind, paths in source_files(config).items():
             top = os.path.commonpath([path.resolve().parent.parent for path in paths])
             for path in paths:
-                status = path.stat()
-                digest = _digest(path, status.st_size, status.st_mtime_ns)
-                digests[f"flan[{number}].{kind}: {path.resolve().relative_to(top)}"] = digest
+                name = path.resolve().relative_to(top)
+                digests[f"flan[{number}].{kind}: {name}"] = artifacts.file_digest(path)
         if config.messages:
             digests[f"flan[{number}].messages"] = artifacts.file_digest(storage.local(config.messages))
     return digests
-
-
-@functools.cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    """A file's sha256, computed once a process while the file stays as it is: FLAN's files are large."""
-    return artifacts.file_digest(path)
 
 
 def draw_queries(
@@ -158,12 +178,12 @@ def draw_queries(
     expert: float,
     documents: Sequence[Document] = (),
     known: Exact,
-    on_hit: Callable[[contamination.Hit], object],
+    on_hit: Callable[[Hit], object],
 ) -> Iterator[Query]:
     """The queries of a draw with their system messages, in an order of their own.
 
     Args:
-      folder: keeps the index, so that an interrupted draw reads the files once less, and drawn queries.
+      folder: keeps drawn queries until they are ordered.
       expert: the share that is marked for the second teacher.
       documents: the benchmarks' texts; none: nothing is checked.
       known: the texts of earlier queries; this draw's are added.
@@ -174,10 +194,8 @@ def draw_queries(
       ValueError: no message is for a query.
     """
     sources = source_files(config)
-    if not (folder / INDEX).exists():
-        rows = flan.read_all(sources, Tally(config.malformed, flan.SETTING))
-        sampling.index(_watched(rows, "indexing FLAN")).save(folder / INDEX)
-    indexed = sampling.Index.load(folder / INDEX)
+    rows = flan.read_all(sources, Tally(config.malformed, flan.SETTING))
+    indexed = sampling.index(_watched(rows, "indexing FLAN"))
     plan = sampling.plan(indexed, config, expert, seed)
     counts.rows = Tally(config.malformed, flan.SETTING)
     counts.drawn, counts.not_drawn_from = plan.summary(), indexed.left_out
@@ -196,12 +214,20 @@ def draw_queries(
             else:
                 yield query
 
+    def screened(index: Index, met: Met) -> Iterator[Query]:
+        keep = config.contamination == "keep"
+        for query, hits in index.check(distinct()):
+            met.count(query, hits, keep)
+            for hit in hits:
+                on_hit(hit)
+            if keep or not hits:
+                yield query
+
     kept = distinct()
     if documents:
-        index = contamination.Index(documents, coverage=config.coverage, max_documents=config.max_documents)
-        counts.contamination = contamination.Report()
-        keep = config.contamination == "keep"
-        kept = contamination.screen(kept, index, counts.contamination, keep=keep, on_hit=on_hit)
+        index = Index(documents, coverage=config.coverage, max_documents=config.max_documents)
+        counts.contamination = Met()
+        kept = screened(index, counts.contamination)
     if config.messages:
         messages = system_messages.read_set(storage.local(config.messages))
     else:

@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import files
-from orca_jax.artifacts import atomic_write
 from orca_jax.config import FlanConfig
 from orca_jax.queries.flan import is_zero_shot
 from orca_jax.records import Query, to_json
@@ -55,19 +54,6 @@ class Index(NamedTuple):
     keys: Keys
     task: NDArray[np.int32]
     left_out: Mapping[str, int]
-
-    def save(self, path: str | Path) -> None:
-        """Writes one .npz file, whole or not at all."""
-        names = np.array(json.dumps([self.tasks, self.left_out]))
-        with atomic_write(path, "wb") as file:
-            np.savez(file, names=names, keys=self.keys, task=self.task)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Index:
-        """Reads what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            tasks, left_out = json.loads(str(arrays["names"]))
-            return cls(tuple(map(tuple, tasks)), arrays["keys"], arrays["task"], left_out)
 
 
 @functools.lru_cache

@@ -203,11 +203,6 @@ def measured_shares(queries: Iterable[Query]) -> dict[str, float]:
     return {collection: chosen[collection] / total for collection, total in counts.items()}
 
 
-def paper_set() -> MessageSet:
-    """The 16, allocated as in the paper."""
-    return MessageSet(all_messages())
-
-
 def read_set(path: str | Path) -> MessageSet:
     """A user's own messages, from a JSON list of objects.
 

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orca_jax import files
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import contamination, flan
-from orca_jax.queries.contamination import Hit, Index, Report
+from orca_jax.queries.contamination import Hit, Index
 from orca_jax.records import Query
 
 LETTERS = "abcdefghijklmnop"
@@ -212,31 +211,6 @@ def test_a_batch_keeps_its_queries_apart(monkeypatch):
         hit.document_id for hit in all_hits(INDEX, many)
     ]
     assert len(all_hits(INDEX, many)) == 50
-
-
-def test_screening_drops_or_keeps_and_counts(tmp_path):
-    asked = [
-        query(DOCUMENTS[0][2], "bad"),
-        query("Nothing of the kind.", "good"),
-        query(SHORT_DOCUMENT[2], "short"),
-    ]
-    report = Report()
-    with files.JsonlAppender(tmp_path / "hits.jsonl") as listed:
-        kept = list(contamination.screen(asked, INDEX, report, on_hit=listed.append))
-    assert [query.id for query in kept] == ["good"]
-    assert report.summary() == {
-        "queries": 3,
-        "hit": 2,
-        "dropped": 2,
-        "by_benchmark": {"made": 1, "truth": 1},
-        "by_kind": {"exact": 2},
-        "by_task": {"task": 2},
-    }
-    rows = [json.loads(line) for line in (tmp_path / "hits.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert (rows[0]["query_text"], rows[0]["document_text"]) == (asked[0].text, DOCUMENTS[0][2])
-    report = Report()
-    assert list(contamination.screen(asked, Index(DOCUMENTS), report, keep=True)) == asked
-    assert (report.hit, report.dropped) == (1, 0)
 
 
 @pytest.fixture(scope="module")

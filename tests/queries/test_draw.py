@@ -6,7 +6,7 @@ import pytest
 
 from orca_jax.config import FlanConfig
 from orca_jax.queries import make, system_messages
-from orca_jax.queries.duplicates import Exact
+from orca_jax.queries.quality import Exact
 
 PLANTED = (
     "How many of the seven blue elephants in the garden of the old king have a golden ring on their left ear?"
@@ -71,7 +71,14 @@ def test_every_row_is_accounted_for(files, tmp_path):
         "t0": 20,
     }
     assert counts["duplicates"] == 1
-    assert (counts["contamination"]["hit"], counts["contamination"]["dropped"]) == (1, 1)
+    assert counts["contamination"] == {
+        "queries": 171,
+        "hit": 1,
+        "dropped": 1,
+        "by_benchmark": {"test": 1},
+        "by_kind": {"exact": 1},
+        "by_task": {"niv2_task_1": 1},
+    }
     assert counts["queries"] == len(queries) == 61 + 30 + 61 + 20 - 1 - 1
     assert counts["expert"] == sum(query.extra["expert"] for query in queries)
     assert counts["expert"] == pytest.approx(0.25 * len(queries), abs=2)
@@ -118,11 +125,9 @@ def test_the_same_seed_draws_the_same_and_an_interrupted_draw_goes_on(files, tmp
     other, _, _ = drawn(files, tmp_path / "c", seed=1)
     torn = tmp_path / "a" / make.BUCKETS / "99999.jsonl"  # left by a draw that was killed
     torn.write_text('{"id": "torn')
-    indexed = (tmp_path / "a" / make.INDEX).stat().st_mtime_ns
     again, counted, _ = drawn(files, tmp_path / "a")
     assert again == first
     assert counted == counts
-    assert (tmp_path / "a" / make.INDEX).stat().st_mtime_ns == indexed
     assert {query.id for query in other} != {query.id for query in first}
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.queries import duplicates
-from orca_jax.queries.duplicates import Exact, Near
+from orca_jax.queries import quality
+from orca_jax.queries.quality import Exact, Near
 
 needs_datasketch = pytest.mark.skipif(
     importlib.util.find_spec("datasketch") is None, reason="needs datasketch: install the extra `dedup`"
@@ -60,6 +60,6 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(duplicates.importlib, "import_module", missing)
+    monkeypatch.setattr(quality.importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"orca_jax\[dedup\]"):
         Near(0.8)

@@ -208,7 +208,7 @@ def test_queries_that_were_interrupted_go_on(flan, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(make.contamination.Index, "check", killed)
+        patch.setattr(make.Index, "check", killed)
         with pytest.raises(KeyboardInterrupt):
             make_queries(config, tmp_path / "w")
     assert not (tmp_path / "w/queries/manifest.json").exists()

@@ -101,15 +101,6 @@ def test_few_shot_queries_and_other_collections_are_left_out_and_counted(queries
     assert len(list(sampling.select([queries[0]] * 3, drawn))) == 1
 
 
-def test_an_index_is_saved_and_loaded(queries, tmp_path):
-    indexed = sampling.index(queries)
-    indexed.save(tmp_path / "index.npz")
-    loaded = sampling.Index.load(tmp_path / "index.npz")
-    assert (loaded.tasks, loaded.left_out) == (indexed.tasks, indexed.left_out)
-    assert np.array_equal(loaded.keys, indexed.keys)
-    assert sampling.plan(loaded, QUOTAS, 0.2, 3) == sampling.plan(indexed, QUOTAS, 0.2, 3)
-
-
 def test_nothing_to_draw_from_is_an_error():
     with pytest.raises(ValueError, match="no zero-shot queries"):
         sampling.plan(sampling.index([]), QUOTAS, 0.2, 0)

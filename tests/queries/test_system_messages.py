@@ -20,13 +20,13 @@ from orca_jax.queries.system_messages import (
     measured_shares,
     message_hash,
     normalise,
-    paper_set,
     read_set,
     recognise,
 )
 from orca_jax.records import Query
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
+PAPER = MessageSet(all_messages())
 PREFIX = {"cot": "cot", "niv": "niv2", "t0": "t0", "flan": "flan2021"}  # OpenOrca's id prefixes
 
 
@@ -126,7 +126,7 @@ def asked(collection, count, multiple_choice_share=0.0):
 def test_the_allocation_reproduces_figure_6(collection):
     """Chi-square over 50,000 queries: they are too few to tell our shares from the figure's."""
     multiple_choice = MULTIPLE_CHOICE_SHARES.get(collection, 0.3)
-    given = paper_set().assign(asked(collection, 50_000, multiple_choice), seed=0)
+    given = PAPER.assign(asked(collection, 50_000, multiple_choice), seed=0)
     counts = Counter(query.system_message_id for query in given)
     shares = {m.id: m.shares[collection] for m in all_messages().values() if m.shares[collection]}
     assert counts.keys() == shares.keys()
@@ -152,10 +152,10 @@ def test_shares_hold_whatever_part_is_multiple_choice(share):
 
 
 def test_half_multiple_choice_means_five_messages_or_three():
-    weights = paper_set().weights("flan2021", multiple_choice=True)
+    weights = PAPER.weights("flan2021", multiple_choice=True)
     assert weights.keys() == {3, 4, 7, 8, 10}
     assert all(weight == pytest.approx(0.2, abs=0.002) for weight in weights.values())
-    assert paper_set().weights("flan2021", multiple_choice=False).keys() == {3, 4, 7}
+    assert PAPER.weights("flan2021", multiple_choice=False).keys() == {3, 4, 7}
 
 
 def test_fewer_multiple_choice_queries_than_messages_for_them():
@@ -165,14 +165,14 @@ def test_fewer_multiple_choice_queries_than_messages_for_them():
 
 def test_a_query_has_its_message_whatever_its_neighbours_and_the_run():
     queries = asked("niv2", 300)
-    first = {query.id: query.system_message_id for query in paper_set().assign(queries, 1)}
-    again = {query.id: query.system_message_id for query in paper_set().assign(queries[::-2], 1)}
+    first = {query.id: query.system_message_id for query in PAPER.assign(queries, 1)}
+    again = {query.id: query.system_message_id for query in PAPER.assign(queries[::-2], 1)}
     assert again.items() <= first.items()
-    assert first != {query.id: query.system_message_id for query in paper_set().assign(queries, 2)}
+    assert first != {query.id: query.system_message_id for query in PAPER.assign(queries, 2)}
 
 
 def test_only_multiple_choice_gets_the_messages_for_it():
-    given = list(paper_set().assign(asked("flan2021", 5000, 0.5), 0))
+    given = list(PAPER.assign(asked("flan2021", 5000, 0.5), 0))
     assert {8, 10} & {q.system_message_id for q in given if q.multiple_choice} == {8, 10}
     assert not {8, 10} & {q.system_message_id for q in given if not q.multiple_choice}
 
@@ -184,7 +184,7 @@ def test_measured_shares_are_those_of_the_queries():
 
 def test_a_collection_without_messages_is_an_error():
     with pytest.raises(ValueError, match=r"no system message is for queries without options of .*'poems'"):
-        paper_set().weights("poems", multiple_choice=False)
+        PAPER.weights("poems", multiple_choice=False)
     with pytest.raises(ValueError, match="query q: no system message has a share above 0"):
         draw({1: 0.0}, "q", 0)
 

@@ -39,12 +39,10 @@ def make_puzzles(
     The same arguments give the same puzzles, and a smaller count gives the first of them.
 
     Raises:
-      ValueError: the family, split or a difficulty is unknown, or there are fewer such puzzles.
+      ValueError: the family or a difficulty is unknown, or there are fewer such puzzles.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown puzzle family {family!r}; known: {', '.join(FAMILIES)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     if not difficulties:
         raise ValueError(f"{family}: name at least one difficulty")
     levels = tuple(difficulties)

@@ -30,11 +30,6 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()
 
 
-def is_test(content: str) -> bool:
-    """Whether a puzzle of this content is a test puzzle: the hash alone decides, whatever the seed."""
-    return int(content_hash(content), 16) % TEST_SHARE == 0
-
-
 class Pose(NamedTuple):
     """How a puzzle is put to a reader.
 
@@ -142,7 +137,8 @@ class Puzzle:
 
     @property
     def is_test(self) -> bool:
-        return is_test(self.content)
+        """Whether it is a test puzzle: the content's hash alone decides, whatever the seed."""
+        return int(content_hash(self.content), 16) % TEST_SHARE == 0
 
     @property
     def chance(self) -> float:

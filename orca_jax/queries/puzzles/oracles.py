@@ -43,11 +43,6 @@ class Knobs:
     error_rate: float
     bare_reply: str = "{answer}"
 
-    def __post_init__(self) -> None:
-        for name in ("brevity", "error_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
-
 
 EXPERT = Knobs(brevity=0.0, reach=ALL_DIFFICULTIES, error_rate=0.0)
 APPRENTICE = Knobs(brevity=0.5, reach=2, error_rate=0.05, bare_reply="The answer is {answer}.")
