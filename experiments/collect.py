@@ -136,8 +136,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
             inputs["student"] = source.fingerprint
             how = artifacts.unrecorded(students.run_settings(config, source))
             provenance = artifacts.joined(provenance, how)
-        fingerprint = artifacts.fingerprint(provenance, inputs)
-        found = collection.traces(Job(config, teacher, workdir), fingerprint, endpoint)
+        found = collection.traces(Job(config, teacher, workdir), endpoint)
     if artifacts.is_finished(directory, provenance, inputs, places=places):
         return artifacts.read_manifest(directory)
     outcomes: collections.Counter[str] = collections.Counter()
@@ -222,7 +221,7 @@ def plan(config: ExperimentConfig, workdir: Path) -> None:
     for job in every:
         path = workdir / "plan" / f"{job.teacher.name}.jsonl"
         files.write_jsonl(path, estimates.planned_requests(job))
-        for kind, planned in sorted(estimates.of_job(job).items(), key=str):
+        for kind, planned in sorted(estimates.planned(job).items(), key=str):
             print(f"| {kind.teacher} | {kind.collection} | {kind.system_message_id} | {planned.requests:,} |")
     print("\n" + "\n".join(estimates.overlaps(every)))
 

@@ -1,42 +1,48 @@
 """Collecting through OpenAI's or Azure's Batch API: half the price, within a day, in files of requests.
 
-Every step can be killed and run again. A batch's requests are noted in the ledger as sent before it is
-submitted, and the notes go as results are recorded, so that nothing is recorded twice. `batches.json`
-beside the input files says what became of each; a batch that was submitted but not written down there
-is found again on the server by its file's hash.
+Every step can be killed and run again. A batch's requests are noted in the ledger before it is submitted, and
+the notes go as results are recorded, so that nothing is recorded twice. `batches.json` beside the input files
+says what became of each; a batch that was submitted but not written down there is found again on the server by
+its file's hash.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import openai
 
+from orca_jax import config_check
 from orca_jax.artifacts import atomic_write
-from orca_jax.config import OpenAIConfig, Price
-from orca_jax.records import Usage
+from orca_jax.config import ApiConfig
+from orca_jax.records import Outcome, Usage
 from orca_jax.scrubbing import scrub
-from orca_jax.teachers import batch_files, completions, token_counts
-from orca_jax.teachers.batch_files import BatchLimits, InputFile
+from orca_jax.teachers import completions, pool
 from orca_jax.teachers.collect import FOR_GOOD
-from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request
+from orca_jax.teachers.completions import Response
+from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Attempt, Ledger
-from orca_jax.teachers.limits import Budget, Reservation
+from orca_jax.teachers.limits import BATCH_PRICE, Budget, Reservation
 from orca_jax.teachers.openai import OpenAIEndpoint
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 STATE = "batches.json"
 MARK = "orca_jax_file"  # the metadata by which a batch is found again
 SUBMITTING = "submitting"  # our own word: the server may know the batch, or not
 ENDED = ("completed", "failed", "expired", "cancelled")
 FULL = "token_limit_exceeded"  # too many prompt tokens are in the queue: later they are not
+SIZE, OPEN_BATCHES = 200_000_000, 10  # bytes of a file and batches at a time that OpenAI takes
+ROUNDS = 3
 CHUNK = 500
 LARGEST = 4 * 2**30  # bytes of an output file
 TIMEOUT = 3600.0
@@ -44,6 +50,25 @@ TIMEOUT = 3600.0
 
 class BatchError(CollectionStopped):
     """The Batch API does not take the work; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """A written file: its number, requests, sha256, and the most tokens that it can use."""
+
+    number: int
+    requests: int
+    digest: str
+    bound: Usage
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05}.jsonl"
+
+    @property
+    def mark(self) -> int:
+        """What the ledger calls the batch."""
+        return int(self.digest[:12], 16)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,264 +83,12 @@ class Batch:
     output_file_id: str = ""
     error_file_id: str = ""
     collected: bool = False
-    used: Usage = dataclasses.field(default_factory=Usage)
-    reservation: Reservation | None = None
+    used: Usage = Usage()
 
     @property
     def is_open(self) -> bool:
         """Whether the server works on it, or may."""
         return bool(self.status) and not self.collected
-
-    def to_json(self) -> dict[str, Any]:
-        row = dataclasses.asdict(dataclasses.replace(self, reservation=None))
-        return {name: value for name, value in row.items() if name != "reservation"}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Batch:
-        file, used = InputFile.from_json(row["file"]), Usage(**row.get("used", {}))
-        return cls(**{**row, "file": file, "used": used})
-
-
-class Batches:
-    """The batches of one collection, in `folder`; for one process at a time. `identity` is the ledger's
-    name of what answers. The price is the one of batches.
-
-    Raises:
-      BatchError: `folder` holds a `batches.json` that cannot be read.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        identity: str,
-        config: OpenAIConfig,
-        ledger: Ledger,
-        *,
-        limits: BatchLimits | None = None,
-        budget: Budget | None = None,
-        price: Price | None = None,
-    ):
-        self.folder, self.identity, self.config = folder, identity, config
-        self._endpoint = OpenAIEndpoint(dataclasses.replace(config, largest=LARGEST, timeout=TIMEOUT))
-        self._ledger = ledger
-        self._limits = limits or BatchLimits()
-        self._budget, self._price = budget or Budget(), price or Price()
-        self._expectation = token_counts.Expectation()
-        self._hopeless: set[bytes] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        self.batches = read_state(folder)
-
-    async def run(
-        self,
-        requests: Callable[[], Iterable[Request]],
-        *,
-        rounds: int = 3,
-        poll_seconds: float = 60.0,
-        on_poll: Callable[[list[Batch]], None] | None = None,
-    ) -> None:
-        """Collects what of the requests is missing; what then is missing is submitted again, `rounds` times.
-
-        Raises:
-          BatchError: the server refuses a file.
-          BudgetSpent: the next file could exceed the budget; what is under way is waited for first.
-          EndpointRefused: wrong key, or no Batch API there.
-        """
-        for batch in self.batches:
-            if batch.is_open:  # submitted before this process was there
-                batch.reservation = self._budget.hold(batch.file.bound, self._price)
-        try:
-            for _ in range(rounds):
-                self.write(requests())
-                if all(batch.collected for batch in self.batches):
-                    return
-                await self._finish(poll_seconds, on_poll)
-        finally:
-            await self._endpoint.close()
-
-    def write(self, requests: Iterable[Request]) -> int:
-        """Writes the requests that are neither answered nor in a file to files; returns their number."""
-        waiting = [batch.file for batch in self.batches if not batch.collected]
-        known = self._hopeless | batch_files.keys(self.folder, waiting)
-        written = 0
-        for file in batch_files.write(
-            self.folder,
-            self._missing(requests, known),
-            self.identity,
-            self.config,
-            self._limits,
-            first=1 + max((batch.file.number for batch in self.batches), default=0),
-        ):
-            self.batches.append(Batch(file=file))
-            self._write_state()
-            written += file.requests
-        return written
-
-    async def submit(self) -> None:
-        """Submits as many files as limits and budget allow."""
-        for batch in self.batches:
-            if batch.status == SUBMITTING:
-                await self._submit(batch)
-            elif (
-                not batch.status and sum(other.is_open for other in self.batches) < self._limits.open_batches
-            ):
-                batch.reservation = self._budget.try_reserve(batch.file.bound, self._price)
-                if batch.reservation is None:
-                    return
-                await self._submit(batch)
-
-    async def poll(self) -> None:
-        """Asks what became of the batches, and records the results of those that ended."""
-        for batch in self.batches:
-            if not batch.is_open or batch.status == SUBMITTING:
-                continue
-            found = await self._client().batches.retrieve(batch.batch_id)
-            self._update(batch, found)
-            if batch.status in ENDED:
-                await self._end(batch, found)
-
-    async def _finish(self, poll_seconds: float, on_poll: Callable[[list[Batch]], None] | None) -> None:
-        """Submits and polls until every file is collected, or no more can be submitted."""
-        stopped: CollectionStopped | None = None
-        while True:
-            try:
-                if stopped is None:
-                    await self.submit()
-                await self.poll()
-            except CollectionStopped as error:
-                stopped = stopped or error
-            except (openai.APIError, httpx2.HTTPError) as error:
-                self._survive(error)
-            if on_poll is not None:
-                on_poll(self.batches)
-            if all(batch.collected for batch in self.batches if stopped is None or batch.batch_id):
-                break
-            await asyncio.sleep(poll_seconds)
-        if stopped is not None:
-            raise stopped
-
-    async def _submit(self, batch: Batch) -> None:
-        found = await self._find(batch) if batch.status == SUBMITTING else None
-        if found is None:
-            batch.status = SUBMITTING
-            self._write_state()
-            self._note(batch)
-            client = self._client()
-            with open(self.folder / batch.file.name, "rb") as file:
-                uploaded = await client.files.create(file=(batch.file.name, file), purpose="batch")
-            found = await client.batches.create(
-                input_file_id=uploaded.id,
-                endpoint=batch_files.address(self.config),  # type: ignore[arg-type]  # Azure has its own
-                completion_window="24h",
-                metadata={MARK: batch.file.digest},
-            )
-            log.info("%s: submitted as %s", batch.file.name, found.id)
-        self._update(batch, found)
-
-    async def _find(self, batch: Batch) -> Any:
-        """The server's batch of this file, if there is one that is not known here."""
-        known = {other.batch_id for other in self.batches}
-        async for found in self._client().batches.list(limit=100):
-            if (found.metadata or {}).get(MARK) == batch.file.digest and found.id not in known:
-                return found
-        return None
-
-    def _note(self, batch: Batch) -> None:
-        """Notes the file's requests in the ledger, each with its part of the bound."""
-        for keys in batch_files.chunks(self.folder, batch.file, CHUNK):
-            self._ledger.send_known([(key, batch.file.bound_each) for key in keys], batch.file.ticket)
-
-    def _update(self, batch: Batch, found: Any) -> None:
-        batch.batch_id, batch.status = found.id, found.status
-        batch.input_file_id = found.input_file_id
-        batch.output_file_id, batch.error_file_id = found.output_file_id or "", found.error_file_id or ""
-        self._write_state()
-
-    async def _end(self, batch: Batch, found: Any) -> None:
-        errors = [
-            (error.code or "", error.message or "") for error in (found.errors and found.errors.data) or []
-        ]
-        others = any(other.is_open for other in self.batches if other is not batch)
-        if batch.status == "failed" and others and any(code == FULL for code, _ in errors):
-            log.info("%s: the server's queue is full; submitted again later", batch.file.name)
-            batch.status = batch.batch_id = ""
-            self._settle(batch, Usage())
-            self._write_state()
-            return
-        batch.used = await self._collect(batch)
-        self._settle(batch, batch.used)
-        batch.collected = True
-        self._write_state()
-        if batch.status == "failed":
-            said = "; ".join(f"{code}: {message}" for code, message in errors) or "no reason given"
-            raise BatchError(scrub(f"{batch.file.name}: the server refused it: {said}"))
-
-    def _settle(self, batch: Batch, used: Usage) -> None:
-        if batch.reservation is not None:
-            self._budget.settle(batch.reservation, used, self._price)
-
-    async def _collect(self, batch: Batch) -> Usage:
-        """Records all results, and a failure for each request without one; returns what they used."""
-        used = Usage()
-        for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
-            if not file_id:
-                continue
-            path = (self.folder / batch.file.name).with_suffix(f".{kind}.jsonl")
-            async with self._client().files.with_streaming_response.content(file_id) as response:
-                with atomic_write(path, "wb") as file:
-                    async for chunk in response.iter_bytes():
-                        file.write(chunk)
-            for results in batch_files.results(path, CHUNK):
-                used += self._record(batch, results)
-        nothing = completions.failed(Fault.SERVER, None, f"no result: the batch is {batch.status}")
-        for keys in batch_files.chunks(self.folder, batch.file, CHUNK):
-            self._record(batch, dict.fromkeys(keys, nothing))
-        return used
-
-    def _record(self, batch: Batch, results: dict[bytes, completions.ParsedResponse]) -> Usage:
-        attempts = []
-        for key in self._ledger.awaited(results, batch.file.ticket):
-            request = self._ledger.request(key)
-            assert request is not None  # it is awaited, hence known
-            reading = results[key].within(request.sampling.max_tokens).cleaned()
-            used = self._expectation.used(reading, request.messages, request.sampling)
-            reply = dataclasses.replace(reading.reply, usage=used)
-            attempts.append(Attempt(self.identity, request, reply, ticket=batch.file.ticket))
-            if reading.usage_known:
-                self._expectation.learn(request.messages, used)
-            if reading.fault in FOR_GOOD:
-                self._hopeless.add(key)
-        self._ledger.record(attempts)
-        return sum((attempt.reply.usage for attempt in attempts), Usage())
-
-    def _missing(self, requests: Iterable[Request], known: set[bytes]) -> Iterable[tuple[bytes, Request]]:
-        """The requests that are neither answered nor in `known`, each once; makes the ledger know them."""
-        known = set(known)
-        for some in batch_files.keyed(self.identity, requests, CHUNK):
-            answered = self._ledger.get_many(some)
-            new = {key: request for key, request in some.items() if key not in answered and key not in known}
-            self._ledger.add(self.identity, new.values())
-            known |= new.keys()
-            yield from new.items()
-
-    def _client(self) -> openai.AsyncOpenAI:
-        return self._endpoint.client()
-
-    def _survive(self, error: Exception) -> None:
-        """Goes on after a failure that may pass; one that will not is raised.
-
-        Raises:
-          EndpointRefused: wrong key, or no Batch API there.
-        """
-        said = scrub(f"{type(error).__name__}: {error}")[: completions.LONGEST_ERROR]
-        status = error.status_code if isinstance(error, openai.APIStatusError) else None
-        if status is not None and status < 500 and status not in (408, 409, 429):
-            advice = completions.advice(status, said)
-            raise EndpointRefused(f"{self._endpoint.label}: {advice} (the Batch API says: {said})") from None
-        log.warning("the Batch API did not answer, trying again later: %s", said)
-
-    def _write_state(self) -> None:
-        with atomic_write(self.folder / STATE) as file:
-            json.dump([batch.to_json() for batch in self.batches], file, indent=1)
 
 
 def read_state(folder: Path) -> list[Batch]:
@@ -328,6 +101,266 @@ def read_state(folder: Path) -> list[Batch]:
     if not path.exists():
         return []
     try:
-        return [Batch.from_json(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError) as error:
+        return [config_check.build(Batch, row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
         raise BatchError(f"{path} cannot be read ({error}); move it away to begin anew") from error
+
+
+class Batches:
+    """The batches of one collection, in `folder`; for one process at a time.
+
+    Raises:
+      BatchError: `folder` holds a `batches.json` that cannot be read.
+    """
+
+    def __init__(self, folder: Path, api: ApiConfig, ledger: Ledger, budget: Budget):
+        self.folder, self.api, self.config = folder, api, api.endpoints[0]
+        self._endpoint = OpenAIEndpoint(dataclasses.replace(self.config, largest=LARGEST, timeout=TIMEOUT))
+        self._ledger, self._budget = ledger, budget
+        self._price = api.price.times(BATCH_PRICE)
+        self._reservations: dict[int, Reservation] = {}  # by the file's number
+        self._hopeless: set[bytes] = set()
+        self._stopped: CollectionStopped | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.batches = read_state(folder)
+
+    @property
+    def note(self) -> str:
+        return f"{sum(batch.is_open for batch in self.batches)} batches under way"
+
+    async def run(
+        self,
+        requests: Callable[[], Iterable[Request]],
+        *,
+        poll_seconds: float = 60.0,
+        on_poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Collects what of the requests is missing; what then is missing is submitted again, ROUNDS times in all.
+
+        Raises:
+          BatchError: the server refuses a file.
+          BudgetSpent: the next file could exceed the budget; what is under way is waited for first.
+          EndpointRefused: wrong key, or no Batch API there.
+          ValueError: one request alone is greater than a file may be.
+        """
+        self._poll_seconds, self._on_poll = poll_seconds, on_poll
+        for batch in self.batches:
+            if batch.is_open:  # submitted before this process was there
+                self._reservations[batch.file.number] = self._budget.hold(batch.file.bound, self._price)
+        try:
+            for _ in range(ROUNDS):
+                self._write(requests())
+                waiting = [batch for batch in self.batches if not batch.collected]
+                if not waiting:
+                    return
+                room = asyncio.Semaphore(OPEN_BATCHES)
+                async with asyncio.TaskGroup() as group:
+                    for batch in waiting:
+                        group.create_task(self._carry(batch, room))
+                if self._stopped is not None:
+                    raise self._stopped
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            await self._endpoint.close()
+
+    async def _carry(self, batch: Batch, room: asyncio.Semaphore) -> None:
+        """Submits one file, waits for its end and records its results."""
+        async with room:
+            try:
+                while not batch.collected:
+                    while not batch.is_open:
+                        if self._stopped:
+                            return
+                        if held := self._budget.reserve(batch.file.bound, self._price):
+                            self._reservations[batch.file.number] = held
+                            break
+                        await asyncio.sleep(min(pool.LOOK_AGAIN, self._poll_seconds))
+                    if not batch.batch_id:
+                        await self._patiently(lambda: self._submit(batch))
+                    await self._patiently(lambda: self._look(batch))
+                    self._on_poll()
+                    if not batch.collected:
+                        await asyncio.sleep(self._poll_seconds)
+            except CollectionStopped as stopped:
+                self._stopped = self._stopped or stopped
+
+    async def _patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """What a call to the server returns, repeated after failures that may pass.
+
+        Raises:
+          EndpointRefused: wrong key, or no Batch API there.
+        """
+        while True:
+            try:
+                return await call()
+            except (openai.APIError, httpx2.HTTPError) as error:
+                said = scrub(f"{type(error).__name__}: {error}")[: completions.LONGEST_ERROR]
+                status = error.status_code if isinstance(error, openai.APIStatusError) else None
+                if status is not None and status < 500 and status not in (408, 409, 429):
+                    advice = completions.advice(status, said)
+                    label = self._endpoint.label
+                    raise EndpointRefused(f"{label}: {advice} (the Batch API says: {said})") from None
+                log.warning("the Batch API did not answer, trying again later: %s", said)
+                await asyncio.sleep(self._poll_seconds)
+
+    async def _submit(self, batch: Batch) -> None:
+        found = await self._find(batch) if batch.status == SUBMITTING else None
+        if found is None:
+            batch.status = SUBMITTING
+            self._write_state()
+            file, bound = batch.file, batch.file.bound
+            each = Usage(
+                -(-bound.prompt_tokens // file.requests), -(-bound.completion_tokens // file.requests)
+            )
+            for keys in self._keys(file):
+                self._ledger.send_planned(keys, each, file.mark)
+            client = self._client()
+            with open(self.folder / file.name, "rb") as content:
+                uploaded = await client.files.create(file=(file.name, content), purpose="batch")
+            found = await client.batches.create(
+                input_file_id=uploaded.id,
+                endpoint=self._address(),  # type: ignore[arg-type]  # Azure has its own
+                completion_window="24h",
+                metadata={MARK: file.digest},
+            )
+            log.info("%s: submitted as %s", file.name, found.id)
+        self._update(batch, found)
+
+    async def _find(self, batch: Batch) -> Any:
+        """The server's batch of this file, if there is one that is not known here."""
+        known = {other.batch_id for other in self.batches}
+        async for found in self._client().batches.list(limit=100):
+            if (found.metadata or {}).get(MARK) == batch.file.digest and found.id not in known:
+                return found
+        return None
+
+    async def _look(self, batch: Batch) -> None:
+        """Asks what became of a batch, and records its results if it has ended."""
+        found = await self._client().batches.retrieve(batch.batch_id)
+        self._update(batch, found)
+        if batch.status not in ENDED:
+            return
+        name, errors = batch.file.name, (found.errors and found.errors.data) or []
+        others = any(other.is_open for other in self.batches if other is not batch)
+        full = batch.status == "failed" and others and any(error.code == FULL for error in errors)
+        if full:
+            log.info("%s: the server's queue is full; submitted again later", name)
+            batch.status = batch.batch_id = ""
+        else:
+            batch.used = await self._collect(batch)
+            batch.collected = True
+        self._budget.settle(self._reservations[batch.file.number], batch.used, self._price)
+        self._write_state()
+        if batch.status == "failed":
+            said = "; ".join(f"{error.code}: {error.message}" for error in errors) or "no reason given"
+            raise BatchError(scrub(f"{name}: the server refused it: {said}"))
+
+    async def _collect(self, batch: Batch) -> Usage:
+        """Records all results, and a failure for each request without one; returns what they used."""
+        used = Usage()
+        for kind, file_id in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
+            if not file_id:
+                continue
+            path = (self.folder / batch.file.name).with_suffix(f".{kind}.jsonl")
+            async with self._client().files.with_streaming_response.content(file_id) as response:
+                with atomic_write(path, "wb") as file:
+                    async for chunk in response.iter_bytes():
+                        file.write(chunk)
+            with open(path, "rb") as lines:
+                results = filter(None, map(_result, lines))
+                while some := dict(itertools.islice(results, CHUNK)):
+                    used += self._record(batch, some)
+        nothing = completions.failed(Fault.SERVER, None, f"no result: the batch is {batch.status}")
+        for keys in self._keys(batch.file):
+            self._record(batch, dict.fromkeys(keys, nothing))
+        return used
+
+    def _record(self, batch: Batch, results: dict[bytes, Response]) -> Usage:
+        attempts = []
+        for key, (note, request) in self._ledger.awaited(results, batch.file.mark).items():
+            response = results[key].cleaned(request.sampling.max_tokens)
+            reply = dataclasses.replace(response.reply, usage=pool.used(response, request))
+            attempts.append(Attempt(self.api.name, request, reply, note=note))
+            if response.fault in FOR_GOOD:
+                self._hopeless.add(key)
+        self._ledger.record(attempts)
+        return sum((attempt.reply.usage for attempt in attempts), Usage())
+
+    def _write(self, requests: Iterable[Request]) -> None:
+        """Writes the requests that are neither answered nor in a file to files."""
+        lines = self._missing(requests)
+        waiting = next(lines, None)
+        for number in itertools.count(1 + max((batch.file.number for batch in self.batches), default=0)):
+            if waiting is None:
+                return
+            digest, count, size, bound = hashlib.sha256(), 0, 0, Usage()
+            with atomic_write(self.folder / f"{number:05}.jsonl", "wb") as file:
+                while waiting and count < self.api.batch_requests and size + len(waiting[0]) <= SIZE:
+                    line, request = waiting
+                    file.write(line)
+                    digest.update(line)
+                    bound += pool.bound(request.messages, request.sampling)
+                    count, size = count + 1, size + len(line)
+                    waiting = next(lines, None)
+                if not count:
+                    raise ValueError(
+                        f"{self.api.name}: a request of more than {SIZE} bytes fits into no batch file"
+                    )
+            written = InputFile(number=number, requests=count, digest=digest.hexdigest(), bound=bound)
+            self.batches.append(Batch(file=written))
+            self._write_state()
+
+    def _missing(self, requests: Iterable[Request]) -> Iterator[tuple[bytes, Request]]:
+        """The lines of the requests that are neither answered nor in a file, each once; the ledger keeps them."""
+        waiting = [batch.file for batch in self.batches if not batch.collected]
+        known = self._hopeless | {key for file in waiting for keys in self._keys(file) for key in keys}
+        source = iter(requests)
+        while some := list(itertools.islice(source, CHUNK)):
+            keyed = {request_id(self.api.name, request): request for request in some}
+            found = self._ledger.get_many(keyed)
+            known |= {key for key, answer in found.items() if answer.reply.outcome is not Outcome.ERROR}
+            new = {key: request for key, request in keyed.items() if key not in known}
+            self._ledger.plan(self.api.name, new.values())
+            known |= new.keys()
+            for key, request in new.items():
+                body = completions.body(self.config, request.messages, request.drawn)
+                line = {"custom_id": key.hex(), "method": "POST", "url": self._address(), "body": body}
+                yield json.dumps(line).encode() + b"\n", request
+
+    def _keys(self, file: InputFile) -> Iterator[list[bytes]]:
+        """The ids of a file's requests, some at a time."""
+        with open(self.folder / file.name, "rb") as lines:
+            ids = (bytes.fromhex(json.loads(line)["custom_id"]) for line in lines)
+            while some := list(itertools.islice(ids, CHUNK)):
+                yield some
+
+    def _update(self, batch: Batch, found: Any) -> None:
+        batch.batch_id, batch.status = found.id, found.status
+        batch.input_file_id = found.input_file_id
+        batch.output_file_id, batch.error_file_id = found.output_file_id or "", found.error_file_id or ""
+        self._write_state()
+
+    def _write_state(self) -> None:
+        with atomic_write(self.folder / STATE) as file:
+            json.dump([dataclasses.asdict(batch) for batch in self.batches], file, indent=1)
+
+    def _address(self) -> str:
+        """The path that a batch's requests go to."""
+        return "/chat/completions" if self.config.api_version else "/v1/chat/completions"
+
+    def _client(self) -> openai.AsyncOpenAI:
+        return self._endpoint.client()
+
+
+def _result(line: bytes) -> tuple[bytes, Response] | None:
+    """One line of the results; None, and a warning, for one that cannot be read."""
+    try:
+        row = json.loads(line)
+        key, response, error = bytes.fromhex(row["custom_id"]), row.get("response"), row.get("error")
+        if response:
+            return key, completions.read_json(int(response["status_code"]), response["body"])
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        log.warning("a line of a batch's results cannot be read and is left out: %s", scrub(str(problem)))
+        return None
+    return key, completions.failed(Fault.SERVER, None, json.dumps(error))

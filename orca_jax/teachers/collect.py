@@ -1,12 +1,8 @@
 """Puts requests to an endpoint, many at a time, and pays for no answer that the ledger holds.
 
-Nothing is reported before it is committed. A request keeps its place among the `concurrency`
-requests in flight until its reply is committed, so a kill costs at most that many paid replies.
-An endpoint with limits admits one request at a time, so nothing overtakes. A commit
-takes as long as several requests do, so what comes within `GATHER` seconds is committed together,
-and what may be sent at one moment is noted together.
-
-`Queue` holds the requests that are not settled: which are sent next, and which again.
+`concurrency` coroutines, the slots, each take the next request, and keep it until it is settled: reserve budget,
+wait for the limits, note in the ledger, send, record, and again after a failure. Nothing is reported before it is
+committed, so a kill costs at most as many paid replies as there are slots.
 """
 
 from __future__ import annotations
@@ -16,35 +12,39 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
-import heapq
 import itertools
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from orca_jax.records import Outcome, Reply
 from orca_jax.scrubbing import scrub
-from orca_jax.teachers.endpoint import (
-    Admission,
-    CollectionStopped,
-    Endpoint,
-    Fault,
-    Paced,
-    Request,
-    request_id,
-)
+from orca_jax.teachers.endpoint import CollectionStopped, Endpoint, Fault, Request, request_id
 from orca_jax.teachers.ledger import Answer, Attempt, Ledger
 from orca_jax.teachers.limits import full_jitter
+from orca_jax.teachers.pool import Pool
 
 Result = TypeVar("Result")
-GATHER = 0.02  # seconds; nothing beside the latency of a teacher
 TICK = 0.5
 LOOK_AHEAD = 256  # requests looked up together in the ledger
 HOPELESS = 20  # requests that failed for good, before any was answered
 UNCOUNTED = (Fault.RATE_LIMIT, Fault.REFUSED)
 FOR_GOOD = (Fault.REQUEST, Fault.TOO_LONG)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Collected:
+    """One request's reply. `index` is its place among the requests, `created` ISO 8601 in UTC.
+
+    `stored` says that the ledger held the reply already and nothing was paid for it now.
+    """
+
+    index: int
+    request: Request
+    reply: Reply
+    created: str
+    stored: bool
 
 
 async def collect(
@@ -59,10 +59,10 @@ async def collect(
     """Yields a reply for each request, as they come, each one committed to the ledger before.
 
     Requests are read as they are needed, so there may be millions of them. Equal requests waiting
-    together are sent once. A request that raises, or ends in `Outcome.ERROR`, is sent again after
-    the waiting requests, `retries` times (see `Queue.settle` for what is not counted, and
-    what is not sent again), after a random part of `backoff` seconds, doubled each time; then the
-    failed reply is yielded, and a later call sends it again.
+    together are sent once. A request that raises, or ends in `Outcome.ERROR`, is sent again `retries` times,
+    each time after a random part of `backoff` seconds, doubled with every failure; then the failed reply is
+    yielded, and a later call sends it again. A failure for the request's own fault is not sent again; one for
+    a limit or an endpoint that refuses everything does not count against the retries.
 
     Raises:
       CollectionStopped: no further request may be sent. Those in flight are waited for, committed and
@@ -75,17 +75,153 @@ async def collect(
             f"concurrency {concurrency} must be at least 1, retries {retries} and backoff {backoff} 0 or more"
         )
     with ledger.claim(endpoint.identity):
-        queue = Queue(endpoint.identity, requests, ledger, retries, backoff)
-        collection = _Collection(endpoint, queue, ledger, concurrency)
-        collection.start()
+        slots = _Slots(endpoint, requests, ledger, retries, backoff)
+        work = asyncio.create_task(slots.run(concurrency))
         try:
-            while not collection.finished():
-                await collection.gather()
-                for asked in collection.settle():
-                    yield asked
-            collection.check()
+            while (collected := await slots.settled.get()) is not None:
+                yield collected
+            if slots.stopped is not None:
+                raise slots.stopped
         finally:
-            await collection.close()
+            slots.stop(CollectionStopped("the collection is left early"))
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            if isinstance(endpoint, Pool):
+                await endpoint.close()
+
+
+class _Slots:
+    """The requests of one call of `collect` that are not settled, and the coroutines that send them."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        requests: Iterable[Request],
+        ledger: Ledger,
+        retries: int,
+        backoff: float,
+    ):
+        self.settled: asyncio.Queue[Collected | None] = asyncio.Queue(LOOK_AHEAD)  # None: no more will come
+        self.stopped: BaseException | None = None
+        self._endpoint, self._ledger = endpoint, ledger
+        self._retries, self._backoff = retries, backoff
+        self._source = enumerate(requests)
+        self._waiting: collections.deque[tuple[bytes, Request]] = collections.deque()
+        self._indices: dict[bytes, list[int]] = {}  # of the requests that wait or are in a slot
+        self._reading = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._answered, self._failed = 0, 0
+
+    async def run(self, slots: int) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(slots):
+                    group.create_task(self._slot())
+        except BaseExceptionGroup as failed:
+            self.stopped = failed.exceptions[0]
+        await self.settled.put(None)
+
+    def stop(self, why: CollectionStopped) -> None:
+        """Lets the slots end what is in flight, and begin nothing."""
+        self.stopped = self.stopped or why
+        self._stopping.set()
+
+    async def _slot(self) -> None:
+        """Takes one request after the other, each until it is settled."""
+        while (taken := await self._next()) is not None:
+            key, request = taken
+            answer = await self._answer(request)
+            if answer is None:
+                return
+            self._check(answer.reply)
+            for index in self._indices.pop(key):
+                await self.settled.put(Collected(index, request, answer.reply, answer.created, stored=False))
+
+    async def _next(self) -> tuple[bytes, Request] | None:
+        """The next request without an answer; None when there is none, or none may be sent."""
+        async with self._reading:
+            while not self.stopped and not self._waiting:
+                chunk = [
+                    (index, request_id(self._endpoint.identity, request), request)
+                    for index, request in itertools.islice(self._source, LOOK_AHEAD)
+                ]
+                if not chunk:
+                    return None
+                found = self._ledger.get_many(key for _, key, _ in chunk)
+                for index, key, request in chunk:
+                    known = found.get(key)
+                    if known and known.reply.outcome is not Outcome.ERROR:
+                        await self.settled.put(
+                            Collected(index, request, known.reply, known.created, stored=True)
+                        )
+                    elif key in self._indices:
+                        self._indices[key].append(index)
+                    else:
+                        self._indices[key] = [index]
+                        self._waiting.append((key, request))
+            return None if self.stopped else self._waiting.popleft()
+
+    async def _answer(self, request: Request) -> Answer | None:
+        """Sends a request until it is answered or has failed for good; None if it may not be sent any more."""
+        failures = 0
+        while not self.stopped:
+            try:
+                answer = await self._send(request)
+            except CollectionStopped as stopped:
+                self.stop(stopped)
+                break
+            if answer is None or answer.reply.outcome is not Outcome.ERROR:
+                return answer
+            fault = answer.reply.raw.get("fault")
+            failures += fault not in UNCOUNTED
+            if fault in FOR_GOOD or failures > self._retries:
+                return answer
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(full_jitter(self._backoff, max(1, failures))):
+                    await self._stopping.wait()
+        return None
+
+    async def _send(self, request: Request) -> Answer | None:
+        """Sends a request once, within limits and budget; returns what then stands in the ledger."""
+        endpoint, ledger = self._endpoint, self._ledger
+        if not isinstance(endpoint, Pool):
+            return await self._record(request, endpoint.reply(request.messages, request.drawn))
+        async with endpoint.admit(request) as admission:
+            if self.stopped:
+                return None
+            note = ledger.note(endpoint.identity, request, admission.bound)
+            return await self._record(request, endpoint.send(admission), note)
+
+    async def _record(
+        self, request: Request, sending: Coroutine[Any, Any, Reply], note: int | None = None
+    ) -> Answer:
+        """Waits for the reply and commits it; whatever one request meets is a reply and does not end the others."""
+        identity, started = self._endpoint.identity, time.monotonic()
+        try:
+            reply = await sending
+            if not isinstance(reply, Reply):
+                raise TypeError(f"endpoint {identity} returned {reply!r:.80}, not a Reply")
+        except CollectionStopped as stopped:
+            self.stop(stopped)
+            reply = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": scrub(str(stopped))})
+        except Exception as error:
+            reply = Reply(Outcome.ERROR, "", raw={"error": scrub(f"{type(error).__name__}: {error}")})
+        seconds = time.monotonic() - started
+        return self._ledger.record([Attempt(identity, request, reply, seconds, note=note)])[0]
+
+    def _check(self, reply: Reply) -> None:
+        """Stops where the first requests all failed for good, so that the rest would too."""
+        failed = reply.outcome is Outcome.ERROR
+        self._answered += not failed
+        self._failed += failed and reply.raw.get("fault") != Fault.TOO_LONG
+        if self._failed >= HOPELESS and not self._answered:
+            said = reply.raw.get("error", "no reason given")
+            self.stop(
+                CollectionStopped(
+                    f"{self._endpoint.identity}: the first {self._failed} requests all failed, the last with: "
+                    f"{said}; correct the endpoint's settings and run again"
+                )
+            )
 
 
 def collect_each(
@@ -155,158 +291,6 @@ async def _ticking(on_tick: Callable[[], None] | None) -> AsyncIterator[None]:
             await task
 
 
-class _Collection:
-    """One call of `collect`: a task that sends, tasks that wait for replies, and what they have brought."""
-
-    def __init__(self, endpoint: Endpoint, queue: Queue, ledger: Ledger, concurrency: int):
-        self.changed = asyncio.Event()  # there is something to settle
-        self._endpoint, self._queue, self._ledger = endpoint, queue, ledger
-        self._paced = endpoint if isinstance(endpoint, Paced) else None
-        self._concurrency = self._free = concurrency
-        self._room = asyncio.Event()  # there may be something to send
-        self._stored: list[Collected] = []
-        self._admitted: list[tuple[Pending, Admission | None]] = []  # to be noted and sent
-        self._running: set[asyncio.Task[Attempt]] = set()
-        self._ended: list[tuple[Pending, Attempt]] = []
-        self._stopped: CollectionStopped | None = None
-        self._broken: BaseException | None = None
-        self._sending: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._sending = asyncio.create_task(self._send())
-        self._sending.add_done_callback(lambda _: self.changed.set())
-
-    async def gather(self) -> None:
-        """Waits until there is something to settle, and a little longer while it is little."""
-        await self.changed.wait()
-        if self._running and not self._stored and 4 * len(self._ended) < self._concurrency:
-            await asyncio.sleep(GATHER)
-        self.changed.clear()
-
-    def settle(self) -> list[Collected]:
-        """Commits what has come; returns what is settled, and what the ledger held."""
-        stored, self._stored = self._stored, []
-        ended, self._ended = self._ended, []
-        settled = self._queue.settle(ended)
-        self._free += len(ended)
-        self._room.set()
-        return stored + settled
-
-    def finished(self) -> bool:
-        """Whether nothing more will come."""
-        assert self._sending is not None
-        if self._sending.done() and not self._sending.cancelled() and self._sending.exception() is not None:
-            return True
-        waiting = self._admitted or self._running or self._ended or self._stored
-        return self._broken is not None or (self._sending.done() and not waiting)
-
-    def check(self) -> None:
-        """Raises what ended it before its time."""
-        assert self._sending is not None
-        if self._broken is not None:
-            raise self._broken
-        if not self._sending.cancelled():
-            self._sending.result()
-        if self._stopped is not None:
-            raise self._stopped
-
-    async def close(self) -> None:
-        """Cancels what is in flight, and commits what has come in the meantime: it is paid for."""
-        assert self._sending is not None
-        self._sending.cancel()
-        admitted, self._admitted = self._admitted, []
-        self._release(admitted)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(self._sending, *self._running, return_exceptions=True)
-        self._ledger.record(attempt for _, attempt in self._ended)
-        if self._paced is not None:
-            await self._paced.close()
-
-    async def _send(self) -> None:
-        try:
-            while (pending := await self._next()) is not None:
-                admission = None
-                if self._paced is not None:
-                    admission = await self._paced.admit(pending.request.messages, pending.request.drawn)
-                self._free -= 1
-                self._admitted.append((pending, admission))
-                if len(self._admitted) == 1:  # others may follow before the loop comes to this
-                    asyncio.get_running_loop().call_soon(self._launch_all)
-        except CollectionStopped as stopped:
-            self._stopped = stopped
-
-    async def _next(self) -> Pending | None:
-        """The next request to send, once there is a place for it; None when there will be no more."""
-        while True:
-            if not self._stored and self._queue.wants_more(self._concurrency):
-                self._stored = self._queue.refill()
-                if self._stored:
-                    self.changed.set()
-            if self._free and (pending := self._queue.pop(4 * self._concurrency)) is not None:
-                return pending
-            if self._queue.settled() and not self._stored:
-                return None
-            if not self._queue.wants_more(self._concurrency) or self._stored:
-                self._room.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._queue.next_due()):
-                        await self._room.wait()
-
-    def _launch_all(self) -> None:
-        """Notes all that was admitted in the ledger, then sends it."""
-        admitted, self._admitted = self._admitted, []
-        paced = [(pending.request, admission.bound) for pending, admission in admitted if admission]
-        try:
-            tickets = self._ledger.send(self._endpoint.identity, paced) if paced else []
-        except BaseException as error:  # this call is not awaited
-            self._release(admitted)
-            self._broken = error
-            self.changed.set()
-            return
-        for (pending, admission), ticket in itertools.zip_longest(admitted, tickets):
-            self._launch(pending, admission, ticket)
-
-    def _launch(self, pending: Pending, admission: Admission | None, ticket: int | None) -> None:
-        request = pending.request
-        reply = functools.partial(self._endpoint.reply, request.messages, request.drawn)
-        task = asyncio.create_task(
-            self._attempt(request, admission.reply if admission is not None else reply, ticket)
-        )
-        self._running.add(task)
-        task.add_done_callback(functools.partial(self._end, pending, admission))
-
-    def _release(self, admitted: list[tuple[Pending, Admission | None]]) -> None:
-        for _, admission in admitted:
-            if admission is not None:
-                admission.release()
-
-    def _end(self, pending: Pending, admission: Admission | None, task: asyncio.Task[Attempt]) -> None:
-        self._running.discard(task)
-        if admission is not None:
-            admission.release()
-        if not task.cancelled() and task.exception() is None:
-            self._ended.append((pending, task.result()))
-        self.changed.set()
-
-    async def _attempt(
-        self, request: Request, reply: Callable[[], Awaitable[Reply]], ticket: int | None
-    ) -> Attempt:
-        identity, started = self._endpoint.identity, time.monotonic()
-        try:
-            answer = await reply()
-            if not isinstance(answer, Reply):
-                raise TypeError(f"endpoint {identity} returned {answer!r:.80}, not a Reply")
-        except CollectionStopped as stopped:
-            self._stopped = self._stopped or stopped
-            assert self._sending is not None
-            self._sending.cancel()
-            answer = stopped.reply or Reply(Outcome.ERROR, "", raw={"error": scrub(str(stopped))})
-        except Exception as error:  # whatever one request meets must not end the others
-            answer = Reply(Outcome.ERROR, "", raw={"error": scrub(f"{type(error).__name__}: {error}")})
-        return Attempt(identity, request, answer, time.monotonic() - started, ticket=ticket)
-
-
 def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Runs a coroutine to its end, in a thread of its own where a loop (a notebook's) runs already."""
     try:
@@ -339,139 +323,3 @@ def _run_in_thread(coroutine: Coroutine[Any, Any, Result]) -> Result:
         raise
     finally:
         pool.shutdown()
-
-
-# The requests that are not settled
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Collected:
-    """One request's reply. `index` is its place among the requests, `created` ISO 8601 in UTC.
-
-    `stored` says that the ledger held the reply already and nothing was paid for it now.
-    """
-
-    index: int
-    request: Request
-    reply: Reply
-    created: str
-    stored: bool
-
-
-@dataclasses.dataclass(slots=True)
-class Pending:
-    """A request that is waited for at `indices` of the requests."""
-
-    key: bytes
-    request: Request
-    indices: list[int]
-    tries: int = 0
-    failures: int = 0
-
-
-class Queue:
-    """The requests that wait, are in flight or are to be sent again."""
-
-    def __init__(
-        self, identity: str, requests: Iterable[Request], ledger: Ledger, retries: int, backoff: float
-    ):
-        self.exhausted = False
-        self._identity = identity
-        self._source = enumerate(requests)
-        self._ledger = ledger
-        self._retries, self._backoff = retries, backoff
-        self._waiting: collections.deque[Pending] = collections.deque()
-        self._unsettled: dict[bytes, Pending] = {}  # waiting or in flight
-        self._delayed: list[tuple[float, int, Pending]] = []  # a heap, by the time when they are due
-        self._count = itertools.count()
-        self._answered, self._failed = 0, 0
-
-    def wants_more(self, enough: int) -> bool:
-        """Whether fewer than `enough` wait, and the source has more."""
-        return not self.exhausted and len(self._waiting) < enough
-
-    def refill(self) -> list[Collected]:
-        """Takes in the next few requests; returns those that the ledger answers."""
-        chunk = list(itertools.islice(self._source, LOOK_AHEAD))
-        self.exhausted = len(chunk) < LOOK_AHEAD
-        keys = [request_id(self._identity, request) for _, request in chunk]
-        answers = self._ledger.get_many(keys)
-        stored = []
-        for key, (index, request) in zip(keys, chunk, strict=True):
-            if key in answers:
-                stored.append(_asked(index, request, answers[key], stored=True))
-            else:
-                if key in self._unsettled:
-                    self._unsettled[key].indices.append(index)
-                    continue
-                pending = Pending(key, request, [index])
-                self._unsettled[key] = pending
-                self._waiting.append(pending)
-        return stored
-
-    def pop(self, most_delayed: int) -> Pending | None:
-        """The next request to send, if there is one now.
-
-        While `most_delayed` requests wait after failures there is none: no new requests are sent while the
-        server is down.
-        """
-        while self._delayed and self._delayed[0][0] <= time.monotonic():
-            self._waiting.append(heapq.heappop(self._delayed)[2])
-        if not self._waiting or len(self._delayed) >= most_delayed:
-            return None
-        return self._waiting.popleft()
-
-    def next_due(self) -> float | None:
-        """Seconds until a failed request is to be sent again; None if there is none."""
-        return max(0.0, self._delayed[0][0] - time.monotonic()) if self._delayed else None
-
-    def settled(self) -> bool:
-        """Whether every request is."""
-        return self.exhausted and not self._unsettled
-
-    def settle(self, ended: list[tuple[Pending, Attempt]]) -> list[Collected]:
-        """Commits attempts; returns what is settled and puts failures back into the queue.
-
-        A failure for the request's own fault is settled at once; one for a limit or for an endpoint
-        that refuses everything does not count against the retries.
-
-        Raises:
-          CollectionStopped: the first requests all failed for good, so the rest would too.
-        """
-        settled = []
-        answers = self._ledger.record(attempt for _, attempt in ended)
-        for (pending, _), answer in zip(ended, answers, strict=True):
-            if answer.reply.outcome is Outcome.ERROR and self._again(pending, answer.reply):
-                continue
-            del self._unsettled[pending.key]
-            self._note(answer.reply)
-            settled += [_asked(index, pending.request, answer, stored=False) for index in pending.indices]
-        return settled
-
-    def _again(self, pending: Pending, reply: Reply) -> bool:
-        """Puts a failed request back, unless it had its chances."""
-        fault = reply.raw.get("fault")
-        pending.tries += 1
-        pending.failures += fault not in UNCOUNTED
-        if fault in FOR_GOOD or pending.failures > self._retries:
-            return False
-        delay = full_jitter(self._backoff, pending.tries)
-        if delay:
-            heapq.heappush(self._delayed, (time.monotonic() + delay, next(self._count), pending))
-        else:
-            self._waiting.append(pending)
-        return True
-
-    def _note(self, reply: Reply) -> None:
-        failed = reply.outcome is Outcome.ERROR
-        self._answered += not failed
-        self._failed += failed and reply.raw.get("fault") != Fault.TOO_LONG
-        if self._failed >= HOPELESS and not self._answered:
-            raise CollectionStopped(
-                f"{self._identity}: the first {self._failed} requests all failed, the last with: "
-                f"{reply.raw.get('error', 'no reason given')}; correct the endpoint's settings and run again"
-            )
-
-
-def _asked(index: int, request: Request, answer: Answer, *, stored: bool) -> Collected:
-    return Collected(index, request, answer.reply, answer.created, stored)

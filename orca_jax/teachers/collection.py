@@ -1,23 +1,16 @@
-"""The collection of one teacher's traces: its requests, what answers them, what was paid, and how it stands.
-
-The ids of all requests are kept in one file: `write_ids` writes it when the requests are planned. A resume
-need not read the requests then; which of two million lack an answer is found in seconds (`missing`).
-"""
+"""The collection of one teacher's traces: its requests, what answers them, what was paid, and how it stands."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from orca_jax import artifacts, config_check, files, storage
 from orca_jax.artifacts import atomic_write
@@ -30,9 +23,10 @@ from orca_jax.records import Message, Outcome, Query, Reply, Sampling, Trace, Us
 from orca_jax.teachers import monitor
 from orca_jax.teachers.collect import collect_each, run_here
 from orca_jax.teachers.completions import REASONING
-from orca_jax.teachers.endpoint import ID_BYTES, Endpoint, Request, request_id
+from orca_jax.teachers.endpoint import Endpoint, Request, request_id
 from orca_jax.teachers.ledger import Answer, Ledger, LedgerError, Status
 from orca_jax.teachers.limits import BATCH_PRICE, Budget
+from orca_jax.teachers.pool import Pool
 
 COLLECTION = "collection.json"
 LEDGER = "ledger.sqlite"
@@ -129,13 +123,10 @@ def to_trace(query: Query, request: Request, answer: Answer, teacher: TeacherCon
 # The requests, and what answers them
 
 
-def traces(
-    job: Job, fingerprint: str, endpoint: Callable[[Job], AbstractContextManager[Endpoint]]
-) -> Iterator[Trace]:
+def traces(job: Job, endpoint: Callable[[Job], AbstractContextManager[Endpoint]]) -> Iterator[Trace]:
     """Collects the answers that the ledger lacks, then reads the traces from it in the order of the queries.
 
     Args:
-      fingerprint: of what the requests depend on; the file of their ids is named after it.
       endpoint: opens what answers, where that is no API.
 
     Raises:
@@ -143,29 +134,42 @@ def traces(
     """
     with Ledger(job.ledger) as ledger:
         if job.teacher.api:
-            ids = _collect_from_api(job, job.teacher.api, ledger, fingerprint)
+            identity = job.teacher.api.name
+            _collect_from_api(job, job.teacher.api, ledger)
         else:
             with endpoint(job) as answering:
-                ids, _ = _begin(job, answering.identity, fingerprint)
-                missing, requests = _missing(job, ledger, ids)
-                with progress(f"collecting {job.teacher.name}", missing) as report:
-                    done = iter(range(1, missing + 1))
+                identity = answering.identity
+                wanted = _begin(job, identity, ledger)
+                with progress(f"collecting {job.teacher.name}", sum(wanted)) as report:
+                    done = itertools.count(1)
                     collect_each(
-                        answering, requests, ledger, lambda _: report(next(done)), concurrency=CONCURRENCY
+                        answering,
+                        _chosen(job, wanted),
+                        ledger,
+                        lambda _: report(next(done)),
+                        concurrency=CONCURRENCY,
                     )
-        for (query, request), answer in zip(job.requests(), answers(read_ids(ids), ledger), strict=True):
-            if answer is None:
+        for query, trace in collected(job, identity, ledger):
+            if trace is None:
                 raise LedgerError(f"{ledger.path} holds no attempt for query {query.id}; run again")
-            yield to_trace(query, request, answer, job.teacher)
+            yield trace
 
 
-def collected(job: Job, ledger: Ledger) -> Iterator[Trace]:
-    """The traces of a model behind an API that the ledger can give already."""
-    assert job.teacher.api is not None
-    ids = (request_id(job.teacher.api.name, request) for _, request in job.requests())
-    for (query, request), answer in zip(job.requests(), answers(ids, ledger), strict=True):
-        if answer is not None:
-            yield to_trace(query, request, answer, job.teacher)
+def collected(job: Job, identity: str, ledger: Ledger) -> Iterator[tuple[Query, Trace | None]]:
+    """The trace of each request, or None where the ledger holds no attempt."""
+    source = job.requests()
+    while some := list(itertools.islice(source, CHUNK)):
+        keys = [request_id(identity, request) for _, request in some]
+        answers = ledger.get_many(keys)
+        for key, (query, request) in zip(keys, some, strict=True):
+            answer = answers.get(key)
+            yield query, answer and to_trace(query, request, answer, job.teacher)
+
+
+def missing(identity: str, requests: Iterable[Request], ledger: Ledger) -> bytearray:
+    """A byte for each request: 1 where the ledger holds no answer, else 0."""
+    answered = ledger.answered()
+    return bytearray(request_id(identity, request) not in answered for request in requests)
 
 
 @contextlib.contextmanager
@@ -223,37 +227,40 @@ def oracle(config: ExperimentConfig, teacher: TeacherConfig) -> OracleTeacher:
     return OracleTeacher(teacher.name, made, knobs, config.seed)
 
 
-def _begin(job: Job, identity: str, fingerprint: str) -> tuple[Path, int]:
-    """Writes the ids of all requests, and COLLECTION; returns the file of the ids, and how many they are."""
-    ids = job.directory / f"{artifacts.digest([fingerprint, identity])[:16]}.keys"
-    if not ids.exists():
-        write_ids(ids, identity, (request for _, request in job.requests()))
-    total, api = ids.stat().st_size // ID_BYTES, job.teacher.api
-    ledger = api.ledger if api else ""
-    about = Collection(teacher=job.teacher.name, identity=identity, requests=total, ledger=ledger, api=api)
+def _begin(job: Job, identity: str, ledger: Ledger) -> bytearray:
+    """Finds which requests have no answer, and writes COLLECTION."""
+    wanted = missing(identity, (request for _, request in job.requests()), ledger)
+    api = job.teacher.api
+    about = Collection(
+        teacher=job.teacher.name,
+        identity=identity,
+        requests=len(wanted),
+        ledger=api.ledger if api else "",
+        api=api,
+    )
     with atomic_write(job.directory / COLLECTION) as file:
         json.dump(dataclasses.asdict(about), file, indent=1)
-    return ids, total
+    return wanted
 
 
-def _missing(job: Job, ledger: Ledger, ids: Path) -> tuple[int, Iterator[Request]]:
-    """How many requests have no answer, and these."""
-    return unanswered(ids, ledger, (request for _, request in job.requests()))
+def _chosen(job: Job, wanted: Iterable[int]) -> Iterator[Request]:
+    return (request for _, request in itertools.compress(job.requests(), wanted))
 
 
-def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger, fingerprint: str) -> Path:
-    ids, total = _begin(job, api.name, fingerprint)
-    missing, requests = _missing(job, ledger, ids)
-    if not missing:  # no key is needed to read what was answered
-        return ids
-    budget = Budget(api.budget_money or None, api.budget_tokens or None)
+def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger) -> None:
+    wanted = _begin(job, api.name, ledger)
+    if not any(wanted):  # no key is needed to read what was answered
+        return
+    from orca_jax.teachers.batch import Batches  # its client takes a while to import
+    from orca_jax.teachers.openai import OpenAIEndpoint
 
     def look(note: str, limits: Limits) -> monitor.Progress:
-        return monitor.progress(
-            ledger,
-            api.name,
+        status = ledger.status().get(api.name, Status())
+        return monitor.Progress(
             name=job.teacher.name,
-            total=total,
+            total=len(wanted),
+            done=min(status.answers, len(wanted)),
+            status=status,
             limits=limits,
             money=budget.money_spent,
             cap=api.budget_money,
@@ -261,138 +268,30 @@ def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger, fingerprint: str
         )
 
     with ledger.claim(api.name):  # what others spent meanwhile would not be counted
+        budget = Budget(api.budget_money or None, api.budget_tokens or None)
         count_spent(budget, api, ledger.status().get(api.name, Status()), batches_folder(job))
         if api.batch:
-            _collect_in_batches(job, api, ledger, ids, budget, look)
-        else:
-            _collect_from_pool(api, ledger, requests, budget, look)
-    return ids
-
-
-def _collect_from_pool(
-    api: ApiConfig,
-    ledger: Ledger,
-    requests: Iterator[Request],
-    budget: Budget,
-    look: Callable[[str, Limits], monitor.Progress],
-) -> None:
-    from orca_jax.teachers.openai import OpenAIEndpoint  # its client takes a while to import
-    from orca_jax.teachers.pool import Pool
-
-    members = [(OpenAIEndpoint(one), one.limits) for one in api.endpoints]
-    pool = Pool(api.name, members, budget=budget, price=api.price)
-
-    def look_at_pool() -> monitor.Progress:
-        members = pool.status()
-        return look(monitor.hindrances(members), monitor.limits(members))
-
-    with monitor.watch(look_at_pool) as tick:
-        collect_each(
-            pool,
-            requests,
-            ledger,
-            lambda _: None,  # the ledger has it
-            concurrency=api.concurrency,
-            retries=api.retries,
-            on_tick=tick,
+            batches = Batches(batches_folder(job), api, ledger, budget)
+            with monitor.watch(lambda: look(batches.note, api.limits)) as tick:
+                every = functools.partial(_chosen, job, itertools.repeat(1))
+                run_here(batches.run(every, poll_seconds=POLL_SECONDS, on_poll=tick))
+            return
+        pool = Pool(
+            api.name,
+            [(OpenAIEndpoint(one), one.limits) for one in api.endpoints],
+            budget=budget,
+            price=api.price,
         )
-
-
-def _collect_in_batches(
-    job: Job,
-    api: ApiConfig,
-    ledger: Ledger,
-    ids: Path,
-    budget: Budget,
-    look: Callable[[str, Limits], monitor.Progress],
-) -> None:
-    from orca_jax.teachers.batch import Batches, BatchLimits
-
-    batches = Batches(
-        batches_folder(job),
-        api.name,
-        api.endpoints[0],
-        ledger,
-        limits=BatchLimits(requests=api.batch_requests),
-        budget=budget,
-        price=api.price.times(BATCH_PRICE),
-    )
-
-    def look_at_batches() -> monitor.Progress:
-        return look(f"{sum(batch.is_open for batch in batches.batches)} batches under way", api.limits)
-
-    with monitor.watch(look_at_batches) as tick:
-        run_here(
-            batches.run(
-                lambda: _missing(job, ledger, ids)[1],
-                poll_seconds=POLL_SECONDS,
-                on_poll=lambda _: tick(),
+        with monitor.watch(lambda: look(pool.note, pool.limits)) as tick:
+            collect_each(
+                pool,
+                _chosen(job, wanted),
+                ledger,
+                lambda _: None,  # the ledger has it
+                concurrency=api.concurrency,
+                retries=api.retries,
+                on_tick=tick,
             )
-        )
-
-
-# The ids of all requests, in one file
-
-
-def write_ids(path: str | os.PathLike[str], identity: str, requests: Iterable[Request]) -> int:
-    """Writes the ids of requests to the endpoint `identity`, in order; returns how many there are."""
-    with atomic_write(path, "wb") as file:
-        count = 0
-        for request in requests:
-            file.write(request_id(identity, request))
-            count += 1
-    return count
-
-
-def read_ids(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The ids of a file in their order."""
-    with open(path, "rb") as file:
-        while key := file.read(ID_BYTES):
-            yield key
-
-
-def missing(path: str | os.PathLike[str], ledger: Ledger) -> NDArray[np.int64]:
-    """The places, from 0 and in order, of the requests in the file that the ledger holds no answer to.
-
-    Raises:
-      ValueError: the file is no file of ids.
-    """
-    content = Path(path).read_bytes()
-    if len(content) % ID_BYTES:
-        raise ValueError(f"{path}: {len(content)} bytes are no whole number of request ids; write it again")
-    # [ids, 2]: numbers in the order of the bytes.
-    wanted, answered = (
-        np.frombuffer(ids, dtype=">u8").reshape(-1, 2).astype(np.uint64)
-        for ids in (content, ledger.answered())
-    )
-    if not len(answered):
-        return np.arange(len(wanted))
-    # The ledger's ids come in order. Two that share their first half are too rare to matter: the
-    # second would be requested, and found in the ledger then.
-    places = np.minimum(np.searchsorted(answered[:, 0], wanted[:, 0]), len(answered) - 1)
-    return np.flatnonzero((answered[places] != wanted).any(axis=1))
-
-
-def unanswered(
-    path: str | os.PathLike[str], ledger: Ledger, requests: Iterable[Request]
-) -> tuple[int, Iterator[Request]]:
-    """How many of the file's requests have no answer, and those of `requests`, which are the file's.
-
-    Raises:
-      ValueError: the file is no file of ids.
-    """
-    places = missing(path, ledger)
-    wanted = np.zeros(os.path.getsize(path) // ID_BYTES, dtype=bool)
-    wanted[places] = True
-    return len(places), itertools.compress(requests, wanted)
-
-
-def answers(ids: Iterable[bytes], ledger: Ledger) -> Iterator[Answer | None]:
-    """What the ledger holds for each id: the answer, else the last failure, else None."""
-    ids = iter(ids)
-    while some := list(itertools.islice(ids, CHUNK)):
-        found = ledger.get_many(some)
-        yield from (found.get(key) or ledger.failure(key) for key in some)
 
 
 # What was paid, and how a collection stands
@@ -445,25 +344,23 @@ def status(workdir: Path) -> list[monitor.Progress]:
 
 def _status(workdir: Path, path: Path) -> monitor.Progress:
     about = config_check.build(Collection, json.loads(path.read_text(encoding="utf-8")))
-    api, cap, money, done = about.api, 0.0, 0.0, None
-    ledger_file = ledger_path(workdir, about.ledger)
+    api, ledger_file = about.api, ledger_path(workdir, about.ledger)
     if not ledger_file.exists():
         raise LedgerError(f"{ledger_file}: the ledger of {about.teacher} is gone; put it back")
     with Ledger(ledger_file) as ledger:
-        if api is not None:
-            known = ledger.status().get(about.identity, Status())
-            batches = workdir / "batches" / about.teacher
-            cap, money = api.budget_money, count_spent(Budget(), api, known, batches).money_spent
-        if (path.parent / artifacts.MANIFEST).exists():
-            outcomes = artifacts.read_manifest(path.parent)["counts"]["outcomes"]
-            done = about.requests - outcomes.get(Outcome.ERROR, 0)
-        return monitor.progress(
-            ledger,
-            about.identity,
-            name=about.teacher,
-            total=about.requests,
-            limits=api.limits if api else Limits(),
-            money=money,
-            cap=cap,
-            done=done,
-        )
+        known = ledger.status().get(about.identity, Status())
+    done, money = min(known.answers, about.requests), 0.0
+    if api is not None:
+        money = count_spent(Budget(), api, known, workdir / "batches" / about.teacher).money_spent
+    if (path.parent / artifacts.MANIFEST).exists():
+        outcomes = artifacts.read_manifest(path.parent)["counts"]["outcomes"]
+        done = about.requests - outcomes.get(Outcome.ERROR, 0)
+    return monitor.Progress(
+        name=about.teacher,
+        total=about.requests,
+        done=done,
+        status=known,
+        limits=api.limits if api else Limits(),
+        money=money,
+        cap=api.budget_money if api else 0.0,
+    )

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orca_jax.config import OpenAIConfig
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import limits
@@ -43,59 +44,52 @@ _TOOLS = ("toolcalls", "toolcall", "tooluse", "functioncall")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ParsedResponse:
+class Response:
     """What an HTTP answer means.
 
     Attributes:
-      message: the server's words where there is a fault.
       usage_known: the server said what the request used.
       maybe_paid: there is no answer, but the server may have made one and charged for it.
+      headers: those about limits, by lower-case name.
+      status: of HTTP; None where nothing came back.
     """
 
     reply: Reply
-    fault: Fault | None = None
-    message: str = ""
     usage_known: bool = False
     maybe_paid: bool = False
-
-    def within(self, most: int) -> ParsedResponse:
-        """The same of a request for so many tokens: an answer that used them all and has no reason is cut."""
-        unsaid = self.reply.outcome is Outcome.OK and "finish_reason" not in self.reply.raw
-        if not unsaid or self.reply.usage.completion_tokens < most:
-            return self
-        return dataclasses.replace(self, reply=dataclasses.replace(self.reply, outcome=Outcome.LENGTH))
-
-    def cleaned(self) -> ParsedResponse:
-        """The same without secrets; then long errors are cut."""
-        message = scrub(self.message)[:LONGEST_ERROR]
-        raw = scrub(self.reply.raw) | ({"error": message} if self.fault else {})
-        reply = dataclasses.replace(self.reply, text=scrub(self.reply.text), raw=raw)
-        return dataclasses.replace(self, reply=reply, message=message)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sent:
-    """What came back for one request: its reading, and by lower-case name the headers about limits."""
-
-    reading: ParsedResponse
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     status: int | None = None
 
+    @property
+    def fault(self) -> Fault | None:
+        return Fault(self.reply.raw["fault"]) if "fault" in self.reply.raw else None
 
-def body(
-    model: str,
-    messages: Sequence[Message],
-    sampling: Sampling,
-    *,
-    limit_name: str = "max_tokens",
-    parameters: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The JSON of a request. `parameters` are added; one that is None removes its name.
+    @property
+    def message(self) -> str:
+        """The server's words where there is a fault."""
+        return str(self.reply.raw.get("error", ""))
+
+    def cleaned(self, most: int) -> Response:
+        """The same of a request for `most` tokens: without secrets, and then without the rest of a long error.
+
+        An answer that used them all and has no reason to end is cut.
+        """
+        reply, raw = self.reply, scrub(self.reply.raw)
+        if self.fault:
+            raw["error"] = raw["error"][:LONGEST_ERROR]
+        unsaid = reply.outcome is Outcome.OK and "finish_reason" not in raw
+        outcome = Outcome.LENGTH if unsaid and reply.usage.completion_tokens >= most else reply.outcome
+        cleaned = dataclasses.replace(reply, outcome=outcome, text=scrub(reply.text), raw=raw)
+        return dataclasses.replace(self, reply=cleaned)
+
+
+def body(config: OpenAIConfig, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
+    """The JSON of a request. `config.parameters` are added; one that is None removes its name.
 
     A message with empty text is left out when it is a system message: servers treat it unlike none.
     """
     sent: dict[str, Any] = {
-        "model": model,
+        "model": config.model,
         "messages": [
             {"role": message.role, "content": message.content}
             for message in messages
@@ -103,7 +97,7 @@ def body(
         ],
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        limit_name: sampling.max_tokens,
+        config.limit_name: sampling.max_tokens,
     }
     if sampling.stop:
         sent["stop"] = list(sampling.stop)
@@ -111,11 +105,10 @@ def body(
         sent["seed"] = sampling.seed
     if sampling.top_logprobs:
         sent |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-    sent |= parameters or {}
-    return {name: value for name, value in sent.items() if value is not None}
+    return {name: value for name, value in {**sent, **config.parameters}.items() if value is not None}
 
 
-def read(status: int, content: bytes, content_type: str = "") -> ParsedResponse:
+def read(status: int, content: bytes, content_type: str = "") -> Response:
     """Reads an HTTP answer."""
     try:
         answer = json.loads(content)
@@ -131,7 +124,7 @@ def read(status: int, content: bytes, content_type: str = "") -> ParsedResponse:
     return read_json(status, answer)
 
 
-def read_json(status: int, answer: Any) -> ParsedResponse:
+def read_json(status: int, answer: Any) -> Response:
     """Reads an answer's JSON: of an HTTP answer, or of a line of a batch's output."""
     first = _first(answer)
     is_error = isinstance(first, Mapping) and (first.get("error") or first.get("object") == "error")
@@ -148,13 +141,13 @@ def read_json(status: int, answer: Any) -> ParsedResponse:
     return _completion(answer, choices[0])
 
 
-def failed(fault: Fault, status: int | None, message: str, *, maybe_paid: bool = False) -> ParsedResponse:
+def failed(fault: Fault, status: int | None, message: str, *, maybe_paid: bool = False) -> Response:
     """A request that got no answer."""
     raw = {"fault": str(fault), "error": message} | ({"status": status} if status else {})
-    return ParsedResponse(Reply(Outcome.ERROR, "", raw=raw), fault, message, maybe_paid=maybe_paid)
+    return Response(Reply(Outcome.ERROR, "", raw=raw), maybe_paid=maybe_paid, status=status)
 
 
-def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> ParsedResponse:
+def _completion(answer: Mapping[str, Any], choice: Mapping[str, Any]) -> Response:
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {}
     text, refusal = _text(message.get("content")), _text(message.get("refusal"))
@@ -197,7 +190,7 @@ def _squeezed(reason: str) -> str:
     return re.sub("[^a-z0-9]", "", reason.lower()).removeprefix("finishreason")
 
 
-def _filtered(answer: Mapping[str, Any], results: Any = None) -> ParsedResponse:
+def _filtered(answer: Mapping[str, Any], results: Any = None) -> Response:
     about = {"finish_reason": "content_filter", "content_filter_results": results}
     return _reading(answer, Outcome.FILTERED, "", about)
 
@@ -209,7 +202,7 @@ def _reading(
     about: Mapping[str, Any],
     fault: Fault | None = None,
     words: str = "",
-) -> ParsedResponse:
+) -> Response:
     """A reading of what was generated; `about` is kept of its choice, as far as there is any."""
     raw = {name: answer[name] for name in _KEPT if answer.get(name)}
     raw |= {name: value for name, value in about.items() if value}
@@ -219,7 +212,7 @@ def _reading(
     if usage is None and answer.get("usage"):
         raw[NO_USAGE] = json.dumps(answer["usage"])[:LONGEST_ERROR]
     reply = Reply(outcome, text, usage or Usage(), raw)
-    return ParsedResponse(reply, fault, words, usage_known=usage is not None, maybe_paid=fault is not None)
+    return Response(reply, usage_known=usage is not None, maybe_paid=fault is not None)
 
 
 def _text(content: Any) -> str:
@@ -248,7 +241,7 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
 
 
-def _error(status: int, answer: Any) -> ParsedResponse:
+def _error(status: int, answer: Any) -> Response:
     """Reads an error in any of its forms, among them one that comes with status 200."""
     error = _first(answer)
     if isinstance(error, Mapping):

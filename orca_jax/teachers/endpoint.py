@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 from orca_jax.records import Message, Reply, Sampling, Usage
-
-ID_BYTES = 16
 
 
 class Endpoint(Protocol):
@@ -33,35 +32,6 @@ class Endpoint(Protocol):
         Raises:
           CollectionStopped: the endpoint refuses every request.
         """
-
-
-class Admission(Protocol):
-    """Leave to send one request."""
-
-    @property
-    def bound(self) -> Usage:
-        """The most that the request can cost."""
-
-    async def reply(self) -> Reply:
-        """Sends the request and returns what came back, as `Endpoint.reply` does. Once."""
-
-    def release(self) -> None:
-        """Gives back what the request holds of limits and budget; without effect after `reply`."""
-
-
-@runtime_checkable
-class Paced(Endpoint, Protocol):
-    """An endpoint with limits: it says when a request may be sent."""
-
-    async def admit(self, messages: Sequence[Message], sampling: Sampling) -> Admission:
-        """Waits until the request may be sent.
-
-        Raises:
-          CollectionStopped: it never may: the budget is spent, or no endpoint is left.
-        """
-
-    async def close(self) -> None:
-        """Closes connections; they are opened again when needed."""
 
 
 class CollectionStopped(RuntimeError):
@@ -110,23 +80,26 @@ class Request:
         return self.sampling if seed is None else dataclasses.replace(self.sampling, seed=seed + self.sample)
 
 
-def request_id(identity: str, request: Request) -> bytes:
-    """The ledger's key of a request to the endpoint called `identity`, `ID_BYTES` long.
-
-    Every ledger depends on this form. A field added to `Sampling` must enter it, and only where it
-    differs from its default, so that the ids of older requests stand.
-    """
-    sampling = request.sampling
-    form: tuple[Any, ...] = (
-        identity,
-        [(message.role, message.content) for message in request.messages],
+@functools.lru_cache(1024)
+def _drawn_as(sampling: Sampling, sample: int) -> str:
+    form = [
         float(sampling.temperature),
         float(sampling.top_p),
         sampling.max_tokens,
         sampling.stop,
         sampling.seed,
-        request.sample,
-    )
-    if sampling.top_logprobs:
-        form += (sampling.top_logprobs,)
-    return hashlib.blake2b(json.dumps(form).encode(), digest_size=ID_BYTES).digest()
+    ]
+    return json.dumps([*form, sample, *([sampling.top_logprobs] if sampling.top_logprobs else [])])[1:]
+
+
+def request_id(identity: str, request: Request) -> bytes:
+    """The ledger's key of a request to the endpoint called `identity`: 16 bytes.
+
+    Every ledger depends on this form, which is what `json.dumps` makes of identity, messages and sampling. A field
+    added to `Sampling` must enter it, and only where it differs from its default, so that the ids of older
+    requests stand.
+    """
+    quoted = json.encoder.encode_basestring_ascii
+    messages = ", ".join(f"[{quoted(one.role)}, {quoted(one.content)}]" for one in request.messages)
+    form = f"[{quoted(identity)}, [{messages}], {_drawn_as(request.sampling, request.sample)}"
+    return hashlib.blake2b(form.encode(), digest_size=16).digest()

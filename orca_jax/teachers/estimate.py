@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orca_jax.config import Limits, Price
-from orca_jax.records import Message, Outcome, Trace, Usage
-from orca_jax.teachers import token_counts
+from orca_jax.config import ApiConfig
+from orca_jax.records import Outcome, Trace, Usage
+from orca_jax.teachers import pool
 from orca_jax.teachers.collection import Job, batches_folder, collected, count_spent
 from orca_jax.teachers.ledger import Ledger, Status
 from orca_jax.teachers.limits import BATCH_PRICE, Budget
@@ -68,16 +68,14 @@ class Kind(NamedTuple):
     system_message_id: int | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """How much of a kind is to be sent; `prompt_bytes` of all conversations together."""
 
     requests: int = 0
     prompt_bytes: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """Means over `traces`: tokens of a reply, and bytes of a conversation to a token."""
 
     traces: int
@@ -85,27 +83,8 @@ class Measured:
     bytes_a_token: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a teacher costs and allows.
-
-    Attributes:
-      lengths: the teacher of the paper whose lengths stand in for unmeasured ones.
-      limits: of all its endpoints together, a minute.
-      max_tokens: of a reply; stands in where the paper has no box either.
-      batch_tokens: prompt tokens that may be in its batch queue at once; 0 where that is not known.
-    """
-
-    price: Price
-    limits: Limits
-    lengths: str = "chatgpt"
-    max_tokens: int = 1024
-    batch_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
-    """The estimate for one kind, or for a teacher's whole share. Money in US dollars.
+class Row(NamedTuple):
+    """The estimate for one kind, or for a teacher's whole share. Money in US dollars, at the usual price.
 
     `source` is where the reply lengths come from: measured, paper or max_tokens. `hours` is what the
     limits allow at best, 0 where no limit is known.
@@ -114,109 +93,10 @@ class Row:
     kind: Kind
     requests: int
     usage: Usage
+    source: str
     money: float
-    batch_money: float
     hours: float
     batch_hours: float
-    source: str
-
-
-def plan(requests: Iterable[tuple[Kind, Sequence[Message]]]) -> dict[Kind, Planned]:
-    """Adds up what is to be sent, from every request's kind and conversation."""
-    counts: collections.Counter[Kind] = collections.Counter()
-    sizes: collections.Counter[Kind] = collections.Counter()
-    for kind, messages in requests:
-        counts[kind] += 1
-        sizes[kind] += token_counts.size(messages)
-    return {kind: Planned(counts[kind], sizes[kind]) for kind in counts}
-
-
-def measure(traces: Iterable[Trace]) -> dict[Kind, Measured]:
-    """Means of what was answered, for each kind, for each teacher and message, and for each teacher."""
-    sums: dict[Kind, list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
-    for trace in traces:
-        if trace.outcome is Outcome.ERROR or not trace.usage.prompt_tokens:
-            continue
-        asked = [message for message in trace.messages if message.role != "assistant"]
-        for kind in _wider(Kind(trace.teacher, trace.collection, trace.system_message_id)):
-            total = sums[kind]
-            total[0] += 1
-            total[1] += trace.usage.completion_tokens
-            total[2] += token_counts.size(asked)
-            total[3] += trace.usage.prompt_tokens
-    return {
-        kind: Measured(n, replies / n, size / prompts) for kind, (n, replies, size, prompts) in sums.items()
-    }
-
-
-def estimate(
-    planned: Mapping[Kind, Planned], terms: Terms, measured: Mapping[Kind, Measured] | None = None
-) -> list[Row]:
-    """A row for each kind, in order, and one with the totals; all kinds are of one teacher."""
-    rows = [_row(kind, planned[kind], terms, measured or {}) for kind in sorted(planned, key=str)]
-    return [*rows, _total(rows, terms)] if rows else []
-
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| teacher | collection | message | requests | prompt tokens | reply tokens | USD | hours "
-        "| USD in batches | hours in batches | lengths |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        kind, usage = row.kind, row.usage
-        message = "all" if kind.system_message_id is None else kind.system_message_id
-        lines.append(
-            f"| {kind.teacher} | {kind.collection or 'all'} | {message} | {row.requests:,} | "
-            f"{usage.prompt_tokens:,} | {usage.completion_tokens:,} | {row.money:,.2f} | {row.hours:,.1f} | "
-            f"{row.batch_money:,.2f} | {row.batch_hours:,.0f} | {row.source} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _wider(kind: Kind) -> list[Kind]:
-    """The kind, then those that stand in for it."""
-    teacher = kind.teacher
-    return [kind, Kind(teacher, None, kind.system_message_id), Kind(teacher, None, None)]
-
-
-def _row(kind: Kind, planned: Planned, terms: Terms, measured: Mapping[Kind, Measured]) -> Row:
-    means = [measured[wider] for wider in _wider(kind) if wider in measured]
-    known = next((mean for mean in means if mean.traces >= ENOUGH), None)
-    box = PAPER.get((terms.lengths, kind.system_message_id or 1))
-    if known is not None:
-        reply, source = known.completion_tokens, "measured"
-    elif box is not None:
-        reply, source = min(box.mean(), terms.max_tokens), "paper"
-    else:
-        reply, source = float(terms.max_tokens), "max_tokens"
-    prompt = planned.prompt_bytes / (known.bytes_a_token if known else BYTES_A_TOKEN)
-    return _priced(
-        kind, planned.requests, Usage(round(prompt), round(reply * planned.requests)), terms, source
-    )
-
-
-def _total(rows: Sequence[Row], terms: Terms) -> Row:
-    usage = sum((row.usage for row in rows), Usage())
-    source = "+".join(sorted({row.source for row in rows}))
-    return _priced(
-        Kind(rows[0].kind.teacher, None, None), sum(row.requests for row in rows), usage, terms, source
-    )
-
-
-def _priced(kind: Kind, requests: int, usage: Usage, terms: Terms, source: str) -> Row:
-    limits, tokens = terms.limits, usage.total
-    minutes = [requests / limits.requests] if limits.requests else []
-    minutes += [tokens / limits.tokens] if limits.tokens else []
-    money, waves = terms.price.cost(usage), 1
-    if terms.batch_tokens:
-        waves = max(1, math.ceil(usage.prompt_tokens / terms.batch_tokens))
-    hours = max(minutes, default=0.0) / 60
-    return Row(kind, requests, usage, money, money * BATCH_PRICE, hours, BATCH_HOURS * waves, source)
-
-
-# Of a teacher's job
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -241,16 +121,17 @@ def planned_requests(job: Job) -> Iterator[PlannedRequest]:
             query.collection,
             query.task,
             query.system_message_id,
-            token_counts.size(request.messages),
+            pool.size(request.messages),
         )
 
 
-def of_job(job: Job) -> dict[Kind, Planned]:
+def planned(job: Job) -> dict[Kind, Planned]:
     """How much of each kind a teacher is asked."""
-    return plan(
-        (Kind(job.teacher.name, query.collection, query.system_message_id), request.messages)
-        for query, request in job.requests()
-    )
+    counts: dict[Kind, Planned] = collections.defaultdict(Planned)
+    for one in planned_requests(job):
+        kind = Kind(one.teacher, one.collection, one.system_message_id)
+        counts[kind] = Planned(counts[kind].requests + 1, counts[kind].prompt_bytes + one.prompt_bytes)
+    return counts
 
 
 def overlaps(jobs: Sequence[Job]) -> Iterator[str]:
@@ -264,23 +145,89 @@ def overlaps(jobs: Sequence[Job]) -> Iterator[str]:
         yield f"{name}: {len(own):,} queries{shared}"
 
 
+def measure(traces: Iterable[Trace]) -> dict[Kind, Measured]:
+    """Means of what was answered, for each kind, for each teacher and message, and for each teacher."""
+    sums: dict[Kind, list[int]] = collections.defaultdict(lambda: [0, 0, 0, 0])
+    for trace in traces:
+        if trace.outcome is Outcome.ERROR or not trace.usage.prompt_tokens:
+            continue
+        prompt = [message for message in trace.messages if message.role != "assistant"]
+        values = (1, trace.usage.completion_tokens, pool.size(prompt), trace.usage.prompt_tokens)
+        for kind in _wider(Kind(trace.teacher, trace.collection, trace.system_message_id)):
+            sums[kind] = [total + value for total, value in zip(sums[kind], values, strict=True)]
+    return {
+        kind: Measured(n, replies / n, size / prompts) for kind, (n, replies, size, prompts) in sums.items()
+    }
+
+
+def estimate(
+    planned: Mapping[Kind, Planned],
+    api: ApiConfig,
+    max_tokens: int,
+    measured: Mapping[Kind, Measured] | None = None,
+) -> list[Row]:
+    """A row for each kind, in order, and one with the totals; all kinds are of one teacher."""
+    rows = []
+    for kind, (requests, prompt_bytes) in sorted(planned.items(), key=str):
+        means = [measured[wider] for wider in _wider(kind) if wider in measured] if measured else []
+        known = next((mean for mean in means if mean.traces >= ENOUGH), None)
+        box = PAPER.get((api.lengths, kind.system_message_id or 1))
+        if known is not None:
+            reply, source = known.completion_tokens, "measured"
+        elif box is not None:
+            reply, source = min(box.mean(), max_tokens), "paper"
+        else:
+            reply, source = float(max_tokens), "max_tokens"
+        prompt = prompt_bytes / (known.bytes_a_token if known else BYTES_A_TOKEN)
+        rows.append(_row(kind, requests, Usage(round(prompt), round(reply * requests)), source, api))
+    if rows:
+        usage = sum((row.usage for row in rows), Usage())
+        source = "+".join(sorted({row.source for row in rows}))
+        requests = sum(row.requests for row in rows)
+        rows.append(_row(Kind(rows[0].kind.teacher, None, None), requests, usage, source, api))
+    return rows
+
+
+def _wider(kind: Kind) -> list[Kind]:
+    """The kind, then those that stand in for it."""
+    return [kind, kind._replace(collection=None), Kind(kind.teacher, None, None)]
+
+
+def _row(kind: Kind, requests: int, usage: Usage, source: str, api: ApiConfig) -> Row:
+    limits = api.limits
+    minutes = [requests / limits.requests] if limits.requests else []
+    minutes += [usage.total / limits.tokens] if limits.tokens else []
+    waves = max(1, math.ceil(usage.prompt_tokens / api.batch_tokens)) if api.batch_tokens else 1
+    hours = max(minutes, default=0.0) / 60
+    return Row(kind, requests, usage, source, api.price.cost(usage), hours, BATCH_HOURS * waves)
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| teacher | collection | message | requests | prompt tokens | reply tokens | USD | hours "
+        "| USD in batches | hours in batches | lengths |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (teacher, collection, id), requests, usage, source, money, hours, batch_hours in rows:
+        lines.append(
+            f"| {teacher} | {collection or 'all'} | {'all' if id is None else id} | {requests:,} | "
+            f"{usage.prompt_tokens:,} | {usage.completion_tokens:,} | {money:,.2f} | {hours:,.1f} | "
+            f"{money * BATCH_PRICE:,.2f} | {batch_hours:,.0f} | {source} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def report(job: Job) -> str:
     """What the requests to a model behind an API will cost, as a table, and what was spent so far."""
     api = job.teacher.api
     assert api is not None
-    terms = Terms(
-        price=api.price,
-        limits=api.limits,
-        lengths=api.lengths,
-        max_tokens=job.teacher.max_tokens,
-        batch_tokens=api.batch_tokens,
-    )
-    measured, used = {}, 0.0
+    measured, spent = {}, 0.0
     if job.ledger.exists():
         with Ledger(job.ledger) as ledger:
-            measured = measure(collected(job, ledger))
+            measured = measure(trace for _, trace in collected(job, api.name, ledger) if trace is not None)
             status = ledger.status().get(api.name, Status())
-        used = count_spent(Budget(), api, status, batches_folder(job)).money_spent
+        spent = count_spent(Budget(), api, status, batches_folder(job)).money_spent
     cap = f"; the cap is {api.budget_money:,.2f} USD" if api.budget_money else ""
-    rows = table(estimate(of_job(job), terms, measured))
-    return f"{rows}\n{job.teacher.name}: {used:,.2f} USD spent so far on {api.name}{cap}\n"
+    rows = table(estimate(planned(job), api, job.teacher.max_tokens, measured))
+    return f"{rows}\n{job.teacher.name}: {spent:,.2f} USD spent so far on {api.name}{cap}\n"

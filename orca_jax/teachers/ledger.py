@@ -1,12 +1,12 @@
 """The crash-safe record of every request, shared between runs, experiments and processes.
 
-One SQLite file in WAL mode. What was sent (`requests`) and what came back (`attempts`) are only
-appended, with their texts compressed; `lookup` is a compact tree from request id to the attempt
-that answers it, so a resume reads no texts; triggers keep the counts, so `status` reads no rows.
-An attempt that ended in `Outcome.ERROR` is no answer: the request is sent again. The first
-answer stands, whatever another process adds later; `claim` keeps two from paying for the same. What is
-paid for is noted in `sent` before it goes out, and the note goes when its attempt is recorded, so what a
-kill lost is counted all the same.
+One SQLite file in WAL mode with one table: a row for each attempt. A row is committed as `in_flight`, with the
+most that the attempt can use, before the request goes out, and overwritten with what came back. An attempt that
+ended in `Outcome.ERROR` is no answer: the request is sent again. The first answer stands, whatever another
+process adds later; `claim` keeps two from paying for the same.
+
+With `synchronous=NORMAL`, a commit survives the death of its process, but the last ones may not survive a power
+cut.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import dataclasses
 import datetime
 import fcntl
 import hashlib
+import itertools
 import json
 import os
-import random
+import sqlite3
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,21 +28,77 @@ from typing import Any
 
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, from_json, to_json
 from orca_jax.teachers.endpoint import Request, request_id
-from orca_jax.teachers.ledger_file import LedgerError as LedgerError
-from orca_jax.teachers.ledger_file import explained, open_ledger
 
+APPLICATION_ID = 0x4F524341  # "ORCA", in the file's header
+SCHEMA_VERSION = 3
+BUSY_SECONDS = 60.0
 KEYS_A_QUERY = 500  # SQLite's oldest limit on variables is 999
-CACHED_SETTINGS = 1024
-TICKET_BITS = 48
-LATEST = 20_000
-_REPLY_COLUMNS = "outcome, text, prompt_tokens, completion_tokens, raw, finished"
+RECENT = 60.0  # seconds
+PLANNED, IN_FLIGHT = "planned", "in_flight"  # outcomes of attempts that have none yet
+
+SCHEMA = (
+    """CREATE TABLE attempts (
+  id INTEGER PRIMARY KEY,
+  endpoint TEXT NOT NULL,             -- its identity
+  key BLOB NOT NULL,                  -- request_id
+  outcome TEXT NOT NULL,              -- of records.Outcome, or planned, or in_flight
+  answer INTEGER NOT NULL,            -- 1 for the attempt that answers the request, else 0
+  prompt_tokens INTEGER NOT NULL,     -- at most, while it is in flight
+  completion_tokens INTEGER NOT NULL,
+  latency INTEGER NOT NULL,           -- milliseconds
+  finished INTEGER NOT NULL,          -- milliseconds since 1970, UTC
+  batch INTEGER,                      -- the batch file that it went out with
+  sampling TEXT NOT NULL,             -- JSON
+  sample INTEGER NOT NULL,
+  messages BLOB NOT NULL,             -- compressed JSON, [[role, content], ...]
+  text BLOB NOT NULL,                 -- compressed
+  raw BLOB                            -- compressed JSON
+)""",
+    "CREATE INDEX attempts_by_key ON attempts (key, answer)",
+    """CREATE INDEX attempts_by_outcome ON attempts
+  (endpoint, outcome, answer, prompt_tokens, completion_tokens, latency, finished)""",
+)
+# Version 2 had tables of settings, requests, attempts, what is sent, and which attempt answers which request.
+FROM_VERSION_2 = (
+    "DROP TRIGGER count_request",
+    "DROP TRIGGER count_answer",
+    "DROP TRIGGER count_attempt",
+    "ALTER TABLE attempts RENAME TO old_attempts",
+    *SCHEMA,
+    """INSERT INTO attempts SELECT a.id, endpoint, key, outcome, a.id IS answer, prompt_tokens,
+  completion_tokens, latency, finished, NULL, sampling, sample, messages, text, raw
+  FROM lookup JOIN requests r ON r.id = lookup.request JOIN settings s ON s.id = r.setting
+  JOIN old_attempts a ON a.request = r.id""",
+    f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{IN_FLIGHT}', 0, prompt_tokens,
+  completion_tokens, 0, started, ticket, sampling, sample, messages, x'', NULL
+  FROM sent JOIN lookup USING (request) JOIN requests r ON r.id = request JOIN settings s ON s.id = r.setting""",
+    f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{PLANNED}', 0, 0, 0, 0, 0, NULL, sampling, sample,
+  messages, x'', NULL FROM lookup JOIN requests r ON r.id = lookup.request JOIN settings s ON s.id = r.setting
+  WHERE key NOT IN (SELECT key FROM attempts)""",
+    *(f"DROP TABLE {name}" for name in ("lookup", "sent", "counts", "old_attempts", "requests", "settings")),
+)
+_COLUMNS = (
+    "endpoint, key, outcome, answer, prompt_tokens, completion_tokens, latency, finished, batch, sampling, "
+    "sample, messages, text, raw"
+)
+_ADVICE = {
+    "SQLITE_NOTADB": "it is no ledger: use another path",
+    "SQLITE_BUSY": f"another process held it for {BUSY_SECONDS:.0f} s: stop that one, or run again later",
+    "SQLITE_FULL": "the disk is full: free some space and run again; what was answered before is safe",
+    "SQLITE_CANTOPEN": "check the path and its permissions",
+    "SQLITE_READONLY": "a ledger is written to: make the file and its directory writable",
+}
+
+
+class LedgerError(RuntimeError):
+    """The file cannot serve as a ledger; the message names it and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attempt:
     """One request put once to an endpoint. `seconds` is its latency, `finished` is Unix time.
 
-    `ticket` is what `Ledger.send` returned for it, if it was noted before it went out.
+    `note` is what `Ledger.note` returned for it, if it was noted before it went out.
     """
 
     identity: str
@@ -49,7 +106,7 @@ class Attempt:
     reply: Reply
     seconds: float = 0.0
     finished: float = dataclasses.field(default_factory=time.time)
-    ticket: int | None = dataclasses.field(default=None, compare=False)
+    note: int | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,39 +122,46 @@ class Status:
     """What one endpoint was asked. Usage and latency are sums over all attempts, failed ones too.
 
     `in_flight` requests are on their way, or were when their program was killed; they used at most
-    `in_flight_usage`, which is not part of `usage`.
+    `in_flight_usage`, which is not part of `usage`. `recent` attempts ended in the last minute, the last one
+    at `last`, in Unix time.
     """
 
-    requests: int = 0
     answers: int = 0
     attempts: Mapping[Outcome, int] = dataclasses.field(default_factory=dict)
-    usage: Usage = dataclasses.field(default_factory=Usage)
+    usage: Usage = Usage()
     seconds: float = 0.0
     in_flight: int = 0
-    in_flight_usage: Usage = dataclasses.field(default_factory=Usage)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Recent:
-    """What one endpoint was sent of late. `last` is when its last attempt ended, in Unix time."""
-
-    attempts: int
-    usage: Usage
-    last: float
+    in_flight_usage: Usage = Usage()
+    recent: int = 0
+    recent_usage: Usage = Usage()
+    last: float = 0.0
 
 
 class Ledger:
     """The ledger at `path`, made if it is not there. A context manager; may pass between threads.
 
     Raises:
-      LedgerError: the directory does not exist, or the file is not a ledger of this version.
+      LedgerError: the directory does not exist, or the file is not a ledger that this program knows.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self._settings: dict[tuple[str, Sampling], int] = {}
         self._claimed: set[str] = set()
-        self._connection = open_ledger(self.path)
+        if not self.path.parent.is_dir():
+            raise LedgerError(
+                f"{path}: the directory {self.path.parent} does not exist; make it or correct the path"
+            )
+        if self.path.is_dir():
+            raise LedgerError(f"{path} is a directory; a ledger is a file: name one in it")
+        with self._explained():
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Ledger:
         return self
@@ -121,9 +185,8 @@ class Ledger:
         if identity in self._claimed:
             yield
             return
-        file = self.path.resolve()
         mark = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
-        with open(f"{file}-{mark}.lock", "a+", encoding="utf-8") as lock:
+        with open(f"{self.path.resolve()}-{mark}.lock", "a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -142,251 +205,248 @@ class Ledger:
             finally:
                 self._claimed.discard(identity)
 
-    def get(self, key: bytes) -> Answer | None:
-        """The stored answer to the request with this id."""
-        return self.get_many([key]).get(key)
-
-    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
-        """The stored answers among these requests, by request id."""
-        keys = list(keys)
-        answers: dict[bytes, Answer] = {}
-        for start in range(0, len(keys), KEYS_A_QUERY):
-            some = keys[start : start + KEYS_A_QUERY]
-            rows = self._rows(
-                f"SELECT key, {_REPLY_COLUMNS} FROM lookup JOIN attempts ON attempts.id = answer "
-                f"WHERE key IN ({','.join('?' * len(some))})",
-                some,
-            )
-            answers.update(
-                (key, Answer(_reply(*columns), _iso(finished))) for key, *columns, finished in rows
-            )
-        return answers
+    def note(self, identity: str, request: Request, bound: Usage) -> int:
+        """Commits that a request goes out now, which can use at most so much; returns its note."""
+        key = request_id(identity, request)
+        with self._transaction():
+            return self._write(None, identity, key, request, Reply(Outcome.OK, "", bound), IN_FLIGHT)
 
     def record(self, attempts: Iterable[Attempt]) -> list[Answer]:
-        """Commits attempts, all or none; when it returns they are on disk.
+        """Commits attempts, all or none, in place of their notes.
 
         Returns:
           What now stands for each attempt's request: the earliest answer, or, while there is
           none, the attempt's own failure.
         """
-        attempts = list(attempts)
-        if not attempts:
-            return []
         with self._transaction():
             return [self._record(attempt) for attempt in attempts]
 
-    def add(self, identity: str, requests: Iterable[Request]) -> None:
-        """Makes requests known, all or none, before anything is sent."""
+    def plan(self, identity: str, requests: Iterable[Request]) -> None:
+        """Keeps requests that will go out in a batch, all or none."""
         with self._transaction():
             for request in requests:
-                self._known_or_added(request_id(identity, request), identity, request)
-
-    def send(self, identity: str, sent: Iterable[tuple[Request, Usage]]) -> list[int]:
-        """Notes that requests go out now, each of which can use at most so much; returns their tickets.
-
-        All or none. Survives the death of this process, but not a power cut: a note is not worth waiting
-        for a disk.
-        """
-        tickets = []
-        with self._transaction(synchronous="NORMAL"):
-            for request, bound in sent:
                 key = request_id(identity, request)
-                tickets.append(random.getrandbits(TICKET_BITS))
-                self._known_or_added(key, identity, request)
-                self._note(key, bound, tickets[-1])
-        return tickets
+                if not self._rows("SELECT 1 FROM attempts WHERE key = ? AND outcome = ?", key, PLANNED):
+                    self._write(None, identity, key, request, Reply(Outcome.OK, ""), PLANNED)
 
-    def send_known(self, sent: Iterable[tuple[bytes, Usage]], ticket: int) -> None:
-        """Like `send` for known requests by their ids, all under one ticket; again is no change."""
+    def send_planned(self, keys: Iterable[bytes], bound: Usage, batch: int) -> None:
+        """Notes that planned requests go out with this batch, each of which can use at most so much."""
         with self._transaction():
-            for key, bound in sent:
-                self._note(key, bound, ticket)
+            for key in keys:
+                self._connection.execute(
+                    "UPDATE attempts SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, batch = ?, "
+                    "finished = ? WHERE key = ? AND outcome = ?",
+                    [IN_FLIGHT, bound.prompt_tokens, bound.completion_tokens, batch,
+                     _milliseconds(time.time()), key, PLANNED],
+                )  # fmt: skip
 
-    def awaited(self, keys: Iterable[bytes], ticket: int) -> set[bytes]:
-        """Those of the requests that are noted under this ticket and not recorded yet."""
-        query = "SELECT 1 FROM lookup JOIN sent ON sent.request = lookup.request WHERE key = ? AND ticket = ?"
-        return {key for key in keys if self._rows(query, [key, ticket])}
+    def awaited(self, keys: Iterable[bytes], batch: int) -> dict[bytes, tuple[int, Request]]:
+        """The notes of those of the requests that went out with this batch and are not recorded yet."""
+        found = {}
+        for key in keys:
+            for note, *request in self._rows(
+                "SELECT id, sampling, sample, messages FROM attempts "
+                "WHERE key = ? AND outcome = ? AND batch = ?",
+                key,
+                IN_FLIGHT,
+                batch,
+            ):
+                found[key] = note, _request(*request)
+        return found
 
-    def failure(self, key: bytes) -> Answer | None:
-        """What the last attempt for a request came to, if there was one."""
-        rows = self._rows(
-            f"SELECT {_REPLY_COLUMNS} FROM lookup JOIN attempts ON attempts.request = lookup.request "
-            "WHERE key = ? ORDER BY attempts.id DESC LIMIT 1",
-            [key],
-        )
-        return Answer(_reply(*rows[0][:-1]), _iso(rows[0][-1])) if rows else None
+    def get(self, key: bytes) -> Answer | None:
+        """The stored answer to the request with this id."""
+        found = self.get_many([key]).get(key)
+        return found if found and found.reply.outcome is not Outcome.ERROR else None
 
-    def request(self, key: bytes) -> Request | None:
-        """The request with this id, if it was ever recorded or sent."""
-        rows = self._rows(
-            "SELECT sampling, sample, messages FROM lookup JOIN requests ON requests.id = lookup.request "
-            "JOIN settings ON settings.id = setting WHERE key = ?",
-            [key],
-        )
-        return _request(*rows[0]) if rows else None
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
+        """What stands for each of these requests, by its id: the answer, else what the last attempt came to."""
+        keys, found = iter(keys), {}
+        while some := list(itertools.islice(keys, KEYS_A_QUERY)):
+            rows = self._rows(
+                "SELECT key, outcome, text, prompt_tokens, completion_tokens, raw, finished FROM attempts "
+                f"WHERE key IN ({','.join('?' * len(some))}) AND outcome NOT IN (?, ?) ORDER BY answer, id",
+                *some,
+                PLANNED,
+                IN_FLIGHT,
+            )
+            found.update((key, Answer(_reply(*reply), _iso(finished))) for key, *reply, finished in rows)
+        return found
 
-    def answered(self) -> bytes:
-        """The ids of all answered requests, of every endpoint, in order and joined (`ID_BYTES` each)."""
-        with explained(self.path):
-            rows = self._connection.execute("SELECT key FROM lookup WHERE answer IS NOT NULL")
-            return b"".join(key for (key,) in rows)
+    def answered(self) -> set[bytes]:
+        """The ids of all answered requests, of every endpoint."""
+        with self._explained():
+            rows = self._connection.execute(
+                "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
+            )
+            return {key for (key,) in rows}
 
     def attempts(self, key: bytes) -> list[Attempt]:
-        """All that was tried for one request, in the order it was recorded."""
+        """All that was tried for one request and came back, in the order in which it was sent."""
         rows = self._rows(
-            f"SELECT endpoint, latency, sampling, sample, messages, {_REPLY_COLUMNS} FROM lookup "
-            "JOIN requests ON requests.id = lookup.request JOIN settings ON settings.id = setting "
-            "JOIN attempts ON attempts.request = requests.id WHERE key = ? ORDER BY attempts.id",
-            [key],
+            "SELECT endpoint, latency, sampling, sample, messages, outcome, text, prompt_tokens, "
+            "completion_tokens, raw, finished FROM attempts WHERE key = ? AND outcome NOT IN (?, ?) ORDER BY id",
+            key,
+            PLANNED,
+            IN_FLIGHT,
         )
         return [
             Attempt(identity, _request(*rest[:3]), _reply(*rest[3:]), latency / 1000, finished / 1000)
             for identity, latency, *rest, finished in rows
         ]
 
-    def status(self) -> dict[str, Status]:
-        """What was sent so far, by endpoint identity."""
-        totals = self._rows(
-            "SELECT endpoint, sum(requests), sum(answers) FROM settings GROUP BY endpoint ORDER BY endpoint"
-        )
-        counts = self._rows(
-            "SELECT endpoint, outcome, sum(attempts), sum(prompt_tokens), sum(completion_tokens), "
-            "sum(latency) FROM counts JOIN settings ON settings.id = setting GROUP BY endpoint, outcome"
-        )
-        sent = self._rows(
-            "SELECT endpoint, count(*), sum(prompt_tokens), sum(completion_tokens) FROM sent "
-            "JOIN settings ON settings.id = setting GROUP BY endpoint"
-        )
-        in_flight = {identity: (number, Usage(*tokens)) for identity, number, *tokens in sent}
-        return {
-            identity: _status(
-                requests,
-                answers,
-                [row[1:] for row in counts if row[0] == identity],
-                *in_flight.get(identity, (0, Usage())),
-            )
-            for identity, requests, answers in totals
-        }
-
-    def recent(self, seconds: float = 60.0) -> dict[str, Recent]:
-        """What ended in the last so many seconds, by endpoint identity; at most `LATEST` attempts."""
-        rows = self._rows(
-            "SELECT endpoint, count(*), sum(prompt_tokens), sum(completion_tokens), max(finished) FROM ("
-            "SELECT request, prompt_tokens, completion_tokens, finished FROM attempts "
-            "ORDER BY id DESC LIMIT ?"
-            ") JOIN requests ON requests.id = request JOIN settings ON settings.id = setting "
-            "WHERE finished > ? GROUP BY endpoint",
-            [LATEST, _milliseconds(time.time() - seconds)],
-        )
-        return {
-            identity: Recent(number, Usage(prompt, completion), last / 1000)
-            for identity, number, prompt, completion, last in rows
-        }
-
-    def last(self, identity: str) -> float:
-        """When the last attempt of this endpoint ended, in Unix time; 0 if there was none."""
-        rows = self._rows(
-            "SELECT finished FROM attempts JOIN requests ON requests.id = request "
-            "JOIN settings ON settings.id = setting WHERE endpoint = ? ORDER BY attempts.id DESC LIMIT 1",
-            [identity],
-        )
-        return rows[0][0] / 1000 if rows else 0.0
-
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
         rows = self._rows(
-            "SELECT key FROM lookup JOIN requests ON requests.id = request JOIN settings "
-            "ON settings.id = setting WHERE answer IS NULL AND endpoint = ? ORDER BY request",
-            [identity],
+            "SELECT key, sampling, sample, messages FROM attempts WHERE endpoint = ? AND id IN "
+            "(SELECT max(id) FROM attempts GROUP BY key HAVING NOT max(answer)) ORDER BY id",
+            identity,
         )
-        for (key,) in rows:
-            request, last = self.request(key), self.failure(key)
-            assert request is not None  # it was just found
-            yield request, last.reply if last else None
+        for key, *request in rows:
+            last = self.get_many([key]).get(key)
+            yield _request(*request), last.reply if last else None
 
-    def _record(self, attempt: Attempt) -> Answer:
-        key = request_id(attempt.identity, attempt.request)
-        request, answer = self._known_or_added(key, attempt.identity, attempt.request)
-        added = self._add_attempt(request, attempt)
-        if attempt.ticket is not None:
-            values = [request, attempt.ticket]
-            self._connection.execute("DELETE FROM sent WHERE request = ? AND ticket = ?", values)
-        if answer is not None:
-            return self.get_many([key])[key]
-        if attempt.reply.outcome is not Outcome.ERROR:
-            self._connection.execute("UPDATE lookup SET answer = ? WHERE key = ?", [added, key])
-        return Answer(attempt.reply, _iso(_milliseconds(attempt.finished)))
-
-    def _note(self, key: bytes, bound: Usage, ticket: int) -> None:
-        self._insert(
-            "INSERT OR IGNORE INTO sent SELECT requests.id, ?, setting, ?, ?, ? "
-            "FROM lookup JOIN requests ON requests.id = lookup.request WHERE key = ?",
-            [ticket, bound.prompt_tokens, bound.completion_tokens, _milliseconds(time.time()), key],
+    def status(self) -> dict[str, Status]:
+        """What was sent so far, by endpoint identity."""
+        since = _milliseconds(time.time() - RECENT)
+        rows = self._rows(
+            "SELECT endpoint, outcome, count(*), sum(answer), sum(prompt_tokens), sum(completion_tokens), "
+            "sum(latency), max(finished), sum(finished > ?1), sum((finished > ?1) * prompt_tokens), "
+            "sum((finished > ?1) * completion_tokens) FROM attempts GROUP BY endpoint, outcome",
+            since,
         )
-
-    def _known_or_added(self, key: bytes, identity: str, request: Request) -> tuple[int, int | None]:
-        """The row of a request, and of its answer if there is one."""
-        known = self._connection.execute("SELECT request, answer FROM lookup WHERE key = ?", [key]).fetchone()
-        return known or (self._add_request(key, identity, request), None)
-
-    def _add_request(self, key: bytes, identity: str, request: Request) -> int:
-        messages = _compress(json.dumps([(message.role, message.content) for message in request.messages]))
-        added = self._insert(
-            "INSERT INTO requests (setting, sample, messages) VALUES (?, ?, ?)",
-            [self._setting(identity, request.sampling), request.sample, messages],
-        )
-        self._insert("INSERT INTO lookup (key, request) VALUES (?, ?)", [key, added])
-        return added
-
-    def _add_attempt(self, request: int, attempt: Attempt) -> int:
-        reply = attempt.reply
-        return self._insert(
-            f"INSERT INTO attempts (request, latency, {_REPLY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                request,
-                _milliseconds(attempt.seconds),
-                str(reply.outcome),
-                _compress(reply.text),
-                reply.usage.prompt_tokens,
-                reply.usage.completion_tokens,
-                _compress(json.dumps(reply.raw, default=str)) if reply.raw else None,
-                _milliseconds(attempt.finished),
-            ],
-        )
-
-    def _setting(self, identity: str, sampling: Sampling) -> int:
-        cached = self._settings.get((identity, sampling))
-        if cached is not None:
-            return cached
-        values = [identity, json.dumps(to_json(sampling))]
-        self._insert("INSERT OR IGNORE INTO settings (endpoint, sampling) VALUES (?, ?)", values)
-        found = int(self._rows("SELECT id FROM settings WHERE endpoint = ? AND sampling = ?", values)[0][0])
-        if len(self._settings) >= CACHED_SETTINGS:
-            self._settings.clear()
-        self._settings[identity, sampling] = found
+        found: dict[str, Status] = {}
+        for endpoint, outcome, count, answers, prompt, completion, latency, last, *recent in rows:
+            known, usage = found.setdefault(endpoint, Status()), Usage(prompt, completion)
+            if outcome == IN_FLIGHT:
+                found[endpoint] = dataclasses.replace(known, in_flight=count, in_flight_usage=usage)
+            elif outcome != PLANNED:
+                found[endpoint] = dataclasses.replace(
+                    known,
+                    answers=known.answers + answers,
+                    attempts={**known.attempts, Outcome(outcome): count},
+                    usage=known.usage + usage,
+                    seconds=known.seconds + latency / 1000,
+                    recent=known.recent + recent[0],
+                    recent_usage=known.recent_usage + Usage(*recent[1:]),
+                    last=max(known.last, last / 1000),
+                )
         return found
 
-    def _insert(self, statement: str, values: list[Any]) -> int:
+    def _record(self, attempt: Attempt) -> Answer:
+        key, reply = request_id(attempt.identity, attempt.request), attempt.reply
+        known = self._rows("SELECT 1 FROM attempts WHERE key = ? AND answer = 1", key)
+        self._write(
+            attempt.note,
+            attempt.identity,
+            key,
+            attempt.request,
+            reply,
+            str(reply.outcome),
+            answers=not known and reply.outcome is not Outcome.ERROR,
+            latency=_milliseconds(attempt.seconds),
+            finished=_milliseconds(attempt.finished),
+        )
+        return self.get_many([key])[key] if known else Answer(reply, _iso(_milliseconds(attempt.finished)))
+
+    def _write(
+        self,
+        row: int | None,
+        identity: str,
+        key: bytes,
+        request: Request,
+        reply: Reply,
+        outcome: str,
+        *,
+        answers: bool = False,
+        latency: int = 0,
+        finished: int | None = None,
+    ) -> int:
+        """Writes one row, in place of `row` if that is given; returns its id."""
+        values = [
+            row,
+            identity,
+            key,
+            outcome,
+            answers,
+            reply.usage.prompt_tokens,
+            reply.usage.completion_tokens,
+            latency,
+            _milliseconds(time.time()) if finished is None else finished,
+            None,
+            json.dumps(to_json(request.sampling)),
+            request.sample,
+            _compress(json.dumps([(message.role, message.content) for message in request.messages])),
+            _compress(reply.text),
+            _compress(json.dumps(reply.raw, default=str)) if reply.raw else None,
+        ]
+        marks = ", ".join("?" * len(values))
+        statement = f"INSERT OR REPLACE INTO attempts (id, {_COLUMNS}) VALUES ({marks})"
         return self._connection.execute(statement, values).lastrowid or 0
 
-    def _rows(self, query: str, values: list[Any] | None = None) -> list[Any]:
-        with explained(self.path):
-            return self._connection.execute(query, values or []).fetchall()
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        with self._explained():
+            return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
-    def _transaction(self, synchronous: str = "FULL") -> Iterator[None]:
-        """All or nothing; with FULL it is on the disk at the end, with NORMAL in the system's memory."""
-        with explained(self.path):
-            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        with self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._settings.clear()  # ids given in this transaction are void
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            advice = next((text for prefix, text in _ADVICE.items() if name.startswith(prefix)), "")
+            raise LedgerError(f"{self.path}: {error}" + (f"; {advice}" if advice else "")) from error
+
+    def _prepare(self) -> None:
+        """Makes the table in a blank file, brings an older ledger up to date, and refuses any other file."""
+        if self._version() in (0, 2):
+            with self._transaction():  # the first of several processes does it
+                version = self._version()
+                for statement in {0: SCHEMA, 2: FROM_VERSION_2}.get(version, ()):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:  # SQLite itself does not wait where two processes change to WAL at once
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _version(self) -> int:
+        """The schema's version; 0 for a blank file."""
+        ((tables,),) = self._rows("SELECT count(*) FROM sqlite_master")
+        ((application,),), ((version,),) = (
+            self._rows("PRAGMA application_id"),
+            self._rows("PRAGMA user_version"),
+        )
+        if not tables and not application:
+            return 0
+        if application != APPLICATION_ID:
+            raise LedgerError(f"{self.path} is an SQLite file but not a ledger; use another path")
+        if version not in (2, SCHEMA_VERSION):
+            raise LedgerError(
+                f"{self.path} is a ledger of version {version}, and this program knows version "
+                f"{SCHEMA_VERSION}; use the release that made it, or another path"
+            )
+        return int(version)
 
 
 def _request(sampling: str, sample: int, messages: bytes) -> Request:
@@ -397,18 +457,6 @@ def _request(sampling: str, sample: int, messages: bytes) -> Request:
 def _reply(outcome: str, text: bytes, prompt_tokens: int, completion_tokens: int, raw: bytes | None) -> Reply:
     usage = Usage(prompt_tokens, completion_tokens)
     return Reply(Outcome(outcome), _decompress(text), usage, json.loads(_decompress(raw)) if raw else {})
-
-
-def _status(requests: int, answers: int, counts: list[Any], in_flight: int, in_flight_usage: Usage) -> Status:
-    return Status(
-        requests=requests,
-        answers=answers,
-        attempts={Outcome(outcome): attempts for outcome, attempts, *_ in counts},
-        usage=Usage(sum(row[2] for row in counts), sum(row[3] for row in counts)),
-        seconds=sum(row[4] for row in counts) / 1000,
-        in_flight=in_flight,
-        in_flight_usage=in_flight_usage,
-    )
 
 
 def _compress(text: str) -> bytes:

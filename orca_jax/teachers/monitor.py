@@ -6,40 +6,31 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from orca_jax.config import Limits
-from orca_jax.records import Usage
 from orca_jax.scrubbing import scrub
-from orca_jax.teachers.ledger import Ledger, Recent, Status
-from orca_jax.teachers.pool import MemberStatus
+from orca_jax.teachers.ledger import Status
 
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0
-MINUTE = 60.0
+LOOKING = 0.05  # most of the time that may go into looking: reading a great ledger takes a while
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How a collection stands. `total` requests are planned, money in US dollars.
+    """How a collection stands: `done` of `total` requests, money in US dollars, `cap` of it (0: none).
 
-    Attributes:
-      status: of all that the ledger holds for this model.
-      recent: of the last minute; None where nothing came in it.
-      last: when the last attempt ended, in Unix time; 0 where there was none.
-      cap: of the money; 0: none.
-      note: what holds it up.
+    `status` is of all that the ledger holds for this model, `note` what holds it up.
     """
 
     name: str
     total: int
     done: int
     status: Status
-    recent: Recent | None
-    last: float
     limits: Limits
     money: float
     cap: float
@@ -47,60 +38,31 @@ class Progress:
 
     def columns(self) -> dict[str, str]:
         """What is shown, by title, without secrets."""
-        status, usage = self.status, self.recent.usage if self.recent else Usage()
-        requests = self.recent.attempts if self.recent else 0
+        status = self.status
         outcomes = [f"{outcome} {count:,}" for outcome, count in sorted(status.attempts.items())]
         outcomes += [f"in flight {status.in_flight:,}"] if status.in_flight else []
         columns = {
             "teacher": self.name,
             "done": f"{self.done:,} of {self.total:,}",
-            "requests/min": _of(requests, self.limits.requests),
-            "tokens/min": _of(usage.total, self.limits.tokens),
+            "requests/min": _of(status.recent, self.limits.requests),
+            "tokens/min": _of(status.recent_usage.total, self.limits.tokens),
             "tokens": f"{status.usage.prompt_tokens:,} + {status.usage.completion_tokens:,}",
             "USD": f"{self.money:,.2f}" + (f" of {self.cap:,.2f}" if self.cap else ""),
-            "end": self.end(requests),
+            "end": self.end(),
             "attempts": ", ".join(outcomes) or "none",
             "note": self.note,
         }
         return {title: scrub(text) for title, text in columns.items()}
 
-    def end(self, a_minute: int) -> str:
-        """When it is done, should so many be answered in each minute; else how long it has stood still."""
+    def end(self) -> str:
+        """When it is done, should each minute be like the last; else how long it has stood still."""
         if self.done >= self.total:
             return "done"
-        if a_minute:
-            return "in " + _duration((self.total - self.done) / a_minute * MINUTE)
-        return f"no reply for {_duration(time.time() - self.last)}" if self.last else "not begun"
-
-
-def progress(
-    ledger: Ledger,
-    identity: str,
-    *,
-    name: str,
-    total: int,
-    limits: Limits,
-    money: float,
-    cap: float,
-    done: int | None = None,
-    note: str = "",
-) -> Progress:
-    """Reads how a collection stands; `done` by default is what the ledger holds for this model."""
-    status = ledger.status().get(identity, Status())
-    recent = ledger.recent(MINUTE).get(identity)
-    last = ledger.last(identity) if status.attempts and not recent else 0.0
-    return Progress(
-        name=name,
-        total=total,
-        done=min(status.answers, total) if done is None else done,
-        status=status,
-        recent=recent,
-        last=recent.last if recent else last,
-        limits=limits,
-        money=money,
-        cap=cap,
-        note=note,
-    )
+        if self.status.recent:
+            return "in " + _duration((self.total - self.done) / self.status.recent * 60)
+        return (
+            f"no reply for {_duration(time.time() - self.status.last)}" if self.status.last else "not begun"
+        )
 
 
 def table(stands: Iterable[Progress]) -> Table:
@@ -118,18 +80,6 @@ def line(stand: Progress) -> str:
     return f"{name[1]}: " + "; ".join(f"{title} {text}" for title, text in rest if text)
 
 
-def hindrances(members: Iterable[MemberStatus]) -> str:
-    """Which endpoints of a pool are paused or left out."""
-    paused = [f"{one.label} paused {one.paused:.0f} s" for one in members if one.paused and not one.refused]
-    return "; ".join(paused + [f"{one.label} left out" for one in members if one.refused])
-
-
-def limits(members: Sequence[MemberStatus]) -> Limits:
-    """The limits of a pool's endpoints together, as far as the servers have told them; 0 for none known."""
-    left = [one for one in members if not one.refused]
-    return Limits.together([one.requests.limit for one in left], [one.tokens.limit for one in left])
-
-
 @contextlib.contextmanager
 def watch(look: Callable[[], Progress]) -> Iterator[Callable[[], None]]:
     """Shows what `look` returns: a panel on a terminal, plain lines elsewhere.
@@ -137,27 +87,25 @@ def watch(look: Callable[[], Progress]) -> Iterator[Callable[[], None]]:
     Yields a function to be called often; it looks when it is time to, and once more at the end.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from _shown(PLAIN_SECONDS, lambda: print(line(look()), file=sys.stderr, flush=True))
-        return
-    with Live(console=console, auto_refresh=False) as live:
-        yield from _shown(LIVE_SECONDS, lambda: live.update(table([look()]), refresh=True))
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    seconds, due = LIVE_SECONDS if live else PLAIN_SECONDS, 0.0
 
+    def show() -> None:
+        nonlocal due
+        started = time.monotonic()
+        stand = look()
+        due = time.monotonic() + max(seconds, (time.monotonic() - started) / LOOKING)
+        if live is not None:
+            live.update(table([stand]), refresh=True)
+        else:
+            print(line(stand), file=sys.stderr, flush=True)
 
-def _shown(seconds: float, show: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    last = time.monotonic()
-
-    def tick() -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            show()
-
-    show()
-    try:
-        yield tick
-    finally:
+    with live or contextlib.nullcontext():
         show()
+        try:
+            yield lambda: show() if time.monotonic() >= due else None
+        finally:
+            show()
 
 
 def _of(used: float, limit: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import itertools
+import dataclasses
 import logging
 import os
 import re
@@ -27,7 +27,7 @@ from orca_jax.config import OpenAIConfig
 from orca_jax.records import Message, Reply, Sampling
 from orca_jax.scrubbing import EndpointError, guard, read_key, scrub
 from orca_jax.teachers import completions
-from orca_jax.teachers.completions import Sent
+from orca_jax.teachers.completions import Response
 from orca_jax.teachers.endpoint import EndpointRefused, Fault
 
 KEYLESS = "none"
@@ -36,8 +36,6 @@ AZURE_TOKEN = "AZURE_OPENAI_AD_TOKEN"  # read by the `openai` client, as are:
 HEADERS = "OPENAI_CUSTOM_HEADERS"  # lines of "NAME: VALUE"
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 LOGGERS = ("httpcore", "httpx", "openai")
-# The client looks through all idle connections of its pool at every request: several small pools are faster.
-POOLS = 8
 _LIMITS = re.compile(r"x-ratelimit-|retry-after|date$")
 
 
@@ -61,8 +59,7 @@ class OpenAIEndpoint:
                 f"{self.label}: no connection can be set up: {_named(error)}; correct SSL_CERT_FILE, "
                 "SSL_CERT_DIR and the proxies (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) in the environment"
             ) from None
-        self._clients: list[openai.AsyncOpenAI] = []
-        self._turns: Iterator[openai.AsyncOpenAI] = iter(())
+        self._client: openai.AsyncOpenAI | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -76,61 +73,54 @@ class OpenAIEndpoint:
         Raises:
           EndpointRefused: wrong key, unknown model or exhausted quota.
         """
-        sent = await self.send(messages, sampling)
-        if sent.reading.fault is Fault.REFUSED:
-            raise EndpointRefused(self.refusal(sent.status, sent.reading.message), sent.reading.reply)
-        return sent.reading.reply
+        response = await self.send(messages, sampling)
+        if response.fault is Fault.REFUSED:
+            raise EndpointRefused(self.refusal(response), response.reply)
+        return response.reply
 
-    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Sent:
-        """Sends one request; whatever happens is a reading, even to be cancelled before it is sent."""
-        body = completions.body(
-            self.config.model,
-            messages,
-            sampling,
-            limit_name=self.config.limit_name,
-            parameters=self.config.parameters,
-        )
+    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Response:
+        """Sends one request; whatever happens is a response, even to be cancelled before it is sent."""
+        config = self.config
+        body = completions.body(config, messages, sampling)
         body_sent = asyncio.Event()
         _BODY_SENT.set(body_sent)
         try:
-            async with asyncio.timeout(self.config.timeout):
+            async with asyncio.timeout(config.timeout):
                 try:
-                    response = await self.client().post(
-                        "/chat/completions", cast_to=httpx2.Response, body=body
-                    )
+                    answer = await self.client().post("/chat/completions", cast_to=httpx2.Response, body=body)
                 except openai.APIStatusError as error:
-                    response = error.response
+                    answer = error.response
         except asyncio.CancelledError:
             if body_sent.is_set():
                 raise
-            return Sent(completions.failed(Fault.CONNECTION, None, "interrupted before it was sent"))
+            return completions.failed(Fault.CONNECTION, None, "interrupted before it was sent")
         except Exception as error:  # a connection fails in many ways, and each is an outcome
-            return Sent(_failure(error, self.config, sent=body_sent.is_set()).cleaned())
-        content_type = response.headers.get("content-type", "")
-        reading = completions.read(response.status_code, response.content, content_type)
-        told = {name: scrub(value) for name, value in response.headers.items() if _LIMITS.match(name)}
-        return Sent(reading.within(sampling.max_tokens).cleaned(), told, response.status_code)
+            return _failure(error, config, sent=body_sent.is_set()).cleaned(sampling.max_tokens)
+        content_type = answer.headers.get("content-type", "")
+        response = completions.read(answer.status_code, answer.content, content_type)
+        told = {name: scrub(value) for name, value in answer.headers.items() if _LIMITS.match(name)}
+        cleaned = response.cleaned(sampling.max_tokens)
+        return dataclasses.replace(cleaned, headers=told, status=answer.status_code)
 
-    def refusal(self, status: int | None, said: str) -> str:
+    def refusal(self, response: Response) -> str:
         """What the user should know of an endpoint that refuses every request."""
-        return f"{self.label}: {completions.advice(status, said)} (the server says: {said})"
+        advice = completions.advice(response.status, response.message)
+        return f"{self.label}: {advice} (the server says: {response.message})"
 
     async def close(self) -> None:
-        clients, self._clients = self._clients, []
-        if self._loop is asyncio.get_running_loop():
-            for client in clients:
-                await client.close()
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.close()
 
     def client(self) -> openai.AsyncOpenAI:
-        """The next of the `openai` clients of the running event loop; connections belong to their loop."""
+        """The `openai` client of the running event loop; connections belong to their loop."""
         loop = asyncio.get_running_loop()
-        if not self._clients or self._loop is not loop:
-            self._clients = [_make_client(self.config, self._key, self._context) for _ in range(POOLS)]
-            self._turns, self._loop = itertools.cycle(self._clients), loop
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = _make_client(self.config, self._key, self._context), loop
             # A filter works on the very logger that is written to.
             for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]:
                 logging.getLogger(name).addFilter(_SCRUBBING)
-        return next(self._turns)
+        return self._client
 
 
 class _Scrubbing(logging.Filter):
@@ -233,7 +223,7 @@ def _make_client(config: OpenAIConfig, key: str, context: ssl.SSLContext) -> ope
     return openai.AsyncOpenAI(base_url=config.base_url, **common)
 
 
-def _failure(error: Exception, config: OpenAIConfig, *, sent: bool) -> completions.ParsedResponse:
+def _failure(error: Exception, config: OpenAIConfig, *, sent: bool) -> Response:
     """A request that no answer came back for; one that was not sent cannot have been paid for."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
-from orca_jax.teachers import limits, token_counts
-from orca_jax.teachers.completions import Sent
-from orca_jax.teachers.endpoint import EndpointRefused, Fault
-from orca_jax.teachers.limits import Budget, Limiter, Rate, Reservation, Signal, Ticket
+from orca_jax.teachers import limits
+from orca_jax.teachers.completions import NO_USAGE, Response
+from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request
+from orca_jax.teachers.limits import Bucket, Budget, Reservation
 
 log = logging.getLogger(__name__)
 UNPAID = (Fault.RATE_LIMIT, Fault.REFUSED, Fault.REQUEST, Fault.TOO_LONG)
+MESSAGE_BYTES, REQUEST_BYTES = 8, 64  # most tokens that a chat template adds, to each and in all
+BYTES_A_TOKEN = 3.0  # English has about four
+LOOK_AGAIN = 0.1  # seconds; meanwhile a request may end and give back what it reserved
+
+
+def size(messages: Sequence[Message]) -> int:
+    """Bytes of a conversation, with an allowance for what a chat template adds."""
+    texts = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages)
+    return texts + MESSAGE_BYTES * len(messages) + REQUEST_BYTES
+
+
+def bound(messages: Sequence[Message], sampling: Sampling) -> Usage:
+    """The most that a request can use: no tokenizer makes more tokens than there are bytes."""
+    return Usage(size(messages), sampling.max_tokens)
+
+
+def used(response: Response, request: Request) -> Usage:
+    """What a request used: as the server says, else an estimate; where neither is known, the most."""
+    if response.usage_known:
+        return response.reply.usage
+    prompt, most = round(size(request.messages) / BYTES_A_TOKEN), request.sampling.max_tokens
+    if response.fault:
+        return Usage(prompt, most) if response.maybe_paid else Usage()
+    completion = len(response.reply.text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN
+    return Usage(prompt, min(most, round(completion)))
 
 
 class Sender(Protocol):
@@ -23,28 +51,64 @@ class Sender(Protocol):
 
     @property
     def label(self) -> str: ...
-    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Sent: ...
-    def refusal(self, status: int | None, said: str) -> str: ...
+    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Response: ...
+    def refusal(self, response: Response) -> str: ...
     async def close(self) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MemberStatus:
-    """How one endpoint of a pool stands. `paused` in seconds; `refused` says why it is left out."""
+class Member:
+    """One endpoint of a pool, and how it stands; `refused` says why it is left out."""
 
-    label: str
-    requests: Rate
-    tokens: Rate
-    paused: float
-    refused: str
+    def __init__(self, sender: Sender, given: Limits):
+        now = time.monotonic()
+        self.sender = sender
+        self.requests, self.tokens = Bucket(given.requests, now), Bucket(given.tokens, now, refunds=True)
+        self.sent, self.refused, self._warned = 0, "", False
+        self._paused_until, self._refusals = 0.0, 0  # 429s since the last answer
+
+    @property
+    def paused(self) -> float:
+        """Seconds that it is still paused."""
+        return max(0.0, self._paused_until - time.monotonic())
+
+    def delay(self, tokens: int) -> float:
+        """Seconds until a request of so many tokens may be sent."""
+        now = time.monotonic()
+        return max(self.paused, self.requests.delay(now, 1), self.tokens.delay(now, tokens))
+
+    def take(self, tokens: int) -> None:
+        self.sent += 1
+        self.requests.take(time.monotonic(), 1)
+        self.tokens.take(time.monotonic(), tokens)
+
+    def heed(self, response: Response) -> None:
+        """Goes by what the server says of its limits, and pauses after a 429 as long as it asks for."""
+        now = time.monotonic()
+        self.requests.correct(now, limits.quota(response.headers, "requests"))
+        self.tokens.correct(now, limits.quota(response.headers, "tokens"))
+        if (said := response.reply.raw.get(NO_USAGE)) and not self._warned:
+            self._warned = True
+            log.warning("the server says a request used %.200s, which cannot be: counted by its text", said)
+        wait = limits.retry_after(response.headers, response.message)
+        if response.fault is Fault.RATE_LIMIT:
+            self._refusals += 1
+            wait = limits.full_jitter(1.0, self._refusals) if wait is None else wait
+        elif response.fault is None:
+            self._refusals = 0
+        if response.fault in (Fault.RATE_LIMIT, Fault.SERVER) and wait:
+            self._paused_until = max(self._paused_until, now + wait)
 
 
 @dataclasses.dataclass(slots=True)
-class _Member:
-    sender: Sender
-    limiter: Limiter
-    sent: int = 0
-    refused: str = ""
+class Admission:
+    """Leave to send one request to one member; it can use `bound` at most."""
+
+    request: Request
+    member: Member
+    bound: Usage
+    reservation: Reservation
+    tokens: int  # taken of the member's limit
+    sent: bool = False
 
 
 class Pool:
@@ -70,119 +134,88 @@ class Pool:
         self.identity = identity
         self.budget = budget or Budget()
         self.price = price or Price()
-        self._members = [_Member(sender, Limiter(limits)) for sender, limits in members]
-        self._expectation = token_counts.Expectation()
-        self._changed = Signal()
+        self.members = [Member(sender, given) for sender, given in members]
+        self._turn = asyncio.Lock()  # so that no request overtakes another
 
-    async def admit(self, messages: Sequence[Message], sampling: Sampling) -> _Admission:
+    @property
+    def note(self) -> str:
+        """Which members are paused or left out."""
+        paused = [(one, one.paused) for one in self.members if not one.refused]
+        notes = [f"{one.sender.label} paused {seconds:.0f} s" for one, seconds in paused if seconds]
+        return "; ".join(notes + [f"{one.sender.label} left out" for one in self.members if one.refused])
+
+    @property
+    def limits(self) -> Limits:
+        """Of the members together, as far as they are known; 0 for what is not."""
+        left = [one for one in self.members if not one.refused]
+        return Limits.together([one.requests.limit for one in left], [one.tokens.limit for one in left])
+
+    @contextlib.asynccontextmanager
+    async def admit(self, request: Request) -> AsyncIterator[Admission]:
         """Waits until budget and limits allow a request.
 
         Raises:
           BudgetSpent: the request could exceed the budget.
           EndpointRefused: every endpoint refuses.
         """
-        bound = token_counts.bound(messages, sampling)
-        reservation = await self.budget.reserve(bound, self.price)
+        most = bound(request.messages, request.sampling)
+        tokens = round(most.prompt_tokens / BYTES_A_TOKEN) + most.completion_tokens
+        async with self._turn:
+            while (reservation := self.budget.reserve(most, self.price)) is None:
+                await asyncio.sleep(LOOK_AGAIN)
+            try:
+                member = await self._free_member(tokens)
+                member.take(tokens)
+            except BaseException:
+                self.budget.settle(reservation, Usage(), self.price)
+                raise
+        admission = Admission(request, member, most, reservation, tokens)
         try:
-            expected = self._expectation.usage(messages, sampling)
-            member = await self._free_member(expected.total)
-        except BaseException:
-            self.budget.settle(reservation, Usage(), self.price)
-            raise
-        member.sent += 1
-        ticket = member.limiter.take(expected.total)
-        return _Admission(self, member, ticket, reservation, messages, sampling, bound, expected)
+            yield admission
+        finally:  # a request that was cancelled on its way may be paid for all the same
+            self.budget.settle(reservation, most if admission.sent else Usage(), self.price)
 
-    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        """Waits until a request may be sent, then sends it."""
-        return await (await self.admit(messages, sampling)).reply()
+    async def send(self, admission: Admission) -> Reply:
+        """Sends an admitted request and takes in what its answer says of usage and limits.
 
-    async def close(self) -> None:
-        for member in self._members:
-            await member.sender.close()
-
-    def status(self) -> list[MemberStatus]:
-        """How each endpoint stands against its limits, now."""
-        return [
-            MemberStatus(
-                member.sender.label, *member.limiter.rates(), member.limiter.paused(), member.refused
-            )
-            for member in self._members
-        ]
-
-    async def _free_member(self, tokens: int) -> _Member:
-        while True:
-            members = [member for member in self._members if not member.refused]
-            if not members:
-                raise EndpointRefused("; ".join(member.refused for member in self._members))
-            delays = [member.limiter.delay(tokens) for member in members]
-            delay = min(delays)
-            if delay <= 0:
-                free = [member for member, wait in zip(members, delays, strict=True) if wait <= 0]
-                return min(free, key=lambda member: member.sent)
-            await self._changed.wait(delay)
-
-    def settle(self, admission: _Admission, answer: Sent) -> Reply:
-        """Takes in what an answer says of usage and limits; returns the reply, its usage filled in."""
-        reading, member = answer.reading, admission.member
-        used = self._expectation.used(reading, admission.messages, admission.sampling)
-        limiter = member.limiter
-        limiter.correct(limits.quota(answer.headers, "requests"), limits.quota(answer.headers, "tokens"))
-        unpaid = reading.fault in UNPAID
-        counted = used.total or (0 if unpaid else admission.expected.total)
-        limiter.settle(admission.ticket, counted)
-        self._heed(admission, answer)
-        if reading.usage_known:
-            self._expectation.learn(admission.messages, reading.reply.usage)
-        self.budget.settle(admission.reservation, used, self.price)
-        self._changed.notify()
-        raw = reading.reply.raw
-        if len(self._members) > 1:
-            raw = {**raw, "endpoint": member.sender.label}
-        reply = dataclasses.replace(reading.reply, usage=used, raw=raw)
-        if reading.fault is Fault.REFUSED:
-            first = not member.refused
-            member.refused = member.sender.refusal(answer.status, reading.message)
-            if all(other.refused for other in self._members):
+        Raises:
+          EndpointRefused: every endpoint refuses.
+        """
+        request, member = admission.request, admission.member
+        admission.sent = True
+        response = await member.sender.send(request.messages, request.drawn)
+        usage = used(response, request)
+        member.heed(response)
+        unpaid = response.fault in UNPAID
+        member.tokens.settle(admission.tokens, usage.total or (0 if unpaid else admission.tokens))
+        self.budget.settle(admission.reservation, usage, self.price)
+        reply = dataclasses.replace(response.reply, usage=usage)
+        if len(self.members) > 1:
+            reply = dataclasses.replace(reply, raw={**reply.raw, "endpoint": member.sender.label})
+        if response.fault is Fault.REFUSED:
+            first, member.refused = not member.refused, member.sender.refusal(response)
+            if all(other.refused for other in self.members):
                 raise EndpointRefused(member.refused, reply)
             if first:
                 log.error("%s; the other endpoints go on", member.refused)
         return reply
 
-    def release(self, admission: _Admission, used: Usage) -> None:
-        """Ends a request that was not settled, having used at most so much."""
-        self.budget.settle(admission.reservation, used, self.price)
+    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """Waits until a request may be sent, then sends it."""
+        async with self.admit(Request(tuple(messages), sampling)) as admission:
+            return await self.send(admission)
 
-    def _heed(self, admission: _Admission, answer: Sent) -> None:
-        wait = limits.retry_after(answer.headers, answer.reading.message)
-        fault, limiter = answer.reading.fault, admission.member.limiter
-        if fault is Fault.RATE_LIMIT:
-            limiter.throttled(admission.ticket, wait)
-        elif fault is Fault.SERVER and wait:
-            limiter.pause(wait)
-        elif fault is None:
-            limiter.answered()
+    async def close(self) -> None:
+        """Closes connections; they are opened again when needed."""
+        self._turn = asyncio.Lock()  # one belongs to its event loop
+        for member in self.members:
+            await member.sender.close()
 
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Admission:
-    """Leave to send one request to one member."""
-
-    pool: Pool
-    member: _Member
-    ticket: Ticket
-    reservation: Reservation
-    messages: Sequence[Message]
-    sampling: Sampling
-    bound: Usage
-    expected: Usage
-    sent: bool = False
-
-    async def reply(self) -> Reply:
-        self.sent = True
-        answer = await self.member.sender.send(self.messages, self.sampling)
-        return self.pool.settle(self, answer)
-
-    def release(self) -> None:
-        # A request that was cancelled on its way may be paid for all the same.
-        self.pool.release(self, self.bound if self.sent else Usage())
+    async def _free_member(self, tokens: int) -> Member:
+        while members := [member for member in self.members if not member.refused]:
+            delays = [member.delay(tokens) for member in members]
+            if (delay := min(delays)) <= 0:
+                free = [member for member, wait in zip(members, delays, strict=True) if wait <= 0]
+                return min(free, key=lambda member: member.sent)
+            await asyncio.sleep(min(delay, LOOK_AGAIN))
+        raise EndpointRefused("; ".join(member.refused for member in self.members))

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import json
 import random
@@ -13,14 +12,14 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.config import OpenAIConfig, Price
+from orca_jax.config import ApiConfig, OpenAIConfig, Price
 from orca_jax.records import Message, Outcome, Sampling, Usage
+from orca_jax.teachers import batch
 from orca_jax.teachers.batch import STATE, BatchError, Batches, read_state
-from orca_jax.teachers.batch_files import BatchLimits
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent
-from orca_jax.teachers.token_counts import bound
+from orca_jax.teachers.pool import bound
 from tests.teachers.server import Answer, Server, completion, error
 
 PRICE = Price(prompt=0.0005, completion=0.001)
@@ -138,13 +137,18 @@ def folder(tmp_path):
     return tmp_path / "batches"
 
 
-def collect(server, folder, ledger, asked, *, rounds=3, config=None, **settings):
+def batches(folder, ledger, config, *, budget=None, requests=50_000, price=PRICE):
+    api = ApiConfig(endpoints=(config,), identity="teacher", price=price, batch_requests=requests)
+    return Batches(folder, api, ledger, budget or Budget())
+
+
+def collect(server, folder, ledger, asked, *, config=None, **settings):
     config = config or OpenAIConfig(model="gpt-4", base_url=server.url, key_variable="")
 
     async def run():
-        batches = Batches(folder, "teacher", config, ledger, **settings)
-        await batches.run(lambda: asked, rounds=rounds, poll_seconds=0.01)
-        return batches
+        made = batches(folder, ledger, config, **settings)
+        await made.run(lambda: asked, poll_seconds=0.01)
+        return made
 
     return asyncio.run(run())
 
@@ -157,16 +161,11 @@ def texts(ledger, asked):
 def test_everything_is_collected(folder, ledger):
     api = BatchAPI()
     with Server(api) as server:
-        collect(server, folder, ledger, requests(25), limits=BatchLimits(requests=10))
+        collect(server, folder, ledger, requests(25), requests=10)
     assert texts(ledger, requests(25)) == {f"re q{number}" for number in range(25)}
     assert [len(questions) for questions in api.inputs()] == [10, 10, 5]
     status = ledger.status()["teacher"]
-    assert (status.requests, status.answers, status.attempts, status.in_flight) == (
-        25,
-        25,
-        {Outcome.OK: 25},
-        0,
-    )
+    assert (status.answers, status.attempts, status.in_flight) == (25, {Outcome.OK: 25}, 0)
     assert status.usage == Usage(100, 150)
 
 
@@ -178,7 +177,7 @@ def test_results_are_read_as_answers_are(folder, ledger):
         "q3": completion("half", (27, 6), finish_reason="SAFETY"),
     }
     with Server(BatchAPI(answers.get)) as server:
-        batches = collect(server, folder, ledger, requests(4), rounds=1)
+        batches = collect(server, folder, ledger, requests(4))
     found = [ledger.attempts(request_id("teacher", one))[0].reply for one in requests(4)]
     assert [reply.outcome for reply in found] == ["length", "error", "ok", "filtered"]
     assert found[1].raw["finish_reason"] == "insufficient_system_resource"
@@ -220,23 +219,26 @@ def test_azure(folder, ledger, monkeypatch):
     assert json.loads((folder / "00001.jsonl").read_text().splitlines()[0])["url"] == "/chat/completions"
 
 
-def test_files_keep_to_the_size(folder, ledger):
+def test_files_keep_to_the_size(folder, ledger, monkeypatch):
+    monkeypatch.setattr(batch, "SIZE", 1000)
     with Server(BatchAPI()) as server:
-        collect(server, folder, ledger, requests(20), limits=BatchLimits(size=1000))
+        collect(server, folder, ledger, requests(20))
     sizes = [path.stat().st_size for path in folder.glob("0000?.jsonl")]
     assert len(sizes) > 3
     assert max(sizes) <= 1000
 
 
-def test_a_request_greater_than_a_file(folder, ledger):
+def test_a_request_greater_than_a_file(folder, ledger, monkeypatch):
+    monkeypatch.setattr(batch, "SIZE", 100)
     with Server(BatchAPI()) as server, pytest.raises(ValueError, match="fits into no batch file"):
-        collect(server, folder, ledger, requests(1), limits=BatchLimits(size=100))
+        collect(server, folder, ledger, requests(1))
 
 
-def test_so_many_are_under_way(folder, ledger):
+def test_so_many_are_under_way(folder, ledger, monkeypatch):
+    monkeypatch.setattr(batch, "OPEN_BATCHES", 2)
     api = BatchAPI(polls=3)
     with Server(api) as server:
-        collect(server, folder, ledger, requests(30), limits=BatchLimits(requests=3, open_batches=2))
+        collect(server, folder, ledger, requests(30), requests=3)
     assert api.most_open == 2
     assert ledger.status()["teacher"].answers == 30
 
@@ -277,7 +279,7 @@ def test_filtered_and_hopeless_ones_are_not(folder, ledger):
 
     api = BatchAPI(result)
     with Server(api) as server:
-        collect(server, folder, ledger, requests(5), rounds=3)
+        collect(server, folder, ledger, requests(5))
     assert api.inputs() == [["q0", "q1", "q2", "q3", "q4"], ["q2"], ["q2"]]
     assert ledger.get(request_id("teacher", requests(1)[0])).reply.outcome is Outcome.FILTERED
     (attempt,) = ledger.attempts(request_id("teacher", requests(2)[1]))
@@ -302,20 +304,19 @@ def kill_at(monkeypatch, step):
 
     monkeypatch.setattr(Batches, "_write_state", counting(Batches._write_state))
     monkeypatch.setattr(Batches, "_client", counting(Batches._client))
-    for name in ("record", "add", "send_known"):
+    for name in ("record", "plan", "send_planned"):
         monkeypatch.setattr(Ledger, name, counting(getattr(Ledger, name)))
 
 
 @pytest.mark.parametrize("step", range(1, 40))
 def test_a_kill_at_any_step_loses_and_repeats_nothing(step, folder, ledger, monkeypatch):
     api = BatchAPI()
-    limits = BatchLimits(requests=4)
     with Server(api) as server:
         with monkeypatch.context() as patched:
             kill_at(patched, step)
             with contextlib.suppress(Killed):
-                collect(server, folder, ledger, requests(7), limits=limits)
-        collect(server, folder, ledger, requests(7), limits=limits)
+                collect(server, folder, ledger, requests(7), requests=4)
+        collect(server, folder, ledger, requests(7), requests=4)
     assert sorted(itertools.chain(*api.inputs())) == sorted(f"q{number}" for number in range(7))
     status = ledger.status()["teacher"]
     assert (status.answers, status.attempts, status.in_flight) == (7, {Outcome.OK: 7}, 0)
@@ -325,7 +326,7 @@ def test_a_server_that_fails_now_and_then(folder, ledger):
     api, moments = BatchAPI(), random.Random(0)
     api.broken = lambda method, path: error(503) if moments.random() < 0.3 else None
     with Server(api) as server:
-        collect(server, folder, ledger, requests(7), limits=BatchLimits(requests=3))
+        collect(server, folder, ledger, requests(7), requests=3)
     assert ledger.status()["teacher"].attempts == {Outcome.OK: 7}
     assert len(api.batches) == 3
 
@@ -347,7 +348,7 @@ def test_a_full_queue_is_waited_for(folder, ledger):
     # Both files fit once; what was reserved for the refused one must be given back.
     budget = Budget(tokens=sum((bound(one.messages, one.sampling) for one in every), Usage()).total)
     with Server(api) as server:
-        collect(server, folder, ledger, every, limits=BatchLimits(requests=4), budget=budget)
+        collect(server, folder, ledger, every, requests=4, budget=budget)
     assert ledger.status()["teacher"].attempts == {Outcome.OK: 8}
     assert len(api.batches) == 3
     assert budget.tokens_spent == 8 * 10
@@ -381,9 +382,7 @@ def test_a_wrong_key(folder, ledger, monkeypatch):
 def test_budget(folder, ledger):
     api, budget = BatchAPI(), Budget(tokens=800)
     with Server(api) as server, pytest.raises(BudgetSpent):
-        collect(
-            server, folder, ledger, requests(50), limits=BatchLimits(requests=4), budget=budget, price=PRICE
-        )
+        collect(server, folder, ledger, requests(50), requests=4, budget=budget)
     assert 0 < ledger.status()["teacher"].answers < 50
     assert budget.tokens_spent == 10 * ledger.status()["teacher"].answers <= 800
     assert ledger.status()["teacher"].in_flight == 0
@@ -410,13 +409,7 @@ def test_a_broken_state_file(folder, ledger):
     folder.mkdir()
     (folder / STATE).write_text("[{}]")
     with pytest.raises(BatchError, match=r"batches\.json cannot be read"):
-        Batches(folder, "teacher", OpenAIConfig(model="gpt-4", key_variable=""), ledger)
-
-
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BatchLimits)])
-def test_senseless_limits(field):
-    with pytest.raises(ValueError, match="at least 1"):
-        BatchLimits(**{field: 0})
+        batches(folder, ledger, OpenAIConfig(model="gpt-4", key_variable=""))
 
 
 def test_what_the_results_used_is_kept_and_open_ones_are_reserved_on_resume(folder, ledger):
@@ -425,14 +418,14 @@ def test_what_the_results_used_is_kept_and_open_ones_are_reserved_on_resume(fold
         config = OpenAIConfig(model="gpt-4", base_url=server.url, key_variable="")
 
         async def begin():
-            first = Batches(folder, "teacher", config, ledger)
-            first.write(requests(5))
-            await first.submit()
+            async with asyncio.timeout(0.5):
+                await batches(folder, ledger, config).run(lambda: requests(5), poll_seconds=60)
 
-        asyncio.run(begin())
+        with pytest.raises(TimeoutError):
+            asyncio.run(begin())
         bound = read_state(folder)[0].file.bound
         budget = Budget(tokens=bound.prompt_tokens + bound.completion_tokens)
         collect(server, folder, ledger, requests(5), budget=budget)
-    (batch,) = read_state(folder)
-    assert batch.used == Usage(20, 30)
+    (state,) = read_state(folder)
+    assert state.used == Usage(20, 30)
     assert (budget.tokens_spent, len(api.batches)) == (50, 1)

@@ -1,11 +1,10 @@
-"""Recorded answers as a teacher; the ids of all requests in one file."""
+"""Recorded answers as a teacher; requests without an answer."""
 
 import asyncio
 
-import numpy as np
 import pytest
 
-from orca_jax.records import Message, Outcome, Query, Reply, Sampling
+from orca_jax.records import Message, Outcome, Query, Reply, Sampling, Usage
 from orca_jax.teachers import collection
 from orca_jax.teachers.collection import RecordedTeacher
 from orca_jax.teachers.endpoint import Request
@@ -51,7 +50,7 @@ def test_an_unknown_kind_is_named():
         RecordedTeacher("gold", QUERIES)
 
 
-# Ids of requests
+# Missing requests
 
 
 def requests(count):
@@ -61,47 +60,17 @@ def requests(count):
 @pytest.mark.parametrize("answered", [[], range(0, 500, 3), range(500), [499], [0]])
 def test_missing(tmp_path, answered):
     asked = requests(500)
-    assert collection.write_ids(tmp_path / "keys", "teacher", asked) == 500
     with Ledger(tmp_path / "ledger") as ledger:
         ledger.record(Attempt("teacher", asked[place], Reply(Outcome.OK, "So.")) for place in answered)
         ledger.record(Attempt("other", request, Reply(Outcome.OK, "So.")) for request in asked)
-        found = collection.missing(tmp_path / "keys", ledger)
-    np.testing.assert_array_equal(found, sorted(set(range(500)) - set(answered)))
+        found = collection.missing("teacher", iter(asked), ledger)
+    assert [place for place, lacks in enumerate(found) if not lacks] == list(answered)
+    assert len(found) == 500
 
 
 def test_failures_are_missing(tmp_path):
-    collection.write_ids(tmp_path / "keys", "teacher", requests(1))
     with Ledger(tmp_path / "ledger") as ledger:
         ledger.record([Attempt("teacher", requests(1)[0], Reply(Outcome.ERROR, ""))])
-        assert collection.missing(tmp_path / "keys", ledger).tolist() == [0]
-
-
-def test_no_requests(tmp_path):
-    assert collection.write_ids(tmp_path / "keys", "teacher", []) == 0
-    with Ledger(tmp_path / "ledger") as ledger:
-        ledger.record([Attempt("teacher", requests(1)[0], Reply(Outcome.OK, ""))])
-        assert collection.missing(tmp_path / "keys", ledger).tolist() == []
-
-
-def test_another_file(tmp_path):
-    (tmp_path / "keys").write_bytes(b"hello")
-    with (
-        Ledger(tmp_path / "ledger") as ledger,
-        pytest.raises(ValueError, match="5 bytes are no whole number"),
-    ):
-        collection.missing(tmp_path / "keys", ledger)
-
-
-def test_what_is_unanswered_and_what_was_answered(tmp_path):
-    asked = requests(1200)
-    collection.write_ids(tmp_path / "keys", "teacher", asked)
-    with Ledger(tmp_path / "ledger") as ledger:
-        ledger.record(Attempt("teacher", asked[n], Reply(Outcome.OK, f"re {n}")) for n in range(0, 1200, 2))
-        ledger.record([Attempt("teacher", asked[1], Reply(Outcome.ERROR, "", raw={"error": "broken"}))])
-        count, missing = collection.unanswered(tmp_path / "keys", ledger, iter(asked))
-        found = list(collection.answers(collection.read_ids(tmp_path / "keys"), ledger))
-    assert count == 600
-    assert list(missing) == asked[1::2]
-    assert [answer.reply.text for answer in found[::2]] == [f"re {n}" for n in range(0, 1200, 2)]
-    assert found[1].reply.raw == {"error": "broken"}
-    assert found[3::2] == [None] * 599
+        ledger.note("teacher", requests(1)[0], Usage())
+        assert list(collection.missing("teacher", requests(1), ledger)) == [1]
+        assert list(collection.missing("teacher", [], ledger)) == []

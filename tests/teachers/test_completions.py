@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orca_jax.config import OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.teachers import completions
 from orca_jax.teachers.endpoint import Fault
@@ -94,7 +95,7 @@ class TestAnswers:
 
     def test_without_a_reason_what_used_all_its_tokens_is_cut(self):
         for reason, most, outcome in ((None, 3, "length"), (None, 4, "ok"), ("stop", 3, "ok")):
-            reading = read(200, completion("So.", (5, 3), finish_reason=reason)).within(most)
+            reading = read(200, completion("So.", (5, 3), finish_reason=reason)).cleaned(most)
             assert reading.reply.outcome == outcome
 
     @pytest.mark.parametrize("reason", ["stop", "tool_calls", "length", None])
@@ -282,7 +283,7 @@ class TestRequests:
 
     def test_all_settings(self):
         sampling = Sampling(0.7, 0.95, 300, ("\n", "END"), 5, top_logprobs=3)
-        assert completions.body("gpt", self.MESSAGES, sampling) == {
+        assert completions.body(OpenAIConfig(model="gpt"), self.MESSAGES, sampling) == {
             "model": "gpt",
             "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
             "temperature": 0.7,
@@ -296,15 +297,19 @@ class TestRequests:
 
     def test_an_empty_system_message_is_none(self):
         messages = (Message("system", ""), Message("user", ""))
-        assert completions.body("gpt", messages, Sampling())["messages"] == [{"role": "user", "content": ""}]
+        assert completions.body(OpenAIConfig(model="gpt"), messages, Sampling())["messages"] == [
+            {"role": "user", "content": ""}
+        ]
 
     def test_parameters(self):
         body = completions.body(
-            "o1",
+            OpenAIConfig(
+                model="o1",
+                limit_name="max_completion_tokens",
+                parameters={"temperature": None, "reasoning_effort": "low"},
+            ),
             self.MESSAGES,
             Sampling(max_tokens=9),
-            limit_name="max_completion_tokens",
-            parameters={"temperature": None, "reasoning_effort": "low"},
         )
         assert body["max_completion_tokens"] == 9
         assert body["reasoning_effort"] == "low"

@@ -5,19 +5,25 @@ import math
 import random
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from orca_jax.config import Limits, Price
-from orca_jax.records import Message, Outcome, Sampling, Trace, Usage
+from orca_jax.config import ApiConfig, Limits, OpenAIConfig, Price
+from orca_jax.records import Message, Outcome, Query, Sampling, Trace, Usage
 from orca_jax.teachers import estimate
-from orca_jax.teachers.estimate import Box, Kind, Measured, Planned, Terms
+from orca_jax.teachers.endpoint import Request
+from orca_jax.teachers.estimate import Box, Kind, Measured, Planned
+
+
+def terms(prompt=0.002, completion=0.002, requests=0, tokens=0, **changes):
+    endpoint = OpenAIConfig(model="m", limits=Limits(requests=requests, tokens=tokens))
+    return ApiConfig(endpoints=(endpoint,), price=Price(prompt=prompt, completion=completion), **changes)
+
 
 # The paper's table 4.
-CHATGPT = Terms(price=Price(prompt=0.002, completion=0.002), limits=Limits(requests=300, tokens=120_000))
-GPT4 = Terms(
-    price=Price(prompt=0.03, completion=0.06), limits=Limits(requests=18, tokens=10_000), lengths="gpt-4"
-)
+CHATGPT = terms(requests=300, tokens=120_000)
+GPT4 = terms(0.03, 0.06, requests=18, tokens=10_000, lengths="gpt-4")
 # Shares of the system messages over FLAN-5M.
 SHARES = {1: 0.088, 2: 0.088, 3: 0.209, 4: 0.131, 5: 0.088, 7: 0.219, 8: 0.049, 10: 0.05} | dict.fromkeys(
     (6, 9, 11, 12, 13, 14, 15, 16), 0.00975
@@ -62,16 +68,16 @@ class TestBoxes:
 
 class TestThePapersCollection:
     def test_chatgpt(self):
-        *rows, total = estimate.estimate(paper_plan("chatgpt", 5_090_000), CHATGPT)
+        *rows, total = estimate.estimate(paper_plan("chatgpt", 5_090_000), CHATGPT, 1024)
         assert len(rows) == 16
         assert {row.source for row in rows} == {"paper"}
         assert total.requests == pytest.approx(5_090_000, rel=0.01)
         assert 2500 < total.money < 5500  # 4 thousand at 400 tokens an item
         assert 11 < total.hours / 24 < 14.5  # two weeks, says section 3.2
-        assert total.batch_money == pytest.approx(total.money / 2)
+        assert f"| {total.money / 2:,.2f} | 24 | paper |" in estimate.table([total])
 
     def test_gpt4(self):
-        *_, total = estimate.estimate(paper_plan("gpt-4", 1_000_000), GPT4)
+        *_, total = estimate.estimate(paper_plan("gpt-4", 1_000_000), GPT4, 1024)
         assert 10_000 < total.money < 20_000
         assert 30 < total.hours / 24 < 50  # on one endpoint; the paper used several
 
@@ -94,13 +100,12 @@ class TestLengths:
         ],
     )
     def test_the_nearest_measured_ones_are_taken(self, measured, tokens, source):
-        row, _ = estimate.estimate(self.PLAN, CHATGPT, measured)
+        row, _ = estimate.estimate(self.PLAN, CHATGPT, 1024, measured)
         assert row.source == source
         assert row.usage == (tokens or Usage(10_000, round(100 * estimate.PAPER["chatgpt", 1].mean())))
 
     def test_without_any(self):
-        terms = Terms(price=CHATGPT.price, limits=Limits(), lengths="nobody", max_tokens=77)
-        row, total = estimate.estimate(self.PLAN, terms)
+        row, total = estimate.estimate(self.PLAN, terms(lengths="nobody"), 77)
         assert (row.usage.completion_tokens, row.source, row.hours) == (7700, "max_tokens", 0.0)
         assert total.kind == Kind("t", None, None)
 
@@ -121,33 +126,33 @@ class TestLengths:
 @pytest.mark.parametrize(
     ("limits", "hours"),
     [
-        (Limits(requests=10), 1.0),
-        (Limits(requests=10, tokens=2000), 1.0),
-        (Limits(requests=10, tokens=505), 2.0),
-        (Limits(tokens=1010), 1.0),
-        (Limits(), 0.0),
+        (dict(requests=10), 1.0),
+        (dict(requests=10, tokens=2000), 1.0),
+        (dict(requests=10, tokens=505), 2.0),
+        (dict(tokens=1010), 1.0),
+        ({}, 0.0),
     ],
 )
 def test_hours_go_by_the_tighter_limit(limits, hours):
     """600 requests of 100 and 1 tokens."""
-    terms = Terms(price=CHATGPT.price, limits=limits, lengths="nobody", max_tokens=1)
-    row, total = estimate.estimate({Kind("t", "cot", 1): Planned(600, 600 * 400)}, terms)
+    api = terms(lengths="nobody", **limits)
+    row, total = estimate.estimate({Kind("t", "cot", 1): Planned(600, 600 * 400)}, api, 1)
     assert row.hours == total.hours == pytest.approx(hours)
 
 
 def test_batches_go_in_waves():
-    terms = Terms(price=CHATGPT.price, limits=Limits(), batch_tokens=4_000)
-    row, _ = estimate.estimate({Kind("t", "cot", 1): Planned(100, 40_000)}, terms)
+    row, _ = estimate.estimate({Kind("t", "cot", 1): Planned(100, 40_000)}, terms(batch_tokens=4_000), 1024)
     assert row.batch_hours == 72.0
 
 
 def test_planning():
-    asked = [(Kind("t", "cot", 1), [Message("user", "q" * 28)])] * 3 + [(Kind("u", "cot", 1), [])]
-    assert estimate.plan(asked) == {Kind("t", "cot", 1): Planned(3, 300), Kind("u", "cot", 1): Planned(1, 64)}
+    query, request = Query("q", "", "cot", "sums", system_message_id=1), Request((Message("user", "q" * 28),))
+    job = SimpleNamespace(teacher=SimpleNamespace(name="t"), requests=lambda: iter([(query, request)] * 3))
+    assert estimate.planned(job) == {Kind("t", "cot", 1): Planned(3, 300)}
 
 
 def test_the_table():
-    rows = estimate.estimate(paper_plan("chatgpt", 10_000), CHATGPT)
+    rows = estimate.estimate(paper_plan("chatgpt", 10_000), CHATGPT, 1024)
     lines = estimate.table(rows).splitlines()
     assert len(lines) == 2 + 17
     assert len({line.count("|") for line in lines}) == 1

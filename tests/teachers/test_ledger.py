@@ -6,9 +6,11 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
-from orca_jax.teachers import ledger_file
+from orca_jax.teachers import ledger as ledger_file
 from orca_jax.teachers.endpoint import Request, request_id
-from orca_jax.teachers.ledger import Attempt, Ledger, LedgerError
-from orca_jax.teachers.ledger_file import APPLICATION_ID
+from orca_jax.teachers.ledger import APPLICATION_ID, Attempt, Ledger, LedgerError, Status
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = st.text(max_size=30)
@@ -132,11 +133,11 @@ class TestStatus:
         )
         status = ledger.status()
         assert list(status) == ["judge", "teacher"]
-        assert (status["teacher"].requests, status["teacher"].answers) == (3, 2)
+        assert status["teacher"].answers == 2
         assert status["teacher"].attempts == {Outcome.OK: 3, Outcome.ERROR: 2}
         assert status["teacher"].usage == Usage(15, 20)
         assert status["teacher"].seconds == 2.0
-        assert (status["judge"].requests, status["judge"].attempts) == (2, {Outcome.LENGTH: 2})
+        assert status["judge"].attempts == {Outcome.LENGTH: 2}
 
     def test_recent(self, ledger):
         now = time.time()
@@ -144,25 +145,26 @@ class TestStatus:
         ledger.record(
             [attempt("b", finished=now - 10), attempt("c", outcome=Outcome.ERROR, finished=now - 5)]
         )
-        (recent,) = ledger.recent().values()
-        assert (recent.attempts, recent.usage) == (3, Usage(9, 12))
-        assert recent.last == pytest.approx(now - 5, abs=0.01)
-        assert ledger.recent(1.0) == {}
+        ledger.record([Attempt("other", request(), Reply(Outcome.OK, ""), finished=now - 90)])
+        status = ledger.status()
+        assert (status["teacher"].recent, status["teacher"].recent_usage) == (3, Usage(9, 12))
+        assert status["teacher"].last == pytest.approx(now - 5, abs=0.01)
+        assert (status["other"].recent, status["other"].last) == (0, pytest.approx(now - 90, abs=0.01))
 
     def test_unanswered(self, ledger):
         ledger.record(
             [attempt("a"), attempt("b", "first", Outcome.ERROR), attempt("b", "last", Outcome.ERROR)]
         )
         ledger.record([Attempt("other", request("c"), Reply(Outcome.ERROR, ""))])
-        ledger.send("teacher", [(request("d"), Usage())])
+        ledger.note("teacher", request("d"), Usage())
         (failed, reply), (sent, nothing) = ledger.unanswered("teacher")
         assert (failed, reply.text, sent, nothing) == (request("b"), "last", request("d"), None)
 
     def test_the_last_failure(self, ledger):
         ledger.record([attempt("b", text, Outcome.ERROR) for text in ("first", "last")])
-        assert ledger.failure(key("b")).reply.text == "last"
-        assert ledger.failure(key("b")).created.endswith("Z")
-        assert ledger.failure(key("never")) is None
+        ledger.note("teacher", request("b"), Usage(9, 9))
+        (stands,) = ledger.get_many([key("b"), key("never")]).values()
+        assert (stands.reply.text, stands.created[-1], ledger.get(key("b"))) == ("last", "Z", None)
 
     def test_the_file_is_smaller_than_twice_its_texts(self, ledger):
         texts = [f"{number}: " + f"step {number * 7919} gives {number * 31}; " * 12 for number in range(2000)]
@@ -171,45 +173,79 @@ class TestStatus:
         assert os.path.getsize(ledger.path) < 2 * sum(2 * len(text) for text in texts)
 
 
-class TestSent:
-    def test_is_counted_until_it_is_recorded(self, ledger):
+class TestNotes:
+    def test_count_until_they_are_recorded(self, ledger):
         bound = Usage(30, 40)
-        tickets = ledger.send("teacher", [(request(text), bound) for text in ("a", "b", "b")])
+        notes = [ledger.note("teacher", request(text), bound) for text in ("a", "b", "b")]
         status = ledger.status()["teacher"]
         assert (status.in_flight, status.in_flight_usage) == (3, Usage(90, 120))
-        assert (status.requests, status.answers, status.attempts) == (2, 0, {})
-        ledger.record([attempt("a", ticket=tickets[0]), attempt("b", ticket=tickets[1])])
+        assert (status.answers, status.attempts) == (0, {})
+        ledger.record([attempt("a", note=notes[0]), attempt("b", note=notes[1])])
         status = ledger.status()["teacher"]
         assert (status.in_flight, status.in_flight_usage, status.answers) == (1, bound, 2)
         ledger.record([attempt("b")])
         assert ledger.status()["teacher"].in_flight == 1  # another attempt than the one that is lost
 
-    def test_several_by_their_ids(self, ledger):
+    def test_of_a_batch(self, ledger):
         numbers = list(map(str, range(50)))
-        ledger.add("teacher", map(request, numbers))
-        assert (ledger.status()["teacher"].requests, ledger.status()["teacher"].in_flight) == (50, 0)
         for _ in range(2):
-            ledger.send_known([(key(number), Usage(1, 2)) for number in numbers], ticket=7)
-        assert ledger.status()["teacher"].in_flight == 50
-        ledger.record([attempt(number, ticket=7) for number in numbers[:30]])
+            ledger.plan("teacher", map(request, numbers))
+        assert ledger.status()["teacher"] == Status()
+        for batch in (7, 8):  # they went out with the first
+            ledger.send_planned(map(key, numbers), Usage(1, 2), batch)
+        status = ledger.status()["teacher"]
+        assert (status.in_flight, status.in_flight_usage) == (50, Usage(50, 100))
+        awaited = ledger.awaited(map(key, numbers), 7)
+        assert [awaited[key(number)][1] for number in numbers] == list(map(request, numbers))
+        ledger.record(attempt(number, note=awaited[key(number)][0]) for number in numbers[:30])
         assert ledger.status()["teacher"].in_flight == 20
-        assert ledger.awaited(map(key, numbers), 7) == set(map(key, numbers[30:]))
-        assert ledger.awaited(map(key, numbers), 8) == set()
+        assert ledger.awaited(map(key, numbers), 7).keys() == set(map(key, numbers[30:]))
+        assert ledger.awaited(map(key, numbers), 8) == {}
 
-    def test_a_request_by_its_id(self, ledger):
+    def test_a_request_comes_back_whole(self, ledger):
         asked = request("Was heißt\ud83d das?", sampling=Sampling(0.7, stop=("x",), seed=3), sample=2)
-        ledger.send("teacher", [(asked, Usage())])
-        assert ledger.request(request_id("teacher", asked)) == asked
-        assert ledger.request(key("never")) is None
+        ledger.plan("teacher", [asked])
+        assert [found for found, _ in ledger.unanswered("teacher")] == [asked]
 
     def test_answered(self, ledger):
         ledger.record([attempt(str(number)) for number in range(20)])
         ledger.record([attempt("failed", outcome=Outcome.ERROR)])
-        ledger.send("teacher", [(request("sent"), Usage())])
-        assert ledger.answered() == b"".join(sorted(key(str(number)) for number in range(20)))
+        ledger.note("teacher", request("sent"), Usage())
+        assert ledger.answered() == {key(str(number)) for number in range(20)}
 
 
 class TestFiles:
+    def test_one_of_version_2_is_brought_up_to_date(self, tmp_path):
+        with tarfile.open(REPOSITORY / "tests/fixtures/finished_workdir.tar.xz") as archive:
+            archive.extract("./ledger.sqlite", tmp_path, filter="data")
+        path = tmp_path / "ledger.sqlite"
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            old = connection.execute(
+                "SELECT key, text FROM lookup JOIN attempts ON attempts.id = answer ORDER BY key"
+            ).fetchall()
+            (lost, failed, planned), setting = [key for key, _ in old[:3]], 1
+            number = "(SELECT request FROM lookup WHERE key = ?)"
+            connection.execute(f"INSERT INTO sent VALUES ({number}, 9, {setting}, 30, 40, 5)", [lost])
+            connection.execute("UPDATE lookup SET answer = NULL WHERE key IN (?, ?)", [failed, planned])
+            connection.execute(f"UPDATE attempts SET outcome = 'error' WHERE request = {number}", [failed])
+            connection.execute(f"DELETE FROM attempts WHERE request = {number}", [planned])
+            connection.commit()
+        for _ in range(2):
+            with Ledger(path) as ledger:
+                found = ledger.get_many(key for key, _ in old)
+                assert ledger.answered() == {key for key, _ in old} - {failed, planned}
+                assert found.keys() == {key for key, _ in old} - {planned}
+                texts = {key: zlib.decompress(text).decode() for key, text in old}
+                assert all(answer.reply.text == texts[key] for key, answer in found.items())
+                assert found[failed].reply.outcome is Outcome.ERROR
+                status = ledger.status().values()
+                assert sum(one.answers for one in status) == len(old) - 2
+                assert [one.in_flight_usage for one in status if one.in_flight] == [Usage(30, 40)]
+                assert ledger.awaited([lost], 9).keys() == {lost}
+                tried = [(request_id(name, one), last and last.outcome) for name in ledger.status()
+                         for one, last in ledger.unanswered(name)]  # fmt: skip
+                assert sorted(tried, key=str) == sorted([(failed, Outcome.ERROR), (planned, None)], key=str)
+
     def test_no_directory(self, tmp_path):
         with pytest.raises(LedgerError, match=r"l\.sqlite: the directory .*no does not exist; make it"):
             Ledger(tmp_path / "no" / "l.sqlite")
@@ -240,12 +276,12 @@ class TestFiles:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("PRAGMA user_version = 99")
-        with pytest.raises(LedgerError, match=r"ledger of version 99, and this program knows version 2"):
+        with pytest.raises(LedgerError, match=r"ledger of version 99, and this program knows version 3"):
             Ledger(path)
 
     def test_one_whose_making_was_interrupted_is_made_anew(self, tmp_path, monkeypatch):
         path = tmp_path / "l.sqlite"
-        monkeypatch.setattr(ledger_file, "SCHEMA", f"{ledger_file.SCHEMA}CREATE TABLE settings (id);\n")
+        monkeypatch.setattr(ledger_file, "SCHEMA", (*ledger_file.SCHEMA, "CREATE TABLE attempts (id)"))
         with pytest.raises(LedgerError, match="already exists"):
             Ledger(path)
         monkeypatch.undo()
@@ -294,7 +330,7 @@ def test_several_processes_open_and_write_at_once(tmp_path):
     assert [writer.communicate()[1] for writer in writers] == [b""] * 4
     with Ledger(path) as ledger:
         status = ledger.status()["teacher"]
-    assert (status.requests, status.answers, status.attempts) == (60, 60, {Outcome.OK: 240})
+    assert (status.answers, status.attempts) == (60, {Outcome.OK: 240})
 
 
 def test_a_new_ledger_may_be_opened_by_several_at_once(tmp_path):

@@ -1,63 +1,57 @@
 """Rate limits against a server that counts in simulated time; headers in every form; a hard budget."""
 
-import asyncio
+import collections
+import dataclasses
 import email.utils
 import heapq
 import itertools
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.config import Limits, Price
 from orca_jax.records import Usage
-from orca_jax.teachers import limits
+from orca_jax.teachers import completions, limits
 from orca_jax.teachers.limits import (
     LONGEST_BACKOFF,
     LONGEST_WAIT,
+    Bucket,
     Budget,
     BudgetSpent,
-    Limiter,
-    Limits,
-    Price,
     Quota,
     quota,
     retry_after,
     seconds,
 )
-
-NOTHING = Quota()
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
+from orca_jax.teachers.pool import Member
+from tests.teachers.server import completion
 
 
-def make(**limits):
-    clock = Clock()
-    return clock, Limiter(Limits(**limits), clock=clock)
+def simulate(work, requests=0, tokens=0, seconds=math.inf, slots=10**9, server=None):
+    """Sends (reserved, used, latency) as the buckets allow; returns (time, used) of what was sent.
 
-
-def simulate(clock, limiter, work, until=math.inf):
-    """Sends (estimate, actual, latency) as the limiter allows; returns (time, actual) of what was sent."""
-    sent, in_flight, count = [], [], itertools.count()
-    for estimate, actual, latency in work:
-        while (delay := limiter.delay(estimate)) > 0:
-            wake = clock.now + delay
-            if in_flight and in_flight[0][0] < wake:
-                clock.now, _, ticket, used = heapq.heappop(in_flight)
-                limiter.settle(ticket, used)
+    `server(now)` gives the headers about requests of each answer.
+    """
+    one, many = Bucket(requests, 0.0), Bucket(tokens, 0.0, refunds=True)
+    now, sent, in_flight = 0.0, [], []
+    for reserved, used, latency in work:
+        while (wait := max(one.delay(now, 1), many.delay(now, reserved))) > 0 or len(in_flight) >= slots:
+            if in_flight and (in_flight[0][0] <= now + wait or len(in_flight) >= slots):
+                now, *amounts, said = heapq.heappop(in_flight)
+                many.settle(*amounts)
+                one.correct(now, said)
             else:
-                clock.now = wake
-        if clock.now >= until:
+                now += max(wait, 1e-9)  # a smaller step may be lost in rounding
+        if now >= seconds:
             break
-        heapq.heappush(in_flight, (clock.now + latency, next(count), limiter.take(estimate), actual))
-        sent.append((clock.now, actual))
+        one.take(now, 1)
+        many.take(now, reserved)
+        heapq.heappush(in_flight, (now + latency, reserved, used, server(now) if server else Quota()))
+        sent.append((now, used))
     return sent
 
 
@@ -72,106 +66,117 @@ def most_in_a_minute(sent, amount=lambda entry: 1):
     return most
 
 
-WORK = st.lists(
-    st.tuples(st.integers(1, 60), st.floats(0, 1), st.floats(0, 20)), min_size=1, max_size=300
-).map(lambda rows: [(estimate, math.floor(estimate * part), latency) for estimate, part, latency in rows])
+LATENCIES = st.lists(st.floats(0, 20), min_size=1, max_size=300)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 100), st.integers(60, 1000), WORK)
-def test_no_minute_exceeds_the_limits(requests, tokens, work):
-    sent = simulate(*make(requests=requests, tokens=tokens), work)
-    assert len(sent) == len(work)
-    assert most_in_a_minute(sent) <= requests
-    assert most_in_a_minute(sent, lambda entry: entry[1]) <= tokens
+@given(st.integers(1, 100), LATENCIES, st.integers(1, 20))
+def test_no_minute_exceeds_the_limit_of_requests(limit, latencies, slots):
+    sent = simulate([(1, 1, latency) for latency in latencies], requests=limit, slots=slots)
+    assert len(sent) == len(latencies)
+    assert most_in_a_minute(sent) <= limit
 
 
-@pytest.mark.parametrize("requests", [18, 300, 6000])
-def test_the_limit_of_requests_is_used(requests):
-    clock, limiter = make(requests=requests, tokens=10**9)
-    sent = simulate(clock, limiter, itertools.repeat((300, 200, 2.0)), clock.now + 1200)
-    assert 0.97 < len(sent) / (20 * requests) <= 1 + 1 / requests
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1), st.floats(0, 20)), min_size=1, max_size=300))
+def test_no_minute_exceeds_the_limit_of_tokens_by_more_than_was_given_back(rows):
+    work = [(reserved, math.floor(reserved * part), latency) for reserved, part, latency in rows]
+    sent = simulate(work, tokens=600)
+    for first, (start, _) in enumerate(sent):
+        inside = [used for time, used in sent[first:] if time < start + 60]
+        earlier = zip(sent[:first], work, strict=False)
+        back = sum(row[0] - row[1] for (time, _), row in earlier if time + row[2] > start)
+        assert sum(inside) <= 600 + 60 + back
 
 
+@pytest.mark.parametrize("limit", [18, 300, 6000])
+def test_the_limit_of_requests_is_used(limit):
+    sent = simulate(itertools.repeat((300, 200, 2.0)), requests=limit, tokens=10**9, seconds=1200)
+    assert 0.97 < len(sent) / (20 * limit) <= 1 + 1 / limit
+
+
+@pytest.mark.parametrize("reserved", [450, 1000, 4000])
 @pytest.mark.parametrize("tokens", [10_000, 120_000, 1_000_000])
-def test_the_limit_of_tokens_is_used_whatever_replies_need(tokens):
-    clock, limiter = make(requests=10**6, tokens=tokens)
-    actual = itertools.cycle([100, 150, 50, 400, 100])  # 160 on average
-    work = ((200, next(actual), 1.0) for _ in itertools.count())
-    sent = simulate(clock, limiter, work, clock.now + 1200)
-    assert 0.96 < sum(used for _, used in sent) / (20 * tokens) <= 1.01
+def test_the_limit_of_tokens_is_used_whatever_is_reserved(tokens, reserved):
+    """160 tokens on average, in an hour. What is in flight holds its reservation, once."""
+    used = itertools.cycle([100, 150, 50, 400, 100])
+    work = ((reserved, next(used), 1.0) for _ in itertools.count())
+    sent = simulate(work, requests=10**6, tokens=tokens, seconds=3600)
+    assert 0.97 < sum(used for _, used in sent) / (60 * tokens) <= 1
+    assert most_in_a_minute(sent, lambda entry: entry[1]) <= 1.08 * tokens
 
 
 def test_the_start_is_no_burst():
-    clock, limiter = make(requests=600, tokens=60_000)
-    sent = simulate(clock, limiter, itertools.repeat((100, 100, 1.0)), clock.now + 10)
+    sent = simulate(itertools.repeat((100, 100, 1.0)), requests=600, tokens=60_000, seconds=10)
     gaps = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(sent)]
     assert min(gaps) > 0.09
     assert len(sent) == pytest.approx(100, abs=3)
 
 
 def test_a_stall_is_made_up_for_a_little():
-    clock, one = make(requests=600)
-    simulate(clock, one, [(1, 1, 0)] * 20)
-    clock.now += 30
-    burst = simulate(clock, one, itertools.repeat((1, 1, 0)), clock.now + 0.01)
-    assert len(burst) <= 2 + 600 / limits.WINDOW * limits.CATCH_UP
+    one = Bucket(600, 0.0)
+    sent = 0
+    while not one.delay(30.0, 1):
+        one.take(30.0, 1)
+        sent += 1
+    assert sent <= 2 + 600 / limits.WINDOW * limits.CATCH_UP
 
 
 def test_a_request_greater_than_the_limit_goes_alone():
-    clock, one = make(tokens=1000)
-    sent = simulate(clock, one, [(5000, 4000, 1.0), (10, 10, 1.0)])
+    sent = simulate([(5000, 4000, 1.0), (10, 10, 1.0)], tokens=1000)
     assert sent[1][0] - sent[0][0] >= 60
 
 
 def test_unused_tokens_are_given_back():
-    _, one = make(tokens=1000)
-    ticket = one.take(900)
-    assert one.delay(500) > 40
-    one.settle(ticket, 100)
-    assert one.delay(500) < 10
+    one = Bucket(1000, 0.0, refunds=True)
+    one.take(0.0, 900)
+    assert one.delay(0.0, 500) > 40
+    one.settle(900, 100)
+    assert one.delay(0.0, 500) < 10
 
 
 def test_no_limits_no_waiting():
-    clock, one = make()
-    assert len(simulate(clock, one, [(10**9, 1, 1.0)] * 1000)) == 1000
-    assert clock.now == 1000.0
+    sent = simulate([(10**9, 1, 1.0)] * 1000)
+    assert [time for time, _ in sent] == [0.0] * 1000
 
 
 class TestServersWord:
-    def test_a_lower_limit_is_taken(self):
-        clock, one = make(requests=6000)
-        one.correct(Quota(limit=60), NOTHING)
-        assert len(simulate(clock, one, itertools.repeat((1, 1, 0)), clock.now + 600)) <= 601
-
-    def test_a_higher_one_is_not_but_where_none_was_given(self):
-        _, one = make(requests=60)
-        one.correct(Quota(limit=6000), Quota(limit=9000))
-        requests, tokens = one.rates()
-        assert (requests.limit, tokens.limit) == (60, 9000)
-
-    def test_what_others_use_is_counted(self):
-        clock, one = make(requests=100)
-        one.take(1)
-        one.correct(Quota(limit=100, remaining=10), NOTHING)
-        sent = simulate(clock, one, [(1, 1, 0)] * 30)
-        assert sent[9][0] < 1000 + limits.WINDOW <= sent[10][0]
+    def test_a_lower_limit_is_taken_and_a_higher_one_where_none_was_given(self):
+        given, unknown = Bucket(600, 0.0), Bucket(0, 0.0)
+        for limit in (6000, 60):
+            given.correct(0.0, Quota(limit=limit))
+            unknown.correct(0.0, Quota(limit=limit))
+            assert (given.limit, unknown.limit) == (min(limit, 600), limit)
+        for one in (given, unknown):
+            one.take(0.0, 1)
+            assert one.delay(0.0, 1) == pytest.approx(limits.WINDOW / 60)
 
     def test_nothing_remains_until_the_reset(self):
-        clock, one = make(requests=100)
-        one.correct(Quota(limit=100, remaining=0, reset=7.0), NOTHING)
-        assert one.delay(1) == pytest.approx(7.0)
-        clock.now += 7.1
-        assert one.delay(1) == 0
+        one = Bucket(100, 0.0)
+        one.correct(0.0, Quota(limit=100, remaining=0, reset=7.0))
+        assert one.delay(0.0, 1) == pytest.approx(7.0)
+        assert one.delay(7.1, 1) == 0
 
-    def test_our_own_use_is_not_counted_twice(self):
-        clock, one = make(requests=100)
-        for used in range(1, 60):
-            while one.delay(1) > 0:
-                clock.now += one.delay(1)
-            one.take(1)
-            one.correct(Quota(limit=100, remaining=100 - used), NOTHING)
-        assert clock.now < 1000 + 60 * limits.WINDOW / 100
+    @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+    def test_what_others_use_is_left_to_them(self, share):
+        """A server that counts any sixty seconds, and another client that sends at an even pace."""
+        counted, refused = collections.deque(), []
+
+        def server(now):
+            while counted and counted[0] <= now - 60:
+                counted.popleft()
+            left = 600 - len(counted) - min(now, 60.0) * share * 10
+            if left < 1:
+                refused.append(now)
+                return Quota(remaining=0, reset=2.0)  # for so long, a pool pauses after a 429
+            counted.append(now)
+            total[0] += 1
+            return Quota(remaining=int(left) - 1)
+
+        total = [0]
+        simulate(itertools.repeat((1, 1, 0.5)), requests=600, seconds=900, slots=64, server=server)
+        assert len(refused) <= 0.5 * share * total[0]
+        assert total[0] / 9000 > 0.95 * (1 - share)
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -180,67 +185,47 @@ class TestServersWord:
         )
     )
     def test_whatever_it_is_a_wait_ends(self, words):
-        clock, one = make(requests=20)
-        for limit, remaining, reset in words:
-            one.correct(Quota(limit, remaining, reset), Quota(limit * 100, remaining, reset))
-            clock.now += one.delay(10)
-            assert one.delay(10) <= 2 * limits.WINDOW
-            one.take(10)
+        one, now = Bucket(20, 0.0), 0.0
+        for said in words:
+            one.correct(now, Quota(*said))
+            now += one.delay(now, 10)
+            assert one.delay(now, 10) <= 2 * limits.WINDOW
+            one.take(now, 10)
 
 
 class TestThrottled:
+    def pause(self, times=1, headers=None):
+        """A member that answers with so many 429s."""
+        member = Member(SimpleNamespace(label="one"), Limits(requests=600))
+        busy = completions.read_json(429, {"error": {"message": "slow down"}})
+        for _ in range(times):
+            member._paused_until = 0.0
+            member.heed(dataclasses.replace(busy, headers=headers or {}))
+        return member.paused
+
     def test_waits_as_long_as_it_is_told(self):
-        _, one = make(requests=600)
-        one.throttled(one.take(1), 12.5)
-        assert one.delay(1) == pytest.approx(12.5)
+        assert self.pause(headers={"retry-after": "12.5"}) == pytest.approx(12.5, abs=0.1)
 
     def test_waits_longer_each_time_if_it_is_not_told(self):
-        clock, one = make(requests=600)
-        for refusals in range(1, 12):
-            one.throttled(one.take(1), None)
-            ceiling = min(LONGEST_BACKOFF, limits.FIRST_PAUSE * 2 ** (refusals - 1))
-            assert one.paused() <= ceiling
-            clock.now += LONGEST_BACKOFF
-        assert one.paused() == 0
+        for times in range(1, 12):
+            waits = [self.pause(times) for _ in range(40)]
+            assert max(waits) <= min(LONGEST_BACKOFF, 2 ** (times - 1))
+            assert max(waits) > min(LONGEST_BACKOFF, 2 ** (times - 1)) / 2
 
     def test_waits_are_spread(self):
-        waits = []
         random.seed(0)
-        for _ in range(200):
-            _, one = make(requests=600)
-            one.throttled(one.take(1), None)
-            waits.append(one.paused())
+        waits = [self.pause() for _ in range(200)]
         assert min(waits) < 0.05 < 0.95 < max(waits)
         assert 0.4 < sum(waits) / len(waits) < 0.6
 
-    def test_lowers_the_pace_once_for_requests_sent_together(self):
-        clock, one = make(requests=600)
-        tickets = [one.take(1) for _ in range(10)]
-        clock.now += 1
-        for ticket in tickets:
-            one.throttled(ticket, 0.0)
-        assert one.rates()[0].limit == pytest.approx(600 * limits.CUT)
-        one.throttled(one.take(1), 0.0)
-        assert one.rates()[0].limit == pytest.approx(600 * limits.CUT**2)
-
-    def test_the_pace_recovers_and_no_further(self):
-        clock, one = make(requests=600)
-        one.throttled(one.take(1), 0.0)
-        clock.now += 3600
-        assert one.rates()[0].limit == 600
-
-    def test_a_limit_that_nobody_told_is_guessed_and_tried(self):
-        clock, one = make()
-        tickets = [one.take(1) for _ in range(500)]
-        one.throttled(tickets[-1], 1.0)
-        assert one.rates()[0].limit == pytest.approx(500 * limits.CUT)
-        clock.now += 600
-        assert 500 < one.rates()[0].limit < 2000
-
-    def test_a_guess_is_not_too_low(self):
-        _, one = make()
-        one.throttled(one.take(1), 0.0)
-        assert one.rates()[0].limit == pytest.approx(limits.LOWEST_GUESS * limits.CUT)
+    def test_an_answer_ends_the_count(self):
+        member = Member(SimpleNamespace(label="one"), Limits())
+        busy = completions.read_json(429, {"error": {"message": "slow down"}})
+        for response in [busy] * 9 + [completions.read_json(200, completion())]:
+            member.heed(response)
+        member._paused_until = 0.0
+        member.heed(busy)
+        assert member.paused <= 1
 
 
 # Headers
@@ -365,66 +350,52 @@ def test_cost():
     st.none() | st.integers(0, 20_000),
 )
 def test_never_exceeded(requests, money, tokens):
-    async def run():
-        budget, in_flight = Budget(money, tokens), []
-        for bound, part, settled in requests:
-            for reservation, used in in_flight[:settled]:
-                budget.settle(reservation, used, PRICE)
-            del in_flight[:settled]
-            try:
-                reserving = asyncio.wait_for(budget.reserve(bound, PRICE), 0 if in_flight else None)
-                reservation = await reserving
-            except BudgetSpent:
-                assert not in_flight
-                break
-            except TimeoutError:
-                continue
-            used = Usage(round(bound.prompt_tokens * part), round(bound.completion_tokens * part))
-            in_flight.append((reservation, used))
-        for reservation, used in in_flight:
+    budget, in_flight = Budget(money, tokens), []
+    for bound, part, settled in requests:
+        for reservation, used in in_flight[:settled]:
             budget.settle(reservation, used, PRICE)
-        assert money is None or budget.money_spent <= money + 1e-9
-        assert tokens is None or budget.tokens_spent <= tokens
-
-    asyncio.run(run())
+        del in_flight[:settled]
+        try:
+            reservation = budget.reserve(bound, PRICE)
+        except BudgetSpent:
+            assert not in_flight
+            break
+        if reservation is None:  # some may be given back
+            assert in_flight
+            continue
+        used = Usage(round(bound.prompt_tokens * part), round(bound.completion_tokens * part))
+        in_flight.append((reservation, used))
+    for reservation, used in in_flight:
+        budget.settle(reservation, used, PRICE)
+    assert money is None or budget.money_spent <= money + 1e-9
+    assert tokens is None or budget.tokens_spent <= tokens
 
 
 def test_waits_for_what_is_in_flight():
-    async def run():
-        budget = Budget(tokens=100)
-        first = await budget.reserve(Usage(0, 90), PRICE)
-        second = asyncio.create_task(budget.reserve(Usage(0, 50), PRICE))
-        await asyncio.sleep(0.01)
-        assert not second.done()
-        budget.settle(first, Usage(0, 20), PRICE)
-        await second
-        assert budget.tokens_spent == 20
-
-    asyncio.run(run())
+    budget = Budget(tokens=100)
+    first = budget.reserve(Usage(0, 90), PRICE)
+    assert budget.reserve(Usage(0, 50), PRICE) is None
+    budget.settle(first, Usage(0, 20), PRICE)
+    assert budget.reserve(Usage(0, 50), PRICE) is not None
+    assert budget.tokens_spent == 20
 
 
 def test_stops_when_nothing_is():
-    async def run():
-        budget = Budget(money=1.0, tokens=100)
-        budget.spend(Usage(30, 50), PRICE)
-        with pytest.raises(
-            BudgetSpent, match=r"1\.00 USD and 100 tokens is spent \(0\.00 USD, 80 tokens; .*21 tokens"
-        ):
-            await budget.reserve(Usage(0, 21), PRICE)
-        budget.settle(await budget.reserve(Usage(0, 20), PRICE), Usage(), PRICE)
-
-    asyncio.run(run())
+    budget = Budget(money=1.0, tokens=100)
+    budget.spend(Usage(30, 50), PRICE)
+    with pytest.raises(
+        BudgetSpent, match=r"1\.00 USD and 100 tokens is spent \(0\.00 USD, 80 tokens; .*21 tokens"
+    ):
+        budget.reserve(Usage(0, 21), PRICE)
+    budget.settle(budget.reserve(Usage(0, 20), PRICE), Usage(), PRICE)
 
 
 def test_a_reservation_ends_once():
-    async def run():
-        budget = Budget(tokens=100)
-        reservation = await budget.reserve(Usage(0, 50), PRICE)
-        for _ in range(3):
-            budget.settle(reservation, Usage(0, 10), PRICE)
-        assert budget.tokens_spent == 10
-
-    asyncio.run(run())
+    budget = Budget(tokens=100)
+    reservation = budget.reserve(Usage(0, 50), PRICE)
+    for _ in range(3):
+        budget.settle(reservation, Usage(0, 10), PRICE)
+    assert budget.tokens_spent == 10
 
 
 @pytest.mark.parametrize("cap", [{"money": -1.0}, {"money": float("nan")}, {"tokens": -5}])
@@ -436,6 +407,6 @@ def test_senseless_caps(cap):
 def test_what_is_under_way_is_held_even_where_it_does_not_fit():
     budget = Budget(tokens=100)
     held = budget.hold(Usage(0, 150), PRICE)
-    assert budget.try_reserve(Usage(0, 1), PRICE) is None  # it waits, for some may be given back
+    assert budget.reserve(Usage(0, 1), PRICE) is None  # it waits, for some may be given back
     budget.settle(held, Usage(0, 40), PRICE)
-    assert budget.try_reserve(Usage(0, 60), PRICE) is not None
+    assert budget.reserve(Usage(0, 60), PRICE) is not None

@@ -11,9 +11,7 @@ from orca_jax.config import Limits
 from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import monitor
 from orca_jax.teachers.endpoint import Request
-from orca_jax.teachers.ledger import Attempt, Ledger
-from orca_jax.teachers.limits import Rate
-from orca_jax.teachers.pool import MemberStatus
+from orca_jax.teachers.ledger import Attempt, Ledger, Status
 
 
 def record(ledger, count, outcome=Outcome.OK, ago=0.0, start=0):
@@ -36,8 +34,10 @@ def ledger(tmp_path):
 
 
 def look(ledger, **changes):
+    status = ledger.status().get("gpt-4", Status())
     settings = {"name": "dear", "total": 100, "limits": Limits(requests=18, tokens=10_000)}
-    return monitor.progress(ledger, "gpt-4", **settings | {"money": 1.25, "cap": 20.0} | changes)
+    settings |= {"money": 1.25, "cap": 20.0, "status": status, "done": min(status.answers, 100)}
+    return monitor.Progress(**settings | changes)
 
 
 def test_while_it_runs(ledger):
@@ -59,7 +59,7 @@ def test_while_it_runs(ledger):
 
 def test_after_it_died(ledger):
     record(ledger, 10, ago=3 * 3600)
-    ledger.send("gpt-4", [(Request((Message("user", "on its way"),)), Usage(1, 2))])
+    ledger.note("gpt-4", Request((Message("user", "on its way"),)), Usage(1, 2))
     columns = look(ledger, limits=Limits(), cap=0.0).columns()
     assert columns["end"] == "no reply for 3.0 h"
     assert columns["attempts"] == "ok 10, in flight 1"
@@ -69,13 +69,10 @@ def test_after_it_died(ledger):
 def test_before_and_after(ledger):
     assert look(ledger).columns()["end"] == "not begun"
     record(ledger, 200)
-    assert look(ledger).done == 100  # the others are of another collection
     assert look(ledger).columns()["end"] == "done"
-    assert look(ledger, done=40).done == 40
 
 
-def test_another_model_that_was_asked_more_since_hides_nothing(ledger, monkeypatch):
-    monkeypatch.setattr("orca_jax.teachers.ledger.LATEST", 5)
+def test_another_model_that_was_asked_more_since_hides_nothing(ledger):
     record(ledger, 3, ago=3 * 3600)
     asked = Request((Message("user", "others"),))
     ledger.record([Attempt("other", asked, Reply(Outcome.OK, "So."), 1.0, time.time())] * 6)
@@ -87,16 +84,6 @@ def test_in_a_line(ledger):
     assert monitor.line(look(ledger)).startswith("dear: done 10 of 100; requests/min 10 of 18; ")
 
 
-def test_what_holds_a_pool_up():
-    def member(label, paused=0.0, refused="", tokens=0.0):
-        return MemberStatus(label, Rate(0, 60.0), Rate(0, tokens), paused, refused)
-
-    members = [member("a"), member("b", 40.4, tokens=900.0), member("c", 9.0, "the key is wrong")]
-    assert monitor.hindrances(members) == "b paused 40 s; c left out"
-    assert monitor.limits(members) == Limits(requests=120)  # one endpoint's tokens are not known
-    assert monitor.limits(members[1:]) == Limits(requests=60, tokens=900)
-
-
 @pytest.mark.parametrize("terminal", [True, False])
 def test_is_shown_as_time_passes_and_at_the_end(ledger, monkeypatch, capsys, terminal):
     shown = io.StringIO()
@@ -104,6 +91,7 @@ def test_is_shown_as_time_passes_and_at_the_end(ledger, monkeypatch, capsys, ter
     monkeypatch.setattr(monitor, "Console", lambda **_: console)
     monkeypatch.setattr(monitor, "LIVE_SECONDS", 0.1)
     monkeypatch.setattr(monitor, "PLAIN_SECONDS", 0.1)
+    monkeypatch.setattr(monitor, "LOOKING", 1.0)
     with monitor.watch(lambda: look(ledger)) as tick:
         for number in range(5):
             record(ledger, 1, start=number)

@@ -59,8 +59,8 @@ class TestRequests:
         with Server(lambda call: completion("So.")) as server:
             sent = send(endpoint(server.url), sampling=Sampling(0.7, 0.95, 99))
             (call,) = server.calls
-        assert (sent.reading.reply.outcome, sent.reading.reply.text) == (Outcome.OK, "So.")
-        assert sent.reading.reply.usage == Usage(5, 3)
+        assert (sent.reply.outcome, sent.reply.text) == (Outcome.OK, "So.")
+        assert sent.reply.usage == Usage(5, 3)
         assert (call.method, call.path) == ("POST", "/v1/chat/completions")
         assert call.headers["authorization"] == f"Bearer {KEY}"
         assert call.headers["accept-encoding"] == "identity"
@@ -75,14 +75,14 @@ class TestRequests:
     def test_azure(self):
         with Server(lambda call: completion("So.")) as server:
             one = endpoint(server.azure_url, model="my-deployment", api_version="2024-06-01")
-            assert send(one).reading.reply.text == "So."
+            assert send(one).reply.text == "So."
             (call,) = server.calls
         assert call.path == "/openai/deployments/my-deployment/chat/completions?api-version=2024-06-01"
         assert call.headers["api-key"] == KEY
 
     def test_a_server_without_keys(self):
         with Server(lambda call: completion("So.")) as server:
-            assert send(endpoint(server.url, key_variable="")).reading.reply.text == "So."
+            assert send(endpoint(server.url, key_variable="")).reply.text == "So."
             assert KEY not in str(server.calls[0].headers)
 
     def test_the_headers_come_back(self):
@@ -92,15 +92,15 @@ class TestRequests:
     def test_unusual_text(self):
         text = "é \ud83d \x00 </s> 🐳"
         with Server(lambda call: completion(call.question)) as server:
-            reply = send(endpoint(server.url), (Message("user", "é </s> 🐳"),)).reading.reply
+            reply = send(endpoint(server.url), (Message("user", "é </s> 🐳"),)).reply
         assert reply.text == "é </s> 🐳"
         with Server(lambda call: completion(text)) as server:
-            assert send(endpoint(server.url)).reading.reply.text == text
+            assert send(endpoint(server.url)).reply.text == text
 
     def test_one_endpoint_serves_several_loops(self):
         with Server(lambda call: completion("So.")) as server:
             one = endpoint(server.url)
-            assert [send(one).reading.reply.text for _ in range(3)] == ["So."] * 3
+            assert [send(one).reply.text for _ in range(3)] == ["So."] * 3
 
 
 FAILURES = {
@@ -142,10 +142,8 @@ def test_failures(name):
     answer, fault = FAILURES[name]
     with Server(answer) as server:
         sent = send(endpoint(server.url, timeout=1.0 if name == "hang" else 20.0, largest=100_000))
-    assert (sent.reading.reply.outcome, sent.reading.fault) == (Outcome.ERROR, fault), sent
-    assert sent.reading.maybe_paid == (
-        fault in (Fault.TIMEOUT, Fault.CONNECTION, Fault.MALFORMED, Fault.TOO_LARGE)
-    )
+    assert (sent.reply.outcome, sent.fault) == (Outcome.ERROR, fault), sent
+    assert sent.maybe_paid == (fault in (Fault.TIMEOUT, Fault.CONNECTION, Fault.MALFORMED, Fault.TOO_LARGE))
     assert KEY not in repr(sent)
 
 
@@ -170,7 +168,7 @@ def test_no_failure_shows_the_key(name, azure, tmp_path, caplog):
             print(stopped, repr(stopped), repr(stopped.reply), file=streams)
             shown = traceback.TracebackException.from_exception(stopped, capture_locals=True)
             print("".join(shown.format()), file=streams)
-        print(repr(one), repr(pool), one.config, pool.status(), ledger.status(), file=streams)
+        print(repr(one), repr(pool), one.config, pool.note, ledger.status(), file=streams)
     left = streams.getvalue() + caplog.text + "".join(str(record.__dict__) for record in caplog.records)
     assert KEY not in left
     assert "planted" not in left
@@ -182,7 +180,7 @@ def test_no_failure_shows_the_key(name, azure, tmp_path, caplog):
 
 def test_a_reply_that_says_the_key_is_cleaned():
     with Server(lambda call: completion(f"Your key is {KEY}.", logprobs={KEY: [KEY]})) as server:
-        reply = send(endpoint(server.url)).reading.reply
+        reply = send(endpoint(server.url)).reply
     assert reply.text == "Your key is [key]."
     assert reply.raw["logprobs"] == {"[key]": ["[key]"]}
 
@@ -217,15 +215,15 @@ def test_a_slow_drip_is_a_hang():
         server.close()
         return sent
 
-    assert asyncio.run(run()).reading.fault is Fault.TIMEOUT
+    assert asyncio.run(run()).fault is Fault.TIMEOUT
 
 
 def test_nobody_listens():
     with Server(lambda call: completion()) as server:
         url = server.url
     sent = send(endpoint(url))
-    assert sent.reading.fault is Fault.CONNECTION
-    assert not sent.reading.maybe_paid
+    assert sent.fault is Fault.CONNECTION
+    assert not sent.maybe_paid
 
 
 @pytest.mark.parametrize("with_tls", [True, False])
@@ -278,9 +276,9 @@ def test_an_unknown_certificate_is_refused(tmp_path):
         return sent
 
     sent = asyncio.run(run())
-    assert sent.reading.fault is Fault.CONNECTION
-    assert "certificate" in sent.reading.message.lower()
-    assert not sent.reading.maybe_paid
+    assert sent.fault is Fault.CONNECTION
+    assert "certificate" in sent.message.lower()
+    assert not sent.maybe_paid
     assert not seen
 
 

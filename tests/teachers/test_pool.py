@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import re
 import time
 from typing import Any
 
@@ -16,18 +17,15 @@ from orca_jax.teachers import completions
 from orca_jax.teachers.collect import collect, collect_all, collect_each
 from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.teachers.limits import Budget, BudgetSpent
+from orca_jax.teachers.limits import Budget, BudgetSpent, Quota
 from orca_jax.teachers.pool import Pool
 from tests.teachers.server import completion
 
 PRICE = Price(prompt=0.001, completion=0.002)
 
 
-@dataclasses.dataclass
-class Answer:
-    reading: completions.ParsedResponse
-    headers: dict[str, str] = dataclasses.field(default_factory=dict)
-    status: int | None = 200
+def answered(status, body, headers=()):
+    return dataclasses.replace(completions.read_json(status, body), status=status, headers=dict(headers))
 
 
 class Sender:
@@ -44,13 +42,11 @@ class Sender:
         await asyncio.sleep(self.seconds)
         answer = self.answer(number)
         if isinstance(answer, int):
-            return Answer(
-                completions.read_json(answer, {"error": {"message": f"status {answer}"}}), status=answer
-            )
-        return Answer(completions.read_json(200, answer)) if isinstance(answer, dict) else answer
+            return answered(answer, {"error": {"message": f"status {answer}"}})
+        return answered(200, answer) if isinstance(answer, dict) else answer
 
-    def refusal(self, status, said):
-        return f"{self.label}: {completions.advice(status, said)}"
+    def refusal(self, response):
+        return f"{self.label}: {completions.advice(response.status, response.message)}"
 
     async def close(self):
         self.closed += 1
@@ -89,17 +85,29 @@ class TestSharing:
 
     def test_one_that_is_paused_leaves_its_work_to_the_others(self, ledger):
         def busy(number):
-            reading = completions.read_json(429, {"error": {"message": "slow"}})
-            return Answer(reading, {"retry-after": "60"}, 429)
+            return answered(429, {"error": {"message": "slow"}}, {"retry-after": "60"})
 
         paused, other = Sender("paused", busy), Sender("other")
         both = pool(paused, other)
         replies = collect_all(both, requests(50), ledger, concurrency=2, backoff=0)
         assert {reply.text for reply in replies} == {"So."}
         assert len(paused.questions) <= 2
-        first, second = both.status()
+        first, second = both.members
         assert 50 < first.paused <= 60
         assert (second.paused, second.refused) == (0, "")
+        assert re.fullmatch(r"paused paused \d+ s", both.note)
+
+    def test_what_holds_it_up_and_what_it_allows(self):
+        three = Pool("teacher", [(Sender(name), Limits(requests=60)) for name in "abc"])
+        three.members[1].tokens.correct(time.monotonic(), Quota(limit=900))
+        busy = answered(429, {"error": {"message": "slow"}}, {"retry-after": "40"})
+        for member in three.members[1:]:
+            member.heed(busy)
+        three.members[2].refused = "the key is wrong"
+        assert three.note == "b paused 40 s; c left out"
+        assert three.limits == Limits(requests=120)  # one endpoint's tokens are not known
+        three.members[0].refused = "the key is wrong"
+        assert three.limits == Limits(requests=60, tokens=900)
 
     def test_none(self):
         with pytest.raises(ValueError, match="teacher: a pool needs at least one endpoint"):
@@ -115,7 +123,7 @@ class TestRefusals:
         assert len(wrong.questions) <= 4
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
         assert "wrong: the key is wrong" in caplog.text
-        assert "the key is wrong" in both.status()[0].refused
+        assert "the key is wrong" in both.members[0].refused
 
     @pytest.mark.parametrize(("status", "word"), [(401, "key is wrong"), (404, "unknown"), (402, "quota")])
     def test_the_last_one_stops_it_at_once(self, ledger, status, word):
@@ -138,10 +146,8 @@ class TestRefusals:
 
 class TestFaults:
     def test_limits_do_not_count_as_failures(self, ledger):
-        slow = completions.read_json(429, {"error": {"message": "try again in 10ms"}})
-        limited = Sender(
-            "limited", lambda number: Answer(slow, status=429) if number < 5 else completion("So.")
-        )
+        slow = answered(429, {"error": {"message": "try again in 10ms"}})
+        limited = Sender("limited", lambda number: slow if number < 5 else completion("So."))
         asked_pool = pool(limited, requests=60_000)
         (reply,) = collect_all(asked_pool, requests(1), ledger, retries=0, backoff=0.01)
         assert reply.text == "So."
@@ -167,8 +173,8 @@ class TestFaults:
 
     def test_a_server_that_fails_may_say_how_long(self, ledger):
         def overloaded(number):
-            reading = completions.read_json(503, {"error": {"message": "overloaded"}})
-            return Answer(reading, {"retry-after-ms": "300"}, 503) if number == 0 else completion("So.")
+            busy = answered(503, {"error": {"message": "overloaded"}}, {"retry-after-ms": "300"})
+            return busy if number == 0 else completion("So.")
 
         one = Sender("one", overloaded)
         collect_all(pool(one), requests(1), ledger, backoff=0)
@@ -198,12 +204,12 @@ class TestFaults:
 
     def test_long_requests_do_not(self, ledger):
         long = {"error": {"message": "m", "code": "context_length_exceeded"}}
-        one = Sender("one", lambda number: Answer(completions.read_json(400, long), status=400))
+        one = Sender("one", lambda number: answered(400, long))
         replies = collect_all(pool(one), requests(50), ledger)
         assert {reply.raw["fault"] for reply in replies} == {Fault.TOO_LONG}
 
     def test_what_may_be_paid_is_counted(self, ledger):
-        broken = Answer(completions.failed(Fault.TIMEOUT, None, "late", maybe_paid=True), status=None)
+        broken = completions.failed(Fault.TIMEOUT, None, "late", maybe_paid=True)
         asked_pool = pool(Sender("one", lambda number: broken))
         (reply,) = collect_all(asked_pool, requests(1, max_tokens=70), ledger, retries=0)
         assert reply.usage.completion_tokens == 70
