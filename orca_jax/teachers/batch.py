@@ -1,9 +1,9 @@
 """Collecting through OpenAI's or Azure's Batch API: half the price, within a day, in files of requests.
 
-Every step can be killed and run again. A batch's requests are noted in the ledger before it is submitted, and
-the notes go as results are recorded, so that nothing is recorded twice. `batches.json` beside the input files
-says what became of each; a batch that was submitted but not written down there is found again on the server by
-its file's hash.
+Every step can be killed and run again. A batch's requests are noted in the ledger before it is submitted,
+and the notes go as results are recorded, so that nothing is recorded twice. `batches.json` beside the input
+files says what became of each; a batch that was submitted but not written down there is found again on the
+server by its file's hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orca_jax.teachers import completions, pool
 from orca_jax.teachers.collect import FOR_GOOD
 from orca_jax.teachers.completions import Response
 from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request, request_id
-from orca_jax.teachers.ledger import Attempt, Ledger
+from orca_jax.teachers.ledger import NOTHING, Attempt, Ledger
 from orca_jax.teachers.limits import BATCH_PRICE, Budget, Reservation
 from orca_jax.teachers.openai import OpenAIEndpoint
 
@@ -83,7 +83,7 @@ class Batch:
     output_file_id: str = ""
     error_file_id: str = ""
     collected: bool = False
-    used: Usage = Usage()
+    used: Usage = NOTHING
 
     @property
     def is_open(self) -> bool:
@@ -135,7 +135,7 @@ class Batches:
         poll_seconds: float = 60.0,
         on_poll: Callable[[], None] = lambda: None,
     ) -> None:
-        """Collects what of the requests is missing; what then is missing is submitted again, ROUNDS times in all.
+        """Collects what of the requests is missing; what then is missing is submitted again, ROUNDS times.
 
         Raises:
           BatchError: the server refuses a file.
@@ -214,7 +214,7 @@ class Batches:
                 -(-bound.prompt_tokens // file.requests), -(-bound.completion_tokens // file.requests)
             )
             for keys in self._keys(file):
-                self._ledger.send_planned(keys, each, file.mark)
+                self._ledger.send_planned(keys, Usage(*each), file.mark)
             client = self._client()
             with open(self.folder / file.name, "rb") as content:
                 uploaded = await client.files.create(file=(file.name, content), purpose="batch")
@@ -312,7 +312,7 @@ class Batches:
             self._write_state()
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[tuple[bytes, Request]]:
-        """The lines of the requests that are neither answered nor in a file, each once; the ledger keeps them."""
+        """The lines of requests that are neither answered nor in a file, each once; the ledger keeps them."""
         waiting = [batch.file for batch in self.batches if not batch.collected]
         known = self._hopeless | {key for file in waiting for keys in self._keys(file) for key in keys}
         source = iter(requests)

@@ -1,8 +1,8 @@
 """Puts requests to an endpoint, many at a time, and pays for no answer that the ledger holds.
 
-`concurrency` coroutines, the slots, each take the next request, and keep it until it is settled: reserve budget,
-wait for the limits, note in the ledger, send, record, and again after a failure. Nothing is reported before it is
-committed, so a kill costs at most as many paid replies as there are slots.
+`concurrency` coroutines, the slots, each take the next request, and keep it until it is settled: reserve
+budget, wait for the limits, note in the ledger, send, record, and again after a failure. Nothing is reported
+before it is committed, so a kill costs at most as many paid replies as there are slots.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
-import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from orca_jax.records import Outcome, Reply
@@ -162,7 +161,7 @@ class _Slots:
             return None if self.stopped else self._waiting.popleft()
 
     async def _answer(self, request: Request) -> Answer | None:
-        """Sends a request until it is answered or has failed for good; None if it may not be sent any more."""
+        """Sends a request until it is answered or has failed for good; None if it may not be sent."""
         failures = 0
         while not self.stopped:
             try:
@@ -195,7 +194,7 @@ class _Slots:
     async def _record(
         self, request: Request, sending: Coroutine[Any, Any, Reply], note: int | None = None
     ) -> Answer:
-        """Waits for the reply and commits it; whatever one request meets is a reply and does not end the others."""
+        """Waits for the reply and commits it; whatever one request meets does not end the others."""
         identity, started = self._endpoint.identity, time.monotonic()
         try:
             reply = await sending
@@ -215,11 +214,11 @@ class _Slots:
         self._answered += not failed
         self._failed += failed and reply.raw.get("fault") != Fault.TOO_LONG
         if self._failed >= HOPELESS and not self._answered:
-            said = reply.raw.get("error", "no reason given")
+            name, said = self._endpoint.identity, reply.raw.get("error", "no reason given")
             self.stop(
                 CollectionStopped(
-                    f"{self._endpoint.identity}: the first {self._failed} requests all failed, the last with: "
-                    f"{said}; correct the endpoint's settings and run again"
+                    f"{name}: the first {self._failed} requests all failed, the last with: {said}; correct "
+                    "the endpoint's settings and run again"
                 )
             )
 
@@ -240,13 +239,22 @@ def collect_each(
     `on_tick` is called every half second, also while nothing comes. May be called from a notebook.
     """
 
+    async def tick() -> None:
+        while on_tick is not None:
+            on_tick()
+            await asyncio.sleep(TICK)
+
     async def run() -> None:
         collection = collect(
             endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff
         )
-        async with _ticking(on_tick), contextlib.aclosing(collection):
-            async for asked in collection:
-                on_reply(asked)
+        ticking = asyncio.create_task(tick())
+        async with contextlib.aclosing(collection):
+            async for collected in collection:
+                on_reply(collected)
+        ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ticking
 
     run_here(run())
 
@@ -264,31 +272,13 @@ def collect_all(
     """Like `collect_each`; returns the replies in the order of the requests."""
     replies: dict[int, Reply] = {}
 
-    def keep(asked: Collected) -> None:
-        replies[asked.index] = asked.reply
+    def keep(collected: Collected) -> None:
+        replies[collected.index] = collected.reply
         if on_reply is not None:
-            on_reply(asked)
+            on_reply(collected)
 
     collect_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
     return [replies[index] for index in range(len(replies))]
-
-
-@contextlib.asynccontextmanager
-async def _ticking(on_tick: Callable[[], None] | None) -> AsyncIterator[None]:
-    """Calls `on_tick` every `TICK` seconds."""
-
-    async def tick() -> None:
-        while on_tick is not None:
-            on_tick()
-            await asyncio.sleep(TICK)
-
-    task = asyncio.create_task(tick())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -297,29 +287,11 @@ def run_here(coroutine: Coroutine[Any, Any, Result]) -> Result:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    return _run_in_thread(coroutine)
-
-
-def _run_in_thread(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
-    interrupted = threading.Event()
-
-    async def main() -> Result:
-        task = asyncio.current_task()
-        assert task is not None
-        running.append((asyncio.get_running_loop(), task))
-        if interrupted.is_set():  # `running` may have been read before it was set
-            task.cancel()
-        return await coroutine
-
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        return pool.submit(asyncio.run, main()).result()
-    except KeyboardInterrupt:  # only this thread hears of it, at any of its steps
-        interrupted.set()
-        for loop, task in running:
-            with contextlib.suppress(RuntimeError):  # the loop has just ended
-                loop.call_soon_threadsafe(task.cancel)
-        raise
-    finally:
-        pool.shutdown()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    with contextlib.closing(loop), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(loop.run_until_complete, task).result()
+        except KeyboardInterrupt:  # only this thread hears of it, at any of its steps
+            loop.call_soon_threadsafe(task.cancel)
+            raise

@@ -1,4 +1,4 @@
-"""The collection of one teacher's traces: its requests, what answers them, what was paid, and how it stands."""
+"""The collection of one teacher's traces: its requests, what answers them, the cost, and how it stands."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def collected(job: Job, identity: str, ledger: Ledger) -> Iterator[tuple[Query, 
         answers = ledger.get_many(keys)
         for key, (query, request) in zip(keys, some, strict=True):
             answer = answers.get(key)
-            yield query, answer and to_trace(query, request, answer, job.teacher)
+            yield query, to_trace(query, request, answer, job.teacher) if answer else None
 
 
 def missing(identity: str, requests: Iterable[Request], ledger: Ledger) -> bytearray:

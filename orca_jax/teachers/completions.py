@@ -25,12 +25,14 @@ MOST_TOKENS = 2_000_000  # of a prompt or a completion that are believed; no mod
 NO_USAGE = "usage_not_believed"  # in a reply's raw values: what the server said instead
 REASONING = "reasoning_content"  # likewise: what the model thought before it answered
 _KEPT = ("id", "model", "system_fingerprint")
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
-_UNKNOWN_MODEL = ("model_not_found", "deploymentnotfound", "unknown_model", "invalid_model")
+_REFUSED = (
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded",
+    "model_not_found", "deploymentnotfound", "unknown_model", "invalid_model", "invalid_api_key",
+    "api_key_invalid", "unauthenticated",
+)  # fmt: skip
 _TOO_LONG = ("context_length_exceeded", "string_above_max_length", "exceed_context_size_error")
 _TOO_LONG_WORDS = ("context length", "context window", "contextwindow")
 _UNKNOWN_MODEL_WORDS = ("invalid model name", "model not found")
-_WRONG_KEY = ("invalid_api_key", "api_key_invalid", "unauthenticated")
 _WRONG_KEY_WORDS = ("api key not valid", "incorrect api key", "invalid api key")
 _FILTER = ("content_filter", "responsibleaipolicyviolation", "content_policy_violation")
 # Reasons to finish, in lower case and without separators. Only these are of a whole answer.
@@ -70,7 +72,7 @@ class Response:
         return str(self.reply.raw.get("error", ""))
 
     def cleaned(self, most: int) -> Response:
-        """The same of a request for `most` tokens: without secrets, and then without the rest of a long error.
+        """The same of a request for `most` tokens: without secrets, then without the rest of a long error.
 
         An answer that used them all and has no reason to end is cut.
         """
@@ -224,16 +226,15 @@ def _text(content: Any) -> str:
 
 
 def _usage(usage: Any) -> Usage | None:
+    """What a server says was used, where it can be so."""
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    return None if prompt is None or completion is None else Usage(prompt, completion)
-
-
-def _count(tokens: Any) -> int | None:
-    """A number of tokens, where it can be one."""
-    is_number = isinstance(tokens, int | float) and not isinstance(tokens, bool)
-    return math.ceil(tokens) if is_number and 0 <= tokens <= MOST_TOKENS else None
+    tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    if any(
+        isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n <= MOST_TOKENS for n in tokens
+    ):
+        return None
+    return Usage(*map(math.ceil, tokens))
 
 
 def _first(value: Any) -> Any:
@@ -267,13 +268,8 @@ def _fault(status: int, codes: set[str], message: str) -> Fault:
     message = message.lower()
     # Gemini says so of its limits a minute too, and then when to ask again.
     quota = "exceeded your current quota" in message and limits.retry_after({}, message) is None
-    if codes & set(_QUOTA) or status == 402 or quota:
-        return Fault.REFUSED
-    if codes & set(_WRONG_KEY) or _has(message, _WRONG_KEY_WORDS):
-        return Fault.REFUSED
-    if codes & set(_UNKNOWN_MODEL) or _has(message, _UNKNOWN_MODEL_WORDS):
-        return Fault.REFUSED
-    if status in (401, 403, 404) or 300 <= status < 400:
+    said = codes & set(_REFUSED) or _has(message, (*_WRONG_KEY_WORDS, *_UNKNOWN_MODEL_WORDS))
+    if said or quota or status in (401, 402, 403, 404) or 300 <= status < 400:
         return Fault.REFUSED
     if status == 429:
         return Fault.RATE_LIMIT

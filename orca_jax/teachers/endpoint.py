@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from orca_jax.records import Message, Reply, Sampling, Usage
+from orca_jax.records import Message, Reply, Sampling
 
 
 class Endpoint(Protocol):
@@ -82,22 +82,16 @@ class Request:
 
 @functools.lru_cache(1024)
 def _drawn_as(sampling: Sampling, sample: int) -> str:
-    form = [
-        float(sampling.temperature),
-        float(sampling.top_p),
-        sampling.max_tokens,
-        sampling.stop,
-        sampling.seed,
-    ]
-    return json.dumps([*form, sample, *([sampling.top_logprobs] if sampling.top_logprobs else [])])[1:]
+    drawn = [float(sampling.temperature), float(sampling.top_p), sampling.max_tokens, sampling.stop]
+    form = [*drawn, sampling.seed, sample, *([sampling.top_logprobs] if sampling.top_logprobs else [])]
+    return json.dumps(form)[1:]
 
 
 def request_id(identity: str, request: Request) -> bytes:
     """The ledger's key of a request to the endpoint called `identity`: 16 bytes.
 
-    Every ledger depends on this form, which is what `json.dumps` makes of identity, messages and sampling. A field
-    added to `Sampling` must enter it, and only where it differs from its default, so that the ids of older
-    requests stand.
+    Every ledger depends on this form, the JSON of identity, messages and sampling. A field added to
+    `Sampling` must enter it, and only where it differs from its default, so that older ids stand.
     """
     quoted = json.encoder.encode_basestring_ascii
     messages = ", ".join(f"[{quoted(one.role)}, {quoted(one.content)}]" for one in request.messages)

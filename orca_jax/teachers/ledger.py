@@ -1,12 +1,10 @@
 """The crash-safe record of every request, shared between runs, experiments and processes.
 
-One SQLite file in WAL mode with one table: a row for each attempt. A row is committed as `in_flight`, with the
-most that the attempt can use, before the request goes out, and overwritten with what came back. An attempt that
-ended in `Outcome.ERROR` is no answer: the request is sent again. The first answer stands, whatever another
-process adds later; `claim` keeps two from paying for the same.
-
-With `synchronous=NORMAL`, a commit survives the death of its process, but the last ones may not survive a power
-cut.
+One SQLite file in WAL mode with one table: a row for each attempt. A row is committed as `in_flight`, with
+the most that the attempt can use, before the request goes out, and overwritten with what came back. An
+attempt that ended in `Outcome.ERROR` is no answer: the request is sent again. The first answer stands,
+whatever another process adds later; `claim` keeps two from paying for the same. With `synchronous=NORMAL` a
+commit survives the death of its process; a power cut may take the last ones.
 """
 
 from __future__ import annotations
@@ -71,15 +69,12 @@ FROM_VERSION_2 = (
   JOIN old_attempts a ON a.request = r.id""",
     f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{IN_FLIGHT}', 0, prompt_tokens,
   completion_tokens, 0, started, ticket, sampling, sample, messages, x'', NULL
-  FROM sent JOIN lookup USING (request) JOIN requests r ON r.id = request JOIN settings s ON s.id = r.setting""",
+  FROM sent JOIN lookup USING (request) JOIN requests r ON r.id = request
+  JOIN settings s ON s.id = r.setting""",
     f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{PLANNED}', 0, 0, 0, 0, 0, NULL, sampling, sample,
   messages, x'', NULL FROM lookup JOIN requests r ON r.id = lookup.request JOIN settings s ON s.id = r.setting
   WHERE key NOT IN (SELECT key FROM attempts)""",
     *(f"DROP TABLE {name}" for name in ("lookup", "sent", "counts", "old_attempts", "requests", "settings")),
-)
-_COLUMNS = (
-    "endpoint, key, outcome, answer, prompt_tokens, completion_tokens, latency, finished, batch, sampling, "
-    "sample, messages, text, raw"
 )
 _ADVICE = {
     "SQLITE_NOTADB": "it is no ledger: use another path",
@@ -88,6 +83,9 @@ _ADVICE = {
     "SQLITE_CANTOPEN": "check the path and its permissions",
     "SQLITE_READONLY": "a ledger is written to: make the file and its directory writable",
 }
+
+
+NOTHING = Usage()
 
 
 class LedgerError(RuntimeError):
@@ -128,12 +126,12 @@ class Status:
 
     answers: int = 0
     attempts: Mapping[Outcome, int] = dataclasses.field(default_factory=dict)
-    usage: Usage = Usage()
+    usage: Usage = NOTHING
     seconds: float = 0.0
     in_flight: int = 0
-    in_flight_usage: Usage = Usage()
+    in_flight_usage: Usage = NOTHING
     recent: int = 0
-    recent_usage: Usage = Usage()
+    recent_usage: Usage = NOTHING
     last: float = 0.0
 
 
@@ -207,9 +205,8 @@ class Ledger:
 
     def note(self, identity: str, request: Request, bound: Usage) -> int:
         """Commits that a request goes out now, which can use at most so much; returns its note."""
-        key = request_id(identity, request)
         with self._transaction():
-            return self._write(None, identity, key, request, Reply(Outcome.OK, "", bound), IN_FLIGHT)
+            return self._write(Attempt(identity, request, Reply(Outcome.OK, "", bound)), IN_FLIGHT)
 
     def record(self, attempts: Iterable[Attempt]) -> list[Answer]:
         """Commits attempts, all or none, in place of their notes.
@@ -225,34 +222,27 @@ class Ledger:
         """Keeps requests that will go out in a batch, all or none."""
         with self._transaction():
             for request in requests:
-                key = request_id(identity, request)
-                if not self._rows("SELECT 1 FROM attempts WHERE key = ? AND outcome = ?", key, PLANNED):
-                    self._write(None, identity, key, request, Reply(Outcome.OK, ""), PLANNED)
+                known = "SELECT 1 FROM attempts WHERE key = ? AND outcome = ?"
+                if not self._rows(known, request_id(identity, request), PLANNED):
+                    self._write(Attempt(identity, request, Reply(Outcome.OK, "")), PLANNED)
 
     def send_planned(self, keys: Iterable[bytes], bound: Usage, batch: int) -> None:
         """Notes that planned requests go out with this batch, each of which can use at most so much."""
+        update = (
+            f"UPDATE attempts SET outcome = '{IN_FLIGHT}', prompt_tokens = ?, completion_tokens = ?, "
+            f"batch = ?, finished = ? WHERE key = ? AND outcome = '{PLANNED}'"
+        )
+        values = (bound.prompt_tokens, bound.completion_tokens, batch, _milliseconds(time.time()))
         with self._transaction():
-            for key in keys:
-                self._connection.execute(
-                    "UPDATE attempts SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, batch = ?, "
-                    "finished = ? WHERE key = ? AND outcome = ?",
-                    [IN_FLIGHT, bound.prompt_tokens, bound.completion_tokens, batch,
-                     _milliseconds(time.time()), key, PLANNED],
-                )  # fmt: skip
+            self._connection.executemany(update, [(*values, key) for key in keys])
 
     def awaited(self, keys: Iterable[bytes], batch: int) -> dict[bytes, tuple[int, Request]]:
         """The notes of those of the requests that went out with this batch and are not recorded yet."""
-        found = {}
-        for key in keys:
-            for note, *request in self._rows(
-                "SELECT id, sampling, sample, messages FROM attempts "
-                "WHERE key = ? AND outcome = ? AND batch = ?",
-                key,
-                IN_FLIGHT,
-                batch,
-            ):
-                found[key] = note, _request(*request)
-        return found
+        query = (
+            "SELECT id, sampling, sample, messages FROM attempts WHERE key = ? AND outcome = ? AND batch = ?"
+        )
+        rows = ((key, row) for key in keys for row in self._rows(query, key, IN_FLIGHT, batch))
+        return {key: (note, _request(*request)) for key, (note, *request) in rows}
 
     def get(self, key: bytes) -> Answer | None:
         """The stored answer to the request with this id."""
@@ -260,8 +250,8 @@ class Ledger:
         return found if found and found.reply.outcome is not Outcome.ERROR else None
 
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
-        """What stands for each of these requests, by its id: the answer, else what the last attempt came to."""
-        keys, found = iter(keys), {}
+        """What stands for each of these requests, by its id: the answer, else what the last attempt was."""
+        keys, found = iter(keys), dict[bytes, Answer]()
         while some := list(itertools.islice(keys, KEYS_A_QUERY)):
             rows = self._rows(
                 "SELECT key, outcome, text, prompt_tokens, completion_tokens, raw, finished FROM attempts "
@@ -280,20 +270,6 @@ class Ledger:
                 "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
             )
             return {key for (key,) in rows}
-
-    def attempts(self, key: bytes) -> list[Attempt]:
-        """All that was tried for one request and came back, in the order in which it was sent."""
-        rows = self._rows(
-            "SELECT endpoint, latency, sampling, sample, messages, outcome, text, prompt_tokens, "
-            "completion_tokens, raw, finished FROM attempts WHERE key = ? AND outcome NOT IN (?, ?) ORDER BY id",
-            key,
-            PLANNED,
-            IN_FLIGHT,
-        )
-        return [
-            Attempt(identity, _request(*rest[:3]), _reply(*rest[3:]), latency / 1000, finished / 1000)
-            for identity, latency, *rest, finished in rows
-        ]
 
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
@@ -334,55 +310,35 @@ class Ledger:
         return found
 
     def _record(self, attempt: Attempt) -> Answer:
-        key, reply = request_id(attempt.identity, attempt.request), attempt.reply
+        key, failed = request_id(attempt.identity, attempt.request), attempt.reply.outcome is Outcome.ERROR
         known = self._rows("SELECT 1 FROM attempts WHERE key = ? AND answer = 1", key)
-        self._write(
-            attempt.note,
-            attempt.identity,
-            key,
-            attempt.request,
-            reply,
-            str(reply.outcome),
-            answers=not known and reply.outcome is not Outcome.ERROR,
-            latency=_milliseconds(attempt.seconds),
-            finished=_milliseconds(attempt.finished),
-        )
-        return self.get_many([key])[key] if known else Answer(reply, _iso(_milliseconds(attempt.finished)))
+        self._write(attempt, str(attempt.reply.outcome), answers=not known and not failed)
+        created = _iso(_milliseconds(attempt.finished))
+        return self.get_many([key])[key] if known else Answer(attempt.reply, created)
 
-    def _write(
-        self,
-        row: int | None,
-        identity: str,
-        key: bytes,
-        request: Request,
-        reply: Reply,
-        outcome: str,
-        *,
-        answers: bool = False,
-        latency: int = 0,
-        finished: int | None = None,
-    ) -> int:
-        """Writes one row, in place of `row` if that is given; returns its id."""
-        values = [
-            row,
-            identity,
-            key,
-            outcome,
-            answers,
-            reply.usage.prompt_tokens,
-            reply.usage.completion_tokens,
-            latency,
-            _milliseconds(time.time()) if finished is None else finished,
-            None,
-            json.dumps(to_json(request.sampling)),
-            request.sample,
-            _compress(json.dumps([(message.role, message.content) for message in request.messages])),
-            _compress(reply.text),
-            _compress(json.dumps(reply.raw, default=str)) if reply.raw else None,
-        ]
-        marks = ", ".join("?" * len(values))
-        statement = f"INSERT OR REPLACE INTO attempts (id, {_COLUMNS}) VALUES ({marks})"
-        return self._connection.execute(statement, values).lastrowid or 0
+    def _write(self, attempt: Attempt, outcome: str, *, answers: bool = False) -> int:
+        """Writes the row of an attempt, in place of its note; returns the row's id."""
+        request, reply = attempt.request, attempt.reply
+        values = {
+            "id": attempt.note,
+            "endpoint": attempt.identity,
+            "key": request_id(attempt.identity, request),
+            "outcome": outcome,
+            "answer": answers,
+            "prompt_tokens": reply.usage.prompt_tokens,
+            "completion_tokens": reply.usage.completion_tokens,
+            "latency": _milliseconds(attempt.seconds),
+            "finished": _milliseconds(attempt.finished),
+            "sampling": json.dumps(to_json(request.sampling)),
+            "sample": request.sample,
+            "messages": _compress(json.dumps([(one.role, one.content) for one in request.messages])),
+            "text": _compress(reply.text),
+            "raw": _compress(json.dumps(reply.raw, default=str)) if reply.raw else None,
+        }
+        into = (
+            f"INSERT OR REPLACE INTO attempts ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})"
+        )
+        return self._connection.execute(into, list(values.values())).lastrowid or 0
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
         with self._explained():

@@ -1,7 +1,7 @@
 """What limits the requests to an endpoint: its rate limits, as it states them, and a budget.
 
-A `Bucket` keeps an even pace: what a request can use is taken before it is sent, and the unused part is given
-back when the usage is known. A `Budget` reserves what a request can cost at most, so the cap is never exceeded.
+A `Bucket` keeps an even pace: what a request can use is taken before it is sent, and the unused part is
+given back when the usage is known. A `Budget` reserves what a request can cost at most.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from orca_jax.teachers.endpoint import CollectionStopped
 
 LONGEST_BACKOFF = 60.0  # seconds
 BATCH_PRICE = 0.5  # of the usual price (OpenAI's and Azure's batch pricing)
-# A limit's amount is spread over so many seconds, and CATCH_UP are made up for after a stall of this process. What
-# is sent late and travels fast must not meet, within the server's minute, what was sent early and travelled slowly.
+# A limit's amount is spread over so many seconds, and CATCH_UP are made up for after a stall of this process.
+# What is sent late and travels fast must not meet, within the server's minute, what was sent early.
 WINDOW = 60.9
 CATCH_UP = 0.5
 LONGEST_WAIT = 3_600.0  # seconds; a server that asks for more gets the next request after an hour
@@ -117,7 +117,7 @@ def _number(text: str | None) -> float | None:
 class Bucket:
     """One limit, of `limit` a minute; 0: not known. Times are in seconds of one monotonic clock.
 
-    Amounts that stay as they were taken never exceed the limit in any sixty seconds. Where `refunds` are given, a
+    Amounts that stay as they were taken never exceed the limit in any sixty seconds. With `refunds`, a
     minute's sum can exceed it by what was given back in it of requests sent before.
     """
 
@@ -207,9 +207,7 @@ class Budget:
         cost = price.cost(bound)
         money = self.money_spent + self._money_reserved + cost
         tokens = self.tokens_spent + self._tokens_reserved + bound.total
-        if money <= (math.inf if self.money is None else self.money) and tokens <= (
-            math.inf if self.tokens is None else self.tokens
-        ):
+        if (self.money is None or money <= self.money) and (self.tokens is None or tokens <= self.tokens):
             return self.hold(bound, price)
         if self._reservations:
             return None

@@ -56,13 +56,12 @@ class Progress:
 
     def end(self) -> str:
         """When it is done, should each minute be like the last; else how long it has stood still."""
-        if self.done >= self.total:
+        left, status = self.total - self.done, self.status
+        if left <= 0:
             return "done"
-        if self.status.recent:
-            return "in " + _duration((self.total - self.done) / self.status.recent * 60)
-        return (
-            f"no reply for {_duration(time.time() - self.status.last)}" if self.status.last else "not begun"
-        )
+        if status.recent:
+            return "in " + _duration(left / status.recent * 60)
+        return f"no reply for {_duration(time.time() - status.last)}" if status.last else "not begun"
 
 
 def table(stands: Iterable[Progress]) -> Table:

@@ -21,6 +21,7 @@ from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.pool import bound
 from tests.teachers.server import Answer, Server, completion, error
+from tests.teachers.tried import tried
 
 PRICE = Price(prompt=0.0005, completion=0.001)
 
@@ -178,7 +179,7 @@ def test_results_are_read_as_answers_are(folder, ledger):
     }
     with Server(BatchAPI(answers.get)) as server:
         batches = collect(server, folder, ledger, requests(4))
-    found = [ledger.attempts(request_id("teacher", one))[0].reply for one in requests(4)]
+    found = [tried(ledger, request_id("teacher", one))[0].reply for one in requests(4)]
     assert [reply.outcome for reply in found] == ["length", "error", "ok", "filtered"]
     assert found[1].raw["finish_reason"] == "insufficient_system_resource"
     assert 5 < found[2].usage.completion_tokens <= 50
@@ -282,7 +283,7 @@ def test_filtered_and_hopeless_ones_are_not(folder, ledger):
         collect(server, folder, ledger, requests(5))
     assert api.inputs() == [["q0", "q1", "q2", "q3", "q4"], ["q2"], ["q2"]]
     assert ledger.get(request_id("teacher", requests(1)[0])).reply.outcome is Outcome.FILTERED
-    (attempt,) = ledger.attempts(request_id("teacher", requests(2)[1]))
+    (attempt,) = tried(ledger, request_id("teacher", requests(2)[1]))
     assert attempt.reply.raw["fault"] == Fault.REQUEST
 
 

@@ -297,9 +297,8 @@ class TestRequests:
 
     def test_an_empty_system_message_is_none(self):
         messages = (Message("system", ""), Message("user", ""))
-        assert completions.body(OpenAIConfig(model="gpt"), messages, Sampling())["messages"] == [
-            {"role": "user", "content": ""}
-        ]
+        body = completions.body(OpenAIConfig(model="gpt"), messages, Sampling())
+        assert body["messages"] == [{"role": "user", "content": ""}]
 
     def test_parameters(self):
         body = completions.body(

@@ -21,6 +21,7 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.teachers import ledger as ledger_file
 from orca_jax.teachers.endpoint import Request, request_id
 from orca_jax.teachers.ledger import APPLICATION_ID, Attempt, Ledger, LedgerError, Status
+from tests.teachers.tried import tried
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = st.text(max_size=30)
@@ -63,7 +64,7 @@ class TestRecords:
                 reported = [ledger.record([attempt])[0] for attempt in attempts]
             with Ledger(path) as ledger:
                 stored = ledger.get(request_id("teacher", asked))
-                assert ledger.attempts(request_id("teacher", asked)) == attempts
+                assert tried(ledger, request_id("teacher", asked)) == attempts
         answers = [reply for reply in replies if reply.outcome is not Outcome.ERROR]
         assert (stored and stored.reply) == (answers[0] if answers else None)
         assert reported[-1].reply == (answers[0] if answers else replies[-1])
@@ -74,7 +75,7 @@ class TestRecords:
         assert ledger.get(key()) is None
         ledger.record([attempt()])
         assert ledger.get(key()).reply.text == "So."
-        assert [tried.reply.outcome for tried in ledger.attempts(key())] == [Outcome.ERROR, Outcome.OK]
+        assert [one.reply.outcome for one in tried(ledger, key())] == [Outcome.ERROR, Outcome.OK]
 
     @pytest.mark.parametrize("outcome", sorted(set(Outcome) - {Outcome.ERROR}))
     def test_any_other_outcome_is(self, ledger, outcome):
@@ -86,7 +87,7 @@ class TestRecords:
         for late in (attempt(answer="second"), attempt(answer="", outcome=Outcome.ERROR)):
             assert ledger.record([late])[0].reply.text == "first"
         assert ledger.get(key()).reply.text == "first"
-        assert len(ledger.attempts(key())) == 3
+        assert len(tried(ledger, key())) == 3
 
     def test_get_many(self, ledger):
         ledger.record([attempt(str(number), f"answer {number}") for number in range(0, 3000, 2)])
@@ -120,7 +121,7 @@ class TestRecords:
         ledger.record(
             [Attempt("teacher", one, Reply(Outcome.OK, str(one.sampling.seed))) for one in asked * 2]
         )
-        (last,) = ledger.attempts(request_id("teacher", asked[3]))[:1]
+        (last,) = tried(ledger, request_id("teacher", asked[3]))[:1]
         assert (last.request, last.reply.text) == (asked[3], "3")
 
 
@@ -242,9 +243,9 @@ class TestFiles:
                 assert sum(one.answers for one in status) == len(old) - 2
                 assert [one.in_flight_usage for one in status if one.in_flight] == [Usage(30, 40)]
                 assert ledger.awaited([lost], 9).keys() == {lost}
-                tried = [(request_id(name, one), last and last.outcome) for name in ledger.status()
-                         for one, last in ledger.unanswered(name)]  # fmt: skip
-                assert sorted(tried, key=str) == sorted([(failed, Outcome.ERROR), (planned, None)], key=str)
+                lacking = [(request_id(name, one), last and last.outcome) for name in ledger.status()
+                           for one, last in ledger.unanswered(name)]  # fmt: skip
+                assert sorted(lacking, key=str) == sorted([(failed, Outcome.ERROR), (planned, None)], key=str)
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(LedgerError, match=r"l\.sqlite: the directory .*no does not exist; make it"):

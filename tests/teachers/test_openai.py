@@ -26,6 +26,7 @@ from orca_jax.teachers.limits import Budget
 from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
 from tests.teachers.server import Answer, Server, completion, error
+from tests.teachers.tried import tried
 
 KEY = "sk-planted/Key+0123456789=="
 MESSAGES = (Message("system", ""), Message("user", "Why?"))
@@ -175,7 +176,7 @@ def test_no_failure_shows_the_key(name, azure, tmp_path, caplog):
     for file in tmp_path.iterdir():
         assert b"planted" not in file.read_bytes()
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        assert "planted" not in repr(ledger.attempts(request_id("teacher", Request(MESSAGES))))
+        assert "planted" not in repr(tried(ledger, request_id("teacher", Request(MESSAGES))))
 
 
 def test_a_reply_that_says_the_key_is_cleaned():
