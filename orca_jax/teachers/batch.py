@@ -114,7 +114,7 @@ class Batches:
     """
 
     def __init__(self, folder: Path, api: ApiConfig, ledger: Ledger, budget: Budget):
-        self.folder, self.api, self.config = folder, api, api.endpoints[0]
+        self.folder, self.api, self.config, self.limits = folder, api, api.endpoints[0], api.limits
         self._endpoint = OpenAIEndpoint(dataclasses.replace(self.config, largest=LARGEST, timeout=TIMEOUT))
         self._ledger, self._budget = ledger, budget
         self._price = api.price.times(BATCH_PRICE)
@@ -214,7 +214,7 @@ class Batches:
                 -(-bound.prompt_tokens // file.requests), -(-bound.completion_tokens // file.requests)
             )
             for keys in self._keys(file):
-                self._ledger.send_planned(keys, Usage(*each), file.mark)
+                self._ledger.send_planned(keys, each, file.mark)
             client = self._client()
             with open(self.folder / file.name, "rb") as content:
                 uploaded = await client.files.create(file=(file.name, content), purpose="batch")

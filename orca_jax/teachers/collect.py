@@ -93,12 +93,7 @@ class _Slots:
     """The requests of one call of `collect` that are not settled, and the coroutines that send them."""
 
     def __init__(
-        self,
-        endpoint: Endpoint,
-        requests: Iterable[Request],
-        ledger: Ledger,
-        retries: int,
-        backoff: float,
+        self, endpoint: Endpoint, requests: Iterable[Request], ledger: Ledger, retries: int, backoff: float
     ):
         self.settled: asyncio.Queue[Collected | None] = asyncio.Queue(LOOK_AHEAD)  # None: no more will come
         self.stopped: BaseException | None = None

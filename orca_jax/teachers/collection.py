@@ -218,19 +218,18 @@ def _answer(kind: str, query: Query) -> str:
 
 def oracle(config: ExperimentConfig, teacher: TeacherConfig) -> OracleTeacher:
     made, _ = training_puzzles(config.puzzles, config.seed)
-    knobs = Knobs(
-        brevity=teacher.brevity,
-        reach=teacher.reach,
-        error_rate=teacher.error_rate,
-        bare_reply=teacher.bare_reply,
-    )
+    names = ("brevity", "reach", "error_rate", "bare_reply")
+    knobs = Knobs(**{name: getattr(teacher, name) for name in names})
     return OracleTeacher(teacher.name, made, knobs, config.seed)
+
+
+def _missing(job: Job, identity: str, ledger: Ledger) -> bytearray:
+    return missing(identity, (request for _, request in job.requests()), ledger)
 
 
 def _begin(job: Job, identity: str, ledger: Ledger) -> bytearray:
     """Finds which requests have no answer, and writes COLLECTION."""
-    wanted = missing(identity, (request for _, request in job.requests()), ledger)
-    api = job.teacher.api
+    wanted, api = _missing(job, identity, ledger), job.teacher.api
     about = Collection(
         teacher=job.teacher.name,
         identity=identity,
@@ -254,44 +253,42 @@ def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger) -> None:
     from orca_jax.teachers.batch import Batches  # its client takes a while to import
     from orca_jax.teachers.openai import OpenAIEndpoint
 
-    def look(note: str, limits: Limits) -> monitor.Progress:
+    def look() -> monitor.Progress:
         status = ledger.status().get(api.name, Status())
         return monitor.Progress(
             name=job.teacher.name,
             total=len(wanted),
             done=min(status.answers, len(wanted)),
             status=status,
-            limits=limits,
+            limits=sender.limits,
             money=budget.money_spent,
             cap=api.budget_money,
-            note=note,
+            note=sender.note,
         )
 
     with ledger.claim(api.name):  # what others spent meanwhile would not be counted
         budget = Budget(api.budget_money or None, api.budget_tokens or None)
         count_spent(budget, api, ledger.status().get(api.name, Status()), batches_folder(job))
+        sender: Batches | Pool
         if api.batch:
-            batches = Batches(batches_folder(job), api, ledger, budget)
-            with monitor.watch(lambda: look(batches.note, api.limits)) as tick:
-                every = functools.partial(_chosen, job, itertools.repeat(1))
-                run_here(batches.run(every, poll_seconds=POLL_SECONDS, on_poll=tick))
-            return
-        pool = Pool(
-            api.name,
-            [(OpenAIEndpoint(one), one.limits) for one in api.endpoints],
-            budget=budget,
-            price=api.price,
-        )
-        with monitor.watch(lambda: look(pool.note, pool.limits)) as tick:
-            collect_each(
-                pool,
-                _chosen(job, wanted),
-                ledger,
-                lambda _: None,  # the ledger has it
-                concurrency=api.concurrency,
-                retries=api.retries,
-                on_tick=tick,
-            )
+            sender = Batches(batches_folder(job), api, ledger, budget)
+        else:
+            members = [(OpenAIEndpoint(one), one.limits) for one in api.endpoints]
+            sender = Pool(api.name, members, budget=budget, price=api.price)
+        with monitor.watch(look) as tick:
+            if isinstance(sender, Batches):
+                left = functools.partial(_missing, job, api.name, ledger)
+                run_here(sender.run(lambda: _chosen(job, left()), poll_seconds=POLL_SECONDS, on_poll=tick))
+            else:
+                collect_each(
+                    sender,
+                    _chosen(job, wanted),
+                    ledger,
+                    lambda _: None,  # the ledger has it
+                    concurrency=api.concurrency,
+                    retries=api.retries,
+                    on_tick=tick,
+                )
 
 
 # What was paid, and how a collection stands
@@ -314,17 +311,12 @@ def count_spent(budget: Budget, api: ApiConfig, status: Status, batches: Path) -
         found = read_state(batches)
         batched = sum((batch.used for batch in found if batch.collected), Usage())
         waiting = sum((batch.file.bound for batch in found if batch.is_open), Usage())
-    budget.spend(_less(status.usage, batched), api.price)
-    budget.spend(batched, api.price.times(BATCH_PRICE))
-    budget.spend(_less(status.in_flight_usage, waiting), api.price)
+    budget.spend(status.usage, api.price)
+    budget.money_spent -= api.price.times(1 - BATCH_PRICE).cost(batched)
+    lost, names = status.in_flight_usage, ("prompt_tokens", "completion_tokens")
+    lost = Usage(*(max(0, getattr(lost, name) - getattr(waiting, name)) for name in names))
+    budget.spend(lost, api.price)
     return budget
-
-
-def _less(whole: Usage, part: Usage) -> Usage:
-    return Usage(
-        max(0, whole.prompt_tokens - part.prompt_tokens),
-        max(0, whole.completion_tokens - part.completion_tokens),
-    )
 
 
 def status(workdir: Path) -> list[monitor.Progress]:
