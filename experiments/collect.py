@@ -87,8 +87,7 @@ def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> 
     Raises:
       RecordError: too many rows are malformed, or no trace is left.
     """
-    known = set(map(puzzles.question_key, evaluated))
-    kept = 0
+    known, kept = set(map(puzzles.question_key, evaluated)), 0
     for trace in conversations.read_traces(
         storage.local(teacher.path),
         teacher=teacher.name,
@@ -236,8 +235,7 @@ def estimate(config: ExperimentConfig, workdir: Path) -> None:
 def status(workdir: Path) -> None:
     """Shows how the collections of a workdir stand."""
     stands = collection.status(workdir)
-    console = Console()
-    if console.is_terminal:
+    if (console := Console()).is_terminal:
         console.print(monitor.table(stands))
     else:
         print("\n".join(map(monitor.line, stands)))

@@ -123,7 +123,7 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an endpoint allows in a minute. A limit given here is never exceeded."""
+    """What an endpoint allows in a minute. No more requests than given here are sent in any minute."""
 
     requests: Count = 0  # a minute; 0: as the server's headers tell
     tokens: Count = 0  # a minute; 0: as the server's headers tell

@@ -80,6 +80,10 @@ class Request:
         return self.sampling if seed is None else dataclasses.replace(self.sampling, seed=seed + self.sample)
 
 
+_quoted = json.encoder.encode_basestring_ascii
+_quoted_once = functools.lru_cache(256)(_quoted)  # of texts that many requests share
+
+
 @functools.lru_cache(1024)
 def _drawn_as(sampling: Sampling, sample: int) -> str:
     drawn = [float(sampling.temperature), float(sampling.top_p), sampling.max_tokens, sampling.stop]
@@ -93,7 +97,9 @@ def request_id(identity: str, request: Request) -> bytes:
     Every ledger depends on this form, the JSON of identity, messages and sampling. A field added to
     `Sampling` must enter it, and only where it differs from its default, so that older ids stand.
     """
-    quoted = json.encoder.encode_basestring_ascii
-    messages = ", ".join(f"[{quoted(one.role)}, {quoted(one.content)}]" for one in request.messages)
-    form = f"[{quoted(identity)}, [{messages}], {_drawn_as(request.sampling, request.sample)}"
+    messages = ", ".join(
+        f"[{_quoted_once(one.role)}, {(_quoted_once if one.role == 'system' else _quoted)(one.content)}]"
+        for one in request.messages
+    )
+    form = f"[{_quoted_once(identity)}, [{messages}], {_drawn_as(request.sampling, request.sample)}"
     return hashlib.blake2b(form.encode(), digest_size=16).digest()
