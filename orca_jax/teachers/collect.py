@@ -244,12 +244,14 @@ def collect_each(
             endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff
         )
         ticking = asyncio.create_task(tick())
-        async with contextlib.aclosing(collection):
-            async for collected in collection:
-                on_reply(collected)
-        ticking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await ticking
+        try:
+            async with contextlib.aclosing(collection):
+                async for collected in collection:
+                    on_reply(collected)
+        finally:
+            ticking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await ticking
 
     run_here(run())
 
