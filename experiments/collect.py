@@ -110,8 +110,7 @@ def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> 
 def endpoint(job: Job) -> Iterator[Endpoint]:
     """What answers as a teacher that is no API."""
     if job.teacher.kind != "student":
-        with collection.endpoint(job) as answering:
-            yield answering
+        yield collection.endpoint(job)
         return
     source = students.open_source(job.teacher.path)
     with StudentEndpoint(load_student(source, **students.run_settings(job.config, source))) as answering:

@@ -229,7 +229,7 @@ def _usage(usage: Any) -> Usage | None:
     """What a server says was used, where it can be so."""
     if not isinstance(usage, Mapping):
         return None
-    tokens = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    tokens: list[Any] = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     if any(
         isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n <= MOST_TOKENS for n in tokens
     ):

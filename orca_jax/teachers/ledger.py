@@ -54,7 +54,7 @@ SCHEMA = (
 )""",
     "CREATE INDEX attempts_by_key ON attempts (key, answer)",
     """CREATE INDEX attempts_by_outcome ON attempts
-  (endpoint, outcome, answer, prompt_tokens, completion_tokens, latency, finished)""",
+  (endpoint, outcome, answer, prompt_tokens, completion_tokens, finished)""",
 )
 # Version 2 had tables of settings, requests, attempts, what is sent, and which attempt answers which request.
 FROM_VERSION_2 = (
@@ -117,7 +117,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """What one endpoint was asked. Usage and latency are sums over all attempts, failed ones too.
+    """What one endpoint was asked. Usage is the sum over all attempts, failed ones too.
 
     `in_flight` requests are on their way, or were when their program was killed; they used at most
     `in_flight_usage`, which is not part of `usage`. `recent` attempts ended in the last minute, the last one
@@ -127,7 +127,6 @@ class Status:
     answers: int = 0
     attempts: Mapping[Outcome, int] = dataclasses.field(default_factory=dict)
     usage: Usage = NOTHING
-    seconds: float = 0.0
     in_flight: int = 0
     in_flight_usage: Usage = NOTHING
     recent: int = 0
@@ -135,7 +134,7 @@ class Status:
     last: float = 0.0
 
 
-class Ledger:
+class Ledger(contextlib.AbstractContextManager["Ledger"]):
     """The ledger at `path`, made if it is not there. A context manager; may pass between threads.
 
     Raises:
@@ -160,9 +159,6 @@ class Ledger:
             except BaseException:
                 self.close()
                 raise
-
-    def __enter__(self) -> Ledger:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -244,32 +240,23 @@ class Ledger:
         rows = ((key, row) for key in keys for row in self._rows(query, key, IN_FLIGHT, batch))
         return {key: (note, _request(*request)) for key, (note, *request) in rows}
 
-    def get(self, key: bytes) -> Answer | None:
-        """The stored answer to the request with this id."""
-        found = self.get_many([key]).get(key)
-        return found if found and found.reply.outcome is not Outcome.ERROR else None
-
     def get_many(self, keys: Iterable[bytes]) -> dict[bytes, Answer]:
         """What stands for each of these requests, by its id: the answer, else what the last attempt was."""
         keys, found = iter(keys), dict[bytes, Answer]()
         while some := list(itertools.islice(keys, KEYS_A_QUERY)):
-            rows = self._rows(
+            query = (
                 "SELECT key, outcome, text, prompt_tokens, completion_tokens, raw, finished FROM attempts "
-                f"WHERE key IN ({','.join('?' * len(some))}) AND outcome NOT IN (?, ?) ORDER BY answer, id",
-                *some,
-                PLANNED,
-                IN_FLIGHT,
+                f"WHERE key IN ({','.join('?' * len(some))}) AND outcome NOT IN (?, ?) ORDER BY answer, id"
             )
+            rows = self._rows(query, *some, PLANNED, IN_FLIGHT)
             found.update((key, Answer(_reply(*reply), _iso(finished))) for key, *reply, finished in rows)
         return found
 
     def answered(self) -> set[bytes]:
         """The ids of all answered requests, of every endpoint."""
         with self._explained():
-            rows = self._connection.execute(
-                "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
-            )
-            return {key for (key,) in rows}
+            query = "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
+            return {key for (key,) in self._connection.execute(query)}
 
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
@@ -287,12 +274,12 @@ class Ledger:
         since = _milliseconds(time.time() - RECENT)
         rows = self._rows(
             "SELECT endpoint, outcome, count(*), sum(answer), sum(prompt_tokens), sum(completion_tokens), "
-            "sum(latency), max(finished), sum(finished > ?1), sum((finished > ?1) * prompt_tokens), "
+            "max(finished), sum(finished > ?1), sum((finished > ?1) * prompt_tokens), "
             "sum((finished > ?1) * completion_tokens) FROM attempts GROUP BY endpoint, outcome",
             since,
         )
         found: dict[str, Status] = {}
-        for endpoint, outcome, count, answers, prompt, completion, latency, last, *recent in rows:
+        for endpoint, outcome, count, answers, prompt, completion, last, *recent in rows:
             known, usage = found.setdefault(endpoint, Status()), Usage(prompt, completion)
             if outcome == IN_FLIGHT:
                 found[endpoint] = dataclasses.replace(known, in_flight=count, in_flight_usage=usage)
@@ -302,7 +289,6 @@ class Ledger:
                     answers=known.answers + answers,
                     attempts={**known.attempts, Outcome(outcome): count},
                     usage=known.usage + usage,
-                    seconds=known.seconds + latency / 1000,
                     recent=known.recent + recent[0],
                     recent_usage=known.recent_usage + Usage(*recent[1:]),
                     last=max(known.last, last / 1000),
@@ -389,10 +375,8 @@ class Ledger:
     def _version(self) -> int:
         """The schema's version; 0 for a blank file."""
         ((tables,),) = self._rows("SELECT count(*) FROM sqlite_master")
-        ((application,),), ((version,),) = (
-            self._rows("PRAGMA application_id"),
-            self._rows("PRAGMA user_version"),
-        )
+        ((application,),) = self._rows("PRAGMA application_id")
+        ((version,),) = self._rows("PRAGMA user_version")
         if not tables and not application:
             return 0
         if application != APPLICATION_ID:

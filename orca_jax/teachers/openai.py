@@ -24,11 +24,11 @@ import httpx2
 import openai
 
 from orca_jax.config import OpenAIConfig
-from orca_jax.records import Message, Reply, Sampling
+from orca_jax.records import Message, Sampling
 from orca_jax.scrubbing import EndpointError, guard, read_key, scrub
 from orca_jax.teachers import completions
 from orca_jax.teachers.completions import Response
-from orca_jax.teachers.endpoint import EndpointRefused, Fault
+from orca_jax.teachers.endpoint import Fault
 
 KEYLESS = "none"
 CONNECT_SECONDS = 30.0
@@ -48,7 +48,6 @@ class OpenAIEndpoint:
 
     def __init__(self, config: OpenAIConfig):
         self.config = config
-        self.identity = config.model
         self._key = read_key(config.model, config.key_variable) if config.key_variable else KEYLESS
         guard(*_of_environment())
         try:
@@ -66,17 +65,6 @@ class OpenAIEndpoint:
     def label(self) -> str:
         """What the endpoint is called in logs: host and model."""
         return f"{urlsplit(self.config.base_url).hostname}/{self.config.model}"
-
-    async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
-        """Asks once, with no regard to limits.
-
-        Raises:
-          EndpointRefused: wrong key, unknown model or exhausted quota.
-        """
-        response = await self.send(messages, sampling)
-        if response.fault is Fault.REFUSED:
-            raise EndpointRefused(self.refusal(response), response.reply)
-        return response.reply
 
     async def send(self, messages: Sequence[Message], sampling: Sampling) -> Response:
         """Sends one request; whatever happens is a response, even to be cancelled before it is sent."""

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.config import OpenAIConfig
+from orca_jax.config import Limits, OpenAIConfig
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Message, Outcome, Sampling
@@ -21,6 +21,7 @@ from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.openai import OpenAIEndpoint
+from orca_jax.teachers.pool import Pool
 from tests.serving.served import NAME, QUESTION, WARM, Served, chat
 
 MESSAGES = tuple(Message(**turn) for turn in QUESTION)
@@ -103,7 +104,8 @@ def test_openai_knows_what_went_wrong(student, settings):
 
 @pytest.fixture
 def endpoint(served):
-    return OpenAIEndpoint(OpenAIConfig(model=NAME, base_url=f"{served.url}/v1", key_variable=""))
+    endpoint = OpenAIEndpoint(OpenAIConfig(model=NAME, base_url=f"{served.url}/v1", key_variable=""))
+    return Pool(NAME, [(endpoint, Limits())])
 
 
 def test_collection_asks_it(endpoint, student, tmp_path):

@@ -21,7 +21,7 @@ from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.pool import bound
 from tests.teachers.server import Answer, Server, completion, error
-from tests.teachers.tried import tried
+from tests.teachers.tried import answer, tried
 
 PRICE = Price(prompt=0.0005, completion=0.001)
 
@@ -282,7 +282,7 @@ def test_filtered_and_hopeless_ones_are_not(folder, ledger):
     with Server(api) as server:
         collect(server, folder, ledger, requests(5))
     assert api.inputs() == [["q0", "q1", "q2", "q3", "q4"], ["q2"], ["q2"]]
-    assert ledger.get(request_id("teacher", requests(1)[0])).reply.outcome is Outcome.FILTERED
+    assert answer(ledger, request_id("teacher", requests(1)[0])).reply.outcome is Outcome.FILTERED
     (attempt,) = tried(ledger, request_id("teacher", requests(2)[1]))
     assert attempt.reply.raw["fault"] == Fault.REQUEST
 

@@ -195,7 +195,7 @@ def test_a_refusal_says_what_to_do(name, advice):
         Server(FAILURES[name][0]) as server,
         pytest.raises(EndpointRefused, match=rf"127\.0\.0\.1/gpt-4: .*{advice}.*\[key\]"),
     ):
-        asyncio.run(endpoint(server.url).reply(MESSAGES, Sampling()))
+        asyncio.run(Pool("gpt-4", [(endpoint(server.url), Limits())]).reply(MESSAGES, Sampling()))
 
 
 def test_a_slow_drip_is_a_hang():

@@ -1,5 +1,6 @@
-"""Every attempt of one request in a ledger, for tests."""
+"""What a ledger holds for one request, for tests."""
 
+from orca_jax.records import Outcome
 from orca_jax.teachers.ledger import IN_FLIGHT, PLANNED, Attempt, _reply, _request
 
 
@@ -16,3 +17,9 @@ def tried(ledger, key):
         Attempt(identity, _request(*rest[:3]), _reply(*rest[3:]), latency / 1000, finished / 1000)
         for identity, latency, *rest, finished in rows
     ]
+
+
+def answer(ledger, key):
+    """The stored answer to the request with this id."""
+    found = ledger.get_many([key]).get(key)
+    return found if found and found.reply.outcome is not Outcome.ERROR else None
