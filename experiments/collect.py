@@ -63,7 +63,7 @@ from orca_jax.queries.make import benchmark_digests, make_queries
 from orca_jax.records import Outcome, RecordError, Trace
 from orca_jax.scrubbing import read_key
 from orca_jax.serving.local import StudentEndpoint, load_student
-from orca_jax.teachers import collection, monitor
+from orca_jax.teachers import collection
 from orca_jax.teachers import estimate as estimates
 from orca_jax.teachers.collection import TRACES, Job
 from orca_jax.teachers.endpoint import Endpoint
@@ -235,9 +235,9 @@ def status(workdir: Path) -> None:
     """Shows how the collections of a workdir stand."""
     stands = collection.status(workdir)
     if (console := Console()).is_terminal:
-        console.print(monitor.table(stands))
+        console.print(collection.table(stands))
     else:
-        print("\n".join(map(monitor.line, stands)))
+        print("\n".join(map(collection.line, stands)))
 
 
 def export(options: cli.Options) -> None:

@@ -1,15 +1,25 @@
-"""The collection of one teacher's traces: its requests, what answers them, the cost, and how it stands."""
+"""The collection of one teacher's traces: its requests, what answers them, the cost, and how it stands.
+
+What is shown of it is the same while it runs and afterwards: all of it is read from the ledger.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 from orca_jax import artifacts, config_check, files, storage
 from orca_jax.artifacts import atomic_write
@@ -19,7 +29,7 @@ from orca_jax.queries import system_messages
 from orca_jax.queries.make import QUERIES, is_asked, training_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.records import Message, Outcome, Query, Reply, Sampling, Trace, Usage
-from orca_jax.teachers import monitor
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers.collect import collect_each, run_here
 from orca_jax.teachers.completions import REASONING
 from orca_jax.teachers.endpoint import Endpoint, Request, request_id
@@ -32,6 +42,8 @@ LEDGER = "ledger.sqlite"
 TRACES = "traces.jsonl"
 CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
 POLL_SECONDS = 60.0
+LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0  # between two looks at how it stands
+LOOKING = 0.05  # most of the time that may go into looking: reading a great ledger takes a while
 CHUNK = 500  # answers read from the ledger at a time
 
 
@@ -44,6 +56,56 @@ class Collection:
     requests: int
     ledger: str = ""
     api: ApiConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How a collection stands: `done` of its requests; money in US dollars; `note` is what holds it up.
+
+    `status` is of all that the ledger holds for this model, `limits` are those known at present.
+    """
+
+    about: Collection
+    done: int
+    status: Status
+    limits: Limits
+    money: float
+    note: str = ""
+
+    def columns(self) -> dict[str, str]:
+        """What is shown, by title, without secrets."""
+        status, left, api = self.status, self.about.requests - self.done, self.about.api
+        outcomes = [f"{outcome} {count:,}" for outcome, count in sorted(status.attempts.items())]
+        outcomes += [f"in flight {status.in_flight:,}"] if status.in_flight else []
+        if left <= 0:
+            end = "done"
+        elif status.recent:
+            end = f"in {_duration(left / status.recent * 60)}"
+        else:
+            end = f"no reply for {_duration(time.time() - status.last)}" if status.last else "not begun"
+        columns = {
+            "teacher": self.about.teacher,
+            "done": f"{self.done:,} of {self.about.requests:,}",
+            "requests/min": _of(f"{status.recent:,}", self.limits.requests),
+            "tokens/min": _of(f"{status.recent_usage.total:,}", self.limits.tokens),
+            "tokens": f"{status.usage.prompt_tokens:,} + {status.usage.completion_tokens:,}",
+            "USD": _of(f"{self.money:,.2f}", api.budget_money if api else 0.0, ",.2f"),
+            "end": end,
+            "attempts": ", ".join(outcomes) or "none",
+            "note": self.note,
+        }
+        return {title: scrub(text) for title, text in columns.items()}
+
+
+def _of(used: str, limit: float, form: str = ",.0f") -> str:
+    return f"{used} of {limit:{form}}" if limit else used
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +200,7 @@ def traces(job: Job, endpoint: Callable[[Job], AbstractContextManager[Endpoint]]
         else:
             with endpoint(job) as answering:
                 identity = answering.identity
-                wanted = _begin(job, identity, ledger)
+                _, wanted = _begin(job, identity, ledger)
                 with progress(f"collecting {job.teacher.name}", sum(wanted)) as report:
                     done = itertools.count(1)
                     collect_each(
@@ -224,8 +286,8 @@ def _missing(job: Job, identity: str, ledger: Ledger) -> bytearray:
     return missing(identity, (request for _, request in job.requests()), ledger)
 
 
-def _begin(job: Job, identity: str, ledger: Ledger) -> bytearray:
-    """Finds which requests have no answer, and writes COLLECTION."""
+def _begin(job: Job, identity: str, ledger: Ledger) -> tuple[Collection, bytearray]:
+    """Writes COLLECTION; returns it, and which requests have no answer."""
     wanted, api = _missing(job, identity, ledger), job.teacher.api
     about = Collection(
         teacher=job.teacher.name,
@@ -236,7 +298,7 @@ def _begin(job: Job, identity: str, ledger: Ledger) -> bytearray:
     )
     with atomic_write(job.directory / COLLECTION) as file:
         json.dump(dataclasses.asdict(about), file, indent=1)
-    return wanted
+    return about, wanted
 
 
 def _chosen(job: Job, wanted: Iterable[int]) -> Iterator[Request]:
@@ -244,22 +306,20 @@ def _chosen(job: Job, wanted: Iterable[int]) -> Iterator[Request]:
 
 
 def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger) -> None:
-    wanted = _begin(job, api.name, ledger)
+    about, wanted = _begin(job, api.name, ledger)
     if not any(wanted):  # no key is needed to read what was answered
         return
     from orca_jax.teachers.batch import Batches  # its client takes a while to import
     from orca_jax.teachers.openai import OpenAIEndpoint
 
-    def look() -> monitor.Progress:
+    def look() -> Progress:
         status = ledger.status().get(api.name, Status())
-        return monitor.Progress(
-            name=job.teacher.name,
-            total=len(wanted),
-            done=min(status.answers, len(wanted)),
+        return Progress(
+            about=about,
+            done=min(status.answers, about.requests),
             status=status,
             limits=sender.limits,
             money=budget.money_spent,
-            cap=api.budget_money,
             note=sender.note,
         )
 
@@ -272,7 +332,7 @@ def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger) -> None:
         else:
             members = [(OpenAIEndpoint(one), one.limits) for one in api.endpoints]
             sender = Pool(api.name, members, budget=budget, price=api.price)
-        with monitor.watch(look) as tick:
+        with watch(look) as tick:
             if isinstance(sender, Batches):
                 left = functools.partial(_missing, job, api.name, ledger)
                 run_here(sender.run(lambda: _chosen(job, left()), poll_seconds=POLL_SECONDS, on_poll=tick))
@@ -316,7 +376,7 @@ def count_spent(budget: Budget, api: ApiConfig, status: Status, batches: Path) -
     return budget
 
 
-def status(workdir: Path) -> list[monitor.Progress]:
+def status(workdir: Path) -> list[Progress]:
     """How every collection of a workdir stands, from what it left there, whether it runs or not.
 
     Raises:
@@ -331,7 +391,7 @@ def status(workdir: Path) -> list[monitor.Progress]:
     return [_status(workdir, path) for path in found]
 
 
-def _status(workdir: Path, path: Path) -> monitor.Progress:
+def _status(workdir: Path, path: Path) -> Progress:
     about = config_check.build(Collection, json.loads(path.read_text(encoding="utf-8")))
     api, ledger_file = about.api, ledger_path(workdir, about.ledger)
     if not ledger_file.exists():
@@ -344,12 +404,48 @@ def _status(workdir: Path, path: Path) -> monitor.Progress:
     if (path.parent / artifacts.MANIFEST).exists():
         outcomes = artifacts.read_manifest(path.parent)["counts"]["outcomes"]
         done = about.requests - outcomes.get(Outcome.ERROR, 0)
-    return monitor.Progress(
-        name=about.teacher,
-        total=about.requests,
-        done=done,
-        status=known,
-        limits=api.limits if api else Limits(),
-        money=money,
-        cap=api.budget_money if api else 0.0,
-    )
+    limits = api.limits if api else Limits()
+    return Progress(about=about, done=done, status=known, limits=limits, money=money)
+
+
+def table(stands: Iterable[Progress]) -> Table:
+    """One row a teacher, for a terminal."""
+    rows = [stand.columns() for stand in stands]
+    made = Table(*(rows[0] if rows else ()))
+    for row in rows:
+        made.add_row(*row.values())
+    return made
+
+
+def line(stand: Progress) -> str:
+    """The same in plain text."""
+    name, *rest = stand.columns().items()
+    return f"{name[1]}: " + "; ".join(f"{title} {text}" for title, text in rest if text)
+
+
+@contextlib.contextmanager
+def watch(look: Callable[[], Progress]) -> Iterator[Callable[[], None]]:
+    """Shows what `look` returns: a panel on a terminal, plain lines elsewhere.
+
+    Yields a function to be called often; it looks when it is time to, and once more at the end.
+    """
+    console = Console(stderr=True)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    seconds, due = LIVE_SECONDS if live else PLAIN_SECONDS, 0.0
+
+    def show() -> None:
+        nonlocal due
+        started = time.monotonic()
+        stand = look()
+        due = time.monotonic() + max(seconds, (time.monotonic() - started) / LOOKING)
+        if live is not None:
+            live.update(table([stand]), refresh=True)
+        else:
+            print(line(stand), file=sys.stderr, flush=True)
+
+    with live or contextlib.nullcontext():
+        show()
+        try:
+            yield lambda: show() if time.monotonic() >= due else None
+        finally:
+            show()

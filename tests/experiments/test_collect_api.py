@@ -73,7 +73,7 @@ def asked(server):
 
 
 def stand(workdir, teacher="chatgpt"):
-    return next(one for one in collection.status(workdir) if one.name == teacher)
+    return next(one for one in collection.status(workdir) if one.about.teacher == teacher)
 
 
 # --- run
@@ -179,7 +179,7 @@ def test_two_collections_on_one_ledger_at_once(tmp_path):
 
     def answer(call):
         if not said:  # while the first one asks
-            said.append(str(stand(tmp_path / "one").total))
+            said.append(str(stand(tmp_path / "one").about.requests))
             try:
                 collect.run(make(other.url, **shared), tmp_path / "two")
             except LedgerError as refused:
@@ -277,7 +277,7 @@ def test_a_spent_budget_ends_the_program_with_its_own_status(tmp_path, capsys):
         halted = stand(tmp_path)
         assert 0 < halted.done == paid < QUERIES
         assert halted.money == pytest.approx(paid * 70 * 0.01 / 1000)
-        assert halted.money <= halted.cap == 0.02
+        assert halted.money <= halted.about.api.budget_money == 0.02
         collect.run(make(server.url, price=price, budget_money=1.0), tmp_path)
         assert set(asked(server).values()) == {1}
     assert outcomes(tmp_path) == {"ok": QUERIES}

@@ -7,9 +7,9 @@ import time
 import pytest
 from rich.console import Console
 
-from orca_jax.config import Limits
+from orca_jax.config import ApiConfig, Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Reply, Usage
-from orca_jax.teachers import monitor
+from orca_jax.teachers import collection
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Attempt, Ledger, Status
 
@@ -35,9 +35,11 @@ def ledger(tmp_path):
 
 def look(ledger, **changes):
     status = ledger.status().get("gpt-4", Status())
-    settings = {"name": "dear", "total": 100, "limits": Limits(requests=18, tokens=10_000)}
-    settings |= {"money": 1.25, "cap": 20.0, "status": status, "done": min(status.answers, 100)}
-    return monitor.Progress(**settings | changes)
+    end = OpenAIConfig(model="gpt-4", limits=Limits(requests=18, tokens=10_000))
+    api = ApiConfig(endpoints=(end,), budget_money=20.0)
+    about = collection.Collection(teacher="dear", identity="gpt-4", requests=100, api=api)
+    settings = {"about": about, "limits": api.limits, "money": 1.25, "done": min(status.answers, 100)}
+    return collection.Progress(**settings | {"status": status} | changes)
 
 
 def test_while_it_runs(ledger):
@@ -60,10 +62,10 @@ def test_while_it_runs(ledger):
 def test_after_it_died(ledger):
     record(ledger, 10, ago=3 * 3600)
     ledger.note("gpt-4", Request((Message("user", "on its way"),)), Usage(1, 2))
-    columns = look(ledger, limits=Limits(), cap=0.0).columns()
+    columns = look(ledger, limits=Limits()).columns()
     assert columns["end"] == "no reply for 3.0 h"
     assert columns["attempts"] == "ok 10, in flight 1"
-    assert (columns["requests/min"], columns["USD"]) == ("0", "1.25")
+    assert (columns["requests/min"], columns["USD"]) == ("0", "1.25 of 20.00")
 
 
 def test_before_and_after(ledger):
@@ -81,18 +83,18 @@ def test_another_model_that_was_asked_more_since_hides_nothing(ledger):
 
 def test_in_a_line(ledger):
     record(ledger, 10)
-    assert monitor.line(look(ledger)).startswith("dear: done 10 of 100; requests/min 10 of 18; ")
+    assert collection.line(look(ledger)).startswith("dear: done 10 of 100; requests/min 10 of 18; ")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_is_shown_as_time_passes_and_at_the_end(ledger, monkeypatch, capsys, terminal):
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=terminal, width=250)
-    monkeypatch.setattr(monitor, "Console", lambda **_: console)
-    monkeypatch.setattr(monitor, "LIVE_SECONDS", 0.1)
-    monkeypatch.setattr(monitor, "PLAIN_SECONDS", 0.1)
-    monkeypatch.setattr(monitor, "LOOKING", 1.0)
-    with monitor.watch(lambda: look(ledger)) as tick:
+    monkeypatch.setattr(collection, "Console", lambda **_: console)
+    monkeypatch.setattr(collection, "LIVE_SECONDS", 0.1)
+    monkeypatch.setattr(collection, "PLAIN_SECONDS", 0.1)
+    monkeypatch.setattr(collection, "LOOKING", 1.0)
+    with collection.watch(lambda: look(ledger)) as tick:
         for number in range(5):
             record(ledger, 1, start=number)
             tick()
