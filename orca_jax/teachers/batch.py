@@ -1,6 +1,6 @@
 """Collecting through OpenAI's or Azure's Batch API: half the price, within a day, in files of requests.
 
-Every step can be killed and run again. A batch's requests are noted in the ledger before it is submitted,
+Every step can be killed and run again. A batch's requests are noted in the ledger as its file is written,
 and the notes go as results are recorded, so that nothing is recorded twice. `batches.json` beside the input
 files says what became of each; a batch that was submitted but not written down there is found again on the
 server by its file's hash.
@@ -31,7 +31,7 @@ from orca_jax.teachers.collect import FOR_GOOD
 from orca_jax.teachers.completions import Response
 from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import NOTHING, Attempt, Ledger
-from orca_jax.teachers.limits import BATCH_PRICE, Budget, Reservation
+from orca_jax.teachers.limits import BATCH_PRICE, Budget
 from orca_jax.teachers.openai import OpenAIEndpoint
 
 log = logging.getLogger(__name__)
@@ -118,11 +118,11 @@ class Batches:
         self._endpoint = OpenAIEndpoint(dataclasses.replace(self.config, largest=LARGEST, timeout=TIMEOUT))
         self._ledger, self._budget = ledger, budget
         self._price = api.price.times(BATCH_PRICE)
-        self._reservations: dict[int, Reservation] = {}  # by the file's number
         self._hopeless: set[bytes] = set()
         self._stopped: CollectionStopped | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self.batches = read_state(folder)
+        # A file that was not submitted is written again.
+        self.batches = [batch for batch in read_state(folder) if batch.status]
 
     @property
     def note(self) -> str:
@@ -146,7 +146,7 @@ class Batches:
         self._poll_seconds, self._on_poll = poll_seconds, on_poll
         for batch in self.batches:
             if batch.is_open:  # submitted before this process was there
-                self._reservations[batch.file.number] = self._budget.hold(batch.file.bound, self._price)
+                self._budget.hold(batch.file.bound, self._price)
         try:
             for _ in range(ROUNDS):
                 self._write(requests())
@@ -172,8 +172,7 @@ class Batches:
                     while not batch.is_open:
                         if self._stopped:
                             return
-                        if held := self._budget.reserve(batch.file.bound, self._price):
-                            self._reservations[batch.file.number] = held
+                        if self._budget.reserve(batch.file.bound, self._price):
                             break
                         await asyncio.sleep(min(pool.LOOK_AGAIN, self._poll_seconds))
                     if not batch.batch_id:
@@ -209,12 +208,7 @@ class Batches:
         if found is None:
             batch.status = SUBMITTING
             self._write_state()
-            file, bound = batch.file, batch.file.bound
-            each = Usage(
-                -(-bound.prompt_tokens // file.requests), -(-bound.completion_tokens // file.requests)
-            )
-            for keys in self._keys(file):
-                self._ledger.send_planned(keys, each, file.mark)
+            file = batch.file
             client = self._client()
             with open(self.folder / file.name, "rb") as content:
                 uploaded = await client.files.create(file=(file.name, content), purpose="batch")
@@ -250,7 +244,7 @@ class Batches:
         else:
             batch.used = await self._collect(batch)
             batch.collected = True
-        self._budget.settle(self._reservations[batch.file.number], batch.used, self._price)
+        self._budget.settle(batch.file.bound, batch.used, self._price)
         self._write_state()
         if batch.status == "failed":
             said = "; ".join(f"{error.code}: {error.message}" for error in errors) or "no reason given"
@@ -294,25 +288,27 @@ class Batches:
         for number in itertools.count(1 + max((batch.file.number for batch in self.batches), default=0)):
             if waiting is None:
                 return
-            digest, count, size, bound = hashlib.sha256(), 0, 0, Usage()
+            digest, size, noted = hashlib.sha256(), 0, list[tuple[Request, Usage]]()
             with atomic_write(self.folder / f"{number:05}.jsonl", "wb") as file:
-                while waiting and count < self.api.batch_requests and size + len(waiting[0]) <= SIZE:
+                while waiting and len(noted) < self.api.batch_requests and size + len(waiting[0]) <= SIZE:
                     line, request = waiting
                     file.write(line)
                     digest.update(line)
-                    bound += pool.bound(request.messages, request.sampling)
-                    count, size = count + 1, size + len(line)
+                    size += len(line)
+                    noted.append((request, pool.bound(request.messages, request.sampling)))
                     waiting = next(lines, None)
-                if not count:
+                if not noted:
                     raise ValueError(
                         f"{self.api.name}: a request of more than {SIZE} bytes fits into no batch file"
                     )
-            written = InputFile(number=number, requests=count, digest=digest.hexdigest(), bound=bound)
-            self.batches.append(Batch(file=written))
+            bound = sum((most for _, most in noted), Usage())
+            made = InputFile(number=number, requests=len(noted), digest=digest.hexdigest(), bound=bound)
+            self._ledger.note(self.api.name, noted, made.mark)
+            self.batches.append(Batch(file=made))
             self._write_state()
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[tuple[bytes, Request]]:
-        """The lines of requests that are neither answered nor in a file, each once; the ledger keeps them."""
+        """The lines of requests that are neither answered nor in a file, each once."""
         waiting = [batch.file for batch in self.batches if not batch.collected]
         known = self._hopeless | {key for file in waiting for keys in self._keys(file) for key in keys}
         source = iter(requests)
@@ -321,7 +317,6 @@ class Batches:
             found = self._ledger.get_many(keyed)
             known |= {key for key, answer in found.items() if answer.reply.outcome is not Outcome.ERROR}
             new = {key: request for key, request in keyed.items() if key not in known}
-            self._ledger.plan(self.api.name, new.values())
             known |= new.keys()
             for key, request in new.items():
                 body = completions.body(self.config, request.messages, request.drawn)

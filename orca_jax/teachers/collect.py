@@ -183,7 +183,7 @@ class _Slots:
         async with endpoint.admit(request) as admission:
             if self.stopped:
                 return None
-            note = ledger.note(endpoint.identity, request, admission.bound)
+            (note,) = ledger.note(endpoint.identity, [(request, admission.bound)])
             return await self._record(request, endpoint.send(admission), note)
 
     async def _record(

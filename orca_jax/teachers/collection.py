@@ -358,8 +358,8 @@ def batches_folder(job: Job) -> Path:
 def count_spent(budget: Budget, api: ApiConfig, status: Status, batches: Path) -> Budget:
     """Counts in `budget` what was used before, from the ledger and the states of batches; returns it.
 
-    Requests whose program was killed count as much as they could have used; those in open batches do not
-    count: they are reserved when the batches are taken up again. `batches` is the folder of the batches.
+    Requests whose program was killed count as much as they could have used; those in batches do not count:
+    they are reserved when the batches are taken up again. `batches` is the folder of the batches.
     """
     batched, waiting = Usage(), Usage()
     if batches.exists():
@@ -367,7 +367,7 @@ def count_spent(budget: Budget, api: ApiConfig, status: Status, batches: Path) -
 
         found = read_state(batches)
         batched = sum((batch.used for batch in found if batch.collected), Usage())
-        waiting = sum((batch.file.bound for batch in found if batch.is_open), Usage())
+        waiting = sum((batch.file.bound for batch in found if not batch.collected), Usage())
     budget.spend(status.usage, api.price)
     budget.money_spent -= api.price.times(1 - BATCH_PRICE).cost(batched)
     lost, names = status.in_flight_usage, ("prompt_tokens", "completion_tokens")

@@ -32,14 +32,14 @@ SCHEMA_VERSION = 3
 BUSY_SECONDS = 60.0
 KEYS_A_QUERY = 500  # SQLite's oldest limit on variables is 999
 RECENT = 60.0  # seconds
-PLANNED, IN_FLIGHT = "planned", "in_flight"  # outcomes of attempts that have none yet
+IN_FLIGHT = "in_flight"  # the outcome of an attempt that has none yet
 
 SCHEMA = (
     """CREATE TABLE attempts (
   id INTEGER PRIMARY KEY,
   endpoint TEXT NOT NULL,             -- its identity
   key BLOB NOT NULL,                  -- request_id
-  outcome TEXT NOT NULL,              -- of records.Outcome, or planned, or in_flight
+  outcome TEXT NOT NULL,              -- of records.Outcome, or in_flight
   answer INTEGER NOT NULL,            -- 1 for the attempt that answers the request, else 0
   prompt_tokens INTEGER NOT NULL,     -- at most, while it is in flight
   completion_tokens INTEGER NOT NULL,
@@ -71,9 +71,6 @@ FROM_VERSION_2 = (
   completion_tokens, 0, started, ticket, sampling, sample, messages, x'', NULL
   FROM sent JOIN lookup USING (request) JOIN requests r ON r.id = request
   JOIN settings s ON s.id = r.setting""",
-    f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{PLANNED}', 0, 0, 0, 0, 0, NULL, sampling, sample,
-  messages, x'', NULL FROM lookup JOIN requests r ON r.id = lookup.request JOIN settings s ON s.id = r.setting
-  WHERE key NOT IN (SELECT key FROM attempts)""",
     *(f"DROP TABLE {name}" for name in ("lookup", "sent", "counts", "old_attempts", "requests", "settings")),
 )
 _ADVICE = {
@@ -199,10 +196,19 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             finally:
                 self._claimed.discard(identity)
 
-    def note(self, identity: str, request: Request, bound: Usage) -> int:
-        """Commits that a request goes out now, which can use at most so much; returns its note."""
+    def note(
+        self, identity: str, requests: Iterable[tuple[Request, Usage]], batch: int | None = None
+    ) -> list[int]:
+        """Commits that requests go out now, each of which can use at most so much; returns their notes.
+
+        Those that are noted with this batch already are left out.
+        """
         with self._transaction():
-            return self._write(Attempt(identity, request, Reply(Outcome.OK, "", bound)), IN_FLIGHT)
+            return [
+                self._write(Attempt(identity, request, Reply(Outcome.OK, "", bound)), IN_FLIGHT, batch=batch)
+                for request, bound in requests
+                if batch is None or not self.awaited([request_id(identity, request)], batch)
+            ]
 
     def record(self, attempts: Iterable[Attempt]) -> list[Answer]:
         """Commits attempts, all or none, in place of their notes.
@@ -213,24 +219,6 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """
         with self._transaction():
             return [self._record(attempt) for attempt in attempts]
-
-    def plan(self, identity: str, requests: Iterable[Request]) -> None:
-        """Keeps requests that will go out in a batch, all or none."""
-        with self._transaction():
-            for request in requests:
-                known = "SELECT 1 FROM attempts WHERE key = ? AND outcome = ?"
-                if not self._rows(known, request_id(identity, request), PLANNED):
-                    self._write(Attempt(identity, request, Reply(Outcome.OK, "")), PLANNED)
-
-    def send_planned(self, keys: Iterable[bytes], bound: Usage, batch: int) -> None:
-        """Notes that planned requests go out with this batch, each of which can use at most so much."""
-        update = (
-            f"UPDATE attempts SET outcome = '{IN_FLIGHT}', prompt_tokens = ?, completion_tokens = ?, "
-            f"batch = ?, finished = ? WHERE key = ? AND outcome = '{PLANNED}'"
-        )
-        values = (bound.prompt_tokens, bound.completion_tokens, batch, _milliseconds(time.time()))
-        with self._transaction():
-            self._connection.executemany(update, [(*values, key) for key in keys])
 
     def awaited(self, keys: Iterable[bytes], batch: int) -> dict[bytes, tuple[int, Request]]:
         """The notes of those of the requests that went out with this batch and are not recorded yet."""
@@ -246,9 +234,9 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         while some := list(itertools.islice(keys, KEYS_A_QUERY)):
             query = (
                 "SELECT key, outcome, text, prompt_tokens, completion_tokens, raw, finished FROM attempts "
-                f"WHERE key IN ({','.join('?' * len(some))}) AND outcome NOT IN (?, ?) ORDER BY answer, id"
+                f"WHERE key IN ({','.join('?' * len(some))}) AND outcome != ? ORDER BY answer, id"
             )
-            rows = self._rows(query, *some, PLANNED, IN_FLIGHT)
+            rows = self._rows(query, *some, IN_FLIGHT)
             found.update((key, Answer(_reply(*reply), _iso(finished))) for key, *reply, finished in rows)
         return found
 
@@ -283,7 +271,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             known, usage = found.setdefault(endpoint, Status()), Usage(prompt, completion)
             if outcome == IN_FLIGHT:
                 found[endpoint] = dataclasses.replace(known, in_flight=count, in_flight_usage=usage)
-            elif outcome != PLANNED:
+            else:
                 found[endpoint] = dataclasses.replace(
                     known,
                     answers=known.answers + answers,
@@ -302,7 +290,9 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         created = _iso(_milliseconds(attempt.finished))
         return self.get_many([key])[key] if known else Answer(attempt.reply, created)
 
-    def _write(self, attempt: Attempt, outcome: str, *, answers: bool = False) -> int:
+    def _write(
+        self, attempt: Attempt, outcome: str, *, answers: bool = False, batch: int | None = None
+    ) -> int:
         """Writes the row of an attempt, in place of its note; returns the row's id."""
         request, reply = attempt.request, attempt.reply
         values = {
@@ -315,6 +305,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             "completion_tokens": reply.usage.completion_tokens,
             "latency": _milliseconds(attempt.seconds),
             "finished": _milliseconds(attempt.finished),
+            "batch": batch,
             "sampling": json.dumps(to_json(request.sampling)),
             "sample": request.sample,
             "messages": _compress(json.dumps([(one.role, one.content) for one in request.messages])),

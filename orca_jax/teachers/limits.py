@@ -169,15 +169,6 @@ class BudgetSpent(CollectionStopped):
     exit_status = 3  # of the program that it ends
 
 
-@dataclasses.dataclass(slots=True)
-class Reservation:
-    """What one request may cost; `Budget.settle` ends it."""
-
-    money: float
-    tokens: int
-    open: bool = True
-
-
 class Budget:
     """Money (US dollars) and tokens that may be spent, None for no cap; shared by all that spend of it.
 
@@ -198,8 +189,8 @@ class Budget:
         self.money_spent += price.cost(usage)
         self.tokens_spent += usage.total
 
-    def reserve(self, bound: Usage, price: Price) -> Reservation | None:
-        """Reserves what a request can cost; None while requests in flight may give back enough.
+    def reserve(self, bound: Usage, price: Price) -> bool:
+        """Reserves what a request can cost; False while requests in flight may give back enough.
 
         Raises:
           BudgetSpent: it does not fit, and nothing is in flight.
@@ -208,9 +199,10 @@ class Budget:
         money = self.money_spent + self._money_reserved + cost
         tokens = self.tokens_spent + self._tokens_reserved + bound.total
         if (self.money is None or money <= self.money) and (self.tokens is None or tokens <= self.tokens):
-            return self.hold(bound, price)
+            self.hold(bound, price)
+            return True
         if self._reservations:
-            return None
+            return False
         caps = [f"{self.money:.2f} USD"] if self.money is not None else []
         caps += [f"{self.tokens} tokens"] if self.tokens is not None else []
         raise BudgetSpent(
@@ -219,21 +211,16 @@ class Budget:
             f"{bound.total} tokens): raise it to go on"
         )
 
-    def hold(self, bound: Usage, price: Price) -> Reservation:
+    def hold(self, bound: Usage, price: Price) -> None:
         """Reserves for what is under way already, whether it fits or not."""
-        held = Reservation(price.cost(bound), bound.total)
-        self._money_reserved += held.money
-        self._tokens_reserved += held.tokens
+        self._money_reserved += price.cost(bound)
+        self._tokens_reserved += bound.total
         self._reservations += 1
-        return held
 
-    def settle(self, reservation: Reservation, usage: Usage, price: Price) -> None:
-        """Ends a reservation and counts what was used instead. Only the first call counts."""
-        if not reservation.open:
-            return
-        reservation.open = False
+    def settle(self, bound: Usage, used: Usage, price: Price) -> None:
+        """Ends a reservation and counts what was used instead."""
         self._reservations -= 1
-        self._tokens_reserved -= reservation.tokens
+        self._tokens_reserved -= bound.total
         # Sums of floats drift; with nothing reserved the sum is known.
-        self._money_reserved = self._money_reserved - reservation.money if self._reservations else 0.0
-        self.spend(usage, price)
+        self._money_reserved = self._money_reserved - price.cost(bound) if self._reservations else 0.0
+        self.spend(used, price)

@@ -8,14 +8,17 @@ import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
 from orca_jax.teachers import limits
 from orca_jax.teachers.completions import NO_USAGE, Response
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request
-from orca_jax.teachers.limits import Bucket, Budget, Reservation
+from orca_jax.teachers.limits import Bucket, Budget
+
+if TYPE_CHECKING:  # its client takes a while to import
+    from orca_jax.teachers.openai import OpenAIEndpoint
 
 log = logging.getLogger(__name__)
 UNPAID = (Fault.RATE_LIMIT, Fault.REFUSED, Fault.REQUEST, Fault.TOO_LONG)
@@ -46,20 +49,10 @@ def used(response: Response, request: Request) -> Usage:
     return Usage(prompt, min(most, round(completion)))
 
 
-class Sender(Protocol):
-    """One address, model and key, such as `openai.OpenAIEndpoint`."""
-
-    @property
-    def label(self) -> str: ...
-    async def send(self, messages: Sequence[Message], sampling: Sampling) -> Response: ...
-    def refusal(self, response: Response) -> str: ...
-    async def close(self) -> None: ...
-
-
 class Member:
     """One endpoint of a pool, and how it stands; `refused` says why it is left out."""
 
-    def __init__(self, sender: Sender, given: Limits):
+    def __init__(self, sender: OpenAIEndpoint, given: Limits):
         now = time.monotonic()
         self.sender = sender
         self.requests, self.tokens = Bucket(given.requests, now), Bucket(given.tokens, now, refunds=True)
@@ -101,14 +94,16 @@ class Member:
 
 @dataclasses.dataclass(slots=True)
 class Admission:
-    """Leave to send one request to one member; it can use `bound` at most."""
+    """Leave to send one request to one member; `tokens` are taken of its limit.
+
+    The request can use `bound`; `used` is what it used, as far as that is known.
+    """
 
     request: Request
     member: Member
+    tokens: int
     bound: Usage
-    reservation: Reservation
-    tokens: int  # taken of the member's limit
-    sent: bool = False
+    used: Usage = dataclasses.field(default_factory=Usage)
 
 
 class Pool:
@@ -124,7 +119,7 @@ class Pool:
     def __init__(
         self,
         identity: str,
-        members: Sequence[tuple[Sender, Limits]],
+        members: Sequence[tuple[OpenAIEndpoint, Limits]],
         *,
         budget: Budget | None = None,
         price: Price | None = None,
@@ -161,19 +156,19 @@ class Pool:
         most = bound(request.messages, request.sampling)
         tokens = round(most.prompt_tokens / BYTES_A_TOKEN) + most.completion_tokens
         async with self._turn:
-            while (reservation := self.budget.reserve(most, self.price)) is None:
+            while not self.budget.reserve(most, self.price):
                 await asyncio.sleep(LOOK_AGAIN)
             try:
                 member = await self._free_member(tokens)
                 member.take(tokens)
             except BaseException:
-                self.budget.settle(reservation, Usage(), self.price)
+                self.budget.settle(most, Usage(), self.price)
                 raise
-        admission = Admission(request, member, most, reservation, tokens)
+        admission = Admission(request, member, tokens, most)
         try:
             yield admission
-        finally:  # a request that was cancelled on its way may be paid for all the same
-            self.budget.settle(reservation, most if admission.sent else Usage(), self.price)
+        finally:
+            self.budget.settle(most, admission.used, self.price)
 
     async def send(self, admission: Admission) -> Reply:
         """Sends an admitted request and takes in what its answer says of usage and limits.
@@ -182,13 +177,13 @@ class Pool:
           EndpointRefused: every endpoint refuses.
         """
         request, member = admission.request, admission.member
-        admission.sent = True
+        admission.used = admission.bound  # one that is cancelled on its way may be paid for all the same
         response = await member.sender.send(request.messages, request.drawn)
         usage = used(response, request)
         member.heed(response)
         unpaid = response.fault in UNPAID
         member.tokens.settle(admission.tokens, usage.total or (0 if unpaid else admission.tokens))
-        self.budget.settle(admission.reservation, usage, self.price)
+        admission.used = usage
         reply = dataclasses.replace(response.reply, usage=usage)
         if len(self.members) > 1:
             reply = dataclasses.replace(reply, raw={**reply.raw, "endpoint": member.sender.label})

@@ -14,7 +14,7 @@ pytest.importorskip("openai")
 
 from orca_jax.config import ApiConfig, OpenAIConfig, Price
 from orca_jax.records import Message, Outcome, Sampling, Usage
-from orca_jax.teachers import batch
+from orca_jax.teachers import batch, collection
 from orca_jax.teachers.batch import STATE, BatchError, Batches, read_state
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
@@ -141,6 +141,10 @@ def folder(tmp_path):
 def batches(folder, ledger, config, *, budget=None, requests=50_000, price=PRICE):
     api = ApiConfig(endpoints=(config,), identity="teacher", price=price, batch_requests=requests)
     return Batches(folder, api, ledger, budget or Budget())
+
+
+def api_config(url):
+    return ApiConfig(endpoints=(OpenAIConfig(model="gpt-4", base_url=url, key_variable=""),), price=PRICE)
 
 
 def collect(server, folder, ledger, asked, *, config=None, **settings):
@@ -305,7 +309,7 @@ def kill_at(monkeypatch, step):
 
     monkeypatch.setattr(Batches, "_write_state", counting(Batches._write_state))
     monkeypatch.setattr(Batches, "_client", counting(Batches._client))
-    for name in ("record", "plan", "send_planned"):
+    for name in ("record", "note"):
         monkeypatch.setattr(Ledger, name, counting(getattr(Ledger, name)))
 
 
@@ -388,7 +392,14 @@ def test_budget(folder, ledger):
         collect(server, folder, ledger, requests(50), requests=4, budget=budget)
     assert 0 < ledger.status()["teacher"].answers < 50
     assert budget.tokens_spent == 10 * ledger.status()["teacher"].answers <= 800
-    assert ledger.status()["teacher"].in_flight == 0
+    status = ledger.status()["teacher"]
+    assert status.in_flight == 50 - status.answers  # in files that wait for money
+    with Server(api) as server:
+        collect(server, folder, ledger, requests(50), requests=4, budget=Budget(tokens=8000))
+    status = ledger.status()["teacher"]
+    assert (status.in_flight, status.attempts) == (0, {Outcome.OK: 50})
+    spent = collection.count_spent(Budget(), api_config(server.url), status, folder)
+    assert spent.money_spent == pytest.approx(PRICE.times(0.5).cost(status.usage))
 
 
 def test_results_that_cannot_be_read_are_left_out(folder, ledger):

@@ -295,7 +295,7 @@ class TestTicks:
 
 def test_a_ledger_that_fails_as_requests_go_out_ends_it(tmp_path):
     class Failing(Ledger):
-        def note(self, identity, request, bound):
+        def note(self, identity, requests, batch=None):
             raise LedgerError("the disk is full")
 
     class Unsent:

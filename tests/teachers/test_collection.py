@@ -71,6 +71,6 @@ def test_missing(tmp_path, answered):
 def test_failures_are_missing(tmp_path):
     with Ledger(tmp_path / "ledger") as ledger:
         ledger.record([Attempt("teacher", requests(1)[0], Reply(Outcome.ERROR, ""))])
-        ledger.note("teacher", requests(1)[0], Usage())
+        ledger.note("teacher", [(requests(1)[0], Usage())])
         assert list(collection.missing("teacher", requests(1), ledger)) == [1]
         assert list(collection.missing("teacher", [], ledger)) == []

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.teachers import ledger as ledger_file
 from orca_jax.teachers.endpoint import Request, request_id
-from orca_jax.teachers.ledger import APPLICATION_ID, Attempt, Ledger, LedgerError, Status
+from orca_jax.teachers.ledger import APPLICATION_ID, Attempt, Ledger, LedgerError
 from tests.teachers.tried import answer, tried
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,13 +156,13 @@ class TestStatus:
             [attempt("a"), attempt("b", "first", Outcome.ERROR), attempt("b", "last", Outcome.ERROR)]
         )
         ledger.record([Attempt("other", request("c"), Reply(Outcome.ERROR, ""))])
-        ledger.note("teacher", request("d"), Usage())
+        ledger.note("teacher", [(request("d"), Usage())])
         (failed, reply), (sent, nothing) = ledger.unanswered("teacher")
         assert (failed, reply.text, sent, nothing) == (request("b"), "last", request("d"), None)
 
     def test_the_last_failure(self, ledger):
         ledger.record([attempt("b", text, Outcome.ERROR) for text in ("first", "last")])
-        ledger.note("teacher", request("b"), Usage(9, 9))
+        ledger.note("teacher", [(request("b"), Usage(9, 9))])
         (stands,) = ledger.get_many([key("b"), key("never")]).values()
         assert (stands.reply.text, stands.created[-1], answer(ledger, key("b"))) == ("last", "Z", None)
 
@@ -176,7 +176,7 @@ class TestStatus:
 class TestNotes:
     def test_count_until_they_are_recorded(self, ledger):
         bound = Usage(30, 40)
-        notes = [ledger.note("teacher", request(text), bound) for text in ("a", "b", "b")]
+        notes = ledger.note("teacher", [(request(text), bound) for text in ("a", "b", "b")])
         status = ledger.status()["teacher"]
         assert (status.in_flight, status.in_flight_usage) == (3, Usage(90, 120))
         assert (status.answers, status.attempts) == (0, {})
@@ -189,10 +189,7 @@ class TestNotes:
     def test_of_a_batch(self, ledger):
         numbers = list(map(str, range(50)))
         for _ in range(2):
-            ledger.plan("teacher", map(request, numbers))
-        assert ledger.status()["teacher"] == Status()
-        for batch in (7, 8):  # they went out with the first
-            ledger.send_planned(map(key, numbers), Usage(1, 2), batch)
+            ledger.note("teacher", [(request(number), Usage(1, 2)) for number in numbers], 7)
         status = ledger.status()["teacher"]
         assert (status.in_flight, status.in_flight_usage) == (50, Usage(50, 100))
         awaited = ledger.awaited(map(key, numbers), 7)
@@ -204,13 +201,13 @@ class TestNotes:
 
     def test_a_request_comes_back_whole(self, ledger):
         asked = request("Was heißt\ud83d das?", sampling=Sampling(0.7, stop=("x",), seed=3), sample=2)
-        ledger.plan("teacher", [asked])
+        ledger.note("teacher", [(asked, Usage())])
         assert [found for found, _ in ledger.unanswered("teacher")] == [asked]
 
     def test_answered(self, ledger):
         ledger.record([attempt(str(number)) for number in range(20)])
         ledger.record([attempt("failed", outcome=Outcome.ERROR)])
-        ledger.note("teacher", request("sent"), Usage())
+        ledger.note("teacher", [(request("sent"), Usage())])
         assert ledger.answered() == {key(str(number)) for number in range(20)}
 
 
@@ -223,28 +220,27 @@ class TestFiles:
             old = connection.execute(
                 "SELECT key, text FROM lookup JOIN attempts ON attempts.id = answer ORDER BY key"
             ).fetchall()
-            (lost, failed, planned), setting = [key for key, _ in old[:3]], 1
+            (lost, failed), setting = [key for key, _ in old[:2]], 1
             number = "(SELECT request FROM lookup WHERE key = ?)"
             connection.execute(f"INSERT INTO sent VALUES ({number}, 9, {setting}, 30, 40, 5)", [lost])
-            connection.execute("UPDATE lookup SET answer = NULL WHERE key IN (?, ?)", [failed, planned])
+            connection.execute("UPDATE lookup SET answer = NULL WHERE key = ?", [failed])
             connection.execute(f"UPDATE attempts SET outcome = 'error' WHERE request = {number}", [failed])
-            connection.execute(f"DELETE FROM attempts WHERE request = {number}", [planned])
             connection.commit()
         for _ in range(2):
             with Ledger(path) as ledger:
                 found = ledger.get_many(key for key, _ in old)
-                assert ledger.answered() == {key for key, _ in old} - {failed, planned}
-                assert found.keys() == {key for key, _ in old} - {planned}
+                assert ledger.answered() == {key for key, _ in old} - {failed}
+                assert found.keys() == {key for key, _ in old}
                 texts = {key: zlib.decompress(text).decode() for key, text in old}
                 assert all(answer.reply.text == texts[key] for key, answer in found.items())
                 assert found[failed].reply.outcome is Outcome.ERROR
                 status = ledger.status().values()
-                assert sum(one.answers for one in status) == len(old) - 2
+                assert sum(one.answers for one in status) == len(old) - 1
                 assert [one.in_flight_usage for one in status if one.in_flight] == [Usage(30, 40)]
                 assert ledger.awaited([lost], 9).keys() == {lost}
                 lacking = [(request_id(name, one), last and last.outcome) for name in ledger.status()
                            for one, last in ledger.unanswered(name)]  # fmt: skip
-                assert sorted(lacking, key=str) == sorted([(failed, Outcome.ERROR), (planned, None)], key=str)
+                assert lacking == [(failed, Outcome.ERROR)]
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(LedgerError, match=r"l\.sqlite: the directory .*no does not exist; make it"):

@@ -352,31 +352,31 @@ def test_cost():
 def test_never_exceeded(requests, money, tokens):
     budget, in_flight = Budget(money, tokens), []
     for bound, part, settled in requests:
-        for reservation, used in in_flight[:settled]:
-            budget.settle(reservation, used, PRICE)
+        for reserved, used in in_flight[:settled]:
+            budget.settle(reserved, used, PRICE)
         del in_flight[:settled]
         try:
-            reservation = budget.reserve(bound, PRICE)
+            fits = budget.reserve(bound, PRICE)
         except BudgetSpent:
             assert not in_flight
             break
-        if reservation is None:  # some may be given back
+        if not fits:  # some may be given back
             assert in_flight
             continue
         used = Usage(round(bound.prompt_tokens * part), round(bound.completion_tokens * part))
-        in_flight.append((reservation, used))
-    for reservation, used in in_flight:
-        budget.settle(reservation, used, PRICE)
+        in_flight.append((bound, used))
+    for reserved, used in in_flight:
+        budget.settle(reserved, used, PRICE)
     assert money is None or budget.money_spent <= money + 1e-9
     assert tokens is None or budget.tokens_spent <= tokens
 
 
 def test_waits_for_what_is_in_flight():
     budget = Budget(tokens=100)
-    first = budget.reserve(Usage(0, 90), PRICE)
-    assert budget.reserve(Usage(0, 50), PRICE) is None
-    budget.settle(first, Usage(0, 20), PRICE)
-    assert budget.reserve(Usage(0, 50), PRICE) is not None
+    assert budget.reserve(Usage(0, 90), PRICE)
+    assert not budget.reserve(Usage(0, 50), PRICE)
+    budget.settle(Usage(0, 90), Usage(0, 20), PRICE)
+    assert budget.reserve(Usage(0, 50), PRICE)
     assert budget.tokens_spent == 20
 
 
@@ -387,15 +387,7 @@ def test_stops_when_nothing_is():
         BudgetSpent, match=r"1\.00 USD and 100 tokens is spent \(0\.00 USD, 80 tokens; .*21 tokens"
     ):
         budget.reserve(Usage(0, 21), PRICE)
-    budget.settle(budget.reserve(Usage(0, 20), PRICE), Usage(), PRICE)
-
-
-def test_a_reservation_ends_once():
-    budget = Budget(tokens=100)
-    reservation = budget.reserve(Usage(0, 50), PRICE)
-    for _ in range(3):
-        budget.settle(reservation, Usage(0, 10), PRICE)
-    assert budget.tokens_spent == 10
+    assert budget.reserve(Usage(0, 20), PRICE)
 
 
 @pytest.mark.parametrize("cap", [{"money": -1.0}, {"money": float("nan")}, {"tokens": -5}])
@@ -406,7 +398,7 @@ def test_senseless_caps(cap):
 
 def test_what_is_under_way_is_held_even_where_it_does_not_fit():
     budget = Budget(tokens=100)
-    held = budget.hold(Usage(0, 150), PRICE)
-    assert budget.reserve(Usage(0, 1), PRICE) is None  # it waits, for some may be given back
-    budget.settle(held, Usage(0, 40), PRICE)
-    assert budget.reserve(Usage(0, 60), PRICE) is not None
+    budget.hold(Usage(0, 150), PRICE)
+    assert not budget.reserve(Usage(0, 1), PRICE)  # it waits, for some may be given back
+    budget.settle(Usage(0, 150), Usage(0, 40), PRICE)
+    assert budget.reserve(Usage(0, 60), PRICE)

@@ -61,7 +61,7 @@ def test_while_it_runs(ledger):
 
 def test_after_it_died(ledger):
     record(ledger, 10, ago=3 * 3600)
-    ledger.note("gpt-4", Request((Message("user", "on its way"),)), Usage(1, 2))
+    ledger.note("gpt-4", [(Request((Message("user", "on its way"),)), Usage(1, 2))])
     columns = look(ledger, limits=Limits()).columns()
     assert columns["end"] == "no reply for 3.0 h"
     assert columns["attempts"] == "ok 10, in flight 1"

@@ -1,16 +1,15 @@
 """What a ledger holds for one request, for tests."""
 
 from orca_jax.records import Outcome
-from orca_jax.teachers.ledger import IN_FLIGHT, PLANNED, Attempt, _reply, _request
+from orca_jax.teachers.ledger import IN_FLIGHT, Attempt, _reply, _request
 
 
 def tried(ledger, key):
     """All that was tried for one request and came back, in the order in which it was sent."""
     rows = ledger._rows(
         "SELECT endpoint, latency, sampling, sample, messages, outcome, text, prompt_tokens, "
-        "completion_tokens, raw, finished FROM attempts WHERE key = ? AND outcome NOT IN (?, ?) ORDER BY id",
+        "completion_tokens, raw, finished FROM attempts WHERE key = ? AND outcome != ? ORDER BY id",
         key,
-        PLANNED,
         IN_FLIGHT,
     )
     return [
