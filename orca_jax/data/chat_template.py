@@ -1,13 +1,13 @@
-"""Chat templates (jinja) of Hugging Face tokenizers, and the layout `template`, which writes what they write.
+"""Chat templates (jinja) of Hugging Face tokenizers, as a layout: messages to pieces.
 
-Templates are programs from strangers: they run in jinja's sandbox. A template is rendered once with the
-messages and once with a placeholder for each; where the second, filled in, is not exactly the first, the
-template's use of a message is not understood and the conversation is refused rather than guessed at.
+Templates are programs from strangers: they run in jinja's sandbox. What a message says is rendered with marks
+around it and stand-ins where it spells a special token, so the special tokens of the rendered text are the
+template's own. Where the marks change what a template writes, the conversation is refused.
 
-The ids are transformers' own. What the model has to say is all that the template writes after its prompt
-(`add_generation_prompt`) and up to the special token that ends the turn; that this is the answer, that
-the prompt's ids come first, and that there is such a token is checked for every answer. A template that
-asks for the date (`strftime_now`) gives other ids on other days.
+The text is transformers' own. What the model has to say is all that the template writes after its prompt
+(`add_generation_prompt`), up to the special token that ends the turn. It is checked for every answer that
+carries loss that the prompt comes first, that there is such a token, and that the answer is written as it is
+when it is the last. A template that asks for the date (`strftime_now`) gives other ids on other days.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -26,7 +27,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer, Token
+from orca_jax.data.tokenizer import Special, Tokenizer
 from orca_jax.records import Message
 
 
@@ -35,31 +36,25 @@ class LayoutError(ValueError):
 
 
 class TemplateError(LayoutError):
-    """A template fails, or its use of a message cannot be located; the message says where."""
+    """A template fails, or its answers cannot be located; the message says where."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """Characters [start, end) of a rendered text. `message` is an index, for a block the number of it."""
+class Piece:
+    """Text, or one control token, of a role's turn.
 
-    start: int
-    end: int
-    message: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rendered:
-    """A rendered conversation: the places of the messages' contents and of `{% generation %}` blocks."""
+    Attributes:
+      loss: the weight of an answer's loss; None: it is no part of an answer.
+      leads: a text that gets the tokenizer's leading space, if it has one.
+    """
 
     text: str
-    contents: tuple[Span, ...]
-    blocks: tuple[Span, ...]
+    role: str
+    loss: float | None = None
+    control: bool = False
+    leads: bool = False
 
 
-# Marks in a rendering: a placeholder is START number END, and PAD is white space that a template may trim.
-# All but PAD are private-use characters; a conversation that contains one of them gets other ones.
-START, END, OPEN, CLOSE, PAD = "\ue100", "\ue101", "\ue102", "\ue103", "\u2003"
-MARKS = START + END + OPEN + CLOSE
 FAILURES = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -72,19 +67,13 @@ FAILURES = (
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
-    """`{% generation %}...{% endgeneration %}`: what the assistant says, put between marks if asked."""
+    """`{% generation %}...{% endgeneration %}` writes what is in it: answers are located without."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja's own attribute)
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        context = jinja2.nodes.ContextReference()
-        return jinja2.nodes.CallBlock(self.call_method("_mark", [context]), [], [], body).set_lineno(line)
-
-    def _mark(self, context: Any, caller: Callable[[], str]) -> str:
-        written = caller()
-        return f"{OPEN}{written}{CLOSE}" if context.get("mark_generation") else written
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _tojson(
@@ -100,237 +89,171 @@ def _tojson(
     )
 
 
-@functools.lru_cache(maxsize=16)
-def compiled(template: str) -> jinja2.Template:
-    """A template in the environment that transformers gives to templates.
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
 
-    Raises:
-      TemplateError: it is no jinja template.
-    """
+
+@functools.lru_cache(maxsize=16)
+def _compiled(template: str) -> jinja2.Template:
+    """A template in the environment that transformers gives to templates."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
     environment.globals.update(
-        raise_exception=raise_exception, strftime_now=lambda form: datetime.datetime.now().strftime(form)
+        raise_exception=_raise_exception,
+        strftime_now=lambda form: datetime.datetime.now().strftime(form),
     )
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template cannot be read: {error}") from error
+    return environment.from_string(template)
 
 
 def text_of(
-    template: str,
-    contents: Sequence[tuple[str, str]],
-    variables: Mapping[str, str],
-    prompt: bool,
-    mark: bool = False,
+    template: str, contents: Sequence[tuple[str, str]], variables: Mapping[str, str], prompt: bool
 ) -> str:
     """What a template writes of (role, content) pairs.
+
+    Args:
+      variables: the special tokens' names (`bos_token`, ...).
+      prompt: the header of the answer to come ends the text (`add_generation_prompt`).
 
     Raises:
       TemplateError: the template is no jinja, or refuses the conversation.
     """
+    try:
+        compiled = _compiled(template)
+    except jinja2.TemplateError as error:
+        raise TemplateError(f"the chat template cannot be read: {error}") from error
     messages = [{"role": role, "content": content} for role, content in contents]
     try:
-        return compiled(template).render(
-            messages=messages,
-            add_generation_prompt=prompt,
-            tools=None,
-            documents=None,
-            mark_generation=mark,
-            **variables,
+        return compiled.render(
+            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **variables
         )
     except FAILURES as error:
-        if isinstance(error, TemplateError):
-            raise
         raise TemplateError(f"the chat template refuses the conversation: {error}") from error
 
 
-def render(
-    template: str, messages: Sequence[Message], variables: Mapping[str, str], *, prompt: bool
-) -> Rendered:
-    """A conversation in a template; `variables` are the special tokens' names (`bos_token`, ...).
-
-    `prompt`: the header of the answer to come ends the text (`add_generation_prompt`).
-
-    Raises:
-      TemplateError: the template fails, or does something to a message other than trimming it.
-    """
-    contents = [message.content for message in messages]
-    if any(mark in content for content in contents for mark in MARKS):
-        raise TemplateError("a message has one of the characters U+E100 to U+E103, which mark places here")
-    text = text_of(template, [(m.role, m.content) for m in messages], variables, prompt)
-    held = [
-        # An empty question or system message stands for itself: templates look whether there is one.
-        (m.role, f"{PAD}{START}{i}{END}{PAD}" if m.role == "assistant" or m.content.strip() else m.content)
-        for i, m in enumerate(messages)
-    ]
-    rendered = _filled(text_of(template, held, variables, prompt, mark=True), contents)
-    if (filled := rendered.text) != text:
-        at = next((i for i, (a, b) in enumerate(zip(filled, text)) if a != b), min(len(filled), len(text)))
-        raise TemplateError(
-            "the chat template changes a message otherwise than by trimming it, or writes something else "
-            f"for its content: near character {at}, {text[max(0, at - 20) : at + 20]!r}"
-        )
-    return rendered
+# Characters for private use: marks before and after what a role says, one after an answer, and stand-ins for
+# the first characters of special tokens.
+SAID = {"system": "\U0010fe00", "user": "\U0010fe01", "assistant": "\U0010fe02"}
+ANSWERED = "\U0010fe03"
+STAND_INS = range(0x10FE04, 0x10FF00)
+_MARKS = re.compile(f"[{SAID['system']}-{ANSWERED}]")
+_RESERVED = re.compile(f"[{SAID['system']}-{chr(STAND_INS[-1])}]")
 
 
-_PLACES = re.compile(f"({PAD}?){START}([0-9]+){END}({PAD}?)|{OPEN}|{CLOSE}")
+class _Answer(NamedTuple):
+    """The characters [start, end) that the model writes: an answer and the end of its turn."""
+
+    start: int
+    end: int
+    weight: float
 
 
-def _filled(marked: str, contents: Sequence[str]) -> Rendered:
-    """The text with contents for placeholders, trimmed where the placeholder's white space was."""
-    text = ""
-    spans: list[Span] = []
-    blocks: list[Span] = []
-    position = opened = 0
-    for found in _PLACES.finditer(marked):
-        text += marked[position : found.start()]
-        position = found.end()
-        if found.group() == OPEN:
-            opened = len(text)
-        elif found.group() == CLOSE:
-            blocks.append(Span(opened, len(text), len(blocks)))
-        else:
-            content = contents[int(found[2])]
-            content = content if found[1] else content.lstrip()
-            content = content if found[3] else content.rstrip()
-            spans.append(Span(len(text), len(text) + len(content), int(found[2])))
-            text += content
-    return Rendered(text + marked[position:], tuple(spans), tuple(blocks))
-
-
-# The layout
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chat:
-    """Ids of a conversation, whether each carries loss, and its role: lists of one length."""
-
-    ids: list[int]
-    supervised: list[bool]
-    roles: list[str]
-
-
-def encode(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> Chat:
-    """Tokens of a conversation, answers and their ends of turn supervised.
+class _Marked:
+    """A conversation with marks, rendered by a template as far as is wanted.
 
     Raises:
-      TemplateError: the template fails, or an answer cannot be located exactly; says why.
+      TemplateError: the template fails, or writes something else with marks than without.
     """
-    written = _write(messages, tokenizer)
-    supervised = [False] * len(written.tokens)
-    roles = list(_roles(messages, written))
+
+    def __init__(self, messages: Sequence[Message], template: str, tokenizer: Tokenizer):
+        self.messages, self.template, self.tokenizer = messages, template, tokenizer
+        firsts = sorted({name[0] for name in tokenizer.control_ids})
+        stand_ins = dict(zip(firsts, map(chr, STAND_INS)))
+        unmarked = dict.fromkeys((*SAID.values(), ANSWERED), "")
+        self.plain = str.maketrans(unmarked | {new: first for first, new in stand_ins.items()})
+        spelled = re.compile(f"(?={tokenizer.special_pattern}).", re.DOTALL)
+        self.contents: list[tuple[str, str]] = []
+        for message in messages:
+            if reserved := _RESERVED.search(message.content):
+                raise TemplateError(
+                    f"a message has the character U+{ord(reserved.group()):X}, which marks places here"
+                )
+            content = spelled.sub(lambda match: stand_ins[match.group()], message.content)
+            # Templates trim white space, so the marks are within it; and look whether there is a content.
+            if said := content.strip():
+                before, _, after = content.partition(said)
+                end = ANSWERED if message.role == "assistant" else SAID[message.role]
+                content = f"{before}{SAID[message.role]}{said}{end}{after}"
+            self.contents.append((message.role, content))
+        prompt = messages[-1].role == "user"
+        self.text = self.rendered(len(messages), prompt)
+        found = self.text.translate(self.plain)
+        text = text_of(template, [(m.role, m.content) for m in messages], tokenizer.special_names, prompt)
+        if found != text:
+            at = next((at for at, pair in enumerate(zip(found, text)) if len(set(pair)) > 1), len(text))
+            raise TemplateError(
+                "the chat template depends on a message in a way that keeps it from being located: near "
+                f"character {at}, {text[max(0, at - 20) : at + 20]!r}"
+            )
+
+    def rendered(self, size: int, prompt: bool) -> str:
+        """What the template writes of the first messages."""
+        return text_of(self.template, self.contents[:size], self.tokenizer.special_names, prompt)
+
+    def answer(self, index: int) -> _Answer:
+        """What the model has to say for message `index`: all from its prompt to the end of turn."""
+        prompt, last = self.rendered(index, prompt=True), index == len(self.messages) - 1
+        alone = self.text if last else self.rendered(index + 1, prompt=False)
+        if not self.text.startswith(prompt):
+            raise TemplateError(
+                f"the chat template's prompt for message {index} is not the start of what it writes with the "
+                "answer, so what is met at inference would not be what was trained on"
+            )
+        before = len(self.tokenizer.special_tokens(prompt))
+        stop = next(iter(self.tokenizer.special_tokens(alone)[before:]), None)
+        if stop is None or stop.start < len(prompt):
+            raise TemplateError(
+                f"the chat template writes no special token after message {index}, the answer"
+            )
+        wanted = 1 if self.messages[index].content.strip() else 0
+        times = alone[len(prompt) :].count(ANSWERED)
+        if times != wanted:
+            raise TemplateError(f"the chat template writes message {index}, an answer, {times} times")
+        if alone[len(prompt) : stop.start].count(ANSWERED) != wanted:
+            raise TemplateError(
+                f"the chat template writes {stop.name!r} between the prompt for message {index} and the "
+                "answer, where a reply would end"
+            )
+        special = self.tokenizer.special_tokens(self.text)[before : before + 1]
+        if not self.text.startswith(alone[: stop.start]) or [one[:2] for one in special] != [stop[:2]]:
+            raise TemplateError(
+                f"the chat template writes message {index}, an answer, otherwise once the conversation goes "
+                "on (it may leave out its thinking), so what is met at inference would not be what was "
+                "trained on; data.supervise='last' trains on each conversation's last answer"
+            )
+        return _Answer(len(prompt), special[0].end, self.messages[index].weight)
+
+
+def pieces(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[Piece]:
+    """The pieces of a conversation, or of a prompt, in a template.
+
+    Raises:
+      TemplateError: the template fails, or an answer that carries loss cannot be located; says why.
+    """
+    marked = _Marked(messages, template, tokenizer)
+    text, answers = marked.text, list[_Answer]()
     for index, message in enumerate(messages):
         if message.role == "assistant":
-            for n in _answer(messages, index, written, tokenizer).tokens:
-                supervised[n], roles[n] = True, "assistant"
-    return Chat(written.ids, supervised, roles)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Written:
-    rendered: Rendered
-    tokens: list[Token]
-
-    @property
-    def ids(self) -> list[int]:
-        return [token.id for token in self.tokens]
-
-
-def _write(messages: Sequence[Message], tokenizer: HuggingFaceTokenizer) -> _Written:
-    prompt = messages[-1].role == "user"
-    rendered = render(tokenizer.chat_template or "", messages, tokenizer.special_names, prompt=prompt)
-    contents = [(span.start, span.end) for span in rendered.contents]
-    return _Written(rendered, tokenizer.encode_rendered(rendered.text, contents))
-
-
-def _roles(messages: Sequence[Message], written: _Written) -> Iterator[str]:
-    """Each token's role, answers apart: that of the message to come; an answer's header is the user's."""
-    spans = iter(written.rendered.contents)
-    span = next(spans, None)
-    for token in written.tokens:
-        while span and token.start >= span.end:
-            span = next(spans, None)
-        role = messages[span.message].role if span else "user"
-        yield "user" if role == "assistant" else role
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Answer:
-    """Positions of an answer's tokens, its end of turn the last, and what the template writes around it."""
-
-    tokens: range
-    frame: tuple[str, str]
-
-
-def _answer(
-    messages: Sequence[Message], index: int, written: _Written, tokenizer: HuggingFaceTokenizer
-) -> _Answer:
-    """What the model has to say for message `index`: all from the end of the prompt to the end of turn."""
-    prompt, text = _write(messages[:index], tokenizer), written.rendered.text
-    start, asked = len(prompt.tokens), len(prompt.rendered.text)
-    if not text.startswith(prompt.rendered.text) or written.ids[:start] != prompt.ids:
-        raise TemplateError(
-            f"the chat template's prompt for message {index} is not the start of what it writes with the "
-            "answer, so what is met at inference would not be what was trained on"
-        )
-    spans = [span for span in written.rendered.contents if span.message == index]
-    if len(spans) != 1:
-        raise TemplateError(f"the chat template writes message {index}, an answer, {len(spans)} times")
-    span, tokens = spans[0], written.tokens
-    # A special token that swallows white space begins within the message.
-    ends = (n for n in range(start, len(tokens)) if tokens[n].control and tokens[n].end > span.end)
-    end = next(ends, None)
-    if end is None:
-        raise TemplateError(f"the chat template writes no special token after message {index}, the answer")
-    stopped, block = tokens[end].start, _block(messages, written.rendered, span)
-    for place in (text[asked : block.start], text[block.end : stopped]):
-        if place.strip():
-            raise TemplateError(
-                f"the chat template writes {place!r} between message {index}, the answer, and the prompt "
-                "before it or the special token after it"
-            )
-    return _Answer(range(start, end + 1), (text[asked : span.start], text[span.end : stopped]))
-
-
-def _block(messages: Sequence[Message], rendered: Rendered, span: Span) -> Span:
-    """The `{% generation %}` block around an answer; the answer itself in a template without them."""
-    if not rendered.blocks:
-        return span
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if len(rendered.blocks) != len(answers):
-        raise TemplateError(
-            f"the chat template has {len(rendered.blocks)} generation blocks for {len(answers)} answers"
-        )
-    block = rendered.blocks[answers.index(span.message)]
-    if not block.start <= span.start <= span.end <= block.end:
-        raise TemplateError(f"message {span.message}, an answer, is outside of its generation block")
-    return block
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Probe:
-    """The id that ends a turn, and what a template writes before and after the answer in it."""
-
-    stop_id: int
-    frame: tuple[str, str]
-
-
-@functools.lru_cache(maxsize=4)
-def probe(tokenizer: HuggingFaceTokenizer) -> Probe:
-    """How a template ends and frames an answer, seen on the shortest conversation.
-
-    Raises:
-      TemplateError: even there the answer cannot be located.
-    """
-    messages = [Message("user", "a"), Message("assistant", "b")]
-    written = _write(messages, tokenizer)
-    answer = _answer(messages, 1, written, tokenizer)
-    return Probe(written.ids[answer.tokens[-1]], answer.frame)
+            try:
+                answers.append(marked.answer(index))
+            except TemplateError:
+                if message.weight and messages[-1].role == "assistant":
+                    raise
+    spans, position = list[tuple[Special, bool]](), 0  # a text has no name; the flag says whether it leads
+    for special in [*tokenizer.special_tokens(text), Special("", len(text), len(text))]:
+        cuts = [one.start for one in answers if position < one.start < special.start]
+        for start, end in itertools.pairwise([position, *cuts, special.start]):
+            leads = start == 0 or (start == position and tokenizer.leads_sections)
+            spans.append((Special("", start, end), leads))
+        spans.append((special, False))
+        position = special.end
+    found = list[Piece]()
+    for (name, start, end), leads in spans:
+        loss = next((one.weight for one in answers if one.start <= start and end <= one.end), None)
+        # The role of the message to come; an answer's header is the user's.
+        mark = _MARKS.search(text, start)
+        role = "system" if mark and mark.group() == SAID["system"] else "user"
+        if written := name or text[start:end].translate(marked.plain):
+            found.append(Piece(written, role if loss is None else "assistant", loss, bool(name), leads))
+    return found

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
-from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.records import Trace
 
 COLOURS = {"system": "magenta", "user": "cyan", "assistant": "green"}
@@ -108,7 +108,7 @@ def segments(rows: RowBuilder, dataset: str, epoch: int, row: int) -> list[dict[
     ]
 
 
-def running_text(example: dict[str, Any], tokenizer: TokenizerLike) -> Text:
+def running_text(example: dict[str, Any], tokenizer: Tokenizer) -> Text:
     """An example's tokens in their roles' colours; what carries loss is underlined."""
     text = Text()
     for token, weight, role in zip(example["tokens"], example["weights"], example["roles"], strict=True):
@@ -118,7 +118,7 @@ def running_text(example: dict[str, Any], tokenizer: TokenizerLike) -> Text:
     return text
 
 
-def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: TokenizerLike) -> Text:
+def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: Tokenizer) -> Text:
     """The row's arrays, a position a line."""
     arrays = rows.row(dataset, epoch, row)
     text = Text("position  segment  input            target           weight\n", "bold")
@@ -130,7 +130,7 @@ def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer:
 
 
 def show_row(
-    console: Console, rows: RowBuilder, tokenizer: TokenizerLike, place: tuple[str, int, int], tokens: bool
+    console: Console, rows: RowBuilder, tokenizer: Tokenizer, place: tuple[str, int, int], tokens: bool
 ) -> None:
     """Prints the row at `place` (data set, epoch, row), as text or, with `tokens`, a position a line."""
     dataset, epoch, row = place

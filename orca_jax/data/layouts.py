@@ -3,38 +3,27 @@
 A layout is one function from messages to pieces. A conversation that ends with a user's turn ends with
 the header of the answer to come, so a prompt is exactly the start of the sequence trained on.
 
-The layout `template` is no such function: it is the chat template of a Hugging Face tokenizer, and the layout
-of a folder that has one unless another is named. The others write no beginning of sequence for a tokenizer
-that has none, and none behind the same token.
+The layout `template` is the chat template of a Hugging Face tokenizer, and the layout of a folder that has
+one unless another is named. The others write no beginning of sequence for a tokenizer that has none, and none
+behind the same token.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from orca_jax import records, storage
-from orca_jax.data import chat_template, hf_tokenizer
-from orca_jax.data.chat_template import LayoutError
-from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
-from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike, is_hugging_face
+from orca_jax.data import chat_template, tokenizer_files
+from orca_jax.data.chat_template import LayoutError, Piece
+from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, is_hugging_face
 from orca_jax.records import Message, RecordError
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
-    """Text, or one control token, of a role's turn. `supervised` pieces carry loss."""
-
-    text: str
-    role: str
-    supervised: bool = False
-    control: bool = False
-
 
 Layout = Callable[[Sequence[Message]], list[Piece]]
 
@@ -52,8 +41,8 @@ def orca(messages: Sequence[Message]) -> list[Piece]:
         if message.role == "user":
             pieces.append(Piece(f"### Human:\n{message.content}\n\n### Assistant:\n", "user"))
         elif message.role == "assistant":
-            pieces.append(Piece(message.content, "assistant", supervised=True))
-            pieces.append(Piece(EOS, "assistant", supervised=True, control=True))
+            pieces.append(Piece(message.content, "assistant", message.weight))
+            pieces.append(Piece(EOS, "assistant", message.weight, control=True))
             pieces.append(Piece("\n\n", "user"))
     return pieces[:-1] if messages and messages[-1].role == "assistant" else pieces
 
@@ -72,11 +61,11 @@ def chatml(messages: Sequence[Message]) -> list[Piece]:
         messages = [Message("system", ""), *messages]
     pieces = [Piece(BOS, "system", control=True)]
     for message in messages:
-        spoken = message.role == "assistant"
+        loss = message.weight if message.role == "assistant" else None
         pieces.append(Piece(IM_START, message.role, control=True))
         pieces.append(Piece(f"{message.role}\n", message.role))
-        pieces.append(Piece(message.content, message.role, supervised=spoken))
-        pieces.append(Piece(IM_END, message.role, supervised=spoken, control=True))
+        pieces.append(Piece(message.content, message.role, loss))
+        pieces.append(Piece(IM_END, message.role, loss, control=True))
         pieces.append(Piece("\n", message.role))
     if messages and messages[-1].role == "assistant":
         return pieces[:-1]
@@ -98,8 +87,8 @@ def llama2(messages: Sequence[Message]) -> list[Piece]:
         if message.role == "user":
             pieces.append(Piece(f"{message.content} [/INST]", "user"))
         elif message.role == "assistant":
-            pieces.append(Piece(f" {message.content} ", "assistant", supervised=True))
-            pieces.append(Piece(EOS, "assistant", supervised=True, control=True))
+            pieces.append(Piece(f" {message.content} ", "assistant", message.weight))
+            pieces.append(Piece(EOS, "assistant", message.weight, control=True))
             pieces += [Piece(BOS, "user", control=True), Piece(" [INST] ", "user")]
     return pieces[:-2] if messages and messages[-1].role == "assistant" else pieces
 
@@ -122,8 +111,8 @@ def vicuna(messages: Sequence[Message]) -> list[Piece]:
         if message.role == "user":
             pieces.append(Piece(f"USER: {message.content} ASSISTANT:", "user"))
         elif message.role == "assistant":
-            pieces.append(Piece(f" {message.content}", "assistant", supervised=True))
-            pieces.append(Piece(EOS, "assistant", supervised=True, control=True))
+            pieces.append(Piece(f" {message.content}", "assistant", message.weight))
+            pieces.append(Piece(EOS, "assistant", message.weight, control=True))
     return pieces
 
 
@@ -137,23 +126,27 @@ CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     "vicuna": (PAD,),
     TEMPLATE: (PAD,),
 }
-STOP_TOKENS: dict[str, str] = {"orca": EOS, "chatml": IM_END, "llama2": EOS, "vicuna": EOS}
-# What a layout writes around an answer within its supervised text: a reply begins and ends with it too.
-ANSWER_FRAMES: dict[str, tuple[str, str]] = {
-    "orca": ("", ""),
-    "chatml": ("", ""),
-    "llama2": (" ", " "),
-    "vicuna": (" ", ""),
-}
+ROLE_NAMES = ("system", "user", "assistant")
+SUPERVISE = ("all", "last", "everything")
 
 
 def default(tokenizer: str | os.PathLike[str]) -> str:
-    """The layout of a tokenizer's folder, which may be in a bucket: its chat template; empty: it has none."""
+    """The layout of a tokenizer's folder, which may be in a bucket: its chat template; empty: it has none.
+
+    Raises:
+      TokenizerError: the folder's configuration cannot be read.
+    """
     path = Path(storage.local(str(tokenizer)))
-    return TEMPLATE if is_hugging_face(path) and hf_tokenizer.has_chat_template(path) else ""
+    if not is_hugging_face(path):
+        return ""
+    files = tokenizer_files.texts(path, (tokenizer_files.CONFIG_FILE, tokenizer_files.TEMPLATE_FILE))
+    try:
+        return TEMPLATE if tokenizer_files.chat_template(files) else ""
+    except (ValueError, AttributeError) as error:
+        raise TokenizerError(f"{path / tokenizer_files.CONFIG_FILE} cannot be read: {error!r}") from error
 
 
-def check(layout: str, tokenizer: TokenizerLike, supervise: str = "all") -> None:
+def check(layout: str, tokenizer: Tokenizer, supervise: str = "all") -> None:
     """Whether a tokenizer can write a layout.
 
     Raises:
@@ -163,42 +156,56 @@ def check(layout: str, tokenizer: TokenizerLike, supervise: str = "all") -> None
     """
     if supervise not in SUPERVISE:
         raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
+    if layout not in CONTROL_TOKENS:
+        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(CONTROL_TOKENS)}")
     if layout == TEMPLATE:
-        _templated(tokenizer)
-        return
-    if layout not in LAYOUTS:
-        raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}, {TEMPLATE}")
-    for token in (*CONTROL_TOKENS[layout], STOP_TOKENS[layout]):
-        if token != PAD and tokenizer.control_id(token) == tokenizer.bos_id and token != EOS:
+        if not tokenizer.chat_template:
             raise LayoutError(
-                f"layout {layout!r} marks turns with {token!r}, this tokenizer's beginning of sequence, "
+                f"layout {TEMPLATE!r} is a Hugging Face tokenizer's chat template, and this tokenizer has "
+                f"none; use one of {', '.join(LAYOUTS)}"
+            )
+        return
+    for piece in LAYOUTS[layout]([Message("user", ""), Message("assistant", "")]):
+        if not piece.control or piece.text == BOS:
+            continue
+        if tokenizer.control_id(piece.text) == tokenizer.bos_id and piece.text != EOS:
+            raise LayoutError(
+                f"layout {layout!r} marks turns with {piece.text!r}, this tokenizer's beginning of sequence, "
                 f"which would stand there twice; use {TEMPLATE!r}, its chat template, or another layout"
             )
 
 
-def _begun(pieces: Iterable[Piece], tokenizer: TokenizerLike) -> Iterator[Piece]:
-    """The pieces without a beginning of sequence that the tokenizer lacks, or that stands there already."""
-    bos, before = tokenizer.bos_id, None
-    for piece in pieces:
+def pieces(messages: Sequence[Message], layout: str, tokenizer: Tokenizer) -> list[Piece]:
+    """The pieces of a conversation as the tokenizer gets them, neighbouring texts of equal loss joined.
+
+    Raises:
+      LayoutError: the turns do not alternate, or the answers of a template cannot be located exactly.
+    """
+    try:
+        records.check_turns(messages)
+    except RecordError as error:
+        raise LayoutError(str(error)) from error
+    if layout == TEMPLATE:
+        return list(joined(chat_template.pieces(messages, tokenizer.chat_template or "", tokenizer)))
+    found, before, texts = list[Piece](), None, 0
+    for piece in LAYOUTS[layout](messages):
         begins = piece.control and piece.text == BOS
-        if begins and bos in (None, before):
+        if begins and tokenizer.bos_id in (None, before):
             continue
-        before = (bos if begins else tokenizer.control_id(piece.text)) if piece.control else None
-        yield piece
+        before = tokenizer.control_id(piece.text) if piece.control else None
+        texts += not piece.control
+        found.append(dataclasses.replace(piece, leads=not piece.control and texts == 1))
+    return list(joined(found))
 
 
-def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Neighbouring texts of equal supervision as one piece, so that each run is tokenised once."""
-    held: Piece | None = None
-    for piece in pieces:
-        if held and not (held.control or piece.control) and held.supervised == piece.supervised:
-            held = dataclasses.replace(held, text=held.text + piece.text)
-            continue
-        if held:
-            yield held
-        held = piece
-    if held:
-        yield held
+def joined(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Neighbouring texts of equal loss as one piece, so that each run is tokenised once."""
+    for (control, _), run in itertools.groupby(pieces, key=lambda piece: (piece.control, piece.loss)):
+        first, *others = run
+        if control:
+            yield from (first, *others)
+        else:
+            yield dataclasses.replace(first, text="".join(piece.text for piece in (first, *others)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,103 +217,79 @@ class Encoded:
     roles: np.ndarray
 
 
-ROLE_NAMES = ("system", "user", "assistant")
-SUPERVISE = ("all", "last", "everything")
-
-
-def encode(
-    messages: Sequence[Message], layout: str, tokenizer: TokenizerLike, supervise: str = "all"
-) -> Encoded:
+def encode(messages: Sequence[Message], layout: str, tokenizer: Tokenizer, supervise: str = "all") -> Encoded:
     """Tokens of a conversation; the same ids at training and at inference.
 
     `supervise`: "all" puts the loss on every answer, "last" on the last one, "everything" on prompts too;
     the ids are the same. An answer's loss is scaled by its message's weight.
 
     Raises:
-      LayoutError, TokenizerError: as `check`; or the turns do not alternate, `supervise` is unknown, or the
-        answers of a template cannot be located exactly.
+      LayoutError, TokenizerError: as `check` and `pieces`.
     """
     return encode_all([messages], layout, tokenizer, supervise)[0]
 
 
 def encode_all(
-    conversations: Sequence[Sequence[Message]], layout: str, tokenizer: TokenizerLike, supervise: str = "all"
+    conversations: Sequence[Sequence[Message]], layout: str, tokenizer: Tokenizer, supervise: str = "all"
 ) -> list[Encoded]:
     """`encode` of many conversations, faster than one by one; raises as it does."""
     check(layout, tokenizer, supervise)
-    try:
-        for messages in conversations:
-            records.check_turns(messages)
-    except RecordError as error:
-        raise LayoutError(str(error)) from error
-    if layout == TEMPLATE:
-        chats = [chat_template.encode(messages, _templated(tokenizer)) for messages in conversations]
-        encoded = [
-            Encoded(
-                np.array(chat.ids, np.int32),
-                np.array(chat.supervised, np.float32),
-                np.array([ROLE_NAMES.index(role) for role in chat.roles], np.int8),
+    if supervise == "last":
+        conversations = [_last_alone(messages) for messages in conversations]
+    every = [pieces(messages, layout, tokenizer) for messages in conversations]
+    # All texts that lead are tokenised in one call, and all others in another.
+    ids = {
+        leads: iter(
+            tokenizer.encode_all(
+                [one.text for part in every for one in part if not one.control and one.leads == leads],
+                first=leads,
             )
-            for chat in chats
-        ]
-    else:
-        encoded = _encode_pieces([LAYOUTS[layout](messages) for messages in conversations], tokenizer)
+        )
+        for leads in (True, False)
+    }
     found = []
-    for one, messages in zip(encoded, conversations):
-        begins = np.diff(one.weights, prepend=0.0) > 0  # where answers do: runs of ones
-        weights = one.weights.copy()
-        if supervise == "last" and begins.any():
-            weights[: np.flatnonzero(begins)[-1]] = 0.0
-        elif supervise == "everything":
-            weights[:] = 1.0
-        scales = [message.weight for message in messages if message.role == "assistant"]
-        if any(scale != 1 for scale in scales):
-            of_answers = np.array([1.0, *scales], np.float32)[np.cumsum(begins)]
-            weights = (weights * np.where(one.weights > 0, of_answers, 1)).astype(np.float32)
-        found.append(dataclasses.replace(one, weights=weights))
-    return found
-
-
-def _encode_pieces(conversations: Iterable[Iterable[Piece]], tokenizer: TokenizerLike) -> list[Encoded]:
-    """Of each conversation's pieces; all first texts are tokenised in one call, and all others in another."""
-    every = [list(joined(_begun(pieces, tokenizer))) for pieces in conversations]
-    texts = [[piece.text for piece in pieces if not piece.control] for pieces in every]
-    first = iter(tokenizer.encode_all([text for part in texts for text in part[:1]], first=True))
-    others = iter(tokenizer.encode_all([text for part in texts for text in part[1:]], first=False))
-    found = []
-    for pieces in every:
-        ids = itertools.chain(itertools.islice(first, 1), others)
-        parts = [[tokenizer.control_id(piece.text)] if piece.control else next(ids) for piece in pieces]
+    elsewhere = 1.0 if supervise == "everything" else 0.0
+    for part in every:
+        parts = [[tokenizer.control_id(one.text)] if one.control else next(ids[one.leads]) for one in part]
         lengths = [len(part) for part in parts]
-        weights = np.array([piece.supervised for piece in pieces], np.float32)
-        roles = np.array([ROLE_NAMES.index(piece.role) for piece in pieces], np.int8)
+        weights = np.array([elsewhere if one.loss is None else one.loss for one in part], np.float32)
+        roles = np.array([ROLE_NAMES.index(one.role) for one in part], np.int8)
         tokens = np.array(list(itertools.chain.from_iterable(parts)), np.int32)
         found.append(Encoded(tokens, np.repeat(weights, lengths), np.repeat(roles, lengths)))
     return found
 
 
-def stop_ids(layout: str, tokenizer: TokenizerLike) -> tuple[int, ...]:
+def _last_alone(messages: Sequence[Message]) -> list[Message]:
+    """The messages with loss on the last answer only."""
+    last = max((at for at, message in enumerate(messages) if message.role == "assistant"), default=0)
+    return [
+        dataclasses.replace(message, weight=0.0) if message.role == "assistant" and at != last else message
+        for at, message in enumerate(messages)
+    ]
+
+
+PROBE = "\ufffc"  # an answer that no layout writes a part of
+
+
+@functools.lru_cache(maxsize=16)
+def _answer(layout: str, tokenizer: Tokenizer) -> tuple[str, tuple[str, str]]:
+    """The token that ends an answer, and the text before and after it, seen on the shortest conversation."""
+    check(layout, tokenizer)
+    messages = [Message("user", "a"), Message("assistant", PROBE)]
+    said, stop = (piece for piece in pieces(messages, layout, tokenizer) if piece.loss is not None)
+    before, _, after = said.text.partition(PROBE)
+    return stop.text, (before, after)
+
+
+def stop_ids(layout: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What ends a reply: the layout's token; for a template its end of turn and the folder's own ends.
 
-    Raises as `check` does.
+    Raises as `encode` does.
     """
-    check(layout, tokenizer)
-    if layout == TEMPLATE:
-        templated = _templated(tokenizer)
-        return tuple(dict.fromkeys([chat_template.probe(templated).stop_id, *templated.eos_ids]))
-    return (tokenizer.control_id(STOP_TOKENS[layout]),)
+    own = (tokenizer.control_id(_answer(layout, tokenizer)[0]),)
+    return tuple(dict.fromkeys([*own, *tokenizer.eos_ids])) if layout == TEMPLATE else own
 
 
-def answer_frame(layout: str, tokenizer: TokenizerLike) -> tuple[str, str]:
-    """The text that a layout writes before and after an answer."""
-    return chat_template.probe(_templated(tokenizer)).frame if layout == TEMPLATE else ANSWER_FRAMES[layout]
-
-
-def _templated(tokenizer: TokenizerLike) -> HuggingFaceTokenizer:
-    """Raises LayoutError for a tokenizer without a chat template."""
-    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.chat_template:
-        return tokenizer
-    raise LayoutError(
-        f"layout {TEMPLATE!r} is a Hugging Face tokenizer's chat template, and this tokenizer has none; "
-        f"use one of {', '.join(LAYOUTS)}"
-    )
+def answer_frame(layout: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The text that a layout writes before and after an answer within what carries loss."""
+    return _answer(layout, tokenizer)[1]

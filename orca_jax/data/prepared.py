@@ -20,7 +20,7 @@ from orca_jax import artifacts, files
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import TokenizerError, TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer, TokenizerError
 from orca_jax.data.traces import Candidate, PlacedTraces
 from orca_jax.progress import progress
 from orca_jax.queries import contamination
@@ -136,7 +136,7 @@ def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:
 
 def make_tokenizer(
     config: ExperimentConfig, workdir: Path, source: str, inputs: dict[str, str], *, remake: bool = False
-) -> TokenizerLike:
+) -> Tokenizer:
     """The tokenizer at `source` with the layout's control tokens, or one trained on the traces if empty.
 
     Raises:
@@ -192,7 +192,7 @@ def make_store(
     config: ExperimentConfig,
     workdir: Path,
     name: str,
-    tokenizer: TokenizerLike,
+    tokenizer: Tokenizer,
     inputs: dict[str, str],
     how: tokens.Run,
     *,

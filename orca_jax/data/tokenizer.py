@@ -1,8 +1,12 @@
-"""SentencePiece tokenizers, with control tokens that no text can spell.
+"""Tokenizers, with control tokens that no text can spell.
 
-A tokenizer is a folder: `tokenizer.model` (SentencePiece) and `control_tokens.json`, the names of the
-ids that follow its pieces. The paper adds one pad token, which makes LLaMA's 32,000 ids 32,001
-(section 3.2).
+A tokenizer is a folder: `tokenizer.model` (SentencePiece) and `control_tokens.json`, the names of the ids
+that follow its pieces, or a Hugging Face one with `tokenizer.json`. The paper adds one pad token, which makes
+LLaMA's 32,000 ids 32,001 (section 3.2).
+
+Both are read by the `tokenizers` library. It knows two things that a text must not decide here: special
+tokens, which stay text wherever a text spells them, and the space that tokenizers of SentencePiece's kind put
+before a text. The second is a step in tokenizer.json, so each tokenizer is built with it, and without.
 """
 
 from __future__ import annotations
@@ -10,172 +14,314 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import sentencepiece
+import tokenizers
 
 from orca_jax import artifacts, storage
+from orca_jax.data import tokenizer_files
+from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError
 
-PAD = "[[PAD]]"
 BOS = "<s>"
 EOS = "</s>"
 MODEL_FILE = "tokenizer.model"
 CONTROL_FILE = "control_tokens.json"
-# ModelProto{normalizer_spec(3){add_dummy_prefix(3): false}}: protobuf merges messages set end to end.
-# The library's Python messages would do it too, but need a newer protobuf than Apache Beam allows.
-NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+TORN = "\ufffd"  # what bytes decode to that are no whole character
+# The characters that the library calls white space; Python's own list has four more.
+WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+STEPS_OF = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+# Where several cores are to encode, `prepare` has a process for each.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-class TokenizerError(ValueError):
-    """A tokenizer cannot be read or used; the message names the file or the token."""
+class Special(NamedTuple):
+    """A special token in a text, and the characters [start, end) that it takes."""
 
-
-class TokenizerLike(Protocol):
-    """What `Tokenizer` and `hf_tokenizer.HuggingFaceTokenizer` both are."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def control_ids(self) -> dict[str, int]: ...
-
-    @property
-    def bos_id(self) -> int | None: ...
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def control_id(self, token: str) -> int: ...
-
-    def encode(self, text: str, *, first: bool) -> list[int]: ...
-
-    def encode_all(self, texts: Sequence[str], *, first: bool) -> list[list[int]]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def token_text(self, token_id: int) -> str: ...
-
-    def save(self, directory: str | os.PathLike[str]) -> None: ...
+    name: str
+    start: int
+    end: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A SentencePiece model and the control tokens whose ids follow its pieces.
+    """The texts of a Hugging Face folder by name. Made by `load`, `from_sentencepiece` and `train`.
 
-    `encode` never yields a control id, whatever the text spells: control tokens come from layouts only.
+    `encode` never yields a control token's id, whatever the text spells. Added tokens that are not special
+    are ordinary vocabulary: a text can spell them.
+
+    Attributes:
+      model: the SentencePiece model that the files are made of, which is what `save` writes; empty: none.
+      control_tokens: the names of the ids after the model's.
     """
 
-    model: bytes = dataclasses.field(repr=False)
-    control_tokens: tuple[str, ...] = (PAD,)
+    files: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
+    model: bytes = dataclasses.field(default=b"", repr=False)
+    control_tokens: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if PAD not in self.control_tokens:
-            raise TokenizerError(f"control tokens {self.control_tokens} lack the pad token {PAD}")
-        for name, token_id in ((BOS, self._plain.bos_id()), (EOS, self._plain.eos_id())):
-            if token_id < 0:
-                raise TokenizerError(f"the SentencePiece model has no {name}; train one with bos and eos ids")
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what is built: the library's objects forget in a pickle that special tokens stay text.
+        return Tokenizer, (self.files, self.model, self.control_tokens)
 
     @functools.cached_property
-    def _plain(self) -> sentencepiece.SentencePieceProcessor:
-        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+    def _json(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(dict(self.files)[TOKENIZER_FILE])
+        return data
 
     @functools.cached_property
-    def _continuing(self) -> sentencepiece.SentencePieceProcessor:
-        """The same pieces without the space that SentencePiece puts before a text."""
-        return sentencepiece.SentencePieceProcessor(model_proto=self.model + NO_DUMMY_PREFIX)
+    def _first(self) -> tokenizers.Tokenizer:
+        return _build(self._json, prefix=True)
 
-    @property
+    @functools.cached_property
+    def _continuing(self) -> tokenizers.Tokenizer:
+        """The same without the space that is put before a text."""
+        return _build(self._json, prefix=False)
+
+    @functools.cached_property
     def vocab_size(self) -> int:
-        return self._plain.vocab_size() + len(self.control_tokens)
+        """One more than the highest id."""
+        return max(self._first.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def special_names(self) -> dict[str, str]:
+        """What chat templates know: `bos_token`, `eos_token`, ... as far as the folder names them."""
+        return tokenizer_files.named_tokens(dict(self.files))
+
+    @functools.cached_property
+    def _special(self) -> dict[str, dict[str, Any]]:
+        return {token["content"]: token for token in self._json["added_tokens"] if token["special"]}
+
+    @functools.cached_property
+    def special_pattern(self) -> str:
+        """A regular expression of the special tokens' names, the longest first."""
+        return "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
 
     @functools.cached_property
     def control_ids(self) -> dict[str, int]:
-        """Ids of the control tokens, the model's own beginning and end of sequence among them."""
-        start = self._plain.vocab_size()
-        own = {BOS: self._plain.bos_id(), EOS: self._plain.eos_id()}
-        return own | {token: start + i for i, token in enumerate(self.control_tokens)}
+        """Ids of the special tokens; beginning and end of sequence go by `<s>` and `</s>` too."""
+        ids = {name: token["id"] for name, token in self._special.items()}
+        return {alias: ids[name] for alias, name in self._aliases.items()} | ids
 
-    @property
-    def bos_id(self) -> int:
-        return self.control_ids[BOS]
-
-    @property
-    def pad_id(self) -> int:
-        return self.control_ids[PAD]
+    @functools.cached_property
+    def _aliases(self) -> dict[str, str]:
+        """The names that layouts know to those that the folder gives."""
+        keys = {BOS: "bos_token", EOS: "eos_token"}
+        return {alias: self.special_names[key] for alias, key in keys.items() if key in self.special_names}
 
     def control_id(self, token: str) -> int:
-        """The id of a control token.
+        """The id of a control token; `<s>` and `</s>` are whatever begins and ends a sequence here.
 
         Raises:
-          TokenizerError: this tokenizer was made without it.
+          TokenizerError: this tokenizer has none of that name.
         """
-        if token not in self.control_ids:
+        name = self._aliases.get(token, token)
+        if name not in self.control_ids:
             raise TokenizerError(
                 f"tokenizer has no control token {token!r}, only {', '.join(self.control_ids)}"
             )
-        return self.control_ids[token]
+        return self.control_ids[name]
+
+    @property
+    def bos_id(self) -> int | None:
+        """None where the folder names no beginning of sequence."""
+        return self.control_id(BOS) if BOS in self._aliases else None
+
+    @property
+    def pad_id(self) -> int:
+        return self.control_id(self.special_names["pad_token"])
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends a sequence: the folder's own token, then those of its generation config."""
+        own = [self.control_id(EOS)] if EOS in self._aliases else []
+        text = dict(self.files).get(tokenizer_files.GENERATION_FILE)
+        return tuple(dict.fromkeys(own + (json.loads(text)["eos_token_id"] if text else [])))
 
     def encode(self, text: str, *, first: bool) -> list[int]:
-        """Ids of a text; only the first text of a sequence gets SentencePiece's leading space."""
-        return (self._plain if first else self._continuing).encode(text)
+        """Ids of a text; only the first text of a sequence gets the tokenizer's leading space, if any.
+
+        Raises:
+          TokenizerError: the tokenizer's model itself takes a part of the text for a special token.
+        """
+        return self.encode_all([text], first=first)[0]
 
     def encode_all(self, texts: Sequence[str], *, first: bool) -> list[list[int]]:
         """Ids of each text, as `encode` gives them; faster than one by one."""
-        return (self._plain if first else self._continuing).encode(list(texts), num_threads=1)
+        library = self._first if first else self._continuing
+        found = [one.ids for one in library.encode_batch_fast(list(texts), add_special_tokens=False)]
+        for text, ids in zip(texts, found):
+            if not self._unspellable.isdisjoint(ids):
+                name = self.token_text(min(self._unspellable.intersection(ids)))
+                raise TokenizerError(
+                    f"the tokenizer's model makes special token {name!r} of the text {text[:60]!r}; it "
+                    "cannot keep texts and control tokens apart"
+                )
+        return found
+
+    @functools.cached_property
+    def _unspellable(self) -> set[int]:
+        """Ids that no text may have: the unknown token alone is the model's own to give."""
+        model = self._json["model"]
+        return set(self.control_ids.values()) - {
+            model.get("unk_id", self.control_ids.get(model.get("unk_token") or ""))
+        }
+
+    def special_tokens(self, text: str) -> list[Special]:
+        """Special tokens spelled in a text, leftmost and longest first, as the library finds them.
+
+        They take the white space that their flags let them swallow.
+        """
+        found: list[Special] = []
+        for match in re.finditer(self.special_pattern, text):
+            start, end = match.span()
+            floor, flags = found[-1].end if found else 0, self._special[match.group()]
+            if flags["lstrip"]:
+                start = floor + len(text[floor:start].rstrip(WHITE_SPACE))
+            if flags["rstrip"]:
+                end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
+            found.append(Special(match.group(), start, end))
+        return found
+
+    @functools.cached_property
+    def leads_sections(self) -> bool:
+        """Whether the leading space stands after special tokens too, where transformers encodes."""
+        steps = [*_steps(self._json, "normalizer"), *_steps(self._json, "pre_tokenizer")]
+        schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
+        return any(step["type"] == "Prepend" for step in steps) or "always" in schemes or True in schemes
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens are recognised by name, as transformers gives them."""
+        ids: list[int] = []
+        position = 0
+        for name, start, end in [*self.special_tokens(text), Special("", len(text), len(text))]:
+            if part := text[position:start]:
+                ids += self.encode(part, first=position == 0 or self.leads_sections)
+            ids += [self.control_ids[name]] if name else []
+            position = end
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that continue a sequence; control tokens are left out."""
-        pieces = self._plain.vocab_size()
-        return self._continuing.decode([int(i) for i in ids if 0 <= i < pieces])
+        special = set(self.control_ids.values())
+        kept = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) not in special]
+        text = str(self._continuing.decode(kept, skip_special_tokens=False))
+        if TORN not in text or "ByteFallback" not in self._decoders:
+            return text
+        # Of a run of bytes that ends within a character the library would keep nothing.
+        pieces = [str(self._continuing.id_to_token(i)) for i in kept]
+        runs = itertools.groupby(pieces, key=lambda piece: bool(re.fullmatch("<0x[0-9A-F]{2}>", piece)))
+        spelled = [
+            [bytes(int(piece[3:5], 16) for piece in run).decode(errors="replace")] if are_bytes else [*run]
+            for are_bytes, run in runs
+        ]
+        return str(self._continuing.decoder.decode([*itertools.chain.from_iterable(spelled)]))
 
     def token_text(self, token_id: int) -> str:
-        """How one id is shown to a person: its piece, with spaces visible, or the control token's name."""
-        pieces = self._plain.vocab_size()
-        if token_id >= pieces:
-            return self.control_tokens[token_id - pieces]
-        return self._plain.id_to_piece(int(token_id))
+        """How one id is shown to a person: its piece with spaces visible, or the control token's name."""
+        piece = self._first.id_to_token(int(token_id))
+        if piece is None:
+            return f"<unused {token_id}>"
+        # Pieces spelled in stand-ins for bytes are for no person to read.
+        if "ByteLevel" not in self._decoders or token_id in self.control_ids.values():
+            return str(piece)
+        text = self.decode([token_id])
+        return str(piece) if TORN in text else text.replace(" ", "▁").replace("\n", "<0x0A>")
 
-    @property
+    @functools.cached_property
+    def _decoders(self) -> set[str]:
+        return {step["type"] for step in _steps(self._json, "decoder")}
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        """The folder's chat template, the one named `default` where there are several.
+
+        Raises:
+          TokenizerError: there are several, and none is named so.
+        """
+        return tokenizer_files.chat_template(dict(self.files))
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        return artifacts.digest([self.model.hex(), self.control_tokens])
+        return artifacts.digest([self.model.hex(), self.control_tokens] if self.model else self.files)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        with artifacts.atomic_write(Path(directory) / MODEL_FILE, "wb") as file:
-            file.write(self.model)
-        with artifacts.atomic_write(Path(directory) / CONTROL_FILE) as file:
-            json.dump(self.control_tokens, file)
+        files: Mapping[str, str | bytes] = dict(self.files)
+        if self.model:
+            files = {MODEL_FILE: self.model, CONTROL_FILE: json.dumps(self.control_tokens)}
+        for name, content in files.items():
+            with artifacts.atomic_write(Path(directory) / name, "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode())
 
 
-def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> TokenizerLike:
+def _steps(data: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json (normalizer, pre_tokenizer, decoder), nested ones unfolded."""
+    step = data.get(part)
+    if not step:
+        return []
+    if step["type"] != "Sequence":
+        return [step]
+    return [found for one in step[STEPS_OF[part]] for found in _steps({part: one}, part)]
+
+
+def _without_prefix(step: dict[str, Any]) -> dict[str, Any] | None:
+    """A step that puts nothing before a text, and takes nothing from before it when decoding."""
+    if step["type"] == "Prepend":
+        return None
+    if step["type"] == "Strip" and "start" in step:  # the decoder; the normalizer of that name has other keys
+        return {**step, "start": 0}
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never", "add_prefix_space": False}
+    return {**step, "add_prefix_space": False} if step["type"] == "ByteLevel" else step
+
+
+def _build(data: Mapping[str, Any], *, prefix: bool) -> tokenizers.Tokenizer:
+    """The library's tokenizer, which takes no text for a special token and adds none."""
+    changed = {**data, "post_processor": None, "truncation": None, "padding": None}
+    for part in () if prefix else STEPS_OF:
+        steps = [step for each in _steps(data, part) if (step := _without_prefix(each)) is not None]
+        changed[part] = {"type": "Sequence", STEPS_OF[part]: steps} if steps else None
+    if (
+        data["model"]["type"] == "Unigram"
+    ):  # where special tokens are pieces: with scores that no text chooses
+        special = {token["content"] for token in data["added_tokens"] if token["special"]}
+        vocab = [[piece, -1e9 if piece in special else score] for piece, score in data["model"]["vocab"]]
+        changed["model"] = {**data["model"], "vocab": vocab}
+    built = tokenizers.Tokenizer.from_str(json.dumps(changed))
+    built.encode_special_tokens = True
+    return built
+
+
+def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> Tokenizer:
     """Reads a tokenizer's folder, or a bare SentencePiece file to which `control_tokens` are added.
 
     It may be in a bucket. A folder is one of ours or a Hugging Face one; to the second, `control_tokens` that
-    it lacks are added.
+    it lacks are added, `[[PAD]]` if it names no pad token.
 
     Raises:
-      TokenizerError: nothing readable is there.
+      TokenizerError: nothing readable is there; names the file.
     """
     path = Path(storage.local(str(path)))
     if is_hugging_face(path):
-        from orca_jax.data import hf_tokenizer  # which imports this module
-
-        return hf_tokenizer.load(path, control_tokens or ())
-    return _load_sentencepiece(path, control_tokens)
-
-
-def is_hugging_face(path: Path) -> bool:
-    """Whether a folder on this machine is a Hugging Face tokenizer's, and none of ours."""
-    return not (path / CONTROL_FILE).is_file() and (path / "tokenizer.json").is_file()
-
-
-def _load_sentencepiece(path: Path, control_tokens: Sequence[str] | None) -> Tokenizer:
+        try:
+            files = tokenizer_files.read_folder(path, control_tokens or ())
+            tokenizer = Tokenizer(tuple(sorted(files.items())))
+            for name, token_id in tokenizer.control_ids.items():
+                known = tokenizer._first.token_to_id(name)
+                if known not in (None, token_id):
+                    raise TokenizerError(
+                        f"{TOKENIZER_FILE} gives {name!r} the id {token_id}, the library reads {known}"
+                    )
+        except Exception as error:  # the library raises plain Exceptions
+            raise TokenizerError(f"{path} cannot be used as a tokenizer: {error!r}") from error
+        return tokenizer
     model_path = path / MODEL_FILE if path.is_dir() else path
     if not model_path.is_file():
         raise TokenizerError(f"no SentencePiece model at {model_path}")
@@ -185,11 +331,25 @@ def _load_sentencepiece(path: Path, control_tokens: Sequence[str] | None) -> Tok
                 f"{path} has no {CONTROL_FILE}; give the path of {MODEL_FILE} itself instead"
             )
         control_tokens = json.loads((path / CONTROL_FILE).read_text(encoding="utf-8"))
-    model = model_path.read_bytes()
     try:
-        return Tokenizer(model, tuple(control_tokens or (PAD,)))
-    except (RuntimeError, TokenizerError) as error:
+        return from_sentencepiece(model_path.read_bytes(), control_tokens or (PAD,))
+    except Exception as error:  # protobuf has its own
         raise TokenizerError(f"{model_path} cannot be used as a SentencePiece model: {error}") from error
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a folder on this machine is a Hugging Face tokenizer's, and none of ours."""
+    return not (path / CONTROL_FILE).is_file() and (path / TOKENIZER_FILE).is_file()
+
+
+def from_sentencepiece(model: bytes, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:
+    """The tokenizer of a SentencePiece model and of the control tokens whose ids follow its pieces.
+
+    Raises:
+      TokenizerError: the model is none whose ids the `tokenizers` library can give; says why.
+    """
+    files = tokenizer_files.from_sentencepiece(model, control_tokens)
+    return Tokenizer(tuple(sorted(files.items())), model, tuple(control_tokens))
 
 
 def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:
@@ -222,4 +382,4 @@ def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] =
             f"cannot train {vocab_size} ids, {len(control_tokens)} control tokens among them; "
             f"set student.vocab_size otherwise: {error}"
         ) from error
-    return Tokenizer(sink.getvalue(), tuple(control_tokens))
+    return from_sentencepiece(sink.getvalue(), control_tokens)

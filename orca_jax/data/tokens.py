@@ -28,7 +28,7 @@ import numpy as np
 
 from orca_jax import artifacts, files
 from orca_jax.data import layouts
-from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.data.traces import Traces
 from orca_jax.records import Message, Outcome, Trace, half_pair
 
@@ -92,7 +92,7 @@ class Encoder:
       LayoutError: nothing can be encoded in this way.
     """
 
-    tokenizer: TokenizerLike
+    tokenizer: Tokenizer
     layout: str
     supervise: str = "all"
 

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 
 from orca_jax.data import layouts
-from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer
 
 TORN = "\ufffd"  # what a character decodes to of which some bytes are still to come
 
@@ -18,7 +18,7 @@ class Detokenizer:
     reply where that token comes, which no text shows.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, layout: str | None, stops: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, layout: str | None, stops: Sequence[str] = ()):
         self.tokenizer = tokenizer
         self.stops = tuple(stop for stop in stops if stop)
         self._stop_ids = {tokenizer.control_ids[stop] for stop in self.stops if stop in tokenizer.control_ids}

@@ -17,7 +17,7 @@ from orca_jax.config import LlamaConfig, MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
-from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.serving.worker import Worker
@@ -43,7 +43,7 @@ class LocalStudent:
         self,
         params: Any,
         config: LlamaConfig,
-        tokenizer: TokenizerLike,
+        tokenizer: Tokenizer,
         layout: str,
         *,
         checkpoint: str,

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 
 from orca_jax.data import layouts, tokenizer_export
-from orca_jax.data.hf_tokenizer import HuggingFaceTokenizer
-from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerLike
+from orca_jax.data.tokenizer import BOS, Tokenizer
+from orca_jax.data.tokenizer_files import SPACE
 from orca_jax.records import Message
 from orca_jax.serving.detokenizer import TORN
 
@@ -20,7 +20,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 class Vocabulary:
     """A student's tokenizer, and the beginning of sequence that its layout puts first, if it does."""
 
-    def __init__(self, tokenizer: TokenizerLike, layout: str):
+    def __init__(self, tokenizer: Tokenizer, layout: str):
         self.tokenizer, self.layout = tokenizer, layout
         first = int(layouts.encode([Message("user", "Hello")], layout, tokenizer).tokens[0])
         self.bos = first if tokenizer.control_ids.get(BOS) == first else None
@@ -40,14 +40,14 @@ class Vocabulary:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text in which control tokens are recognised by name."""
-        if isinstance(self.tokenizer, HuggingFaceTokenizer):
-            return [token.id for token in self.tokenizer.encode_rendered(text, [])]
+        if not self.tokenizer.model:
+            return self.tokenizer.encode_rendered(text)
         ids: list[int] = []
         at, first = 0, True
         for found in [*self._controls.finditer(text), None]:
             between = text[at : found.start() if found else None]
             # Our chat templates write the space that encoding puts before a first text.
-            spaced = between.startswith(tokenizer_export.SPACE)
+            spaced = between.startswith(SPACE)
             ids += self.tokenizer.encode(between, first=first and not spaced) if between else []
             first = first and not between
             if found:
@@ -103,14 +103,10 @@ class Vocabulary:
     @property
     def chat_template(self) -> str | None:
         """The template (jinja) that writes the layout."""
-        if isinstance(self.tokenizer, HuggingFaceTokenizer):
-            return self.tokenizer.chat_template
-        return tokenizer_export.CHAT_TEMPLATES.get(self.layout)
+        written = tokenizer_export.CHAT_TEMPLATES.get(self.layout) if self.tokenizer.model else None
+        return written or self.tokenizer.chat_template
 
     @property
     def special_names(self) -> dict[str, str | None]:
         """`bos_token`, `eos_token` and `pad_token` by name."""
-        if isinstance(self.tokenizer, HuggingFaceTokenizer):
-            named = self.tokenizer.special_names
-            return {key: named.get(key) for key in ("bos_token", "eos_token", "pad_token")}
-        return {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+        return {key: self.tokenizer.special_names.get(key) for key in ("bos_token", "eos_token", "pad_token")}

@@ -16,7 +16,7 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.config import LlamaConfig, MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import TokenizerLike
+from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.progress import progress
 from orca_jax.student import huggingface
 from orca_jax.student.sharding import make_mesh
@@ -72,7 +72,7 @@ def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: s
     log.info("exported %d parameters as %s to %s", count, dtype, out)
 
 
-def special_ids(tokenizer: TokenizerLike, layout: str) -> dict[str, Any]:
+def special_ids(tokenizer: Tokenizer, layout: str) -> dict[str, Any]:
     """The ids that other programs need; the end of sequence is the one trained to end an answer."""
     stop = layouts.stop_ids(layout, tokenizer)
     return {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.chat_template import TemplateError, render, text_of
+from orca_jax.data.chat_template import TemplateError, pieces, text_of
 from orca_jax.data.layouts import TEMPLATE, LayoutError, encode
 from orca_jax.records import Message
 from tests.data import hf_folders
@@ -18,7 +18,7 @@ from tests.data.hf_folders import CHATML, ENDS, TEMPLATES
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 SPELLINGS = ["</s>", "<s>", "<|im_start|>", "<|im_end|>\n", "<|turn|>", "[INST]", " <|strip|> ", "user", "▁"]
-PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="\ue100\ue101\ue102\ue103"), max_size=12)
+PLAIN = st.text(st.characters(codec="utf-8", max_codepoint=0x10FDFF), max_size=12)
 TEXT = st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=4).map("".join)
 SAID = PLAIN.filter(lambda text: not {"<", "["} & set(text))
 KINDS = ["byte_level", "prepend", "metaspace_first", "metaspace_always"]
@@ -77,16 +77,15 @@ def tokenizer_of(folder_of):
 @EVERY_TEMPLATE
 @given(messages=conversations())
 @settings(max_examples=40)
-def test_every_message_is_found_where_it_stands(name, messages):
+def test_pieces_are_what_the_template_writes(name, tokenizer_of, messages):
+    tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
     for spoken in (messages, messages[:-1]):
-        rendered = render(TEMPLATES[name], spoken, NAMES, prompt=spoken is not messages)
         contents = [(m.role, m.content) for m in spoken]
-        assert rendered.text == text_of(TEMPLATES[name], contents, NAMES, spoken is not messages)
-        found = {span.message: rendered.text[span.start : span.end] for span in rendered.contents}
-        for index, message in enumerate(spoken):
-            if message.content.strip() or message.role == "assistant":
-                trimmed = message.content.strip() if name == "headers" else message.content
-                assert found[index] == trimmed
+        text = text_of(TEMPLATES[name], contents, NAMES, spoken is not messages)
+        written = "".join(piece.text for piece in pieces(spoken, TEMPLATES[name], tokenizer))
+        if name == "swallowing":  # its special token takes the white space around it
+            text, written = ("".join(each.split()) for each in (text, written))
+        assert written == text
 
 
 @EVERY_TEMPLATE
@@ -155,11 +154,6 @@ def test_a_reply_ends_with_the_turn_or_the_sequence(name, tokenizer_of):
     assert set(ends) == {ends[0], tokenizer.control_id("</s>")}
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_other_layouts_have_one_stop_token(layout, tokenizer):
-    assert layouts.stop_ids(layout, tokenizer) == (tokenizer.control_id(layouts.STOP_TOKENS[layout]),)
-
-
 def test_arrays_are_aligned_and_typed(tokenizer_of):
     encoded = encode(exchange(), TEMPLATE, tokenizer_of("byte_level", CHATML))
     assert [a.dtype for a in (encoded.tokens, encoded.weights, encoded.roles)] == [
@@ -185,22 +179,12 @@ BROKEN = {
         "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
         "writes no special token after message 2",
     ),
-    "end after text": (
-        FOR + "{{ m.role ~ ':\\n' ~ m.content ~ ' (over)' ~ eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
-        r"writes ' \(over\)' between message 2",
-    ),
     "no header in the prompt": (
         FOR + TURN + "{% endfor %}",
-        r"writes '<\|im_start\|>assistant\\n' between message 2",
+        r"writes '<\|im_start\|>' between the prompt for message 2 and the answer",
     ),
     "another prompt": (
         FOR + TURN + "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>bot\\n' }}{% endif %}",
-        "prompt for message 2 is not the start",
-    ),
-    "a space that belongs to the answer": (
-        FOR + "{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
         "prompt for message 2 is not the start",
     ),
     "no answer": (
@@ -211,26 +195,18 @@ BROKEN = {
         FOR + TURN + "{% if m.role == 'assistant' %}" + TURN + "{% endif %}{% endfor %}" + ASK,
         "message 2, an answer, 2 times",
     ),
-    "capitals": (
-        FOR + TURN.replace("m.content", "m.content | upper") + "{% endfor %}" + ASK,
-        "changes a message otherwise than by trimming",
+    "a count of characters": (
+        FOR + TURN + "{{ m.content | length }}{% endfor %}" + ASK,
+        "depends on a message in a way that keeps it from being located: near character 4",
     ),
-    "a look at the content": (
-        FOR + TURN + "{% if 'blue' in m.content %}!{% endif %}{% endfor %}" + ASK,
-        "changes a message otherwise",
+    "an answer that is cut": (
+        FOR + TURN.replace("m.content", "m.content[:3]") + "{% endfor %}" + ASK,
+        "depends on a message in a way",
     ),
     "refusal": ("{{ raise_exception('speak up') }}", "refuses the conversation: speak up"),
     "bad types": ("{{ messages[0].content + 1 }}", "refuses the conversation"),
     "no jinja": ("{% for %}", "cannot be read"),
     "a way out": ("{{ messages.append(1) }}", "refuses the conversation: .*unsafe|not safely"),
-    "blocks for all": (
-        FOR + "{% generation %}" + TURN + "{% endgeneration %}{% endfor %}" + ASK,
-        "has 3 generation blocks for 1 answers",
-    ),
-    "block elsewhere": (
-        "{% generation %}{{ bos_token }}{% endgeneration %}" + CHATML,
-        "outside of its generation block",
-    ),
 }
 
 
@@ -252,18 +228,61 @@ def test_a_tokenizer_without_a_template_is_refused(tokenizer, tokenizer_of):
             encode(exchange(), TEMPLATE, without)
 
 
-def test_the_characters_that_mark_places_are_refused_in_messages():
-    with pytest.raises(TemplateError, match=r"U\+E100"):
-        render(CHATML, [Message("user", "a \ue100 b")], NAMES, prompt=True)
+AS_WRITTEN = {
+    "capitals": (FOR + TURN.replace("m.content", "m.content | upper") + "{% endfor %}" + ASK, "BLUE"),
+    "a look at the content": (
+        FOR
+        + TURN.replace("m.content", "('!' if 'blue' in m.content else '') ~ m.content")
+        + "{% endfor %}"
+        + ASK,
+        "!blue",
+    ),
+    "text before the end": (
+        FOR + "{{ m.role ~ ':\\n' ~ m.content ~ ' (over)' ~ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
+        "blue (over)",
+    ),
+    "a space that would belong to the answer": (
+        FOR + "{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+        "blue",
+    ),
+    "a header that no prompt has": (
+        FOR + "{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}",
+        "assistant: blue",
+    ),
+    "trimmed on one side": (
+        FOR + TURN.replace("m.content", "m.content.lstrip()") + "{% endfor %}" + ASK,
+        "blue",
+    ),
+    "a block around all": (
+        FOR + "{% generation %}" + TURN + "{% endgeneration %}{% endfor %}" + ASK,
+        "blue",
+    ),
+}
 
 
-def test_templates_that_trim_one_side_are_understood():
-    template = (
-        "{% for m in messages %}{{ '<' ~ m.content.lstrip() ~ '|' ~ m.content.rstrip() ~ '>' }}{% endfor %}"
-    )
-    rendered = render(template, [Message("user", "  x ")], NAMES, prompt=True)
-    assert rendered.text == "<x |  x>"
-    assert [(span.start, span.end) for span in rendered.contents] == [(1, 3), (4, 7)]
+@pytest.mark.parametrize("case", AS_WRITTEN)
+def test_the_model_learns_all_that_follows_its_prompt(case, tokenizer_of):
+    """Whatever the template makes of an answer: the prompt's ids, what it writes after it, the end."""
+    template, written = AS_WRITTEN[case]
+    tokenizer = tokenizer_of("byte_level", template)
+    trained, prompt = (encode(spoken, TEMPLATE, tokenizer) for spoken in (exchange(), exchange()[:2]))
+    size = len(prompt.tokens)
+    np.testing.assert_array_equal(trained.tokens[:size], prompt.tokens)
+    learnt = trained.tokens[trained.weights > 0]
+    assert tokenizer.decode(learnt.tolist()) == written
+    assert learnt[-1] in (tokenizer.control_id("</s>"), tokenizer.control_id("<|im_end|>"))
+    np.testing.assert_array_equal(trained.tokens[size : size + len(learnt)], learnt)
+    before, after = layouts.answer_frame(TEMPLATE, tokenizer)
+    if case != "a look at the content":
+        assert written.removeprefix(before).removesuffix(after).lower() == "blue"
+
+
+@pytest.mark.parametrize("mark", ["\U0010fe00", "\U0010fe04", "\U0010fefe"])
+def test_the_characters_that_mark_places_are_refused_in_messages(mark, tokenizer_of):
+    with pytest.raises(TemplateError, match=f"U\\+{ord(mark):X}"):
+        encode([Message("user", f"a {mark} b")], TEMPLATE, tokenizer_of("byte_level", CHATML))
 
 
 def test_the_environment_is_the_one_templates_are_written_for():

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data import layouts
-from orca_jax.data.layouts import ANSWER_FRAMES, LAYOUTS, STOP_TOKENS, LayoutError, Piece, encode, joined
-from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError
+from orca_jax.data.layouts import LAYOUTS, LayoutError, Piece, encode, joined
+from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerError, from_sentencepiece
 from orca_jax.records import Message
 
 PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=15)
@@ -26,6 +26,8 @@ SPELLINGS = [
     "assistant",
 ]
 TEXT = st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=4).map("".join)
+STOP_TOKENS = {"orca": EOS, "chatml": "<|im_end|>", "llama2": EOS, "vicuna": EOS}
+ANSWER_FRAMES = {"orca": ("", ""), "chatml": ("", ""), "llama2": (" ", " "), "vicuna": (" ", "")}
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
@@ -121,7 +123,7 @@ def test_joined_text_is_tokenised_once(layout, tokenizer, messages):
     pieces = LAYOUTS[layout](messages)
     runs = list(joined(pieces))
     for left, right in itertools.pairwise(runs):
-        assert left.control or right.control or left.supervised != right.supervised
+        assert left.control or right.control or left.loss != right.loss
     assert "".join(p.text for p in runs) == "".join(p.text for p in pieces)
     first = next(i for i, run in enumerate(runs) if not run.control)
     ids = []
@@ -292,8 +294,8 @@ def test_joined_keeps_supervised_text_apart():
     pieces = [
         Piece("a", "user"),
         Piece("b", "user"),
-        Piece("c", "assistant", True),
-        Piece("d", "assistant", True),
+        Piece("c", "assistant", 1.0),
+        Piece("d", "assistant", 1.0),
     ]
     assert [piece.text for piece in joined(pieces)] == ["ab", "cd"]
     assert list(joined([])) == []
@@ -317,11 +319,16 @@ def test_an_unknown_layout_is_named_with_the_known_ones(tokenizer):
 
 def test_a_tokenizer_without_the_layouts_control_tokens_is_refused(tokenizer):
     with pytest.raises(TokenizerError, match=r"no control token '<\|im_start\|>'"):
-        encode(exchange(), "chatml", Tokenizer(tokenizer.model, (PAD,)))
+        encode(exchange(), "chatml", from_sentencepiece(tokenizer.model, (PAD,)))
+
+
+@EVERY_LAYOUT
+def test_the_end_and_the_frame_of_answers_are_found(layout, tokenizer):
+    assert layouts.stop_ids(layout, tokenizer) == (tokenizer.control_id(STOP_TOKENS[layout]),)
+    assert layouts.answer_frame(layout, tokenizer) == ANSWER_FRAMES[layout]
 
 
 def test_every_layout_says_what_it_needs():
-    assert set(STOP_TOKENS) == set(ANSWER_FRAMES) == set(LAYOUTS)
     assert set(layouts.CONTROL_TOKENS) == {*LAYOUTS, layouts.TEMPLATE}
     for layout in LAYOUTS:
         tokens = layouts.CONTROL_TOKENS[layout]

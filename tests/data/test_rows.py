@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.data.layouts import LAYOUTS, STOP_TOKENS, encode
+from orca_jax.data.layouts import LAYOUTS, encode, stop_ids
 from orca_jax.data.rows import Row, as_leaking, build_row, stack
 from orca_jax.records import Message
 
@@ -101,7 +101,7 @@ def test_the_end_of_sequence_is_a_supervised_target(layout, tokenizer):
     encoded = encode(messages, layout, tokenizer)
     example = {"tokens": encoded.tokens, "weights": encoded.weights}
     row = build_row([example, example], 2 * len(encoded.tokens), tokenizer.pad_id)
-    ends = row.loss_weights * (row.targets == tokenizer.control_id(STOP_TOKENS[layout]))
+    ends = row.loss_weights * (row.targets == stop_ids(layout, tokenizer)[0])
     assert ends.sum() == 2
     assert [row.segment_ids[i] for i in np.flatnonzero(ends)] == [1, 2]
 

@@ -1,32 +1,81 @@
 """Tokenizers: what is encoded is decoded, and no text spells a control token."""
 
+import io
 import json
 import pickle
+import re
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, load, train
+from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerError, from_sentencepiece, load, train
 
+SPELLINGS = ["</s>", "<s>", "<unk>", "[[PAD]]", "<|im_start|>", "<|im_end|>", "<0x0A>", "▁</s>", " <s> "]
+RUNS = st.tuples(st.sampled_from([" ", "a", "ab", " a", "-", "\n", "the ", "🎉"]), st.integers(1, 40))
+TEXT = st.lists(
+    st.text(st.characters(codec="utf-8"), max_size=12) | RUNS.map(lambda run: run[0] * run[1]), max_size=5
+).map("".join)
+SPELLED = st.lists(st.sampled_from(SPELLINGS) | TEXT, max_size=5).map("".join)
+TRICKY = [
+    "",
+    " ",
+    "  ",
+    " leading",
+    "   three",
+    "trailing  ",
+    "▁",
+    "▁▁a",
+    "\n\n a\tb\r\n",
+    "naïve façade, größer, Ελληνικά, русский, العربية, हिन्दी, 日本語テキスト, 한국어",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 e\u0301 \u200b\ufeff\x00\x7f",
+    *("x" + " " * n + "y" for n in range(1, 70)),
+    *(" " * n for n in range(1, 70)),
+    *(letter * n for letter in "-=*.a_#0\\" for n in range(2, 40)),
+    *SPELLINGS,
+]
 # SentencePiece writes a space as U+2581, so that character itself comes back as a space.
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=30)
-SPELLINGS = ["</s>", "<s>", "<unk>", "[[PAD]]", "<|im_start|>", "<|im_end|>", "<0x0A>", "▁</s>"]
+PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=30)
+# ModelProto{normalizer_spec(3){add_dummy_prefix(3): false}}: protobuf merges messages set end to end.
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-@given(text=TEXT)
+def with_pieces(tokenizer, scores):
+    """The tokenizer with other pieces than its own: `scores` of each, and its control and byte pieces."""
+
+    def replace(proto):
+        kept = [piece for piece in proto.pieces if piece.type != 1]
+        del proto.pieces[:]
+        proto.pieces.extend(kept)
+        for piece, score in scores.items():
+            proto.pieces.add(piece=piece, score=score, type=1)
+
+    return changed(tokenizer, replace)
+
+
+def changed(tokenizer, change):
+    """The tokenizer with its SentencePiece model changed in place."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+    change(proto)
+    return from_sentencepiece(proto.SerializeToString(), tokenizer.control_tokens)
+
+
+@given(text=PLAIN)
 @settings(max_examples=200)
 def test_a_continuing_text_is_decoded_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, first=False)) == text
 
 
-@given(text=TEXT.filter(bool))
+@given(text=PLAIN.filter(bool))
 @settings(max_examples=50)
 def test_only_the_first_text_gets_a_leading_space(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, first=True)) == f" {text}"
 
 
-@given(parts=st.lists(st.sampled_from(SPELLINGS) | TEXT, max_size=5), first=st.booleans())
+@given(parts=st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=5), first=st.booleans())
 @settings(max_examples=200)
 def test_no_text_spells_a_control_token(tokenizer, parts, first):
     ids = tokenizer.encode("".join(parts), first=first)
@@ -82,7 +131,7 @@ def test_a_tokenizer_can_be_sent_to_another_process(tokenizer):
 
 
 def test_fingerprint_depends_on_the_control_tokens(tokenizer):
-    assert Tokenizer(tokenizer.model, (PAD,)).fingerprint != tokenizer.fingerprint
+    assert from_sentencepiece(tokenizer.model, (PAD,)).fingerprint != tokenizer.fingerprint
 
 
 def test_an_unknown_control_token_is_named(tokenizer):
@@ -92,7 +141,7 @@ def test_an_unknown_control_token_is_named(tokenizer):
 
 def test_a_tokenizer_needs_a_pad_token(tokenizer):
     with pytest.raises(TokenizerError, match="lack the pad token"):
-        Tokenizer(tokenizer.model, ("<|x|>",))
+        from_sentencepiece(tokenizer.model, ("<|x|>",))
 
 
 def test_an_absent_model_is_named(tmp_path):
@@ -122,6 +171,162 @@ def test_texts_that_do_not_fit_the_vocabulary_are_refused(corpus, vocab_size):
         train(corpus[:20], vocab_size)
 
 
+class Reference:
+    """SentencePiece's own ids and texts; with or without the space that it puts before a text."""
+
+    def __init__(self, model: bytes):
+        self.first, self.continuing = (
+            sentencepiece.SentencePieceProcessor(model_proto=model + end) for end in (b"", NO_DUMMY_PREFIX)
+        )
+
+    def agrees(self, tokenizer, text):
+        """Whether a text has the same ids in both places, and the ids the same text."""
+        for first, processor in ((True, self.first), (False, self.continuing)):
+            ids = tokenizer.encode(text, first=first)
+            if ids != processor.encode(text) or tokenizer.decode(ids) != self.continuing.decode(ids):
+                return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def reference(tokenizer):
+    return Reference(tokenizer.model)
+
+
+@given(text=SPELLED)
+@settings(max_examples=300)
+def test_any_text_has_sentencepieces_ids(tokenizer, reference, text):
+    assert reference.agrees(tokenizer, text)
+
+
+def test_tricky_texts_have_sentencepieces_ids(tokenizer, reference):
+    assert [text for text in TRICKY if not reference.agrees(tokenizer, text)] == []
+
+
+@given(ids=st.lists(st.integers(3, 396), max_size=12))
+@settings(max_examples=200)
+def test_any_ids_have_sentencepieces_text(tokenizer, reference, ids):
+    """But for bytes that are no whole character, which are shown as one replacement character or more."""
+    texts = [tokenizer.decode(ids), reference.continuing.decode(ids)]
+    shortest, expected = (re.sub("\ufffd+", "\ufffd", text) for text in texts)
+    assert shortest == expected
+
+
+def test_a_character_that_is_not_whole_leaves_those_before_it(tokenizer):
+    ids = tokenizer.encode("日本", first=False)
+    assert [tokenizer.decode(ids[:size]).rstrip("\ufffd") for size in (2, 3, 5, 6)] == [
+        "",
+        "日",
+        "日",
+        "日本",
+    ]
+
+
+@st.composite
+def vocabularies(draw):
+    """Pieces made of pieces, in any order of scores, and texts of them."""
+    words = ["a", "b", "▁"]
+    for _ in range(draw(st.integers(2, 25))):
+        pair = draw(st.sampled_from(words)) + draw(st.sampled_from(words))
+        if len(pair) <= 8 and pair not in words:
+            words.append(pair)
+    order = draw(st.permutations(range(len(words))))
+    texts = st.lists(st.tuples(st.sampled_from(words), st.integers(1, 5)), max_size=8)
+    return {word: -float(n) for word, n in zip(words, order)}, draw(st.lists(texts, min_size=5, max_size=5))
+
+
+@given(case=vocabularies())
+@settings(max_examples=150)
+def test_any_vocabulary_merges_as_in_sentencepiece(tokenizer, case):
+    scores, texts = case
+    made = with_pieces(tokenizer, scores)
+    reference = Reference(made.model)
+    for parts in texts:
+        assert reference.agrees(made, "".join(part * n for part, n in parts).replace("▁", " "))
+
+
+@pytest.mark.parametrize("longest", [2, 3, 7, 16])
+def test_runs_of_spaces_with_one_score_merge_as_in_sentencepiece(tokenizer, longest):
+    """As in LLaMA's model; 15 is not among its lengths."""
+    runs = {"▁" * n: -1e9 for n in range(1, longest + 1) if n != 15}
+    made = with_pieces(tokenizer, {"a": -2.0, "b": -3.0, "▁a": -1.0, **runs})
+    reference = Reference(made.model)
+    texts = [
+        f"{left}{' ' * n}{right}" for n in range(60) for left in ("", "b", "a") for right in ("", "a", "b")
+    ]
+    assert [text for text in texts if not reference.agrees(made, text)] == []
+
+
+def setting(path, value):
+    part, name = path.split(".")
+    return lambda proto: setattr(getattr(proto, part), name, value)
+
+
+def equal_scores(proto):
+    for piece in [piece for piece in proto.pieces if piece.type == 1 and len(piece.piece) > 1][:2]:
+        piece.score = -1.0
+
+
+def user_defined(proto):
+    proto.pieces[-1].type = 4
+
+
+def without_a_letter(proto):
+    letter = next(p for p in proto.pieces if p.piece == "e")
+    letter.piece = "é"
+
+
+def without_bos(proto):
+    proto.pieces[1].piece = "<bos>"
+
+
+def other_bos(proto):
+    proto.pieces[1].piece = "<bos>"
+    proto.trainer_spec.bos_piece = "<bos>"
+
+
+CHANGES = {
+    "no BPE": setting("trainer_spec.model_type", 1),
+    "normalises texts": setting("normalizer_spec.precompiled_charsmap", b"\0\0\0\0"),
+    "removes extra white space": setting("normalizer_spec.remove_extra_whitespaces", True),
+    "leaves spaces unescaped": setting("normalizer_spec.escape_whitespaces", False),
+    "adds no space before a text": setting("normalizer_spec.add_dummy_prefix", False),
+    "after the word": setting("trainer_spec.treat_whitespace_as_suffix", True),
+    "no byte fallback": setting("trainer_spec.byte_fallback", False),
+    "user-defined or unused": user_defined,
+    "no pieces": without_a_letter,
+    "equal scores": equal_scores,
+}
+
+
+@pytest.mark.parametrize("fault", CHANGES)
+def test_a_model_whose_ids_cannot_be_kept_is_refused(tokenizer, fault):
+    with pytest.raises(TokenizerError, match=f"{fault}.*name its folder instead"):
+        changed(tokenizer, CHANGES[fault])
+
+
+def test_a_real_unigram_model_is_refused(corpus, tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=model, model_type="unigram", vocab_size=90, minloglevel=2
+    )
+    (tmp_path / "unigram.model").write_bytes(model.getvalue())
+    with pytest.raises(TokenizerError, match=r"unigram\.model cannot be used .*: it is no BPE"):
+        load(tmp_path / "unigram.model")
+
+
+def test_names_that_are_other_ids_are_refused(tokenizer):
+    with pytest.raises(TokenizerError, match="'e' has id"):
+        from_sentencepiece(tokenizer.model, (PAD, "e"))
+
+
+def test_beginning_and_end_may_have_other_names(tokenizer):
+    made = changed(tokenizer, other_bos)
+    assert made.control_id(BOS) == made.bos_id == made.control_id("<bos>") == 1
+    with pytest.raises(TokenizerError, match="has no <s>; train one with bos and eos ids"):
+        changed(tokenizer, without_bos)
+
+
 @pytest.fixture(scope="module")
 def mistral(shared_data):
     return load(shared_data / "tokenizer/mistral_v1_32000.model")
@@ -131,6 +336,18 @@ def mistral(shared_data):
 def test_one_pad_token_makes_32001_ids(mistral):
     """Paper, section 3.2."""
     assert (mistral.vocab_size, mistral.pad_id) == (32_001, 32_000)
+
+
+@pytest.mark.realdata
+def test_real_texts_have_sentencepieces_ids(mistral, shared_data):
+    """1,800 texts of OpenOrca, and as many beginnings of them between other languages, emoji and spaces."""
+    reference = Reference(mistral.model)
+    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)[key] for line in lines for key in ("system_prompt", "question", "response")]
+    odd = [
+        f"{TRICKY[n % len(TRICKY)]}{text[:40]}{TRICKY[-1 - n % len(TRICKY)]}" for n, text in enumerate(texts)
+    ]
+    assert [text for text in (*texts, *odd, *TRICKY) if not reference.agrees(mistral, text)] == []
 
 
 @pytest.mark.realdata

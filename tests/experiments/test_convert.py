@@ -68,7 +68,7 @@ def test_workdir_model_folder_and_import_hold_the_same_student(finished, exporte
 def test_the_exported_folder_knows_the_trained_stop_token(finished, exported):
     tokenizer = tokenizers.load(finished / "tokenizer")
     generation = json.loads((exported / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == tokenizer.control_id(layouts.STOP_TOKENS["orca"])
+    assert generation["eos_token_id"] == layouts.stop_ids("orca", tokenizer)[0]
     assert generation["pad_token_id"] == tokenizer.pad_id
 
 

@@ -34,7 +34,7 @@ def test_a_stop_text_ends_the_reply_with_the_token_that_makes_it_whole(tokenizer
 @given(text=TEXTS, stops=STOPS)
 @settings(max_examples=60)
 def test_what_is_settled_is_a_start_of_the_reply(tokenizer, layout, text, stops):
-    before, after = layouts.ANSWER_FRAMES[layout]
+    before, after = layouts.answer_frame(layout, tokenizer)
     words, tokens = Detokenizer(tokenizer, layout, stops), ids(tokenizer, before + text + after)
     end = words.ends(tokens)
     tokens = tokens[: len(tokens) if end is None else end]

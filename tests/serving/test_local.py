@@ -70,7 +70,7 @@ def test_a_reply_that_the_limit_cuts_says_so(make_student, config, tokenizer):
 
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_the_layouts_stop_token_ends_a_reply(make_student, config, tokenizer, layout):
-    stop = tokenizer.control_id(layouts.STOP_TOKENS[layout])
+    stop = layouts.stop_ids(layout, tokenizer)[0]
     (reply,) = make_student(params=always(stop, config), layout=layout, max_length=256).answer(
         CONVERSATIONS[:1], SAMPLING
     )
@@ -168,7 +168,7 @@ def test_the_likelihood_of_an_answer_is_that_of_its_tokens(make_student, config,
     every = jax.nn.log_softmax(logits(make_params(config), whole, config))
     expected = every[np.arange(len(prompt) - 1, end - 1), whole[len(prompt) : end]]
     np.testing.assert_allclose(score.log_probs, expected, atol=1e-4)
-    assert whole[end] == tokenizer.control_id(layouts.STOP_TOKENS[layout])
+    assert whole[end] == layouts.stop_ids(layout, tokenizer)[0]
 
 
 def test_a_greedy_reply_is_the_likeliest_answer(make_student):

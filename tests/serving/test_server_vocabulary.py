@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data.chat_template import text_of
-from orca_jax.data.hf_tokenizer import load
+from orca_jax.data.tokenizer import load
 from orca_jax.records import Message
 from orca_jax.serving.vocabulary import Vocabulary
 
