@@ -34,7 +34,9 @@ def write_shard(folder: Path, traces: PlacedTraces, encoder: tokens.Encoder) -> 
 def main(traces: str, tokenizer: str, layout: str = "orca", rounds: int = 5) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, size = Path(folder) / "traces.jsonl", tokens.SHARD_SIZE
-        some = itertools.islice(filter(tokens.trainable, conversations.read_traces(Path(traces))), size)
+        some = itertools.islice(
+            itertools.filterfalse(tokens.reason, conversations.read_traces(Path(traces))), size
+        )
         files.write_jsonl(path, itertools.islice(itertools.cycle(some), size))
         placed = PlacedTraces.of({path: [offset for offset, _ in files.read_placed(path, Trace)]})
         encoder = tokens.Encoder(tokenizers.load(tokenizer, layouts.CONTROL_TOKENS[layout]), layout)

@@ -177,7 +177,7 @@ def make_tokenizer(
 def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
     """A sample of the training part of all teachers: a file's first traces may all be of one kind."""
     every = itertools.chain.from_iterable(part(config, workdir, teacher.name) for teacher in config.teachers)
-    # A text that is none would end SentencePiece; tokens.trainable leaves its trace out later.
+    # A text that is none would end SentencePiece; its trace is left out of the store.
     texts = (trace for trace in every if not any(half_pair(message.content) for message in trace.messages))
 
     def key(trace: Trace) -> float:

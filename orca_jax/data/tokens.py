@@ -110,8 +110,6 @@ class Encoder:
 
 def learnt(trace: Trace) -> tuple[Message, ...]:
     """The messages, without loss on empty answers: silence is not learnt."""
-    if all(message.content.strip() for message in trace.messages):
-        return trace.messages
     return tuple(
         dataclasses.replace(message, weight=0.0)
         if message.role == "assistant" and not message.content.strip()
@@ -128,9 +126,14 @@ def _sidecar(directory: Path, index: int) -> Path:
     return directory / f".shard-{index:05d}.npz"
 
 
-def trainable(trace: Trace) -> bool:
-    """Whether a trace is tokenised: it has an answer, and every text of it is one."""
-    return not _reason(trace)
+def reason(trace: Trace) -> str:
+    """Why a trace is not tokenised; empty for one that has an answer, and every text of which is one."""
+    if trace.outcome is not Outcome.OK:
+        return str(trace.outcome)
+    if not trace.answer.strip():
+        return "empty"
+    texts = (trace.id, *(message.content for message in trace.messages))
+    return "half a surrogate pair" if any(map(half_pair, texts)) else ""
 
 
 def write_shard(
@@ -138,22 +141,21 @@ def write_shard(
 ) -> int:
     """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
 
-    Traces that do not train (outcome other than ok, empty answer, half a surrogate pair, a conversation that
-    does not fit the layout) are counted in the sidecar.
+    Traces that do not train, see `reason`, or do not fit the layout are counted in the sidecar.
 
     Raises:
       RecordError: too many conversations do not fit the layout; names the first.
       OSError: the shard cannot be written, the disk being full for example; names the file.
     """
     index, traces = job
-    columns = collections.defaultdict(list)
-    dropped: collections.Counter[str] = collections.Counter()
+    columns, dropped = collections.defaultdict[str, list[Any]](list), list[str]()
     misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
+    serialize, source = serializer(features()), iter(traces)
     with shard_writer(shard_path(directory, index, shards)) as writer:
-        source = iter(traces)
         while batch := list(itertools.islice(source, BATCH)):
-            dropped.update(filter(None, map(_reason, batch)))
-            kept = list(filter(trainable, batch))
+            reasons = [reason(trace) for trace in batch]
+            dropped += filter(None, reasons)
+            kept = [trace for trace, why in zip(batch, reasons) if not why]
             for trace, encoded in zip(kept, encode(kept)):
                 seen += 1
                 if isinstance(encoded, layouts.LayoutError):
@@ -161,13 +163,23 @@ def write_shard(
                     misfits.refuse(*pairs[-1])
                     files.check_rate(directory, misfits, max(seen, files.MIN_ROWS), seen)
                     continue
-                writer.write(_example(trace.id, encoded))
-                for name, value in _columns(trace, encoded).items():
-                    columns[name].append(value)
-    arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
-    arrays |= {"dropped": np.array(sorted(dropped.elements())), "misfits": np.array(pairs).reshape(-1, 2)}
+                roles = encoded.roles.astype(np.uint8)
+                arrays = {"tokens": encoded.tokens, "weights": encoded.weights, "roles": roles}
+                writer.write(serialize({"id": trace.id, **arrays}))
+                supervised = np.flatnonzero(encoded.weights[1:])  # positions of a row, see `rows`
+                answers = (message for message in learnt(trace) if message.role == "assistant")
+                system = trace.system_message_id
+                columns["length"].append(len(encoded.tokens) - 1)
+                columns["first_supervised"].append(supervised[0] if len(supervised) else -1)
+                columns["supervised"].append(len(supervised))
+                columns["answers_without_loss"].append(sum(not answer.weight for answer in answers))
+                columns["system_message_id"].append(-1 if system is None else system)
+                for name in ("collection", "task", "teacher"):
+                    columns[name].append(getattr(trace, name))
+    about = {name: np.array(columns[name]) for name in COLUMNS if columns}
+    about |= {"dropped": np.array(sorted(dropped)), "misfits": np.array(pairs).reshape(-1, 2)}
     with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **about)  # type: ignore[arg-type]
     return len(columns["length"])
 
 
@@ -187,67 +199,6 @@ def shard_writer(path: Path) -> Iterator[Any]:
         raise OSError(f"{path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _reason(trace: Trace) -> str:
-    """Why a trace is not tokenised; empty for one that is."""
-    if trace.outcome is not Outcome.OK:
-        return str(trace.outcome)
-    if not trace.answer.strip():
-        return "empty"
-    texts = (trace.id, *(message.content for message in trace.messages))
-    return "half a surrogate pair" if any(map(half_pair, texts)) else ""
-
-
-def _example(id: str, encoded: layouts.Encoded) -> bytes:
-    """What `serializer(features())` gives, byte for byte, in a tenth of the time: a tf.train.Example.
-
-    Its protocol buffer is a map of names to features, each a list of one bytes value; the fields' numbers
-    are those of tensorflow/core/example/feature.proto.
-    """
-    values = {
-        "id": id.encode(),
-        "roles": encoded.roles.astype(np.uint8).tobytes(),
-        "tokens": encoded.tokens.astype("<i4", copy=False).tobytes(),
-        "weights": encoded.weights.astype("<f4", copy=False).tobytes(),
-    }
-    entries = [
-        _message(1, _message(1, name.encode()) + _message(2, _message(1, _message(1, value))))
-        for name, value in values.items()
-    ]
-    return _message(1, b"".join(entries))
-
-
-def _message(field: int, content: bytes) -> bytes:
-    """A field of a protocol buffer that is text, bytes or a message."""
-    return _header(field, len(content)) + content
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _header(field: int, length: int) -> bytes:
-    """The field's number and kind, and the length of its content."""
-    header = bytearray([field << 3 | 2])
-    while length > 127:
-        header.append(length & 127 | 128)
-        length >>= 7
-    return bytes([*header, length])
-
-
-def _columns(trace: Trace, encoded: layouts.Encoded) -> dict[str, Any]:
-    """What is known of an example without its tokens; positions are those of a row (see `rows`)."""
-    supervised = np.flatnonzero(encoded.weights[1:])
-    return {
-        "length": len(encoded.tokens) - 1,
-        "first_supervised": supervised[0] if len(supervised) else -1,
-        "supervised": len(supervised),
-        "answers_without_loss": sum(
-            message.role == "assistant" and not message.weight for message in learnt(trace)
-        ),
-        "collection": trace.collection,
-        "task": trace.task,
-        "teacher": trace.teacher,
-        "system_message_id": -1 if trace.system_message_id is None else trace.system_message_id,
-    }
 
 
 def write_store(
@@ -292,14 +243,8 @@ def shard_count(traces: int) -> int:
 
 def _leave_with_parent() -> None:
     """Ends a worker with the program that started it; one whose program is killed waits for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this runs in workers alone
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
@@ -349,26 +294,26 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
     import tensorflow_datasets as tfds
 
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
-    dropped = collections.Counter(
-        itertools.chain.from_iterable(part.pop("dropped").tolist() for part in parts)
-    )
+    dropped = collections.Counter[str]()
     misfits = files.Tally(malformed)
-    for where, reason in itertools.chain.from_iterable(part.pop("misfits", ()) for part in parts):
-        misfits.refuse(str(where), reason)
+    for part in parts:
+        dropped.update(part["dropped"].tolist())
+        for where, why in part.get("misfits", ()):
+            misfits.refuse(str(where), why)
     lengths = [len(part.get("length", ())) for part in parts]
     seen = sum(lengths) + misfits.malformed
     files.check_rate(directory, misfits, seen, seen)
     if misfits.malformed:
         dropped[MISFITS] = misfits.malformed
         log.warning("%s: %s: %s", directory, MISFITS, "; ".join(misfits.places))
-    full = [part for part in parts if len(part)] or [
-        {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
-    ]
-    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in full]) for name in full[0]}
+    columns = {
+        name: np.concatenate([part.get(name, np.zeros(0, kind)) for part in parts])
+        for name, kind in COLUMNS.items()
+    }
     with artifacts.atomic_write(directory / "lengths.npy", "wb") as file:
-        np.save(file, columns.pop("length").astype(np.int64))
+        np.save(file, columns.pop("length"))
     with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
-        np.savez(file, **columns)
+        np.savez(file, **columns)  # type: ignore[arg-type]
     size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))
     split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
     tfds.folder_dataset.write_metadata(
@@ -419,12 +364,8 @@ class TokenStore:
         """
         if overlong not in ("truncate", "drop"):
             raise ValueError(f"data.overlong={overlong!r}; known: truncate, drop")
-        lengths = self.lengths
-        cut = (
-            np.minimum(lengths, row_length)
-            if overlong == "truncate"
-            else np.where(lengths > row_length, 0, lengths)
-        )
+        longest = row_length if overlong == "truncate" else 0
+        cut = np.where(self.lengths > row_length, longest, self.lengths)
         first = self.columns["first_supervised"]
         return np.where((first >= 0) & (first < cut), cut, 0)
 

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 from orca_jax import artifacts
 from orca_jax.data import tokens
-from orca_jax.data.layouts import Encoded, LayoutError
-from orca_jax.data.tokens import Encoder, TokenStore, trainable, write_store
+from orca_jax.data.layouts import LayoutError
+from orca_jax.data.tokens import Encoder, TokenStore, reason, write_store
 from orca_jax.records import Message, Outcome, RecordError, Sampling, Trace
 
 SHARD = 4
-SERIALIZE = tokens.serializer(tokens.features())
 
 
 @pytest.fixture(autouse=True)
@@ -94,22 +93,6 @@ def test_examples_are_read_back_in_order(whole, encoder):
         ]
 
 
-@given(
-    id=st.text(st.characters(codec="utf-8"), max_size=200),
-    weights=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=3000),
-)
-@settings(max_examples=60)
-def test_examples_have_the_bytes_that_tfds_gives_them(id, weights):
-    size = len(weights)
-    encoded = Encoded(
-        np.arange(size, dtype=np.int32) * 77,
-        np.array(weights, np.float32),
-        np.arange(size, dtype=np.int8) % 3,
-    )
-    arrays = {"tokens": encoded.tokens, "weights": encoded.weights, "roles": encoded.roles.astype(np.uint8)}
-    assert tokens._example(id, encoded) == SERIALIZE({"id": id, **arrays})
-
-
 def test_columns_stand_beside_the_examples(whole, encoder):
     store = TokenStore(whole)
     assert store.lengths.tolist() == [len(encoded.tokens) - 1 for encoded in encoder(TRACES)]
@@ -137,11 +120,10 @@ def test_tfds_reads_a_store(whole):
 
 
 def test_only_answers_that_are_ok_train():
-    assert trainable(make_trace(1))
-    assert not trainable(make_trace(1, answer=" \n"))
-    assert not trainable(make_trace(1, answer=None))
+    assert not reason(make_trace(1))
+    assert reason(make_trace(1, answer=" \n")) == reason(make_trace(1, answer=None)) == "empty"
     others = [outcome for outcome in Outcome if outcome is not Outcome.OK]
-    assert not any(trainable(make_trace(1, outcome)) for outcome in others)
+    assert [reason(make_trace(1, outcome)) for outcome in others] == others
 
 
 def test_what_does_not_train_is_counted_by_outcome(encoder, tmp_path):
