@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -55,17 +55,6 @@ class Piece:
     leads: bool = False
 
 
-FAILURES = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
 class _GenerationBlocks(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` writes what is in it: answers are located without."""
 
@@ -74,19 +63,6 @@ class _GenerationBlocks(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is: jinja's own filter escapes it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
 
 
 def _raise_exception(message: str) -> None:
@@ -99,7 +75,8 @@ def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
+    # JSON as it is: jinja's own filter escapes it for HTML.
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     environment.globals.update(
         raise_exception=_raise_exception,
         strftime_now=lambda form: datetime.datetime.now().strftime(form),
@@ -128,7 +105,7 @@ def text_of(
         return compiled.render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **variables
         )
-    except FAILURES as error:
+    except Exception as error:  # a stranger's program may raise anything
         raise TemplateError(f"the chat template refuses the conversation: {error}") from error
 
 

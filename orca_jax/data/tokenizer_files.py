@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -134,7 +135,7 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
     proto = messages.ModelProto.FromString(model)
     _check_model(proto)
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    special = {p.piece: i for i, p in enumerate(proto.pieces) if p.type in (UNKNOWN, CONTROL)}
+    special = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
     names = {"bos_token": proto.trainer_spec.bos_piece, "eos_token": proto.trainer_spec.eos_piece}
     for name in names.values():
         if name not in special:
@@ -145,13 +146,14 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
                 f"control token {name!r} has id {number}, where the SentencePiece model has {vocab[name]}; a "
                 "tokenizer.json knows tokens by name"
             )
-        special[name] = number
     names |= {"unk_token": next(p.piece for p in proto.pieces if p.type == UNKNOWN), "pad_token": PAD}
-    added = [{"id": i, "content": name, **FLAGS, "special": True} for name, i in special.items()]
-    data = _tokenizer_json(names, vocab, _merges(proto), sorted(added, key=lambda token: int(token["id"])))
+    made = _library(names, vocab, _merges(proto))
+    made.add_special_tokens(
+        [tokenizers.AddedToken(name, normalized=False) for name in (*special, *control_tokens)]
+    )
     settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
     return {
-        TOKENIZER_FILE: to_text(data),
+        TOKENIZER_FILE: made.to_str(pretty=True),
         CONFIG_FILE: to_text({"tokenizer_class": CLASS, **names, **settings}),
         TOKENS_FILE: to_text(names),
     }
@@ -188,7 +190,7 @@ def _check_model(proto: Any) -> None:
             )
 
 
-def _merges(proto: Any) -> list[list[str]]:
+def _merges(proto: Any) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, in the order in which SentencePiece would merge.
 
     Of equal scores SentencePiece merges the leftmost in the text. In a run of spaces, whose pieces may
@@ -201,51 +203,35 @@ def _merges(proto: Any) -> list[list[str]]:
         for cut in range(1, len(piece))
         if (left := piece[:cut]) in scores and (right := piece[cut:]) in scores
     ]
-    return [[left, right] for *_, left, right in sorted(ranked)]
+    return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _tokenizer_json(
-    names: Mapping[str, str], vocab: dict[str, int], merges: list[list[str]], added: list[dict[str, Any]]
-) -> dict[str, Any]:
-    bos = names["bos_token"]
-    begun = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    second = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+def _library(names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+    """The library's tokenizer, without the special tokens."""
+    made = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocab, merges=merges, unk_token=names["unk_token"], fuse_unk=True, byte_fallback=True
+        )
+    )
+    made.normalizer = normalizers.Replace(" ", SPACE)
     # The normalizer leaves no plain space, and a prefix is withheld from what already begins with it; so the
     # plain space as prefix is put before every first text, one that begins with a space included.
-    spaces = {"type": "Metaspace", "replacement": " ", "prepend_scheme": "first", "split": False}
-    visible = {**spaces, "replacement": SPACE, "prepend_scheme": "never"}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [spaces, visible]},
-        "post_processor": {  # what `add_special_tokens=True` adds
-            "type": "TemplateProcessing",
-            "single": begun,
-            "pair": [*begun, *second],
-            "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": names["unk_token"],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
+        ]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", left=1, right=0),
+        ]
+    )
+    bos = names["bos_token"]  # which `add_special_tokens=True` adds
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
+    )
+    return made
