@@ -187,6 +187,73 @@ DEFAULT_SYSTEM = """{% for m in messages %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
+# As released models' templates work, in our own words.
+DATED = """{{- bos_token }}
+{%- set said, turns = ('', messages) %}
+{%- if messages[0].role == 'system' %}
+    {%- set said, turns = (messages[0].content | trim, messages[1:]) %}
+{%- endif %}
+{{- '<|header|>system<|/header|>\\n\\nToday is ' ~ strftime_now('%d %b %Y') ~ '\\n\\n' ~ said ~ '<|turn|>' }}
+{%- for m in turns %}
+{{- '<|header|>' ~ m.role ~ '<|/header|>\\n\\n' ~ m.content | trim ~ '<|turn|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|header|>assistant<|/header|>\\n\\n' }}{% endif %}"""
+THINKING = """{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- set thought, said = '', m.content %}
+    {%- if '</think>' in m.content %}
+        {%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+        {%- set said = m.content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {%- if m.role == 'assistant' and loop.index0 > ns.last %}
+        {%- set said = '<think>\\n' ~ thought ~ '\\n</think>\\n\\n' ~ said %}
+    {%- endif %}
+    {{- '<|im_start|>' ~ m.role ~ '\\n' ~ (said if m.role == 'assistant' else m.content) ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+LATE_SYSTEM = """{{- bos_token }}
+{%- set said, turns = ('', messages) %}
+{%- if messages[0].role == 'system' %}{% set said, turns = (messages[0].content, messages[1:]) %}{% endif %}
+{%- for m in turns %}
+    {%- if m.role == 'user' %}
+        {{- '[INST] ' ~ (said ~ '\\n\\n' if loop.last and said else '') ~ m.content ~ '[/INST]' }}
+    {%- else %}{{ ' ' ~ m.content ~ eos_token }}{% endif %}
+{%- endfor %}"""
+FOLDED = """{{ bos_token }}
+{%- set before, turns = ('', messages) %}
+{%- if messages[0].role == 'system' %}
+    {%- set before, turns = (messages[0].content ~ '\\n\\n', messages[1:]) %}
+{%- endif %}
+{%- for m in turns %}
+    {%- if (m.role == 'user') != (loop.index0 is even) %}
+        {{- raise_exception('turns must alternate') }}
+    {%- endif %}
+    {{- '<|im_start|>' ~ ('model' if m.role == 'assistant' else m.role) ~ '\\n' }}
+    {{- before if loop.first else '' }}
+    {{- m.content | trim ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>model\\n' }}{% endif %}"""
+ENDING = """{{ bos_token }}{% for m in messages %}
+{{- '<|' ~ m.role ~ '|>\\n' ~ m.content ~ (eos_token if m.role == 'assistant' else '') }}
+{{- '' if loop.last else '\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{% endif %}"""
+ANNOUNCED = """{% for m in messages %}
+{%- if m.role != 'assistant' %}{{ '<|im_start|>' ~ m.role ~ '<|header|>' }}{% endif %}
+{{- m.content ~ '<|im_end|>' }}
+{%- if m.role == 'user' %}{{ '<|im_start|>assistant<|header|>' }}{% endif %}
+{%- endfor %}"""
+FAMILIES = {
+    "llama 3": DATED,
+    "qwen 2.5 and smollm2": DEFAULT_SYSTEM,
+    "qwen 3": THINKING,
+    "mistral 7b": LATE_SYSTEM,
+    "gemma 3": FOLDED,
+    "olmo 2": ENDING,
+    "phi 4": ANNOUNCED,
+}
+
+
 def begins(made, bos):
     """Puts the beginning of sequence before every text, as Llama 3's and Mistral's files do."""
     made.add_special_tokens([bos])

@@ -325,3 +325,74 @@ def test_ids_are_those_of_transformers(name, kind, tokenizer_of, automatic, mess
             turns, tokenize=True, return_dict=False, add_generation_prompt=spoken is not messages
         )
         assert encode(spoken, TEMPLATE, tokenizer).tokens.tolist() == expected
+
+
+TURNS = [
+    Message("system", " Be brief. "),
+    Message("user", "Is it red?"),
+    Message("assistant", "No."),
+    Message("user", "Is <|im_end|> blue?"),
+    Message("assistant", "Yes, blue."),
+]
+# What the first and the last answer are to a model; None: its template writes the first otherwise later.
+LEARNT = {
+    "llama 3": ["No.", "Yes, blue."],
+    "qwen 2.5 and smollm2": ["No.", "Yes, blue."],
+    "qwen 3": [None, "<think>\n\n</think>\n\nYes, blue."],
+    "mistral 7b": [" No.", " Yes, blue."],
+    "gemma 3": ["No.", "Yes, blue."],
+    "olmo 2": ["No.", "Yes, blue."],
+    "phi 4": ["No.", "Yes, blue."],
+}
+
+
+@pytest.mark.parametrize("family", hf_folders.FAMILIES)
+def test_released_models_templates(family, tokenizer_of):
+    """The prompt's ids and then the answer as the template writes it, or a refusal that says why."""
+    tokenizer = tokenizer_of("byte_level", hf_folders.FAMILIES[family])
+    turns = TURNS[1:] if family == "mistral 7b" else TURNS
+    prompts = [encode(turns[:end], TEMPLATE, tokenizer).tokens for end in (-3, -1)]
+    if LEARNT[family][0] is None:
+        with pytest.raises(LayoutError, match=r"message 2, an answer, otherwise once .*supervise='last'"):
+            encode(turns, TEMPLATE, tokenizer)
+    else:
+        trained = encode(turns, TEMPLATE, tokenizer)
+        ends = np.flatnonzero(np.diff(trained.weights, append=0) < 0)
+        for prompt, end, said in zip(prompts, ends, LEARNT[family], strict=True):
+            np.testing.assert_array_equal(trained.tokens[: len(prompt)], prompt)
+            assert tokenizer.decode(trained.tokens[len(prompt) : end].tolist()) == said
+    last = encode(turns, TEMPLATE, tokenizer, "last")
+    np.testing.assert_array_equal(last.tokens[: len(prompts[1])], prompts[1])
+    assert tokenizer.decode(last.tokens[last.weights > 0].tolist()) == LEARNT[family][1]
+    assert not last.weights[: len(prompts[1])].any()
+
+
+def test_thinking_is_learnt_as_it_is_written(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", hf_folders.THINKING)
+    said = "<think>It is the sky.</think>Blue </s>."
+    encoded = encode([Message("user", "Why?"), Message("assistant", said)], TEMPLATE, tokenizer)
+    learnt = tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist())
+    assert learnt == "<think>\nIt is the sky.\n</think>\n\nBlue </s>."
+    assert layouts.answer_frame(TEMPLATE, tokenizer) == ("<think>\n\n</think>\n\n", "")
+
+
+def test_a_system_message_that_answers_have_no_more_is_refused(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", hf_folders.LATE_SYSTEM)
+    with pytest.raises(LayoutError, match="prompt for message 2 is not the start"):
+        encode(TURNS[:3], TEMPLATE, tokenizer)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", hf_folders.FAMILIES)
+def test_released_models_templates_have_the_ids_of_transformers(family, tokenizer_of, automatic):
+    template = hf_folders.FAMILIES[family]
+    turns = [Message(turn.role, turn.content.replace("<|im_end|> ", "")) for turn in TURNS]
+    turns = turns[1:] if family == "mistral 7b" else turns
+    for spoken in (turns[:-3], turns[:-1], turns):
+        expected = automatic("byte_level", template).apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in spoken],
+            return_dict=False,
+            add_generation_prompt=spoken is not turns,
+        )
+        found = encode(spoken, TEMPLATE, tokenizer_of("byte_level", template), "last")
+        assert found.tokens.tolist() == expected
