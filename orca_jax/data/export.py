@@ -83,20 +83,16 @@ def write_tfds(directory: str | os.PathLike[str], traces: Iterable[Trace]) -> in
     Raises:
       FileExistsError: the folder holds something already.
     """
-    import tensorflow_datasets as tfds
-
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name another folder")
     serialize, source = tokens.serializer(features()), iter(traces)
-    written, lengths = [], list[int]()
-    while not lengths or lengths[-1] == SHARD_SIZE:
+    lengths = list[int]()
+    while (shard := [*itertools.islice(source, SHARD_SIZE)]) or not lengths:
         # The name of a shard says how many there are, which is not known yet.
-        path = directory / f"{len(lengths):05d}.array_record"
-        count = 0
-        with tokens.shard_writer(path) as writer:
-            for count, trace in enumerate(itertools.islice(source, SHARD_SIZE), 1):  # noqa: B007
+        with tokens.shard_writer(directory / f"{len(lengths):05d}") as writer:
+            for trace in shard:
                 row = to_json(trace)
                 rest = {"sampling": row["sampling"], "usage": row["usage"], **row.get("extra", {})}
                 example = {
@@ -107,18 +103,8 @@ def write_tfds(directory: str | os.PathLike[str], traces: Iterable[Trace]) -> in
                     "extra": json.dumps(rest, default=str),
                 }
                 writer.write(serialize(example))
-        if lengths and not count:
-            path.unlink()
-            break
-        written.append(path)
-        lengths.append(count)
-    paths = [
-        path.rename(tokens.shard_path(directory, index, len(written))) for index, path in enumerate(written)
-    ]
-    split = tfds.core.SplitInfo(
-        name=tokens.SPLIT, shard_lengths=lengths, num_bytes=sum(path.stat().st_size for path in paths)
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features(), split_infos=[split], check_data=False
-    )
+        lengths.append(len(shard))
+    for index in range(len(lengths)):
+        (directory / f"{index:05d}").rename(tokens.shard_path(directory, index, len(lengths)))
+    tokens.write_metadata(directory, features(), lengths)
     return sum(lengths)

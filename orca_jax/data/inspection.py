@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,25 +35,23 @@ class Choice:
     @property
     def columns(self) -> dict[str, Any]:
         """The columns that are chosen by, with their values."""
-        chosen = {name: getattr(self, name) for name in ("collection", "task", "teacher")}
-        given = {name: value for name, value in chosen.items() if value}
+        given = {
+            name: getattr(self, name) for name in ("collection", "task", "teacher") if getattr(self, name)
+        }
         return given if self.system is None else {**given, "system_message_id": self.system}
 
     def takes(self, trace: Trace, flags: tuple[str, ...]) -> bool:
         values = {name: getattr(trace, name) for name in self.columns}
-        if values.get("system_message_id", 0) is None:
-            values["system_message_id"] = -1
-        texts = (message.content for message in trace.messages)
         return (
-            values == self.columns
+            {name: -1 if value is None else value for name, value in values.items()} == self.columns
             and (not self.flag or self.flag in flags)
-            and (not self.search or any(re.search(self.search, text) for text in texts))
+            and (not self.search or any(re.search(self.search, m.content) for m in trace.messages))
         )
 
 
 def show_trace(console: Console, trace: Trace, flags: tuple[str, ...], search: str = "") -> None:
     console.rule(trace.id, align="left")
-    fields: Mapping[str, Any] = {
+    fields = {
         "teacher": trace.teacher,
         "collection": trace.collection,
         "task": trace.task,

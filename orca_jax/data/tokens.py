@@ -291,8 +291,6 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
     Raises:
       RecordError: too many traces do not fit the layout.
     """
-    import tensorflow_datasets as tfds
-
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
     dropped = collections.Counter[str]()
     misfits = files.Tally(malformed)
@@ -314,17 +312,24 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
         np.save(file, columns.pop("length"))
     with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
         np.savez(file, **columns)  # type: ignore[arg-type]
-    size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))
-    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features(), split_infos=[split], check_data=False
-    )
+    write_metadata(directory, features(), lengths)
     return {
         "examples": sum(lengths),
         "shards": shards,
         "dropped": dict(sorted(dropped.items())),
         "answers_without_loss": int(columns["answers_without_loss"].sum()),
     }
+
+
+def write_metadata(directory: Path, spec: Any, lengths: list[int]) -> None:
+    """What TFDS needs to read a folder's shards, which hold `lengths` examples of features `spec`."""
+    import tensorflow_datasets as tfds
+
+    size = sum(shard_path(directory, n, len(lengths)).stat().st_size for n in range(len(lengths)))
+    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=spec, split_infos=[split], check_data=False
+    )
 
 
 class TokenStore:
