@@ -38,6 +38,8 @@ TORN = "\ufffd"  # what bytes decode to that are no whole character
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
+WORD = re.compile("[ ▁]*[^ ▁]+|[ ▁]+")
+KNOWN_WORDS = 1 << 16
 STEPS_OF = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 # Where several cores are to encode, `prepare` has a process for each.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,7 +157,28 @@ class Tokenizer:
 
     def encode_all(self, texts: Sequence[str], *, first: bool) -> list[list[int]]:
         """Ids of each text, as `encode` gives them; faster than one by one."""
-        library = self._first if first else self._continuing
+        if not self._words_are_apart:
+            return self._encoded(self._first if first else self._continuing, texts)
+        known = self._known
+        words = [WORD.findall(f" {text}" if first and text else text) for text in texts]
+        new = list({word for each in words for word in each if word not in known})
+        known.update(zip(new, self._encoded(self._continuing, new)))
+        if len(known) > KNOWN_WORDS:  # another thread may be using the old ones
+            self.__dict__["_known"] = {}
+        return [[*itertools.chain.from_iterable(map(known.__getitem__, each))] for each in words]
+
+    @functools.cached_property
+    def _words_are_apart(self) -> bool:
+        """Whether no piece reaches from one word into the next, so that words' ids can be kept."""
+        return bool(self.model) and not any(
+            re.search("[^▁]▁", piece) for piece in self._json["model"]["vocab"]
+        )
+
+    @functools.cached_property
+    def _known(self) -> dict[str, list[int]]:
+        return {}
+
+    def _encoded(self, library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         found = [one.ids for one in library.encode_batch_fast(list(texts), add_special_tokens=False)]
         for text, ids in zip(texts, found):
             if not self._unspellable.isdisjoint(ids):

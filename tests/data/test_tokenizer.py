@@ -10,6 +10,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerError, from_sentencepiece, load, train
 
 SPELLINGS = ["</s>", "<s>", "<unk>", "[[PAD]]", "<|im_start|>", "<|im_end|>", "<0x0A>", "▁</s>", " <s> "]
@@ -197,6 +198,13 @@ def reference(tokenizer):
 @settings(max_examples=300)
 def test_any_text_has_sentencepieces_ids(tokenizer, reference, text):
     assert reference.agrees(tokenizer, text)
+
+
+def test_ids_do_not_depend_on_the_words_that_were_met(tokenizer, reference, monkeypatch):
+    monkeypatch.setattr(tokenizers, "KNOWN_WORDS", 3)
+    made = pickle.loads(pickle.dumps(tokenizer))
+    assert [text for text in TRICKY * 2 if not reference.agrees(made, text)] == []
+    assert made.encode_all(TRICKY, first=True) == reference.first.encode(TRICKY)
 
 
 def test_tricky_texts_have_sentencepieces_ids(tokenizer, reference):
