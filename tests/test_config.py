@@ -23,7 +23,6 @@ from orca_jax.config import (
     Price,
     PuzzlesConfig,
     RopeScaling,
-    Supervise,
     TeacherKind,
     load,
     plain,
@@ -151,7 +150,6 @@ def test_names_are_those_of_the_packages_that_know_them():
     assert get_args(Preset) == ("", *presets.PRESETS)
     assert get_args(Layout) == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
     assert tuple(open_ended.SOURCES) == evaluate.OPEN
-    assert get_args(Supervise) == layouts.SUPERVISE
     assert set(RecordedTeacher.KINDS) < set(get_args(TeacherKind))
     assert FlanConfig.malformed == flan.MALFORMED
 

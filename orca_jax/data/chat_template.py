@@ -35,10 +35,6 @@ class LayoutError(ValueError):
     """A conversation does not fit a layout; the message says where."""
 
 
-class TemplateError(LayoutError):
-    """A template fails, or its answers cannot be located; the message says where."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
     """Text, or one control token, of a role's turn.
@@ -94,19 +90,19 @@ def text_of(
       prompt: the header of the answer to come ends the text (`add_generation_prompt`).
 
     Raises:
-      TemplateError: the template is no jinja, or refuses the conversation.
+      LayoutError: the template is no jinja, or refuses the conversation.
     """
     try:
         compiled = _compiled(template)
     except jinja2.TemplateError as error:
-        raise TemplateError(f"the chat template cannot be read: {error}") from error
+        raise LayoutError(f"the chat template cannot be read: {error}") from error
     messages = [{"role": role, "content": content} for role, content in contents]
     try:
         return compiled.render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **variables
         )
     except Exception as error:  # a stranger's program may raise anything
-        raise TemplateError(f"the chat template refuses the conversation: {error}") from error
+        raise LayoutError(f"the chat template refuses the conversation: {error}") from error
 
 
 # Characters for private use: marks before and after what a role says, one after an answer, and stand-ins for
@@ -130,7 +126,7 @@ class _Marked:
     """A conversation with marks, rendered by a template as far as is wanted.
 
     Raises:
-      TemplateError: the template fails, or writes something else with marks than without.
+      LayoutError: the template fails, or writes something else with marks than without.
     """
 
     def __init__(self, messages: Sequence[Message], template: str, tokenizer: Tokenizer):
@@ -143,7 +139,7 @@ class _Marked:
         self.contents: list[tuple[str, str]] = []
         for message in messages:
             if reserved := _RESERVED.search(message.content):
-                raise TemplateError(
+                raise LayoutError(
                     f"a message has the character U+{ord(reserved.group()):X}, which marks places here"
                 )
             content = spelled.sub(lambda match: stand_ins[match.group()], message.content)
@@ -159,7 +155,7 @@ class _Marked:
         text = text_of(template, [(m.role, m.content) for m in messages], tokenizer.special_names, prompt)
         if found != text:
             at = next((at for at, pair in enumerate(zip(found, text)) if len(set(pair)) > 1), len(text))
-            raise TemplateError(
+            raise LayoutError(
                 "the chat template depends on a message in a way that keeps it from being located: near "
                 f"character {at}, {text[max(0, at - 20) : at + 20]!r}"
             )
@@ -173,28 +169,26 @@ class _Marked:
         prompt, last = self.rendered(index, prompt=True), index == len(self.messages) - 1
         alone = self.text if last else self.rendered(index + 1, prompt=False)
         if not self.text.startswith(prompt):
-            raise TemplateError(
+            raise LayoutError(
                 f"the chat template's prompt for message {index} is not the start of what it writes with the "
                 "answer, so what is met at inference would not be what was trained on"
             )
         before = len(self.tokenizer.special_tokens(prompt))
         stop = next(iter(self.tokenizer.special_tokens(alone)[before:]), None)
         if stop is None or stop.start < len(prompt):
-            raise TemplateError(
-                f"the chat template writes no special token after message {index}, the answer"
-            )
+            raise LayoutError(f"the chat template writes no special token after message {index}, the answer")
         wanted = 1 if self.messages[index].content.strip() else 0
         times = alone[len(prompt) :].count(ANSWERED)
         if times != wanted:
-            raise TemplateError(f"the chat template writes message {index}, an answer, {times} times")
+            raise LayoutError(f"the chat template writes message {index}, an answer, {times} times")
         if alone[len(prompt) : stop.start].count(ANSWERED) != wanted:
-            raise TemplateError(
+            raise LayoutError(
                 f"the chat template writes {stop.name!r} between the prompt for message {index} and the "
                 "answer, where a reply would end"
             )
         special = self.tokenizer.special_tokens(self.text)[before : before + 1]
         if not self.text.startswith(alone[: stop.start]) or [one[:2] for one in special] != [stop[:2]]:
-            raise TemplateError(
+            raise LayoutError(
                 f"the chat template writes message {index}, an answer, otherwise once the conversation goes "
                 "on (it may leave out its thinking), so what is met at inference would not be what was "
                 "trained on; data.supervise='last' trains on each conversation's last answer"
@@ -206,7 +200,7 @@ def pieces(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> 
     """The pieces of a conversation, or of a prompt, in a template.
 
     Raises:
-      TemplateError: the template fails, or an answer that carries loss cannot be located; says why.
+      LayoutError: the template fails, or an answer that carries loss cannot be located; says why.
     """
     marked = _Marked(messages, template, tokenizer)
     text, answers = marked.text, list[_Answer]()
@@ -214,7 +208,7 @@ def pieces(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> 
         if message.role == "assistant":
             try:
                 answers.append(marked.answer(index))
-            except TemplateError:
+            except LayoutError:
                 if message.weight and messages[-1].role == "assistant":
                     raise
     spans, position = list[tuple[Special, bool]](), 0  # a text has no name; the flag says whether it leads

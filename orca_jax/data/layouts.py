@@ -127,7 +127,6 @@ CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     TEMPLATE: (PAD,),
 }
 ROLE_NAMES = ("system", "user", "assistant")
-SUPERVISE = ("all", "last", "everything")
 
 
 def default(tokenizer: str | os.PathLike[str]) -> str:
@@ -146,16 +145,14 @@ def default(tokenizer: str | os.PathLike[str]) -> str:
         raise TokenizerError(f"{path / tokenizer_files.CONFIG_FILE} cannot be read: {error!r}") from error
 
 
-def check(layout: str, tokenizer: Tokenizer, supervise: str = "all") -> None:
+def check(layout: str, tokenizer: Tokenizer) -> None:
     """Whether a tokenizer can write a layout.
 
     Raises:
-      LayoutError: `supervise` or the layout is unknown, or the layout is `template` and the tokenizer has
-        none, or marks turns with the tokenizer's beginning of sequence.
+      LayoutError: the layout is unknown, or is `template` and the tokenizer has none, or marks turns with the
+        tokenizer's beginning of sequence.
       TokenizerError: the tokenizer lacks a control token of the layout.
     """
-    if supervise not in SUPERVISE:
-        raise LayoutError(f"unknown supervise={supervise!r}; known: {', '.join(SUPERVISE)}")
     if layout not in CONTROL_TOKENS:
         raise LayoutError(f"unknown layout {layout!r}; known: {', '.join(CONTROL_TOKENS)}")
     if layout == TEMPLATE:
@@ -233,7 +230,7 @@ def encode_all(
     conversations: Sequence[Sequence[Message]], layout: str, tokenizer: Tokenizer, supervise: str = "all"
 ) -> list[Encoded]:
     """`encode` of many conversations, faster than one by one; raises as it does."""
-    check(layout, tokenizer, supervise)
+    check(layout, tokenizer)
     if supervise == "last":
         conversations = [_last_alone(messages) for messages in conversations]
     every = [pieces(messages, layout, tokenizer) for messages in conversations]

@@ -220,17 +220,6 @@ class Tokenizer:
         schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
         return any(step["type"] == "Prepend" for step in steps) or "always" in schemes or True in schemes
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens are recognised by name, as transformers gives them."""
-        ids: list[int] = []
-        position = 0
-        for name, start, end in [*self.special_tokens(text), Special("", len(text), len(text))]:
-            if part := text[position:start]:
-                ids += self.encode(part, first=position == 0 or self.leads_sections)
-            ids += [self.control_ids[name]] if name else []
-            position = end
-        return ids
-
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that continue a sequence; control tokens are left out."""
         special = set(self.control_ids.values())

@@ -18,11 +18,6 @@ from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.data.tokenizer_files import CLASS, CONFIG_FILE, SPACE, TEMPLATE_FILE, to_text
 from orca_jax.records import Message
 
-
-class ExportError(ValueError):
-    """A tokenizer cannot be exported with a layout without changing ids; the message says why."""
-
-
 # Answers begin with a piece, with a character that is none, and with what pieces seldom go on with.
 PROBES = (
     [Message("user", "Is 2 + 2 = 4?")],
@@ -48,8 +43,7 @@ def write(
     get those of `layouts.encode`. Returns the files' paths.
 
     Raises:
-      ExportError: no known template gives the layout's ids.
-      LayoutError, TokenizerError: the tokenizer cannot write the layout.
+      LayoutError, TokenizerError: no known template gives the layout's ids, or the tokenizer cannot write it.
     """
     layouts.check(layout, tokenizer)
     files = dict(tokenizer.files)
@@ -71,7 +65,7 @@ def _template_of(layout: str, tokenizer: Tokenizer) -> str:
     """A chat template with which transformers gives the layout's ids for all `PROBES`.
 
     Raises:
-      ExportError: no known template does.
+      LayoutError: no known template does.
     """
     plain = CHAT_TEMPLATES[layout]
     for template in filter(None, (tokenizer.chat_template, plain, plain.replace(SPACE, ""))):
@@ -80,7 +74,7 @@ def _template_of(layout: str, tokenizer: Tokenizer) -> str:
             for probe in PROBES
         ):
             return template
-    raise ExportError(
+    raise LayoutError(
         f"no chat template gives the ids of layout {layout!r} with this tokenizer; train with another "
         f"layout, or with {TEMPLATE!r} if it has a chat template"
     )

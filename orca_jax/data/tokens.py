@@ -53,10 +53,6 @@ COLUMNS = {
 }
 
 
-class BeamError(ValueError):
-    """Apache Beam is not installed; the message says how to install it."""
-
-
 def features() -> Any:
     """The TFDS features of one example; tokens and weights as raw little-endian bytes."""
     import tensorflow_datasets as tfds
@@ -97,7 +93,7 @@ class Encoder:
     supervise: str = "all"
 
     def __post_init__(self) -> None:
-        layouts.check(self.layout, self.tokenizer, self.supervise)
+        layouts.check(self.layout, self.tokenizer)
 
     def __call__(self, traces: Sequence[Trace]) -> list[layouts.Encoded | layouts.LayoutError]:
         """The tokens of each, or why it does not fit the layout."""
@@ -207,7 +203,6 @@ def write_store(
     encode: Encoder,
     *,
     run: Run | None = None,
-    workers: int = 1,
     malformed: float = files.MALFORMED,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -216,7 +211,7 @@ def write_store(
     The bytes written depend on the traces and the encoder alone. Raises as `write_shard`.
 
     Args:
-      run: does the shards' work; by default `workers` processes of this machine do.
+      run: does the shards' work; by default this process does.
       malformed: the share of traces that may not fit the layout; they are left out.
       on_shard: called with (shards done, shards) as they are written.
     """
@@ -230,7 +225,7 @@ def write_store(
     ]
     jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
     work = functools.partial(write_shard, directory, shards, encode, malformed=malformed)
-    done = (run or functools.partial(in_processes, workers))(work, jobs)
+    done = run(work, jobs) if run else map(work, jobs)
     for finished, _ in enumerate(done, 1 + shards - len(missing)):
         if on_shard:
             on_shard(finished, shards)
@@ -256,12 +251,7 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
         min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_leave_with_parent
     )
     with pool:
-        futures = [pool.submit(work, job) for job in jobs]
-        try:
-            yield from (future.result() for future in concurrent.futures.as_completed(futures))
-        finally:  # after an error the others are not waited for
-            for future in futures:
-                future.cancel()
+        yield from pool.map(work, jobs)
 
 
 def on_beam(options: Sequence[str], work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
@@ -273,13 +263,13 @@ def on_beam(options: Sequence[str], work: Callable[[Job], int], jobs: Sequence[J
       options: Beam's, such as `--runner=FlinkRunner`; the direct runner by default.
 
     Raises:
-      BeamError: Beam is not installed.
+      ValueError: Beam is not installed.
     """
     try:
         beam: Any = importlib.import_module("apache_beam")
         made: Any = importlib.import_module("apache_beam.options.pipeline_options")
     except ImportError as error:
-        raise BeamError("shards on Beam need Apache Beam: pip install 'orca_jax[beam]'") from error
+        raise ValueError("shards on Beam need Apache Beam: pip install 'orca_jax[beam]'") from error
     with beam.Pipeline(options=made.PipelineOptions(list(options))) as pipeline:
         pipeline | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(work)
     yield from (len(traces) for _, traces in jobs)
@@ -367,8 +357,6 @@ class TokenStore:
           overlong: `truncate` cuts the answer's end off what exceeds a row, `drop` leaves it out. An
             example that has nothing supervised left is left out too.
         """
-        if overlong not in ("truncate", "drop"):
-            raise ValueError(f"data.overlong={overlong!r}; known: truncate, drop")
         longest = row_length if overlong == "truncate" else 0
         cut = np.where(self.lengths > row_length, longest, self.lengths)
         first = self.columns["first_supervised"]

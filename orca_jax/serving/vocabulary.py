@@ -41,7 +41,7 @@ class Vocabulary:
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text in which control tokens are recognised by name."""
         if not self.tokenizer.model:
-            return self.tokenizer.encode_rendered(text)
+            return self._rendered(text)
         ids: list[int] = []
         at, first = 0, True
         for found in [*self._controls.finditer(text), None]:
@@ -54,6 +54,16 @@ class Vocabulary:
                 ids.append(self.tokenizer.control_ids[found.group()])
                 at = found.end()
         return ids
+
+    def _rendered(self, text: str) -> list[int]:
+        """The ids that transformers gives."""
+        found, position = list[int](), 0
+        for name, start, end in [*self.tokenizer.special_tokens(text), ("", len(text), len(text))]:
+            if part := text[position:start]:
+                found += self.tokenizer.encode(part, first=not position or self.tokenizer.leads_sections)
+            found += [self.tokenizer.control_ids[name]] if name else []
+            position = end
+        return found
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens by name; `tokenize` gives its own ids back."""

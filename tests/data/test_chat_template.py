@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.chat_template import TemplateError, pieces, text_of
+from orca_jax.data.chat_template import pieces, text_of
 from orca_jax.data.layouts import TEMPLATE, LayoutError, encode
 from orca_jax.records import Message
 from tests.data import hf_folders
@@ -281,7 +281,7 @@ def test_the_model_learns_all_that_follows_its_prompt(case, tokenizer_of):
 
 @pytest.mark.parametrize("mark", ["\U0010fe00", "\U0010fe04", "\U0010fefe"])
 def test_the_characters_that_mark_places_are_refused_in_messages(mark, tokenizer_of):
-    with pytest.raises(TemplateError, match=f"U\\+{ord(mark):X}"):
+    with pytest.raises(LayoutError, match=f"U\\+{ord(mark):X}"):
         encode([Message("user", f"a {mark} b")], TEMPLATE, tokenizer_of("byte_level", CHATML))
 
 
@@ -295,7 +295,7 @@ def test_the_environment_is_the_one_templates_are_written_for():
     year = datetime.datetime.now().strftime("%Y")
     expected = '{"a": "<é>"}{"role": "assistant", "content": "y"}' + year
     assert text_of(template, messages, NAMES, False) == expected
-    with pytest.raises(TemplateError):
+    with pytest.raises(LayoutError):
         text_of("{{ ''.__class__.__mro__[1].__subclasses__() }}", messages, NAMES, False)
 
 

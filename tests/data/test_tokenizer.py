@@ -140,11 +140,6 @@ def test_an_unknown_control_token_is_named(tokenizer):
         tokenizer.control_id("<|other|>")
 
 
-def test_a_tokenizer_needs_a_pad_token(tokenizer):
-    with pytest.raises(TokenizerError, match="lack the pad token"):
-        from_sentencepiece(tokenizer.model, ("<|x|>",))
-
-
 def test_an_absent_model_is_named(tmp_path):
     with pytest.raises(TokenizerError, match=r"no SentencePiece model at .*none\.model"):
         load(tmp_path / "none.model")

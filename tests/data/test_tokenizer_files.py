@@ -232,7 +232,7 @@ def test_its_own_files_are_exported(loaded, tmp_path):
     assert dict(again.files)["tokenizer.json"] == dict(tokenizer.files)["tokenizer.json"]
     assert again.chat_template == tokenizer.chat_template
     assert again.special_names == tokenizer.special_names
-    with pytest.raises(tokenizer_export.ExportError, match="gives the ids of layout 'orca'"):
+    with pytest.raises(LayoutError, match="gives the ids of layout 'orca'"):
         tokenizer_export.write(loaded["prepend"], "orca", tmp_path, model_max_length=64)
 
 
