@@ -1,6 +1,6 @@
 """The explanation-tuning loss: next-token cross-entropy on the teacher's tokens only (paper, section 3.2).
 
-A loss is a pair (sum of weight * cross-entropy, sum of weights). Both are added over devices, hosts and
+A loss is a pair (sum of weight * loss of a token, sum of weights). Both are added over devices, hosts and
 accumulation parts, and divided once.
 """
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from orca_jax.config import LlamaConfig
+from orca_jax.data.rows import Row
 from orca_jax.student.attention_xla import pad_length
 from orca_jax.student.llama import logits
 from orca_jax.student.sharding import constrain, shards
@@ -23,7 +24,7 @@ LOGITS_BUDGET, LOGITS_BUDGET_WITH_REMAT = 1 << 30, 1 << 28
 
 
 class Loss(NamedTuple):
-    """float32 scalars: the weighted sum of cross-entropies in nats, and the sum of weights."""
+    """float32 scalars: the weighted sum of the tokens' losses in nats, and the sum of weights."""
 
     total: jax.Array
     weight: jax.Array
@@ -31,6 +32,32 @@ class Loss(NamedTuple):
     @property
     def mean(self) -> jax.Array:
         return self.total / jnp.maximum(self.weight, 1e-30)
+
+
+def token_loss(scores: jax.Array, batch: Row) -> jax.Array:
+    """The loss of every position before its weight, float32 [b, t], of float32 logits [b, t, v].
+
+    A plain function, differentiated by JAX: a further term of the loss is added here.
+    """
+    return cross_entropy(scores, batch.targets)
+
+
+def cross_entropy(scores: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy in nats, float32 [...], of float32 logits [..., v] against int32 targets [...]."""
+    return jax.nn.logsumexp(scores, axis=-1) - pick(scores, targets)
+
+
+@jax.custom_jvp
+def pick(scores: jax.Array, ids: jax.Array) -> jax.Array:
+    """Entries `ids` [...] of [..., v]. Its gradient is a comparison: JAX's is a slow scatter over v."""
+    return jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
+
+
+@pick.defjvp
+def _pick_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (scores, ids), (tangent, _) = primals, tangents
+    chosen = ids[..., None] == jnp.arange(scores.shape[-1])
+    return pick(scores, ids), jnp.where(chosen, tangent, 0).sum(axis=-1)
 
 
 def chunk_size(config: LlamaConfig, rows: int, length: int) -> int:
@@ -45,23 +72,6 @@ def chunk_size(config: LlamaConfig, rows: int, length: int) -> int:
     return math.ceil(length / 2 ** max(0, math.ceil(math.log2(too_large))))
 
 
-class _Softmax(NamedTuple):
-    """Unnormalised probabilities [..., v], their sums [..., 1] and the cross-entropies [...]."""
-
-    exponents: jax.Array
-    sums: jax.Array
-    losses: jax.Array
-
-
-def _softmax(hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int) -> _Softmax:
-    scores = logits(hidden, head, vocab_size)
-    top = scores.max(axis=-1, keepdims=True)
-    exponents = jnp.exp(scores - top)
-    sums = exponents.sum(axis=-1, keepdims=True)
-    picked = jnp.take_along_axis(scores, targets[..., None], axis=-1)
-    return _Softmax(exponents, sums, (top + jnp.log(sums) - picked)[..., 0])
-
-
 def _cut(x: jax.Array, size: int) -> jax.Array:
     """[b, t, ...] as [chunks, b, size, ...], zero-padded after the last position."""
     x = pad_length(x, size)
@@ -74,95 +84,51 @@ def _joined(x: jax.Array, length: int) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
 
 
-def _gathered(head: jax.Array, hidden: jax.Array) -> jax.Array:
-    """The head in the compute dtype, gathered over fsdp once for all chunks."""
-    return constrain(head.astype(hidden.dtype), None, "tensor")
-
-
 def token_cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int, chunk: int | None = None
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, vocab_size: int, chunk: int
 ) -> jax.Array:
-    """Cross-entropy float32 [b, t], in nats, of hidden [b, t, d] against int32 targets [b, t].
-
-    With `chunk`, the logits of that many positions of each row are in memory at a time.
-    """
-    length = hidden.shape[1]
-    if chunk is None or chunk >= length:
-        return _softmax(hidden, head, targets, vocab_size).losses
-    gathered = _gathered(head, hidden)
+    """Cross-entropy float32 [b, t], in nats, of hidden [b, t, d] against int32 targets [b, t], by chunks."""
+    matrix = constrain(head.astype(hidden.dtype), None, "tensor")
     losses = jax.lax.map(
-        lambda part: _softmax(part[0], gathered, part[1], vocab_size).losses,
+        lambda part: cross_entropy(logits(part[0], matrix, vocab_size), part[1]),
         (_cut(hidden, chunk), _cut(targets, chunk)),
     )
-    return _joined(losses, length)
+    return _joined(losses, hidden.shape[1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def cross_entropy(
-    hidden: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    vocab_size: int,
-    chunk: int | None = None,
-) -> jax.Array:
-    """Weighted sum of cross-entropies of hidden [b, t, d] against int32 targets [b, t], in nats.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def total_loss(hidden: jax.Array, head: jax.Array, batch: Row, vocab_size: int, chunk: int) -> jax.Array:
+    """The weighted sum of `token_loss`, float32, of hidden [b, t, d] and head [d, v].
 
-    The gradient is computed in the forward pass, from the same probabilities: the loss is linear in its
-    cotangent, so the backward pass only scales it, and no logits are kept or computed twice. With `chunk`,
-    the logits of that many positions of each row are in memory at a time.
+    The logits of `chunk` positions of each row are in memory at a time. The gradient by hidden and head is
+    computed with the loss: the backward pass only scales it, and no logits are kept or computed twice. The
+    batch has no gradient.
     """
-    return jnp.sum(token_cross_entropy(hidden, head, targets, vocab_size, chunk) * weights)
+    return _loss_and_grad(hidden, head, batch, vocab_size, chunk)[0]
 
 
-class _LossAndGrad(NamedTuple):
-    """Loss and gradients of some positions; `d_head` is float32 [d, v]."""
+def _loss_and_grad(hidden, head, batch, vocab_size, chunk):  # type: ignore[no-untyped-def]
+    matrix = constrain(head.astype(hidden.dtype), None, "tensor")  # gathered over fsdp once for all chunks
 
-    total: jax.Array
-    d_hidden: jax.Array
-    d_head: jax.Array
-    losses: jax.Array
-
-
-def _loss_and_grad(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int
-) -> _LossAndGrad:
-    exponents, sums, losses = _softmax(hidden, head, targets, vocab_size)
-    at_target = targets[..., None] == jnp.arange(head.shape[-1])
-    scaled = exponents * (weights[..., None] / sums)
-    d_logits = jnp.where(at_target, scaled - weights[..., None], scaled).astype(hidden.dtype)
-    d_hidden = jnp.matmul(d_logits, head.T.astype(hidden.dtype))
-    d_head = jnp.einsum("btd,btv->dv", hidden, d_logits, preferred_element_type=jnp.float32)
-    return _LossAndGrad(jnp.sum(losses * weights), d_hidden, d_head, losses)
-
-
-def _loss_and_grad_in_chunks(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, chunk: int
-) -> _LossAndGrad:
-    gathered = _gathered(head, hidden)
-
-    def step(d_head: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
-        result = _loss_and_grad(part[0], gathered, part[1], part[2], vocab_size)
-        return d_head + result.d_head, (result.total, result.d_hidden, result.losses)
+    def step(d_head: jax.Array, part: tuple[jax.Array, Row]) -> tuple[jax.Array, Any]:
+        hidden, batch = part
+        total, d_scores = jax.value_and_grad(
+            lambda scores: jnp.sum(token_loss(scores, batch) * batch.loss_weights)
+        )(logits(hidden, matrix, vocab_size))
+        # In the compute type, as in the layers below; only the sum over chunks is in float32.
+        d_scores = d_scores.astype(hidden.dtype)
+        d_head += jnp.einsum("btd,btv->dv", hidden, d_scores, preferred_element_type=jnp.float32)
+        return d_head, (total, jnp.matmul(d_scores, matrix.T))
 
     zeros = constrain(jnp.zeros(head.shape, jnp.float32), "fsdp", "tensor")
-    parts = tuple(_cut(x, chunk) for x in (hidden, targets, weights))
-    d_head, (totals, d_hidden, losses) = jax.lax.scan(step, zeros, parts)
-    length = hidden.shape[1]
-    return _LossAndGrad(totals.sum(), _joined(d_hidden, length), d_head, _joined(losses, length))
+    parts = jax.tree.map(functools.partial(_cut, size=chunk), (hidden, batch))
+    d_head, (totals, d_hidden) = jax.lax.scan(step, zeros, parts)
+    return totals.sum(), (_joined(d_hidden, hidden.shape[1]), d_head.astype(head.dtype))
 
 
-def _forward(hidden, head, targets, weights, vocab_size, chunk):  # type: ignore[no-untyped-def]
-    if chunk is None or chunk >= hidden.shape[1]:
-        result = _loss_and_grad(hidden, head, targets, weights, vocab_size)
-    else:
-        result = _loss_and_grad_in_chunks(hidden, head, targets, weights, vocab_size, chunk)
-    return result.total, (result.d_hidden, result.d_head.astype(head.dtype), result.losses)
+def _scaled(vocab_size, chunk, gradients, factor):  # type: ignore[no-untyped-def]
+    d_hidden, d_head = gradients
+    return (factor * d_hidden).astype(d_hidden.dtype), factor * d_head, None
 
 
-def _backward(vocab_size, chunk, saved, gradient):  # type: ignore[no-untyped-def]
-    d_hidden, d_head, losses = saved
-    return (gradient * d_hidden).astype(d_hidden.dtype), gradient * d_head, None, gradient * losses
-
-
-cross_entropy.defvjp(_forward, _backward)
+total_loss.defvjp(_loss_and_grad, _scaled)

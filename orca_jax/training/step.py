@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, lora, sharding
-from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_entropy
+from orca_jax.training.loss import Loss, chunk_size, token_cross_entropy, total_loss
 
 
 class TrainState(NamedTuple):
@@ -42,7 +42,7 @@ def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -
         params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
     )
     head, chunk = llama.head(params, config), chunk_size(config, *batch.tokens.shape)
-    total = cross_entropy(hidden, head, batch.targets, batch.loss_weights, config.vocab_size, chunk)
+    total = total_loss(hidden, head, batch, config.vocab_size, chunk)
     return Loss(total, jnp.sum(batch.loss_weights))
 
 

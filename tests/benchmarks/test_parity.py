@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from orca_jax.config import MeshConfig
+from orca_jax.data.rows import Row
 from orca_jax.student import huggingface, huggingface_folder, llama
 from orca_jax.student.sharding import make_mesh, path_name
-from orca_jax.training.loss import cross_entropy
+from orca_jax.training.loss import total_loss
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -66,7 +67,8 @@ def test_loss_and_gradients(pairs, family):
         row, positions = jnp.asarray(ids[None, :-1]), jnp.arange(128)[None]
         hidden, _ = llama.hidden(params, row, positions, jnp.ones_like(row), config=config)
         head = llama.head(params, config)
-        return cross_entropy(hidden, head, ids[None, 1:], jnp.ones((1, 128)), config.vocab_size) / 128
+        batch = Row(row, ids[None, 1:], jnp.ones((1, 128)), jnp.ones_like(row), positions)
+        return total_loss(hidden, head, batch, config.vocab_size, 128) / 128
 
     mine, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
     assert float(mine) == pytest.approx(loss.item(), rel=1e-4)

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orca_jax.data.rows import Row
 from orca_jax.student import attention, llama
 from orca_jax.student.attention import BACKENDS, attend, choose
 from orca_jax.student.parameters import per_layer, stacked
-from orca_jax.training.loss import cross_entropy
+from orca_jax.training.loss import total_loss
 from tests.student.numpy_attention import numpy_attention
 from tests.student.students import SMALL, make_params, make_tokens
 
@@ -35,16 +36,6 @@ WINDOWED = [name for name in BACKENDS if name != "pallas_gpu"]
 EVERY_WINDOWED_BACKEND = pytest.mark.parametrize("backend", WINDOWED)
 
 
-class Batch(NamedTuple):
-    """Arrays [b, t] as a training step takes them."""
-
-    tokens: Any
-    targets: Any
-    weights: Any
-    segment_ids: Any
-    positions: Any
-
-
 class Result(NamedTuple):
     """Logits of the examples one after another [n, vocab_size], and the gradient of their summed loss."""
 
@@ -54,14 +45,14 @@ class Result(NamedTuple):
 
 def make_batch(rows, row_length):
     """Rows of segments of the given sizes, with random tokens, targets and weights by example."""
-    batch = Batch(*(np.zeros((len(rows), row_length), kind) for kind in "iifii"))
+    batch = Row(*(np.zeros((len(rows), row_length), kind) for kind in "iifii"))
     number = 0
     for row, sizes in enumerate(rows):
         start = 0
         for segment, size in enumerate(sizes, 1):
             here = (row, slice(start, start + size))
             batch.tokens[here], batch.targets[here] = make_tokens((2, size), seed=number)
-            batch.weights[here] = np.random.default_rng(number).random(size)
+            batch.loss_weights[here] = np.random.default_rng(number).random(size)
             batch.segment_ids[here] = segment
             batch.positions[here] = np.arange(size)
             start, number = start + size, number + 1
@@ -78,7 +69,7 @@ def compute(params, batch, config):
     def loss(params):
         hidden, _ = llama.hidden(params, batch.tokens, batch.positions, batch.segment_ids, config=config)
         head = llama.head(params, config)
-        total = cross_entropy(hidden, head, batch.targets, batch.weights, config.vocab_size)
+        total = total_loss(hidden, head, batch, config.vocab_size, batch.tokens.shape[1])
         return total, llama.logits(hidden, head, config.vocab_size)
 
     gradient, scores = jax.grad(loss, has_aux=True)(params)

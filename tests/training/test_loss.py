@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.config import LlamaConfig
+from orca_jax.data.rows import Row
 from orca_jax.training import loss
-from orca_jax.training.loss import Loss, chunk_size, cross_entropy, token_cross_entropy
+from orca_jax.training.loss import Loss, chunk_size, pick, token_cross_entropy, total_loss
 from tests.training import synthetic
 
 ROWS, LENGTH, WIDTH, PADDED = 2, 7, 12, 32
@@ -23,14 +24,14 @@ def inputs(seed, vocab_size=29, scale=1.0):
     weights = jnp.asarray(
         random.random((ROWS, LENGTH)) * random.integers(2, size=(ROWS, LENGTH)), jnp.float32
     )
-    return hidden, head, targets, weights
+    return hidden, head, Row(targets, targets, weights, jnp.ones_like(targets), jnp.zeros_like(targets))
 
 
-def plain(hidden, head, targets, weights, vocab_size):
+def plain(hidden, head, batch, vocab_size, chunk=None):
     """log(sum(exp)) less the target's score, over the real ids alone."""
     scores = hidden @ head[:, :vocab_size]
-    picked = jnp.sum(jax.nn.one_hot(targets, vocab_size) * scores, axis=-1)
-    return jnp.sum((jax.nn.logsumexp(scores, axis=-1) - picked) * weights)
+    picked = jnp.sum(jax.nn.one_hot(batch.targets, vocab_size) * scores, axis=-1)
+    return jnp.sum((jax.nn.logsumexp(scores, axis=-1) - picked) * batch.loss_weights)
 
 
 def relative(found, expected):
@@ -42,56 +43,83 @@ def relative(found, expected):
 @pytest.mark.parametrize("scale", [0.1, 5.0])
 def test_value_and_gradients_equal_autodiff_of_the_plain_form(vocab_size, scale):
     arguments = inputs(0, vocab_size, scale)
-    places = (0, 1, 3)
-    found, gradients = jax.value_and_grad(cross_entropy, places)(*arguments, vocab_size)
-    expected, expected_gradients = jax.value_and_grad(plain, places)(*arguments, vocab_size)
+    found, gradients = jax.value_and_grad(total_loss, (0, 1))(*arguments, vocab_size, LENGTH)
+    expected, expected_gradients = jax.value_and_grad(plain, (0, 1))(*arguments, vocab_size)
     assert relative(found, expected) < 1e-6
-    for name, mine, theirs in zip(("hidden", "head", "weights"), gradients, expected_gradients):
+    for name, mine, theirs in zip(("hidden", "head"), gradients, expected_gradients):
         assert relative(mine, theirs) < 1e-6, name
+
+
+@pytest.mark.parametrize("chunk", [3, LENGTH])
+def test_a_further_term_is_differentiated_without_more_code(monkeypatch, chunk):
+    """Here a z-loss: it may use every logit, and need not repeat how the loss is cut and weighted."""
+    hidden, head, batch = inputs(8)
+    cross_entropy = loss.token_loss
+
+    def with_term(scores, batch):
+        return cross_entropy(scores, batch) + 0.1 * jnp.square(jax.nn.logsumexp(scores, axis=-1))
+
+    def plain_with_term(hidden, head):
+        squares = jnp.square(jax.nn.logsumexp(hidden @ head[:, :29], axis=-1))
+        return plain(hidden, head, batch, 29) + 0.1 * jnp.sum(squares * batch.loss_weights)
+
+    monkeypatch.setattr(loss, "token_loss", with_term)
+    found, gradients = jax.value_and_grad(total_loss, (0, 1))(hidden, head, batch, 29, chunk)
+    expected, expected_gradients = jax.value_and_grad(plain_with_term, (0, 1))(hidden, head)
+    assert relative(found, expected) < 1e-6
+    for mine, theirs in zip(gradients, expected_gradients):
+        assert relative(mine, theirs) < 1e-6
+
+
+def test_picked_entries_have_the_gradient_of_indexing():
+    scores, ids = jnp.arange(12.0).reshape(3, 4), jnp.asarray([3, 0, 2])
+    np.testing.assert_array_equal(pick(scores, ids), [3, 4, 10])
+    gradient = jax.grad(lambda scores: pick(scores, ids) @ jnp.asarray([1.0, 2.0, 3.0]))(scores)
+    np.testing.assert_array_equal(gradient, [[0, 0, 0, 1], [2, 0, 0, 0], [0, 0, 3, 0]])
 
 
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000), factor=st.floats(-3, 3, allow_subnormal=False))
 def test_gradient_scales_with_the_cotangent(seed, factor):
-    hidden, head, targets, weights = inputs(seed)
-    scaled = jax.grad(lambda h: factor * cross_entropy(h, head, targets, weights, 29))(hidden)
-    once = jax.grad(lambda h: cross_entropy(h, head, targets, weights, 29))(hidden)
+    hidden, head, batch = inputs(seed)
+    scaled = jax.grad(lambda h: factor * total_loss(h, head, batch, 29, LENGTH))(hidden)
+    once = jax.grad(lambda h: total_loss(h, head, batch, 29, LENGTH))(hidden)
     np.testing.assert_allclose(scaled, factor * once, rtol=1e-5, atol=1e-6)
 
 
 def test_padded_ids_have_no_probability_and_no_gradient():
     """The real ids share all of it, and no weight of the padding is trained."""
-    hidden, head, targets, weights = inputs(1)
-    every = (jnp.full_like(targets, token_id) for token_id in range(29))
-    probabilities = sum(jnp.exp(-token_cross_entropy(hidden, head, ids, 29)) for ids in every)
+    hidden, head, batch = inputs(1)
+    every = (jnp.full_like(batch.targets, token_id) for token_id in range(29))
+    probabilities = sum(jnp.exp(-token_cross_entropy(hidden, head, ids, 29, LENGTH)) for ids in every)
     np.testing.assert_allclose(probabilities, 1, rtol=1e-5)
-    d_head = jax.grad(cross_entropy, 1)(hidden, head, targets, weights, 29)
+    d_head = jax.grad(total_loss, 1)(hidden, head, batch, 29, LENGTH)
     assert (d_head[:, 29:] == 0).all()
     assert (d_head[:, :29] != 0).any()
 
 
 def test_values_in_the_padding_do_not_matter():
-    hidden, head, targets, weights = inputs(2)
+    hidden, head, batch = inputs(2)
     other = head.at[:, 29:].set(1e4)
-    assert cross_entropy(hidden, head, targets, weights, 29) == cross_entropy(
-        hidden, other, targets, weights, 29
-    )
+    found, expected = (total_loss(hidden, matrix, batch, 29, LENGTH) for matrix in (other, head))
+    assert found == expected
 
 
 def test_unsupervised_positions_have_no_gradient():
-    hidden, head, targets, weights = inputs(3)
-    d_hidden = np.asarray(jax.grad(cross_entropy)(hidden, head, targets, weights, 29))
-    assert (np.asarray(weights) == 0).any()
-    assert (d_hidden[np.asarray(weights) == 0] == 0).all()
-    assert (np.abs(d_hidden[np.asarray(weights) > 0]).max(-1) > 0).all()
+    hidden, head, batch = inputs(3)
+    weights = np.asarray(batch.loss_weights)
+    d_hidden = np.asarray(jax.grad(total_loss)(hidden, head, batch, 29, LENGTH))
+    assert (weights == 0).any()
+    assert (d_hidden[weights == 0] == 0).all()
+    assert (np.abs(d_hidden[weights > 0]).max(-1) > 0).all()
 
 
 def test_bfloat16_hidden_keeps_a_float32_loss_and_head_gradient():
-    hidden, head, targets, weights = inputs(4)
-    value, (d_hidden, d_head) = jax.value_and_grad(cross_entropy, (0, 1))(
-        hidden.astype(jnp.bfloat16), head, targets, weights, 29
+    hidden, head, batch = inputs(4)
+    value, (d_hidden, d_head) = jax.value_and_grad(total_loss, (0, 1))(
+        hidden.astype(jnp.bfloat16), head, batch, 29, LENGTH
     )
-    expected, (wide_hidden, wide_head) = jax.value_and_grad(plain, (0, 1))(hidden, head, targets, weights, 29)
+    expected, (wide_hidden, wide_head) = jax.value_and_grad(plain, (0, 1))(hidden, head, batch, 29)
     assert (value.dtype, d_hidden.dtype, d_head.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
     assert relative(value, expected) < 0.02
     assert relative(d_hidden, wide_hidden) < 0.05
@@ -103,25 +131,25 @@ def test_mean_divides_once_and_is_zero_without_weight():
     assert Loss(jnp.float32(0), jnp.float32(0)).mean == 0
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 6, LENGTH, 100])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6, 100])
 def test_chunks_change_neither_value_nor_gradients(chunk):
     """Sizes that do not divide the length, too; the last chunk is then filled up."""
-    arguments, places = inputs(5), (0, 1, 3)
-    found, gradients = jax.value_and_grad(cross_entropy, places)(*arguments, 29, chunk)
-    expected, whole = jax.value_and_grad(cross_entropy, places)(*arguments, 29)
+    hidden, head, batch = inputs(5)
+    found, gradients = jax.value_and_grad(total_loss, (0, 1))(hidden, head, batch, 29, chunk)
+    expected, whole = jax.value_and_grad(total_loss, (0, 1))(hidden, head, batch, 29, LENGTH)
     assert relative(found, expected) < 1e-6
-    for name, mine, theirs in zip(("hidden", "head", "weights"), gradients, whole):
+    for name, mine, theirs in zip(("hidden", "head"), gradients, whole):
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
         assert relative(mine, theirs) < 1e-6, name
-    each = token_cross_entropy(*arguments[:3], 29, chunk)
-    np.testing.assert_allclose(each, token_cross_entropy(*arguments[:3], 29), rtol=1e-6, atol=1e-6)
+    each, at_once = (token_cross_entropy(hidden, head, batch.targets, 29, size) for size in (chunk, LENGTH))
+    np.testing.assert_allclose(each, at_once, rtol=1e-6, atol=1e-6)
 
 
 def test_chunks_in_bfloat16_add_up_the_heads_gradient_in_float32():
-    hidden, head, targets, weights = inputs(6)
-    take = jax.grad(cross_entropy, 1)
-    found = take(hidden.astype(jnp.bfloat16), head, targets, weights, 29, 2)
-    expected = take(hidden.astype(jnp.bfloat16), head, targets, weights, 29)
+    hidden, head, batch = inputs(6)
+    found, expected = (
+        jax.grad(total_loss, 1)(hidden.astype(jnp.bfloat16), head, batch, 29, chunk) for chunk in (2, LENGTH)
+    )
     assert found.dtype == jnp.float32
     assert relative(found, expected) < 1e-6
 
