@@ -91,9 +91,17 @@ class Request:
 
 @dataclasses.dataclass(eq=False)
 class _Running:
+    """A request in a row of the cache, or waiting for one.
+
+    `shared` is how much of its prompt is a shared prefix, and `width` how many positions the prefill of the
+    rest writes, with padding.
+    """
+
     ticket: int
     request: Request
     limit: int
+    shared: int
+    width: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
 
@@ -164,9 +172,11 @@ class Engine:
         for name, least in {"max_tokens": 1, "temperature": 0, "top_k": 0, "top_p": 0}.items():
             if (value := getattr(request, name)) < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
-        ticket = next(self._tickets)
-        self._waiting.append(_Running(ticket, request, min(request.max_tokens, self.max_length - size)))
-        return ticket
+        shared = min(request.shared, size - 1)
+        width = min(bucket(size - 1 - shared), self.capacity - shared) if shared < size - 1 else 0
+        limit = min(request.max_tokens, self.max_length - size)
+        self._waiting.append(_Running(next(self._tickets), request, limit, shared, width))
+        return self._waiting[-1].ticket
 
     def cancel(self, ticket: int) -> None:
         """Drops a request; does nothing if it has finished or is unknown."""
@@ -189,7 +199,7 @@ class Engine:
             ids, log_probs = jax.device_get(decoded)
             return [self._advance(slot, row, ids[slot], log_probs[slot]) for slot, row in enumerate(running)]
 
-    def _schedule(self) -> list[tuple[int, Request]]:
+    def _schedule(self) -> list[tuple[int, _Running]]:
         """Fills free rows from the front, with waiting requests and then with the last rows.
 
         Returns:
@@ -205,14 +215,13 @@ class Engine:
         for hole, slot in zip(holes, behind):
             self._change(self._programs.move_row, np.int32(slot), np.int32(hole))
             self._rows[hole], self._rows[slot] = self._rows[slot], None
-        return [(slot, entry.request) for slot, entry in scheduled]
+        return scheduled
 
     def _resize(self, running: list[_Running]) -> None:
         """Gives the cache the rows and positions that the next decoding steps and prefills need."""
         length = 0
         for row in running:
-            shared = self._shared(row.request)
-            written = max(min(bucket(shared), self.capacity), shared + self._width(row.request))
+            written = max(min(bucket(row.shared), self.capacity), row.shared + row.width)
             length = max(length, row.position + STEPS, written)
         length = min(bucket(length), self.capacity)
         rows = row_bucket(len(running), self.slots)
@@ -225,21 +234,13 @@ class Engine:
     def _change(self, program: Callable[..., KV], *arguments: Any) -> None:
         self._cache = tuple(program(layer, *arguments) for layer in self._cache)
 
-    def _shared(self, request: Request) -> int:
-        return min(request.shared, len(request.prompt) - 1)
-
-    def _width(self, request: Request) -> int:
-        """Positions that the prefill of a prompt behind its shared prefix writes, with padding."""
-        body = len(request.prompt) - 1 - self._shared(request)
-        return min(bucket(body), self.capacity - self._shared(request)) if body else 0
-
-    def _prefill_prompts(self, scheduled: list[tuple[int, Request]]) -> None:
+    def _prefill_prompts(self, scheduled: list[tuple[int, _Running]]) -> None:
         """Prefills prompts with the same prefix and width together, 4 at a time or one by one."""
         groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
-        for slot, request in scheduled:
-            shared, body = self._shared(request), request.prompt[:-1]
-            prefix = np.asarray(body[:shared], np.int32).tobytes()
-            groups.setdefault((prefix, self._width(request)), []).append((slot, body[shared:]))
+        for slot, row in scheduled:
+            body = row.request.prompt[:-1]
+            prefix = np.asarray(body[: row.shared], np.int32).tobytes()
+            groups.setdefault((prefix, row.width), []).append((slot, body[row.shared :]))
         for (prefix, width), members in groups.items():
             offset = len(prefix) // 4
             cached = self._prefix(prefix) if prefix else None
@@ -297,23 +298,24 @@ class Engine:
 
 def _row_arrays(running: list[_Running], size: int) -> Rows:
     """Running requests as arrays, filled up to `size` with inactive rows."""
-    requests = [row.request for row in running]
 
-    def column(values: list[Any], dtype: Any) -> Any:
+    def column(value: Callable[[_Running], Any], dtype: Any) -> Any:
+        values = [value(row) for row in running]
         return np.array(values + [values[0]] * (size - len(values)), dtype)
 
-    limits = [row.limit for row in running] + [0] * (size - len(running))
+    limits = column(lambda row: row.limit, np.int32)
+    limits[len(running) :] = 0
     return Rows(
-        token=column([row.last for row in running], np.int32),
-        position=column([row.position for row in running], np.int32),
-        drawn=column([len(row.tokens) for row in running], np.int32),
-        limit=column(limits, np.int32),
-        key=column([(r.seed >> 32 & WORD, r.seed & WORD) for r in requests], np.uint32),
-        number=column([r.number & WORD for r in requests], np.uint32),
+        token=column(lambda row: row.last, np.int32),
+        position=column(lambda row: row.position, np.int32),
+        drawn=column(lambda row: len(row.tokens), np.int32),
+        limit=limits,
+        key=column(lambda row: (row.request.seed >> 32 & WORD, row.request.seed & WORD), np.uint32),
+        number=column(lambda row: row.request.number & WORD, np.uint32),
         sampling=SamplingParams(
-            column([r.temperature for r in requests], np.float32),
-            column([r.top_k for r in requests], np.int32),
-            column([r.top_p for r in requests], np.float32),
+            column(lambda row: row.request.temperature, np.float32),
+            column(lambda row: row.request.top_k, np.int32),
+            column(lambda row: row.request.top_p, np.float32),
         ),
     )
 
@@ -334,23 +336,21 @@ class Generator:
         stop_ids: Sequence[int],
         batch_size: int = 32,
         max_length: int = 2048,
-        dtype: Any = jnp.float32,
-        mesh: Mesh | None = None,
-        compiler_options: Mapping[str, str] | None = None,
+        **options: Any,
     ):
         self.max_length = max_length
-        self._run_options: dict[str, Any] = dict(dtype=dtype, mesh=mesh, compiler_options=compiler_options)
+        self._options = options
         self._sizes: dict[str, Any] = dict(stop_ids=stop_ids, slots=batch_size, max_length=max_length)
-        self.engine = Engine(params, config, **self._sizes, **self._run_options)
+        self.engine = Engine(params, config, **self._sizes, **options)
 
     @functools.cached_property
     def scorer(self) -> Scorer:
         """A scorer of the same student, made at its first use."""
-        return Scorer(self.engine.params, self.engine.config, **self._run_options)
+        return Scorer(self.engine.params, self.engine.config, **self._options)
 
     def new_engine(self) -> Engine:
         """Another engine over the same parameters, with a cache of its own."""
-        return Engine(self.engine.params, self.engine.config, **self._sizes, **self._run_options)
+        return Engine(self.engine.params, self.engine.config, **self._sizes, **self._options)
 
     def generate(self, prompts: Sequence[np.ndarray], **arguments: Any) -> list[Generated]:
         """Replies to prompts (int32 [n] each), in their order; see `as_finished` for arguments and errors."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -90,25 +91,30 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
     """
     folder = Folder(directory)
     shapes = jax.eval_shape(lambda: llama.init(config, 0))
-    flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = {sharding.path_name(path): leaf.shape for path, leaf in flat}
-    _check(folder, leaves, config)
-    placed = jax.tree.leaves(sharding.shardings(shapes, mesh))
-    arrays = [
-        _array(folder, name, shape, where)
-        for (name, shape), where in zip(leaves.items(), placed, strict=True)
-    ]
-    return jax.tree_util.tree_unflatten(structure, arrays)
+    _check(folder, shapes, config)
 
+    def array(path: Any, leaf: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
+        @functools.lru_cache(maxsize=1)  # replicas request the same part one after the other
+        def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+            return _part(folder, sharding.path_name(path), tuple(slice(*bound) for bound in bounds))
 
-def _check(folder: Folder, leaves: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> None:
-    own = read_config(folder.directory)
-    ids = own.vocab_size
-    if config.vocab_size < ids:
-        raise UnsupportedModelError(
-            f"{folder.directory} has {ids} ids, more than the {config.vocab_size} that are wanted"
+        return jax.make_array_from_callback(
+            leaf.shape,
+            where,
+            lambda index: part(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape))),
         )
-    expected = {t.name: t.shape for t in _tensors(leaves, dataclasses.replace(config, vocab_size=ids))}
+
+    return jax.tree_util.tree_map_with_path(array, shapes, sharding.shardings(shapes, mesh))
+
+
+def _check(folder: Folder, shapes: llama.Params, config: LlamaConfig) -> None:
+    own = read_config(folder.directory)
+    if config.vocab_size < own.vocab_size:
+        raise UnsupportedModelError(
+            f"{folder.directory} has {own.vocab_size} ids, more than the {config.vocab_size} that are wanted"
+        )
+    as_saved = dataclasses.replace(config, vocab_size=own.vocab_size)
+    expected = {tensor.name: tensor.shape for tensor in _tensors(shapes, as_saved)}
     for tensor, shape in expected.items():
         found = folder.shape(tensor)
         if found != shape:
@@ -130,82 +136,50 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
     path: str
     layer: int | None
+    transposed: bool
 
 
-def _tensors(shapes: Mapping[str, tuple[int, ...]], config: LlamaConfig) -> Iterator[_Tensor]:
-    """The tensors of a model folder, from the shapes of the parameters by path."""
-    for path, shape in shapes.items():
+def _tensors(params: llama.Params, config: LlamaConfig) -> Iterator[_Tensor]:
+    """The tensors of a model folder for parameters, or for their shapes."""
+    for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = sharding.path_name(key)
         stacked = path.startswith("layers/")
         for layer in range(config.num_layers) if stacked else (None,):
             name, transposed = place(path, layer)
-            own = shape[1:] if stacked else shape
-            own = own[::-1] if transposed else own
-            yield _Tensor(
-                name, (config.vocab_size, config.hidden_size) if path in VOCABULARY else own, path, layer
-            )
+            shape = leaf.shape[1:] if stacked else leaf.shape
+            shape = shape[::-1] if transposed else shape
+            shape = (config.vocab_size, config.hidden_size) if path in VOCABULARY else shape
+            yield _Tensor(name, shape, path, layer, transposed)
 
 
-def _array(folder: Folder, path: str, shape: tuple[int, ...], where: Any) -> jax.Array:
-    @functools.lru_cache(maxsize=1)  # replicas request the same part one after the other
-    def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        return _finite(_part(folder, path, tuple(slice(*bound) for bound in bounds)), folder, path)
-
-    def callback(index: Any) -> np.ndarray:
-        return part(tuple(one.indices(size)[:2] for one, size in zip(index, shape, strict=True)))
-
-    return jax.make_array_from_callback(shape, where, callback)
-
-
-def _finite(value: np.ndarray, folder: Folder, path: str) -> np.ndarray:
-    """Returns the value, or raises UnsupportedModelError if it is not finite (its sum tells in one pass)."""
+def _part(folder: Folder, path: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of one parameter as float32, finite."""
+    if path.startswith("layers/"):
+        value = np.empty([one.stop - one.start for one in index], np.float32)
+        for row, layer in zip(value, range(index[0].start, index[0].stop), strict=True):
+            row[...] = _read(folder, place(path, layer), index[1:])
+    else:
+        value = _read(folder, place(path), index).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        suspect = not np.isfinite(value.sum())
+        suspect = not np.isfinite(value.sum())  # its sum tells in one pass
     if suspect and not np.isfinite(value).all():
         tensor = place(path, "*").tensor
         raise UnsupportedModelError(f"{folder.directory}: {tensor} holds NaN or infinity; fetch it again")
     return value
 
 
-def _part(folder: Folder, path: str, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of one parameter as float32."""
-    if path.startswith("layers/"):
-        layers = range(index[0].start, index[0].stop)
-        sizes = [one.stop - one.start for one in index]
-        out = np.empty(sizes, np.float32)
-        for row, layer in zip(out, layers, strict=True):
-            row[...] = _read(folder, place(path, layer), index[1:])
-        return out
-    if path in VOCABULARY:
-        return _vocabulary(folder, place(path), index)
-    return _read(folder, place(path), index).astype(np.float32)
-
-
 def _read(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
-    found = folder.read(where.tensor, *(index[::-1] if where.transposed else index))
+    """A slice of a parameter; vocabulary rows that the folder lacks are the mean row, summed in float64."""
+    rows, *columns = index[::-1] if where.transposed else index
+    found = folder.read(where.tensor, rows, *columns)
+    if missing := rows.stop - rows.start - len(found):
+        saved, total = folder.shape(where.tensor)[0], np.float64(0)
+        for start in range(0, saved, BLOCK_ROWS):
+            block = folder.read(where.tensor, slice(start, start + BLOCK_ROWS), *columns)
+            total = total + block.astype(np.float64).sum(axis=0)
+        mean = np.broadcast_to(total / saved, (missing, *found.shape[1:]))
+        found = np.concatenate([found.astype(np.float32), mean.astype(np.float32)])
     return found.T if where.transposed else found
-
-
-def _vocabulary(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of an embedding or unembedding; rows that the folder lacks are filled with the mean row."""
-    rows, columns = index[::-1] if where.transposed else index
-    saved = folder.shape(where.tensor)[0]
-    out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    kept = max(0, min(rows.stop, saved) - rows.start)
-    if kept:
-        out[:kept] = folder.read(where.tensor, slice(rows.start, rows.start + kept), columns)
-    if kept < len(out):
-        out[kept:] = _mean(folder, where.tensor, columns)
-    return out.T if where.transposed else out
-
-
-def _mean(folder: Folder, tensor: str, columns: slice) -> np.ndarray:
-    """The mean row of a tensor, float32, summed in float64."""
-    rows = folder.shape(tensor)[0]
-    total = np.zeros(columns.stop - columns.start, np.float64)
-    for start in range(0, rows, BLOCK_ROWS):
-        block = folder.read(tensor, slice(start, min(start + BLOCK_ROWS, rows)), columns)
-        total += block.astype(np.float64).sum(axis=0)
-    return (total / rows).astype(np.float32)
 
 
 # Export
@@ -236,17 +210,25 @@ def export(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    kind = DTYPES[dtype]
     directory, values = Path(directory), {**unparse(config), "dtype": dtype, **(special or {})}
     flat = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    tensors = list(_tensors({path: leaf.shape for path, leaf in flat.items()}, config))
-    shards = list(_shards(tensors, DTYPES[dtype].itemsize, shard_bytes))
+    shards: list[list[_Tensor]] = [[]]
+    size = 0
+    for tensor in sorted(_tensors(params, config), key=_order):
+        needed = math.prod(tensor.shape) * kind.itemsize
+        if shards[-1] and size + needed > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += needed
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip([SINGLE] if len(shards) == 1 else names, shards, strict=True):
-        _write_shard(directory / name, {tensor.name: _value(flat, tensor, DTYPES[dtype]) for tensor in shard})
-    count = sum(int(np.prod(tensor.shape)) for tensor in tensors)
+        _write_shard(directory / name, {tensor.name: _value(flat, tensor, kind) for tensor in shard})
+    count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
-        write_index(directory, weight_map, {"total_size": count * DTYPES[dtype].itemsize})
+        write_index(directory, weight_map, {"total_size": count * kind.itemsize})
     _write_json(directory / CONFIG_FILE, values)
     _write_json(directory / "generation_config.json", {"do_sample": False, **(special or {})})
     return count
@@ -257,26 +239,11 @@ def _order(tensor: _Tensor) -> list[int]:
     return [int(part) if part.isdigit() else -1 for part in tensor.name.split(".")]
 
 
-def _shards(tensors: list[_Tensor], itemsize: int, limit: int) -> Iterator[list[_Tensor]]:
-    """The tensors cut into shards of at most `limit` bytes, or of one tensor."""
-    shard: list[_Tensor] = []
-    size = 0
-    for tensor in sorted(tensors, key=_order):
-        needed = int(np.prod(tensor.shape)) * itemsize
-        if shard and size + needed > limit:
-            yield shard
-            shard, size = [], 0
-        shard.append(tensor)
-        size += needed
-    yield shard
-
-
 def _value(flat: Mapping[str, jax.Array], tensor: _Tensor, dtype: np.dtype[Any]) -> np.ndarray:
     leaf = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
-    value = np.asarray(leaf)
-    value = value.T if place(tensor.path, tensor.layer).transposed else value
-    rows = tensor.shape[0]  # fewer than the parameter's where the vocabulary is padded
-    return np.ascontiguousarray(value[:rows]).astype(dtype)
+    value = np.asarray(leaf).T if tensor.transposed else np.asarray(leaf)
+    # Fewer rows than the parameter's where the vocabulary is padded.
+    return np.ascontiguousarray(value[: tensor.shape[0]]).astype(dtype)
 
 
 def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:

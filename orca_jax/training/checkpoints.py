@@ -113,18 +113,16 @@ class Checkpoints:
           CheckpointError: the checkpoint that was written cannot be read.
           TimeoutError: the save is not done within `timeout` seconds.
         """
-        if self._pending is not None:
-            (step, response), self._pending = self._pending, None
-            response.result(timeout)
-            if jax.process_index() == 0:
-                self._check_readable(step)
-
-    def _check_readable(self, step: int) -> None:
-        """Reads the step, its note and the shapes of its arrays, as a restore would."""
-        try:
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        response.result(timeout)
+        if jax.process_index() != 0:
+            return
+        try:  # reads the step, its note and the shapes of its arrays, as a restore would
             found = step in self.steps() and self._metadata(step) and self._orbax.metadata(step).metadata
-            why = "it is not found there" if not found else ""
-        except Exception as error:  # as in `_newest_whole`
+            why = "" if found else "it is not found there"
+        except Exception as error:  # as in `restore`
             if _is_of_machine(error):
                 raise
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -144,23 +142,21 @@ class Checkpoints:
                 return str(self._metadata(step)["note"]["fingerprint"])
         return None
 
-    def restore(self, abstract: Any) -> Restored | None:
-        """Restores the newest whole checkpoint with the shardings of `abstract`; None if there is none.
+    def restore(self, abstract: Any = None) -> Restored | None:
+        """Restores the newest whole checkpoint; None if there is no checkpoint.
 
-        A checkpoint that is incomplete, has other shapes or fails its checksums is renamed to
-        `damaged-STEP`, the reason is logged, and the one before is tried.
+        One that is incomplete, has other shapes or fails its checksums is reported in the log, and the one
+        before is tried.
+
+        Args:
+          abstract: shapes and shardings of the state. A damaged checkpoint is then renamed to
+            `damaged-STEP`. Without, the state is read into host memory and nothing is renamed: the run may
+            be another's.
 
         Raises:
           CheckpointError: there are checkpoints, but none is whole.
           Exception: an error of the machine, such as too little memory; nothing is renamed then.
         """
-        return self._newest_whole(abstract)
-
-    def read(self) -> Restored | None:
-        """Reads the newest whole checkpoint into host memory. Renames nothing: the run may be another's."""
-        return self._newest_whole(None)
-
-    def _newest_whole(self, abstract: Any) -> Restored | None:
         faults = []
         for step in reversed(self.steps()):
             try:
@@ -193,7 +189,10 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any) -> Restored:
         metadata = self._metadata(step)
-        if abstract is None:
+        if abstract is not None:
+            state = self._orbax.load(step, abstract)
+            found = checksums(state)
+        else:
             host = jax.local_devices(backend="cpu")[0]
             # The devices that the arrays were on need not exist here, and the current mesh is not theirs.
             with jax.set_mesh(Mesh(np.array([host]), ("host",))):
@@ -203,9 +202,6 @@ class Checkpoints:
                 )
                 state = self._orbax.load(step, saved)
                 found = checksums(state)
-        else:
-            state = self._orbax.load(step, abstract)
-            found = checksums(state)
         expected = metadata["checksums"]
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         if wrong:
@@ -234,7 +230,7 @@ def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
     """
     checkpoints = Checkpoints(directory, keep=1_000_000, note={})
     try:
-        restored = checkpoints.read()
+        restored = checkpoints.restore()
     finally:
         checkpoints.close()
     if restored is None:

@@ -14,14 +14,13 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from orca_jax.student import sharding
@@ -84,13 +83,6 @@ def _wait_for(address: str) -> None:
             time.sleep(min(1.0, SECONDS))
 
 
-class _HostInfo(NamedTuple):
-    """A process's host name, and its values to compare."""
-
-    host: str
-    values: dict[str, str]
-
-
 def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> None:
     """Returns once all processes have called this with equal `values`, which are names and fingerprints.
 
@@ -102,104 +94,66 @@ def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> 
     """
     if jax.process_count() == 1:
         return
-    mine = _HostInfo(platform.node(), dict(values))
-    client = _client()
-    infos = _gathered(mine) if client is None else _exchanged(client, topic, mine, seconds)
-    faults = differences(infos)
-    if faults:
-        raise HostsError(f"the hosts are not about to run the same thing: {'; '.join(faults)}")
+    from jax._src import distributed  # JAX has no public name for its service's client
 
-
-def _client() -> Any:
-    """The client of JAX's distributed service, for which JAX has no public name; None without it."""
-    try:
-        from jax._src import distributed
-
-        return distributed.global_state.client
-    except (ImportError, AttributeError):
-        return None
-
-
-def _exchanged(client: Any, topic: str, mine: _HostInfo, seconds: float) -> dict[int, _HostInfo]:
-    """The infos of all processes, or HostsError naming those that did not send theirs in time."""
+    client: Any = distributed.global_state.client
     key = f"orca_jax/compare/{next(_NUMBER)}/{topic}"
-    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps([platform.node(), dict(values)]))
     deadline = time.monotonic() + seconds
-    infos, missing = {}, []
+    found: dict[str, Mapping[str, str]] = {}
+    missing = []
     for process in range(jax.process_count()):
         left = max(1, int(1000 * (deadline - time.monotonic())))
         try:
-            infos[process] = _HostInfo(*json.loads(client.blocking_key_value_get(f"{key}/{process}", left)))
+            host, theirs = json.loads(client.blocking_key_value_get(f"{key}/{process}", left))
+            found[f"process {process} ({host})"] = theirs
         except jax.errors.JaxRuntimeError:
-            missing.append(process)
+            missing.append(str(process))
     if missing:
-        present = ", ".join(sorted({info.host for info in infos.values()}))
         raise HostsError(
-            f"no answer on {topic!r} within {seconds:.0f} s from process {', '.join(map(str, missing))} of "
-            f"{jax.process_count()}; look at its log. There are: {present}"
+            f"no answer on {topic!r} within {seconds:.0f} s from process {', '.join(missing)} of "
+            f"{jax.process_count()}; look at its log. There are: {', '.join(found)}"
         )
-    return infos
+    if faults := differences(found):
+        raise HostsError(f"the hosts are not about to run the same thing: {'; '.join(faults)}")
 
 
-def _gathered(mine: _HostInfo) -> dict[int, _HostInfo]:
-    """Like `_exchanged` but through a collective, without a time limit."""
-    text = np.zeros(1 << 14, np.uint8)
-    encoded = json.dumps(mine).encode()
-    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(text))
-    return {i: _HostInfo(*json.loads(bytes(row).rstrip(b"\0"))) for i, row in enumerate(rows)}
-
-
-def differences(infos: Mapping[int, _HostInfo]) -> list[str]:
+def differences(found: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Describes, for each name, the processes whose value is not the most common one."""
     faults = []
-    for name in sorted({name for info in infos.values() for name in info.values}):
-        found = {process: str(info.values.get(name)) for process, info in infos.items()}
-        # Of equally common values, that of the first process counts.
-        common = collections.Counter(found[process] for process in sorted(found)).most_common(1)[0][0]
-        for process in sorted(found):
-            if found[process] != common:
-                host = infos[process].host
-                faults.append(
-                    f"{name} is {found[process]:.40} on process {process} ({host}), {common:.40} elsewhere"
-                )
+    for name in sorted({name for values in found.values() for name in values}):
+        texts = {process: str(values.get(name)) for process, values in found.items()}
+        common = collections.Counter(texts.values()).most_common(1)[0][0]  # if equally common, the first's
+        faults += [
+            f"{name} is {text:.40} on {process}, {common:.40} elsewhere"
+            for process, text in texts.items()
+            if text != common
+        ]
     return faults
 
 
-class DeferredSignals:
-    """The first signal received, if any. A second one ends the program at once."""
+class DeferredSignals(contextlib.AbstractContextManager["DeferredSignals"]):
+    """Inside, the first Ctrl-C or SIGTERM is only noted in `received`, so that no step is left half done.
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+    A second one ends the program at once. The previous handlers are restored afterwards. Outside the main
+    thread this does nothing.
+    """
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> DeferredSignals:
+        main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if main}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.received = signal.Signals(number)
 
-
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[DeferredSignals]:
-    """Inside, Ctrl-C and SIGTERM are only noted, so that no step is left half done on the devices.
-
-    The previous handlers are restored afterwards. Outside the main thread this does nothing.
-    """
-    signals = DeferredSignals()
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, signals) for number in SIGNALS}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def exit_for(received: signal.Signals) -> NoReturn:
-    """Ends the program: SIGTERM with the exit status that schedulers restart, Ctrl-C as itself."""
-    if received == signal.SIGTERM:
-        raise SystemExit(AGAIN)
-    raise KeyboardInterrupt(received.name)
 
 
 class PreemptionSync:

@@ -5,12 +5,12 @@ Imports no jax, so that reports can read metrics without it.
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,35 +46,25 @@ class Speed:
         self.restart()
 
     def restart(self) -> None:
-        self.since, self.steps, self.tokens, self.supervised = time.perf_counter(), 0, 0, 0.0
-        self.waited = {"data": 0.0, "save": 0.0}
+        self._since = time.perf_counter()
+        self._sums: collections.Counter[str] = collections.Counter()
 
-    def add(self, tokens: int, supervised: float, data_seconds: float) -> None:
-        """Adds a step: its tokens, those with loss, and the seconds it waited for its data."""
-        self.steps += 1
-        self.tokens += tokens
-        self.supervised += supervised
-        self.waited["data"] += data_seconds
-
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Counts the time inside as waiting for a checkpoint."""
-        began = time.perf_counter()
-        yield
-        self.waited["save"] += time.perf_counter() - began
+    def add(self, **amounts: float) -> None:
+        """Adds `steps`, their `tokens`, those `supervised`, and seconds of `data_wait` and `save_wait`."""
+        self._sums.update(amounts)  # type: ignore[arg-type]
 
     def read(self) -> dict[str, float]:
         """Rates since the last call; `data_wait` and `save_wait` are shares of the time."""
-        seconds = time.perf_counter() - self.since
-        rate = self.tokens / seconds
+        seconds, sums = time.perf_counter() - self._since, self._sums
         values = {
-            "tokens_per_second": rate,
-            "supervised_tokens_per_second": self.supervised / seconds,
-            "step_seconds": seconds / max(1, self.steps),
-            **{f"{name}_wait": waited / seconds for name, waited in self.waited.items()},
+            "tokens_per_second": sums["tokens"] / seconds,
+            "supervised_tokens_per_second": sums["supervised"] / seconds,
+            "step_seconds": seconds / max(1, sums["steps"]),
+            "data_wait": sums["data_wait"] / seconds,
+            "save_wait": sums["save_wait"] / seconds,
         }
         if self.peak_flops:
-            values["mfu"] = self.flops_per_token * rate / self.peak_flops
+            values["mfu"] = self.flops_per_token * values["tokens_per_second"] / self.peak_flops
         self.restart()
         return values
 

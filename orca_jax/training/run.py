@@ -68,7 +68,7 @@ def train(
         curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
     trainer = Trainer(
-        directory,
+        directory=directory,
         student=student,
         optimizer=config.optimizer,
         train=config.train,

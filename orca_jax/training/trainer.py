@@ -7,7 +7,10 @@ that do not follow from the step: skipped steps, and where stages ended at a pla
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
+import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,13 +29,15 @@ from orca_jax.student import llama, sharding
 from orca_jax.training import hosts
 from orca_jax.training.checkpoints import Checkpoints
 from orca_jax.training.curriculum import Curriculum, Position
-from orca_jax.training.guard import MOST_IN_A_ROW, Guard, Plateau
 from orca_jax.training.metrics import FILE, Metrics, Speed, device_bytes, read
 from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import StepMetrics, Steps, TrainState, make_steps
-from orca_jax.training.validation import Validation
+from orca_jax.training.step import StepMetrics, TrainState, make_steps
+from orca_jax.training.validation import validation_losses
 
 log = logging.getLogger(__name__)
+MOST_IN_A_ROW = 5
+HORIZON = 50  # steps over which the running mean forgets
+LEAST = 20  # steps before a mean is trusted
 
 
 class _Pending(NamedTuple):
@@ -45,10 +50,11 @@ class _Pending(NamedTuple):
     limit: float
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Trainer:
     """Trains on `curriculum` in `directory` (checkpoints/, metrics.jsonl), resuming what is there.
 
-    Args:
+    Attributes:
       rows: builds rows of the curriculum's data sets, and of the data set `validation` if that is given.
       fingerprint: of everything that the run depends on; a directory of another run is refused.
       init: returns the initial parameters; by default they are drawn from the seed.
@@ -56,63 +62,67 @@ class Trainer:
       profile: the first and the last step to trace for TensorBoard's profiler.
 
     Raises:
-      ValueError: rows do not divide over the mesh, or a stage that ends at a plateau has no validation.
+      ValueError: rows do not divide over the mesh, a stage that ends at a plateau has no validation, or
+        `profile` is no range of steps.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        student: LlamaConfig,
-        optimizer: OptimizerConfig,
-        train: TrainConfig,
-        curriculum: Curriculum,
-        rows: loader.RowBuilder,
-        mesh: Mesh,
-        seed: int,
-        fingerprint: str,
-        validation: str | None = None,
-        compiler_options: Mapping[str, str] | None = None,
-        init: Callable[[], Any] | None = None,
-        peak_flops: float = 0.0,
-        profile: tuple[int, int] | None = None,
-    ):
-        _check(train, mesh, curriculum, validation)
-        self.directory = directory
-        self.student = student
-        self.train = train
-        self.curriculum = curriculum
-        self.rows = rows
-        self.mesh = mesh
-        self.init = init or self._draw_params
-        self.seed = seed
-        self.placement = sharding.batch_sharding(mesh)
-        self.validation = validation and Validation(
-            validation, rows, batch_rows=train.batch_rows, placement=self.placement
-        )
+    directory: Path
+    student: LlamaConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    curriculum: Curriculum
+    rows: loader.RowBuilder
+    mesh: Mesh
+    seed: int
+    fingerprint: str
+    validation: str | None = None
+    compiler_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    init: Callable[[], Any] | None = None
+    peak_flops: float = 0.0
+    profile: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.placement = sharding.batch_sharding(self.mesh)
         self.note = {
-            "fingerprint": fingerprint,
+            "fingerprint": self.fingerprint,
             "versions": artifacts.versions(),
-            "mesh": dict(mesh.shape),
-            "devices": mesh.devices.flat[0].device_kind,
-            "compiler_options": dict(compiler_options or {}),
+            "mesh": dict(self.mesh.shape),
+            "devices": self.mesh.devices.flat[0].device_kind,
+            "compiler_options": dict(self.compiler_options),
         }
-        self.checkpoints = Checkpoints(directory / "checkpoints", keep=train.keep, note=self.note)
-        self.speed = Speed(student.training_flops(rows.row_length), peak_flops * mesh.size)
-        self.profile = Profile(directory, profile)
-        self.preemption = hosts.PreemptionSync(mesh)
-        self.guard = Guard()
-        self.plateau = Plateau()
-        self.limited = any(stage.skip_spikes for stage in curriculum.stages)
-        self.steps: Steps = make_steps(
-            student,
-            make_optimizer(optimizer),
-            mesh,
-            dtype=jnp.dtype(train.compute_dtype),
-            accumulation=train.accumulation,
-            compiler_options=compiler_options,
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", keep=self.train.keep, note=self.note)
+        flops = self.student.training_flops(self.rows.row_length)
+        self.speed = Speed(flops, self.peak_flops * self.mesh.size)
+        self.guard, self.plateau = Guard(), Plateau()
+        self.limited = any(stage.skip_spikes for stage in self.curriculum.stages)
+        self.steps = make_steps(
+            self.student,
+            make_optimizer(self.optimizer),
+            self.mesh,
+            dtype=jnp.dtype(self.train.compute_dtype),
+            accumulation=self.train.accumulation,
+            compiler_options=self.compiler_options,
             limited=self.limited,
         )
+
+    def _check(self) -> None:
+        rows, shards = self.train.batch_rows // self.train.accumulation, sharding.batch_shards(self.mesh)
+        if rows % shards:
+            raise ValueError(
+                f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
+                f"data x fsdp = {shards} devices; take a multiple of {shards * self.train.accumulation} "
+                "batch_rows"
+            )
+        waiting = [stage.name for stage in self.curriculum.stages if stage.until_plateau]
+        if waiting and not (self.validation and self.train.validate_every):
+            raise ValueError(
+                f"curriculum stage {waiting[0]!r} ends at a plateau of the validation loss: set "
+                "train.validate_every, and hold out examples (data.validation_fraction)"
+            )
+        if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
+            first, last = self.profile
+            raise ValueError(f"cannot profile steps {first} to {last}; steps count from 1")
 
     def run(self) -> dict[str, Any]:
         """Trains to the end of the curriculum and returns the last metrics.
@@ -126,17 +136,19 @@ class Trainer:
           FloatingPointError: too many steps in a row were skipped.
           HostsError: the hosts are not about to run the same thing.
         """
-        with jax.set_mesh(self.mesh), hosts.deferred_signals() as signals:
+        self.tracing = False
+        with jax.set_mesh(self.mesh), hosts.DeferredSignals() as signals:
             if jax.process_count() > 1:
                 self._compare_hosts()
-            step, state, validation_owed = self._start()
-            self.metrics = Metrics(self.directory, step) if jax.process_index() == 0 else None
+            done, state, validation_owed = self._start()
+            self.metrics = Metrics(self.directory, done) if jax.process_index() == 0 else None
             try:
                 if validation_owed:
-                    self._validate(state, step)
-                last = self._loop(step, state, signals)
+                    self._validate(state, done)
+                last = self._loop(done, state, signals)
             finally:
-                self.profile.close()
+                if self.tracing:
+                    jax.profiler.stop_trace()
                 if self.metrics:
                     self.metrics.close()
                 self.checkpoints.close()
@@ -163,13 +175,13 @@ class Trainer:
         Returns:
           The steps done, the state, and whether the run stopped before the last step's validation.
         """
-        if self.checkpoints.fingerprint() not in (None, self.note["fingerprint"]):
+        if self.checkpoints.fingerprint() not in (None, self.fingerprint):
             raise artifacts.ArtifactError(
                 f"{self.directory} holds checkpoints of another run; use another workdir, or remove it"
             )
         restored = self.checkpoints.restore(self.steps.abstract)
         if restored is None:
-            return 0, self.steps.init(self.init()), False
+            return 0, self.steps.init(self.init() if self.init else self.draw_params()), False
         for warning in changed_environment(restored.note, self.note):
             log.warning("resuming at step %d: %s", restored.step, warning)
         self.guard = Guard(restored.note.get("guard"))
@@ -179,7 +191,7 @@ class Trainer:
         log.info("resuming at step %d of %d", restored.step, self.curriculum.total_steps)
         return restored.step, restored.state, bool(stages.get("validation_owed"))
 
-    def _draw_params(self) -> Any:
+    def draw_params(self) -> Any:
         """New parameters, each drawn on the devices that hold it: one device need not fit all of them."""
         where = jax.tree.map(lambda leaf: leaf.sharding, self.steps.abstract.params)
         return jax.jit(lambda: llama.init(self.student, self.seed), out_shardings=where)()
@@ -189,6 +201,8 @@ class Trainer:
         last: dict[str, Any] = {}
         pending: collections.deque[_Pending] = collections.deque()
         curriculum, batches = self.curriculum, self._batches(done)
+        preemption = hosts.PreemptionSync(self.mesh)
+        first_traced, last_traced = self.profile or (0, 0)
         self.first = done + 1
         self.speed.restart()
         with progress("training", curriculum.total_steps, done) as report:
@@ -196,7 +210,9 @@ class Trainer:
                 position = curriculum.position(done)
                 stage = curriculum.stages[position.stage]
                 done += 1
-                self.profile.before(done)
+                if done == first_traced:
+                    jax.profiler.start_trace(str(self.directory))
+                    self.tracing = True
                 began = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - began
@@ -207,14 +223,16 @@ class Trainer:
                 rows = loader.on_devices(batch, self.train.batch_rows, self.placement)
                 limit = self.guard.limit(done, stage.skip_spikes)
                 limits = [jnp.float32(limit)] if self.limited else []
-                rate = jnp.float32(position.learning_rate)
-                state, measured = self.steps.update(state, rows, rate, *limits)
-                self.profile.after(done, measured)
+                state, measured = self.steps.update(state, rows, jnp.float32(position.learning_rate), *limits)
                 pending.append(_Pending(done, position, measured, waited, limit))
+                if self.tracing and done == last_traced:
+                    jax.block_until_ready(measured)
+                    jax.profiler.stop_trace()
+                    self.tracing = False
 
                 # Record the step before, or also this one if validation or a checkpoint comes next:
                 # validation's time is not the step's, and a saved step has its metrics written.
-                stop = self.preemption.exchange(signals.received)
+                stop = preemption.exchange(signals.received)
                 self.checkpoints.poll()
                 validate = self._validation_due(done)
                 save = bool(stop) or done % self.train.checkpoint_every == 0
@@ -228,18 +246,23 @@ class Trainer:
                     self._validate(state, done)
                     save |= done == self.curriculum.total_steps  # a plateau may end the run here
                 if save:
-                    ended = [list(pair) for pair in self.curriculum.ended.items()]
-                    owed = validate and bool(stop)
-                    stages = {"plateau": list(self.plateau), "ended": ended, "validation_owed": owed}
-                    with self.speed.saving():
-                        self.checkpoints.save(done, state, {"guard": self.guard.note(), "stages": stages})
+                    began = time.perf_counter()
+                    self.checkpoints.save(done, state, self._resume_note(validate and bool(stop)))
+                    self.speed.add(save_wait=time.perf_counter() - began)
                 if stop:
                     self.checkpoints.wait()
                     log.warning("%s: saved step %d; run the same command again to go on", stop.name, done)
-                    hosts.exit_for(stop)
+                    if stop == signal.SIGTERM:
+                        raise SystemExit(hosts.AGAIN)
+                    raise KeyboardInterrupt(stop.name)
                 if self.curriculum is not curriculum:  # a stage ended at a plateau: the rows change
                     curriculum, batches = self.curriculum, self._batches(done)
         return last
+
+    def _resume_note(self, validation_owed: bool) -> dict[str, Any]:
+        ended = [list(pair) for pair in self.curriculum.ended.items()]
+        stages = {"plateau": list(self.plateau), "ended": ended, "validation_owed": validation_owed}
+        return {"guard": self.guard.note(), "stages": stages}
 
     def _validation_due(self, done: int) -> bool:
         """At the end of a stage, and every `train.validate_every` steps."""
@@ -260,9 +283,17 @@ class Trainer:
     def _validate(self, state: TrainState, done: int) -> None:
         """Records the validation losses, and ends the stage if its loss has reached a plateau."""
         assert self.validation, "validation is due only where there is some"
-        values = self.validation(state.params, self.steps.token_losses)
+        values = validation_losses(
+            state.params,
+            self.steps.token_losses,
+            self.validation,
+            self.rows,
+            batch_rows=self.train.batch_rows,
+            placement=self.placement,
+        )
         log.info("validation after step %d: loss %.4f", done, values["loss"])
-        self._write("validation", done, values)
+        if self.metrics:
+            self.metrics.write("validation", done, values)
         index = self.curriculum.stage_at(done - 1)
         stage = self.curriculum.stages[index]
         self.plateau = self.plateau.after(values["loss"])
@@ -282,7 +313,8 @@ class Trainer:
         """
         step, position = pending.step, pending.position
         measured = jax.device_get(pending.metrics)
-        self.speed.add(int(measured.tokens), float(measured.loss.weight), pending.waited)
+        tokens, supervised = int(measured.tokens), float(measured.loss.weight)
+        self.speed.add(steps=1, tokens=tokens, supervised=supervised, data_wait=pending.waited)
         self.guard.see(step, float(measured.gradient_norm), bool(measured.skipped))
         if measured.skipped:
             what = f"the loss is {measured.loss.total} and the gradient's norm {measured.gradient_norm}"
@@ -306,70 +338,76 @@ class Trainer:
             "loss": float(measured.loss.mean),
             "gradient_norm": float(measured.gradient_norm),
             "learning_rate": position.learning_rate,
-            "supervised_tokens": float(measured.loss.weight),
-            "fill": int(measured.tokens) / (self.train.batch_rows * self.rows.row_length),
+            "supervised_tokens": supervised,
+            "fill": tokens / (self.train.batch_rows * self.rows.row_length),
             "skipped": self.guard.skipped,
             **self.speed.read(),
             **device_bytes(self.mesh.local_devices),
         }
-        self._write("train", step, values)
+        if self.metrics:
+            self.metrics.write("train", step, values)
         return values
 
-    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        if self.metrics:
-            self.metrics.write(kind, step, values)
+
+class Guard:
+    """Counts skipped steps, and limits the gradient norm of the next ones.
+
+    The limit of a step depends on the steps up to two before it, since the metrics of the last one may not
+    have been read when it starts. A run that resumes therefore has the same limits.
+    """
+
+    def __init__(self, note: Mapping[str, Any] | None = None):
+        """Restores the guard whose `note()` this is, or starts a new one."""
+        note = note or {}
+        self.skipped: int = note.get("skipped", 0)
+        self.in_a_row: int = note.get("in_a_row", 0)
+        # After each of the last two steps: its number, the running mean of the gradient norms of the steps
+        # that were not skipped, and their number.
+        self._means: list[tuple[int, float, int]] = note.get("means", [(0, 0.0, 0)])
+
+    def note(self) -> dict[str, Any]:
+        """The state as JSON, for a checkpoint's note."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "means": [list(m) for m in self._means]}
+
+    def limit(self, step: int, factor: float) -> float:
+        """The gradient norm above which a step is skipped: `factor` times the running mean.
+
+        Infinite if `factor` is 0, or before `LEAST` steps.
+        """
+        norm, made = next((n, made) for at, n, made in reversed(self._means) if at <= max(0, step - 2))
+        return factor * norm if factor and made >= LEAST else math.inf
+
+    def see(self, step: int, norm: float, skipped: bool) -> None:
+        """Adds the outcome of a step; called in the order of steps."""
+        last = self._means[-1]
+        _, mean, made = last
+        if skipped:
+            self.skipped += 1
+            self.in_a_row += 1
+        else:
+            self.in_a_row, made = 0, made + 1
+            mean += (norm - mean) / min(made, HORIZON)
+        self._means = [last, (step, mean, made)]
 
 
-class Profile:
-    """A trace of steps `first` to `last`, for TensorBoard's profiler, under `directory`; None: no trace."""
+class Plateau(NamedTuple):
+    """The lowest validation loss of a stage, and the number of validations since."""
 
-    def __init__(self, directory: Path, steps: tuple[int, int] | None):
-        if steps and not 1 <= steps[0] <= steps[1]:
-            raise ValueError(f"cannot profile steps {steps[0]} to {steps[1]}; steps count from 1")
-        self.directory = directory
-        self.steps = steps
-        self.tracing = False
+    best: float | None = None
+    stale: int = 0
 
-    def before(self, step: int) -> None:
-        if self.steps and step == self.steps[0]:
-            jax.profiler.start_trace(str(self.directory))
-            self.tracing = True
-
-    def after(self, step: int, results: Any) -> None:
-        """Ends the trace once the last step's `results` are computed."""
-        if self.tracing and self.steps and step == self.steps[1]:
-            jax.block_until_ready(results)
-            self.close()
-
-    def close(self) -> None:
-        if self.tracing:
-            self.tracing = False
-            jax.profiler.stop_trace()
-
-
-def _check(train: TrainConfig, mesh: Mesh, curriculum: Curriculum, validation: str | None) -> None:
-    """Raises ValueError for an unknown dtype, rows that do not divide, or a plateau that is never seen."""
-    if train.compute_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"train.compute_dtype={train.compute_dtype!r}; known: float32, bfloat16")
-    rows, shards = train.batch_rows // train.accumulation, sharding.batch_shards(mesh)
-    if rows % shards:
-        raise ValueError(
-            f"train.batch_rows / train.accumulation = {rows} rows do not divide over "
-            f"data x fsdp = {shards} devices; take a multiple of {shards * train.accumulation} batch_rows"
-        )
-    waiting = [stage.name for stage in curriculum.stages if stage.until_plateau]
-    if waiting and not (validation and train.validate_every):
-        raise ValueError(
-            f"curriculum stage {waiting[0]!r} ends at a plateau of the validation loss: set "
-            "train.validate_every, and hold out examples (data.validation_fraction)"
-        )
+    def after(self, loss: float) -> Plateau:
+        lowest = math.inf if self.best is None else self.best
+        return Plateau(loss, 0) if loss < lowest else Plateau(self.best, self.stale + 1)
 
 
 def changed_environment(before: Any, now: Any) -> list[str]:
     """The differences between two checkpoints' notes that may change the last bits of a result."""
-    old, new = before.get("versions", {}), now["versions"]
-    changes = [f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in {*old, *new} if old.get(k) != new.get(k)]
-    for name in ("mesh", "devices", "compiler_options"):
-        if before.get(name) != now.get(name):
-            changes.append(f"{name} was {before.get(name)!r}, is {now.get(name)!r}")
-    return sorted(changes)
+
+    def flat(note: Any) -> dict[str, Any]:
+        names = ("mesh", "devices", "compiler_options")
+        return {**note.get("versions", {}), **{name: note.get(name) for name in names}}
+
+    old, new = flat(before), flat(now)
+    names = sorted({name for name in {*old, *new} if old.get(name) != new.get(name)})
+    return [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]

@@ -12,47 +12,40 @@ from orca_jax.data import loader
 from orca_jax.data.rows import Row, stack
 
 GROUPED = ("collection", "teacher", "system_message_id")
-TokenLosses = Callable[[Any, Row], Any]
 
 
-class Validation:
-    """Computes the losses of a data set's examples, in the rows of its first packing plan."""
+def validation_losses(
+    params: Any,
+    token_losses: Callable[[Any, Row], Any],
+    dataset: str,
+    rows: loader.RowBuilder,
+    *,
+    batch_rows: int,
+    placement: NamedSharding,
+) -> dict[str, float]:
+    """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count.
 
-    def __init__(self, dataset: str, rows: loader.RowBuilder, *, batch_rows: int, placement: NamedSharding):
-        self.dataset = dataset
-        self.rows = rows
-        self.batch_rows = batch_rows
-        self.placement = placement
+    The examples of the data set are in the rows of its first packing plan.
+    """
+    plan, columns = rows.plan_of(dataset, 0), rows.stores[dataset].columns
+    sums, weights = np.zeros((2, len(rows.lengths[dataset])))  # of every example
+    for start in range(0, plan.rows, batch_rows):
+        built = [rows.row(dataset, 0, start + i) for i in range(batch_rows)]
+        batch = loader.Batch(0, tuple(range(batch_rows)), stack(built))
+        losses = token_losses(params, loader.on_devices(batch, batch_rows, placement))
+        for i, (row, row_losses) in enumerate(zip(built, np.asarray(losses, np.float64))):
+            add_by_segment(sums, plan.row(start + i), row.segment_ids, row_losses)
+            add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)
 
-    def __call__(self, params: Any, token_losses: TokenLosses) -> dict[str, float]:
-        """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count."""
-        sums, weights = self._sums(params, token_losses)
-        examples = self.rows.plan_of(self.dataset, 0).examples
-        columns = self.rows.stores[self.dataset].columns
-        values = {"loss": _mean(sums[examples], weights[examples]), "examples": float(len(examples))}
-        for group in GROUPED:
-            for name in np.unique(columns[group][examples]):
-                mine = examples[columns[group][examples] == name]
-                values[f"loss/{group}={name}"] = _mean(sums[mine], weights[mine])
-        return values
+    def mean(examples: np.ndarray) -> float:
+        return float(sums[examples].sum() / max(weights[examples].sum(), 1e-30))
 
-    def _sums(self, params: Any, token_losses: TokenLosses) -> tuple[np.ndarray, np.ndarray]:
-        """Summed loss and weight of every example, float64 [n] each."""
-        count = len(self.rows.lengths[self.dataset])
-        sums, weights = np.zeros(count), np.zeros(count)
-        plan, size = self.rows.plan_of(self.dataset, 0), self.batch_rows
-        for start in range(0, plan.rows, size):
-            rows = [self.rows.row(self.dataset, 0, start + i) for i in range(size)]
-            batch = loader.on_devices(loader.Batch(0, tuple(range(size)), stack(rows)), size, self.placement)
-            losses = np.asarray(token_losses(params, batch), np.float64)
-            for i, row in enumerate(rows):
-                add_by_segment(sums, plan.row(start + i), row.segment_ids, losses[i])
-                add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)
-        return sums, weights
-
-
-def _mean(sums: np.ndarray, weights: np.ndarray) -> float:
-    return float(sums.sum() / max(weights.sum(), 1e-30))
+    values = {"loss": mean(plan.examples), "examples": float(len(plan.examples))}
+    for group in GROUPED:
+        of_group = columns[group][plan.examples]
+        for name in np.unique(of_group):
+            values[f"loss/{group}={name}"] = mean(plan.examples[of_group == name])
+    return values
 
 
 def add_by_segment(

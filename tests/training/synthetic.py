@@ -103,4 +103,4 @@ def trainer(directory: Path, **changes: Any) -> Trainer:
         "fingerprint": "this run",
         "validation": "validation",
     }
-    return Trainer(directory, **{**settings, **changes})
+    return Trainer(directory=directory, **{**settings, **changes})

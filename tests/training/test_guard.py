@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.training.guard import HORIZON, LEAST, Guard, Plateau
+from orca_jax.training.trainer import HORIZON, LEAST, Guard, Plateau
 
 OUTCOMES = st.lists(st.tuples(st.floats(0.01, 100), st.booleans()), min_size=1, max_size=120)
 

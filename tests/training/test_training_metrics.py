@@ -66,10 +66,9 @@ def clock(monkeypatch):
 def test_rates_since_the_last_reading(clock):
     speed = metrics.Speed(flops_per_token=6e3, peak_flops=1e6)
     for _ in range(4):
-        speed.add(tokens=100, supervised=25.0, data_seconds=0.25)
-    clock.now += 8
-    with speed.saving():
-        clock.now += 2
+        speed.add(steps=1, tokens=100, supervised=25.0, data_wait=0.25)
+    speed.add(save_wait=2.0)
+    clock.now += 10
     assert speed.read() == {
         "tokens_per_second": 40.0,
         "supervised_tokens_per_second": 10.0,

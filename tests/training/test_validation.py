@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orca_jax.student import sharding
-from orca_jax.training.validation import Validation, add_by_segment
+from orca_jax.training.validation import add_by_segment, validation_losses
 from tests.training import synthetic
 
 BATCH = synthetic.BATCH_ROWS
@@ -13,8 +13,8 @@ BATCH = synthetic.BATCH_ROWS
 def validate(token_losses, axes=(1, 1, 1), **counts):
     rows = synthetic.row_builder(**(counts or {"validation": 25}))
     placement = sharding.batch_sharding(synthetic.mesh(*axes))
-    validation = Validation("validation", rows, batch_rows=BATCH, placement=placement)
-    return validation(None, token_losses), rows
+    where = {"batch_rows": BATCH, "placement": placement}
+    return validation_losses(None, token_losses, "validation", rows, **where), rows
 
 
 def by_token(_, batch):
