@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from orca_jax.config import LlamaConfig
 from orca_jax.student import attention, llama
 from orca_jax.student.attention_xla import causal_mask, masked_softmax
-from orca_jax.student.sampling import SamplingParams, draw
+from orca_jax.student.sampling import Drawn, SamplingParams, draw
 from orca_jax.student.sharding import constrain
 
 STEPS = 16  # decoding steps of one call; the host looks at the ids only between calls
@@ -186,18 +186,11 @@ class Rows(NamedTuple):
     sampling: SamplingParams
 
 
-class Decoded(NamedTuple):
-    """Ids int32 [b, STEPS], -1 where a row was inactive, and their log-probabilities float32."""
-
-    ids: jax.Array
-    log_probs: jax.Array
-
-
 class _State(NamedTuple):
     step: jax.Array
     token: jax.Array
     done: jax.Array
-    decoded: Decoded
+    decoded: Drawn
     new: Cache
 
 
@@ -209,7 +202,7 @@ class Programs:
     insert: Callable[..., KV]
     move_row: Callable[..., KV]
     resize: Callable[..., KV]
-    decode: Callable[..., tuple[Decoded, Cache]]
+    decode: Callable[..., tuple[Drawn, Cache]]
 
 
 @functools.cache
@@ -293,13 +286,16 @@ def decode(
     *,
     config: LlamaConfig,
     dtype: jnp.dtype,
-) -> tuple[Decoded, Cache]:
+) -> tuple[Drawn, Cache]:
     """Draws up to `STEPS` ids for each row; fewer if all rows finish, or one does while requests wait.
 
     Args:
       cached: the cache, with at least `STEPS` entries after the last position of any row.
       stop_ids: int32 [n]; a row that draws one of them is finished.
       waiting: bool; whether requests wait for a free row.
+
+    Returns:
+      Ids and log-probabilities [b, STEPS], with id -1 where a row was inactive, and the new cache.
     """
     batch = len(rows.token)
     keys = jax.random.wrap_key_data(rows.key, impl="threefry2x32")
@@ -323,14 +319,14 @@ def decode(
         drawn = rows.drawn + state.step
         scores, new = forward(state)
         ids, log_probs = draw(scores, jax.vmap(jax.random.fold_in)(keys, drawn), rows.sampling)
-        decoded = Decoded(
+        decoded = Drawn(
             state.decoded.ids.at[:, state.step].set(jnp.where(state.done, -1, ids)),
             state.decoded.log_probs.at[:, state.step].set(log_probs),
         )
         done = state.done | jnp.isin(ids, stop_ids) | (drawn + 1 >= rows.limit)
         return _State(state.step + 1, ids, done, decoded, new)
 
-    decoded = Decoded(jnp.full((batch, STEPS), -1, jnp.int32), jnp.zeros((batch, STEPS), jnp.float32))
+    decoded = Drawn(jnp.full((batch, STEPS), -1, jnp.int32), jnp.zeros((batch, STEPS), jnp.float32))
     new = empty_cache(config, batch, STEPS, dtype)
     end = jax.lax.while_loop(going, advance, _State(jnp.int32(0), rows.token, ~started, decoded, new))
     after = [insert(kv, n, jnp.arange(batch), rows.position) for kv, n in zip(cached, end.new)]

@@ -362,17 +362,16 @@ class Generator:
         prompts: Sequence[np.ndarray],
         *,
         max_tokens: int | Sequence[int],
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
         numbers: Sequence[int] | None = None,
-        stop: StopFunction | None = None,
+        **settings: Any,
     ) -> Iterator[tuple[int, Generated]]:
         """Yields replies as they finish, each with its prompt's index; a common prefix is computed once.
 
-        Prompt `i` draws from (seed, numbers[i]), or from (seed, i), whatever the other prompts are. A
-        reply has at most `max_tokens` tokens (one number for all, or one each), its stop token included.
+        Prompt `i` draws from (seed, numbers[i]), or from (seed, i), whatever the other prompts are.
+
+        Args:
+          max_tokens: of a reply, its stop token included; one number for all, or one each.
+          settings: `temperature`, `top_k`, `top_p`, `seed` and `stop`, as in `Request`.
 
         Raises:
           ValueError: a prompt is empty or leaves no room for a reply, or a parameter is out of range.
@@ -381,22 +380,18 @@ class Generator:
             if not 0 < len(prompt) < self.max_length:
                 raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_length - 1} fit")
         limits = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
+        numbers = range(len(prompts)) if numbers is None else numbers
         shared = common_prefix(prompts)
-        # By length, so that rows that run together have caches of similar length; the longest start first.
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         tickets = {}
         try:
-            for index in order:
+            # The longest first, so that rows that run together have caches of similar length.
+            for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
                 request = Request(
                     prompt=prompts[index],
                     max_tokens=limits[index],
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    seed=seed,
-                    number=index if numbers is None else numbers[index],
+                    number=numbers[index],
                     shared=shared,
-                    stop=stop,
+                    **settings,
                 )
                 tickets[self.engine.add(request)] = index
             while tickets:

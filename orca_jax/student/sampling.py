@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class Drawn(NamedTuple):
-    """Ids int32 [b], and their log-probabilities float32 [b] under the student.
+    """Ids int32 [b], and their log-probabilities float32 [b] under the student; decoding's are [b, STEPS].
 
     The log-probabilities are those of the whole distribution at temperature 1, whatever the sampling
     parameters.

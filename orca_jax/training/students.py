@@ -103,14 +103,10 @@ def _restore(checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: M
     return jax.device_put(params, sharding.shardings(params, mesh))
 
 
-def layout_of(config: ExperimentConfig, source: SavedStudent) -> str:
-    """The prompt layout for a student that the experiment did not train."""
-    return source.layout or config.data.layout or source.own_layout or layouts.PAPER
-
-
 def run_settings(config: ExperimentConfig, source: SavedStudent) -> dict[str, Any]:
     """The settings of an experiment that replies of a student depend on that it did not train."""
-    return {"layout": layout_of(config, source), "compiler_options": config.compiler_options}
+    layout = source.layout or config.data.layout or source.own_layout or layouts.PAPER
+    return {"layout": layout, "compiler_options": config.compiler_options}
 
 
 def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
@@ -123,7 +119,8 @@ def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
     recorded = open_source(init).layout if init else ""
     own = layouts.default(tokenizer) if tokenizer else ""
     by_default = (recorded if recorded != layouts.TEMPLATE else own) or own or layouts.PAPER
-    return _in_layout(config, config.data.layout or by_default)
+    layout: Any = config.data.layout or by_default
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, layout=layout))
 
 
 def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> ExperimentConfig:
@@ -138,11 +135,7 @@ def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> Experiment
             f"the workdir was prepared with data.layout={found!r}, and the config says "
             f"{config.data.layout!r}; set data.layout={found!r}, or take a new workdir"
         )
-    return _in_layout(config, found)
-
-
-def _in_layout(config: ExperimentConfig, layout: Any) -> ExperimentConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, layout=layout))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, layout=found))
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:

@@ -142,8 +142,8 @@ def test_a_released_model_is_asked_in_its_template_and_goes_out_in_any_layout(na
     source = students.open_source(folder)
     own = "" if name == "gpt2" else "template"
     assert source.own_layout == own
-    assert students.layout_of(mini(), source) == (own or "orca")
-    assert students.layout_of(mini(**{"data.layout": "vicuna"}), source) == "vicuna"
+    assert students.run_settings(mini(), source)["layout"] == (own or "orca")
+    assert students.run_settings(mini(**{"data.layout": "vicuna"}), source)["layout"] == "vicuna"
     messages = [Message("system", "Be kind."), Message("user", "Is it red?")]
     for layout in ("orca", "chatml", "vicuna", *filter(None, [own])):
         if (name, layout) == ("smollm2", "chatml"):
