@@ -98,11 +98,10 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
         def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
             return _part(folder, sharding.path_name(path), tuple(slice(*bound) for bound in bounds))
 
-        return jax.make_array_from_callback(
-            leaf.shape,
-            where,
-            lambda index: part(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape))),
-        )
+        def callback(index: Any) -> np.ndarray:
+            return part(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True)))
+
+        return jax.make_array_from_callback(leaf.shape, where, callback)
 
     return jax.tree_util.tree_map_with_path(array, shapes, sharding.shardings(shapes, mesh))
 

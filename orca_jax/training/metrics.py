@@ -51,7 +51,7 @@ class Speed:
 
     def add(self, **amounts: float) -> None:
         """Adds `steps`, their `tokens`, those `supervised`, and seconds of `data_wait` and `save_wait`."""
-        self._sums.update(amounts)  # type: ignore[arg-type]
+        self._sums.update(amounts)
 
     def read(self) -> dict[str, float]:
         """Rates since the last call; `data_wait` and `save_wait` are shares of the time."""
