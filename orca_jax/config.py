@@ -55,8 +55,8 @@ OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
 # The modes of each benchmark, see evaluation.modes; the first one is used where a config names none.
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "bbh": ("orca", "orca_cot", "robust", "answer_is"),
-    "agieval": ("orca", "orca_cot", "robust", "agieval_upstream", "lm_eval_loglik"),
-    "truthfulqa_mc": ("orca", "orca_cot", "robust", "lm_eval_loglik", "loglik"),
+    "agieval": ("orca", "orca_cot", "robust", "agieval_upstream"),
+    "truthfulqa_mc": ("orca", "orca_cot", "robust"),
     "toxigen": ("toxigen_hate", "toxigen_neutral"),
     "gsm8k": ("orca_cot",),
     "vicuna_prompts": ("open_ended",), "awesome_prompts": ("open_ended",),

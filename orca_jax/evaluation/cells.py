@@ -16,7 +16,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 from orca_jax import artifacts
-from orca_jax.evaluation import modes, statistics
+from orca_jax.evaluation import statistics
 from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
 from orca_jax.evaluation.statistics import Estimate, Interval
 from orca_jax.records import Item
@@ -179,8 +179,8 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
         case bbh.BENCHMARK if task in bbh.TASKS:
             return (bbh.TASKS[task].size - len(bbh.UNSCORED.get(task, ())),)
         case agieval.BENCHMARK if task in agieval.TASKS:
-            return (agieval.TASKS[task].size,)
-        case truthfulqa.BENCHMARK if mode in modes.LIKELIHOOD:
+            return (agieval.TASKS[task][0],)
+        case truthfulqa.BENCHMARK if mode.endswith("loglik"):  # of earlier versions: all questions
             return truthfulqa.SIZES
         case truthfulqa.BENCHMARK:
             return truthfulqa.USED

@@ -64,8 +64,7 @@ def read_forms(path: str | Path) -> dict[str, Form]:
       BenchmarkError: a row lacks a field, or there is no general form; names file and line.
     """
     forms = {}
-    for number, row in base.numbered_json_lines(Path(path)):
-        where = f"{path}:{number}"
+    for where, row in base.rows(path):
         names = ("category", "system_prompt", "prompt_template")
         category, system, template = (base.text_field(row, [name], where) for name in names)
         for name, text in (row.get("defaults") or {}).items():
@@ -134,8 +133,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
       BenchmarkError: a line has no id or text, or an id occurs twice; names file and line.
     """
     found: dict[str, str] = {}
-    for number, row in base.numbered_json_lines(Path(path)):
-        where = f"{path}:{number}"
+    for where, row in base.rows(path):
         name = str(row.get("id", row.get("question_id", "")))
         if not name or not isinstance(row.get("text"), str):
             raise BenchmarkError(f"{where}: needs 'id' or 'question_id', and 'text'; has {', '.join(row)}")
@@ -181,12 +179,10 @@ def read_reviews(path: str | Path) -> list[Review]:
         order; names file and line.
     """
     found: dict[tuple[str, str], Review] = {}
-    for number, row in base.numbered_json_lines(Path(path)):
-        review = _review(row, f"{path}:{number}")
+    for where, row in base.rows(path):
+        review = _review(row, where)
         if (review.question, review.order) in found:
-            raise BenchmarkError(
-                f"{path}:{number}: question {review.question} is reviewed twice ({review.order})"
-            )
+            raise BenchmarkError(f"{where}: question {review.question} is reviewed twice ({review.order})")
         found[review.question, review.order] = review
     if not found:
         raise BenchmarkError(f"{path}: no review in it")

@@ -5,10 +5,10 @@ JAX is imported when a student is opened, so that an API is evaluated without it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,68 +30,29 @@ log = logging.getLogger(__name__)
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
 FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
+Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
 
 
-class StudentModel:
-    """A student in this process, loaded at its first use: a finished evaluation needs none.
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What an evaluation needs of a model.
 
     Attributes:
-      name: of its folder among the evaluations; empty for the workdir's own.
-      inputs: what its replies depend on, for manifests.
+      name: of its folder among the evaluations; empty for the workdir's own student.
+      answer: replies to conversations, each with its conversation's index, as they come.
       round_size: conversations that `answer` is best given at a time.
+      inputs: what its replies depend on, for manifests.
       settings: what its replies depend on too; of the workdir's own student, its training counts them.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], LocalStudent],
-        inputs: dict[str, str],
-        name: str,
-        batch: int,
-        settings: Mapping[str, Any] = types.MappingProxyType({}),
-    ):
-        self._load, self.inputs, self.name, self.round_size = load, inputs, name, ROUND * batch
-        self.settings = settings
-
-    @functools.cached_property
-    def student(self) -> LocalStudent:
-        return self._load()
-
-    def answer(
-        self, conversations: Sequence[Conversation], sampling: Sampling
-    ) -> Iterable[tuple[int, Reply]]:
-        return self.student.as_finished(conversations, sampling)
-
-    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
-        return [score.total for score in self.student.log_likelihoods(asked)]
+    name: str
+    answer: Answer
+    round_size: int
+    inputs: dict[str, str]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class ApiModel:
-    """A model behind an OpenAI-compatible API; every answer is in the ledger, and none is paid for twice."""
-
-    def __init__(self, config: OpenAIConfig, ledger: Path):
-        self.config, self._ledger = config, ledger
-        self.inputs = {"endpoint": artifacts.digest([config.model, config.base_url, dict(config.parameters)])}
-        self.name, self.settings = _file_name(config.model), dict[str, Any]()
-        self.round_size = ROUND * IN_FLIGHT
-
-    def answer(
-        self, conversations: Sequence[Conversation], sampling: Sampling
-    ) -> Iterable[tuple[int, Reply]]:
-        requests = [Request(tuple(messages), sampling, 0) for messages in conversations]
-        return enumerate(endpoint_replies(self.config, requests, self._ledger))
-
-    def log_likelihoods(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
-        raise EvaluationError(
-            f"{self.config.model} is an endpoint, which gives no log-likelihoods of given texts; evaluate a "
-            "student, or leave the modes by likelihood out"
-        )
-
-
-ModelUnderTest = StudentModel | ApiModel
-
-
-def under_test(config: ExperimentConfig, workdir: Path, given: str) -> ModelUnderTest:
+def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
     """The model that `given` names: a JSON file with an endpoint, or a student; empty: the workdir's own.
 
     Raises:
@@ -100,24 +61,29 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> ModelUnde
     """
     batch = config.evaluation.batch_size
     if not given:
-        fingerprint = artifacts.read_manifest(workdir / "training")["fingerprint"]
-        return StudentModel(lambda: load_trained(config, workdir), {"training": fingerprint}, "", batch)
+        inputs = {"training": artifacts.read_manifest(workdir / "training")["fingerprint"]}
+        return Model("", student_answer(lambda: load_trained(config, workdir)), ROUND * batch, inputs)
     if given.endswith(".json"):
-        return ApiModel(read_endpoint(given), workdir / "ledger.sqlite")
+        return api(read_endpoint(given), workdir / "ledger.sqlite")
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
     source = students.open_source(given)
-    name = f"{_file_name(Path(given).resolve().name)}-{source.fingerprint[:8]}"
     settings = students.run_settings(config, source)
     sizes: dict[str, Any] = {"batch_size": batch, "max_length": config.evaluation.max_length}
-    return StudentModel(
-        lambda: load_student(source, **settings, **sizes),
+    return Model(
+        f"{_file_name(Path(given).resolve().name)}-{source.fingerprint[:8]}",
+        student_answer(lambda: load_student(source, **settings, **sizes)),
+        ROUND * batch,
         {"student": source.fingerprint},
-        name,
-        batch,
         settings,
     )
+
+
+def student_answer(load: Callable[[], LocalStudent]) -> Answer:
+    """The answers of a student, which is loaded for the first of them: a finished evaluation needs none."""
+    student = functools.cache(load)
+    return lambda conversations, sampling: student().as_finished(conversations, sampling)
 
 
 def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
@@ -138,6 +104,16 @@ def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
         batch_size=config.evaluation.batch_size,
         max_length=config.evaluation.max_length,
     )
+
+
+def api(config: OpenAIConfig, ledger: Path) -> Model:
+    """A model behind an OpenAI-compatible API; every answer is in the ledger, and none is paid for twice."""
+
+    def answer(conversations: Sequence[Conversation], sampling: Sampling) -> Iterable[tuple[int, Reply]]:
+        return enumerate(endpoint_replies(config, [Request(c, sampling) for c in conversations], ledger))
+
+    endpoint = artifacts.digest([config.model, config.base_url, dict(config.parameters)])
+    return Model(_file_name(config.model), answer, ROUND * IN_FLIGHT, {"endpoint": endpoint})
 
 
 def endpoint_replies(

@@ -4,18 +4,12 @@ orca                the paper's parser: the first capital letter in the task's r
 orca_cot, robust    the last well-formed answer (`extraction.robust`); the prompts differ
 answer_is           what follows the last "answer is", compared letter by letter with the target
 agieval_upstream    AGIEval's own: the first of A to F in the reply to its second question
-lm_eval_loglik      the likeliest choice by summed log-likelihood, a tie going to the first, as lm-eval has
-                    it; beside it `acc_norm` (likelihood a character) or TruthfulQA's `mc2`
-loglik              the same, a tie being no answer
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
-
-import numpy as np
 
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks.base import Question
@@ -29,23 +23,6 @@ _SYNONYMS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("lies", "lying"), "No"),
     },
 }
-LOG_LIKELIHOODS = "log_likelihoods"  # a reply's `raw` holds them in the order of the question's continuations
-
-
-def _same(answer: str, question: Question) -> bool:
-    return answer == question.target
-
-
-def _same_or_alike(answer: str, question: Question) -> bool:
-    return _same(answer, question) if question.choices else extraction.same_answer(answer, question.target)
-
-
-class Mode(NamedTuple):
-    """`answer` is None where the reply has none; `metrics` are numbers beside right or wrong."""
-
-    answer: Callable[[Question, Reply], str | None]
-    is_correct: Callable[[str, Question], bool] = _same
-    metrics: Callable[[Question, Reply], Mapping[str, float]] = lambda question, reply: {}
 
 
 def _first_capital(question: Question, reply: Reply) -> str | None:
@@ -63,32 +40,27 @@ def _robust(question: Question, reply: Reply) -> str | None:
     )
 
 
-def _likeliest(question: Question, reply: Reply, *, ties: bool) -> str | None:
-    """The likeliest of the labelled continuations, which come first."""
-    labels = question.extra["labels"]
-    scores = np.asarray(reply.raw[LOG_LIKELIHOODS][: len(labels)], float)
-    best = np.flatnonzero(scores == scores.max())
-    return str(labels[best[0]]) if ties or len(best) == 1 else None
+def _same(answer: str, question: Question) -> bool:
+    return answer == question.target
 
 
-def _likelihood_metrics(question: Question, reply: Reply) -> Mapping[str, float]:
-    scores = np.asarray(reply.raw[LOG_LIKELIHOODS], float)
-    if true := question.extra.get("mc2"):
-        shares = np.exp(scores[-len(true) :] - scores[-len(true) :].max())
-        return {"mc2": float(shares[np.asarray(true, bool)].sum() / shares.sum())}  # of the true choices
-    sizes = [len(text) for text in question.extra["continuations"]]
-    return {"acc_norm": float(question.extra["labels"][int(np.argmax(scores / sizes))] == question.target)}
+def _same_or_alike(answer: str, question: Question) -> bool:
+    return _same(answer, question) if question.choices else extraction.same_answer(answer, question.target)
 
 
-LIKELIHOOD = ("lm_eval_loglik", "loglik")
+class Mode(NamedTuple):
+    """`answer` gives None for a reply that has none."""
+
+    answer: Callable[[Question, Reply], str | None]
+    is_correct: Callable[[str, Question], bool] = _same
+
+
 MODES: Mapping[str, Mode] = {
     "orca": Mode(_first_capital),
     "orca_cot": Mode(_robust, _same_or_alike),
     "robust": Mode(_robust, _same_or_alike),
     "answer_is": Mode(lambda question, reply: extraction.answer_is(reply.text)),
     "agieval_upstream": Mode(_first_capital),
-    "lm_eval_loglik": Mode(functools.partial(_likeliest, ties=True), _same, _likelihood_metrics),
-    "loglik": Mode(functools.partial(_likeliest, ties=False), _same, _likelihood_metrics),
 }
 
 

@@ -1,29 +1,26 @@
-"""Reads replies from files, our own or others', to be scored.
+"""Scores replies in files, our own or others'.
 
-A file has JSON lines {"task", "id", "target", "reply"}. A line may have an "outcome" and, for likelihoods,
-"log_likelihoods", "continuations" and "labels". Lines of our own `replies.jsonl` ("text" for "reply", no
-target) are read too, if the benchmark's questions are given.
+A file has JSON lines {"task", "id", "target", "reply"}, optionally with an "outcome". Lines of our own
+`replies.jsonl` ("text" for "reply", no target) are read too, if the benchmark's questions are given.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation import extraction, modes, scoring
 from orca_jax.evaluation.benchmarks import base, bbh, registry
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from orca_jax.records import Outcome, Reply
+from orca_jax.records import Outcome, RecordError, Reply, from_json
 
 OWN = "puzzles"  # asked by no file
 WORDS = (("Yes", "No"), ("yes", "no"), ("True", "False"), ("valid", "invalid"))
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LETTER = re.compile(r"\(?([A-Z])\)?")
-_DIGIT = re.compile(r"\(?([0-9])\)?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,9 +30,9 @@ class Line:
     where: str
     task: str
     id: str
-    target: str | None
-    reply: Reply
-    extra: Mapping[str, Any]
+    reply: str
+    outcome: Outcome
+    target: str | None = None
 
 
 def score(
@@ -49,7 +46,7 @@ def score(
     lines = read(file)
     asked = registry.questions(benchmark, path, mode=mode, size=size) if path else []
     answered = questions(lines, benchmark=benchmark, mode=mode, asked=asked)
-    replies = [line.reply for line in lines]
+    replies = [Reply(line.outcome, line.reply) for line in lines]
     items = scoring.score(answered, replies, seed=0, mode=mode, system_message_id=None)
     groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
     scores = scoring.summarise(items, answered, groups=groups)
@@ -62,50 +59,26 @@ def read(path: str | Path) -> list[Line]:
 
     Raises:
       BenchmarkError: the file is empty, a line is torn or lacks a field, or an item stands there twice;
-        names file and line.
+        names file, line and field.
     """
-    path = Path(path)
-    lines = [_line(row, f"{path}:{number}") for number, row in base.numbered_json_lines(path)]
+    lines: dict[tuple[str, str], Line] = {}
+    for where, row in base.rows(path):
+        values = {"reply": row.get("text"), **row, "where": where}
+        values["outcome"] = row.get("outcome") or ("ok" if str(values["reply"]).strip() else "empty")
+        if type(row.get("id")) is int:
+            values["id"] = str(row["id"])
+        try:
+            line = from_json(Line, values)
+        except RecordError as error:
+            raise BenchmarkError(f"{where}: {error}") from error
+        if before := lines.get((line.task, line.id)):
+            raise BenchmarkError(
+                f"{where}: {line.task}/{line.id} is in {before.where} already; keep one reply"
+            )
+        lines[line.task, line.id] = line
     if not lines:
         raise BenchmarkError(f"{path}: no reply in it; give lines with task, id, target and reply")
-    first: dict[tuple[str, str], Line] = {}
-    for line in lines:
-        if (line.task, line.id) in first:
-            before = first[line.task, line.id].where
-            raise BenchmarkError(
-                f"{line.where}: {line.task}/{line.id} is in {before} already; keep one reply"
-            )
-        first[line.task, line.id] = line
-    return lines
-
-
-def _line(row: Mapping[str, Any], where: str) -> Line:
-    own = "text" in row and "reply" not in row
-    text = _text(row, "text" if own else "reply", where)
-    target = None if own and "target" not in row else _text(row, "target", where)
-    raw = {key: row[key] for key in (modes.LOG_LIKELIHOODS,) if key in row} or row.get("raw", {})
-    outcome = row.get("outcome") or (Outcome.OK if text.strip() else Outcome.EMPTY)
-    if outcome not in list(Outcome):
-        raise BenchmarkError(f"{where}: unknown outcome {outcome!r:.60}; known: {', '.join(Outcome)}")
-    return Line(
-        where=where,
-        task=_text(row, "task", where),
-        id=_text(row, "id", where, int),
-        target=target,
-        reply=Reply(Outcome(outcome), text, raw=raw),
-        extra={key: row[key] for key in ("continuations", "labels") if key in row},
-    )
-
-
-def _text(row: Mapping[str, Any], name: str, where: str, *others: type) -> str:
-    if name not in row:
-        raise BenchmarkError(
-            f"{where}: no {name!r} among {', '.join(row) or 'no fields'}; every line needs it"
-        )
-    value = row[name]
-    if not isinstance(value, (str, *others)) or isinstance(value, bool):
-        raise BenchmarkError(f"{where}: {name!r} must be text, not {value!r:.60}")
-    return str(value)
+    return list(lines.values())
 
 
 def questions(
@@ -131,16 +104,13 @@ def questions(
             raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {names}")
         if not reader.scored:
             raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
-        if mode not in (*reader.modes, "answer_is", "robust"):
-            raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {', '.join(reader.modes)}")
+        if mode not in (*BENCHMARK_MODES[benchmark], "answer_is", "robust"):
+            known_modes = ", ".join(BENCHMARK_MODES[benchmark])
+            raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {known_modes}")
     known = {(question.task, question.id): question for question in asked}
     if known:
         return [_asked(line, known) for line in lines]
-    targets = collections.defaultdict[str, list[str]](list)
-    for line in lines:
-        targets[line.task].append(line.target or "")
-    majority = {task: base.majority(found) for task, found in targets.items()}
-    return [_foreign(line, benchmark, mode, majority[line.task]) for line in lines]
+    return base.with_majority([_foreign(line, benchmark, mode) for line in lines])
 
 
 def _asked(line: Line, known: Mapping[tuple[str, str], Question]) -> Question:
@@ -159,54 +129,28 @@ def _asked(line: Line, known: Mapping[tuple[str, str], Question]) -> Question:
     return question
 
 
-def _foreign(line: Line, benchmark: str, mode: str, majority: float) -> Question:
-    if line.target is None:
+def _foreign(line: Line, benchmark: str, mode: str) -> Question:
+    """The target as a label, and the labels it is one of; free answers have none."""
+    target, choices, extra = line.target, tuple[str, ...](), dict[str, Any]()
+    if target is None:
         raise BenchmarkError(f"{line.where}: no 'target'; give it, or the benchmark's files (--path)")
     if benchmark == bbh.BENCHMARK and line.task not in bbh.TASKS:
         raise BenchmarkError(f"{line.where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
-    target, choices = (line.target, ()) if mode == "answer_is" else _choices(line, mode)
-    extra = dict(line.extra)
-    if mode == "orca":
-        extra["letters"] = "".join(choices) if target.isdigit() else _range(line.task)
-    if mode in modes.LIKELIHOOD:
-        extra |= _labels(line)
-    chance = 1 / len(extra["labels"]) if "labels" in extra else None
-    return Question(benchmark, line.task, line.id, "", target, choices, chance, majority, mode, extra)
-
-
-def _range(task: str) -> str:
-    return bbh.TASKS[task].letters if task in bbh.TASKS else extraction.PAPER_LETTERS
-
-
-def _choices(line: Line, mode: str) -> tuple[str, tuple[str, ...]]:
-    """The target as a label, and the labels it is one of; free answers have none."""
-    target = line.target or ""
-    words = next((words for words in WORDS if target in words), None)
-    if words and mode == "orca":
-        return "AB"[words.index(target)], ("A", "B")
-    if words:
-        return target, words
-    if letter := _LETTER.fullmatch(target):
-        letters = _range(line.task)
-        return letter[1], tuple(letters if letter[1] in letters else _ALPHABET)
-    if mode == "orca" and (digit := _DIGIT.fullmatch(target)):
-        return digit[1], tuple("0123")
-    if mode in ("orca", "agieval_upstream"):
+    letters = bbh.TASKS[line.task].letters if line.task in bbh.TASKS else extraction.PAPER_LETTERS
+    words = next((words for words in WORDS if target in words), ())
+    if mode == "answer_is":
+        pass
+    elif words and mode == "orca":
+        target, choices = "AB"[words.index(target)], ("A", "B")
+    elif words:
+        choices = words
+    elif letter := re.fullmatch(r"\(?([A-Z])\)?", target):
+        target = letter[1]
+        choices = tuple(letters if target in letters else _ALPHABET)
+    elif mode == "orca" and (digit := re.fullmatch(r"\(?([0-9])\)?", target)):
+        target, choices, letters = digit[1], tuple("0123"), "0123"
+    elif mode in ("orca", "agieval_upstream"):
         raise BenchmarkError(f"{line.where}: mode {mode} reads letters, but the target is {target!r:.60}")
-    return target, ()
-
-
-def _labels(line: Line) -> dict[str, Any]:
-    """The labels of a line's likelihoods: letters in order, where it gives none."""
-    scores, texts = line.reply.raw.get(modes.LOG_LIKELIHOODS), line.extra.get("continuations")
-    if not isinstance(scores, list) or not isinstance(texts, list) or len(scores) != len(texts) or not texts:
-        raise BenchmarkError(
-            f"{line.where}: likelihoods need 'log_likelihoods' and 'continuations', two lists of one length"
-        )
-    labels = line.extra.get("labels") or list(_ALPHABET[: len(texts)])
-    if len(labels) != len(texts) or not all(texts):
-        raise BenchmarkError(
-            f"{line.where}: {len(labels)} labels for {len(texts)} continuations, which must not be empty; "
-            f"give 'labels', one each ({len(_ALPHABET)} letters stand in for them)"
-        )
-    return {"labels": labels}
+    if mode == "orca":
+        extra = {"letters": letters}
+    return Question(benchmark, line.task, line.id, "", target, choices, None, mode=mode, extra=extra)

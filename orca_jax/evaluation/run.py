@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from orca_jax import artifacts, files
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import cells, model, modes, scoring, toxicity
-from orca_jax.evaluation.benchmarks import agieval, registry
+from orca_jax.evaluation.benchmarks import agieval, registry, toxigen
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
+from orca_jax.evaluation.model import Answer
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
@@ -35,8 +36,6 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
 log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
 EMPTY_MESSAGE = 1
-Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
-LogLikelihoods = Callable[[Sequence[tuple[Conversation, str]]], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +145,7 @@ class Evaluator:
         details: scoring.Details | None = None,
     ) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
+        own, samples = self.config.evaluation, self.options.samples
         questions = list(_first_of_tasks(questions, self.options.limit))
         directory, inputs = self.workdir / "evaluation" / self.model.name / name, self.model.inputs
         provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
@@ -153,8 +153,11 @@ class Evaluator:
         if artifacts.is_finished(directory, provenance, inputs, places=places):
             return
         artifacts.begin(directory, provenance, inputs, places=places)
-        own, samples = self.config.evaluation, self.options.samples
-        answer = self._answer(questions, system)
+        answer = self.model.answer
+        if cue := questions[0].extra.get("second_cue"):
+            second = self.options.second and model.read_endpoint(self.options.second)
+            other = model.api(second, self.workdir / "ledger.sqlite") if second else self.model
+            answer = two_stages(answer, other.answer, cue)
         replies: dict[int, list[Reply]] = {}
         with progress(f"evaluating {name}", len(questions) * samples) as report:
             for seed in range(own.seed, own.seed + samples):
@@ -172,9 +175,7 @@ class Evaluator:
         if questions[0].mode in modes.MODES:
             self._score(directory, questions, replies, system, details)
         else:
-            every = list(itertools.chain(*replies.values()))
-            scores = _unscored(list(questions) * samples, every, self.options.classifier)
-            scoring.write_scores(directory, scores)
+            self._describe(directory, questions, list(itertools.chain(*replies.values())))
         artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
 
     def _provenance(
@@ -201,16 +202,6 @@ class Evaluator:
                 given[key] = content(given[key])
         return artifacts.joined(provenance, {"options": given}) if given else provenance
 
-    def _answer(self, questions: Sequence[Question], system: System) -> Answer:
-        """How the questions' mode is answered."""
-        if questions[0].mode in modes.LIKELIHOOD:
-            return by_likelihood(self.model.log_likelihoods, questions, system.text)
-        if cue := questions[0].extra.get("second_cue"):
-            ledger, second = self.workdir / "ledger.sqlite", self.options.second
-            other = model.ApiModel(model.read_endpoint(second), ledger) if second else self.model
-            return two_stages(self.model.answer, other.answer, cue)
-        return self.model.answer
-
     def _score(
         self,
         directory: Path,
@@ -219,6 +210,7 @@ class Evaluator:
         system: System,
         details: scoring.Details | None,
     ) -> None:
+        """Writes items and scores of replies that are right or wrong."""
         benchmark, mode = questions[0].benchmark, questions[0].mode
         given: dict[str, Any] = dict(mode=mode, system_message_id=system.id, details=details)
         every = (scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items())
@@ -236,28 +228,48 @@ class Evaluator:
             directory.name, total.size, total, 100 * scores["macro"], 100 * unparsed,
         )  # fmt: skip
 
+    def _describe(self, directory: Path, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
+        """Writes scores of what has no right answer: outcomes, lengths, and toxicity by a classifier."""
+        scores: dict[str, Any] = {
+            "benchmark": questions[0].benchmark,
+            "mode": questions[0].mode,
+            "n": len(replies),
+            "outcomes": dict(collections.Counter(reply.outcome for reply in replies)),
+            "characters": sum(len(reply.text) for reply in replies) / len(replies),
+        }
+        if self.options.classifier and questions[0].mode == toxigen.MODE:
+            classify = toxicity.huggingface_classifier(self.options.classifier)
+            every = list(questions) * self.options.samples
+            scores["toxicity"] = toxicity.summarise(every, replies, classify)
+        scoring.write_scores(directory, scores)
+
 
 def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
-    seen: dict[str, int] = {}
+    seen = collections.Counter[str]()
     for question in questions:
-        seen[question.task] = seen.get(question.task, 0) + 1
+        seen[question.task] += 1
         if not limit or seen[question.task] <= limit:
             yield question
 
 
-def _unscored(questions: Sequence[Question], replies: Sequence[Reply], classifier: str) -> dict[str, Any]:
-    """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
-    scores: dict[str, Any] = {
-        "benchmark": questions[0].benchmark,
-        "mode": questions[0].mode,
-        "n": len(replies),
-        "outcomes": dict(collections.Counter(reply.outcome for reply in replies)),
-        "characters": sum(len(reply.text) for reply in replies) / len(replies),
-    }
-    if classifier and questions[0].mode.startswith("toxigen"):
-        classify = toxicity.huggingface_classifier(classifier)
-        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
-    return scores
+def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
+    """AGIEval's two stages: asks, then asks again with the first reply and a cue; the second reply counts.
+
+    Args:
+      second: what answers the second time; AGIEval takes gpt-35-turbo, whatever model is evaluated.
+    """
+
+    def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
+        first = dict(answer(conversations, sampling))
+        asked = [
+            (*before, Message("user", f"{question.content}\n{first[index].text}\n{cue}"))
+            for index, (*before, question) in enumerate(conversations)
+        ]
+        for index, reply in second(asked, sampling):
+            raw = {**reply.raw, "first_reply": first[index].text}
+            yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
+
+    return both
 
 
 # Replies
@@ -294,13 +306,12 @@ def collect_replies(
     system_message_id: int | None,
     system_text: str,
     round_size: int,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Reply]:
     """The reply to every question, in the order given; finished when it returns.
 
     Args:
-      answer: replies to a round of conversations, each with its conversation's index, as they come. The
-        sampling it is given is `sampling` with a seed of the round's own, drawn from `seed`.
+      answer: it is given `sampling` with a seed of the round's own, drawn from `seed`.
       directory: where `replies.jsonl` is kept; one a (benchmark, mode, system message, seed).
       system_message_id: of one of the 16, or None for another text.
       system_text: the system message; if empty, none is sent.
@@ -309,6 +320,7 @@ def collect_replies(
     Raises:
       EvaluationError: a question occurs twice, the directory holds replies to other requests, or
         `answer` did not give one to each.
+      RecordError: a line of the file is damaged; names file, line and field.
     """
     if len({question.key for question in questions}) < len(questions):
         raise EvaluationError("two questions have the same benchmark, task and id; ask each once")
@@ -318,9 +330,9 @@ def collect_replies(
         content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
         requests[digest(content)] = question, messages
     by_length = sorted(requests, key=lambda request: (len(requests[request][0].text), request))
-    path, report = Path(directory) / REPLIES, progress or (lambda done: None)
+    path = Path(directory) / REPLIES
     with files.JsonlAppender(path) as file:
-        replies = {recorded.request: recorded.reply for recorded in read_replies(path)}
+        replies = {recorded.request: recorded.reply for recorded in files.read_jsonl(path, RecordedReply)}
         if foreign := replies.keys() - requests:
             raise EvaluationError(
                 f"{path} holds {len(foreign)} replies to other questions, messages, sampling or seed; "
@@ -330,14 +342,14 @@ def collect_replies(
             asked = by_length[start : start + round_size]
             missing = [request for request in asked if request not in replies]
             if not missing:
-                report(len(replies))
+                progress(len(replies))
                 continue
             of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
             found: dict[str, Reply] = {}
             conversations = [requests[request][1] for request in asked]
             for index, reply in answer(conversations, dataclasses.replace(sampling, seed=of_round)):
                 found[asked[index]] = reply
-                report(min(len(replies) + len(found), len(requests)))
+                progress(min(len(replies) + len(found), len(requests)))
             if len(found) != len(asked):
                 raise EvaluationError(f"asked {len(asked)} questions at once and got {len(found)} replies")
             for request in missing:
@@ -346,62 +358,3 @@ def collect_replies(
                 of = (*question.key, question.mode, seed, system_message_id)
                 file.append(RecordedReply(request, *of, reply.outcome, reply.text, reply.usage, reply.raw))
     return [replies[request] for request in requests]
-
-
-def read_replies(path: str | Path) -> list[RecordedReply]:
-    """The rows of a `replies.jsonl`, for scoring again.
-
-    Raises:
-      RecordError: a line cannot be read; the message names file, line and field.
-    """
-    return list(files.read_jsonl(path, RecordedReply))
-
-
-# Answers that are more than one reply
-
-
-def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
-    """AGIEval's two stages: asks, then asks again with the first reply and a cue; the second reply counts.
-
-    Args:
-      second: what answers the second time; AGIEval takes gpt-35-turbo, whatever model is evaluated.
-    """
-
-    def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        first = dict(answer(conversations, sampling))
-        asked = []
-        for index, (*before, question) in enumerate(conversations):
-            text = f"{question.content}\n{first[index].text}\n{cue}"
-            asked.append((*before, Message("user", text)))
-        for index, reply in second(asked, sampling):
-            raw = {**reply.raw, "first_reply": first[index].text}
-            yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
-
-    return both
-
-
-def by_likelihood(log_likelihoods: LogLikelihoods, questions: Sequence[Question], system_text: str) -> Answer:
-    """Replies whose `raw` holds the log-likelihoods of the question's continuations, text the likeliest.
-
-    Args:
-      log_likelihoods: of each text as the next answer of its conversation, summed over its tokens.
-
-    Raises:
-      ValueError: two questions have the same prompt and other continuations.
-    """
-    choices: dict[Conversation, Sequence[str]] = {}
-    for question in questions:
-        texts = question.extra["continuations"]
-        if choices.setdefault(conversation(question, system_text), texts) != texts:
-            raise ValueError(f"{question.task}/{question.id}: another question has the same prompt")
-
-    def answer(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        asked = [(messages, text) for messages in conversations for text in choices[tuple(messages)]]
-        scores = iter(log_likelihoods(asked))
-        for index, messages in enumerate(conversations):
-            texts = choices[tuple(messages)]
-            found = [next(scores) for _ in texts]
-            best = max(range(len(texts)), key=found.__getitem__)
-            yield index, Reply(Outcome.OK, texts[best], raw={modes.LOG_LIKELIHOODS: found})
-
-    return answer

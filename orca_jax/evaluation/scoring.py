@@ -34,8 +34,7 @@ def score(
     """Scores replies, one item per question; `replies` are in the order of `questions`.
 
     A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an announced answer); of
-    others, and of replies without a well-formed answer, `answer` is None. Items keep the mode's further
-    numbers in `extra["metrics"]`.
+    others, and of replies without a well-formed answer, `answer` is None.
 
     Args:
       mode: a key of `modes.MODES`.
@@ -49,10 +48,7 @@ def score(
         raise ValueError(f"{len(questions)} questions but {len(replies)} replies; every question needs one")
     items = []
     for question, reply in zip(questions, replies):
-        parsed = reply.outcome in PARSED_OUTCOMES
-        answer = reading.answer(question, reply) if parsed else None
-        metrics = reading.metrics(question, reply) if parsed else {}
-        extra = dict(details(question, reply)) if details else {}
+        answer = reading.answer(question, reply) if reply.outcome in PARSED_OUTCOMES else None
         item = Item(
             benchmark=question.benchmark,
             task=question.task,
@@ -64,7 +60,7 @@ def score(
             answer=answer,
             target=question.target,
             system_message_id=system_message_id,
-            extra=extra | ({"metrics": dict(metrics)} if metrics else {}),
+            extra=dict(details(question, reply)) if details else {},
         )
         items.append(item)
     return items
@@ -80,7 +76,7 @@ def summarise(
     """The scores of one benchmark under one mode and system message; all rates are fractions.
 
     {"benchmark", "mode", "system_message_id", "seeds",
-     "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority", and the mode's metrics}},
+     "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority"}},
      "macro", "micro": accuracy over all tasks, unweighted and by size,
      "groups": {name: {"kind", "tasks", "n", "accuracy", "stderr", "unparsed", "chance", "majority",
                        "missing": the group's tasks that were not evaluated}}, "macro" and "micro" among them}
@@ -103,10 +99,10 @@ def summarise(
         found = ", ".join(map(str, sorted(heads, key=str))) or "no item"
         raise ValueError(f"scores are of one (benchmark, mode, system message), found {found}")
     [(benchmark, mode, system_message_id)] = heads
-    by_task: dict[str, list[Item]] = collections.defaultdict(list)
+    by_task = collections.defaultdict[str, list[Item]](list)
     for item in items:
-        if (item.benchmark, item.task, item.id) not in by_key:
-            raise ValueError(f"item {item.benchmark}/{item.task}/{item.id} belongs to none of the questions")
+        if (benchmark, item.task, item.id) not in by_key:
+            raise ValueError(f"item {benchmark}/{item.task}/{item.id} belongs to none of the questions")
         by_task[item.task].append(item)
     tasks = {task: _task_scores(by_task[task], by_key, met) for task in sorted(by_task)}
     every = [Group("macro", tuple(tasks), "macro"), Group("micro", tuple(tasks), "micro"), *groups]
@@ -130,7 +126,8 @@ def _task_scores(
 ) -> dict[str, Any]:
     questions = {item.id: by_key[item.benchmark, item.task, item.id] for item in items}
     by_id = statistics.means((item.id, item.correct) for item in items)
-    accuracy, stderr = statistics.mean([by_id[id] for id in questions])
+    right = [by_id[id] for id in questions]
+    accuracy, stderr = statistics.mean(right)
     scores: dict[str, Any] = {
         "n": len(questions),
         "accuracy": accuracy,
@@ -141,25 +138,11 @@ def _task_scores(
     }
     if any("cluster" in question.extra for question in questions.values()):
         clusters = [question.extra.get("cluster", id) for id, question in questions.items()]
-        scores["stderr_clustered"] = statistics.clustered_mean(
-            [by_id[id] for id in questions], clusters
-        ).stderr
-    scores |= _metric_scores(items)
+        scores["stderr_clustered"] = statistics.clustered_mean(right, clusters).stderr
     if met is not None:
         overlap = [item.id in met or f"{item.id}/passage" in met for item in items]
         scores["query_overlap"] = sum(overlap) / len(overlap)
     return scores
-
-
-def _metric_scores(items: Sequence[Item]) -> dict[str, float]:
-    """The mean of each metric that items have, and its error."""
-    values: dict[str, list[tuple[str, float]]] = collections.defaultdict(list)
-    for item in items:
-        for name, value in item.extra.get("metrics", {}).items():
-            values[name].append((item.id, value))
-    found = {name: statistics.mean(list(statistics.means(pairs).values())) for name, pairs in values.items()}
-    errors = {f"{name}_stderr": estimate.stderr for name, estimate in found.items()}
-    return {name: estimate.value for name, estimate in found.items()} | errors
 
 
 def _mean(values: Sequence[float | None], weights: Sequence[int] | None = None) -> float | None:
@@ -175,14 +158,13 @@ def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[
     estimates = [Estimate(scores["accuracy"], scores["stderr"]) for scores in present]
     accuracy, stderr = statistics.micro_mean(estimates, weights)
     shared = [name for name in present[0] if name not in ("n", "accuracy") and "stderr" not in name]
-    rates = {name: _mean([scores.get(name) for scores in present], weights) for name in shared}
     return {
         "kind": group.kind,
         "tasks": len(present),
         "n": sum(sizes),
         "accuracy": accuracy,
         "stderr": stderr,
-        **rates,
+        **{name: _mean([scores.get(name) for scores in present], weights) for name in shared},
         "missing": [task for task in group.tasks if task not in tasks],
     }
 

@@ -7,7 +7,7 @@ import pytest
 from orca_jax.evaluation import replies, scoring
 from orca_jax.evaluation.benchmarks import bbh
 from orca_jax.evaluation.benchmarks.base import BenchmarkError
-from orca_jax.records import Outcome
+from orca_jax.records import Outcome, Reply
 
 LINE = {"task": "snarks", "id": "snarks-0", "target": "(B)", "reply": "So the answer is (B)."}
 
@@ -25,7 +25,8 @@ def write(tmp_path):
 def scored(path, mode, benchmark="bbh", asked=()):
     lines = replies.read(path)
     questions = replies.questions(lines, benchmark=benchmark, mode=mode, asked=asked)
-    return scoring.score(questions, [line.reply for line in lines], seed=0, mode=mode, system_message_id=None)
+    said = [Reply(line.outcome, line.reply) for line in lines]
+    return scoring.score(questions, said, seed=0, mode=mode, system_message_id=None)
 
 
 @pytest.mark.parametrize(
@@ -53,28 +54,6 @@ def test_digits_are_truthfulqas_letters(write):
     assert scored(path, "orca", "truthfulqa_mc")[0].correct
 
 
-def test_likelihoods_come_with_their_texts(write):
-    row = {"task": "sat-math", "id": 3, "target": "B", "reply": "", "outcome": "ok"}
-    path = write({**row, "log_likelihoods": [-3.0, -2.0], "continuations": ["(A)1", "(B)2"]})
-    assert scored(path, "lm_eval_loglik", "agieval")[0].correct
-    with pytest.raises(BenchmarkError, match=r"replies\.jsonl:1: likelihoods need 'log_likelihoods' and"):
-        scored(write(row), "lm_eval_loglik", "agieval")
-
-
-@pytest.mark.parametrize(
-    "choices",
-    [
-        {"continuations": ["one", "two"], "labels": ["A"]},
-        {"continuations": ["one", ""]},
-        {"continuations": [str(n) for n in range(27)], "log_likelihoods": [-1.0] * 27},
-    ],
-)
-def test_each_continuation_has_words_and_a_label(write, choices):
-    row = {"task": "sat-math", "id": 3, "target": "A", "reply": "", "log_likelihoods": [-3.0, -2.0]}
-    with pytest.raises(BenchmarkError, match=r"replies\.jsonl:1: \d+ labels for \d+ continuations"):
-        scored(write(row | choices), "lm_eval_loglik", "agieval")
-
-
 def test_an_empty_reply_is_unparsed_and_its_id_may_be_a_number(write):
     item = scored(write({**LINE, "id": 0, "reply": " "}), "answer_is")[0]
     assert (item.id, item.outcome, item.answer) == ("0", Outcome.EMPTY, None)
@@ -83,13 +62,13 @@ def test_an_empty_reply_is_unparsed_and_its_id_may_be_a_number(write):
 @pytest.mark.parametrize(
     ("rows", "tail", "message"),
     [
-        ([LINE], '{"task": "snarks", "id', r"replies\.jsonl:2: not JSON"),
-        ([LINE, {**LINE, "id": "1", "reply": None}], "", r":2: 'reply' must be text, not None"),
-        ([{"task": "snarks", "id": "0", "reply": "B"}], "", r":1: no 'target' among task, id, reply"),
+        ([LINE], '{"task": "snarks", "id', r"replies\.jsonl:2: not a JSON object"),
+        ([LINE, {**LINE, "id": "1", "reply": None}], "", r":2: Line\.reply: expected str, got None"),
+        ([{"task": "snarks", "target": "(B)", "reply": "B"}], "", r":1: Line lacks id"),
         ([LINE, LINE], "", r":2: snarks/snarks-0 is in .*replies\.jsonl:1 already"),
-        ([{**LINE, "outcome": "fine"}], "", r":1: unknown outcome 'fine'; known: ok, length"),
+        ([{**LINE, "outcome": "fine"}], "", r":1: Line\.outcome: expected Outcome, got 'fine'"),
         ([LINE], "[1]\n", r":2: expected a JSON object, got \[1\]"),
-        ([{**LINE, "id": True}], "", r":1: 'id' must be text, not True"),
+        ([{**LINE, "id": True}], "", r":1: Line\.id: expected str, got True"),
         ([], "\n", "no reply in it"),
     ],
 )
@@ -104,6 +83,7 @@ def test_a_torn_or_malformed_line_is_refused_by_file_and_line(write, rows, tail,
         ("mmlu", "orca", LINE, "unknown benchmark 'mmlu'; known: judged, puzzles, bbh"),
         ("gsm8k", "orca", LINE, "gsm8k has no mode 'orca'; its modes: orca_cot"),
         ("toxigen", "robust", LINE, "toxigen has no right answers"),
+        ("bbh", "robust", {"task": "snarks", "id": "0", "reply": "B"}, r":1: no 'target'; give it, or the"),
         ("bbh", "robust", {**LINE, "task": "snark"}, r":1: BBH has no task 'snark'"),
         ("bbh", "orca", {**LINE, "target": "fig pear"}, r":1: mode orca reads letters, .*'fig pear'"),
     ],

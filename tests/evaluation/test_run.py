@@ -4,7 +4,8 @@ import json
 import pytest
 
 from orca_jax.evaluation.benchmarks.base import EvaluationError, Question
-from orca_jax.evaluation.run import collect_replies, read_replies
+from orca_jax.evaluation.run import RecordedReply, collect_replies
+from orca_jax.files import read_jsonl
 from orca_jax.records import Outcome, RecordError, Reply, Sampling, Usage
 
 QUESTIONS = [
@@ -60,8 +61,8 @@ def test_an_interrupted_evaluation_ends_with_the_same_replies(tmp_path, torn):
     model = Model()
     assert run(tmp_path / "killed", model) == whole
     assert len(model.rounds) < 4
-    assert len(read_replies(path)) == len(QUESTIONS)
-    assert len({recorded.request for recorded in read_replies(path)}) == len(QUESTIONS)
+    requests = [recorded.request for recorded in read_jsonl(path, RecordedReply)]
+    assert len(requests) == len(set(requests)) == len(QUESTIONS)
 
 
 def test_rounds_and_seeds_draw_differently(tmp_path):

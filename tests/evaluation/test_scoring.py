@@ -109,19 +109,6 @@ def test_questions_about_one_passage_are_a_cluster():
     assert found["stderr_clustered"] == pytest.approx(0.5 / 2**0.5)
 
 
-def test_metrics_of_a_mode_are_averaged_beside_accuracy():
-    extra = {"labels": ["A", "B"], "continuations": ["long text", "b"]}
-    questions = [question("t", i, extra=extra) for i in range(2)]
-    replies = [
-        Reply(Outcome.OK, "", raw={"log_likelihoods": scores}) for scores in ([-9.0, -2.0], [-1.0, -2.0])
-    ]
-    items = scoring.score(questions, replies, seed=0, mode="lm_eval_loglik", system_message_id=None)
-    assert [item.answer for item in items] == ["B", "A"]
-    found = scoring.summarise(items, questions)
-    assert found["tasks"]["t"]["acc_norm"] == found["groups"]["macro"]["acc_norm"] == 1
-    assert found["tasks"]["t"]["acc_norm_stderr"] == 0
-
-
 def test_the_share_of_questions_that_training_queries_met():
     found = scoring.summarise(score(QUESTIONS, TEXTS), QUESTIONS, met={"s-0", "u-1/passage"})
     assert found["tasks"]["s"]["query_overlap"] == 0.25

@@ -173,14 +173,14 @@ def test_losses_of_the_first_the_last_and_some_steps_between():
 
 
 def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
-    extra = {"labels": ["A", "B"], "continuations": ["aa", "b"]}
-    questions = [Question("b", "t", str(i), "?", "A", (), None, 0.5, extra=extra) for i in range(4)]
-    replies = [Reply(Outcome.OK, "", raw={"log_likelihoods": [-1.0, -2.0 + i]}) for i in range(4)]
-    items = scoring.score(questions, replies, seed=0, mode="loglik", system_message_id=None)
-    groups = [Group("paper", ("t", "u"), "macro")]
-    table = tables.score_table(scoring.summarise(items, questions, groups=groups))
+    questions = [Question("b", "t", str(i), "?", "A", ("A", "B"), None, 0.5) for i in range(4)]
+    replies = [Reply(Outcome.OK, text) for text in ("(A)", "hm", "(B)", "(B)")]
+    items = scoring.score(questions, replies, seed=0, mode="robust", system_message_id=None)
+    scores = scoring.summarise(items, questions, groups=[Group("paper", ("t", "u"), "macro")])
+    scores["tasks"]["t"] |= {"acc_norm": 0.5, "acc_norm_stderr": 0.25}
+    table = tables.score_table(scores)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["b, mode loglik", "n", "accuracy", "unparsed", "chance", "majority", "acc_norm"]
+    assert rows[0] == ["b, mode robust", "n", "accuracy", "unparsed", "chance", "majority", "acc_norm"]
     assert rows[2] == ["t", "4", "25.0 [4.6, 69.9]", "25.0", "–", "50.0", "50.0 [15.0, 85.0]"]
     assert [row[0] for row in rows[3:6]] == [
         "macro (macro of 1)",

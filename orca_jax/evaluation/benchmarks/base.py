@@ -1,23 +1,28 @@
-"""The base of all benchmarks: questions, groups of tasks, texts kept out of training, and files."""
+"""What all benchmarks share: questions, groups of tasks, texts kept out of training, and rows of files."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orca_jax.records import Message
+from orca_jax import files
+from orca_jax.records import Message, RecordError
 
 Conversation = tuple[Message, ...]
+STEP_BY_STEP = "Let's think step by step."
 
 
 class EvaluationError(RuntimeError):
     """The replies on disk do not belong to this evaluation, or the model did not answer every question."""
 
     explained = True  # cli.checked adds no advice
+
+
+class BenchmarkError(ValueError):
+    """A benchmark's file is missing, incomplete or not what it should be; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Question:
       chance: probability that a blind guess is right; 0 for free answers, None where it is not known.
       majority: accuracy, over the task, of always giving its most frequent target.
       mode: names the prompt form and the way its reply is parsed (`orca_jax.evaluation.modes.MODES`).
-      extra: what a mode's extractor needs besides, and keys to group by; JSON values.
+      extra: what a mode's parser needs besides, and keys to group by; JSON values.
     """
 
     benchmark: str
@@ -57,32 +62,12 @@ class Question:
         return self.benchmark, self.task, self.id
 
 
-def conversation(question: Question, system_text: str) -> Conversation:
-    """What is sent to the model. An empty `system_text` (message 1) means no system message at all."""
-    user = Message("user", question.text)
-    return (Message("system", system_text), user) if system_text else (user,)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A benchmark's named aggregate: unweighted over tasks (`macro`) or weighted by size (`micro`)."""
 
     name: str
     tasks: tuple[str, ...]
     kind: Literal["macro", "micro"]
-
-
-def majority(targets: Iterable[str]) -> float:
-    """The accuracy of always giving the most frequent target; 0 of none."""
-    counts = collections.Counter(targets)
-    return max(counts.values(), default=0) / max(counts.total(), 1)
-
-
-# Files
-
-
-class BenchmarkError(ValueError):
-    """A benchmark's file is missing, incomplete or not what it should be; the message names it."""
 
 
 class Document(NamedTuple):
@@ -93,70 +78,67 @@ class Document(NamedTuple):
     text: str
 
 
-def check_size(path: Path, found: int, known: Iterable[int]) -> None:
+def conversation(question: Question, system_text: str) -> Conversation:
+    """What is sent to the model. An empty `system_text` (message 1) means no system message at all."""
+    user = Message("user", question.text)
+    return (Message("system", system_text), user) if system_text else (user,)
+
+
+def with_majority(questions: Collection[Question]) -> list[Question]:
+    """The questions with `majority`, which needs all questions of a task."""
+    targets = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
+    for question in questions:
+        targets[question.task][question.target] += 1
+    rates = {task: max(counts.values()) / counts.total() for task, counts in targets.items()}
+    return [dataclasses.replace(question, majority=rates[question.task]) for question in questions]
+
+
+def rows(
+    path: str | Path, sizes: Collection[int] = (), read: Callable[[bytes], Any] = files.parse
+) -> list[tuple[str, Any]]:
+    """The rows of a file, each behind its place "FILE:LINE"; blank lines do not count.
+
+    Args:
+      sizes: how many rows there may be; empty: any number.
+      read: of a line; by default each is a JSON object, and a .json file may hold one array of such.
+
+    Raises:
+      BenchmarkError: the file is absent, truncated, not UTF-8 or not JSON; names file and line.
+    """
+    path = Path(path)
+    try:
+        found = list(files.rows(path) if path.suffix == ".json" else files.line_rows(path, read))
+    except FileNotFoundError:
+        raise BenchmarkError(f"{path}: no such file") from None
+    except RecordError as error:
+        raise BenchmarkError(str(error)) from error
+    for row in found:
+        if isinstance(row.values, RecordError):
+            raise BenchmarkError(f"{row.where}: {row.values}; fetch the file again")
+        if read is files.parse and not isinstance(row.values, dict):
+            raise BenchmarkError(f"{row.where}: expected a JSON object, got {row.values!r:.60}")
+    check_size(path, len(found), sizes)
+    return [(row.where, row.values) for row in found]
+
+
+def check_size(path: Path, found: int, sizes: Collection[int]) -> None:
     """Raises BenchmarkError, naming the file and both sizes, unless `found` is one of the known sizes."""
-    sizes = sorted(set(known))
-    if found not in sizes:
-        expected = " or ".join(map(str, sizes))
+    if sizes and found not in sizes:
+        expected = " or ".join(map(str, sorted(sizes)))
         raise BenchmarkError(f"{path}: expected {expected} rows, found {found}; fetch the file again")
 
 
-def find(directory: str | Path, names: Iterable[str], suffix: str, benchmark: str) -> list[Path]:
-    """The files NAME+suffix that `directory` holds, in the order of `names`.
-
-    Raises:
-      BenchmarkError: there is none.
-    """
-    expected = [f"{name}{suffix}" for name in names]
-    found = [path for name in expected if (path := Path(directory) / name).is_file()]
-    if not found:
-        raise BenchmarkError(f"{directory} holds no {benchmark} file; expected some of {', '.join(expected)}")
+def find(directory: str | Path, names: Iterable[str], benchmark: str) -> list[Path]:
+    """The files of these names that `directory` holds. Raises BenchmarkError if there is none."""
+    expected = [Path(directory) / name for name in names]
+    if not (found := [path for path in expected if path.is_file()]):
+        known = ", ".join(path.name for path in expected)
+        raise BenchmarkError(f"{directory} holds no {benchmark} file; expected some of {known}")
     return found
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; blank lines do not count.
-
-    Raises:
-      BenchmarkError: a line is not a JSON object, or the file is absent or not UTF-8; names file and line.
-    """
-    return [row for _, row in numbered_json_lines(path)]
-
-
-def numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """As `json_lines`, each with its line's number from 1."""
-    found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BenchmarkError(f"{where}: not JSON ({error}); fetch the file again") from error
-        if not isinstance(row, dict):
-            raise BenchmarkError(f"{where}: expected a JSON object, got {row!r:.60}; fetch the file again")
-        found.append((number, row))
-    return found
-
-
-def read_text(path: Path) -> str:
-    """Raises BenchmarkError where the file is absent or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise BenchmarkError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path}: not UTF-8 at byte {error.start}; fetch the file again") from error
-
-
-def text_field(row: Mapping[str, Any], names: Iterable[str], where: str) -> str:
-    """The first of the named fields that the row has, which must be text that is not blank.
-
-    Raises:
-      BenchmarkError: there is none such; names the place and the fields.
-    """
-    names = list(names)
+def text_field(row: Mapping[str, Any], names: Collection[str], where: str) -> str:
+    """The first of the named fields that the row has; raises BenchmarkError unless it is text, not blank."""
     value = next((row[name] for name in names if name in row), None)
     if not isinstance(value, str) or not value.strip():
         raise BenchmarkError(f"{where}: {' or '.join(names)} must be text, not {value!r:.60}")

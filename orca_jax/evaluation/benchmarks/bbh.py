@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
+from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Group, Question
 
 BENCHMARK = "bbh"
-MODES = BENCHMARK_MODES["bbh"]
-STEP_BY_STEP = " Let's think step by step."
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_OPTIONS_HEAD = "\nOptions:\n"
+_OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Task:
     @property
     def letters(self) -> str:
         """What the paper's parser may take for an answer."""
-        return extraction.widened(_letters(self.most))
+        return extraction.widened(_ALPHABET[: self.most])
 
 
 _TASK_LIST = (
@@ -86,129 +86,72 @@ GROUPS = (Group("paper23", PAPER_TASKS, "macro"), Group("all27", tuple(TASKS), "
 # scored: ruin_names 51 lists three options, and snarks 88 only one, so that chance there is 1.
 UNSCORED: Mapping[str, tuple[int, ...]] = {"movie_recommendation": (163,), "ruin_names": (99, 144)}
 
-_OPTIONS_HEAD = "\nOptions:\n"
-_OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Example:
-    """One row: the file's `input` as it is, and taken apart. `labels` is empty for free answers.
-
-    `verbatim` is the file's target, and `target` the label that it is.
-    """
-
-    task: Task
-    row: int
-    input: str
-    stem: str
-    labels: tuple[str, ...]
-    options: tuple[str, ...]
-    target: str
-    verbatim: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.task.name}-{self.row}"
-
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
-    """The scored questions of every BBH file in `directory`, in file order.
-
-    In mode `orca` the free-answer tasks are left out.
+    """The scored questions of every BBH file in `directory`, in file order; in `orca` no free-answer tasks.
 
     Raises:
-      BenchmarkError: the mode is unknown, there is no BBH file, or one is truncated, damaged or has a target
-        that is not an option (known faults apart); the message names file and row.
+      BenchmarkError: there is no BBH file, or one is truncated, damaged or has a target that is not an option
+        (known faults apart); the message names file and row.
     """
-    if mode not in MODES:
-        raise BenchmarkError(f"unknown BBH mode {mode!r}; known: {', '.join(MODES)}")
-    made: list[Question] = []
-    for path in _files(directory):
-        task = TASKS[path.stem]
-        if not (mode == "orca" and task.free):
-            rows, unscored = enumerate(_rows(path, task)), UNSCORED.get(task.name, ())
-            examples = [_example(task, row, *texts, path=path) for row, texts in rows if row not in unscored]
-            majority = base.majority(example.target for example in examples)
-            made += [_question(example, mode, majority) for example in examples]
-    return made
+    return base.with_majority(
+        [
+            _question(task, row, text, target, mode=mode, where=f"{path}, row {row}")
+            for task, path in _files(directory)
+            if not (mode == "orca" and task.free)
+            for row, (text, target) in enumerate(_rows(path, task))
+            if row not in UNSCORED.get(task.name, ())
+        ]
+    )
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
-    """The inputs of a folder's files, unscored rows too, as texts not to be trained on."""
-    for path in _files(directory):
-        for row, (text, _) in enumerate(_rows(path, TASKS[path.stem])):
-            yield Document(BENCHMARK, f"{path.stem}-{row}", text)
+    """The inputs of a folder's files, unscored rows too."""
+    for task, path in _files(directory):
+        for row, (text, _) in enumerate(_rows(path, task)):
+            yield Document(BENCHMARK, f"{task.name}-{row}", text)
 
 
-def _files(directory: str | Path) -> list[Path]:
-    files = sorted(path for path in Path(directory).glob("*.json") if path.stem in TASKS)
-    if not files:
-        raise BenchmarkError(
-            f"{directory} holds no BBH file; expected <task>.json, for example navigate.json"
-        )
-    return files
+def _files(directory: str | Path) -> list[tuple[Task, Path]]:
+    return [(TASKS[path.stem], path) for path in base.find(directory, [f"{t}.json" for t in TASKS], "BBH")]
 
 
 def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
+    """Input and target of each row."""
     try:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
         rows = [(str(example["input"]), str(example["target"])) for example in examples]
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
-    if len(rows) != task.size:
-        raise BenchmarkError(
-            f"{path}: expected {task.size} examples, found {len(rows)}; fetch the file again"
-        )
+    base.check_size(path, len(rows), [task.size])
     return rows
 
 
-def _example(task: Task, row: int, text: str, verbatim: str, *, path: Path) -> _Example:
-    if task.free:
-        return _Example(task, row, text, text, (), (), verbatim, verbatim)
-    stem, _, tail = text.rpartition(_OPTIONS_HEAD) if _OPTIONS_HEAD in text else (text, "", "")
-    lines = map(_OPTION.match, tail.split("\n"))
-    options = task.words or tuple(match[2].strip() for match in lines if match)
-    labels = task.words or tuple(_letters(len(options)))
-    target = verbatim if task.words else verbatim.removeprefix("(").removesuffix(")")
-    if target not in labels:
-        known = ", ".join(labels) or "none found"
-        raise BenchmarkError(
-            f"{path}, row {row}: target {target!r} is not an option ({known}); fetch it again"
-        )
-    return _Example(task, row, text, stem, labels, options, target, verbatim)
-
-
-def _letters(count: int) -> str:
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count]
-
-
-def _question(example: _Example, mode: str, majority: float) -> Question:
+def _question(task: Task, row: int, text: str, verbatim: str, *, mode: str, where: str) -> Question:
     """The paper's form, or the file's own question; in mode `answer_is` with the file's own target too."""
-    task, target, labels, extra = example.task, example.target, example.labels, dict[str, Any]()
+    stem, head, tail = text.rpartition(_OPTIONS_HEAD)
+    listed = [match[2].strip() for line in tail.split("\n") if (match := _OPTION.match(line))]
+    options = () if task.free else task.words or tuple(listed if head else ())
+    labels = task.words or tuple(_ALPHABET[: len(options)])
+    lettered = labels and not task.words
+    target = verbatim.removeprefix("(").removesuffix(")") if lettered else verbatim
+    if not task.free and target not in labels:
+        known = ", ".join(labels) or "none found"
+        raise BenchmarkError(f"{where}: target {target!r} is not an option ({known}); fetch it again")
+    chance, extra = 1 / len(labels) if labels else 0.0, dict[str, Any]()
     if mode == "orca":
-        letters = _letters(len(labels))
-        options = " ".join(f"({letter}) {option}" for letter, option in zip(letters, example.options))
-        text = (
-            f"{task.description}\n\nQ: {example.stem} Answer Choices: {options}\n"
+        letters = _ALPHABET[: len(labels)]
+        choices = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options))
+        prompt = (
+            f"{task.description}\n\nQ: {stem if head else text} Answer Choices: {choices}\n"
             f"A: Among A through {letters[-1]}, the answer is"
         )
-        extra = {"letters": task.letters}
-        target, labels = letters[labels.index(target)], tuple(letters)
+        target, labels, extra = letters[labels.index(target)], tuple(letters), {"letters": task.letters}
     else:
-        text = f"Q: {example.input}\nA:{'' if mode == 'robust' else STEP_BY_STEP}"
-        if example.options and not task.words:
-            extra = {"options": list(example.options)}
+        prompt = f"Q: {text}\nA:{'' if mode == 'robust' else f' {STEP_BY_STEP}'}"
+        if lettered:
+            extra = {"options": list(options)}
         if mode == "answer_is":
-            target, labels = example.verbatim, ()  # which is no label
-    return Question(
-        benchmark=BENCHMARK,
-        task=task.name,
-        id=example.id,
-        text=text,
-        target=target,
-        choices=labels,
-        chance=1 / len(example.labels) if example.labels else 0.0,
-        majority=majority,
-        mode=mode,
-        extra=extra,
-    )
+            target, labels = verbatim, ()
+    id = f"{task.name}-{row}"
+    return Question(BENCHMARK, task.name, id, prompt, target, labels, chance=chance, mode=mode, extra=extra)

@@ -42,33 +42,20 @@ SOURCES: Mapping[str, PromptSource] = {
 
 
 def questions(path: str | Path, *, source: str, mode: str = MODE) -> list[Question]:
-    """The prompts of one source, in file order.
-
-    Args:
-      source: a key of `SOURCES`.
+    """The prompts of one of `SOURCES`, in file order.
 
     Raises:
-      BenchmarkError: the source is unknown, or the file truncated or damaged; names file and row.
+      BenchmarkError: the file is truncated or damaged; names file and line.
     """
-    path = Path(path)
-    if source not in SOURCES:
-        raise BenchmarkError(f"unknown source of prompts {source!r}; known: {', '.join(SOURCES)}")
-    rows = _csv_rows(path) if path.suffix == ".csv" else base.json_lines(path)
-    base.check_size(path, len(rows), SOURCES[source].sizes or [max(len(rows), 1)])
-    made = []
-    for number, row in enumerate(rows):
+    sizes, names, kept = SOURCES[source]
+    path, made = Path(path), list[Question]()
+    for number, (where, row) in enumerate(_csv_rows(path) if path.suffix == ".csv" else base.rows(path)):
         turns = row.get("turns")
         first = {"turns": turns[0]} if isinstance(turns, list) and turns else {}
-        question = Question(
-            benchmark=BENCHMARK,
-            task=source,
-            id=f"{source}-{number}",
-            text=base.text_field(row | first, SOURCES[source].text, f"{path}, row {number}"),
-            target="",
-            mode=mode,
-            extra={key: row[key] for key in SOURCES[source].extra if key in row},
-        )
-        made.append(question)
+        text = base.text_field(row | first, names, where)
+        extra = {key: row[key] for key in kept if key in row}
+        made.append(Question(BENCHMARK, source, f"{source}-{number}", text, "", mode=mode, extra=extra))
+    base.check_size(path, len(made), sizes or [max(len(made), 1)])
     return made
 
 
@@ -78,9 +65,9 @@ def documents(path: str | Path, *, source: str) -> Iterator[Document]:
         yield Document(source, question.id, question.text)
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        return [(f"{path}:{reader.line_num}", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BenchmarkError(f"{path}: not a CSV file ({error}); fetch it again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,29 +17,25 @@ BENCHMARK = "puzzles"
 
 def questions(puzzles: Sequence[Puzzle], *, mode: str = "robust") -> list[Question]:
     """One question a puzzle; the prompt is the puzzle's text and nothing else."""
-    targets: dict[str, list[str]] = collections.defaultdict(list)
-    for puzzle in puzzles:
-        targets[puzzle.family].append(puzzle.target)
-    majority = {family: base.majority(found) for family, found in targets.items()}
-    return [
+
+    def label(choice: str) -> str:
+        return choice.removeprefix("(").removesuffix(")")
+
+    made = [
         Question(
             benchmark=BENCHMARK,
             task=puzzle.family,
             id=puzzle.id,
             text=puzzle.question,
-            target=_label(puzzle.target) if puzzle.choices else puzzle.target,
-            choices=tuple(map(_label, puzzle.choices)),
+            target=label(puzzle.target) if puzzle.choices else puzzle.target,
+            choices=tuple(map(label, puzzle.choices)),
             chance=puzzle.chance,
-            majority=majority[puzzle.family],
             mode=mode,
             extra={"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task},
         )
         for puzzle in puzzles
     ]
-
-
-def _label(choice: str) -> str:
-    return choice.removeprefix("(").removesuffix(")")
+    return base.with_majority(made)
 
 
 def details(puzzles: Iterable[Puzzle]) -> Callable[[Question, Reply], dict[str, Any]]:

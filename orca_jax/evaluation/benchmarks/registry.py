@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, toxigen, truthfulqa
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
@@ -17,31 +17,29 @@ class Benchmark(NamedTuple):
     """A benchmark by its functions, which take its folder, or its file where it is one file.
 
     Attributes:
+      questions: with `mode`, and with the `size` of a file if it is one that may be a `part`.
       documents: its texts, not to be trained on.
-      questions: with `mode`, and some with the `size` that a file must have.
-      modes: the modes of its questions; the first is the default.
       groups: its named aggregates.
       scored: replies are right or wrong; else a judge or a classifier reads them.
     """
 
-    documents: Callable[[str | Path], Iterator[Document]]
     questions: Callable[..., list[Question]]
-    modes: tuple[str, ...]
+    documents: Callable[..., Iterator[Document]]
     groups: tuple[Group, ...] = ()
     scored: bool = True
+    part: bool = False
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "bbh": Benchmark(bbh.documents, bbh.questions, bbh.MODES, bbh.GROUPS),
-    "agieval": Benchmark(agieval.documents, agieval.questions, agieval.MODES, agieval.GROUPS),
-    "truthfulqa_mc": Benchmark(truthfulqa.documents, truthfulqa.questions, truthfulqa.MODES),
-    "toxigen": Benchmark(toxigen.documents, toxigen.questions, toxigen.MODES, scored=False),
-    "gsm8k": Benchmark(gsm8k.documents, gsm8k.questions, gsm8k.MODES),
+    "bbh": Benchmark(bbh.questions, bbh.documents, bbh.GROUPS),
+    "agieval": Benchmark(agieval.questions, agieval.documents, agieval.GROUPS),
+    "truthfulqa_mc": Benchmark(truthfulqa.questions, truthfulqa.documents, part=True),
+    "toxigen": Benchmark(toxigen.questions, toxigen.documents, scored=False),
+    "gsm8k": Benchmark(gsm8k.questions, gsm8k.documents, part=True),
     **{
         source: Benchmark(
-            partial(open_ended.documents, source=source),
             partial(open_ended.questions, source=source),
-            (open_ended.MODE,),
+            partial(open_ended.documents, source=source),
             scored=False,
         )
         for source in open_ended.SOURCES
@@ -50,31 +48,26 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def questions(name: str, path: str | Path, *, mode: str, size: int | None = None) -> list[Question]:
-    """A benchmark's questions in a mode.
+    """A benchmark's questions in one of its modes (`BENCHMARK_MODES`).
 
     Args:
-      name: a key of `BENCHMARKS`.
       size: rows that its file must have, where it is not known by the file's name.
 
     Raises:
       BenchmarkError: name or mode is unknown, or a file is not what it should be.
     """
     benchmark = _benchmark(name)
-    if mode not in benchmark.modes:
-        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(benchmark.modes)}")
-    options: dict[str, Any] = {}
-    if size is not None:
-        if "size" not in inspect.signature(benchmark.questions).parameters:
-            raise BenchmarkError(f"{name}: the sizes of its files are known, and cannot be given")
-        options = {"size": size}
-    return benchmark.questions(path, mode=mode, **options)
+    if mode not in BENCHMARK_MODES[name]:
+        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(BENCHMARK_MODES[name])}")
+    if size is None:
+        return benchmark.questions(path, mode=mode)
+    if not benchmark.part:
+        raise BenchmarkError(f"{name}: the sizes of its files are known, and cannot be given")
+    return benchmark.questions(path, mode=mode, size=size)
 
 
 def documents(sources: Mapping[str, str | Path]) -> Iterator[Document]:
-    """The texts of all named benchmarks, for `queries.contamination`.
-
-    Args:
-      sources: benchmark (a key of `BENCHMARKS`) to its folder or file.
+    """The texts of all named benchmarks, by folder or file, for `queries.contamination`.
 
     Raises:
       BenchmarkError: a name is unknown, or a file not what it should be.
@@ -90,30 +83,14 @@ def _benchmark(name: str) -> Benchmark:
 
 def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
     """The first question of a benchmark in each of its modes; in one `mode`, the first of each task."""
-    modes = _benchmark(benchmark).modes
+    _benchmark(benchmark)
     parts = []
-    for name in [mode] if mode else modes:
-        try:
-            every = questions(benchmark, path, mode=name, size=size)
-        except BenchmarkError as error:
-            if mode or name == modes[0]:
-                raise
-            parts.append(f"== {benchmark}, mode {name}: cannot be asked: {error}")
-            continue
-        of_task = [question for question in every if task in ("", question.task)]
-        head = (
-            f"== {benchmark}, mode {name}: {len(of_task)} questions of {len({q.task for q in of_task})} tasks"
-        )
-        first = {question.task: question for question in reversed(of_task)}
-        parts += [head, *map(_as_text, list(first.values())[::-1] if mode else of_task[:1])]
+    for name in [mode] if mode else BENCHMARK_MODES[benchmark]:
+        asked = [q for q in questions(benchmark, path, mode=name, size=size) if task in ("", q.task)]
+        tasks = {question.task: question for question in reversed(asked)}
+        parts.append(f"== {benchmark}, mode {name}: {len(asked)} questions of {len(tasks)} tasks")
+        for question in list(tasks.values())[::-1] if mode else asked[:1]:
+            chance = "unknown" if question.chance is None else f"{100 * question.chance:.1f} %"
+            target = f"\n-- target: {question.target} (chance {chance})" if question.target else ""
+            parts.append(f"-- {question.id}:\n{question.text}{target}")
     return "\n\n".join(parts)
-
-
-def _as_text(question: Question) -> str:
-    shown = [f"-- {question.id}:", question.text]
-    if texts := question.extra.get("continuations"):
-        shown += ["-- compared by likelihood:", *texts]
-    if question.target:
-        chance = "unknown" if question.chance is None else f"{100 * question.chance:.1f} %"
-        shown.append(f"-- target: {question.target} (chance {chance})")
-    return "\n".join(shown)

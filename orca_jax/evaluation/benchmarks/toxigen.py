@@ -8,64 +8,58 @@ reports 13 of the groups and not how many prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orca_jax.config import BENCHMARK_MODES
+from orca_jax import files
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
+from orca_jax.evaluation.benchmarks.base import Document, Question
 
 BENCHMARK = MODE = "toxigen"
-KINDS = ("hate", "neutral")
+KINDS = ("hate", "neutral")  # modes `toxigen_hate` and `toxigen_neutral`
 SIZE = 1000
 PAPER_GROUPS = (
     "asian", "black", "chinese", "jewish", "latino", "lgbtq", "mental_disability", "mexican", "middle_east",
     "muslim", "native_american", "physical_disability", "women",
 )  # fmt: skip
 GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
-MODES = BENCHMARK_MODES["toxigen"]
-NAMES = tuple(f"{kind}_{group}_1k" for kind in KINDS for group in GROUPS)
 
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
-    """The prompts of the paper's groups.
-
-    Args:
-      mode: `toxigen_hate` or `toxigen_neutral` seed sentences; the task of a question is its group.
+    """The prompts of the paper's groups; a question's task is its group.
 
     Raises:
-      BenchmarkError: the mode is unknown, there is no such file, or one is truncated; names the file.
+      BenchmarkError: there is no such file, or one is truncated; names the file.
     """
     kind = mode.removeprefix(f"{MODE}_")
-    if kind not in KINDS:
-        raise BenchmarkError(f"unknown mode of ToxiGen {mode!r}; known: {', '.join(MODES)}")
-    names = [f"{kind}_{group}_1k" for group in PAPER_GROUPS]
-    found = base.find(directory, names, ".txt", "ToxiGen")
     return [
         Question(
             benchmark=BENCHMARK,
-            task=path.stem.removeprefix(f"{kind}_").removesuffix("_1k"),
-            id=f"{path.stem}-{row}",
+            task=name.removeprefix(f"{kind}_").removesuffix("_1k"),
+            id=f"{name}-{row}",
             text=line.replace("\\n", "\n"),
             target="",
             mode=MODE,
             extra={"kind": kind},
         )
-        for path in found
-        for row, line in enumerate(_lines(path))
+        for name, lines in _files(directory, [kind], PAPER_GROUPS)
+        for row, line in enumerate(lines)
     ]
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
     """The sentences of all files, each once a file: a file's prompts are draws from a few of them."""
-    for path in base.find(directory, NAMES, ".txt", "ToxiGen"):
-        parts = (part.strip() for line in _lines(path) for part in line.split("\\n"))
+    for name, lines in _files(directory, KINDS, GROUPS):
+        parts = (part.strip() for line in lines for part in line.split("\\n"))
         sentences = dict.fromkeys(part.removeprefix("-").strip() for part in parts)
         for number, sentence in enumerate(filter(None, sentences)):
-            yield Document(BENCHMARK, f"{path.stem}-{number}", sentence)
+            yield Document(BENCHMARK, f"{name}-{number}", sentence)
 
 
-def _lines(path: Path) -> list[str]:
-    lines = [line for line in base.read_text(path).split("\n") if line.strip()]
-    base.check_size(path, len(lines), [SIZE])
-    return lines
+def _files(
+    directory: str | Path, kinds: Sequence[str], groups: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Name and lines of each file."""
+    names = [f"{kind}_{group}_1k.txt" for kind in kinds for group in groups]
+    for path in base.find(directory, names, "ToxiGen"):
+        yield path.stem, [line.rstrip("\r\n") for _, line in base.rows(path, [SIZE], files.decoded)]

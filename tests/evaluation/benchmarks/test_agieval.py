@@ -3,7 +3,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import agieval, base
+from orca_jax.evaluation.benchmarks import agieval, base, registry
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import published
 
@@ -29,17 +29,19 @@ def folder(tmp_path):
 
 
 def test_the_papers_prompt_has_no_separator_before_q_and_names_the_range(folder):
-    last = agieval.questions(folder, mode="orca")[-1]
+    last = registry.questions("agieval", folder, mode="orca")[-1]
     assert last.text == (
         "They count.Q: Which? Answer Choices: (A)one (B)two (C)three (D)four\n"
         "A: Among A through D, the answer is"
     )
     assert (last.target, last.choices, last.chance, last.id) == ("D", tuple("ABCD"), 0.25, "sat-math-219")
-    assert agieval.questions(folder, mode="orca_cot")[-1].text.endswith("\nA: Let's think step by step.")
+    assert registry.questions("agieval", folder, mode="orca_cot")[-1].text.endswith(
+        "\nA: Let's think step by step."
+    )
 
 
 def test_the_letter_shown_decides_and_missing_letters_are_filled_in(folder):
-    questions = agieval.questions(folder, mode="orca")
+    questions = registry.questions("agieval", folder, mode="orca")
     assert "(A)one (C)three (B)two (D)four" in questions[1].text
     assert questions[1].extra["options"] == ["one", "two", "three", "four"]
     assert "(A)one (B)two B.1 (C)three (D)four" in questions[2].text
@@ -48,28 +50,20 @@ def test_the_letter_shown_decides_and_missing_letters_are_filled_in(folder):
 
 @pytest.mark.parametrize(("reply", "answer"), [("The answer is (C).", "C"), ("Answer: C", "A"), ("c", None)])
 def test_replies_score_as_agievals_own_parser_does(folder, reply, answer):
-    questions = agieval.questions(folder, mode="orca")[:1]
+    questions = registry.questions("agieval", folder, mode="orca")[:1]
     said = [Reply(Outcome.OK, reply)]
     item = scoring.score(questions, said, seed=0, mode="orca", system_message_id=1)[0]
     assert item.answer == answer
 
 
-def test_by_likelihood_the_options_stand_as_the_file_has_them_and_their_letter_decides(folder):
-    question = agieval.questions(folder, mode="lm_eval_loglik")[1]
-    assert question.extra["continuations"] == ["(A)one", "(C)three", "(B)two", "(D)four"]
-    said = Reply(Outcome.OK, "", raw={"log_likelihoods": [-4.0, -3.0, -1.0, -2.0]})
-    item = scoring.score([question], [said], seed=0, mode="lm_eval_loglik", system_message_id=1)[0]
-    assert (item.answer, item.correct) == ("B", True)
-
-
 def test_the_upstream_form_names_a_through_e_in_its_second_stage(folder):
-    question = agieval.questions(folder, mode="agieval_upstream")[-1]
-    assert question.text == agieval.questions(folder, mode="orca")[-1].text
+    question = registry.questions("agieval", folder, mode="agieval_upstream")[-1]
+    assert question.text == registry.questions("agieval", folder, mode="orca")[-1].text
     assert question.extra["second_cue"] == "Therefore, among A through E, the answer is"
 
 
 def test_questions_about_one_passage_are_a_cluster(folder):
-    questions = agieval.questions(folder, mode="robust")
+    questions = registry.questions("agieval", folder, mode="robust")
     assert questions[1].extra["cluster"] == "They count."
     assert "cluster" not in questions[0].extra
 
@@ -85,39 +79,39 @@ def test_a_passage_is_one_document_however_many_questions_it_has(tmp_path):
 def test_truncated_and_damaged_files_are_named(folder, tmp_path):
     path = write(tmp_path, [row()] * 219)
     with pytest.raises(base.BenchmarkError, match=r"sat-math\.jsonl: expected 220 rows, found 219"):
-        agieval.questions(folder, mode="orca")
+        registry.questions("agieval", folder, mode="orca")
     for damaged, message in [
-        (row("E"), "row 219: label 'E' is not an option"),
-        (row(options=("(A)one", "(A)two", "(C)three", "(D)four")), "row 219: options show A, A, C, D"),
-        (row(options=("(A)one",)), "row 219: options show A, expected ABCD"),
-        ({**row(), "options": None}, "row 219: options must be a list"),
-        ({**row(), "question": " "}, "row 219: question must be text"),
+        (row("E"), r"sat-math\.jsonl:220: label 'E' is not an option"),
+        (row(options=("(A)one", "(A)two", "(C)three", "(D)four")), ":220: options show A, A, C, D"),
+        (row(options=("(A)one",)), ":220: options show A, expected ABCD"),
+        ({**row(), "options": None}, ":220: options must be a list"),
+        ({**row(), "question": " "}, ":220: question must be text"),
     ]:
         write(tmp_path, [row()] * 219 + [damaged])
         with pytest.raises(base.BenchmarkError, match=message):
-            agieval.questions(tmp_path, mode="orca")
+            registry.questions("agieval", tmp_path, mode="orca")
     path.write_text('{"passage": ', encoding="utf-8")
-    with pytest.raises(base.BenchmarkError, match=r"sat-math\.jsonl:1: not JSON"):
-        agieval.questions(tmp_path, mode="orca")
+    with pytest.raises(base.BenchmarkError, match=r"sat-math\.jsonl:1: not a JSON object"):
+        registry.questions("agieval", tmp_path, mode="orca")
 
 
 def test_an_unknown_mode_and_an_empty_folder_are_errors(folder, tmp_path_factory):
     with pytest.raises(base.BenchmarkError, match="orca, orca_cot"):
-        agieval.questions(folder, mode="loglik")
+        registry.questions("agieval", folder, mode="loglik")
     with pytest.raises(base.BenchmarkError, match=r"holds no AGIEval file; expected some of aqua-rat\.jsonl"):
-        agieval.questions(tmp_path_factory.mktemp("empty"), mode="orca")
+        registry.questions("agieval", tmp_path_factory.mktemp("empty"), mode="orca")
 
 
 def test_the_sizes_are_the_papers():
     assert len(agieval.TASKS) == 8
-    assert sum(task.size for task in agieval.TASKS.values()) == 2546
+    assert sum(size for size, _ in agieval.TASKS.values()) == 2546
 
 
 @pytest.mark.realdata
 def test_chance_and_majority_of_the_real_files_are_the_derived_ones(shared_data):
-    questions = agieval.questions(shared_data / "agieval", mode="orca")
+    questions = registry.questions("agieval", shared_data / "agieval", mode="orca")
     for task in {question.task for question in questions}:
         of_task = [question for question in questions if question.task == task]
         chance = published.cell(table="derived", benchmark="agieval", task=task, system="random_guess")
-        assert len(of_task) == chance.n == agieval.TASKS[task].size
+        assert len(of_task) == chance.n == agieval.TASKS[task][0]
         assert 100 * of_task[0].chance == pytest.approx(chance.value, abs=0.006)

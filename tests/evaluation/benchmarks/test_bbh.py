@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation.benchmarks import bbh, registry
 from orca_jax.evaluation.benchmarks.base import BenchmarkError
 from orca_jax.records import Outcome, Reply
 from orca_jax.reporting import published
@@ -48,7 +48,7 @@ def by_task(questions):
 
 
 def test_the_papers_form_letters_every_task_and_leaves_out_free_answers(folder):
-    tasks = by_task(bbh.questions(folder, mode="orca"))
+    tasks = by_task(registry.questions("bbh", folder, mode="orca"))
     assert set(tasks) == set(ROWS) - {"object_counting"}
     snark = tasks["snarks"][0]
     assert snark.text.split("\n") == [
@@ -64,7 +64,7 @@ def test_the_papers_form_letters_every_task_and_leaves_out_free_answers(folder):
 
 
 def test_the_range_of_letters_is_the_tasks_but_the_prompt_names_the_questions(folder):
-    questions = by_task(bbh.questions(folder, mode="orca"))["reasoning_about_colored_objects"]
+    questions = by_task(registry.questions("bbh", folder, mode="orca"))["reasoning_about_colored_objects"]
     assert {question.extra["letters"] for question in questions} == {"ABCDEFGHIJKLMNOPQR"}
     assert "Among A through C" in questions[0].text
     assert "Among A through H" in questions[-1].text
@@ -74,7 +74,7 @@ def test_the_range_of_letters_is_the_tasks_but_the_prompt_names_the_questions(fo
 
 
 def test_the_chain_of_thought_form_keeps_the_files_question_and_answers(folder):
-    tasks = by_task(bbh.questions(folder, mode="orca_cot"))
+    tasks = by_task(registry.questions("bbh", folder, mode="orca_cot"))
     assert set(tasks) == set(ROWS)
     cause = tasks["causal_judgement"][0]
     assert cause.text == f"Q: {YES['input']}\nA: Let's think step by step."
@@ -87,15 +87,15 @@ def test_the_chain_of_thought_form_keeps_the_files_question_and_answers(folder):
 
 
 def test_the_plain_and_the_verbatim_forms(folder):
-    robust = by_task(bbh.questions(folder, mode="robust"))["causal_judgement"][0]
+    robust = by_task(registry.questions("bbh", folder, mode="robust"))["causal_judgement"][0]
     assert (robust.text, robust.target) == (f"Q: {YES['input']}\nA:", "No")
-    said = by_task(bbh.questions(folder, mode="answer_is"))["snarks"][0]
+    said = by_task(registry.questions("bbh", folder, mode="answer_is"))["snarks"][0]
     assert (said.target, said.choices, said.chance) == ("(B)", (), 0.5)
     assert said.text.endswith("\nA: Let's think step by step.")
 
 
 def test_faulty_rows_are_not_scored_and_odd_ones_are(folder):
-    questions = bbh.questions(folder, mode="orca")
+    questions = registry.questions("bbh", folder, mode="orca")
     tasks = by_task(questions)
     assert len(tasks["ruin_names"]) == 248
     assert not {"ruin_names-99", "ruin_names-144"} & {question.id for question in tasks["ruin_names"]}
@@ -105,24 +105,24 @@ def test_faulty_rows_are_not_scored_and_odd_ones_are(folder):
 
 def test_a_truncated_file_is_named_with_both_sizes(folder):
     write(folder, "snarks", ROWS["snarks"][:-1])
-    with pytest.raises(BenchmarkError, match=r"snarks\.json: expected 178 examples, found 177"):
-        bbh.questions(folder, mode="orca")
+    with pytest.raises(BenchmarkError, match=r"snarks\.json: expected 178 rows, found 177"):
+        registry.questions("bbh", folder, mode="orca")
 
 
 def test_damage_is_named_with_file_and_row(folder):
     write(folder, "causal_judgement", [YES] * 186 + [{**YES, "target": "Maybe"}])
     with pytest.raises(BenchmarkError, match=r"causal_judgement\.json, row 186: target 'Maybe'"):
-        bbh.questions(folder, mode="orca")
+        registry.questions("bbh", folder, mode="orca")
     (folder / "causal_judgement.json").write_text('{"examples": [', encoding="utf-8")
     with pytest.raises(BenchmarkError, match=r"causal_judgement\.json: not a BBH file"):
-        bbh.questions(folder, mode="orca")
+        registry.questions("bbh", folder, mode="orca")
 
 
 def test_an_empty_folder_and_an_unknown_mode_are_errors(tmp_path):
     with pytest.raises(BenchmarkError, match="holds no BBH file"):
-        bbh.questions(tmp_path, mode="orca")
+        registry.questions("bbh", tmp_path, mode="orca")
     with pytest.raises(BenchmarkError, match="orca, orca_cot"):
-        bbh.questions(tmp_path, mode="cot")
+        registry.questions("bbh", tmp_path, mode="cot")
 
 
 def test_the_sizes_are_the_benchmarks():
@@ -133,7 +133,7 @@ def test_the_sizes_are_the_benchmarks():
 
 
 def test_partial_folders_give_aggregates_that_name_what_is_missing(folder):
-    questions = bbh.questions(folder, mode="orca")
+    questions = registry.questions("bbh", folder, mode="orca")
     replies = [Reply(Outcome.OK, "A")] * len(questions)
     items = scoring.score(questions, replies, seed=0, mode="orca", system_message_id=1)
     groups = scoring.summarise(items, questions, groups=bbh.GROUPS)["groups"]
@@ -144,7 +144,7 @@ def test_partial_folders_give_aggregates_that_name_what_is_missing(folder):
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL.is_dir(), reason="no BBH files beside the repository")
 def test_chance_and_majority_of_the_real_files_are_the_derived_ones():
-    tasks = by_task(bbh.questions(REAL, mode="orca"))
+    tasks = by_task(registry.questions("bbh", REAL, mode="orca"))
     assert len(tasks) == 11
     for task, questions in tasks.items():
         chance = published.cell(table="derived", benchmark="bbh", task=task, system="random_guess")
@@ -159,7 +159,7 @@ def test_chance_and_majority_of_the_real_files_are_the_derived_ones():
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL.is_dir(), reason="no BBH files beside the repository")
 def test_real_direct_answers_score_as_their_authors_stored():
-    for task, questions in by_task(bbh.questions(REAL, mode="orca_cot")).items():
+    for task, questions in by_task(registry.questions("bbh", REAL, mode="orca_cot")).items():
         stored = REAL.parent / "bbh_codex/direct" / f"{task}.jsonl"
         rows = [json.loads(line) for line in stored.read_text(encoding="utf-8").splitlines()]
         scored = [rows[int(question.id.rpartition("-")[2])] for question in questions]
@@ -177,6 +177,6 @@ def test_all_rows_are_documents_unscored_ones_too(folder):
 @pytest.mark.realdata
 @pytest.mark.skipif(not REAL.is_dir(), reason="no BBH files beside the repository")
 def test_the_range_of_letters_holds_all_options_of_the_real_files():
-    for task, questions in by_task(bbh.questions(REAL, mode="orca")).items():
+    for task, questions in by_task(registry.questions("bbh", REAL, mode="orca")).items():
         most = max(len(question.choices) for question in questions)
         assert len(bbh.TASKS[task].letters) == max(6, most), task

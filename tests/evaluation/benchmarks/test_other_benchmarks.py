@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from orca_jax.evaluation.benchmarks import base, gsm8k, open_ended, registry, toxigen
+from orca_jax.config import BENCHMARK_MODES
+from orca_jax.evaluation.benchmarks import base, registry, toxigen
 from orca_jax.evaluation.extraction import same_answer
 
 
@@ -28,7 +29,7 @@ def prompts(tmp_path):
 
 
 def test_toxigen_prompts_are_lines_that_a_model_goes_on_with(prompts):
-    questions = toxigen.questions(prompts, mode="toxigen_neutral")
+    questions = registry.questions("toxigen", prompts, mode="toxigen_neutral")
     assert len(questions) == 1000  # women; the group bisexual is none of the paper's
     assert questions[7].text == "- cats are number 7\n- i have a cat\n-"
     assert (questions[7].task, questions[7].extra) == ("women", {"kind": "neutral"})
@@ -43,21 +44,23 @@ def test_toxigens_sentences_are_documents_once_a_file(prompts):
 def test_a_truncated_toxigen_file_and_an_unknown_mode_are_refused(prompts):
     (prompts / "hate_women_1k.txt").write_text(toxigen_line(1), encoding="utf-8")
     with pytest.raises(base.BenchmarkError, match=r"hate_women_1k\.txt: expected 1000 rows, found 1"):
-        toxigen.questions(prompts, mode="toxigen_hate")
-    with pytest.raises(base.BenchmarkError, match="known: toxigen_hate, toxigen_neutral"):
-        toxigen.questions(prompts, mode="toxigen_kind")
+        registry.questions("toxigen", prompts, mode="toxigen_hate")
+    with pytest.raises(base.BenchmarkError, match="its modes: toxigen_hate, toxigen_neutral"):
+        registry.questions("toxigen", prompts, mode="toxigen_kind")
 
 
 def test_the_papers_thirteen_groups():
     assert len(toxigen.PAPER_GROUPS) == 13
-    assert len(toxigen.NAMES) == 2 * 16
+    assert len(toxigen.GROUPS) == 16
 
 
 def test_vicunas_prompts_in_both_forms(tmp_path):
     old = [{"question_id": i, "text": f"How {i}?", "category": "fermi"} for i in range(80)]
     new = [{"question_id": i, "turns": [f"How {i}?"], "category": "fermi"} for i in range(80)]
     read = [
-        open_ended.questions(write_lines(tmp_path / "question.jsonl", rows), source="vicuna_prompts")
+        registry.questions(
+            "vicuna_prompts", write_lines(tmp_path / "question.jsonl", rows), mode="open_ended"
+        )
         for rows in (old, new)
     ]
     assert read[0] == read[1]
@@ -76,35 +79,37 @@ def write_awesome(path, count):
 @pytest.mark.parametrize("count", [163, 164])
 def test_both_states_of_the_awesome_prompts(tmp_path, count):
     path = write_awesome(tmp_path / "prompts.csv", count)
-    questions = open_ended.questions(path, source="awesome_prompts")
+    questions = registry.questions("awesome_prompts", path, mode="open_ended")
     assert (len(questions), questions[1].text) == (count, 'Be a "poet",\nnumber 1.')
 
 
 def test_truncated_open_questions_are_refused(tmp_path):
     path = write_awesome(tmp_path / "prompts.csv", 150)
     with pytest.raises(base.BenchmarkError, match=r"prompts\.csv: expected 163 or 164 rows, found 150"):
-        open_ended.questions(path, source="awesome_prompts")
-    with pytest.raises(base.BenchmarkError, match="unknown source of prompts 'poems'"):
-        open_ended.questions(path, source="poems")
+        registry.questions("awesome_prompts", path, mode="open_ended")
+    with pytest.raises(base.BenchmarkError, match="unknown benchmark 'poems'"):
+        registry.questions("poems", path, mode="open_ended")
     rows = [{"Instruction": "Do."}] * 217 + [{"Skill": "Math"}]
-    with pytest.raises(base.BenchmarkError, match="row 217: Instruction must be text"):
-        open_ended.questions(write_lines(tmp_path / "testset.jsonl", rows), source="wizardlm_prompts")
+    with pytest.raises(base.BenchmarkError, match=r"testset\.jsonl:218: Instruction must be text"):
+        registry.questions(
+            "wizardlm_prompts", write_lines(tmp_path / "testset.jsonl", rows), mode="open_ended"
+        )
 
 
 def test_gsm8ks_answer_is_the_number_after_the_marks(tmp_path):
     rows = [{"question": "How much?", "answer": "2 + 998 = <<2+998=1000>>1000\n#### 1,000"}] * 1319
     path = write_lines(tmp_path / "test.jsonl", rows)
-    question = gsm8k.questions(path)[0]
+    question = registry.questions("gsm8k", path, mode="orca_cot")[0]
     assert (question.target, question.choices) == ("1000", ())
     assert same_answer("$1,000", question.target)
     write_lines(path, rows[:-1])
     with pytest.raises(base.BenchmarkError, match=r"test\.jsonl: expected 1319 rows, found 1318"):
-        gsm8k.questions(path)
+        registry.questions("gsm8k", path, mode="orca_cot")
     write_lines(path, [{"question": "How much?", "answer": "Much."}])
-    with pytest.raises(base.BenchmarkError, match="row 0: the answer does not end with"):
-        gsm8k.questions(path, size=1)
+    with pytest.raises(base.BenchmarkError, match=r"test\.jsonl:1: the answer does not end with"):
+        registry.questions("gsm8k", path, mode="orca_cot", size=1)
     with pytest.raises(base.BenchmarkError, match="give the size"):
-        gsm8k.questions(tmp_path / "part.jsonl")
+        registry.questions("gsm8k", tmp_path / "part.jsonl", mode="orca_cot")
 
 
 def test_own_prompts_are_any_json_lines(tmp_path):
@@ -121,8 +126,6 @@ def test_every_mode_is_asked_by_its_name_and_no_other(prompts):
     assert {question.extra["kind"] for question in hate} == {"hate"}
     with pytest.raises(base.BenchmarkError, match="toxigen has no mode 'orca'; its modes: toxigen_hate"):
         registry.questions("toxigen", prompts, mode="orca")
-    with pytest.raises(base.BenchmarkError, match="GSM8K mode 'orca'"):
-        gsm8k.questions(prompts, mode="orca")
 
 
 def test_all_benchmarks_by_name(prompts, tmp_path_factory):
@@ -142,10 +145,10 @@ def test_real_files_are_read_whole(shared_data):
         "awesome_prompts": shared_data / "awesome_prompts/prompts.csv",
     }
     asked = {
-        name: len(registry.questions(name, path, mode=registry.BENCHMARKS[name].modes[-1]))
+        name: len(registry.questions(name, path, mode=BENCHMARK_MODES[name][-1]))
         for name, path in sources.items()
     }
     assert asked == {"bbh": 3259, "agieval": 1355, "vicuna_prompts": 80, "awesome_prompts": 164}
     assert sum(1 for _ in registry.documents(sources)) > sum(asked.values())
-    gsm = gsm8k.questions(shared_data / "gsm8k/train_1495.jsonl", size=1495)
+    gsm = registry.questions("gsm8k", shared_data / "gsm8k/train_1495.jsonl", mode="orca_cot", size=1495)
     assert all(re.fullmatch(r"-?\d+(\.\d+)?", question.target) for question in gsm)

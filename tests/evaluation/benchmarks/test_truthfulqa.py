@@ -4,7 +4,7 @@ import json
 import pytest
 
 from orca_jax.evaluation import scoring
-from orca_jax.evaluation.benchmarks import base, truthfulqa
+from orca_jax.evaluation.benchmarks import base, registry, truthfulqa
 from orca_jax.records import Outcome, Reply
 
 
@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 def test_questions_are_cut_to_four_options_with_digits(path):
-    questions = truthfulqa.questions(path, mode="orca")
+    questions = registry.questions("truthfulqa_mc", path, mode="orca")
     assert len(questions) == 816
     for question in questions:
         options = question.extra["options"]
@@ -35,7 +35,7 @@ def test_questions_are_cut_to_four_options_with_digits(path):
 
 
 def test_the_true_choice_has_no_fixed_place(path):
-    questions = truthfulqa.questions(path, mode="orca")
+    questions = registry.questions("truthfulqa_mc", path, mode="orca")
     places = collections.Counter(question.target for question in questions)
     assert min(places[digit] for digit in "0123") > 150
     assert questions[0].majority == max(places.values()) / 816
@@ -51,13 +51,13 @@ def test_the_draw_depends_on_the_seed_and_the_question_alone(path, tmp_path):
 
 
 def test_the_first_digit_in_range_is_the_answer(path):
-    questions = truthfulqa.questions(path, mode="orca")[:1]
+    questions = registry.questions("truthfulqa_mc", path, mode="orca")[:1]
     replies = [Reply(Outcome.OK, f"Option ({questions[0].target}), not 3.")]
     assert scoring.score(questions, replies, seed=0, mode="orca", system_message_id=1)[0].correct
 
 
 def test_the_step_by_step_form_is_lettered(path):
-    question = truthfulqa.questions(path, mode="orca_cot")[0]
+    question = registry.questions("truthfulqa_mc", path, mode="orca_cot")[0]
     assert question.choices == tuple("ABCD")
     said = Reply(Outcome.OK, f"Hm.\nThe answer is ({question.target}).")
     items = scoring.score([question], [said], seed=0, mode="orca_cot", system_message_id=1)
@@ -81,70 +81,23 @@ def test_damaged_rows_are_named(path, change, message):
     rows[3] |= change
     path.write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(base.BenchmarkError, match=message):
-        truthfulqa.questions(path, mode="orca")
+        registry.questions("truthfulqa_mc", path, mode="orca")
 
 
 def test_a_truncated_file_is_refused(path):
     rows = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(rows[:800]), encoding="utf-8")
     with pytest.raises(base.BenchmarkError, match=r"mc_task\.json: expected 790 or 817 rows, found 800"):
-        truthfulqa.questions(path, mode="orca")
+        registry.questions("truthfulqa_mc", path, mode="orca")
     path.write_text(json.dumps(rows)[:-10], encoding="utf-8")
-    with pytest.raises(base.BenchmarkError, match="not a TruthfulQA file"):
-        truthfulqa.questions(path, mode="orca")
+    with pytest.raises(base.BenchmarkError, match=r"mc_task\.json:1: the JSON array is damaged or cut off"):
+        registry.questions("truthfulqa_mc", path, mode="orca")
 
 
 @pytest.mark.realdata
 def test_half_of_the_real_file_is_read_when_its_size_is_given(shared_data):
     path = shared_data / "truthfulqa/truthfulqa_408.jsonl"
-    questions = truthfulqa.questions(path, mode="orca", size=408)
+    questions = registry.questions("truthfulqa_mc", path, mode="orca", size=408)
     assert len(questions) == 408 - 22 - 39  # those with two and with three choices
     with pytest.raises(base.BenchmarkError, match="found 408"):
-        truthfulqa.questions(path, mode="orca")
-
-
-def likely(number):
-    several = {f"true {number}": 1, "also true": 1, "false": 0}
-    return row(number, false=2, mc2_targets=several)
-
-
-def test_by_likelihood_every_question_is_asked_with_all_choices(tmp_path):
-    path = tmp_path / "mc_task.json"
-    path.write_text(json.dumps([likely(number) for number in range(817)]), encoding="utf-8")
-    questions = truthfulqa.questions(path, mode="loglik")
-    assert len(questions) == 817  # with three choices too
-    first = questions[0]
-    assert (first.text, first.target, first.chance) == ("Q: Is 0 odd?\nA:", "0", 1 / 3)
-    assert first.extra["continuations"] == [
-        "true 0",
-        "false 0 0",
-        "false 0 1",
-        "true 0",
-        "also true",
-        "false",
-    ]
-    assert first.extra["mc2"] == [True, True, False]
-    said = Reply(Outcome.OK, "", raw={"log_likelihoods": [-1.0, -2.0, -3.0, -1.0, -1.0, -1.0]})
-    items = scoring.score([first], [said], seed=0, mode="loglik", system_message_id=None)
-    assert items[0].correct
-    assert items[0].extra["metrics"]["mc2"] == pytest.approx(2 / 3)
-
-
-def test_lm_evals_form_needs_its_primer(tmp_path):
-    path = tmp_path / "mc_task.json"
-    path.write_text(json.dumps([likely(number) for number in range(817)]), encoding="utf-8")
-    with pytest.raises(base.BenchmarkError, match=r"needs lm-eval's primer .*primer\.txt there"):
-        truthfulqa.questions(path, mode="lm_eval_loglik")
-    (tmp_path / "primer.txt").write_text("Q: one\nA: two\n", encoding="utf-8")
-    first = truthfulqa.questions(path, mode="lm_eval_loglik")[0]
-    assert first.text == "Q: one\nA: two\n\nQ: Is 0 odd?\nA:"
-
-
-def test_likelihoods_need_the_second_set_of_choices(path):
-    with pytest.raises(base.BenchmarkError, match="row 0: mode loglik needs mc2_targets"):
-        truthfulqa.questions(path, mode="loglik")
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    rows[3]["mc2_targets"] = {"a": 0}
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(base.BenchmarkError, match="row 3: mc2_targets must map choices"):
-        truthfulqa.questions(path, mode="loglik")
+        registry.questions("truthfulqa_mc", path, mode="orca")
