@@ -28,46 +28,40 @@ def with_bbh(arm_set: ArmSetConfig, source: Path) -> ArmSetConfig:
     Raises:
       ValueError: the folder has no file of the set's families.
     """
-    _families_files(arm_set, source)
-    outcome = arm_set.results[0]
-    arms = [
-        dataclasses.replace(arm, evaluations={**arm.evaluations, TITLE: _named(arm.evaluation(outcome))})
-        for arm in arm_set.arms
-    ]
-    real = ResultConfig(title=TITLE, evaluation=_named(outcome.evaluation))
-    return dataclasses.replace(arm_set, arms=tuple(arms), results=(*arm_set.results, real))
-
-
-def _named(evaluation: str) -> str:
-    """The evaluation on the files under the system message of a `puzzles-message-N` one."""
-    return f"bbh-robust-message-{evaluation.rpartition('-')[2]}"
-
-
-def _families_files(arm_set: ArmSetConfig, source: Path) -> tuple[str, ...]:
-    """The tasks of the folder that belong to the set's families."""
-    families = arm_set.config(arm_set.arms[0], arm_set.seeds[0]).puzzles.families
-    tasks = tuple(file.stem for file in source.glob("*.json") if file.stem.startswith(tuple(families)))
-    if not tasks:
+    families = _families(arm_set)
+    if not any(file.stem.startswith(families) for file in source.glob("*.json")):
         raise ValueError(f"{source} has no file of {', '.join(families)}; give a folder of BBH's JSON files")
-    return tasks
+
+    def named(evaluation: str) -> str:
+        return f"bbh-robust-message-{evaluation.rpartition('-')[2]}"  # as `puzzles-message-N`
+
+    outcome = arm_set.results[0]
+    arms = tuple(
+        dataclasses.replace(arm, evaluations={**arm.evaluations, TITLE: named(arm.evaluation(outcome))})
+        for arm in arm_set.arms
+    )
+    real = ResultConfig(title=TITLE, evaluation=named(outcome.evaluation))
+    return dataclasses.replace(arm_set, arms=arms, results=(*arm_set.results, real))
+
+
+def _families(arm_set: ArmSetConfig) -> tuple[str, ...]:
+    return arm_set.config(arm_set.arms[0], arm_set.seeds[0]).puzzles.families
 
 
 def questions(arm_set: ArmSetConfig, source: Path) -> list[Question]:
     """The questions of the set's families in the folder that no arm was trained on under any seed."""
-    tasks = _families_files(arm_set, source)
     configs = [arm_set.config(arm, seed) for arm, seed in arm_set.runs(None, None)]
     distinct = {repr((config.puzzles, config.seed)): config for config in configs}
     made = [training_puzzles(config.puzzles, config.seed)[0] for config in distinct.values()]
     trained_on = {puzzles.question_key(puzzle.question) for puzzle in itertools.chain(*made)}
-    known = {
-        document.id
-        for document in registry.documents({"bbh": str(source)})
-        if puzzles.question_key(document.text) in trained_on
-    }
-    found = [q for q in registry.questions("bbh", str(source), mode="robust") if q.task in tasks]
-    kept = [question for question in found if question.id not in known]
-    log.info("Big-Bench Hard: %d of %d questions were in training and are left out",
-             len(found) - len(kept), len(found))  # fmt: skip
+    texts = {document.id: document.text for document in registry.documents({"bbh": str(source)})}
+    every = registry.questions("bbh", str(source), mode="robust")
+    found = [question for question in every if question.task.startswith(_families(arm_set))]
+    kept = [question for question in found if puzzles.question_key(texts[question.id]) not in trained_on]
+    log.info(
+        "Big-Bench Hard: %d of %d questions were in training and are left out",
+        len(found) - len(kept), len(found),
+    )  # fmt: skip
     return kept
 
 

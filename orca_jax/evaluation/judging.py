@@ -9,9 +9,7 @@ are judged, and their average, the verdicts that flip with the order and a rate 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize, special
 
-from orca_jax.artifacts import atomic_write
+from orca_jax import files
 from orca_jax.config import OpenAIConfig
 from orca_jax.evaluation import model, scoring, statistics
 from orca_jax.evaluation.benchmarks import base
@@ -31,13 +29,12 @@ from orca_jax.records import Message, Sampling
 from orca_jax.teachers.endpoint import Request
 
 BENCHMARK, REVIEWS = "judged", "reviews.jsonl"
-REFERENCE_FIRST, CANDIDATE_FIRST = "reference_first", "candidate_first"
-ORDERS = (REFERENCE_FIRST, CANDIDATE_FIRST)
+REFERENCE_FIRST, CANDIDATE_FIRST = ORDERS = ("reference_first", "candidate_first")
 SAMPLING = Sampling(temperature=0.2, max_tokens=1024)  # as Vicuna's review program; the paper names none
 TIE = 0.1  # scores this close are a tie
 GENERAL = "general"
-_PLACE = re.compile(r"\{(question|answer_1|answer_2)\}")
 FEWEST_LENGTHS = 10  # below, no rate at equal length is fitted
+_PLACE = re.compile(r"\{(question|answer_1|answer_2)\}")
 
 
 class Form(NamedTuple):
@@ -75,8 +72,7 @@ def read_forms(path: str | Path) -> dict[str, Form]:
     return forms
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One request to the judge; `lengths` are the answers' characters, the reference's first."""
 
     question: Question
@@ -105,25 +101,22 @@ def comparisons(
         raise ValueError(f"orders has {unknown[0]!r}; known: {', '.join(ORDERS)}")
     made, forms = [], forms or {GENERAL: DEFAULT_FORM}
     for question in questions:
-        answers = (_answer(reference, question, "reference"), _answer(candidate, question, "candidate"))
+        names = (question.id, str(question.extra.get("question_id")), str(question.extra.get("idx")))
+        answers = []
+        for side, given in (("reference", reference), ("candidate", candidate)):
+            if not (known := [name for name in names if name in given]):
+                raise ValueError(
+                    f"the {side} has no answer to {question.id}; give all answers, or fewer questions"
+                )
+            answers.append(given[known[0]])
         form = forms.get(str(question.extra.get("category")), forms[GENERAL])
         for order in orders:
-            shown = answers if order == REFERENCE_FIRST else answers[::-1]
-            messages = (Message("system", form.system), Message("user", _filled(form, question, *shown)))
+            first, second = answers if order == REFERENCE_FIRST else answers[::-1]
+            values = {"question": question.text, "answer_1": first, "answer_2": second}
+            text = _PLACE.sub(lambda place, values=values: values[place[1]], form.template)  # type: ignore[misc]
+            messages = (Message("system", form.system), Message("user", text))
             made.append(Comparison(question, order, messages, (len(answers[0]), len(answers[1]))))
     return made
-
-
-def _filled(form: Form, question: Question, first: str, second: str) -> str:
-    values = {"question": question.text, "answer_1": first, "answer_2": second}
-    return _PLACE.sub(lambda place: values[place[1]], form.template)
-
-
-def _answer(answers: Mapping[str, str], question: Question, side: str) -> str:
-    for name in (question.id, str(question.extra.get("question_id")), str(question.extra.get("idx"))):
-        if name in answers:
-            return answers[name]
-    raise ValueError(f"the {side} has no answer to {question.id}; give all answers, or fewer questions")
 
 
 def read_answers(path: str | Path) -> dict[str, str]:
@@ -143,8 +136,7 @@ def read_answers(path: str | Path) -> dict[str, str]:
     return found
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Review:
+class Review(NamedTuple):
     """A judge's scores for the reference and the candidate, whatever the order; None if not well-formed."""
 
     question: str
@@ -155,17 +147,23 @@ class Review:
 
 def parse_scores(text: str) -> tuple[float, float] | None:
     """The two scores on the first line, in the order shown; None if it holds anything else."""
-    words = text.strip().partition("\n")[0].replace(",", " ").split()
     try:
-        scores = [float(word) for word in words]
+        scores = [float(word) for word in text.strip().partition("\n")[0].replace(",", " ").split()]
     except ValueError:
         return None
-    return _valid(scores)
-
-
-def _valid(scores: Sequence[float]) -> tuple[float, float] | None:
     well_formed = len(scores) == 2 and all(math.isfinite(score) and score >= 0 for score in scores)
-    return (float(scores[0]), float(scores[1])) if well_formed else None
+    return (scores[0], scores[1]) if well_formed else None
+
+
+def review_line(comparison: Comparison, text: str) -> dict[str, Any]:
+    """A judge's reply as a line that `read_reviews` reads."""
+    return {
+        "question_id": comparison.question.id,
+        "order": comparison.order,
+        "score": list(parse_scores(text) or (-1, -1)),
+        "text": text,
+        "lengths": list(comparison.lengths),
+    }
 
 
 def read_reviews(path: str | Path) -> list[Review]:
@@ -180,47 +178,35 @@ def read_reviews(path: str | Path) -> list[Review]:
     """
     found: dict[tuple[str, str], Review] = {}
     for where, row in base.rows(path):
-        review = _review(row, where)
-        if (review.question, review.order) in found:
-            raise BenchmarkError(f"{where}: question {review.question} is reviewed twice ({review.order})")
-        found[review.question, review.order] = review
+        name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
+        scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
+        if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
+            raise BenchmarkError(
+                f"{where}: needs 'question_id', and 'order', if given, one of {', '.join(ORDERS)}"
+            )
+        if scores is not None:
+            if (
+                not isinstance(scores, list)
+                or [type(score) in (int, float) for score in scores] != [True] * 2
+            ):
+                raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
+            text = f"{scores[0]} {scores[1]}"
+        if not isinstance(text, str):
+            raise BenchmarkError(
+                f"{where}: a review needs 'score' (two numbers) or 'text'; has {', '.join(row)}"
+            )
+        if (str(name), order) in found:
+            raise BenchmarkError(f"{where}: question {name} is reviewed twice ({order})")
+        shown = parse_scores(text)
+        found[str(name), order] = Review(
+            str(name),
+            order,
+            shown[::-1] if shown and order == CANDIDATE_FIRST else shown,
+            (lengths[0], lengths[1]) if isinstance(lengths, list) and len(lengths) == 2 else None,
+        )
     if not found:
         raise BenchmarkError(f"{path}: no review in it")
     return list(found.values())
-
-
-def _review(row: Mapping[str, Any], where: str) -> Review:
-    name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
-    scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
-    if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
-        raise BenchmarkError(
-            f"{where}: needs 'question_id', and 'order', if given, one of {', '.join(ORDERS)}"
-        )
-    if scores is None and not isinstance(text, str):
-        raise BenchmarkError(f"{where}: a review needs 'score' (two numbers) or 'text'; has {', '.join(row)}")
-    if scores is None:
-        shown = parse_scores(str(text))
-    elif isinstance(scores, list) and [type(score) in (int, float) for score in scores] == [True, True]:
-        shown = _valid(scores)
-    else:
-        raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
-    return Review(
-        str(name),
-        order,
-        shown if shown is None or order == REFERENCE_FIRST else shown[::-1],
-        (int(lengths[0]), int(lengths[1])) if isinstance(lengths, list) and len(lengths) == 2 else None,
-    )
-
-
-def review_line(comparison: Comparison, text: str) -> dict[str, Any]:
-    """A judge's reply as a line that `read_reviews` reads."""
-    return {
-        "question_id": comparison.question.id,
-        "order": comparison.order,
-        "score": list(parse_scores(text) or (-1, -1)),
-        "text": text,
-        "lengths": list(comparison.lengths),
-    }
 
 
 def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
@@ -234,50 +220,56 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     A question's verdict is that of its orders if they agree, else a tie; `flips` is the share of those asked
     in both orders that disagree. `length_controlled` is the win rate that a logistic regression on the
     logarithm of the answers' lengths gives for answers of equal length. None: there is nothing to count.
+
+    Raises:
+      ValueError: the reference has a score of 0 in every review.
     """
-    parsed = [review for review in reviews if review.scores]
-    verdicts: dict[str, list[int]] = collections.defaultdict(list)
-    totals: dict[str, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
-    for review in parsed:
-        reference, candidate = review.scores or (0.0, 0.0)
-        tie = abs(candidate - reference) <= TIE
-        verdicts[review.question].append(0 if tie else int(np.sign(candidate - reference)))
-        totals[review.question] += reference, candidate
-    flips = [len(set(both)) > 1 for both in verdicts.values() if len(both) == len(ORDERS)]
-    of_question = {name: both[0] if len(set(both)) == 1 else 0 for name, both in verdicts.items()}
-    rate = statistics.mean([(1 + sign) / 2 for sign in of_question.values()]) if of_question else None
-    by_order = {order: [r for r in parsed if r.order == order] for order in {r.order: None for r in parsed}}
+    scores = collections.defaultdict[str, list[tuple[float, float]]](list)
+    by_order = collections.defaultdict[str, list[tuple[float, float]]](list)
+    parsed = [review.scores for review in reviews if review.scores]
+    for review in reviews:
+        if review.scores:
+            scores[review.question].append(review.scores)
+            by_order[review.order].append(review.scores)
     if len(by_order) == len(ORDERS):
         by_order["both"] = parsed
+    per_cent = {}
+    for order, found in by_order.items():
+        reference, candidate = np.sum(found, axis=0)
+        if not reference:
+            raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
+        per_cent[order] = float(100 * candidate / reference)
+    verdicts, flips = dict[str, int](), list[bool]()
+    for question, found in scores.items():
+        signs = [0 if abs(theirs - ours) <= TIE else int(np.sign(theirs - ours)) for ours, theirs in found]
+        verdicts[question] = signs[0] if len(set(signs)) == 1 else 0
+        if len(signs) == len(ORDERS):
+            flips.append(len(set(signs)) > 1)
+    interval = (
+        statistics.bootstrap_interval([np.sum(found, axis=0) for found in scores.values()]) if scores else ()
+    )
+    rate = statistics.mean([(1 + sign) / 2 for sign in verdicts.values()]) if verdicts else None
+    shares = {
+        name: float(np.mean([found == sign for found in verdicts.values()])) if verdicts else None
+        for name, sign in (("win", 1), ("tie", 0), ("loss", -1))
+    }
+    lengths = {r.question: r.lengths for r in reviews if r.scores and r.lengths and min(r.lengths) > 0}
     return {
         "questions": len({review.question for review in reviews}),
         "reviews": len(reviews),
         "unparsed": 1 - len(parsed) / len(reviews),
-        "per_cent": {name: _per_cent(found) for name, found in by_order.items()},
-        "interval": [100 * bound for bound in statistics.bootstrap_interval(list(totals.values()))]
-        if totals
-        else None,
-        **{
-            name: float(np.mean([found == sign for found in of_question.values()])) if of_question else None
-            for name, sign in (("win", 1), ("tie", 0), ("loss", -1))
-        },
+        "per_cent": per_cent,
+        "interval": [100 * bound for bound in interval] or None,
+        **shares,
         "win_rate": rate and rate.value,
         "stderr": rate and rate.stderr,
         "flips": float(np.mean(flips)) if flips else None,
-        "length_controlled": length_controlled(of_question, parsed),
+        "length_controlled": _length_controlled(verdicts, lengths),
     }
 
 
-def _per_cent(reviews: Sequence[Review]) -> float:
-    reference, candidate = np.array([review.scores for review in reviews]).sum(axis=0)
-    if not reference:
-        raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
-    return float(100 * candidate / reference)
-
-
-def length_controlled(verdicts: Mapping[str, int], reviews: Iterable[Review]) -> float | None:
+def _length_controlled(verdicts: Mapping[str, int], lengths: Mapping[str, tuple[int, int]]) -> float | None:
     """The win rate at equal length; None where fewer than `FEWEST_LENGTHS` questions have lengths."""
-    lengths = {r.question: r.lengths for r in reviews if r.lengths and min(r.lengths) > 0}
     if len(lengths) < FEWEST_LENGTHS:
         return None
     longer = np.log([length[1] / length[0] for length in lengths.values()])
@@ -289,9 +281,6 @@ def length_controlled(verdicts: Mapping[str, int], reviews: Iterable[Review]) ->
         return float(fit + 0.01 * weights @ weights)  # keeps it finite where length decides all
 
     return float(special.expit(optimize.minimize(loss, np.zeros(2)).x[0]))
-
-
-# With files
 
 
 def judge(
@@ -317,10 +306,10 @@ def judge(
         replies = model.endpoint_replies(
             endpoint, requests, out / "ledger.sqlite", lambda _: report(next(counter))
         )
-    with atomic_write(out / REVIEWS) as file:
-        for comparison, reply in zip(asked, replies, strict=True):
-            row = review_line(comparison, reply.text) | {"reviewer_id": endpoint.model}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = (
+        review_line(one, reply.text) | {"reviewer_id": endpoint.model} for one, reply in zip(asked, replies)
+    )
+    files.write_json_rows(out / REVIEWS, rows)
     return score_reviews(out / REVIEWS, out)
 
 

@@ -7,7 +7,7 @@ its roles are kept, so that a task's description is the system message.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,16 @@ from orca_jax.serving.local import LocalStudent
 
 RESULTS, SAMPLES = "results.json", "samples.json"
 MAX_TOKENS = 256  # lm-eval's default for tasks without a limit
-Conversation = tuple[Message, ...]
 Tokens = Sequence[int]
 
 
 class StudentLM(LM):
-    """The adapter.
-
-    Args:
-      max_tokens: of a reply, for tasks without a limit.
-    """
+    """The adapter; `max_tokens` is a reply's limit in tasks without one."""
 
     def __init__(self, student: LocalStudent, *, max_tokens: int = MAX_TOKENS):
         super().__init__()
         self._student, self._max_tokens = student, max_tokens
-        self._rendered: dict[str, Conversation] = {}
+        self._rendered: dict[str, tuple[Message, ...]] = {}
 
     @property
     def tokenizer_name(self) -> str:
@@ -52,16 +47,28 @@ class StudentLM(LM):
         self._rendered[text] = tuple(Message(turn["role"], turn["content"]) for turn in chat_history)
         return text
 
+    def _conversation(self, context: str) -> tuple[Message, ...]:
+        return self._rendered.get(context) or (Message("user", context),)
+
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Replies to (context, settings), those of like settings together."""
         by_sampling: dict[Sampling, list[int]] = {}
         for index, request in enumerate(requests):
-            by_sampling.setdefault(self._sampling(request.args[1]), []).append(index)
+            given = request.args[1]
+            until = given.get("until") or ()
+            sampled = given.get("do_sample", float(given.get("temperature") or 0) > 0)
+            sampling = Sampling(
+                temperature=float(given.get("temperature", 1.0)) if sampled else 0.0,
+                top_p=float(given.get("top_p", 1.0)),
+                max_tokens=int(given.get("max_gen_toks", self._max_tokens)),
+                stop=(until,) if isinstance(until, str) else tuple(until),
+            )
+            by_sampling.setdefault(sampling, []).append(index)
         replies: dict[int, str] = {}
         for sampling, indices in by_sampling.items():
             conversations = [self._conversation(requests[index].args[0]) for index in indices]
-            for place, reply in self._student.as_finished(conversations, sampling):
-                replies[indices[place]] = reply.text
+            found = self._student.answer(conversations, sampling)
+            replies |= {index: reply.text for index, reply in zip(indices, found)}
         return [replies[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -80,47 +87,6 @@ class StudentLM(LM):
             totals.append(sum(one.total for one in student.generator.scorer.score(contexts, continuations)))
         return totals
 
-    def _conversation(self, context: str) -> Conversation:
-        return self._rendered.get(context) or (Message("user", context),)
-
-    def _sampling(self, given: Mapping[str, Any]) -> Sampling:
-        until = given.get("until") or ()
-        sampled = given.get("do_sample", float(given.get("temperature") or 0) > 0)
-        return Sampling(
-            temperature=float(given.get("temperature", 1.0)) if sampled else 0.0,
-            top_p=float(given.get("top_p", 1.0)),
-            max_tokens=int(given.get("max_gen_toks", self._max_tokens)),
-            stop=(until,) if isinstance(until, str) else tuple(until),
-        )
-
-
-def evaluate(
-    student: LocalStudent,
-    tasks: Sequence[str],
-    out: Path,
-    *,
-    include_path: str | None = None,
-    **options: Any,
-) -> str:
-    """Writes results.json and samples.json, lm-eval's results of a student, and returns its table.
-
-    Args:
-      include_path: a folder with further tasks.
-      options: of `lm_eval.simple_evaluate`.
-    """
-    found = lm_eval.simple_evaluate(
-        model=StudentLM(student),
-        tasks=list(tasks),
-        log_samples=True,
-        task_manager=TaskManager(include_path=include_path),
-        **options,
-    )
-    samples = found.pop("samples")
-    for name, value in ((RESULTS, found), (SAMPLES, samples)):
-        with atomic_write(out / name) as file:
-            json.dump(value, file, indent=1, default=str, ensure_ascii=False)
-    return f"lm-eval {getattr(lm_eval, '__version__', '')}\n{make_table(found)}"
-
 
 def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, Tokens]]:
     """A text's tokens as (context, continuation), each token a continuation once and with all the context
@@ -129,3 +95,23 @@ def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, 
     for start in range(length, len(tokens), length):
         end = min(start + length, len(tokens))
         yield tokens[end - length - 1 : start], tokens[start:end]
+
+
+def evaluate(
+    student: LocalStudent, tasks: Sequence[str], out: Path, *, include_path: str | None = None, **options: Any
+) -> str:
+    """Writes results.json and samples.json, lm-eval's results of a student, and returns its table.
+
+    Args:
+      include_path: a folder with further tasks.
+      options: of `lm_eval.simple_evaluate`.
+    """
+    tasks_known = TaskManager(include_path=include_path)
+    found = lm_eval.simple_evaluate(
+        model=StudentLM(student), tasks=list(tasks), log_samples=True, task_manager=tasks_known, **options
+    )
+    samples = found.pop("samples")
+    for name, value in ((RESULTS, found), (SAMPLES, samples)):
+        with atomic_write(out / name) as file:
+            json.dump(value, file, indent=1, default=str, ensure_ascii=False)
+    return f"lm-eval {getattr(lm_eval, '__version__', '')}\n{make_table(found)}"

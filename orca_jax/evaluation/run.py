@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from orca_jax.evaluation.model import Answer
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
+from orca_jax.records import Item, Message, Outcome, Reply, Sampling, Usage, to_json
 
 log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
@@ -40,24 +39,16 @@ EMPTY_MESSAGE = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What one evaluation does otherwise than the config says.
+    """What one evaluation does otherwise than the config says."""
 
-    Attributes:
-      model: a student's folder, or a JSON file with an endpoint; empty: the workdir's student.
-      system: the system message for all questions: one of the 16 by its id, or a text; empty: what the
-        config and the modes say.
-      samples: replies to each question, each with a seed of its own.
-      limit: questions of each task, the first ones; 0: all. Scores of a part are no benchmark scores.
-      second: the model of AGIEval's second stage, a JSON file; empty: the one that is evaluated.
-      classifier: a folder with a toxicity classifier; without one, continuations are kept unscored.
-    """
-
-    model: str = ""
-    system: str = ""
-    samples: int = 1
-    limit: int = 0
-    second: str = ""
-    classifier: str = ""
+    model: str = ""  # a student's folder, or a JSON file with an endpoint; empty: the workdir's student
+    system: str = (
+        ""  # message for all questions, one of the 16 by its id or a text; empty: config's and modes'
+    )
+    samples: int = 1  # replies to each question, each with a seed of its own
+    limit: int = 0  # first questions of each task, 0: all; scores of a part are no benchmark scores
+    second: str = ""  # the model of AGIEval's second stage, a JSON file; empty: the one that is evaluated
+    classifier: str = ""  # a folder with a toxicity classifier; empty: continuations are kept unscored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +144,17 @@ class Evaluator:
         if artifacts.is_finished(directory, provenance, inputs, places=places):
             return
         artifacts.begin(directory, provenance, inputs, places=places)
-        answer = self.model.answer
+        benchmark, mode, answer = questions[0].benchmark, questions[0].mode, self.model.answer
         if cue := questions[0].extra.get("second_cue"):
             second = self.options.second and model.read_endpoint(self.options.second)
             other = model.api(second, self.workdir / "ledger.sqlite") if second else self.model
             answer = two_stages(answer, other.answer, cue)
-        replies: dict[int, list[Reply]] = {}
+        replies: list[Reply] = []
+        items: list[Item] = []
         with progress(f"evaluating {name}", len(questions) * samples) as report:
             for seed in range(own.seed, own.seed + samples):
-                replies[seed] = collect_replies(
+                before = len(replies)
+                replies += collect_replies(
                     questions,
                     answer,
                     directory if samples == 1 else directory / f"seed-{seed}",
@@ -170,78 +163,72 @@ class Evaluator:
                     system_message_id=system.id,
                     system_text=system.text,
                     round_size=self.model.round_size,
-                    progress=lambda done: report(len(replies) * len(questions) + done),
+                    progress=lambda done: report(len(replies) + done),
                 )
-        if questions[0].mode in modes.MODES:
-            self._score(directory, questions, replies, system, details)
+                if mode in modes.MODES:
+                    items += scoring.score(
+                        questions,
+                        replies[before:],
+                        seed=seed,
+                        mode=mode,
+                        system_message_id=system.id,
+                        details=details,
+                    )
+        if items:
+            groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
+            scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark))
+            scoring.write(directory, items, scores)
+            total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
+            log.info(
+                "%s: n %s, accuracy %s %% (mean of tasks %.1f), unparsed %.1f %%",
+                name, total.size, total, 100 * scores["macro"], 100 * unparsed,
+            )  # fmt: skip
         else:
-            self._describe(directory, questions, list(itertools.chain(*replies.values())))
-        artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
+            described = _described(list(questions) * samples, replies, self.options.classifier)
+            scoring.write_scores(directory, described)
+        artifacts.finish(directory, provenance, inputs, {"items": len(replies)})
 
     def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
     ) -> artifacts.Section:
-        asked: dict[str, str] | str = artifacts.digests(
-            (q.task, [*q.key, q.text, q.target]) for q in questions
-        )
+        asked: Any = artifacts.digests((q.task, [*q.key, q.text, q.target]) for q in questions)
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         evaluation = artifacts.section(self.config.evaluation, without=self.config.evaluation.LISTS)
-        provenance = artifacts.joined(
-            {"program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked},
-            artifacts.unrecorded(self.model.settings),
-        )
-        defaults = dataclasses.asdict(Options())
-        given = {
-            key: value
-            for key, value in dataclasses.asdict(self.options).items()
-            if value != defaults[key] and key != "model"  # which is among the inputs
-        }
-        for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
-            if key in given:
-                given[key] = content(given[key])
-        return artifacts.joined(provenance, {"options": given}) if given else provenance
+        provenance: dict[str, Any] = {
+            "program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked
+        }  # fmt: skip
+        usual, options = dataclasses.asdict(Options()), dataclasses.asdict(self.options)
+        del options["model"]  # which is among the inputs
+        if given := {key: value for key, value in options.items() if value != usual[key]}:
+            for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
+                if key in given:
+                    given[key] = content(given[key])
+            provenance["options"] = given
+        return artifacts.joined(provenance, artifacts.unrecorded(self.model.settings))
 
-    def _score(
-        self,
-        directory: Path,
-        questions: Sequence[Question],
-        replies: Mapping[int, list[Reply]],
-        system: System,
-        details: scoring.Details | None,
-    ) -> None:
-        """Writes items and scores of replies that are right or wrong."""
-        benchmark, mode = questions[0].benchmark, questions[0].mode
-        given: dict[str, Any] = dict(mode=mode, system_message_id=system.id, details=details)
-        every = (scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items())
-        items = list(itertools.chain.from_iterable(every))
-        groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
-        met, hits = None, self.workdir / "queries" / "contamination.jsonl"
-        if not self.options.model and hits.is_file():
-            found = map(json.loads, hits.read_text(encoding="utf-8").splitlines())
-            met = {hit["document_id"] for hit in found if hit["benchmark"] == benchmark}
-        scores = scoring.summarise(items, questions, groups=groups, met=met)
-        scoring.write(directory, items, scores)
-        total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
-        log.info(
-            "%s: n %s, accuracy %s %% (mean of tasks %.1f), unparsed %.1f %%",
-            directory.name, total.size, total, 100 * scores["macro"], 100 * unparsed,
-        )  # fmt: skip
+    def _met(self, benchmark: str) -> set[str] | None:
+        """The ids of a benchmark's texts that training queries met; None where these were not compared."""
+        hits = self.workdir / "queries" / "contamination.jsonl"
+        if self.options.model or not hits.is_file():
+            return None
+        found = map(json.loads, hits.read_text(encoding="utf-8").splitlines())
+        return {hit["document_id"] for hit in found if hit["benchmark"] == benchmark}
 
-    def _describe(self, directory: Path, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
-        """Writes scores of what has no right answer: outcomes, lengths, and toxicity by a classifier."""
-        scores: dict[str, Any] = {
-            "benchmark": questions[0].benchmark,
-            "mode": questions[0].mode,
-            "n": len(replies),
-            "outcomes": dict(collections.Counter(reply.outcome for reply in replies)),
-            "characters": sum(len(reply.text) for reply in replies) / len(replies),
-        }
-        if self.options.classifier and questions[0].mode == toxigen.MODE:
-            classify = toxicity.huggingface_classifier(self.options.classifier)
-            every = list(questions) * self.options.samples
-            scores["toxicity"] = toxicity.summarise(every, replies, classify)
-        scoring.write_scores(directory, scores)
+
+def _described(questions: Sequence[Question], replies: Sequence[Reply], classifier: str) -> dict[str, Any]:
+    """The scores of what has no right answer: outcomes and lengths, and toxicity by a classifier."""
+    scores: dict[str, Any] = {
+        "benchmark": questions[0].benchmark,
+        "mode": questions[0].mode,
+        "n": len(replies),
+        "outcomes": dict(collections.Counter(reply.outcome for reply in replies)),
+        "characters": sum(len(reply.text) for reply in replies) / len(replies),
+    }
+    if classifier and questions[0].mode == toxigen.MODE:
+        classify = toxicity.huggingface_classifier(classifier)
+        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
+    return scores
 
 
 def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:

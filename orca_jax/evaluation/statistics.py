@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special
 
 Key = TypeVar("Key", bound=Hashable)
 FEW, RARE = 40, 5  # a standard error needs this many items, and this many right and wrong ones
@@ -51,14 +52,8 @@ def binomial_standard_error(accuracy: float, n: int) -> float:
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """The mean over items, float [items]; for zeros and ones its error is the binomial one.
-
-    Items evaluated under several seeds enter as their mean over seeds, since replies to one question
-    are not independent.
-    """
+    """The mean over items, float [items], each a mean over seeds; of zeros and ones the error is binomial."""
     array = np.asarray(values, float)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(f"need a non-empty [items] array, got shape {array.shape}")
     return Estimate(float(array.mean()), float(array.std() / np.sqrt(array.size)))
 
 
@@ -73,15 +68,12 @@ def means(pairs: Iterable[tuple[Key, float]]) -> dict[Key, float]:
 def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> Estimate:
     """The mean over items, float [items], with the error of drawing whole clusters of items.
 
-    Items of one cluster (questions about one passage, say) are not independent: their deviations from the
-    mean are added before they are squared (Miller, arXiv 2411.00640). With a cluster for each
-    item it is the error of `mean`.
+    Deviations of a cluster's items (questions about one passage, say), which are not independent, are added
+    before they are squared (Miller, arXiv 2411.00640).
     """
     array = np.asarray(values, float)
-    if array.shape != (len(clusters),) or not array.size:
-        raise ValueError(f"need one cluster an item, got {array.size} items and {len(clusters)} clusters")
     sums: dict[Hashable, float] = collections.defaultdict(float)
-    for cluster, deviation in zip(clusters, array - array.mean()):
+    for cluster, deviation in zip(clusters, array - array.mean(), strict=True):
         sums[cluster] += deviation
     return Estimate(float(array.mean()), float(np.linalg.norm(list(sums.values())) / array.size))
 
@@ -111,15 +103,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def macro_mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The unweighted mean over tasks, as in the paper's averages."""
-    return micro_mean(estimates, [1] * len(estimates))
-
-
 def micro_mean(estimates: Sequence[Estimate], sizes: Sequence[int]) -> Estimate:
     """The mean over tasks weighted by their number of items; errors are pooled within tasks."""
-    if not estimates or len(estimates) != len(sizes):
-        raise ValueError(f"need one size a task, got {len(estimates)} tasks and {len(sizes)} sizes")
     values, errors = np.array(estimates, float).T
     shares = np.asarray(sizes, float) / sum(sizes)
     return Estimate(float(shares @ values), float(np.linalg.norm(shares * errors)))
@@ -143,9 +128,8 @@ def wilson_interval(correct: float, n: float, *, confidence: float = 0.95) -> In
         raise ValueError(f"need n > 0 and from 0 to n correct, got n={n}, correct={correct}")
     z, p = NormalDist().inv_cdf((1 + confidence) / 2), correct / n
     middle, half = p + z**2 / (2 * n), z * math.sqrt(max(p * (1 - p), 0) / n + z**2 / (4 * n**2))
-    return Interval(
-        max(0.0, min(p, (middle - half) / (1 + z**2 / n))), min(1.0, max(p, (middle + half) / (1 + z**2 / n)))
-    )
+    low, high = ((middle + side * half) / (1 + z**2 / n) for side in (-1, 1))
+    return Interval(max(0.0, min(p, low)), min(1.0, max(p, high)))
 
 
 def combined_interval(
@@ -173,8 +157,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
         raise ValueError(f"need two equal [items] arrays, got shapes {one.shape} and {two.shape}")
     only_first, only_second = int(np.sum(one & ~two)), int(np.sum(two & ~one))
     discordant = only_first + only_second
-    tail = sum(math.comb(discordant, count) for count in range(min(only_first, only_second) + 1))
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
+    tail = float(special.bdtr(min(only_first, only_second), discordant, 0.5))
+    return McNemar(only_first, only_second, min(1.0, 2 * tail))
 
 
 def paired_bootstrap(

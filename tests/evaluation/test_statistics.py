@@ -34,9 +34,9 @@ def test_mean_over_seeds_is_less_noisy_than_more_items():
 
 def test_macro_and_micro_means():
     tasks = [Estimate(0.2, 0.03), Estimate(0.8, 0.04)]
-    assert statistics.macro_mean(tasks) == pytest.approx((0.5, 0.025))
+    assert statistics.micro_mean(tasks, [1, 1]) == pytest.approx((0.5, 0.025))
     assert statistics.micro_mean(tasks, [3, 1]) == pytest.approx((0.35, math.hypot(0.75 * 0.03, 0.25 * 0.04)))
-    with pytest.raises(ValueError, match="2 tasks and 1 sizes"):
+    with pytest.raises(ValueError, match="mismatch"):
         statistics.micro_mean(tasks, [3])
 
 
@@ -126,7 +126,7 @@ def test_clusters_of_like_answers_widen_the_error_and_single_ones_do_not():
     values = [1, 1, 1, 0, 0, 0]
     assert statistics.clustered_mean(values, range(6)) == pytest.approx(statistics.mean(values))
     assert statistics.clustered_mean(values, "aaabbb") == pytest.approx((0.5, 0.5 * 2**0.5 / 2))
-    with pytest.raises(ValueError, match="6 items and 2 clusters"):
+    with pytest.raises(ValueError, match="longer"):
         statistics.clustered_mean(values, "ab")
 
 
