@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from orca_jax.evaluation.model import Answer
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.records import Item, Message, Outcome, Reply, Sampling, Usage, to_json
+from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
 
 log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
@@ -129,11 +130,7 @@ class Evaluator:
         self.model = model.under_test(config, workdir, options.model)
 
     def evaluate(
-        self,
-        name: str,
-        questions: Sequence[Question],
-        system: System,
-        details: scoring.Details | None = None,
+        self, name: str, questions: Sequence[Question], system: System, details: scoring.Details | None = None
     ) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
         own, samples = self.config.evaluation, self.options.samples
@@ -149,12 +146,10 @@ class Evaluator:
             second = self.options.second and model.read_endpoint(self.options.second)
             other = model.api(second, self.workdir / "ledger.sqlite") if second else self.model
             answer = two_stages(answer, other.answer, cue)
-        replies: list[Reply] = []
-        items: list[Item] = []
+        replies: dict[int, list[Reply]] = {}
         with progress(f"evaluating {name}", len(questions) * samples) as report:
             for seed in range(own.seed, own.seed + samples):
-                before = len(replies)
-                replies += collect_replies(
+                replies[seed] = collect_replies(
                     questions,
                     answer,
                     directory if samples == 1 else directory / f"seed-{seed}",
@@ -163,18 +158,12 @@ class Evaluator:
                     system_message_id=system.id,
                     system_text=system.text,
                     round_size=self.model.round_size,
-                    progress=lambda done: report(len(replies) + done),
+                    progress=lambda done: report(len(replies) * len(questions) + done),
                 )
-                if mode in modes.MODES:
-                    items += scoring.score(
-                        questions,
-                        replies[before:],
-                        seed=seed,
-                        mode=mode,
-                        system_message_id=system.id,
-                        details=details,
-                    )
-        if items:
+        given: dict[str, Any] = dict(mode=mode, system_message_id=system.id, details=details)
+        if mode in modes.MODES:
+            scored = [scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items()]
+            items = list(itertools.chain(*scored))
             groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
             scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark))
             scoring.write(directory, items, scores)
@@ -184,9 +173,10 @@ class Evaluator:
                 name, total.size, total, 100 * scores["macro"], 100 * unparsed,
             )  # fmt: skip
         else:
-            described = _described(list(questions) * samples, replies, self.options.classifier)
+            every = list(itertools.chain(*replies.values()))
+            described = _described(questions * samples, every, self.options.classifier)
             scoring.write_scores(directory, described)
-        artifacts.finish(directory, provenance, inputs, {"items": len(replies)})
+        artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
 
     def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]
