@@ -18,7 +18,7 @@ from pathlib import Path
 from orca_jax import artifacts
 from orca_jax.evaluation import statistics
 from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
-from orca_jax.evaluation.statistics import Estimate, Interval
+from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item
 
 ABSENT = "–"
@@ -32,21 +32,13 @@ CAPTION = f"Accuracy in per cent {ERRORS}. {PARTS}."
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """A number with its sampling error; made by `proportion`, `mean` and `difference`.
+    """A number with its sampling error; made by `proportion`, `mean` and `difference`."""
 
-    Attributes:
-      value: a fraction, for example an accuracy.
-      n: questions measured; None where unknown.
-      stderr: one standard error; None where unknown.
-      of: questions that there are; None where unknown.
-      interval: of 95 %, where it stands in the place of the standard error.
-    """
-
-    value: float
-    n: int | None = None
-    stderr: float | None = None
-    of: int | None = None
-    interval: Interval | None = None
+    value: float  # a fraction, for example an accuracy
+    n: int | None = None  # questions measured; None where unknown
+    stderr: float | None = None  # one standard error; None where unknown
+    of: int | None = None  # questions that there are; None where unknown
+    interval: Interval | None = None  # of 95 %, where it stands in the place of the standard error
 
     @property
     def is_part(self) -> bool:
@@ -100,8 +92,8 @@ def proportion(value: float, n: int | None, stderr: float | None = None, of: int
 
 def mean(cells: Sequence[Cell], weights: Sequence[float] | None = None) -> Cell:
     """The mean over tasks, unweighted by default; without an error where one of the cells has none."""
-    total = math.fsum(weights or [1] * len(cells))
-    shares = [weight / total for weight in weights or [1] * len(cells)]
+    weights = weights or [1] * len(cells)
+    shares = [weight / math.fsum(weights) for weight in weights]
     value = math.fsum(share * cell.value for share, cell in zip(shares, cells))
     counts = [cell.n for cell in cells if cell.n is not None and cell.stderr is not None]
     if len(counts) < len(cells):
@@ -137,17 +129,15 @@ def of_items(items: Iterable[Item], whole: int | None = None) -> Cell:
     Args:
       whole: the number of questions of each task, where no published file has it.
     """
-    by_task: dict[tuple[str, str, str], list[float]] = collections.defaultdict(list)
+    by_task = collections.defaultdict[tuple[str, str, str], list[float]](list)
     keyed = (((i.benchmark, i.task, i.mode, i.id), float(i.correct)) for i in items)
-    for (benchmark, task, mode, _), right in statistics.means(keyed).items():
-        by_task[benchmark, task, mode].append(right)
+    for (*of, _), right in statistics.means(keyed).items():
+        by_task[tuple(of)].append(right)  # type: ignore[index]
     found = []
     for (benchmark, task, mode), values in by_task.items():
-        n = len(values)
-        estimate: Estimate = statistics.mean(values)
-        found.append(
-            proportion(estimate.value, n, estimate.stderr, published_size(benchmark, task, mode, n) or whole)
-        )
+        value, stderr = statistics.mean(values)
+        of_file = published_size(benchmark, task, mode, len(values))
+        found.append(proportion(value, len(values), stderr, of_file or whole))
     return mean(found, [cell.n or 0 for cell in found])
 
 

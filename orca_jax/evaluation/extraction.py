@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 PAPER_LETTERS = "ABCDEF"
 Form = Literal["text", "number", "brackets"]
@@ -21,8 +21,7 @@ _DECORATION = "*_`\"' \t"
 def first_capital(text: str, letters: str = PAPER_LETTERS) -> str | None:
     """The first character of `text` that is one of `letters`: the paper's parser (section 4.2.2).
 
-    With the default this is AGIEval's parser, with its faults: a reply beginning "As" scores as A,
-    "Definitely B" as D.
+    With the default this is AGIEval's parser, with its faults: "As ..." scores as A, "Definitely B" as D.
     """
     return next((character for character in text if character in letters), None)
 
@@ -33,11 +32,9 @@ def widened(letters: str) -> str:
 
 
 def answer_is(text: str) -> str | None:
-    """What follows the last "answer is" (or "answer:") up to the end of its sentence or line.
+    """What follows the last "answer is" (or "answer:"), up to a full stop before a capital or the line's end.
 
-    A sentence ends at a full stop before a capital, or with the line; case of "answer is" is free.
-    White space, a final full stop and decoration (asterisks, quotes, backticks) around the answer are
-    dropped; what is left empty is `None`.
+    Case is free; white space, a final full stop and decoration (asterisks, quotes, backticks) are dropped.
     """
     ends = [match.end() for match in _ANSWER.finditer(text)]
     statement = text[ends[-1] :].lstrip() if ends else ""
@@ -88,13 +85,13 @@ def robust(
       form: of free answers.
       finished: False of a reply that was cut off; only an announced answer counts then.
     """
-    reader: _Letters | _Words | _Numbers | _Texts
-    if not choices:
-        text = _BOLD_NUMBER.sub(r"= \1", text) if form == "number" else text
-        reader = _Numbers() if form == "number" else _Texts(form)
+    reader: _Reader
+    if not choices and form == "number":
+        text, reader = _BOLD_NUMBER.sub(r"= \1", text), _Numbers()
+    elif not choices:
+        reader = _Texts(form)
     elif all(len(choice) == 1 for choice in choices):
-        text = _BOLD_LETTER.sub(r"(\1)", text)
-        reader = _Letters(choices, options)
+        text, reader = _BOLD_LETTER.sub(r"(\1)", text), _Letters(choices, options)
     else:
         reader = _Words(choices, synonyms)
     return _read(_prose(text), reader, finished=finished) or None
@@ -141,14 +138,13 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # i
     (r"(?<!\S)\u2013(?=[.\d])|\b(?:[Mm]inus|[Nn]egative) (?=\d)", "-"),
     (r"(?i)(\bis|[:=])[ \t]*- (?=\d)", r"\1 -"),
 )
-_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 
 
 def _prose(text: str) -> str:
     """The reply without thinking, special tokens, Markdown, LaTeX and currencies."""
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _COMPILED:
-        text = pattern.sub(replacement, text)
+    for pattern, replacement in _REWRITES:
+        text = re.sub(pattern, replacement, text)
     return text
 
 
@@ -195,6 +191,16 @@ _JOINED = re.compile(
 _JOINED_NUMBERS = re.compile(r"[\s,]*\bor\b\W*(?:maybe\W+|even\W+)?")
 
 
+class _Reader(Protocol):
+    """Finds an answer of one form; both methods return it, `_NO_ANSWER` or None."""
+
+    def stated(self, sentence: str) -> str | None:
+        """In the sentence behind an announcement."""
+
+    def unannounced(self, passage: str) -> str | None:
+        """At the end of a text."""
+
+
 class _Mention(NamedTuple):
     """A possible answer in a text; `value` is None if it is none of the choices."""
 
@@ -224,9 +230,7 @@ def _parse_mentions(text: str, mentions: Iterable[_Mention], joined: re.Pattern[
     return _Parsed([one for one in meant if one not in either], denied, bool(either))
 
 
-def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished: bool) -> str | None:
-    """Applies a reader: `stated` parses the sentence after an announcement, `unannounced` the end of a text;
-    both return an answer, `_NO_ANSWER` or None."""
+def _read(text: str, reader: _Reader, *, finished: bool) -> str | None:
     corrects = not isinstance(reader, _Texts)
     announcements = [one for one in _ANNOUNCED.finditer(text) if corrects or not one["correction"]]
     reads_all, end = finished, len(text)
@@ -273,13 +277,12 @@ class _Letters:
         self._any = re.compile(rf"\A\W*{bare} | {marked} | (?<![\w'.-]){bare}", re.VERBOSE)
 
     def _mentions(self, pattern: re.Pattern[str], text: str) -> list[_Mention]:
-        found = [
-            (*match.span(match.lastindex or 0), match[match.lastindex or 0].upper())
-            for match in pattern.finditer(text)
-        ]
-        return [
-            _Mention(start, end, letter if letter in self._choices else None) for start, end, letter in found
-        ]
+        found = []
+        for match in pattern.finditer(text):
+            group = match.lastindex or 0
+            letter = match[group].upper()
+            found.append(_Mention(*match.span(group), letter if letter in self._choices else None))
+        return found
 
     def stated(self, sentence: str) -> str | None:
         if letter := self._by_text.get(_plain(sentence)):
@@ -322,22 +325,17 @@ class _Words:
         longest_first = sorted(map(re.escape, self._labels), key=len, reverse=True)
         self._pattern = re.compile(rf"(?<![\w-])({'|'.join(longest_first)})(?![\w-])", re.IGNORECASE)
 
-    def stated(self, sentence: str) -> str | None:
-        return self._sentence(sentence, stated=True)
-
     def unannounced(self, passage: str) -> str | None:
-        sentences = re.split(r"[.!?\n]", passage)
-        return next((word for one in reversed(sentences) if (word := self._sentence(one)) is not None), None)
+        sentences = reversed(re.split(r"[.!?\n]", passage))
+        return next((word for one in sentences if (word := self.stated(one, stated=False)) is not None), None)
 
-    def _sentence(self, sentence: str, *, stated: bool = False) -> str | None:
+    def stated(self, sentence: str, *, stated: bool = True) -> str | None:
         def usable(one: _Mention) -> bool:
             starts = stated or re.fullmatch(r"\W*|.*\[", sentence[: one.start], re.DOTALL)
             return bool((self._AFTER_STATED if starts else self._AFTER).match(sentence, one.end))
 
-        found = self._pattern.finditer(sentence)
-        parsed = _parse_mentions(
-            sentence, [_Mention(*m.span(), self._labels[m[0].casefold()]) for m in found]
-        )
+        found = [_Mention(*m.span(), self._labels[m[0].casefold()]) for m in self._pattern.finditer(sentence)]
+        parsed = _parse_mentions(sentence, found)
         if meant := [one.value for one in parsed.meant if usable(one)]:
             return meant[0 if stated else -1]
         denied = {one.value for one in parsed.denied}
@@ -376,13 +374,12 @@ class _Numbers:
             found = [_Mention(*m.span(), _canonical(m[0])) for m in _NUMBER.finditer(text)]
         else:
             found = [_Mention(*m.span(), _spelled(m[0])) for m in _SPELLED.finditer(text)]
-        no_operands = [
-            one
-            for one in found
-            if not _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
-            and not _OPERATOR_AFTER.match(text, one.end)
-        ]
-        return _parse_mentions(text, no_operands, _JOINED_NUMBERS)
+
+        def is_operand(one: _Mention) -> bool:
+            before = _OPERATOR_BEFORE.search(text, max(0, one.start - 20), one.start)
+            return bool(before or _OPERATOR_AFTER.match(text, one.end))
+
+        return _parse_mentions(text, [one for one in found if not is_operand(one)], _JOINED_NUMBERS)
 
     def stated(self, sentence: str) -> str | None:
         parsed = self._parsed(sentence)
@@ -396,10 +393,10 @@ class _Numbers:
         for sentence in reversed(_SENTENCE_END.split(passage)):
             for text in (re.sub(r"\([^()]*\)", " ", sentence), sentence):
                 parsed = self._parsed(text)
-                if parsed.meant or parsed.is_open:
-                    return (
-                        _result(text, parsed.meant) or parsed.meant[-1].value if parsed.meant else _NO_ANSWER
-                    )
+                if parsed.meant:
+                    return _result(text, parsed.meant) or parsed.meant[-1].value
+                if parsed.is_open:
+                    return _NO_ANSWER
         return None
 
 

@@ -30,25 +30,19 @@ log = logging.getLogger(__name__)
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
 FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
+# Replies to conversations, each with its conversation's index, as they come.
 Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What an evaluation needs of a model.
+    """What an evaluation needs of a model."""
 
-    Attributes:
-      name: of its folder among the evaluations; empty for the workdir's own student.
-      answer: replies to conversations, each with its conversation's index, as they come.
-      round_size: conversations that `answer` is best given at a time.
-      inputs: what its replies depend on, for manifests.
-      settings: what its replies depend on too; of the workdir's own student, its training counts them.
-    """
-
-    name: str
+    name: str  # of its folder among the evaluations; empty for the workdir's own student
     answer: Answer
-    round_size: int
-    inputs: dict[str, str]
+    round_size: int  # conversations that `answer` is best given at a time
+    inputs: dict[str, str]  # what its replies depend on, for manifests
+    # What they depend on too; of the workdir's own student, its training counts them.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

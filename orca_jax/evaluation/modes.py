@@ -8,6 +8,7 @@ agieval_upstream    AGIEval's own: the first of A to F in the reply to its secon
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -40,25 +41,20 @@ def _robust(question: Question, reply: Reply) -> str | None:
     )
 
 
-def _same(answer: str, question: Question) -> bool:
-    return answer == question.target
-
-
-def _same_or_alike(answer: str, question: Question) -> bool:
-    return _same(answer, question) if question.choices else extraction.same_answer(answer, question.target)
-
-
 class Mode(NamedTuple):
-    """`answer` gives None for a reply that has none."""
+    """`answer` gives None for a reply that has none; `alike` says whether a free answer equals a target."""
 
     answer: Callable[[Question, Reply], str | None]
-    is_correct: Callable[[str, Question], bool] = _same
+    alike: Callable[[str, str], bool] = operator.eq
+
+    def is_correct(self, answer: str, question: Question) -> bool:
+        return (operator.eq if question.choices else self.alike)(answer, question.target)
 
 
 MODES: Mapping[str, Mode] = {
     "orca": Mode(_first_capital),
-    "orca_cot": Mode(_robust, _same_or_alike),
-    "robust": Mode(_robust, _same_or_alike),
+    "orca_cot": Mode(_robust, extraction.same_answer),
+    "robust": Mode(_robust, extraction.same_answer),
     "answer_is": Mode(lambda question, reply: extraction.answer_is(reply.text)),
     "agieval_upstream": Mode(_first_capital),
 }

@@ -115,13 +115,7 @@ def run(config: ExperimentConfig, workdir: Path, options: Options | None = None)
 
 
 class Evaluator:
-    """Evaluates one model.
-
-    Raises:
-      ValueError: several samples are asked for at temperature 0.
-      ArtifactError: there is no student.
-      EndpointError: `options.model` is a JSON file that is no endpoint's.
-    """
+    """Evaluates one model; raises ValueError where several samples are asked for at temperature 0."""
 
     def __init__(self, config: ExperimentConfig, workdir: Path, options: Options):
         self.config, self.workdir, self.options = config, workdir, options
@@ -230,11 +224,7 @@ def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Quest
 
 
 def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
-    """AGIEval's two stages: asks, then asks again with the first reply and a cue; the second reply counts.
-
-    Args:
-      second: what answers the second time; AGIEval takes gpt-35-turbo, whatever model is evaluated.
-    """
+    """AGIEval's two stages: asks, then asks `second` with the first reply and a cue; its reply counts."""
 
     def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
         first = dict(answer(conversations, sampling))

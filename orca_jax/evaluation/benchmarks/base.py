@@ -27,27 +27,18 @@ class BenchmarkError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """One scored question of a benchmark; (benchmark, task, id) is unique.
-
-    Attributes:
-      text: the whole user prompt.
-      target: the right answer; one of `choices` where there are any.
-      choices: the labels a reply may choose from ("A", "B", ... or "Yes", "No"); empty for free answers.
-      chance: probability that a blind guess is right; 0 for free answers, None where it is not known.
-      majority: accuracy, over the task, of always giving its most frequent target.
-      mode: names the prompt form and the way its reply is parsed (`orca_jax.evaluation.modes.MODES`).
-      extra: what a mode's parser needs besides, and keys to group by; JSON values.
-    """
+    """One scored question of a benchmark; (benchmark, task, id) is unique."""
 
     benchmark: str
     task: str
     id: str
-    text: str
-    target: str
-    choices: tuple[str, ...] = ()
-    chance: float | None = 0.0
-    majority: float | None = None
-    mode: str = "robust"
+    text: str  # the whole user prompt
+    target: str  # the right answer; one of `choices` where there are any
+    choices: tuple[str, ...] = ()  # labels ("A", "B", ... or "Yes", "No"); empty for free answers
+    chance: float | None = 0.0  # probability that a blind guess is right; None where it is not known
+    majority: float | None = None  # accuracy, over the task, of always giving its most frequent target
+    mode: str = "robust"  # the form of the prompt and how its reply is parsed (`evaluation.modes`)
+    # What a mode's parser needs besides, and keys to group by; JSON values.
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -31,17 +31,14 @@ _OPTION = re.compile(r"\(([A-Z])\) ?(.*)")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """`words` are the answers of a yes/no-type task; without them and not `free`, options are lettered.
-
-    `most` is the greatest number of lettered options, where it is above the parser's six.
-    """
+    """One file; without `words` and not `free`, its options are lettered."""
 
     name: str
     description: str
     size: int = 250
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  # the answers of a yes/no-type task
     free: bool = False
-    most: int = 0
+    most: int = 0  # the greatest number of lettered options, where it is above the parser's six
 
     @property
     def letters(self) -> str:
@@ -129,9 +126,9 @@ def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
 
 def _question(task: Task, row: int, text: str, verbatim: str, *, mode: str, where: str) -> Question:
     """The paper's form, or the file's own question; in mode `answer_is` with the file's own target too."""
-    stem, head, tail = text.rpartition(_OPTIONS_HEAD)
+    stem, _, tail = text.rpartition(_OPTIONS_HEAD) if _OPTIONS_HEAD in text else (text, "", "")
     listed = [match[2].strip() for line in tail.split("\n") if (match := _OPTION.match(line))]
-    options = () if task.free else task.words or tuple(listed if head else ())
+    options = () if task.free else task.words or tuple(listed)
     labels = task.words or tuple(_ALPHABET[: len(options)])
     lettered = labels and not task.words
     target = verbatim.removeprefix("(").removesuffix(")") if lettered else verbatim
@@ -143,7 +140,7 @@ def _question(task: Task, row: int, text: str, verbatim: str, *, mode: str, wher
         letters = _ALPHABET[: len(labels)]
         choices = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options))
         prompt = (
-            f"{task.description}\n\nQ: {stem if head else text} Answer Choices: {choices}\n"
+            f"{task.description}\n\nQ: {stem} Answer Choices: {choices}\n"
             f"A: Among A through {letters[-1]}, the answer is"
         )
         target, labels, extra = letters[labels.index(target)], tuple(letters), {"letters": task.letters}

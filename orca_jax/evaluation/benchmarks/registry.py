@@ -14,20 +14,13 @@ from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group,
 
 
 class Benchmark(NamedTuple):
-    """A benchmark by its functions, which take its folder, or its file where it is one file.
+    """A benchmark by its functions, which take its folder, or its file where it is one file."""
 
-    Attributes:
-      questions: with `mode`, and with the `size` of a file if it is one that may be a `part`.
-      documents: its texts, not to be trained on.
-      groups: its named aggregates.
-      scored: replies are right or wrong; else a judge or a classifier reads them.
-    """
-
-    questions: Callable[..., list[Question]]
-    documents: Callable[..., Iterator[Document]]
-    groups: tuple[Group, ...] = ()
-    scored: bool = True
-    part: bool = False
+    questions: Callable[..., list[Question]]  # in a `mode`
+    documents: Callable[..., Iterator[Document]]  # its texts, not to be trained on
+    groups: tuple[Group, ...] = ()  # its named aggregates
+    scored: bool = True  # replies are right or wrong; else a judge or a classifier reads them
+    part: bool = False  # its file may be a part of the published one, if its `size` is given
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
