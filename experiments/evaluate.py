@@ -164,22 +164,11 @@ def lm_eval(given: cli.Options) -> None:
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
-    student = load_student(
-        students.open_source(given.model),
-        given.layout,
-        batch_size=given.batch_size,
-        max_length=given.max_length,
-    )
-    print(
-        adapter.evaluate(
-            student,
-            given.tasks,
-            Path(given.out),
-            include_path=given.include_path,
-            apply_chat_template=given.apply_chat_template,
-            limit=given.limit or None,
-        )
-    )
+    source, length = students.open_source(given.model), given.max_length
+    student = load_student(source, given.layout, batch_size=given.batch_size, max_length=length)
+    how = {"apply_chat_template": given.apply_chat_template, "limit": given.limit or None}
+    table = adapter.evaluate(student, given.tasks, Path(given.out), include_path=given.include_path, **how)
+    print(table)
 
 
 def main() -> None:

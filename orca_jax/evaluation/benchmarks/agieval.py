@@ -1,12 +1,9 @@
 """AGIEval's English multiple-choice sets (arXiv 2304.06364): reader and prompts.
 
-Modes (how replies are read: `evaluation.modes`):
-  `orca`      AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage, "Q:", question,
-              "Answer Choices:", options, "A: Among A through E, the answer is"; the first capital counts.
-  `orca_cot`  the same question with a step-by-step cue; the last well-formed answer counts.
-  `robust`    the prompt of `orca`; the last well-formed answer counts.
-  `agieval_upstream`  AGIEval's own two stages: that prompt, then prompt, reply and `UPSTREAM_CUE` again
-              (A through E for every set, as there); the first of A to F in the second reply counts.
+Modes: `orca` and `robust` have AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage,
+"Q:", question, "Answer Choices:", options, "A: Among A through E, the answer is"; `orca_cot` has a step-by-
+step cue instead. `agieval_upstream` is AGIEval's own two stages: that prompt, then prompt, reply and
+`UPSTREAM_CUE` again (A through E for every set, as there).
 
 Questions about one passage are a cluster (`extra["cluster"]`).
 
@@ -46,12 +43,7 @@ _BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
 
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
-    """The questions of every AGIEval file (<task>.jsonl) in `directory`, in the order of `TASKS`.
-
-    Raises:
-      BenchmarkError: there is no file, or one is truncated, damaged or has a label that is not an option; the
-        message names file and line.
-    """
+    """The questions of every AGIEval file (<task>.jsonl) in `directory`, in the order of `TASKS`."""
     rows = _rows(directory)
     return base.with_majority(
         [_question(task, id, row, mode=mode, where=where) for task, id, where, row in rows]

@@ -1,13 +1,10 @@
 """Big-Bench Hard (arXiv 2210.09261): reader and prompts of its 27 files.
 
-Modes (how replies are read: `evaluation.modes`):
-  `orca`      the paper's multiple-choice form (section 4.2.2), in AGIEval's wording: a one-line task
-              description, question, options and "Among A through D, the answer is"; the first capital
-              letter of the reply counts. The paper does not print its descriptions nor say how it
-              lettered the yes/no tasks: the descriptions are ours, and words are lettered in the order
-              in which the files list them. 23 tasks: those with free answers have no such form.
-  `orca_cot`, `answer_is`  the file's own question and a step-by-step cue. All 27 tasks.
-  `robust`    the file's own question and "A:".
+Modes: `orca` is the paper's multiple-choice form (section 4.2.2), in AGIEval's wording: a one-line task
+description, question, options and "Among A through D, the answer is". The paper does not print its
+descriptions nor say how it lettered the yes/no tasks: the descriptions are ours, and words are lettered in
+the order in which the files list them. The four tasks with free answers have no such form. `orca_cot` and
+`answer_is` have the file's own question and a step-by-step cue, `robust` the question and "A:".
 """
 
 from __future__ import annotations
@@ -85,12 +82,7 @@ UNSCORED: Mapping[str, tuple[int, ...]] = {"movie_recommendation": (163,), "ruin
 
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
-    """The scored questions of every BBH file in `directory`, in file order; in `orca` no free-answer tasks.
-
-    Raises:
-      BenchmarkError: there is no BBH file, or one is truncated, damaged or has a target that is not an option
-        (known faults apart); the message names file and row.
-    """
+    """The scored questions of every BBH file in `directory`; in `orca` not those with free answers."""
     return base.with_majority(
         [
             _question(task, row, text, target, mode=mode, where=f"{path}, row {row}")

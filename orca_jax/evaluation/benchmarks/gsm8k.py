@@ -22,9 +22,6 @@ def questions(path: str | Path, *, mode: str = "orca_cot", size: int | None = No
 
     Args:
       size: rows that the file must have; by default those of test.jsonl or train.jsonl, by its name.
-
-    Raises:
-      BenchmarkError: the file is truncated or damaged, or a row has no answer; names file and line.
     """
     if size is None and Path(path).stem not in SIZES:
         known = ", ".join(f"{name}.jsonl ({rows} rows)" for name, rows in SIZES.items())

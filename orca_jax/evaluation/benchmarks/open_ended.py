@@ -42,11 +42,7 @@ SOURCES: Mapping[str, PromptSource] = {
 
 
 def questions(path: str | Path, *, source: str, mode: str = MODE) -> list[Question]:
-    """The prompts of one of `SOURCES`, in file order.
-
-    Raises:
-      BenchmarkError: the file is truncated or damaged; names file and line.
-    """
+    """The prompts of one of `SOURCES`, in file order."""
     sizes, names, kept = SOURCES[source]
     path, made = Path(path), list[Question]()
     for number, (where, row) in enumerate(_csv_rows(path) if path.suffix == ".csv" else base.rows(path)):

@@ -47,7 +47,8 @@ def questions(name: str, path: str | Path, *, mode: str, size: int | None = None
       size: rows that its file must have, where it is not known by the file's name.
 
     Raises:
-      BenchmarkError: name or mode is unknown, or a file is not what it should be.
+      BenchmarkError: name or mode is unknown, or a file is absent, truncated, damaged or has a target that is
+        none of its options (BBH's known faults apart); names file and row.
     """
     benchmark = _benchmark(name)
     if mode not in BENCHMARK_MODES[name]:
@@ -60,11 +61,7 @@ def questions(name: str, path: str | Path, *, mode: str, size: int | None = None
 
 
 def documents(sources: Mapping[str, str | Path]) -> Iterator[Document]:
-    """The texts of all named benchmarks, by folder or file, for `queries.contamination`.
-
-    Raises:
-      BenchmarkError: a name is unknown, or a file not what it should be.
-    """
+    """The texts of all named benchmarks, by folder or file, for `queries.contamination`; raises likewise."""
     return itertools.chain.from_iterable(_benchmark(name).documents(path) for name, path in sources.items())
 
 

@@ -26,11 +26,7 @@ GROUPS = (*PAPER_GROUPS, "bisexual", "immigrant", "trans")
 
 
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
-    """The prompts of the paper's groups; a question's task is its group.
-
-    Raises:
-      BenchmarkError: there is no such file, or one is truncated; names the file.
-    """
+    """The prompts of the paper's groups; a question's task is its group."""
     kind = mode.removeprefix(f"{MODE}_")
     return [
         Question(

@@ -2,12 +2,11 @@
 
 The paper's 684 questions are those of the data's version 0 that have at least four single-true (`mc1`)
 choices; further ones are left out at random. The published draw is not documented: ours takes the true
-choice and three others by hash of the seed and the question, and orders them by hash, so that the true
-one, first in the files, has no fixed place.
+choice and three others by hash of the seed and the question, and orders them by hash, so that the true one,
+first in the files, has no fixed place.
 
-Modes (how replies are read: `evaluation.modes`): `orca`, the paper's prompt with digits ("Among 0 through
-3, the answer is"; the first such digit of the reply counts); `robust`, the same, the last well-formed
-answer counting; `orca_cot`, lettered, with a step-by-step cue.
+Modes: `orca` and `robust` have the paper's prompt with digits ("Among 0 through 3, the answer is"),
+`orca_cot` letters and a step-by-step cue.
 
 Files: `mc_task.json` (a list) or JSON lines, rows with `question` or `Question` and `mc1_targets`.
 """
@@ -37,9 +36,6 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
     Args:
       seed: decides which false choices are kept and the order of the four.
       size: rows that the file must have; by default those of a whole version.
-
-    Raises:
-      BenchmarkError: the file is truncated or damaged; names file and row.
     """
     labels, cue = "0123", "Among 0 through 3, the answer is"
     if mode == "orca_cot":
