@@ -181,29 +181,21 @@ def read_reviews(path: str | Path) -> list[Review]:
         name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
         scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
         if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
-            raise BenchmarkError(
-                f"{where}: needs 'question_id', and 'order', if given, one of {', '.join(ORDERS)}"
-            )
-        if scores is not None:
-            if (
-                not isinstance(scores, list)
-                or [type(score) in (int, float) for score in scores] != [True] * 2
-            ):
-                raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
-            text = f"{scores[0]} {scores[1]}"
-        if not isinstance(text, str):
-            raise BenchmarkError(
-                f"{where}: a review needs 'score' (two numbers) or 'text'; has {', '.join(row)}"
-            )
+            known = ", ".join(ORDERS)
+            raise BenchmarkError(f"{where}: needs 'question_id', and 'order', if given, one of {known}")
+        is_pair = isinstance(scores, list) and [type(one) in (int, float) for one in scores] == [True, True]
+        if scores is not None and not is_pair:
+            raise BenchmarkError(f"{where}: 'score' must be two numbers, not {scores!r:.60}")
+        if scores is None and not isinstance(text, str):
+            has = ", ".join(row)
+            raise BenchmarkError(f"{where}: a review needs 'score' (two numbers) or 'text'; has {has}")
         if (str(name), order) in found:
             raise BenchmarkError(f"{where}: question {name} is reviewed twice ({order})")
-        shown = parse_scores(text)
-        found[str(name), order] = Review(
-            str(name),
-            order,
-            shown[::-1] if shown and order == CANDIDATE_FIRST else shown,
-            (lengths[0], lengths[1]) if isinstance(lengths, list) and len(lengths) == 2 else None,
-        )
+        shown = parse_scores(f"{scores[0]} {scores[1]}" if scores else str(text))
+        shown = shown[::-1] if shown and order == CANDIDATE_FIRST else shown
+        both = isinstance(lengths, list) and len(lengths) == 2
+        sizes = (int(lengths[0]), int(lengths[1])) if lengths and both else None
+        found[str(name), order] = Review(str(name), order, shown, sizes)
     if not found:
         raise BenchmarkError(f"{path}: no review in it")
     return list(found.values())
@@ -224,45 +216,48 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     Raises:
       ValueError: the reference has a score of 0 in every review.
     """
-    scores = collections.defaultdict[str, list[tuple[float, float]]](list)
-    by_order = collections.defaultdict[str, list[tuple[float, float]]](list)
-    parsed = [review.scores for review in reviews if review.scores]
-    for review in reviews:
-        if review.scores:
-            scores[review.question].append(review.scores)
-            by_order[review.order].append(review.scores)
-    if len(by_order) == len(ORDERS):
-        by_order["both"] = parsed
-    per_cent = {}
-    for order, found in by_order.items():
-        reference, candidate = np.sum(found, axis=0)
-        if not reference:
-            raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
-        per_cent[order] = float(100 * candidate / reference)
-    verdicts, flips = dict[str, int](), list[bool]()
-    for question, found in scores.items():
-        signs = [0 if abs(theirs - ours) <= TIE else int(np.sign(theirs - ours)) for ours, theirs in found]
-        verdicts[question] = signs[0] if len(set(signs)) == 1 else 0
-        if len(signs) == len(ORDERS):
-            flips.append(len(set(signs)) > 1)
-    interval = (
-        statistics.bootstrap_interval([np.sum(found, axis=0) for found in scores.values()]) if scores else ()
-    )
-    rate = statistics.mean([(1 + sign) / 2 for sign in verdicts.values()]) if verdicts else None
-    shares = {
-        name: float(np.mean([found == sign for found in verdicts.values()])) if verdicts else None
-        for name, sign in (("win", 1), ("tie", 0), ("loss", -1))
-    }
-    lengths = {r.question: r.lengths for r in reviews if r.scores and r.lengths and min(r.lengths) > 0}
-    return {
+    parsed = [review for review in reviews if review.scores]
+    found: dict[str, Any] = {
         "questions": len({review.question for review in reviews}),
         "reviews": len(reviews),
         "unparsed": 1 - len(parsed) / len(reviews),
-        "per_cent": per_cent,
-        "interval": [100 * bound for bound in interval] or None,
-        **shares,
-        "win_rate": rate and rate.value,
-        "stderr": rate and rate.stderr,
+        "per_cent": {},
+    }
+    if not parsed:
+        rates = ("win", "tie", "loss", "win_rate", "stderr", "flips", "length_controlled")
+        return {**found, "interval": None, **dict.fromkeys(rates)}
+    by_order = collections.defaultdict[str, list[Review]](list)
+    by_question = collections.defaultdict[str, list[Review]](list)
+    for review in parsed:
+        by_order[review.order].append(review)
+        by_question[review.question].append(review)
+    if len(by_order) == len(ORDERS):
+        by_order["both"] = parsed
+    for order, of_order in by_order.items():
+        reference, candidate = np.array([review.scores for review in of_order]).sum(axis=0)
+        if not reference:
+            raise ValueError("the reference has a score of 0 in every review: no per cent of it can be given")
+        found["per_cent"][order] = float(100 * candidate / reference)
+    totals, verdicts, flips = list[np.ndarray](), dict[str, int](), list[bool]()
+    for question, of_question in by_question.items():
+        scores = np.array([review.scores for review in of_question])
+        better = scores[:, 1] - scores[:, 0]
+        signs = np.where(abs(better) <= TIE, 0, np.sign(better)).astype(int)
+        totals.append(scores.sum(axis=0))
+        verdicts[question] = int(signs[0]) if len(set(signs)) == 1 else 0
+        if len(signs) == len(ORDERS):
+            flips.append(len(set(signs)) > 1)
+    outcomes = np.array(list(verdicts.values()))
+    rate = statistics.mean((1 + outcomes) / 2)
+    lengths = {r.question: r.lengths for r in parsed if r.lengths and min(r.lengths) > 0}
+    return {
+        **found,
+        "interval": [100 * bound for bound in statistics.bootstrap_interval(totals)],
+        "win": float(np.mean(outcomes == 1)),
+        "tie": float(np.mean(outcomes == 0)),
+        "loss": float(np.mean(outcomes == -1)),
+        "win_rate": rate.value,
+        "stderr": rate.stderr,
         "flips": float(np.mean(flips)) if flips else None,
         "length_controlled": _length_controlled(verdicts, lengths),
     }
