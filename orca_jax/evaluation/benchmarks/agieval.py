@@ -1,8 +1,8 @@
 """AGIEval's English multiple-choice sets (arXiv 2304.06364): reader and prompts.
 
 Modes: `orca` and `robust` have AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage,
-"Q:", question, "Answer Choices:", options, "A: Among A through E, the answer is"; `orca_cot` has a step-by-
-step cue instead. `agieval_upstream` is AGIEval's own two stages: that prompt, then prompt, reply and
+"Q:", question, "Answer Choices:", options, "A: Among A through E, the answer is"; `orca_cot` has a
+step-by-step cue instead. `agieval_upstream` is AGIEval's own two stages: that prompt, then prompt, reply and
 `UPSTREAM_CUE` again (A through E for every set, as there).
 
 Questions about one passage are a cluster (`extra["cluster"]`).
