@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """One line; `where` names file and line, `target` is None in a line that needs its question."""
+    """One line of a file; without a `target` it needs its question."""
 
-    where: str
     task: str
     id: str
     reply: str
@@ -41,101 +40,86 @@ def score(
     """Writes the items and scores of a file's replies, and returns the scores.
 
     Args:
-      path: the benchmark's folder or file, and `size` the rows that it must have, as `registry.questions`.
+      benchmark: a key of `registry.BENCHMARKS`, or `puzzles`.
+      mode: a key of `modes.MODES`.
+      path: the benchmark's folder or file, and `size` the rows that it must have, as `registry.questions`;
+        without them what is needed is taken from the targets, and chance is not known.
+
+    Raises:
+      BenchmarkError: benchmark, mode or task is unknown, the file is empty, an item stands there twice, or a
+        line is torn, lacks what the mode needs or does not fit its question; names file, line and field.
     """
-    lines = read(file)
+    _check(benchmark, mode)
     asked = registry.questions(benchmark, path, mode=mode, size=size) if path else []
-    answered = questions(lines, benchmark=benchmark, mode=mode, asked=asked)
-    replies = [Reply(line.outcome, line.reply) for line in lines]
-    items = scoring.score(answered, replies, seed=0, mode=mode, system_message_id=None)
+    known = {(question.task, question.id): question for question in asked}
+    first, questions, replies = dict[tuple[str, str], str](), list[Question](), list[Reply]()
+    for where, row in base.rows(file):
+        line = _line(row, where)
+        if before := first.get((line.task, line.id)):
+            raise BenchmarkError(f"{where}: {line.task}/{line.id} is in {before} already; keep one reply")
+        first[line.task, line.id] = where
+        questions.append(_asked(line, where, known) if asked else _foreign(line, where, benchmark, mode))
+        replies.append(Reply(line.outcome, line.reply))
+    if not questions:
+        raise BenchmarkError(f"{file}: no reply in it; give lines with task, id, target and reply")
+    if not asked:
+        questions = base.with_majority(questions)
+    items = scoring.score(questions, replies, seed=0, mode=mode, system_message_id=None)
     groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
-    scores = scoring.summarise(items, answered, groups=groups)
+    scores = scoring.summarise(items, questions, groups=groups)
     scoring.write(out, items, scores)
     return scores
 
 
-def read(path: str | Path) -> list[Line]:
-    """The lines of a file.
-
-    Raises:
-      BenchmarkError: the file is empty, a line is torn or lacks a field, or an item stands there twice;
-        names file, line and field.
-    """
-    lines: dict[tuple[str, str], Line] = {}
-    for where, row in base.rows(path):
-        values = {"reply": row.get("text"), **row, "where": where}
-        values["outcome"] = row.get("outcome") or ("ok" if str(values["reply"]).strip() else "empty")
-        if type(row.get("id")) is int:
-            values["id"] = str(row["id"])
-        try:
-            line = from_json(Line, values)
-        except RecordError as error:
-            raise BenchmarkError(f"{where}: {error}") from error
-        if before := lines.get((line.task, line.id)):
-            raise BenchmarkError(
-                f"{where}: {line.task}/{line.id} is in {before.where} already; keep one reply"
-            )
-        lines[line.task, line.id] = line
-    if not lines:
-        raise BenchmarkError(f"{path}: no reply in it; give lines with task, id, target and reply")
-    return list(lines.values())
-
-
-def questions(
-    lines: Sequence[Line], *, benchmark: str, mode: str, asked: Iterable[Question] = ()
-) -> list[Question]:
-    """The questions that the lines answer, in the order of the lines.
-
-    Args:
-      benchmark: a key of `registry.BENCHMARKS`, or `puzzles`.
-      mode: a key of `modes.MODES`.
-      asked: the benchmark's questions in that mode, if its files are at hand; without them what is needed
-        is taken from the targets, and chance is not known.
-
-    Raises:
-      BenchmarkError: benchmark, mode or task is unknown, a line lacks what the mode needs, or it does not
-        fit the question asked; names file and line.
-    """
+def _check(benchmark: str, mode: str) -> None:
     modes.mode(mode)
-    if benchmark != OWN:
-        reader = registry.BENCHMARKS.get(benchmark)
-        if not reader:
-            names = f"judged, {OWN}, {', '.join(registry.BENCHMARKS)}"
-            raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {names}")
-        if not reader.scored:
-            raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
-        if mode not in (*BENCHMARK_MODES[benchmark], "answer_is", "robust"):
-            known_modes = ", ".join(BENCHMARK_MODES[benchmark])
-            raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {known_modes}")
-    known = {(question.task, question.id): question for question in asked}
-    if known:
-        return [_asked(line, known) for line in lines]
-    return base.with_majority([_foreign(line, benchmark, mode) for line in lines])
+    if benchmark == OWN:
+        return
+    if benchmark not in registry.BENCHMARKS:
+        names = f"judged, {OWN}, {', '.join(registry.BENCHMARKS)}"
+        raise BenchmarkError(f"unknown benchmark {benchmark!r}; known: {names}")
+    if not registry.BENCHMARKS[benchmark].scored:
+        raise BenchmarkError(f"{benchmark} has no right answers: let a judge review it (evaluate judge)")
+    if mode not in (*BENCHMARK_MODES[benchmark], "answer_is", "robust"):
+        known = ", ".join(BENCHMARK_MODES[benchmark])
+        raise BenchmarkError(f"{benchmark} has no mode {mode!r}; its modes: {known}")
 
 
-def _asked(line: Line, known: Mapping[tuple[str, str], Question]) -> Question:
+def _line(row: Mapping[str, Any], where: str) -> Line:
+    values = {"reply": row.get("text"), **row}
+    values["outcome"] = row.get("outcome") or ("ok" if str(values["reply"]).strip() else "empty")
+    if type(row.get("id")) is int:
+        values["id"] = str(row["id"])
+    try:
+        return from_json(Line, values)
+    except RecordError as error:
+        raise BenchmarkError(f"{where}: {error}") from error
+
+
+def _asked(line: Line, where: str, known: Mapping[tuple[str, str], Question]) -> Question:
+    """The benchmark's question that a line answers."""
     question = known.get((line.task, line.id)) or known.get((line.task, f"{line.task}-{line.id}"))
     if question is None:
-        raise BenchmarkError(f"{line.where}: the benchmark's files ask no {line.task}/{line.id} in this mode")
+        raise BenchmarkError(f"{where}: the benchmark's files ask no {line.task}/{line.id} in this mode")
     stated = {question.target, f"({question.target})"}
     words = bbh.TASKS[question.task].words if question.task in bbh.TASKS else ()
     if words and question.target in question.choices:  # the word that a letter stands for
         stated.add(words[question.choices.index(question.target)])
     if line.target is not None and line.target not in stated:
         raise BenchmarkError(
-            f"{line.where}: target {line.target!r:.60}, but that of {question.task}/{question.id} is "
+            f"{where}: target {line.target!r:.60}, but that of {question.task}/{question.id} is "
             f"{question.target!r:.60}; are the lines numbered as the file is?"
         )
     return question
 
 
-def _foreign(line: Line, benchmark: str, mode: str) -> Question:
-    """The target as a label, and the labels it is one of; free answers have none."""
+def _foreign(line: Line, where: str, benchmark: str, mode: str) -> Question:
+    """The question by its target: as a label, with the labels it is one of; free answers have none."""
     target, choices, extra = line.target, tuple[str, ...](), dict[str, Any]()
     if target is None:
-        raise BenchmarkError(f"{line.where}: no 'target'; give it, or the benchmark's files (--path)")
+        raise BenchmarkError(f"{where}: no 'target'; give it, or the benchmark's files (--path)")
     if benchmark == bbh.BENCHMARK and line.task not in bbh.TASKS:
-        raise BenchmarkError(f"{line.where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
+        raise BenchmarkError(f"{where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
     letters = bbh.TASKS[line.task].letters if line.task in bbh.TASKS else extraction.PAPER_LETTERS
     words = next((words for words in WORDS if target in words), ())
     if mode == "answer_is":
@@ -150,7 +134,7 @@ def _foreign(line: Line, benchmark: str, mode: str) -> Question:
     elif mode == "orca" and (digit := re.fullmatch(r"\(?([0-9])\)?", target)):
         target, choices, letters = digit[1], tuple("0123"), "0123"
     elif mode in ("orca", "agieval_upstream"):
-        raise BenchmarkError(f"{line.where}: mode {mode} reads letters, but the target is {target!r:.60}")
+        raise BenchmarkError(f"{where}: mode {mode} reads letters, but the target is {target!r:.60}")
     if mode == "orca":
         extra = {"letters": letters}
     return Question(benchmark, line.task, line.id, "", target, choices, None, mode=mode, extra=extra)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from orca_jax.evaluation import replies, scoring
-from orca_jax.evaluation.benchmarks import bbh
+from orca_jax.evaluation import replies
 from orca_jax.evaluation.benchmarks.base import BenchmarkError
-from orca_jax.records import Outcome, Reply
+from orca_jax.files import read_jsonl
+from orca_jax.records import Item, Outcome
 
 LINE = {"task": "snarks", "id": "snarks-0", "target": "(B)", "reply": "So the answer is (B)."}
 
@@ -22,11 +22,10 @@ def write(tmp_path):
     return written
 
 
-def scored(path, mode, benchmark="bbh", asked=()):
-    lines = replies.read(path)
-    questions = replies.questions(lines, benchmark=benchmark, mode=mode, asked=asked)
-    said = [Reply(line.outcome, line.reply) for line in lines]
-    return scoring.score(questions, said, seed=0, mode=mode, system_message_id=None)
+def scored(path, mode, benchmark="bbh", files=""):
+    """The items, read back."""
+    replies.score(benchmark, mode, path, path.parent / "out", str(files))
+    return list(read_jsonl(path.parent / "out/items.jsonl", Item))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_an_empty_reply_is_unparsed_and_its_id_may_be_a_number(write):
 )
 def test_a_torn_or_malformed_line_is_refused_by_file_and_line(write, rows, tail, message):
     with pytest.raises(BenchmarkError, match=message):
-        replies.read(write(*rows, tail=tail))
+        scored(write(*rows, tail=tail), "robust")
 
 
 @pytest.mark.parametrize(
@@ -102,24 +101,21 @@ def snarks(tmp_path):
 
 
 def test_with_the_files_chance_is_known_and_options_are_recognised(write, snarks):
-    asked = bbh.questions(snarks, mode="orca_cot")
     path = write({**LINE, "id": "5", "reply": "The answer is he is cruel."})
-    assert scored(path, "orca_cot", asked=asked)[0].answer == "B"
-    lines = replies.read(path)
-    assert replies.questions(lines, benchmark="bbh", mode="orca_cot", asked=asked)[0].chance == 0.5
+    assert scored(path, "orca_cot", files=snarks)[0].answer == "B"
+    scores = json.loads((path.parent / "out/scores.json").read_text(encoding="utf-8"))
+    assert scores["tasks"]["snarks"]["chance"] == 0.5
 
 
 def test_our_own_replies_are_read_with_the_files_alone(write, snarks):
     own = {"request": "h", "task": "snarks", "id": "snarks-5", "text": "(B)", "outcome": "length", "raw": {}}
-    asked = bbh.questions(snarks, mode="orca")
-    assert scored(write(own), "orca", asked=asked)[0].outcome == Outcome.LENGTH
+    assert scored(write(own), "orca", files=snarks)[0].outcome == Outcome.LENGTH
     with pytest.raises(BenchmarkError, match=r":1: no 'target'; give it, or the benchmark's files"):
         scored(write(own), "orca")
 
 
 def test_lines_that_do_not_fit_the_files_are_refused(write, snarks):
-    asked = bbh.questions(snarks, mode="orca")
     with pytest.raises(BenchmarkError, match=r":1: target '\(A\)', but that of snarks/snarks-0 is 'B'"):
-        scored(write({**LINE, "target": "(A)"}), "orca", asked=asked)
+        scored(write({**LINE, "target": "(A)"}), "orca", files=snarks)
     with pytest.raises(BenchmarkError, match=r":1: the benchmark's files ask no snarks/200"):
-        scored(write({**LINE, "id": "200"}), "orca", asked=asked)
+        scored(write({**LINE, "id": "200"}), "orca", files=snarks)
