@@ -138,13 +138,14 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # i
     (r"(?<!\S)\u2013(?=[.\d])|\b(?:[Mm]inus|[Nn]egative) (?=\d)", "-"),
     (r"(?i)(\bis|[:=])[ \t]*- (?=\d)", r"\1 -"),
 )
+_COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 
 
 def _prose(text: str) -> str:
     """The reply without thinking, special tokens, Markdown, LaTeX and currencies."""
     text = text.translate(_CHARACTERS)
-    for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text)
+    for pattern, replacement in _COMPILED:
+        text = pattern.sub(replacement, text)
     return text
 
 
