@@ -25,7 +25,6 @@ RUN = cli.Command(
     cli.Option("system", "", "The system message, by id or in words."),
     cli.Option("samples", 1, "Replies to each question.", lower_bound=1),
     LIMIT,
-    cli.Option("second_model", "", "The model of AGIEval's second stage: a JSON file."),
     cli.Option("toxicity_classifier", "", "A folder with a toxicity classifier."),
 )
 SCORE = cli.Command(
@@ -120,7 +119,6 @@ def run_command(given: cli.Options) -> None:
         system=given.system,
         samples=given.samples,
         limit=given.limit,
-        second=given.second_model,
         classifier=given.toxicity_classifier,
     )
     run(given.config, given.workdir, options)

@@ -55,7 +55,7 @@ OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
 # The modes of each benchmark, see evaluation.modes; the first one is used where a config names none.
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "bbh": ("orca", "orca_cot", "robust", "answer_is"),
-    "agieval": ("orca", "orca_cot", "robust", "agieval_upstream"),
+    "agieval": ("orca", "orca_cot", "robust"),
     "truthfulqa_mc": ("orca", "orca_cot", "robust"),
     "toxigen": ("toxigen_hate", "toxigen_neutral"),
     "gsm8k": ("orca_cot",),

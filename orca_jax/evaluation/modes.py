@@ -3,7 +3,6 @@
 orca                the paper's parser: the first capital letter in the task's range (section 4.2.2)
 orca_cot, robust    the last well-formed answer (`extraction.robust`); the prompts differ
 answer_is           what follows the last "answer is", compared letter by letter with the target
-agieval_upstream    AGIEval's own: the first of A to F in the reply to its second question
 """
 
 from __future__ import annotations
@@ -56,7 +55,6 @@ MODES: Mapping[str, Mode] = {
     "orca_cot": Mode(_robust, extraction.same_answer),
     "robust": Mode(_robust, extraction.same_answer),
     "answer_is": Mode(lambda question, reply: extraction.answer_is(reply.text)),
-    "agieval_upstream": Mode(_first_capital),
 }
 
 

@@ -133,7 +133,7 @@ def _foreign(line: Line, where: str, benchmark: str, mode: str) -> Question:
         choices = tuple(letters if target in letters else _ALPHABET)
     elif mode == "orca" and (digit := re.fullmatch(r"\(?([0-9])\)?", target)):
         target, choices, letters = digit[1], tuple("0123"), "0123"
-    elif mode in ("orca", "agieval_upstream"):
+    elif mode == "orca":
         raise BenchmarkError(f"{where}: mode {mode} reads letters, but the target is {target!r:.60}")
     if mode == "orca":
         extra = {"letters": letters}

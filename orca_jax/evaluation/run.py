@@ -24,14 +24,14 @@ from orca_jax import artifacts, files
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import cells, model, modes, scoring, toxicity
-from orca_jax.evaluation.benchmarks import agieval, registry, toxigen
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
+from orca_jax.evaluation.benchmarks import registry, toxigen
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
 from orca_jax.evaluation.model import Answer
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
-from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, to_json
+from orca_jax.records import Outcome, Reply, Sampling, Usage, to_json
 
 log = logging.getLogger(__name__)
 REPLIES = "replies.jsonl"
@@ -48,7 +48,6 @@ class Options:
     )
     samples: int = 1  # replies to each question, each with a seed of its own
     limit: int = 0  # first questions of each task, 0: all; scores of a part are no benchmark scores
-    second: str = ""  # the model of AGIEval's second stage, a JSON file; empty: the one that is evaluated
     classifier: str = ""  # a folder with a toxicity classifier; empty: continuations are kept unscored
 
 
@@ -109,8 +108,7 @@ def run(config: ExperimentConfig, workdir: Path, options: Options | None = None)
             name = f"puzzles{system.suffix}"
             evaluator.evaluate(name, questions, system, puzzle_benchmark.details(asked_puzzles))
     for benchmark, mode, questions in asked:
-        usual = agieval.UPSTREAM_SYSTEM if mode == "agieval_upstream" else ""
-        system = given or System(None if usual else EMPTY_MESSAGE, usual)
+        system = given or System(EMPTY_MESSAGE, "")
         evaluator.evaluate(f"{benchmark}-{mode}{system.suffix}", questions, system)
 
 
@@ -135,17 +133,13 @@ class Evaluator:
         if artifacts.is_finished(directory, provenance, inputs, places=places):
             return
         artifacts.begin(directory, provenance, inputs, places=places)
-        benchmark, mode, answer = questions[0].benchmark, questions[0].mode, self.model.answer
-        if cue := questions[0].extra.get("second_cue"):
-            second = self.options.second and model.read_endpoint(self.options.second)
-            other = model.api(second, self.workdir / "ledger.sqlite") if second else self.model
-            answer = two_stages(answer, other.answer, cue)
+        benchmark, mode = questions[0].benchmark, questions[0].mode
         replies: dict[int, list[Reply]] = {}
         with progress(f"evaluating {name}", len(questions) * samples) as report:
             for seed in range(own.seed, own.seed + samples):
                 replies[seed] = collect_replies(
                     questions,
-                    answer,
+                    self.model.answer,
                     directory if samples == 1 else directory / f"seed-{seed}",
                     sampling=Sampling(own.temperature, own.top_p, own.max_tokens),
                     seed=seed,
@@ -185,9 +179,8 @@ class Evaluator:
         usual, options = dataclasses.asdict(Options()), dataclasses.asdict(self.options)
         del options["model"]  # which is among the inputs
         if given := {key: value for key, value in options.items() if value != usual[key]}:
-            for key, content in (("classifier", toxicity.fingerprint), ("second", artifacts.file_digest)):
-                if key in given:
-                    given[key] = content(given[key])
+            if self.options.classifier:
+                given["classifier"] = toxicity.fingerprint(self.options.classifier)
             provenance["options"] = given
         return artifacts.joined(provenance, artifacts.unrecorded(self.model.settings))
 
@@ -221,22 +214,6 @@ def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Quest
         seen[question.task] += 1
         if not limit or seen[question.task] <= limit:
             yield question
-
-
-def two_stages(answer: Answer, second: Answer, cue: str) -> Answer:
-    """AGIEval's two stages: asks, then asks `second` with the first reply and a cue; its reply counts."""
-
-    def both(conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[tuple[int, Reply]]:
-        first = dict(answer(conversations, sampling))
-        asked = [
-            (*before, Message("user", f"{question.content}\n{first[index].text}\n{cue}"))
-            for index, (*before, question) in enumerate(conversations)
-        ]
-        for index, reply in second(asked, sampling):
-            raw = {**reply.raw, "first_reply": first[index].text}
-            yield index, Reply(reply.outcome, reply.text, first[index].usage + reply.usage, raw)
-
-    return both
 
 
 # Replies

@@ -22,7 +22,6 @@ def item(mode, asked, text="", outcome=Outcome.OK, **raw):
         ("answer_is", "So the answer is (B).", "(B)", True),
         ("answer_is", "So the answer is B.", "B", False),  # letter by letter
         ("answer_is", "It is (B).", None, False),
-        ("agieval_upstream", "The (B)", "B", False),
     ],
 )
 def test_a_reply_is_read_as_the_mode_does(mode, text, answer, correct):

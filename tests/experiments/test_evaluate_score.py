@@ -160,7 +160,7 @@ def test_the_stored_accuracies_of_all_fourteen_tasks(shared_data, tmp_path):
     ("benchmark", "path", "size", "part"),
     [
         ("bbh", "bbh", None, "== bbh, mode orca:"),
-        ("agieval", "agieval", None, "== agieval, mode agieval_upstream: 1355 questions"),
+        ("agieval", "agieval", None, "== agieval, mode robust: 1355 questions"),
         ("truthfulqa_mc", "truthfulqa/truthfulqa_408.jsonl", 408, "A: Among 0 through 3, the answer is"),
         ("gsm8k", "gsm8k/train_1495.jsonl", 1495, "1495 questions of 1 tasks"),
         ("vicuna_prompts", "vicuna_bench/question.jsonl", None, "80 questions"),

@@ -2,8 +2,7 @@
 
 Modes: `orca` and `robust` have AGIEval's zero-shot prompt, which the paper uses (section 4.2.2): passage,
 "Q:", question, "Answer Choices:", options, "A: Among A through E, the answer is"; `orca_cot` has a
-step-by-step cue instead. `agieval_upstream` is AGIEval's own two stages: that prompt, then prompt, reply and
-`UPSTREAM_CUE` again (A through E for every set, as there).
+step-by-step cue instead.
 
 Questions about one passage are a cluster (`extra["cluster"]`).
 
@@ -24,8 +23,6 @@ from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Group, Question
 
 BENCHMARK = "agieval"
-UPSTREAM_CUE = "Therefore, among A through E, the answer is"
-UPSTREAM_SYSTEM = "You are a helpful AI assistant."
 # Task to its number of questions and its options' letters.
 TASKS: Mapping[str, tuple[int, str]] = {
     "aqua-rat": (254, "ABCDE"),
@@ -108,8 +105,6 @@ def _question(task: str, id: str, row: Mapping[str, Any], *, mode: str, where: s
     cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {letters[-1]}, the answer is"
     extra: dict[str, Any] = {"cluster": passage} if passage else {}
     extra |= {"letters": extraction.PAPER_LETTERS, "options": [options[letter].strip() for letter in letters]}
-    if mode == "agieval_upstream":
-        extra["second_cue"] = UPSTREAM_CUE
     return Question(
         benchmark=BENCHMARK,
         task=task,

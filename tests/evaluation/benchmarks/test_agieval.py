@@ -56,12 +56,6 @@ def test_replies_score_as_agievals_own_parser_does(folder, reply, answer):
     assert item.answer == answer
 
 
-def test_the_upstream_form_names_a_through_e_in_its_second_stage(folder):
-    question = registry.questions("agieval", folder, mode="agieval_upstream")[-1]
-    assert question.text == registry.questions("agieval", folder, mode="orca")[-1].text
-    assert question.extra["second_cue"] == "Therefore, among A through E, the answer is"
-
-
 def test_questions_about_one_passage_are_a_cluster(folder):
     questions = registry.questions("agieval", folder, mode="robust")
     assert questions[1].extra["cluster"] == "They count."
