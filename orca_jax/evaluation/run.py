@@ -82,34 +82,29 @@ def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
     ]
 
 
-def benchmark_questions(config: ExperimentConfig) -> Iterator[tuple[str, str, list[Question]]]:
-    """The name, mode and questions of every benchmark that is at hand, in each of its modes."""
+def evaluations(config: ExperimentConfig) -> dict[str, list[Question]]:
+    """The questions of puzzles and of every benchmark at hand in each mode: `puzzles`, `bbh-orca` ..."""
+    made = test_puzzles(config)
+    asked = {"puzzles": puzzle_benchmark.questions(made)} if made else {}
     for name, path in config.given_benchmarks.items():
         for mode in config.evaluation.modes[name]:
-            yield name, mode, registry.questions(name, path, mode=mode)
+            asked[f"{name}-{mode}"] = registry.questions(name, path, mode=mode)
+    return asked
 
 
 def all_questions(config: ExperimentConfig) -> Iterator[Question]:
-    """The questions of puzzles and benchmarks, in each of their modes."""
-    yield from puzzle_benchmark.questions(test_puzzles(config))
-    for _, _, questions in benchmark_questions(config):
-        yield from questions
+    return itertools.chain.from_iterable(evaluations(config).values())
 
 
 def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
     """Evaluates a model on the puzzles and benchmarks of a config, or goes on with it."""
     options = options or Options()
-    evaluator, asked_puzzles = Evaluator(config, workdir, options), test_puzzles(config)
-    asked = list(benchmark_questions(config))  # read before anything is asked: a missing file shows at once
-    given = system_message(options.system) if options.system else None
-    if asked_puzzles:
-        questions = puzzle_benchmark.questions(asked_puzzles)
-        for system in [given] if given else map(system_message, map(str, config.evaluation.messages)):
-            name = f"puzzles{system.suffix}"
-            evaluator.evaluate(name, questions, system, puzzle_benchmark.details(asked_puzzles))
-    for benchmark, mode, questions in asked:
-        system = given or System(EMPTY_MESSAGE, "")
-        evaluator.evaluate(f"{benchmark}-{mode}{system.suffix}", questions, system)
+    evaluator = Evaluator(config, workdir, options)
+    given = [system_message(options.system)] if options.system else []
+    of_puzzles = [system_message(str(message)) for message in config.evaluation.messages]
+    for name, questions in evaluations(config).items():  # all are read first: a missing file shows at once
+        for system in given or (of_puzzles if name == "puzzles" else [System(EMPTY_MESSAGE, "")]):
+            evaluator.evaluate(name + system.suffix, questions, system)
 
 
 class Evaluator:
@@ -121,9 +116,7 @@ class Evaluator:
             raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
         self.model = model.under_test(config, workdir, options.model)
 
-    def evaluate(
-        self, name: str, questions: Sequence[Question], system: System, details: scoring.Details | None = None
-    ) -> None:
+    def evaluate(self, name: str, questions: Sequence[Question], system: System) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
         own, samples = self.config.evaluation, self.options.samples
         questions = list(_first_of_tasks(questions, self.options.limit))
@@ -148,7 +141,7 @@ class Evaluator:
                     round_size=self.model.round_size,
                     progress=lambda done: report(len(replies) * len(questions) + done),
                 )
-        given: dict[str, Any] = dict(mode=mode, system_message_id=system.id, details=details)
+        given: dict[str, Any] = {"mode": mode, "system_message_id": system.id}
         if mode in modes.MODES:
             scored = [scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items()]
             items = list(itertools.chain(*scored))

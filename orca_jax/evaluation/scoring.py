@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from orca_jax.records import Item, Outcome, Reply
 
 ITEMS, SCORES = "items.jsonl", "scores.json"
 PARSED_OUTCOMES = (Outcome.OK, Outcome.LENGTH)
-Details = Callable[[Question, Reply], Mapping[str, Any]]
 
 
 def score(
@@ -29,16 +28,11 @@ def score(
     seed: int,
     mode: str,
     system_message_id: int | None,
-    details: Details | None = None,
 ) -> list[Item]:
     """Scores replies, one item per question; `replies` are in the order of `questions`.
 
     A reply is parsed if its outcome is ok, or length (then `robust` modes ask for an announced answer); of
     others, and of replies without a well-formed answer, `answer` is None.
-
-    Args:
-      mode: a key of `modes.MODES`.
-      details: what to keep in an item's `extra`; the question's own `extra` is not kept.
 
     Raises:
       ValueError: the mode is unknown, or there are not as many replies as questions.
@@ -60,7 +54,7 @@ def score(
             answer=answer,
             target=question.target,
             system_message_id=system_message_id,
-            extra=dict(details(question, reply)) if details else {},
+            extra=question.details(reply.text) if question.details else {},
         )
         items.append(item)
     return items

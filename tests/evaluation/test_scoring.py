@@ -24,10 +24,8 @@ def score(questions, texts, **changes):
 
 
 def test_items_carry_what_was_asked_answered_and_right():
-    questions = [question("t", 0), question("t", 1), question("t", 2)]
-    items = score(
-        questions, ["(A)", "(B)", "who knows"], seed=5, details=lambda q, r: {"length": len(r.text)}
-    )
+    questions = [question("t", i, details=lambda text: {"length": len(text)}) for i in range(3)]
+    items = score(questions, ["(A)", "(B)", "who knows"], seed=5)
     assert [item.correct for item in items] == [True, False, False]
     assert [item.answer for item in items] == ["A", "B", None]
     first = items[0]

@@ -40,6 +40,7 @@ class Question:
     mode: str = "robust"  # the form of the prompt and how its reply is parsed (`evaluation.modes`)
     # What a mode's parser needs besides, and keys to group by; JSON values.
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    details: Callable[[str], Mapping[str, Any]] | None = None  # of a reply's text, for its item's `extra`
 
     def __post_init__(self) -> None:
         if self.choices and self.target not in self.choices:

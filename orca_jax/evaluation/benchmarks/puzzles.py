@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.queries.puzzles.oracles import check_steps
-from orca_jax.records import Reply
 
 BENCHMARK = "puzzles"
 
@@ -31,19 +31,14 @@ def questions(puzzles: Sequence[Puzzle], *, mode: str = "robust") -> list[Questi
             choices=tuple(map(label, puzzle.choices)),
             chance=puzzle.chance,
             mode=mode,
-            extra={"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task},
+            details=partial(_details, puzzle),
         )
         for puzzle in puzzles
     ]
     return base.with_majority(made)
 
 
-def details(puzzles: Iterable[Puzzle]) -> Callable[[Question, Reply], dict[str, Any]]:
-    """What `scoring.score` adds to a puzzle's items: family, difficulty and the reply's step scores."""
-    by_id = {puzzle.id: puzzle for puzzle in puzzles}
-
-    def of_reply(question: Question, reply: Reply) -> dict[str, Any]:
-        steps = check_steps(by_id[question.id], reply.text)
-        return {**question.extra, "steps": dataclasses.asdict(steps)}
-
-    return of_reply
+def _details(puzzle: Puzzle, text: str) -> dict[str, Any]:
+    """What items keep of a puzzle, and the step scores of a reply."""
+    steps = dataclasses.asdict(check_steps(puzzle, text))
+    return {"family": puzzle.family, "difficulty": puzzle.difficulty, "bbh_task": puzzle.task, "steps": steps}

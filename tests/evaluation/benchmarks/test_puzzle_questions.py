@@ -18,9 +18,7 @@ def puzzles():
 def evaluated(puzzles, texts):
     questions = benchmark.questions(puzzles)
     replies = [Reply(Outcome.OK, text) for text in texts]
-    items = scoring.score(
-        questions, replies, seed=0, mode="robust", system_message_id=1, details=benchmark.details(puzzles)
-    )
+    items = scoring.score(questions, replies, seed=0, mode="robust", system_message_id=1)
     return items, scoring.summarise(items, questions)
 
 
