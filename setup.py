@@ -69,6 +69,7 @@ setup(
         "httpx2>=2.16,<3",
         "openai>=3.54,<4",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "pandas>=2.2,<4",
         "protobuf>=5",
         "pyarrow>=18",
         "pydantic>=2.14,<3",

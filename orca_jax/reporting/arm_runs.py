@@ -107,13 +107,13 @@ def results(arm_set: ArmSetConfig, workdir: Path) -> list[arms.Result]:
     """What is finished of every result of the set: arms of which a seed is missing are left out."""
     found = []
     for result in arm_set.results:
-        by_arm = {}
-        for arm in arm_set.arms:
-            name = arm.evaluation(result)
-            if all(_is_evaluated(workdir, arm.name, seed, name) for seed in arm_set.seeds):
-                by_arm[arm.name] = [list(items(workdir, arm.name, seed, name)) for seed in arm_set.seeds]
+        by_arm = {
+            arm.name: [items(workdir, arm.name, seed, arm.evaluation(result)) for seed in arm_set.seeds]
+            for arm in arm_set.arms
+            if all(_is_evaluated(workdir, arm.name, s, arm.evaluation(result)) for s in arm_set.seeds)
+        }
         if by_arm:
-            found.append(arms.Result(result.title, by_arm))
+            found.append(arms.Result(result.title, arms.frame(by_arm)))
     return found
 
 

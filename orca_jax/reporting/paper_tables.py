@@ -400,8 +400,8 @@ def _paired(table: PaperTable, column: PaperColumn, first: MeasuredRun, other: M
     if not common:
         return
     paired = arms.pair(*([item for item in side if item.task in common] for side in sides))
-    text = arms.accuracy_table(paired, (first.name, other.name))
-    header, _, *rows = ([entry.strip() for entry in _BAR.split(line)[1:-1]] for line in text.splitlines())
+    tested = arms.accuracy_table(paired, (first.name, other.name))
+    header, rows = tested.header, tested.rows
     place = table.place + _suffix(table, column)
     title = f"{other.name} against {first.name} on the same items, those of {place}"
     labels = {row.filters.get("task"): row.label for row in table.rows}

@@ -12,15 +12,13 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
-import io
-from typing import Any
 
 KEY = ("table", "benchmark", "task", "system", "condition", "metric")
 AVERAGE = "average"
 
 
 class PublishedError(ValueError):
-    """`published.csv` is damaged, or has not exactly one cell for some filters."""
+    """`published.csv` has no such column, or not exactly one cell for some filters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,35 +41,13 @@ class PublishedCell:
         return "derived from the data files" if self.table == "derived" else self.table.replace("_", " ")
 
 
-def parse(text: str) -> tuple[PublishedCell, ...]:
-    """The cells of a CSV file in the form of `published.csv`.
-
-    Raises:
-      PublishedError: a column is missing, a value is not a number or a key occurs twice; names the line.
-    """
-    reader = csv.DictReader(io.StringIO(text))
-    cells: dict[tuple[str, ...], PublishedCell] = {}
-    for row in reader:
-        cell = _cell(row, reader.line_num)
-        key = tuple(getattr(cell, name) for name in KEY)
-        if key in cells:
-            raise PublishedError(f"published.csv, line {reader.line_num}: a second row for {', '.join(key)}")
-        cells[key] = cell
-    return tuple(cells.values())
-
-
-def _cell(row: dict[str, str], line: int) -> PublishedCell:
-    try:
-        values: dict[str, Any] = {field.name: row[field.name] for field in dataclasses.fields(PublishedCell)}
-        values |= {"n": int(row["n"]) if row["n"] else None, "value": float(row["value"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise PublishedError(f"published.csv, line {line}: {error!r}; restore the file") from error
-    return PublishedCell(**values)
-
-
 @functools.cache
 def _all() -> tuple[PublishedCell, ...]:
-    return parse(importlib.resources.files("orca_jax.reporting").joinpath("published.csv").read_text("utf-8"))
+    text = importlib.resources.files(__package__).joinpath("published.csv").read_text("utf-8")
+    return tuple(
+        PublishedCell(**{**row, "n": int(row["n"]) if row["n"] else None, "value": float(row["value"])})
+        for row in csv.DictReader(text.splitlines())
+    )
 
 
 def cells(**filters: str) -> tuple[PublishedCell, ...]:

@@ -22,13 +22,16 @@ def result(**correct):
     """Arms by name; each a list of how many items are right under each seed."""
     return arms.Result(
         "As trained",
-        {name: [items(range(n), seed=s) for s, n in enumerate(seeds)] for name, seeds in correct.items()},
+        arms.frame(
+            {name: [items(range(n), seed=s) for s, n in enumerate(seeds)] for name, seeds in correct.items()}
+        ),
     )
 
 
 def cells(table, arm):
     """The cells of an arm's row."""
-    rows = (split(line) for line in table.splitlines() if line.startswith("|"))
+    lines = getattr(table, "markdown", lambda: table)().splitlines()
+    rows = (split(line) for line in lines if line.startswith("|"))
     return next(row for row in rows if row[0] == arm)
 
 
@@ -45,7 +48,7 @@ def test_an_arm_stands_beside_the_baseline_with_its_seeds():
     assert weak[4:6] == ["25.0 30.0 20.0", "-70.0"]
     assert float(weak[7]) < 0.01
     assert [float(p) < 1e-5 for p in weak[8].split()] == [True] * 3
-    assert table.splitlines()[2].startswith("| strong")  # the baseline is first
+    assert table.rows[0][0] == "strong"  # the baseline is first
 
 
 def test_sentences_follow_from_the_figures():
@@ -68,7 +71,8 @@ def test_p_is_corrected_for_the_number_of_arms():
 
 def test_other_items_are_refused():
     whole = result(base=[20, 20], other=[20, 20])
-    short = arms.Result("x", {**whole.items, "other": [whole.items["other"][0][1:], whole.items["other"][1]]})
+    is_first = (whole.items.arm == "other") & (whole.items.run == 0) & (whole.items.id == "i0")
+    short = arms.Result("x", whole.items[~is_first])
     with pytest.raises(arms.ArmError, match="arm 'other' was evaluated on other items"):
         arms.outcome_table(short, "base")
 
@@ -122,8 +126,8 @@ def evaluated():
 
 def test_items_are_paired_by_id_whatever_their_order(evaluated):
     first, second = evaluated
-    for one, other in arms.pair(first, second[::-1]):
-        assert one.id == other.id
+    in_order, turned = (arms.right(arms.pair(first, side)) for side in (second, second[::-1]))
+    assert in_order[1].tolist() == turned[1].tolist() == [[one.correct for one in second]]
 
 
 def test_what_cannot_be_paired_is_refused(evaluated):
@@ -142,7 +146,8 @@ def test_several_seeds_are_means_of_items_and_one_test(evaluated):
     sides = [
         [*side, *(dataclasses.replace(i, seed=1, correct=i.id != "i0") for i in side)] for side in evaluated
     ]
-    table = arms.accuracy_table(arms.pair(sides[0], sides[1][::-1]), ("answers", "explanations"))
+    paired = arms.pair(sides[0], sides[1][::-1])
+    table = arms.accuracy_table(paired, ("answers", "explanations")).markdown()
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[1] == "10"
     assert last[2].startswith("55.0 [")  # 2 of 10, and 9 of 10 under the other seed
@@ -153,7 +158,7 @@ def test_several_seeds_are_means_of_items_and_one_test(evaluated):
 
 
 def test_the_table_holds_accuracies_differences_and_discordant_items(evaluated):
-    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations"))
+    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations")).markdown()
     last = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
     assert last[0] == "all"
     assert last[1] == "10"
@@ -167,7 +172,7 @@ def test_the_table_holds_accuracies_differences_and_discordant_items(evaluated):
 
 
 def test_tests_of_single_tasks_are_corrected_for_their_number(evaluated):
-    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations"))
+    table = arms.accuracy_table(arms.pair(*evaluated), ("answers", "explanations")).markdown()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:4]]
     for name, *_, alone, corrected, _ in rows:
         assert name.startswith("navigate, difficulty")
@@ -183,7 +188,7 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
         ]
 
     first = arm({"easy": [True] * 5, "hard": [False] * 5})
-    table = arms.accuracy_table(arms.pair(first, first), ("one", "other"))
+    table = arms.accuracy_table(arms.pair(first, first), ("one", "other")).markdown()
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()}
     assert list(rows)[2:] == ["easy", "hard", "all"]  # no difficulty is made up
     assert "50.0 [28.3, 71.7]" in rows["all"]  # where 5 of 10 alone have 23.7 to 76.3
@@ -191,17 +196,17 @@ def test_the_error_over_tasks_is_pooled_within_them_as_in_tables():
 
 def test_steps_are_scored_apart_from_answers(evaluated):
     _, second = evaluated
-    scores = arms.step_row(second)
+    scores = arms.step_row(arms.frame({"second": [second]}))
     assert scores["stated"] == 1
     assert scores["correct_steps"] == 0.75
     assert scores["right_by_wrong_steps"] == pytest.approx(5 / 9)
 
 
 def test_without_steps_there_is_nothing_to_score(evaluated):
-    scores = arms.step_row(evaluated[0])
+    scores = arms.step_row(arms.frame({"first": evaluated[:1]}))
     assert scores["stated"] == 0
     assert math.isnan(scores["correct_steps"])
-    assert "-" in arms.paired_step_table(arms.pair(*evaluated), ("answers", "explanations"))
+    assert "-" in arms.paired_step_table(arms.pair(*evaluated), ("answers", "explanations")).rows[0]
 
 
 def test_the_sentence_follows_the_test(evaluated):
