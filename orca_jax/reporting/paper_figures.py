@@ -133,7 +133,7 @@ def _systems(table: PaperTable) -> list[PaperColumn]:
 
 def _chance(table: PaperTable) -> list[float]:
     """Accuracy of a random guess by row, without the average."""
-    tasks = [row.filters["task"] for row in table.rows if row.label in table.tasks]
+    tasks = [table.rows[label]["task"] for label in table.tasks]
     found = published.cells(table="derived", system="random_guess")
     by_task = {cell.task: cell.value for cell in found}
     return [by_task[task] for task in tasks]

@@ -88,7 +88,7 @@ def test_what_the_scoring_programs_write_is_read(tmp_path):
     score("bbh", "orca", tmp_path / "replies.jsonl", evaluation / "bbh-orca")
     judging.score_reviews(tmp_path / "reviews.jsonl", evaluation / "judged-vicuna_prompts-chatgpt")
     runs = paper_tables.find([tmp_path / "ours"])
-    shown = {table.name: paper_tables.page(table, runs).grids[0] for table in TABLES}
+    shown = {table.name: paper_tables.page(table, runs).tables[0] for table in TABLES}
     assert "50.0 [23.7, 76.3]" in {cell for row in shown["table_11"].rows for cell in row}
     assert any(cell.startswith("85.0 ± ") for row in shown["table_7"].rows for cell in row)
 

@@ -6,7 +6,7 @@ import pytest
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.reporting import paper_figures
 from orca_jax.reporting.data_card import COLLECTIONS
-from orca_jax.reporting.paper_tables import Evaluation, MeasuredRun
+from orca_jax.reporting.paper_tables import MeasuredRun
 
 SHARES = {name: {1: 0.25, 3: 0.75} for name in COLLECTIONS}
 FIGURES = [f"figure_{number}" for number in (1, 2, 3, 6, 9, 11, 12)]
@@ -34,7 +34,7 @@ def run(tmp_path):
     }
     scores = {"benchmark": "agieval", "mode": "orca", "system_message_id": 1, "tasks": tasks}
     part = {"benchmark": "bbh", "mode": "orca", "system_message_id": 1, "tasks": {"snarks": tasks["lsat-rc"]}}
-    found = (Evaluation(tmp_path / "agieval-orca", scores), Evaluation(tmp_path / "bbh-orca", part))
+    found = {tmp_path / "agieval-orca": scores, tmp_path / "bbh-orca": part}
     return MeasuredRun("ours", tmp_path, found)
 
 

@@ -12,7 +12,7 @@ from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item, Outcome
 from orca_jax.reporting import paper, paper_tables, published
-from orca_jax.reporting.paper_tables import MARKS
+from orca_jax.reporting.tables import MARKS
 
 SOURCES = [
     *(f"table_{number}" for number in (7, 8, 9, 10, 11)),
@@ -20,9 +20,14 @@ SOURCES = [
 ]
 
 
-def by_row(grid):
+def by_row(table):
     """{row: {heading: text}}"""
-    return {row[0]: dict(zip(grid.header[1:], row[1:])) for row in grid.rows}
+    return {row[0]: dict(zip(table.header[1:], row[1:])) for row in table.rows}
+
+
+def records(page):
+    """The page's values, None where there is none."""
+    return page.values.astype(object).where(page.values.notna(), None).to_dict("records")
 
 
 def key(cell):
@@ -35,11 +40,11 @@ def key(cell):
 def test_every_published_cell_is_shown_once_and_as_printed():
     found = []
     for table in paper.TABLES:
-        (grid,) = paper_tables.page(table).grids
-        shown = by_row(grid)
-        for row in table.rows:
+        (main,) = paper_tables.page(table).tables
+        shown = by_row(main)
+        for label in table.rows:
             for column in table.columns:
-                text, cell = shown[row.label][column.heading].rstrip(MARKS), table.cell(row, column)
+                text, cell = shown[label][column.heading].rstrip(MARKS), table.cell(label, column)
                 assert (text == ABSENT) == (cell is None)
                 if cell:
                     assert float(text) == cell.value, cell
@@ -67,8 +72,8 @@ def test_every_published_cell_is_shown_once_and_as_printed():
     ],
 )
 def test_rows_read_as_in_the_paper(table, row, printed):
-    (grid,) = paper_tables.page(table).grids
-    assert [text.rstrip(MARKS) for text in by_row(grid)[row].values()] == printed.split()
+    (main,) = paper_tables.page(table).tables
+    assert [text.rstrip(MARKS) for text in by_row(main)[row].values()] == printed.split()
 
 
 def test_averages_are_worked_out_from_the_cells_and_agree_with_the_printed_ones():
@@ -76,7 +81,7 @@ def test_averages_are_worked_out_from_the_cells_and_agree_with_the_printed_ones(
     for table in paper.TABLES:
         for column in table.columns:
             cells = paper_tables.published_cells(table, column)
-            printed = next((table.cell(row, column) for row in table.rows if row.label == "Average"), None)
+            printed = table.cell("Average", column) if "Average" in table.rows else None
             if printed is None or printed.metric == paper.GAIN:
                 continue
             mean = sum(cells[task].value for task in table.tasks) / len(table.tasks)
@@ -88,7 +93,7 @@ def test_averages_are_worked_out_from_the_cells_and_agree_with_the_printed_ones(
 
 
 def test_the_papers_slips_are_footnotes_at_their_cells():
-    pages = {table.name: paper_tables.page(table).grids[0] for table in paper.TABLES}
+    pages = {table.name: paper_tables.page(table).tables[0] for table in paper.TABLES}
     assert by_row(pages["table_7"])["Average"]["Gain vs GPT-4, %"] == "13.5ᵃ"
     assert any(
         note.startswith("ᵃ As printed; the printed averages give 15.6") for note in pages["table_7"].notes
@@ -96,7 +101,7 @@ def test_the_papers_slips_are_footnotes_at_their_cells():
     for name in ("table_8", "table_9", "table_10"):
         assert by_row(pages[name])["LSAT-RC"]["n"] == "269ᵃ"
         assert by_row(pages[name])["Average"]["n"] == "2546ᵇ"
-    notes = {name: " ".join(grid.notes) for name, grid in pages.items()}
+    notes = {name: " ".join(main.notes) for name, main in pages.items()}
     for name, slip in [
         ("table_7", "Figure 1 prints 103"),
         ("table_7", "0 to 10"),
@@ -114,13 +119,13 @@ def test_the_papers_slips_are_footnotes_at_their_cells():
 
 def test_every_footnote_is_about_a_cell_that_there_is():
     for table in paper.TABLES:
-        (grid,) = paper_tables.page(table).grids
-        marked = {(row, heading) for row, cells in by_row(grid).items() for heading in cells}
+        (main,) = paper_tables.page(table).tables
+        marked = {(row, heading) for row, cells in by_row(main).items() for heading in cells}
         assert {place for note in table.notes for place in note.at} <= marked
 
 
 def test_bbh_rows_are_the_tasks_that_are_evaluated():
-    assert [row.filters["task"] for row in paper.TABLE_11.rows[:-1]] == list(bbh.PAPER_TASKS)
+    assert [row["task"] for row in paper.TABLE_11.rows.values()][:-1] == list(bbh.PAPER_TASKS)
 
 
 # Runs
@@ -170,7 +175,7 @@ def run(tmp_path):
 
 
 def test_a_run_has_its_column_with_errors(run):
-    main = by_row(paper_tables.page(paper.TABLE_11, paper_tables.find([run])).grids[0])
+    main = by_row(paper_tables.page(paper.TABLE_11, paper_tables.find([run])).tables[0])
     assert main["Snarks"]["mini"] == "62.4 ± 3.6"
     assert main["Navigate"]["mini"] == "20.0 ± 2.5"
     assert (main["Hyperbaton"]["mini"], main["Hyperbaton"]["n, mini"]) == ("20.0 ± 4.0", "100 of 250")
@@ -180,7 +185,7 @@ def test_a_run_has_its_column_with_errors(run):
 
 
 def test_a_run_is_compared_cell_by_cell_with_orca(run):
-    comparison = paper_tables.page(paper.TABLE_11, paper_tables.find([run])).grids[1]
+    comparison = paper_tables.page(paper.TABLE_11, paper_tables.find([run])).tables[1]
     rows = by_row(comparison)
     assert rows["Snarks"] == {
         "n": "178", "Orca-13B": "62.4 ± 3.6", "mini": "62.4 ± 3.6", "Difference": "+0.0 ± 5.1",
@@ -202,14 +207,14 @@ def test_a_run_is_compared_cell_by_cell_with_orca(run):
 def test_other_tables_say_not_measured(run):
     for table in paper.TABLES:
         if table is not paper.TABLE_11:
-            _, comparison = paper_tables.page(table, paper_tables.find([run])).grids
+            _, comparison = paper_tables.page(table, paper_tables.find([run])).tables
             assert {row[-1] for row in comparison.rows} == {"not measured"}
 
 
 def test_the_average_is_measured_where_every_task_is(tmp_path):
     right = {task: share(20, 100) for task in registry.BENCHMARKS["agieval"].groups[0].tasks}
     evaluate(tmp_path / "a", "agieval-orca", "agieval", right)
-    rows = by_row(paper_tables.page(paper.TABLE_8, paper_tables.find([tmp_path / "a"])).grids[1])
+    rows = by_row(paper_tables.page(paper.TABLE_8, paper_tables.find([tmp_path / "a"])).tables[1])
     assert rows["Average"]["a"] == "20.0 ± 1.4"
     assert rows["Average"]["Difference"] == "-21.7 ± 1.7"
     assert not any(name.startswith("Mean of") for name in rows)
@@ -231,7 +236,7 @@ def test_table_9_takes_each_message_from_its_own_evaluation(tmp_path):
         evaluate(
             tmp_path / "a", f"agieval-{message}", "agieval", {"sat-math": share(right, 100)}, message=message
         )
-    main = by_row(paper_tables.page(paper.TABLE_9, paper_tables.find([tmp_path / "a"])).grids[0])["SAT-Math"]
+    main = by_row(paper_tables.page(paper.TABLE_9, paper_tables.find([tmp_path / "a"])).tables[0])["SAT-Math"]
     assert main["a, Message 1 (empty)"] == "50.0 ± 5.0"
     assert main["a, Message 5"] == "30.0 ± 4.6"
     assert main["a, Message 2"] == "40.0 ± 4.9"
@@ -239,7 +244,7 @@ def test_table_9_takes_each_message_from_its_own_evaluation(tmp_path):
 
 def test_truthfulqa_counts_replies_out_of_format(tmp_path):
     evaluate(tmp_path / "a", "t", "truthfulqa_mc", {"truthfulqa_mc": [True] * 6 + [False] * 2 + [None] * 2})
-    main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_tables.find([tmp_path / "a"])).grids[0])
+    main = by_row(paper_tables.page(paper.TRUTHFULQA, paper_tables.find([tmp_path / "a"])).tables[0])
     assert main["Accuracy"]["a"] == "60.00 [31.27, 83.18]"
     assert main["Replies not in the format"]["a"] == "20.00 [5.67, 50.98]"
 
@@ -257,21 +262,21 @@ def test_toxicity_and_reviews_are_read(tmp_path):
         tmp_path / "a", "judged-vicuna_prompts-chatgpt", {"benchmark": "judged", "mode": "judged", **reviews}
     )
     runs = paper_tables.find([tmp_path / "a"])
-    toxic = by_row(paper_tables.page(paper.TOXIGEN, runs).grids[1])
+    toxic = by_row(paper_tables.page(paper.TOXIGEN, runs).tables[1])
     assert toxic["Women, Orca-13B, toxic prompts"]["a"] == "0.1900 ± 0.0100"
     assert (
         toxic["Women, Orca-13B, toxic prompts"]["Difference"] == "-0.0012 ± 0.0141"
     )  # the paper's error as ours
     assert toxic["Women, Orca-13B, neutral"]["Reproduced within error"] == "not measured"
-    judged = by_row(paper_tables.page(paper.TABLE_7, runs).grids[1])["Vicuna prompts, Orca-13B vs ChatGPT"]
+    judged = by_row(paper_tables.page(paper.TABLE_7, runs).tables[1])["Vicuna prompts, Orca-13B vs ChatGPT"]
     assert (judged["a"], judged["Difference"]) == ("100.0 ± 2.0", "-1.5 ± 2.8")
 
 
 def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
     evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(121, 178), "navigate": share(50, 250)})
-    grids = paper_tables.page(paper.TABLE_11, paper_tables.find([run, tmp_path / "other"])).grids
-    assert grids[3].title == "other against mini on the same items, those of Table 11"
-    rows = by_row(grids[3])
+    tables = paper_tables.page(paper.TABLE_11, paper_tables.find([run, tmp_path / "other"])).tables
+    assert tables[3].title == "other against mini on the same items, those of Table 11"
+    rows = by_row(tables[3])
     assert rows["Snarks"]["other - mini"] == "+5.6"
     assert rows["Snarks"]["right in one only"] == "0 / 10"
     assert float(rows["Snarks"]["p (McNemar)"]) == pytest.approx(2 * 0.5**10, rel=0.05)
@@ -281,7 +286,7 @@ def test_two_runs_are_paired_on_the_same_items(run, tmp_path):
 def test_runs_of_other_items_are_not_paired_and_the_page_says_so(run, tmp_path):
     evaluate(tmp_path / "other", "bbh-orca", "bbh", {"snarks": share(3, 10)})
     page = paper_tables.page(paper.TABLE_11, paper_tables.find([run, tmp_path / "other"]))
-    assert len(page.grids) == 3
+    assert len(page.tables) == 3
     assert page.notes[0].startswith("mini and other are not paired: 168 items are in one evaluation only")
 
 
@@ -290,15 +295,15 @@ def test_runs_are_paired_on_the_tasks_that_both_have(run, tmp_path):
         tmp_path / "other", "bbh-orca", "bbh", {"navigate": share(25, 250), "web_of_lies": [True]}
     )
     runs = paper_tables.find([run, tmp_path / "other"])
-    rows = by_row(paper_tables.page(paper.TABLE_11, runs).grids[3])
+    rows = by_row(paper_tables.page(paper.TABLE_11, runs).tables[3])
     assert list(rows) == ["Navigate", "all"]
     assert rows["all"]["other - mini"] == "-10.0"
     (other / "items.jsonl").unlink()  # only the scores were kept
-    assert len(paper_tables.page(paper.TABLE_11, runs).grids) == 3
+    assert len(paper_tables.page(paper.TABLE_11, runs).tables) == 3
 
 
 def test_values_hold_what_is_shown_unrounded(run):
-    values = paper_tables.page(paper.TABLE_11, paper_tables.find([run])).values
+    values = records(paper_tables.page(paper.TABLE_11, paper_tables.find([run])))
     own = {value["task"]: value for value in values if value["run"] == "mini"}
     assert own["snarks"]["value"] == pytest.approx(100 * 111 / 178)
     assert own["snarks"]["printed"] == 62.4
@@ -338,11 +343,11 @@ def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
     evaluate(tmp_path / "two", f"{benchmark}-orca", benchmark, dict.fromkeys(tasks, share(right, 2)))
     for table in paper.TABLES:
         page = paper_tables.page(table, paper_tables.find([tmp_path / "two"]))
-        measured = [value for value in page.values if value["run"] and value["value"] is not None]
+        measured = [value for value in records(page) if value["run"] and value["value"] is not None]
         assert {value["reproduced"] for value in measured} <= {"only a part"}
-        assert {row[-1] for row in page.grids[1].rows} <= {"only a part", "not measured"}
+        assert {row[-1] for row in page.tables[1].rows} <= {"only a part", "not measured"}
         assert all(value["n"] < value["of"] for value in measured)
-        main = by_row(page.grids[0])
+        main = by_row(page.tables[0])
         for row in main.values():
             shown = {heading: text for heading, text in row.items() if "two" in heading and text != ABSENT}
             assert not shown or any(" of " in text for text in shown.values())

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from orca_jax.reporting import paper, paper_tables, paper_writers
 from orca_jax.reporting.paper_figures import Drawing
-from orca_jax.reporting.paper_tables import Grid, Page
+from orca_jax.reporting.paper_tables import Page
+from orca_jax.reporting.tables import Table, escaped
 
 
 @pytest.fixture(scope="module")
@@ -85,27 +86,27 @@ def test_latex_is_whole_and_every_row_fills_its_columns(written, table):
 
 
 def test_latex_escapes():
-    assert paper_writers.escape("50% of a_b & #1 {x} ~^\\ $") == (
+    assert escaped("50% of a_b & #1 {x} ~^\\ $") == (
         r"50\% of a\_b \& \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$"
     )
-    assert paper_writers.escape("-1.5 ± 2.8") == r"$-$1.5 $\pm$ 2.8"
-    assert paper_writers.escape("-10.6 to +2.0, 1e-3") == "$-$10.6 to $+$2.0, 1e-3"
-    assert paper_writers.escape("13.5ᵃ") == r"13.5\textsuperscript{a}"
-    assert paper_writers.escape("LSAT-RC") == "LSAT-RC"
+    assert escaped("-1.5 ± 2.8") == r"$-$1.5 $\pm$ 2.8"
+    assert escaped("-10.6 to +2.0, 1e-3") == "$-$10.6 to $+$2.0, 1e-3"
+    assert escaped("13.5ᵃ") == r"13.5\textsuperscript{a}"
+    assert escaped("LSAT-RC") == "LSAT-RC"
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab-+1&%$#_{}~^\\<>|± "), max_size=8), min_size=2, max_size=2))
 def test_no_cell_breaks_a_latex_row(cells):
-    page = Page(paper.TABLE_7, (Grid("t", ("x", "y"), (tuple(cells),)),), (), ())
+    page = Page(paper.TABLE_7, (Table(["x", "y"], [cells], "t"),), (), ())
     text = paper_writers.latex(page)
     environments(text)
     (row,) = re.findall(r"\\midrule\n(.*) \\\\\n\\bottomrule", text)
     assert len(re.findall(r"(?<!\\)&", row)) == 1
 
 
-def test_markdown_has_the_pages_grids_and_notes():
-    grids = (Grid("One", ("x", "n"), (("a", "1"),), ("First.",)), Grid("Two", ("x",), (("b",),)))
-    text = paper_writers.markdown(Page(paper.TABLE_7, grids, (), ("Not paired.",)))
+def test_markdown_has_the_pages_tables_and_notes():
+    pages = (Table(["x", "n"], [["a", 1]], "One", ["First."]), Table(["x"], [["b"]], "Two"))
+    text = paper_writers.markdown(Page(paper.TABLE_7, pages, (), ("Not paired.",)))
     assert text.startswith("# One\n\n| x   |   n |\n| --- | --: |\n| a   |   1 |\n\nFirst.\n\n## Two\n\n")
     assert text.endswith("\n\nNot paired.\n")
