@@ -17,8 +17,9 @@ from typing import Any
 
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
+from orca_jax.evaluation.cells import Cell
 from orca_jax.records import Item
-from orca_jax.reporting import arms, figures
+from orca_jax.reporting import arms, charts
 from orca_jax.reporting.report_sources import CONFIG, SET, TABLE
 from orca_jax.reporting.run_tables import has_oracles
 from orca_jax.reporting.tables import ORACLE_NOTE
@@ -189,5 +190,15 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
     with artifacts.atomic_write(workdir / RESULTS) as file:
         json.dump({"rows": rows}, file, indent=1)
     if rows:
-        figures.arm_dots(rows, workdir / FIGURE, baseline=arm_set.baseline, title=arm_set.question)
+        _draw(rows, arm_set.question, workdir / FIGURE)
     return text
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """The accuracy of every arm, a bar for each result, with a dot a seed."""
+    shown: dict[str, dict[str, Cell]] = {row["arm"]: {} for row in rows}
+    for row in rows:
+        cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], row["interval"])
+        shown[row["arm"]][row["result"]] = cell
+    seeds = {(row["arm"], row["result"]): row["by_seed"] for row in rows}
+    charts.bars(shown, {}, caption=title, seeds=seeds).save(path, title=title)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import csv
 import importlib.resources
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces
 from orca_jax.evaluation.cells import ABSENT
 from orca_jax.queries import flan, system_messages
-from orca_jax.reporting.figures import COLOURS
+from orca_jax.reporting import charts
+from orca_jax.reporting.charts import BOX
 from orca_jax.reporting.tables import UNNAMED, counted, described_message, markdown, message_label
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ PAPER_PACKING = 2.7  # examples a row of 2,048 positions (section 3.2)
 PAPER_QUERIES = {"cot": 150_000, "niv2": 440_000, "flan2021": 2_500_000, "t0": 2_000_000}  # Table 3
 COLLECTIONS = {"cot": "CoT", "niv2": "NiV2", "flan2021": "Flan 2021", "t0": "T0"}
 OPENORCA = {"niv": "niv2", "flan": "flan2021"}  # prefixes of OpenOrca's ids that are not our names
-BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 SHOWN_TASKS = 15
 SAMPLE = 20_000  # traces whose n-grams are counted
 _LOSS_ON = {"all": "all answers", "last": "last answers", "everything": "prompts and answers"}
@@ -153,8 +152,7 @@ def write(directory: Path, columns: TraceColumns, **contents: Any) -> None:
     """Writes README.md, lengths.png and tasks.png; the arguments are those of `render`."""
     directory.mkdir(parents=True, exist_ok=True)
     if len(columns["task"]):
-        _draw_lengths(contents["name"], columns, directory / LENGTHS)
-        _draw_tasks(columns, directory / TASKS)
+        _draw(contents["name"], columns, directory)
     with artifacts.atomic_write(directory / README) as file:
         file.write(render(columns=columns, **contents))
 
@@ -354,7 +352,7 @@ def _chi_square(counts: Mapping[int, int], expected: Mapping[int, float], agains
 def _lengths(columns: TraceColumns) -> str:
     paper = paper_lengths()
     rows = []
-    for id, own in _by_message(columns).items():
+    for id, own in by_message(columns).items():
         boxes = [box(own), *(paper.get((id, teacher), {}) for teacher in ("chatgpt", "gpt-4"))]
         rows.append((message_label(id), len(own), *map(_quartiles, boxes)))
     header = ("system message", "traces", "here", "ChatGPT (Fig. 9)", "GPT-4 (Fig. 9)")
@@ -365,7 +363,8 @@ def _lengths(columns: TraceColumns) -> str:
     )
 
 
-def _by_message(columns: TraceColumns) -> dict[int, NDArray[Any]]:
+def by_message(columns: TraceColumns) -> dict[int, NDArray[Any]]:
+    """Lengths of the answers, int [answers], by system message."""
     messages, lengths = columns["system_message_id"], columns["supervised"]
     return {int(id): lengths[messages == id] for id in np.unique(messages)}
 
@@ -433,66 +432,23 @@ def _sources(sources: Sequence[tuple[str, str, str]]) -> str:
 # Figures
 
 
-def _draw_lengths(name: str, columns: TraceColumns, path: Path) -> None:
-    """Boxes of the answers' lengths by system message, beside the paper's two teachers."""
-    from matplotlib.figure import Figure
-
-    paper, own = paper_lengths(), _by_message(columns)
-    figure = Figure(figsize=(max(5.0, 1.0 * len(own) + 1.5), 3.8), layout="constrained")
-    axes = figure.subplots()
-    places = dict(zip(own, itertools.count()))
-    series = {
-        name: {id: box(lengths) for id, lengths in own.items()},
-        "ChatGPT, Fig. 9": {id: paper[id, "chatgpt"] for id in own if (id, "chatgpt") in paper},
-        "GPT-4, Fig. 9": {id: paper[id, "gpt-4"] for id in own if (id, "gpt-4") in paper},
-    }
-    for number, (label, boxes) in enumerate(series.items()):
-        if not boxes:
-            continue
-        drawn = axes.bxp(
-            [matplotlib_box(values) for values in boxes.values()],
-            positions=[places[id] + (number - 1) * 0.27 for id in boxes],
-            widths=0.22,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": COLOURS[number]},
-            medianprops={"color": "black"},
-        )
-        drawn["boxes"][0].set_label(label)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(own)), [str(id) if id >= 0 else "other" for id in own])
-    axes.set_xlabel("system message")
-    axes.set_ylabel("tokens of the answer")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=140)
-
-
-def matplotlib_box(values: Mapping[str, float]) -> dict[str, float]:
-    names = {"whisker_low": "whislo", "q1": "q1", "median": "med", "q3": "q3", "whisker_high": "whishi"}
-    return {names[name]: max(values[name], 0.9) for name in BOX}
-
-
-def _draw_tasks(columns: TraceColumns, path: Path) -> None:
-    """Traces a task, in order of size, by collection."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    names = [name for name, _ in _counted(columns["collection"])]
-    for number, name in enumerate(names):
-        counts = [count for _, count in _counted(columns["task"][columns["collection"] == name])]
-        axes.plot(
-            range(1, len(counts) + 1),
-            counts,
-            marker=".",
-            label=f"{collection_label(name)} ({counted(len(counts), 'task')})",
-            color=COLOURS[number % len(COLOURS)],
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("tasks, the largest first")
-    axes.set_ylabel("traces")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=140)
+def _draw(name: str, columns: TraceColumns, directory: Path) -> None:
+    """Boxes of the answers' lengths beside the paper's two teachers; traces a task by collection."""
+    paper = paper_lengths()
+    rows = {}
+    for id, lengths in by_message(columns).items():
+        boxes = {name: box(lengths), "ChatGPT, Fig. 9": paper.get((id, "chatgpt"))}
+        boxes["GPT-4, Fig. 9"] = paper.get((id, "gpt-4"))
+        rows[f"message {id}" if id >= 0 else "other"] = {n: found for n, found in boxes.items() if found}
+    counts = {}
+    for collection, _ in _counted(columns["collection"]):
+        found = [count for _, count in _counted(columns["task"][columns["collection"] == collection])]
+        label = f"{collection_label(collection)} ({counted(len(found), 'task')})"
+        counts[label] = list(enumerate(map(float, found), 1))
+    lengths_chart = charts.boxes(rows, caption="Lengths of answers.", x="tokens of the answer")
+    tasks = charts.lines(
+        counts, caption="Tasks.", y="traces", x="tasks, the largest first", log="xy", marks=True
+    )
+    for chart, file in ((lengths_chart, LENGTHS), (tasks, TASKS)):
+        if chart:
+            chart.save(directory / file)

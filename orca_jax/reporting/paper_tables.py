@@ -349,7 +349,7 @@ def _record(
         """A number and what is shown of its error: the standard one, or the ends of an interval."""
         low, high = (of and of.interval) or (None, None)
         parts = {
-            name: of and of.value,
+            name: of.value if of else None,
             f"{prefix}stderr": of.stderr if of and not of.interval else None,
             f"{prefix}low": low,
             f"{prefix}high": high,

@@ -40,7 +40,9 @@ def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: S
         with atomic_write(name.with_suffix(".parquet"), "wb") as file:
             page.values.to_parquet(file, index=False)
     for drawing in drawings:
-        _write_drawing(out, drawing)
+        for suffix in ("svg", "png"):
+            with atomic_write(out / f"{drawing.name}.{suffix}", "wb") as file:
+                drawing.chart.save(file, suffix)
     text = index(pages, drawings, runs)
     with atomic_write(out / INDEX) as file:
         file.write(text)
@@ -59,16 +61,6 @@ def latex(page: Page) -> str:
     """The page as LaTeX `table`s, to be pasted or read with \\input."""
     parts = [table.latex(f"tab:orca-{page.table.name}-{i}") for i, table in enumerate(page.tables)]
     return "% needs \\usepackage{booktabs,adjustbox}\n" + "\n".join(parts)
-
-
-def _write_drawing(out: Path, drawing: Drawing) -> None:
-    import matplotlib
-
-    # Text stays text, and equal figures make equal files.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": drawing.name}):
-        for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
-            with atomic_write(out / f"{drawing.name}.{suffix}", "wb") as file:
-                drawing.figure.savefig(file, format=suffix, bbox_inches="tight", **options)
 
 
 def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:

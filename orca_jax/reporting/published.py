@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import functools
 import importlib.resources
+from typing import Any
 
 KEY = ("table", "benchmark", "task", "system", "condition", "metric")
 AVERAGE = "average"
@@ -44,10 +45,15 @@ class PublishedCell:
 @functools.cache
 def _all() -> tuple[PublishedCell, ...]:
     text = importlib.resources.files(__package__).joinpath("published.csv").read_text("utf-8")
-    return tuple(
-        PublishedCell(**{**row, "n": int(row["n"]) if row["n"] else None, "value": float(row["value"])})
-        for row in csv.DictReader(text.splitlines())
-    )
+    found = []
+    for row in csv.DictReader(text.splitlines()):
+        values: dict[str, Any] = {
+            **row,
+            "n": int(row["n"]) if row["n"] else None,
+            "value": float(row["value"]),
+        }
+        found.append(PublishedCell(**values))
+    return tuple(found)
 
 
 def cells(**filters: str) -> tuple[PublishedCell, ...]:

@@ -71,17 +71,13 @@
 
   // Line charts say the values nearest to the pointer.
   const tip = byId("tip");
-  function nearest({ name, places, values }, x) {
-    const distances = places.map((place) => Math.abs(place - x));
-    const at = distances.indexOf(Math.min(...distances));
-    return { text: `${name}: ${values[at][1]} (step ${values[at][0]})`, distance: distances[at] };
+  function nearest([name, points], x) {
+    const distances = points.map(([place]) => Math.abs(place - x));
+    const [, step, value] = points[distances.indexOf(Math.min(...distances))];
+    return { text: `${name}: ${value} (step ${step})`, distance: Math.min(...distances) };
   }
   for (const svg of document.querySelectorAll("svg.lines")) {
-    const lines = [...svg.querySelectorAll("polyline")].map(({ dataset, points }) => ({
-      name: dataset.name,
-      places: [...points].map((point) => point.x),
-      values: JSON.parse(dataset.values),
-    })).filter((line) => line.places.length);
+    const lines = Object.entries(JSON.parse(svg.dataset.lines)).filter(([, points]) => points.length);
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const x = ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;

@@ -7,70 +7,86 @@ that markup in a reply stays text. The page names the parts that a workdir lacks
 from __future__ import annotations
 
 import base64
-import collections
 import dataclasses
 import hashlib
 import importlib.resources
-import itertools
 import json
 import logging
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup, escape
-from numpy.typing import NDArray
+import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
+from markupsafe import Markup
 
 from orca_jax import artifacts
 from orca_jax.config import load, plain
 from orca_jax.evaluation import run as evaluation_run
-from orca_jax.reporting import data_card, report_charts, report_results, report_sources, tables
-from orca_jax.reporting.report_charts import Chart
-from orca_jax.reporting.report_results import EvaluationGroup, History
-from orca_jax.reporting.report_sources import Block, Key, Run, RunSet, Table
-from orca_jax.reporting.tables import ORACLE_NOTE, UNNAMED, described_message
+from orca_jax.reporting import charts, data_card, report_results, report_sources, tables
+from orca_jax.reporting.charts import Chart
+from orca_jax.reporting.report_results import History
+from orca_jax.reporting.report_sources import Key, Run, RunSet
+from orca_jax.reporting.tables import ORACLE_NOTE, UNNAMED, Table, described_message
 from orca_jax.training import metrics
 
 log = logging.getLogger(__name__)
 FILE = "report.html"
 NO_DEFAULT = "no default"
+MOST_ROWS = 40  # of a table of counts
+SHOWN = 10  # characters of a fingerprint
+ORDER = ("queries", "traces", "quality", "tokenizer", "tokens", "cards", "training", "evaluation")
+
+# Markdown of the project's programs
+
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+for _rule in ("image", "link_open", "link_close"):  # the page links to nothing outside it
+    _MARKDOWN.add_render_rule(_rule, lambda *_: "")
+
+
+def inline(text: str) -> Markup:
+    """The text of a line: escaped, with code and bold; images are left out, of links the words are kept."""
+    return Markup(_MARKDOWN.renderInline(text).strip())
+
+
+def prose(text: str, said: Iterable[str] = ()) -> Iterator[Markup | Table]:
+    """The pieces of a text less its title and what is `said`; a table's title is the heading above it."""
+    heading = ""
+    for node in SyntaxTreeNode(_MARKDOWN.parse(text)).children:
+        content = node.children[0].content if node.type in ("heading", "paragraph") else ""
+        if node.tag == "h1" or content in said:
+            continue
+        if node.type == "table":
+            lines = [line for part in node.children for line in part.children]
+            header, *rows = ([inline(cell.children[0].content) for cell in line.children] for line in lines)
+            yield Table(header, rows, inline(heading))
+        elif node.type == "heading":
+            heading = content
+            yield Markup("<h3>{}</h3>").format(inline(content))
+        elif node.type != "paragraph" or inline(content):
+            yield Markup(_MARKDOWN.renderer.render(node.to_tokens(), _MARKDOWN.options, {}))
+
 
 # Data: counts and lengths of the token stores, and the data cards
 
 
 COLUMNS = {"collection": "collection", "task": "task", "system_message_id": "system message"}
-MOST_ROWS = 40  # of a table of counts
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Store:
-    """One data set: its examples' lengths in tokens, int [examples], and columns, arrays [examples]."""
-
-    name: str
-    lengths: NDArray[Any]
-    columns: Mapping[str, NDArray[Any]]
-
-
-def stores(runs: Iterable[Run]) -> list[Store]:
-    """The token stores of some runs; those that are unfinished are left out."""
-    found = []
+def examples(runs: Iterable[Run]) -> pd.DataFrame:
+    """A row an example of the token stores: its `store`, tokens and columns; empty where none is finished."""
+    frames = []
     for name, path in _named_apart(runs, "tokens/*/columns.npz"):
         with np.load(path) as columns:
-            lengths = np.load(path.with_name("lengths.npy"))
-            found.append(Store(name, lengths, {column: columns[column] for column in columns.files}))
-    return found
-
-
-def cards(runs: Iterable[Run]) -> dict[str, list[Block]]:
-    """The data cards of some runs by their name, less the title."""
-    return {
-        name: list(report_sources.blocks(path.read_text(encoding="utf-8")))[1:]
-        for name, path in _named_apart(runs, f"cards/*/{data_card.README}")
-    }
+            kept = {column: columns[column] for column in ("supervised", *COLUMNS)}
+        frames.append(pd.DataFrame({"store": name, "tokens": np.load(path.with_name("lengths.npy")), **kept}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def _named_apart(runs: Iterable[Run], pattern: str) -> Iterator[tuple[str, Path]]:
@@ -86,70 +102,72 @@ def _named_apart(runs: Iterable[Run], pattern: str) -> Iterator[tuple[str, Path]
                 names.add(name)
 
 
-def data_tables(found: list[Store]) -> Iterator[Table]:
+def data_tables(found: pd.DataFrame) -> Iterator[Table]:
     """Sizes, then examples by collection, task and message, a column a data set."""
-    rows = [
-        [store.name, *(f"{int(n):,}" for n in (len(store.lengths), store.lengths.sum(), supervised.sum()))]
-        for store, supervised in ((store, store.columns["supervised"]) for store in found)
-    ]
-    yield Table("Data sets", ["data set", "examples", "tokens", "supervised tokens"], rows)
+    stores = found.groupby("store", sort=False)
+    sizes = pd.DataFrame(
+        {
+            "examples": stores.size(),
+            "tokens": stores.tokens.sum(),
+            "supervised tokens": stores.supervised.sum(),
+        }
+    )
+    rows = [[name, *(f"{n:,}" for n in row)] for name, *row in sizes.itertuples()]
+    yield Table(["data set", *sizes], rows, "Data sets")
     for column, title in COLUMNS.items():
-        counts = {store.name: collections.Counter(store.columns[column].tolist()) for store in found}
-        totals = sum(counts.values(), collections.Counter())
-        kept = [value for value, _ in totals.most_common(MOST_ROWS)]
-        yield Table(
-            f"Examples by {title}",
-            [title, *counts],
-            [[_label(column, value), *(f"{count[value]:,}" for count in counts.values())] for value in kept],
-            f"The {MOST_ROWS} most frequent of {len(totals)}." if len(totals) > MOST_ROWS else "",
-        )
+        counts = found.groupby([column, "store"], sort=False).size().unstack(fill_value=0)[[*sizes.index]]
+        counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+        rows = [
+            [_label(column, value), *(f"{n:,}" for n in row)]
+            for value, *row in counts[:MOST_ROWS].itertuples()
+        ]
+        cut = len(counts) > MOST_ROWS
+        notes = [f"The {MOST_ROWS} most frequent of {len(counts)}."] if cut else []
+        yield Table([title, *counts], rows, f"Examples by {title}", notes)
 
 
-def _label(column: str, value: object) -> str:
-    if isinstance(value, int):
-        return described_message(value)
-    return data_card.collection_label(str(value)) if column == "collection" else str(value) or UNNAMED
+def _label(column: str, value: Any) -> str:
+    if column == "system_message_id":
+        return described_message(int(value))
+    return data_card.collection_label(value) if column == "collection" else value or UNNAMED
 
 
-def length_chart(found: list[Store]) -> Chart | None:
+def length_chart(found: pd.DataFrame) -> Chart | None:
     """Boxes of the answers' lengths by system message, a box a data set."""
     boxes: dict[str, dict[str, Mapping[str, float]]] = {}
-    ids = sorted(set(itertools.chain.from_iterable(s.columns["system_message_id"].tolist() for s in found)))
-    for id, store in itertools.product(ids, found):
-        own = store.columns["supervised"][store.columns["system_message_id"] == id]
-        if len(own):
-            boxes.setdefault(f"message {id}" if id >= 0 else "other", {})[store.name] = data_card.box(own)
+    for (id, store), lengths in found.groupby(["system_message_id", "store"], sort=False).supervised:
+        boxes.setdefault(id, {})[store] = data_card.box(lengths.to_numpy())
+    stores = dict.fromkeys(found.store)
+    named = {
+        f"message {id}" if id >= 0 else "other": {
+            name: boxes[id][name] for name in stores if name in boxes[id]
+        }
+        for id in sorted(boxes)
+    }
     caption = (
         "Tokens of the answers by system message (other: a text not among the 16): quartiles, and whiskers "
         "to the extremes."
     )
-    return report_charts.boxes(boxes, caption=caption, x="supervised tokens (log)")
+    return charts.boxes(named, caption=caption, x="supervised tokens (log)")
 
 
 # Lineage: every artifact, what it was made of, and with which versions
 
 
-SHOWN = 10  # characters of a fingerprint
-ORDER = ("queries", "traces", "quality", "tokenizer", "tokens", "cards", "training", "evaluation")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Input:
-    """What an artifact was made of; `anchor` is empty where it is no artifact of the workdir."""
-
-    name: str
-    fingerprint: str
-    anchor: str
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Artifact:
-    """A finished directory; `name` is its folder in a run, `runs` those that have it."""
+    """A finished directory.
+
+    Attributes:
+      name: its folder in a run.
+      runs: those that have it.
+      inputs: (name, fingerprint, anchor); no anchor where it is no artifact of the workdir.
+    """
 
     name: str
-    runs: tuple[str, ...]
+    runs: list[str]
     manifest: Mapping[str, Any]
-    inputs: tuple[Input, ...]
+    inputs: list[tuple[str, str, str]]
 
     @property
     def fingerprint(self) -> str:
@@ -157,7 +175,7 @@ class Artifact:
 
     @property
     def anchor(self) -> str:
-        return anchor(self.name, self.fingerprint)
+        return anchor(self.name, self.manifest)
 
     @property
     def details(self) -> str:
@@ -166,42 +184,37 @@ class Artifact:
         return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
 
 
-def anchor(name: str, fingerprint: str) -> str:
-    return f"artifact-{re.sub('[^a-zA-Z0-9]+', '-', name)}-{fingerprint[:SHOWN]}"
+def anchor(name: str, manifest: Mapping[str, Any]) -> str:
+    return f"artifact-{re.sub('[^a-zA-Z0-9]+', '-', name)}-{manifest['fingerprint'][:SHOWN]}"
 
 
 def lineage(runs: Iterable[Run]) -> list[Artifact]:
-    """The artifacts of all runs in the order of the work, those that several share once."""
+    """The artifacts of all runs in the order of the work, those that several share once.
+
+    An input is found by its fingerprint; a tokenizer, which enters by its content, by its name.
+    """
     found: dict[str, Artifact] = {}
     for run in runs:
         manifests = report_sources.manifests(run.directory)
+        names = {manifest["fingerprint"]: name for name, manifest in reversed(manifests.items())}
         for name, manifest in manifests.items():
-            inputs = tuple(_input(key, str(value), manifests) for key, value in manifest["inputs"].items())
-            one = Artifact(name, (run.name,), manifest, inputs)
-            if one.anchor in found:
-                one = dataclasses.replace(one, runs=(*found[one.anchor].runs, run.name))
-            found[one.anchor] = one
-    return sorted(found.values(), key=lambda one: _order(one.name.partition("/")[0]))
-
-
-def _order(folder: str) -> int:
-    return ORDER.index(folder) if folder in ORDER else len(ORDER)
-
-
-def _input(key: str, fingerprint: str, manifests: Mapping[str, Mapping[str, Any]]) -> Input:
-    """Found by fingerprint; a tokenizer, which enters by its content, by its name."""
-    name = next((name for name, other in manifests.items() if other["fingerprint"] == fingerprint), None)
-    if name is None and key in manifests:
-        name = key
-    return Input(key, fingerprint[:SHOWN], anchor(name, str(manifests[name]["fingerprint"])) if name else "")
+            inputs = []
+            for key, fingerprint in manifest["inputs"].items():
+                source = names.get(fingerprint, key)
+                link = anchor(source, manifests[source]) if source in manifests else ""
+                inputs.append((key, str(fingerprint)[:SHOWN], link))
+            one = found.setdefault(anchor(name, manifest), Artifact(name, [], manifest, inputs))
+            one.runs.append(run.name)
+    order = {folder: place for place, folder in enumerate(ORDER)}
+    return sorted(found.values(), key=lambda one: order.get(one.name.partition("/")[0], len(ORDER)))
 
 
 def lineage_graph(found: Iterable[Artifact], run: Run) -> Chart | None:
     """The artifacts of one run."""
     own = [artifact for artifact in found if run.name in artifact.runs]
     nodes = {artifact.anchor: (artifact.name, artifact.fingerprint[:SHOWN]) for artifact in own}
-    edges = [(entry.anchor, artifact.anchor) for artifact in own for entry in artifact.inputs]
-    return report_charts.graph(nodes, edges, caption=f"What was made of what: {run.name}.")
+    edges = [(link, artifact.anchor) for artifact in own for *_, link in artifact.inputs]
+    return charts.graph(nodes, edges, caption=f"What was made of what: {run.name}.")
 
 
 def version_table(found: Iterable[Artifact]) -> Table:
@@ -211,7 +224,7 @@ def version_table(found: Iterable[Artifact]) -> Table:
         for package, version in artifact.manifest.get("versions", {}).items():
             used.setdefault(package, {})[str(version) or "none"] = None
     rows = [[name, ", ".join(seen)] for name, seen in used.items()]
-    return Table("Versions", ["package", "version"], rows, numbers=False)
+    return Table(["package", "version"], rows, "Versions", numbers=False)
 
 
 # The page
@@ -235,13 +248,18 @@ def write(workdir: Path, path: Path | None = None) -> Path:
 def render(source: RunSet) -> str:
     """The page."""
     found = lineage(source.runs)
-    note = ORACLE_NOTE if _has_oracles(found) else ""
-    said = {*map(escape, (source.name, source.about.get("question", ""), note))} - {""}  # at the page's head
+    kinds = (artifact.manifest["provenance"].get("teacher") for artifact in found)
+    has_oracles = any(isinstance(kind, Mapping) and kind.get("kind") == "oracle" for kind in kinds)
+    note = ORACLE_NOTE if has_oracles else ""
+    said = (source.about.get("question", ""), note)  # at the page's head
     script = _resource("report.js")
-    page = _template().render(
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(_resource("report.html.jinja")).render(
         source=source,
         note=note,
-        written=[block for block in report_sources.blocks(source.table) if block.text not in said],
+        written=list(prose(source.table, said)),
         artifacts=found,
         graph=lineage_graph(found, source.runs[0]) if source.runs else None,
         versions=version_table(found),
@@ -254,82 +272,66 @@ def render(source: RunSet) -> str:
     return page.lstrip()
 
 
+def _resource(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
 def _making(source: RunSet) -> dict[str, Any]:
     """The page's parts on data, training and config."""
     firsts = source.first_runs
-    histories = [_history(run, run.name) for run in source.runs]
-    of_arms = [_history(run, arm) for arm, run in firsts.items()]
-    data_sets = stores(firsts.values())
+    histories = [history for run in source.runs if (history := _history(run, run.name)).train]
+    of_arms = [history for arm, run in firsts.items() if (history := _history(run, arm)).train]
+    data = examples(firsts.values())
+    tiles = []
+    if source.arms:
+        planned = len(source.arms) * len(source.about["seeds"])
+        tiles = [("arms", str(len(source.arms))), ("runs begun", f"{len(source.runs)} of {planned}")]
+    elif histories:
+        tiles = [("training steps", f"{histories[0].train[-1]['step']:,}")]
+        losses = [row["loss"] for row in histories[0].validations[-1:]]
+        tiles += [("validation loss, nats a supervised token", f"{loss:.3f}") for loss in losses]
     return {
-        "tiles": _tiles(source, histories),
-        "training": report_results.training_table([history for history in histories if history.train]),
-        "training_charts": report_results.training_charts([history for history in of_arms if history.train]),
-        "data": list(data_tables(data_sets)) if data_sets else [],
-        "lengths": length_chart(data_sets),
-        "cards": cards(firsts.values()),
+        "tiles": tiles,
+        "training": report_results.training_table(histories),
+        "training_charts": report_results.training_charts(of_arms),
+        "data": list(data_tables(data)) if len(data) else [],
+        "lengths": length_chart(data) if len(data) else None,
+        "cards": {
+            name: list(prose(path.read_text(encoding="utf-8")))
+            for name, path in _named_apart(firsts.values(), f"cards/*/{data_card.README}")
+        },
         "configs": [(run.name, _config_tables(run)) for run in firsts.values()],
         "arms": _arms(source) if source.arms else [],
     }
 
 
 def _results(source: RunSet) -> dict[str, Any]:
-    """The page's parts on evaluations."""
+    """The page's parts on evaluations; the headline figures are those of the first group."""
     groups = report_results.groups(source)
-    firsts = source.first_runs.values()
-    texts = {key: text for run in firsts for key, text in questions(run).items()}
+    texts = {key: text for run in source.first_runs.values() for key, text in questions(run).items()}
+    scores = []
+    for group in groups[:1]:
+        tasks = f"mean of {len(group.bars)} tasks, " if len(group.bars) > 1 else ""
+        for label, cell in group.means.items():
+            if cell:
+                asked = f"{group.title}, {label}: accuracy in %, {tasks}n = {cell.size}"
+                scores.append((asked, str(cell)))
     return {
-        "scores": [tile for group in groups[:1] for tile in _score_tiles(group)],
-        "results": [(report_results.table(group), report_results.charts(group)) for group in groups],
+        "scores": scores,
+        "results": [(report_results.table(group), report_results.result_charts(group)) for group in groups],
         "unscored": [
             (f"{run}: {name}", tables.unscored_sentence(found, name))
             for run, name, found in report_sources.unscored(source.runs)
         ],
         "samples": report_results.samples(groups, texts),
-        "tasks": sorted({task for group in groups for task in group.tasks}),
-        "labels": list(dict.fromkeys(label for group in groups for label in group.items)),
+        "tasks": sorted({task for group in groups for task in group.bars}),
+        "labels": list(dict.fromkeys(label for group in groups for label in group.labels)),
     }
-
-
-def _score_tiles(group: EvaluationGroup) -> Iterator[tuple[str, str]]:
-    """The headline figures of a group: (benchmark, mode, message or arm, and n; the accuracy)."""
-    for label in group.items:
-        if cell := report_results.mean(group, label):
-            tasks = f"mean of {len(group.tasks)} tasks, " if len(group.tasks) > 1 else ""
-            yield f"{group.title}, {label}: accuracy in %, {tasks}n = {cell.size}", str(cell)
-
-
-def _template() -> jinja2.Template:
-    text = _resource("report.html.jinja")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(text)
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _history(run: Run, name: str) -> History:
     path = run.directory / "training" / metrics.FILE
     return History.of(name, metrics.read(path) if path.is_file() else [])
-
-
-def _has_oracles(found: Iterable[Artifact]) -> bool:
-    teachers = (artifact.manifest["provenance"].get("teacher") for artifact in found)
-    return any(isinstance(teacher, Mapping) and teacher.get("kind") == "oracle" for teacher in teachers)
-
-
-def _tiles(source: RunSet, histories: Sequence[History]) -> list[tuple[str, str]]:
-    """The headline figures of the page: (name, value)."""
-    if source.arms:
-        planned = len(source.arms) * len(source.about["seeds"])
-        return [("arms", str(len(source.arms))), ("runs begun", f"{len(source.runs)} of {planned}")]
-    trained = [("training steps", f"{row['step']:,}") for row in histories[0].train[-1:]]
-    return trained + [
-        ("validation loss, nats a supervised token", f"{row['loss']:.3f}")
-        for row in histories[0].validations[-1:]
-    ]
 
 
 def questions(run: Run) -> dict[Key, str]:
@@ -345,17 +347,18 @@ def questions(run: Run) -> dict[Key, str]:
 
 def _config_tables(run: Run) -> list[Table]:
     """The keys that differ from their defaults, and all keys; empty where the config was not kept."""
-    kept = report_sources.config_of(run)
-    if not kept:
+    if not (kept := report_sources.config_of(run)):
         return []
     rows = settings(kept)
-    changed = [row for row in rows if row[1] != row[2]]
-    parts = {"Different from the default": changed, "The whole config": rows}
+    parts = {
+        "Different from the default": [row for row in rows if row[1] != row[2]],
+        "The whole config": rows,
+    }
     return [
         Table(
-            title,
             ["key", "here", "default"],
             part,
+            title,
             classes=["changed" if value != default else "" for _, value, default in part],
             numbers=False,
         )
@@ -398,13 +401,17 @@ def _json(value: Any) -> str:
 def _arms(source: RunSet) -> list[Table]:
     """The arms, and the changes of each to the set's base config."""
     about = source.about
-    classes = ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms]
     note = f"The baseline is {about['baseline']}; seeds {', '.join(map(str, about['seeds']))}."
+    more: dict[str, Any] = {
+        "notes": [note],
+        "classes": ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms],
+        "numbers": False,
+    }
     notes = [[arm["name"], arm.get("note", "")] for arm in source.arms]
     changes = [[arm["name"], "; ".join(_flat(arm.get("changes", {}))) or "nothing"] for arm in source.arms]
     return [
-        Table("Arms", ["arm", "what it is"], notes, note, classes, numbers=False),
-        Table("Changes of the base config", ["arm", "changes"], changes, note, classes, numbers=False),
+        Table(["arm", "what it is"], notes, "Arms", **more),
+        Table(["arm", "changes"], changes, "Changes of the base config", **more),
     ]
 
 

@@ -10,25 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from orca_jax.artifacts import digest
-from orca_jax.evaluation import cells
+from orca_jax.evaluation import cells, scoring
 from orca_jax.evaluation.cells import ABSENT, Cell
-from orca_jax.evaluation.run import RecordedReply
-from orca_jax.records import Item
-from orca_jax.reporting import report_charts
-from orca_jax.reporting.report_charts import Chart, Point, tag
-from orca_jax.reporting.report_sources import Key, ResultColumn, RunSet, Table
-from orca_jax.reporting.tables import UNNAMED, mean_cell
+from orca_jax.reporting import charts
+from orca_jax.reporting.charts import Chart, Point
+from orca_jax.reporting.report_sources import Key, ResultColumn, RunSet, read_json
+from orca_jax.reporting.tables import UNNAMED, Table, mean_cell, percent
 
 # Training: the curriculum's time line, losses, learning rate, throughput and goodput
 
 
 WAITS = {"data_wait": "waiting for data", "save_wait": "saving checkpoints"}
 BY_TEACHER = "loss/teacher="
+NATS = "nats a supervised token (log)"
 Row = Mapping[str, Any]
-Series = Mapping[str, Sequence[Point]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,306 +57,221 @@ class History:
             before = last
         return spans
 
-    def rows_of(self, span: tuple[str, int, int]) -> list[Row]:
-        return [row for row in self.train if span[1] <= row["step"] <= span[2]]
+    def between(self, first: int, last: int) -> list[Row]:
+        return [row for row in self.train if first <= row["step"] <= last]
 
 
 def points(rows: Sequence[Row], key: str) -> list[Point]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
 
 
-def goodput(row: Row) -> float | None:
-    """The share of the time without waiting, in per cent; None where no waiting time was logged."""
-    waits = [row[key] for key in WAITS if key in row]
-    return 100 * (1 - sum(waits)) if waits else None
+def goodputs(rows: Sequence[Row]) -> list[Point]:
+    """The share of the time without waiting, in per cent, of the steps whose waiting time was logged."""
+    known = [(row["step"], [row[key] for key in WAITS if key in row]) for row in rows]
+    return [(step, 100 * (1 - sum(waits))) for step, waits in known if waits]
 
 
 def training_charts(histories: Sequence[History]) -> list[Chart]:
     """Charts of one run by stage and teacher, or of several runs, one line each."""
+    starts: dict[str, float] = {}
     if len(histories) == 1:
-        return [chart for chart in _of_one(histories[0]) if chart]
-    return [chart for chart in _of_several(histories) if chart]
+        (run,) = histories
+        spans = {"": run.spans}
+        parts = {stage: run.between(first, last) for stage, first, last in run.spans}
+        starts = {stage: first for stage, first, _ in run.spans[1:]}
+        names = dict.fromkeys(key for row in run.validations for key in row if key.startswith(BY_TEACHER))
+        losses = {key.removeprefix(BY_TEACHER) or UNNAMED: points(run.validations, key) for key in names}
+        losses |= {"all teachers": points(run.validations, "loss")}
+        shares = {"goodput": goodputs(run.train)} | {
+            name: [(x, 100 * y) for x, y in points(run.train, key)] for key, name in WAITS.items()
+        }
+        captions = (
+            "The curriculum: stages over training steps.",
+            "Training loss by stage.",
+            "Validation loss on held-out traces, by teacher.",
+            "Where the time of training steps goes: goodput is what is not waited.",
+        )
+    else:
+        spans = {run.name: run.spans for run in histories}
+        parts = {run.name: list(run.train) for run in histories}
+        losses = {run.name: points(run.validations, "loss") for run in histories}
+        shares = {run.name: goodputs(run.train) for run in histories}
+        captions = (
+            "The curricula: stages over training steps.",
+            "Training loss.",
+            "Validation loss on the held-out traces of all teachers.",
+            "Goodput: the share of the time of training steps that is not waited.",
+        )
 
+    def of(key: str) -> dict[str, list[Point]]:
+        return {name: points(rows, key) for name, rows in parts.items()}
 
-def _of_one(history: History) -> Iterator[Chart | None]:
-    stages = {span[0]: history.rows_of(span) for span in history.spans}
-    starts = {stage: first for stage, first, _ in history.spans[1:]}
-    by_teacher = {
-        key.removeprefix(BY_TEACHER) or UNNAMED: points(history.validations, key)
-        for key in dict.fromkeys(itertools.chain.from_iterable(history.validations))
-        if key.startswith(BY_TEACHER)
-    }
-    every = {"all teachers": points(history.validations, "loss")}
-    yield report_charts.timeline({"": history.spans}, caption="The curriculum: stages over training steps.")
-    yield report_charts.lines(
-        {stage: points(rows, "loss") for stage, rows in stages.items()},
-        caption="Training loss by stage.", y="nats a supervised token (log)", log=True, starts=starts,
-    )  # fmt: skip
-    yield report_charts.lines(
-        by_teacher | every,
-        caption="Validation loss on held-out traces, by teacher.",
-        y="nats a supervised token (log)", log=True, marks=True, starts=starts,
-    )  # fmt: skip
-    yield report_charts.lines(
-        {stage: points(rows, "learning_rate") for stage, rows in stages.items()},
-        caption="Learning rate.", y="learning rate", starts=starts,
-    )  # fmt: skip
-    yield _throughput({stage: points(rows, "tokens_per_second") for stage, rows in stages.items()})
-    yield _waits(history.train)
-
-
-def _goodputs(rows: Sequence[Row]) -> list[Point]:
-    return [(row["step"], share) for row in rows if (share := goodput(row)) is not None]
-
-
-def _throughput(series: Series) -> Chart | None:
-    return report_charts.lines(series, caption="Throughput, padding not counted.", y="tokens a second")
-
-
-def _waits(rows: Sequence[Row]) -> Chart | None:
-    shares = {"goodput": _goodputs(rows)} | {
-        name: [(x, 100 * y) for x, y in points(rows, key)] for key, name in WAITS.items()
-    }
-    caption = "Where the time of training steps goes: goodput is what is not waited."
-    return report_charts.lines(
-        {name: found for name, found in shares.items() if found}, caption=caption, y="per cent"
-    )
-
-
-def _of_several(histories: Sequence[History]) -> Iterator[Chart | None]:
-    spans = {history.name: history.spans for history in histories}
-    yield report_charts.timeline(spans, caption="The curricula: stages over training steps.")
-    for key, caption, y, log in (
-        ("loss", "Training loss.", "nats a supervised token (log)", True),
-        ("learning_rate", "Learning rate.", "learning rate", False),
-    ):
-        series = {history.name: points(history.train, key) for history in histories}
-        yield report_charts.lines(series, caption=caption, y=y, log=log)
-    yield report_charts.lines(
-        {history.name: points(history.validations, "loss") for history in histories},
-        caption="Validation loss on the held-out traces of all teachers.",
-        y="nats a supervised token (log)", log=True, marks=True,
-    )  # fmt: skip
-    yield _throughput({history.name: points(history.train, "tokens_per_second") for history in histories})
-    yield report_charts.lines(
-        {history.name: _goodputs(history.train) for history in histories},
-        caption="Goodput: the share of the time of training steps that is not waited.", y="per cent",
-    )  # fmt: skip
+    found = [
+        charts.timeline(spans, caption=captions[0]),
+        charts.lines(of("loss"), caption=captions[1], y=NATS, log="y", starts=starts),
+        charts.lines(losses, caption=captions[2], y=NATS, log="y", marks=True, starts=starts),
+        charts.lines(of("learning_rate"), caption="Learning rate.", y="learning rate", starts=starts),
+        charts.lines(
+            of("tokens_per_second"), caption="Throughput, padding not counted.", y="tokens a second"
+        ),
+        charts.lines({n: found for n, found in shares.items() if found}, caption=captions[3], y="per cent"),
+    ]
+    return [chart for chart in found if chart]
 
 
 def training_table(histories: Sequence[History]) -> Table:
     """One row per stage of a single run, or one row per run."""
     alone = len(histories) == 1
-    rows = [
-        _summary(span[0] if alone else history.name, history, span[1], span[2])
-        for history in histories
-        for span in (history.spans if alone else [("", 1, history.train[-1]["step"])])
-    ]
+    rows = []
+    for run in histories:
+        for stage, first, last in run.spans if alone else [(run.name, 1, run.train[-1]["step"])]:
+            train = run.between(first, last)
+            losses = [loss for step, loss in points(run.validations, "loss") if first <= step <= last]
+            rates = [rate for _, rate in points(train, "tokens_per_second")]
+            shares = [share for _, share in goodputs(train)]
+            rows.append(
+                [
+                    stage,
+                    f"{last:,}",
+                    f"{train[-1]['loss']:.4f}",
+                    f"{losses[-1]:.4f}" if losses else ABSENT,
+                    f"{np.median(rates):,.0f}" if rates else ABSENT,
+                    f"{np.mean(shares):.1f} %" if shares else ABSENT,
+                ]
+            )
     header = ["stage" if alone else "run", "last step", "training loss", "validation loss"]
-    header += ["tokens a second", "goodput"]
     note = "Losses are the last ones. Throughput is the median of the logged steps, goodput their mean."
-    return Table("What training came to", header, rows, note)
-
-
-def _summary(name: str, history: History, first: int, last: int) -> list[object]:
-    train = history.rows_of((name, first, last))
-    losses = [loss for step, loss in points(history.validations, "loss") if first <= step <= last]
-    rates = [rate for _, rate in points(train, "tokens_per_second")]
-    shares = [share for _, share in _goodputs(train)]
-    return [
-        name,
-        f"{last:,}",
-        f"{train[-1]['loss']:.4f}",
-        f"{losses[-1]:.4f}" if losses else ABSENT,
-        f"{np.median(rates):,.0f}" if rates else ABSENT,
-        f"{np.mean(shares):.1f} %" if shares else ABSENT,
-    ]
+    return Table([*header, "tokens a second", "goodput"], rows, "What training came to", [note])
 
 
 # Evaluations: accuracy by task and difficulty, and sample replies side by side
 
 
-RIGHT, WRONG, UNPARSED = "right", "wrong", "unparsed"
 MOST_SAMPLES, MOST_CHARACTERS, LONGEST = 240, 1_500_000, 4000  # questions; of all texts; of one text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EvaluationGroup:
-    """Evaluations of the same questions in one mode: items and number of runs by column, chance by task.
+    """Evaluations of the same questions in one mode.
 
-    `whole` is the number of questions of each task, where no published file has it.
+    Attributes:
+      items: those of all columns, see `ResultColumn.items`.
+      bars: accuracy by task and column; None where a column lacks the task.
+      whole: the number of questions of each task, where no published file has it.
     """
 
     title: str
-    items: Mapping[str, Sequence[Item]]
-    replies: Mapping[str, Mapping[Key, RecordedReply]]
+    columns: Sequence[ResultColumn]
+    items: pd.DataFrame
     chance: Mapping[str, float | None]
-    runs: Mapping[str, int]
+    bars: Mapping[str, Mapping[str, Cell | None]]
     whole: int | None
 
     @property
-    def tasks(self) -> list[str]:
-        return sorted({item.task for items in self.items.values() for item in items})
+    def labels(self) -> list[str]:
+        return [column.label for column in self.columns]
 
-    def bars(self) -> dict[str, dict[str, Cell | None]]:
-        """Accuracy by task and column; None where a column lacks the task."""
+    @property
+    def means(self) -> dict[str, Cell | None]:
+        """The unweighted mean over all tasks by column; None where the column lacks one."""
         return {
-            task: {
-                name: self.cell(item for item in items if item.task == task)
-                for name, items in self.items.items()
-            }
-            for task in self.tasks
+            label: mean_cell(
+                {task: cell for task, row in self.bars.items() if (cell := row[label])}, self.bars
+            )
+            for label in self.labels
         }
-
-    def cell(self, items: Iterable[Item]) -> Cell | None:
-        found = list(items)
-        return cells.of_items(found, self.whole) if found else None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """One column's reply to a sampled question."""
-
-    label: str
-    outcome: str
-    answer: str | None
-    text: str | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sample:
-    """A question and what each column replied to it; `question` None where its text is not known."""
-
-    group: str
-    item: Item
-    question: str | None
-    answers: Sequence[Answer]
-
-    @property
-    def size(self) -> int:
-        return len(self.question or "") + sum(len(answer.text or "") for answer in self.answers)
-
-    @property
-    def pattern(self) -> tuple[str, ...]:
-        return (self.group, self.item.task, *(answer.outcome for answer in self.answers))
 
 
 def groups(source: RunSet) -> list[EvaluationGroup]:
     """The evaluations that stand beside one another."""
-    by_group: dict[str, list[ResultColumn]] = collections.defaultdict(list)
-    for column in source.columns:
-        by_group[column.group].append(column)
-    return [_group(title, columns) for title, columns in by_group.items()]
-
-
-def _group(title: str, columns: Sequence[ResultColumn]) -> EvaluationGroup:
-    chance = {
-        task: row.get("chance")
-        for column in columns
-        for task, row in column.scores().get("tasks", {}).items()
-    }
-    return EvaluationGroup(
-        title,
-        {column.label: column.items() for column in columns},
-        {column.label: column.replies() for column in columns},
-        chance,
-        {column.label: len(column.directories) for column in columns},
-        cells.puzzles_per_family(columns[0].directories[0]),
-    )
-
-
-def outcome(item: Item) -> str:
-    return RIGHT if item.correct else WRONG if item.answer is not None else UNPARSED
-
-
-def difficulty(item: Item) -> str:
-    found = item.extra.get("difficulty")
-    return "" if found is None else str(found)
-
-
-def _key(item: Item) -> Key:
-    return item.benchmark, item.task, item.id
-
-
-# Tables and figures
+    found = []
+    for title in dict.fromkeys(column.group for column in source.columns):
+        columns = [column for column in source.columns if column.group == title]
+        items = pd.concat([column.items() for column in columns], ignore_index=True)
+        whole = cells.puzzles_per_family(columns[0].directories[0])
+        scores = (read_json(column.directories[0] / scoring.SCORES) for column in columns)
+        chance = {task: row.get("chance") for one in scores for task, row in one.get("tasks", {}).items()}
+        bars: dict[str, dict[str, Cell | None]] = {
+            task: dict.fromkeys(column.label for column in columns) for task in sorted(set(items.task))
+        }
+        for (task, label), part in items.groupby(["task", "label"]):
+            bars[task][label] = cells.of_items(part.itertuples(), whole)
+        found.append(EvaluationGroup(title, columns, items, chance, bars, whole))
+    return found
 
 
 def table(group: EvaluationGroup) -> Table:
     """One row per task, one per difficulty where there are several, and the mean of the tasks."""
-    rows: list[Sequence[object]] = []
+    rows: list[list[object]] = []
     classes = []
-    for task in group.tasks:
-        of_task = {name: [item for item in items if item.task == task] for name, items in group.items.items()}
-        found = [group.cell(items) for items in of_task.values()]
-        shown = map(_shown, found, of_task.values())
-        rows.append([task, _size(found), _per_cent(group.chance.get(task)), *shown])
-        classes.append("")
-        levels = sorted({difficulty(item) for items in of_task.values() for item in items})
+
+    def add(
+        label: str, items: pd.DataFrame, found: Mapping[str, Cell | None], chance: str, kind: str
+    ) -> None:
+        shown = []
+        for column, cell in found.items():
+            unparsed = 100 * items.answer[items.label == column].isna().mean() if cell else 0
+            small = (
+                Markup("<small> {:.1f} unparsed</small>").format(unparsed)
+                if unparsed and kind != "sum"
+                else ""
+            )
+            shown.append(Markup("{}{}").format(cells.shown(cell), small))
+        sizes = " / ".join(dict.fromkeys(cell.size for cell in found.values() if cell)) or ABSENT
+        rows.append([label, sizes, chance, *shown])
+        classes.append(kind)
+
+    for task, bars in group.bars.items():
+        of_task = group.items[group.items.task == task]
+        add(task, of_task, bars, percent(group.chance.get(task)), "")
+        levels = sorted(set(of_task.level))
         for level in levels if len(levels) > 1 else ():
-            chosen = [[item for item in items if difficulty(item) == level] for items in of_task.values()]
-            found = [cells.of_items(items) if items else None for items in chosen]
-            label = f"difficulty {level or 'not named'}"
-            rows.append([label, _size(found), "", *map(_shown, found, chosen)])
-            classes.append("part")
-    if len(group.tasks) > 1:
-        rows.append(_means(group))
-        classes.append("sum")
-    header = ["task", "questions", "chance", *group.items]
-    return Table(f"{group.title}: accuracy by task and difficulty", header, rows, _note(group), classes)
-
-
-def _note(group: EvaluationGroup) -> str:
-    counted = ", ".join(f"{label} {count}" for label, count in group.runs.items())
-    several = max(group.runs.values()) > 1
+            chosen = of_task[of_task.level == level]
+            parts = {label: chosen[chosen.label == label] for label in bars}
+            found = {label: cells.of_items(p.itertuples()) if len(p) else None for label, p in parts.items()}
+            add(f"difficulty {level or 'not named'}", chosen, found, "", "part")
+    if len(group.bars) > 1:
+        chances = [group.chance.get(task) for task in group.bars]
+        known = [chance for chance in chances if chance is not None]
+        mean = sum(known) / len(known) if len(known) == len(chances) else None
+        add(f"mean of {len(group.bars)} tasks", group.items, group.means, percent(mean), "sum")
+    runs = {column.label: len(column.directories) for column in group.columns}
+    counted = ", ".join(f"{label} {count}" for label, count in runs.items())
+    several = max(runs.values()) > 1
     seeds = f" A question is counted with its mean over the runs ({counted})." if several else ""
-    return f"{cells.CAPTION}{seeds} Unparsed: per cent of the replies without a well-formed answer."
+    note = f"{cells.CAPTION}{seeds} Unparsed: per cent of the replies without a well-formed answer."
+    title = f"{group.title}: accuracy by task and difficulty"
+    return Table(["task", "questions", "chance", *group.labels], rows, title, [note], classes=classes)
 
 
-def _size(found: Iterable[Cell | None]) -> str:
-    return " / ".join(dict.fromkeys(cell.size for cell in found if cell)) or ABSENT
-
-
-def _per_cent(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f}"
-
-
-def _shown(cell: Cell | None, items: Sequence[Item]) -> Markup:
-    if not cell:
-        return Markup(ABSENT)
-    unparsed = sum(item.answer is None for item in items) / len(items)
-    small = tag("small", f" {100 * unparsed:.1f} unparsed") if unparsed else ""
-    return Markup("{}{}").format(str(cell), small)
-
-
-def _means(group: EvaluationGroup) -> list[object]:
-    chances = [group.chance.get(task) for task in group.tasks]
-    known = [chance for chance in chances if chance is not None]
-    chance = sum(known) / len(known) if len(known) == len(chances) else None
-    means = [mean(group, name) for name in group.items]
-    shown = map(cells.shown, means)
-    return [f"mean of {len(group.tasks)} tasks", _size(means), _per_cent(chance), *shown]
-
-
-def mean(group: EvaluationGroup, name: str) -> Cell | None:
-    """The unweighted mean over all tasks of the group; None where the column lacks one."""
-    return mean_cell({task: cell for task, row in group.bars().items() if (cell := row[name])}, group.tasks)
-
-
-def charts(group: EvaluationGroup) -> list[Chart]:
+def result_charts(group: EvaluationGroup) -> list[Chart]:
     """Bars and, for three tasks and more, a radar."""
-    rows = group.bars()
-    found = [
-        report_charts.bars(
-            rows,
-            group.chance,
-            caption=f"{group.title}: accuracy by task in per cent with its error; dashed: chance.",
-        ),
-        report_charts.radar(rows, caption=f"{group.title}: the same accuracies, a spoke a task."),
-    ]
-    return [chart for chart in found if chart]
+    about = f"{group.title}: accuracy by task in per cent with its error; dashed: chance."
+    spokes = charts.radar(group.bars, caption=f"{group.title}: the same accuracies, a spoke a task.")
+    return [charts.bars(group.bars, group.chance, caption=about), *([spokes] if spokes else [])]
 
 
-# Sample replies
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """A question and what each column replied to it; `question` None where its text is not known.
+
+    Attributes:
+      item: one column's, for what all of them have.
+      answers: by column: `outcome`, `answer` and the reply's text, None where it is not kept.
+    """
+
+    group: str
+    item: Any
+    question: str | None
+    answers: Mapping[str, tuple[str, str | None, str | None]]
+
+    @property
+    def size(self) -> int:
+        return len(self.question or "") + sum(len(text or "") for *_, text in self.answers.values())
+
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        return (self.group, self.item.task, *(outcome for outcome, *_ in self.answers.values()))
 
 
 def samples(found: Iterable[EvaluationGroup], questions: Mapping[Key, str]) -> list[Sample]:
@@ -376,25 +290,21 @@ def samples(found: Iterable[EvaluationGroup], questions: Mapping[Key, str]) -> l
     return chosen
 
 
+def _key(item: Any) -> Key:
+    return item.benchmark, item.task, item.id
+
+
 def _samples(group: EvaluationGroup, questions: Mapping[Key, str]) -> Iterator[Sample]:
-    by_label = {label: _first_seed(items) for label, items in group.items.items()}
-    for key in dict.fromkeys(itertools.chain.from_iterable(by_label.values())):
-        answers = [
-            _answer(label, items[key], group.replies[label].get(key))
-            for label, items in by_label.items()
-            if key in items
-        ]
-        item = next(items[key] for items in by_label.values() if key in items)
-        yield Sample(group.title, item, _cut(questions.get(key)), answers)
-
-
-def _first_seed(items: Sequence[Item]) -> dict[Key, Item]:
-    first = min((item.seed for item in items), default=0)
-    return {_key(item): item for item in items if item.seed == first}
-
-
-def _answer(label: str, item: Item, reply: RecordedReply | None) -> Answer:
-    return Answer(label, outcome(item), item.answer, _cut(reply.text if reply else None))
+    firsts = group.items[group.items.run == group.items.groupby("label").run.transform("min")]
+    replies = {column.label: column.replies() for column in group.columns}
+    by_key: dict[Key, dict[str, Any]] = collections.defaultdict(dict)
+    for item in firsts.astype(object).where(firsts.notna(), None).itertuples():
+        by_key[_key(item)][item.label] = item
+    for key, items in by_key.items():
+        answers = {
+            label: (item.outcome, item.answer, _cut(replies[label].get(key))) for label, item in items.items()
+        }
+        yield Sample(group.title, next(iter(items.values())), _cut(questions.get(key)), answers)
 
 
 def _cut(text: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orca_jax import artifacts
 from orca_jax.config import ExperimentConfig
-from orca_jax.reporting import figures, tables
+from orca_jax.reporting import charts, tables
 from orca_jax.training import metrics
 
 
@@ -88,6 +88,9 @@ def write(config: ExperimentConfig, workdir: Path) -> str:
     if by_message := puzzle_scores(config, workdir):
         teachers = " (teachers: procedural oracles)" if has_oracles(config) else ""
         title = f"{config.name}: test puzzles, n and errors in table.md{teachers}"
-        figures.accuracy_bars(by_message, workdir / "accuracy.png", title=title)
+        columns = {name: tables.measured_column(found) for name, found in by_message.items()}
+        tasks = {task: row["chance"] for found in by_message.values() for task, row in found["tasks"].items()}
+        rows = {task: {name: column.get(task) for name, column in columns.items()} for task in sorted(tasks)}
+        charts.bars(rows, tasks, caption=title).save(workdir / "accuracy.png", title=title)
     print(text)
     return text

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from orca_jax.evaluation import cells
 from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
 from orca_jax.evaluation.cells import ABSENT, Cell, shown
@@ -81,7 +83,11 @@ class Table:
     @property
     def wordy(self) -> set[int]:
         """The columns among the numbers that hold texts, or long lists."""
-        return {at for at in range(1, len(self.header)) if any(len(str(row[at])) > LONG for row in self.rows)}
+        return {
+            at
+            for at in range(1, len(self.header))
+            if any(len(Markup(row[at]).striptags()) > LONG for row in self.rows)
+        }
 
     def markdown(self) -> str:
         """The rows in columns of even width: the first to the left, the others to the right."""
@@ -237,7 +243,7 @@ def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "", who
     """
     columns = {name: measured_column(scores, whole) for name, scores in scores_by_message.items()}
     families = sorted({task for column in columns.values() for task in column})
-    every = [scores["tasks"] for scores in reversed(scores_by_message.values())]
+    every = [scores["tasks"] for scores in [*scores_by_message.values()][::-1]]
     chance = {task: row["chance"] for tasks in every for task, row in tasks.items()}
     header = ["Family", "n", "Chance"]
     for name in columns:
@@ -281,9 +287,7 @@ def bbh_table(
     if unknown := set(chosen) - set(known):
         raise ValueError(f"no BBH scores for {', '.join(sorted(unknown))}; known tasks: {', '.join(known)}")
     guesses = published_column("random_guess", table="derived", benchmark="bbh")
-    chance = {
-        t: row["chance"] for scores in reversed(measured.values()) for t, row in scores["tasks"].items()
-    }
+    chance = {t: row["chance"] for scores in [*measured.values()][::-1] for t, row in scores["tasks"].items()}
     chance |= {task: cell.value for task, cell in guesses.items()}
     parts = [name for name in measured if any(cell.is_part for cell in columns[name].values())]
     header = ["Task", "n", "Chance", *columns, *(f"n, {name}" for name in parts)]
@@ -346,10 +350,10 @@ def score_table(scores: Scores) -> str:
         rest = []
         for key in (*SHOWN[1:], *more):
             value, error = row.get(key), row.get(f"{key}_stderr")
-            known = None if value is None else Cell(value)
-            rest.append(
-                shown(cells.proportion(value, row["n"], error) if known and error is not None else known)
-            )
+            if value is None:
+                rest.append(ABSENT)
+            else:
+                rest.append(str(Cell(value) if error is None else cells.proportion(value, row["n"], error)))
         return [label, accuracy.size, str(accuracy), *rest]
 
     rows = [line(name, column[name], row) for name, row in tasks.items()]
