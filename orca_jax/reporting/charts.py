@@ -14,6 +14,7 @@ import math
 import os
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,8 +35,9 @@ CARD, INK, SOFT, LINE, FAINT = "#fefefe", "#1d2127", "#5b6470", "#dfe2e6", "#eef
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a84d84", "#b98500", "#3f8fc4", "#6a4fb5", "#6b7280")
 _VARIABLES = {CARD: "--card", INK: "--ink", SOFT: "--soft", LINE: "--line", FAINT: "--faint"}
 _VARIABLES |= {colour: f"--c{number}" for number, colour in enumerate(SERIES)}
+SMALL: dict[str, Any] = {"fontsize": 12, "color": SOFT}  # of titles and values
+BESIDE = "The table beside gives every value."
 Point = tuple[float, float]
-Boxes = Mapping[str, Mapping[str, Mapping[str, float]]]  # row to series to the values of `BOX`
 
 
 def colour(number: int) -> str:
@@ -58,7 +60,6 @@ class Chart:
     legend: Sequence[str] = ()
     tips: dict[str, str] = dataclasses.field(default_factory=dict)
     lines: Mapping[str, Sequence[Point]] = dataclasses.field(default_factory=dict)
-    kind: str = ""
 
     def tip(self, artist: Any, text: str) -> None:
         artist.set_gid(f"tip-{len(self.tips)}")
@@ -69,21 +70,27 @@ class Chart:
         """The drawing as an element of the page, without its legend."""
         import matplotlib
 
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.alt}), io.StringIO() as file:
+        file = io.StringIO()
+        options = {"svg.fonttype": "none", "svg.hashsalt": self.alt}
+        with matplotlib.rc_context(options), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # missing in matplotlib's font, not in the page's
             self.figure.savefig(file, format="svg", metadata={"Date": None})
-            text = file.getvalue()
+        text = file.getvalue()
         text = text[text.index("<g id=") : text.rindex("</svg>")]
         text = re.sub(r' clip-path="[^"]*"|<clipPath.*?</clipPath>', "", text, flags=re.DOTALL)
-        text = re.sub(r"font: ([^;\"']*?)([\d.]+px)[^;\"]*", r"font-size: \2", text)
-        text = re.sub(r"(\d\.\d)\d+", r"\1", text).replace("xlink:href", "href").replace("\n", " ")
+        text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # the page's is in its style sheet
+        text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)  # so matplotlib before 3.10
+        text = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+        text = text.replace("xlink:href", "href").replace("\n", " ")
         for found, name in _VARIABLES.items():
             text = text.replace(found, f"var({name})")
         for gid, tip in self.tips.items():
             text = text.replace(f'<g id="{gid}">', f"<g><title>{escape(tip)}</title>")
         text = re.sub(r'<g id="[^"]*">', "<g>", text)
         width, height = (72 * inches for inches in self.figure.get_size_inches())
-        data = ""
+        kind, data = "wide" if width > WIDTH else "", ""
         if self.lines:
+            kind = "lines"
             place = self.figure.axes[0].transData.transform
             shown = {
                 name: [
@@ -95,7 +102,7 @@ class Chart:
             data = f' data-lines="{escape(json.dumps(shown, separators=(",", ":")))}"'
         return Markup(
             f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(self.alt)}" '
-            f'class="{self.kind}"{data}>{text}</svg>'
+            f'class="{kind}"{data}>{text}</svg>'
         )
 
     def save(self, file: str | os.PathLike[str] | IO[bytes], suffix: str = "", title: str = "") -> None:
@@ -107,7 +114,8 @@ class Chart:
             handles = [Patch(color=colour(number), label=name) for number, name in enumerate(self.legend)]
             self.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
         if title:
-            self.figure.suptitle(textwrap.fill(_clean(title), 64), fontsize=12)
+            self.figure.suptitle(textwrap.fill(_text(title), 64), fontsize=12)
+        self.figure.patch.set_visible(True)
         # Text stays text, and equal figures make equal files.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.alt}):
             more = {"metadata": {"Date": None}} if suffix == "svg" else {}
@@ -124,57 +132,59 @@ def number(value: float, _: object = None) -> str:
     return f"{value:.4g}"
 
 
-def _axes(height: float, **more: Any) -> Any:
-    """Axes in a figure of their own: no frame, no marks at the ticks, a faint grid behind."""
+def _axes(height: float, width: float = WIDTH, **more: Any) -> Any:
+    """Axes in a figure of their own, [height, width] in points: no frame, no marks at the ticks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
     axes = figure.add_subplot(**more)
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    for hidden in (figure.patch, axes.patch, *axes.spines.values()):
+        hidden.set_visible(False)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=13, labelcolor=INK, pad=6)
     return axes
 
 
-def _scale(axes: Any, values: Iterable[float], *, log: bool, which: str) -> None:
+def _in_rows(rows: Mapping[str, Mapping[str, Any]], gap: float) -> tuple[Any, dict[tuple[str, str], float]]:
+    """Axes with named rows from top to bottom, and the middles of bars of height `ROW` by row and series."""
+    places: dict[tuple[str, str], float] = {}
+    middles, top = [], 0.0
+    for label, row in rows.items():
+        places |= {(label, name): top + gap / 2 + ROW * (at + 0.5) for at, name in enumerate(row)}
+        middles.append(top + (gap + ROW * len(row)) / 2)
+        top += gap + ROW * len(row)
+    axes = _axes(36 + top)
+    axes.set_yticks(middles, [_text(name if len(name) < 25 else f"{name[:23]}…") for name in rows])
+    axes.set_ylim(top or 1, 0)
+    axes.grid(axis="x", color=LINE)
+    return axes, places
+
+
+def _scale(axes: Any, which: str, values: Iterable[float], *, log: bool) -> None:
     """One axis over all values: from 0 where they are positive, or between them if logarithmic."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    known = [*values] or [1.0]
+    known = [*values]
     low, high = min(known), max(known)
-    axis = getattr(axes, f"{which}axis")
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
+    ticks: Any = MaxNLocator(5, steps=[1, 2, 5, 10])
     if log:
         low, high = low / 1.1, high * 1.1
-        getattr(axes, f"set_{which}scale")("log")
-        subs = (1, 2, 5) if math.log10(high / low) <= 3 else (1,)
-        decades = LogLocator(subs=subs, numticks=20)
+        decades = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=20)
         if sum(low <= tick <= high for tick in decades.tick_values(low, high)) > 1:
             ticks = decades
     else:
         low = min(low, 0.0)
         high = high if high > low else low + 1.0
-    getattr(axes, f"set_{which}lim")(low, high)
+    axes.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": (low, high)})
+    axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(ticks)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(number))
 
 
-def _clean(text: str) -> str:
+def _text(text: str) -> str:
     """A name without what matplotlib would read as mathematics, or SVG cannot hold."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shown.replace("$", r"\$")
-
-
-def _rows(axes: Any, names: Sequence[str], places: Sequence[float]) -> None:
-    """Names of rows, from top to bottom."""
-    axes.set_yticks(
-        places, [_clean(textwrap.shorten(name, 24, placeholder="…") or name[:23]) for name in names]
-    )
-    axes.invert_yaxis()
+    return "".join(letter if letter.isprintable() else " " for letter in text).replace("$", r"\$")
 
 
 def _series(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -198,37 +208,34 @@ def lines(
       marks: a mark at each point.
       starts: stage to the step at which it begins, drawn as upright lines.
     """
-    kept = {}
+    kept: dict[str, list[Point]] = {}
     for name, points in series.items():
         shown = [(a, b) for a, b in points if math.isfinite(b) and (b > 0 or "y" not in log)]
         if len(shown) > MOST_POINTS:
-            shown = [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(shown, MOST_POINTS)]
+            means = (np.mean(part, axis=0) for part in np.array_split(shown, MOST_POINTS))
+            shown = [(float(a), float(b)) for a, b in means]
         kept[name] = shown
     every = list(itertools.chain.from_iterable(kept.values()))
     if not every:
         return None
     axes = _axes(260)
     for at, points in enumerate(kept.values()):
-        if points:
-            marker = "o" if marks or len(points) == 1 else ""
-            axes.plot(
-                *zip(*points), color=colour(at), linewidth=1.8, marker=marker, markersize=6, clip_on=False
-            )
-    _scale(axes, (a for a, _ in every), log="x" in log, which="x")
-    _scale(axes, (b for _, b in every), log="y" in log, which="y")
+        marker = "o" if marks or len(points) == 1 else ""
+        axes.plot(*np.reshape(points, (-1, 2)).T, marker=marker, color=colour(at), lw=1.8, clip_on=False)
+    _scale(axes, "x", (a for a, _ in every), log="x" in log)
+    _scale(axes, "y", (b for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)
     for stage, step in (starts or {}).items():
-        axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
-        top = axes.get_xaxis_transform()
-        axes.annotate(_clean(stage), (step, 1), (4, 3), top, "offset points", color=SOFT, fontsize=12)
-    axes.set_title(y, loc="left", fontsize=12, color=SOFT, pad=20 if starts else 8)
-    axes.set_xlabel(x, loc="right", fontsize=12, color=SOFT)
+        axes.axvline(step, color=SOFT, lw=1, ls=(0, (3, 3)))
+        axes.annotate(_text(stage), (step, 1), (4, 3), axes.get_xaxis_transform(), "offset points", **SMALL)
+    axes.set_title(_text(y), loc="left", pad=20 if starts else 8, **SMALL)
+    axes.set_xlabel(x, loc="right", **SMALL)
     ends = (
         f"{name}: {points[0][1]:.4g} at step {points[0][0]:g}, {points[-1][1]:.4g} at step {points[-1][0]:g}."
         for name, points in kept.items()
         if points
     )
-    return Chart(axes.figure, caption, f"{caption} {' '.join(ends)}", [*kept], lines=kept, kind="lines")
+    return Chart(axes.figure, caption, f"{caption} {' '.join(ends)}", [*kept], lines=kept)
 
 
 def bars(
@@ -239,46 +246,39 @@ def bars(
     decimals: int = 1,
     seeds: Mapping[tuple[str, str], Sequence[float]] | None = None,
 ) -> Chart:
-    """Per cent: a row a task, a bar a series, whiskers of their errors, chance marked.
-
-    A row has a bar for each of its own series; a cell is None where nothing was measured.
+    """Per cent: a row a task, a bar for each of its series, whiskers of their errors, chance marked.
 
     Args:
+      rows: None where nothing was measured.
       seeds: values under single seeds by row and series, drawn as dots.
     """
     names = _series(rows)
-    axes = _axes(30 + sum(ROW * len(row) + 14 for row in rows.values()))
-    chart = Chart(axes.figure, caption, f"{caption} The table beside gives every value.", names)
-    top, middles = 0.0, []
+    axes, places = _in_rows(rows, 14)
+    chart = Chart(axes.figure, caption, f"{caption} {BESIDE}", names)
+    for (task, name), middle in places.items():
+        cell = rows[task][name]
+        if cell is None:
+            axes.text(1.5, middle, "not measured", va="center", **SMALL)
+            continue
+        value, low, high = (100 * max(number, 0) for number in (cell.value, *cell.span))
+        bar = axes.barh(middle, max(value, 0.3), ROW - 3, color=colour(names.index(name)))[0]
+        chart.tip(bar, f"{task}, {name}: {cell} %, n = {cell.size}")
+        axes.hlines(middle, low, high, color=INK, lw=1.2)
+        dots = [100 * dot for dot in (seeds or {}).get((task, name), ())]
+        axes.plot(dots, [middle] * len(dots), "o", color=CARD, mec=INK, ms=4)
+        end = (max(high, value, *dots), middle)
+        axes.annotate(
+            cell.text(decimals=decimals), end, (6, 0), textcoords="offset points", va="center", **SMALL
+        )
     for task, row in rows.items():
-        top += 7
-        middles.append(top + ROW * len(row) / 2)
-        for at, (name, cell) in enumerate(row.items()):
-            middle = top + ROW * (at + 0.5)
-            if cell is None:
-                axes.text(1.5, middle, "not measured", va="center", fontsize=12, color=SOFT)
-                continue
-            low, high = (100 * max(end, 0) for end in cell.span)
-            bar = axes.barh(middle, max(100 * cell.value, 0.3), ROW - 3, color=colour(names.index(name)))[0]
-            chart.tip(bar, f"{task}, {name}: {cell} %, n = {cell.size}")
-            if high > low:
-                axes.hlines(middle, low, high, color=INK, linewidth=1.2)
-            dots = [100 * value for value in (seeds or {}).get((task, name), ())]
-            axes.plot(dots, [middle] * len(dots), "o", color=LINE, markeredgecolor=INK, markersize=4)
-            axes.annotate(cell.text(decimals=decimals), (max(high, 100 * cell.value), middle), (6, 0),
-                          textcoords="offset points", va="center", fontsize=12, color=SOFT)  # fmt: skip
-        bottom = top + ROW * len(row)
-        guess = chance.get(task)
-        if guess is not None:
-            axes.plot([100 * guess] * 2, [top - 4, bottom + 4], color=INK, linewidth=1, linestyle=(0, (3, 2)))
-        top = bottom + 7
-    axes.grid(axis="x", color=LINE)
+        guess, around = chance.get(task), [places[task, name] for name in row]
+        if guess is not None and around:
+            ends = [around[0] - ROW / 2 - 4, around[-1] + ROW / 2 + 4]
+            axes.plot([100 * guess] * 2, ends, color=INK, lw=1, ls=(0, (3, 2)))
     axes.set_xlim(
         0, max(100, *(100 * cell.span[1] for row in rows.values() for cell in row.values() if cell), 0)
     )
     axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_ylim(0, top or 1)
-    _rows(axes, [*rows], middles)
     return chart
 
 
@@ -292,125 +292,88 @@ def radar(
     """The same with a spoke a task; None for fewer than three spokes.
 
     Args:
-      whole: only tasks that all series have; else a ring has gaps.
+      whole: only tasks that all series have, and areas; else a ring has gaps.
     """
     names = _series(rows)
-    spokes = [
-        task for task, row in rows.items() if not whole or all(row.get(name) is not None for name in names)
-    ]
+    every = {task: [row.get(name) for name in names] for task, row in rows.items()}
+    spokes = [task for task, found in every.items() if not whole or None not in found]
     if len(spokes) < 3 or not names:
         return None
-    axes = _axes(280 if len(spokes) < 12 else 400, projection="polar")
-    chart = Chart(axes.figure, caption, f"{caption} The table beside gives every value.", names)
-    angles = np.linspace(0, 2 * np.pi, len(spokes), endpoint=False)
-    around = [*angles, angles[0]]
-    for ring in (25, 50, 75, 100):
-        axes.plot(around, [ring] * len(around), color=LINE, linewidth=1)
-    axes.vlines(angles, 0, 100, color=LINE, linewidth=1)
+    many = len(spokes) > 11
+    axes = _axes(*((520, 620) if many else (280, WIDTH)), projection="polar")
+    chart = Chart(axes.figure, caption, f"{caption} {BESIDE}", names)
+    angles = np.linspace(0, 2 * np.pi, len(spokes) + 1)
+
+    def ring(values: Sequence[float], **style: Any) -> Any:
+        return axes.plot(angles, [*values, values[0]], **style)[0]
+
+    for share in (25, 50, 75, 100):
+        ring([share] * len(spokes), color=LINE, lw=1)
+    for share in (50, 100):
+        axes.annotate(str(share), (0, share), (3, -12), textcoords="offset points", **SMALL)
+    axes.vlines(angles, 0, 100, color=LINE, lw=1)
     for at, name in enumerate(names):
-        found = [rows[task].get(name) for task in spokes]
-        values = [100 * cell.value if cell else math.nan for cell in found]
-        (ring,) = axes.plot(
-            around,
-            [*values, values[0]],
-            color=colour(at),
-            linewidth=2,
-            marker="" if whole else ".",
-            label=name,
-        )
-        chart.tip(ring, name)
+        values = [100 * cell.value if (cell := every[task][at]) else math.nan for task in spokes]
+        chart.tip(ring(values, color=colour(at), lw=2, marker="" if whole else ".", label=name), name)
         if whole:
-            axes.fill(angles, values, color=colour(at), alpha=0.14, linewidth=0)
+            axes.fill(angles[:-1], values, color=colour(at), alpha=0.14, lw=0)
     if chance:
-        values = [100 * chance[task] for task in spokes]
-        axes.plot(around, [*values, values[0]], color=INK, linewidth=1, linestyle=":", label="chance")
+        ring([100 * chance[task] for task in spokes], color=INK, lw=1, ls=":", label="random guess")
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
-    axes.set_ylim(0, 100)
-    axes.set(xticks=[], yticks=[])
-    for ring in (50, 100):
-        axes.annotate(str(ring), (0, ring), (3, -12), textcoords="offset points", fontsize=12, color=SOFT)
-    axes.grid(False)
+    axes.set(ylim=(0, 100), xticks=[], yticks=[])
     for angle, task in zip(angles, spokes):
         side = math.sin(angle)
         align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
-        axes.text(angle, 110, _clean(textwrap.fill(task, 22) or task), ha=align, va="center", color=INK,
-                  fontsize=13 if len(spokes) < 12 else 9)  # fmt: skip
+        label = _text(textwrap.fill(task, 22) or task)
+        axes.text(angle, 106, label, ha=align, va="center", color=INK, fontsize=10 if many else 13)
     return chart
 
 
-def boxes(rows: Boxes, *, caption: str, x: str) -> Chart | None:
-    """Boxes on a logarithmic axis: a row a group, a box a series."""
+def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str, x: str) -> Chart | None:
+    """Boxes on a logarithmic axis: a row a group, a box with the values of `BOX` for each of its series."""
     names = _series(rows)
-    values = [max(box[name], 1.0) for row in rows.values() for box in row.values() for name in BOX]
-    if not values:
+    if not names:
         return None
-    height = ROW * len(names) + 12
-    axes = _axes(46 + height * len(rows))
-    described = (
-        f"{label}, {name}: median {box['median']:g}."
-        for label, row in rows.items()
-        for name, box in row.items()
-    )
-    chart = Chart(axes.figure, caption, f"{caption} {' '.join(described)}", names)
-    for index, (label, row) in enumerate(rows.items()):
-        for name, box in row.items():
-            low, first, median, third, high = (max(box[value], 1.0) for value in BOX)
-            middle = index * height + 6 + ROW * (names.index(name) + 0.5)
-            axes.hlines(middle, low, high, color=INK, linewidth=1.2, zorder=0.9)
-            bar = axes.barh(
-                middle,
-                max(third / first, 1.03) * first - first,
-                ROW - 3,
-                left=first,
-                color=colour(names.index(name)),
-            )[0]
-            axes.plot([median] * 2, [middle - 6, middle + 6], color=CARD, linewidth=2.5)
-            chart.tip(
-                bar,
-                f"{label}, {name}: " + ", ".join(f"{what.replace('_', ' ')} {box[what]:g}" for what in BOX),
-            )
-    _scale(axes, values, log=True, which="x")
-    axes.grid(axis="x", color=LINE)
-    axes.set_ylim(0, height * len(rows))
-    _rows(axes, [*rows], [height * (at + 0.5) for at in range(len(rows))])
-    axes.set_xlabel(x, loc="right", fontsize=12, color=SOFT)
+    axes, places = _in_rows(rows, 12)
+    found = [(label, name, box) for label, row in rows.items() for name, box in row.items()]
+    medians = (f"{label}, {name}: median {box['median']:g}." for label, name, box in found)
+    chart = Chart(axes.figure, caption, f"{caption} {' '.join(medians)}", names)
+    for label, name, box in found:
+        low, first, median, third, high = (max(box[value], 1.0) for value in BOX)
+        middle, wide = places[label, name], max(third - first, 0.03 * first)
+        axes.hlines(middle, low, high, color=INK, lw=1.2, zorder=0.9)
+        bar = axes.barh(middle, wide, ROW - 3, left=first, color=colour(names.index(name)))[0]
+        axes.vlines(median, middle - 6, middle + 6, color=CARD, lw=2.5)
+        values = ", ".join(f"{what.replace('_', ' ')} {box[what]:g}" for what in BOX)
+        chart.tip(bar, f"{label}, {name}: {values}")
+    _scale(axes, "x", [max(box[value], 1.0) for *_, box in found for value in BOX], log=True)
+    axes.set_xlabel(x, loc="right", **SMALL)
     return chart
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str) -> Chart | None:
     """Stages as bars over steps: a row a run, with (stage, first step, last step)."""
-    stages = list(dict.fromkeys(stage for spans in rows.values() for stage, _, _ in spans))
-    if not stages:
+    spans = [(label, *span) for label, found in rows.items() for span in found]
+    if not spans:
         return None
-    axes = _axes(46 + 30 * len(rows))
-    end = max(last for spans in rows.values() for _, _, last in spans)
-    described = (
-        f"{label}: " + ", ".join(f"{s} from {a} to {b}" for s, a, b in spans) for label, spans in rows.items()
-    )
-    chart = Chart(axes.figure, caption, f"{caption} {'; '.join(described)}.", stages)
-    for row, (stage, first, last) in (
-        (row, span) for row, spans in enumerate(rows.values()) for span in spans
-    ):
-        bar = axes.barh(
-            row, last - first + 1, 0.72, left=first - 1, color=colour(stages.index(stage)), edgecolor=CARD
-        )[0]
+    stages = list(dict.fromkeys(stage for _, stage, *_ in spans))
+    axes, places = _in_rows({label: {"": None} for label in rows}, 14)
+    axes.grid(False)
+    described = "; ".join(f"{label}: {stage} from {first} to {last}" for label, stage, first, last in spans)
+    chart = Chart(axes.figure, caption, f"{caption} {described}.", stages)
+    end = max(last for *_, last in spans)
+    for label, stage, first, last in spans:
+        wide, middle = last - first + 1, places[label, ""]
+        bar = axes.barh(middle, wide, 22, left=first - 1, color=colour(stages.index(stage)), edgecolor=CARD)[
+            0
+        ]
         chart.tip(bar, f"{stage}: steps {first} to {last}")
-        if len(stage) * LETTER < 300 * (last - first + 1) / end:
-            axes.text(
-                (first - 1 + last) / 2,
-                row,
-                _clean(stage),
-                ha="center",
-                va="center",
-                color=CARD,
-                weight=700,
-                fontsize=13,
-            )
-    _scale(axes, [end], log=False, which="x")
-    axes.set_ylim(-0.5, len(rows) - 0.5)
-    _rows(axes, [*rows], range(len(rows)))
-    axes.set_xlabel("training step", loc="right", fontsize=12, color=SOFT)
+        if len(stage) * LETTER < 300 * wide / end:
+            at = (first - 1 + wide / 2, middle)
+            axes.text(*at, _text(stage), ha="center", va="center", color=CARD, weight="bold", fontsize=13)
+    _scale(axes, "x", [end], log=False)
+    axes.set_xlabel("training step", loc="right", **SMALL)
     return chart
 
 
@@ -423,9 +386,6 @@ def graph(
       nodes: id, which is also the anchor in the page, to the node's two lines.
       edges: (made of, what was made) by ids.
     """
-    from matplotlib.patches import FancyBboxPatch, PathPatch
-    from matplotlib.path import Path
-
     if not nodes:
         return None
     linked = [(a, b) for a, b in edges if a in nodes and b in nodes and a != b]
@@ -436,34 +396,27 @@ def graph(
         for before, after in linked:
             depth[after] = max(depth[after], min(depth[before] + 1, len(depth)))
     layers = [[node for node in depth if depth[node] == level] for level in sorted(set(depth.values()))]
-    wide, high, gap = 150, 38, 40
-    width, height = max(WIDTH, max(map(len, layers)) * (wide + 16)), len(layers) * (high + gap) - gap + 12
-    axes = _axes(height)
-    axes.figure.set_size_inches(width / 72, height / 72)
+    wide, high = 166, 78
+    width, height = max(WIDTH, max(map(len, layers)) * wide), len(layers) * high - 28
+    axes = _axes(height, width)
     axes.figure.set_layout_engine("none")
-    axes.set_position((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    chart = Chart(axes.figure, caption, f"{caption} The list below says the same in words.", kind="graph")
+    axes.set(position=(0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    chart = Chart(axes.figure, caption, f"{caption} The list below says the same in words.")
     places = {
-        node: (width * (at + 0.5) / len(layer), 6 + level * (high + gap))
+        node: (width * (at + 0.5) / len(layer), 25 + level * high)
         for level, layer in enumerate(layers)
         for at, node in enumerate(layer)
     }
-    for (x1, y1), (x2, y2) in ((places[a], places[b]) for a, b in linked):
-        bend = (y1 + high + y2) / 2
-        curve = Path([(x1, y1 + high), (x1, bend), (x2, bend), (x2, y2)], [Path.MOVETO, *[Path.CURVE4] * 3])
-        axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=SOFT))
+    for before, after in linked:
+        axes.plot(*zip(places[before], places[after]), color=SOFT, lw=1)
     for node, (name, about) in nodes.items():
-        x, y = places[node]
-        box = FancyBboxPatch(
-            (x - wide / 2 + 5, y + 5), wide - 10, high - 10, "round,pad=5", facecolor=FAINT, edgecolor=LINE
-        )
-        box.set_url(f"#{node}")
-        chart.tip(box, name)
-        axes.add_patch(box)
         shown = name if len(name) < 21 else f"…{name[-19:]}"
-        for text, down, size, ink in ((shown, 12, 13, INK), (about, 27, 12, SOFT)):
-            axes.text(
-                x, y + down, _clean(text), ha="center", va="center", fontsize=size, color=ink, url=f"#{node}"
-            )
+        x, y = places[node]
+        box = axes.barh(
+            y, wide - 16, 38, left=x - wide / 2 + 8, color=FAINT, edgecolor=LINE, url=f"#{node}", zorder=3
+        )[0]
+        chart.tip(box, name)
+        style: dict[str, Any] = {"ha": "center", "va": "center", "url": f"#{node}", "zorder": 4}
+        axes.text(x, y - 7, _text(shown), fontsize=13, color=INK, **style)
+        axes.text(x, y + 9, _text(about), **SMALL, **style)
     return chart

@@ -7,10 +7,9 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 from pyarrow import parquet
 
-from orca_jax.reporting import paper, paper_tables, paper_writers
+from orca_jax.reporting import charts, paper, paper_tables, paper_writers
 from orca_jax.reporting.paper_figures import Drawing
 from orca_jax.reporting.paper_tables import Page
 from orca_jax.reporting.tables import Table, escaped
@@ -20,9 +19,8 @@ from orca_jax.reporting.tables import Table, escaped
 def written(tmp_path_factory):
     """The folder of all tables without runs, and of one figure."""
     out = tmp_path_factory.mktemp("paper")
-    figure = Figure()
-    figure.subplots().set_title("a title")
-    drawing = Drawing("figure_0", "Figure 0: none", figure, ("A note.",))
+    chart = charts.lines({"a title": [(0, 1.0), (1, 2.0)]}, caption="", y="a title")
+    drawing = Drawing("figure_0", "Figure 0: none", chart, ("A note.",))
     paper_writers.write(out, [paper_tables.page(table) for table in paper.TABLES], [drawing], [])
     return out
 

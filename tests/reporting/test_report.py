@@ -334,7 +334,9 @@ def test_an_arm_set_has_its_arms_beside_one_another(arm_set):
     assert "counted with its mean over the runs (answers 2, explained 2)" in results
     assert "runs begun" in page.text
     assert "4 of 9" in page.text
-    lines = [json.loads(drawing["data-lines"]) for drawing in section(arm_set, "training").all("svg", "lines")]
+    lines = [
+        json.loads(drawing["data-lines"]) for drawing in section(arm_set, "training").all("svg", "lines")
+    ]
     assert {name for one in lines for name in one} == {"answers", "explained"}
     shared = [a for a in page.all("details", "artifact") if "traces" in a["id"]]
     assert len(shared) == 1  # all four runs' traces are the same
