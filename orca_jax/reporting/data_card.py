@@ -43,6 +43,8 @@ def make_card(
 ) -> None:
     """Writes cards/NAME.
 
+    Nothing depends on a card, so a card of other settings is written again and is no error.
+
     Args:
       traces: gives what the teacher's token store was made of.
     """
@@ -50,11 +52,15 @@ def make_card(
     rows = artifacts.section(config.data, without=(*config.data.STORED, "segments"))
     provenance = artifacts.joined({"program": "card"}, rows, artifacts.section(config, ("seed",)))
     inputs = {"tokens": store.manifest["fingerprint"]}
-    if not _is_up_to_date(directory, provenance, inputs):
-        write(directory, **_contents(config, teacher, workdir, store, traces()))
-        fates = store.fates(config.data.row_length, config.data.overlong)
-        artifacts.finish(directory, provenance, inputs, fates)
-        log.info("%s: data card at %s", teacher.name, directory / README)
+    try:
+        if artifacts.is_finished(directory, provenance, inputs):
+            return
+    except artifacts.ArtifactError:
+        pass
+    write(directory, **_contents(config, teacher, workdir, store, traces()))
+    fates = store.fates(config.data.row_length, config.data.overlong)
+    artifacts.finish(directory, provenance, inputs, fates)
+    log.info("%s: data card at %s", teacher.name, directory / README)
 
 
 def left_out(teacher: TeacherConfig, workdir: Path, store: TokenStore) -> dict[str, int]:
@@ -71,27 +77,26 @@ def untrained(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, s
     return warning(fates, left_out(teacher, workdir, store))
 
 
-def _is_up_to_date(directory: Path, provenance: dict[str, Any], inputs: dict[str, str]) -> bool:
-    """Nothing depends on a card, so a card of other settings is written again and is no error."""
-    try:
-        return artifacts.is_finished(directory, provenance, inputs)
-    except artifacts.ArtifactError:
-        return False
-
-
 def _contents(
     config: ExperimentConfig, teacher: TeacherConfig, workdir: Path, store: TokenStore, traces: PlacedTraces
 ) -> dict[str, Any]:
     """The arguments of `render`."""
-    quality = artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
+    data, quality = config.data, artifacts.read_manifest(workdir / "quality" / teacher.name)["counts"]
     sample = list(traces[:: max(1, len(traces) // SAMPLE)])
-    made = artifacts.read_manifest(workdir / "queries") if teacher.kind != "file" else None
-    data = config.data
     lengths = store.effective_lengths(data.row_length, data.overlong)
     plan = packing.make_plan(
         lengths, row_length=data.row_length, max_segments=data.max_segments, seed=config.seed, epoch=0
     )
-    trains = lengths > 0
+    columns = {name: values[lengths > 0] for name, values in store.columns.items()}
+    unknown = "not stated in the file"
+    if teacher.kind == "file":
+        made = None
+        inputs = artifacts.read_manifest(workdir / "traces" / teacher.name)["inputs"]
+        sources = [(Path(teacher.path).name, inputs["file"], unknown)]
+    else:  # the inputs of a draw are called such as "flan[0].cot: flan_cot/aqua_train.tsv"
+        made = artifacts.read_manifest(workdir / "queries")
+        kinds = {name: name.partition(":")[0].rpartition(".")[2] for name in made["inputs"]}
+        sources = [(n, sha, flan.LICENCES.get(kinds[n], unknown)) for n, sha in made["inputs"].items()]
     return dict(
         name=teacher.name,
         about=(
@@ -100,10 +105,10 @@ def _contents(
             f"tokenizer: {Path(data.tokenizer).name or 'the weights own, or trained on the traces'}",
             f"layout {data.layout}, loss on {_LOSS_ON[data.supervise]}",
         ),
-        columns={name: values[trains] for name, values in store.columns.items()},
+        columns=columns,
         untrained=untrained(config, teacher, workdir, store),
-        expected=_expected(config, store.columns["collection"][trains].tolist()),
-        left_out={**left_out(teacher, workdir, store), "in no row": int((~trains).sum())},
+        expected=_expected(config, columns["collection"].tolist()),
+        left_out={**left_out(teacher, workdir, store), "in no row": int((lengths <= 0).sum())},
         held_out=quality["kept"] - len(traces),
         flags=quality["flags"],
         packing={
@@ -118,7 +123,7 @@ def _contents(
         },
         sample=len(sample),
         queries=made["counts"] if made else None,
-        sources=_licensed_sources(teacher, workdir, made),
+        sources=sources,
     )
 
 
@@ -127,25 +132,11 @@ def _expected(config: ExperimentConfig, collections_of: list[str]) -> dict[int, 
     counts = collections.Counter(map(paper_collection, collections_of))
     if any(draw.messages for draw in config.flan) or set(counts) - set(system_messages.COLLECTIONS):
         return {}
-    total = sum(counts.values())
+    total = max(counts.total(), 1)
     return {
-        id: sum(message.shares[name] * count for name, count in counts.items()) / max(total, 1)
+        id: sum(message.shares[name] * count for name, count in counts.items()) / total
         for id, message in system_messages.all_messages().items()
     }
-
-
-def _licensed_sources(
-    teacher: TeacherConfig, workdir: Path, queries: Mapping[str, Any] | None
-) -> list[tuple[str, str, str]]:
-    """The files by the inputs of the manifests, such as "flan[0].cot: flan_cot/aqua_train.tsv"."""
-    unknown = "not stated in the file"
-    if queries is None:
-        inputs = artifacts.read_manifest(workdir / "traces" / teacher.name)["inputs"]
-        return [(Path(teacher.path).name, inputs["file"], unknown)]
-    kinds = {name: name.partition(":")[0].rpartition(".")[2] for name in queries["inputs"]}
-    return [
-        (name, sha256, flan.LICENCES.get(kinds[name], unknown)) for name, sha256 in queries["inputs"].items()
-    ]
 
 
 def write(directory: Path, columns: TraceColumns, **contents: Any) -> None:
@@ -190,16 +181,24 @@ def render(
       sources: (name, sha256, licence) of each file that the set was made of.
       untrained: a warning about traces that do not train; empty where all train.
     """
+    sizes = sorted(next(iter(ngrams.values()), {}))
+    variety = [[what, *(f"{shares[size]:.3f}" for size in sizes)] for what, shares in ngrams.items()]
+    files = [(name, sha256[:12], licence) for name, sha256, licence in sources]
     sections = {
         "Size and what was left out": _size(len(columns["task"]), left_out, held_out, flags, untrained),
         "Collections and teachers": _collections(columns),
         "Tasks": _tasks(columns["task"]),
         "System messages": _messages(columns["system_message_id"], expected, is_file=queries is None),
         "Lengths of answers": _lengths(columns),
-        "Variety": _variety(ngrams, sample),
-        "Packing": _packing(packing),
+        "Variety": f"Distinct n-grams of words over all of them, in {counted(sample, 'trace')}:\n\n"
+        + markdown(["texts", *(f"n = {size}" for size in sizes)], variety),
+        "Packing": f"{counted(int(packing['rows']), 'row')} of {packing['row_length']:.0f} positions: "
+        f"{packing['factor']:.2f} examples a row (the paper: {PAPER_PACKING}, in rows of 2,048), "
+        f"{_share(packing['fill'], 1)} of the positions filled.",
         "Queries": _queries(queries),
-        "Sources and licences": _sources(sources),
+        "Sources and licences": markdown(["file", "sha256", "licence, as published"], files)
+        if files
+        else "No files: the questions and answers are made by this code.",
     }
     parts = [f"# {name}", "\n".join(f"- {line}" for line in about)]
     for title, section in sections.items():
@@ -373,22 +372,6 @@ def _quartiles(values: Mapping[str, float]) -> str:
     return f"{values['q1']:.0f} **{values['median']:.0f}** {values['q3']:.0f}" if values else ABSENT
 
 
-def _variety(ngrams: Mapping[str, Mapping[int, float]], sample: int) -> str:
-    sizes = sorted(next(iter(ngrams.values()), {}))
-    rows = [(what, *(f"{shares[size]:.3f}" for size in sizes)) for what, shares in ngrams.items()]
-    return f"Distinct n-grams of words over all of them, in {counted(sample, 'trace')}:\n\n" + markdown(
-        ("texts", *(f"n = {size}" for size in sizes)), rows
-    )
-
-
-def _packing(found: Mapping[str, float]) -> str:
-    return (
-        f"{counted(int(found['rows']), 'row')} of {found['row_length']:.0f} positions: "
-        f"{found['factor']:.2f} examples a row (the paper: {PAPER_PACKING}, in rows of 2,048), "
-        f"{_share(found['fill'], 1)} of the positions filled."
-    )
-
-
 def _queries(counts: Mapping[str, Any] | None) -> str:
     if counts is None:
         return "The traces came in a file; what was asked, and of how many, it does not say."
@@ -397,36 +380,26 @@ def _queries(counts: Mapping[str, Any] | None) -> str:
         f"{counts['known_to_benchmark']:,}."
     ]
     for number, drawn in enumerate(counts.get("flan", ())):
-        parts += [
-            f"Draw {number} of FLAN (`flan[{number}]` of the config):",
-            markdown(("rows", "number"), _draw_rows(drawn)),
-        ]
-        if drawn["rows"]["malformed_places"]:
-            parts.append("The first malformed rows: " + "; ".join(drawn["rows"]["malformed_places"]))
+        met = drawn["contamination"]
+        rows = {
+            "rows read": drawn["rows"]["read"],
+            "malformed rows": drawn["rows"]["malformed"],
+            **{f"rows not drawn from: {why}": count for why, count in drawn["not_drawn_from"].items()},
+            **{f"drawn of {name}": part["queries"] for name, part in drawn["drawn"].items()},
+            "exact duplicates left out": drawn["duplicates"],
+            "near duplicates left out": drawn["near_duplicates"],
+        }
+        if isinstance(met, str):
+            rows["contamination"] = met
+        else:
+            rows |= {"meet a benchmark": met["hit"], "of these left out": met["dropped"]}
+            rows |= {f"meet {name}": count for name, count in met["by_benchmark"].items()}
+            rows |= {"queries": drawn["queries"], "marked for smaller shares": drawn["expert"]}
+        parts.append(f"Draw {number} of FLAN (`flan[{number}]` of the config):")
+        parts.append(markdown(["rows", "number"], rows.items()))
+        if places := drawn["rows"]["malformed_places"]:
+            parts.append("The first malformed rows: " + "; ".join(places))
     return "\n\n".join(parts)
-
-
-def _draw_rows(drawn: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    met = drawn["contamination"]
-    rows = [("rows read", drawn["rows"]["read"]), ("malformed rows", drawn["rows"]["malformed"])]
-    rows += [(f"rows not drawn from: {why}", count) for why, count in drawn["not_drawn_from"].items()]
-    rows += [(f"drawn of {name}", part["queries"]) for name, part in drawn["drawn"].items()]
-    rows += [
-        ("exact duplicates left out", drawn["duplicates"]),
-        ("near duplicates left out", drawn["near_duplicates"]),
-    ]
-    if isinstance(met, str):
-        return [*rows, ("contamination", met)]
-    rows += [("meet a benchmark", met["hit"]), ("of these left out", met["dropped"])]
-    rows += [(f"meet {name}", count) for name, count in met["by_benchmark"].items()]
-    return [*rows, ("queries", drawn["queries"]), ("marked for smaller shares", drawn["expert"])]
-
-
-def _sources(sources: Sequence[tuple[str, str, str]]) -> str:
-    if not sources:
-        return "No files: the questions and answers are made by this code."
-    rows = [(name, sha256[:12], licence) for name, sha256, licence in sources]
-    return markdown(("file", "sha256", "licence, as published"), rows)
 
 
 # Figures
