@@ -62,6 +62,7 @@ setup(
         "grain>=0.2.15,<0.3",
         "jax>=0.10,<0.12",
         "jinja2>=3.1.6",
+        "markdown-it-py>=3,<5",
         "matplotlib>=3.9",
         "ml-collections>=1.1",
         "numpy>=2.0",

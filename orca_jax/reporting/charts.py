@@ -71,7 +71,7 @@ class Chart:
         import matplotlib
 
         file = io.StringIO()
-        options = {"svg.fonttype": "none", "svg.hashsalt": self.alt}
+        options: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": self.alt}
         with matplotlib.rc_context(options), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")  # missing in matplotlib's font, not in the page's
             self.figure.savefig(file, format="svg", metadata={"Date": None})
@@ -118,7 +118,7 @@ class Chart:
         self.figure.patch.set_visible(True)
         # Text stays text, and equal figures make equal files.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.alt}):
-            more = {"metadata": {"Date": None}} if suffix == "svg" else {}
+            more: dict[str, Any] = {"metadata": {"Date": None}} if suffix == "svg" else {}
             self.figure.savefig(
                 file, format=suffix or None, dpi=140, facecolor="white", bbox_inches="tight", **more
             )

@@ -134,7 +134,7 @@ def _label(column: str, value: Any) -> str:
 
 def length_chart(found: pd.DataFrame) -> Chart | None:
     """Boxes of the answers' lengths by system message, a box a data set."""
-    boxes: dict[str, dict[str, Mapping[str, float]]] = {}
+    boxes: dict[int, dict[str, Mapping[str, float]]] = {}
     for (id, store), lengths in found.groupby(["system_message_id", "store"], sort=False).supervised:
         boxes.setdefault(id, {})[store] = data_card.box(lengths.to_numpy())
     stores = dict.fromkeys(found.store)

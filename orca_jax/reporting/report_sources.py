@@ -162,8 +162,10 @@ def config_of(run: Run) -> dict[str, Any]:
         provenance = {name.partition("/")[0]: found["provenance"] for name, found in made}
         for key, part in RAN:
             kept, ran = config.get(key), provenance.get(part, {}).get(key)
-            both = isinstance(kept, Mapping) and isinstance(ran, Mapping)
-            config[key] = {**kept, **ran} if both else kept if ran is None else ran
+            if isinstance(kept, Mapping) and isinstance(ran, Mapping):
+                config[key] = {**kept, **ran}
+            elif ran is not None:
+                config[key] = ran
     return config
 
 
