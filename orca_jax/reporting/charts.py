@@ -112,9 +112,11 @@ class Chart:
 
         if not self.figure.legends and len(self.legend) > 1:
             handles = [Patch(color=colour(number), label=name) for number, name in enumerate(self.legend)]
-            self.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+            self.figure.legend(
+                handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False
+            )
         if title:
-            self.figure.suptitle(textwrap.fill(_text(title), 64), fontsize=12)
+            self.figure.text(0.5, 1, textwrap.fill(_text(title), 64), ha="center", va="bottom", fontsize=12)
         self.figure.patch.set_visible(True)
         # Text stays text, and equal figures make equal files.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.alt}):
@@ -300,7 +302,9 @@ def radar(
     if len(spokes) < 3 or not names:
         return None
     many = len(spokes) > 11
-    axes = _axes(*((520, 620) if many else (280, WIDTH)), projection="polar")
+    axes = _axes(*((400, 620) if many else (280, WIDTH)), projection="polar")
+    axes.figure.set_layout_engine("none")
+    axes.set_position((0.26, 0.12, 0.48, 0.76))
     chart = Chart(axes.figure, caption, f"{caption} {BESIDE}", names)
     angles = np.linspace(0, 2 * np.pi, len(spokes) + 1)
 
@@ -323,10 +327,13 @@ def radar(
     axes.set_theta_direction(-1)
     axes.set(ylim=(0, 100), xticks=[], yticks=[])
     for angle, task in zip(angles, spokes):
-        side = math.sin(angle)
-        align = "center" if abs(side) < 0.2 else "left" if side > 0 else "right"
-        label = _text(textwrap.fill(task, 22) or task)
-        axes.text(angle, 106, label, ha=align, va="center", color=INK, fontsize=10 if many else 13)
+        across, up = math.sin(angle), math.cos(angle)
+        align = {
+            "ha": "center" if abs(across) < 0.05 else "left" if across > 0 else "right",
+            "va": "center" if abs(up) < 0.95 else "bottom" if up > 0 else "top",
+        }
+        label = textwrap.fill(_text(task).replace("_", "_ "), 24 if many else 17).replace("_ ", "_")
+        axes.text(angle, 106, label, color=INK, fontsize=10 if many else 13, **align)
     return chart
 
 
