@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,49 +31,34 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
 
 def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str, Any]]:
     """The puzzles' scores by the name of the system message; empty where none were evaluated."""
-    if not config.puzzles.families:
-        return {}
-    return {
-        tables.message_name(i): scores(workdir, f"puzzles-message-{i}") for i in config.evaluation.messages
-    }
+    messages = config.evaluation.messages if config.puzzles.families else ()
+    return {tables.message_name(i): scores(workdir, f"puzzles-message-{i}") for i in messages}
 
 
 def has_oracles(config: ExperimentConfig) -> bool:
     return any(teacher.kind == "oracle" for teacher in config.teachers)
 
 
-def held_out_losses(workdir: Path) -> list[dict[str, Any]]:
-    """The validations of the training, in their order; none where a model made elsewhere was evaluated."""
-    if not (workdir / "training" / metrics.FILE).exists():
-        return []
-    return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "validation"]
-
-
-def other_benchmarks(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
-    """Titles and tables of what was evaluated besides puzzles and BBH, in each mode."""
-    for name in config.given_benchmarks:
-        for mode in config.evaluation.modes[name] if name != "bbh" else ():
-            found = scores(workdir, f"{name}-{mode}")
-            yield f"## {name}, mode `{mode}`"
-            yield tables.score_table(found) if "tasks" in found else tables.unscored_sentence(found, name)
-
-
 def render(config: ExperimentConfig, workdir: Path) -> str:
-    """The Markdown of everything that was evaluated."""
-    parts = [f"# {config.name}"]
+    """The Markdown of everything that was evaluated, in each mode, and of the losses of the training."""
+    parts, modes = [f"# {config.name}"], config.evaluation.modes
     if by_message := puzzle_scores(config, workdir):
         note = tables.ORACLE_NOTE if has_oracles(config) else ""
         table = tables.puzzle_table(by_message, note=note, whole=config.evaluation.per_family)
         parts += ["## Puzzles (mode `robust`, test puzzles unseen in training)", table]
-    if validations := held_out_losses(workdir):
-        parts += ["## Held-out traces", tables.loss_table(validations)]
-    if "bbh" in config.given_benchmarks and config.evaluation.modes["bbh"]:
-        by_run = {
-            f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}")
-            for mode in config.evaluation.modes["bbh"]
-        }
+    log = workdir / "training" / metrics.FILE  # none where a model made elsewhere was evaluated
+    if losses := [row for row in (metrics.read(log) if log.exists() else ()) if row["kind"] == "validation"]:
+        parts += ["## Held-out traces", tables.loss_table(losses)]
+    if "bbh" in config.given_benchmarks and modes["bbh"]:
+        by_run = {f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in modes["bbh"]}
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
-    parts += other_benchmarks(config, workdir)
+    for name in config.given_benchmarks:
+        for mode in modes[name] if name != "bbh" else ():
+            found = scores(workdir, f"{name}-{mode}")
+            parts.append(f"## {name}, mode `{mode}`")
+            parts.append(
+                tables.score_table(found) if "tasks" in found else tables.unscored_sentence(found, name)
+            )
     if not config.puzzles.families and not config.given_benchmarks:
         parts.append("Nothing was evaluated: the config has no puzzle families and no benchmarks.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -89,8 +73,10 @@ def write(config: ExperimentConfig, workdir: Path) -> str:
         teachers = " (teachers: procedural oracles)" if has_oracles(config) else ""
         title = f"{config.name}: test puzzles, n and errors in table.md{teachers}"
         columns = {name: tables.measured_column(found) for name, found in by_message.items()}
-        tasks = {task: row["chance"] for found in by_message.values() for task, row in found["tasks"].items()}
-        rows = {task: {name: column.get(task) for name, column in columns.items()} for task in sorted(tasks)}
-        charts.bars(rows, tasks, caption=title).save(workdir / "accuracy.png", title=title)
+        chance = {
+            task: row["chance"] for found in by_message.values() for task, row in found["tasks"].items()
+        }
+        rows = {task: {name: column.get(task) for name, column in columns.items()} for task in sorted(chance)}
+        charts.bars(rows, chance, caption=title).save(workdir / "accuracy.png", title=title)
     print(text)
     return text

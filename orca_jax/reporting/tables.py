@@ -103,30 +103,17 @@ class Table:
 
     def latex(self, label: str) -> str:
         """A `table` with title and notes, which needs booktabs and adjustbox."""
-        lines = [" & ".join(escaped(str(entry)) for entry in row) + r" \\" for row in self.rows]
-        if self.ruled:
-            lines.insert(-1, r"\midrule")
+        every = (self.header, *self.rows)
+        lines = [" & ".join(escaped(str(entry)) for entry in row) + r" \\" for row in every]
+        rule = [r"\midrule"] if self.ruled else []
+        columns = "l" + "r" * (len(self.header) - 1)
+        title = escaped(re.sub(r"^Table [0-9]+: ", "", self.title))
         notes = (rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {escaped(n)}}}" for n in self.notes)
-        return "\n".join(
-            (
-                r"\begin{table}",
-                r"\centering\small",
-                rf"\caption{{{escaped(re.sub(r'^Table [0-9]+: ', '', self.title))}}}",
-                rf"\label{{{label}}}",
-                r"\begin{adjustbox}{max width=\linewidth}",
-                rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}",
-                r"\toprule",
-                " & ".join(escaped(str(entry)) for entry in self.header) + r" \\",
-                r"\midrule",
-                *lines,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{adjustbox}",
-                *notes,
-                r"\end{table}",
-                "",
-            )
-        )
+        parts = [r"\begin{table}", r"\centering\small", rf"\caption{{{title}}}", rf"\label{{{label}}}"]
+        parts += [r"\begin{adjustbox}{max width=\linewidth}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        parts += [lines[0], r"\midrule", *lines[1:-1], *rule, *lines[1:][-1:], r"\bottomrule"]
+        parts += [r"\end{tabular}", r"\end{adjustbox}", *notes, r"\end{table}", ""]
+        return "\n".join(parts)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
