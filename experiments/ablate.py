@@ -39,7 +39,7 @@ from pathlib import Path
 
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
 from orca_jax.evaluation import arm_files
-from orca_jax.experiments import collect, evaluate, prepare, run, tables, train
+from orca_jax.experiments import collect, prepare, run, tables
 from orca_jax.reporting import arm_runs
 from orca_jax.reporting.arm_runs import data_folder, folder, keep_set, link, take
 from orca_jax.reporting.report_sources import SET
@@ -79,18 +79,12 @@ def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, opt
     shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
-
-    def begun() -> None:
-        run.keep_config(config, directory)
-        if not (workdir / SET).exists():
-            keep_set(arm_set, workdir)
-
-    train.run(config, directory, train.run_options(options), on_begin=begun)
-    evaluate.run(config, directory)
-    run.keep_config(config, directory)
+    if not (workdir / SET).exists():
+        keep_set(arm_set, workdir)
+    run.run(config, directory, options)
     if options.bbh:
         arm_files.evaluate_arm(arm_set, arm, seed, directory, Path(options.bbh))
-    tables.run(config, directory)
+        tables.run(config, directory)
 
 
 def make_data(config: ExperimentConfig, workdir: Path, directory: Path, options: cli.Options) -> Path:
