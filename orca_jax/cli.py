@@ -297,7 +297,7 @@ def _config(given: str, changes: Sequence[Sequence[str]]) -> dict[str, Any]:
 def _set(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
     """Sets the config key at the path `keys`; whether there is such a key, loading the config will say."""
     key, *rest = keys
-    at = int(key) if isinstance(part, list) and key.isdecimal() else key
+    at: Any = int(key) if isinstance(part, list) and key.isdecimal() else key
     if not isinstance(part, list | dict):
         raise ConfigError(f"config key '{place}' is {part!r:.60}, and has no '{key}'")
     if isinstance(part, list) and at not in range(len(part)):
