@@ -26,11 +26,6 @@ def first_capital(text: str, letters: str = PAPER_LETTERS) -> str | None:
     return next((character for character in text if character in letters), None)
 
 
-def widened(letters: str) -> str:
-    """The paper's six letters, or more where a task's options go beyond F (BBH: up to R)."""
-    return letters if len(letters) > len(PAPER_LETTERS) else PAPER_LETTERS
-
-
 def answer_is(text: str) -> str | None:
     """What follows the last "answer is" (or "answer:"), up to a full stop before a capital or the line's end.
 
@@ -78,11 +73,9 @@ def robust(
       - Brackets and other texts: what is announced; else a reply or last line that is nothing else.
 
     Args:
-      text: the reply.
-      choices: labels, all single characters or all words; empty for a free answer.
+      choices: labels, all single characters or all words; empty for a free answer, which has a `form`.
       options: the options' texts, in the order of `choices`.
       synonyms: other words for a label.
-      form: of free answers.
       finished: False of a reply that was cut off; only an announced answer counts then.
     """
     reader: _Reader
@@ -360,10 +353,8 @@ _COUNTED = (
     "seventeen eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_VALUES = {word: number for number, word in enumerate(_COUNTED.split())} | {
-    word: 10 * number for number, word in enumerate(_TENS.split(), 2)
-}
-_VALUES["hundred"] = 100
+_VALUES = {word: number for number, word in enumerate(_COUNTED.split())} | {"hundred": 100}
+_VALUES |= {word: 10 * number for number, word in enumerate(_TENS.split(), 2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _WORD = "|".join(sorted((*_VALUES, *_SCALES), key=len, reverse=True))
 _SPELLED = re.compile(rf"(?i)\b(?:minus |negative )?(?:{_WORD})(?:(?:[\s-]|\sand\s)+(?:{_WORD}))*\b(?! of\b)")

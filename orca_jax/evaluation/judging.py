@@ -204,14 +204,10 @@ def read_reviews(path: str | Path) -> list[Review]:
 def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     """What the reviews say of the candidate; rates are fractions, `per_cent` figures as the paper prints.
 
-    {"questions", "reviews", "unparsed",
-     "per_cent": {order: the candidate's total over the reference's, "both": over both orders},
-     "interval": of the figure over all reviews, 95 %, by bootstrap over questions,
-     "win", "tie", "loss", "win_rate": wins and half the ties, "stderr", "flips", "length_controlled"}
-
-    A question's verdict is that of its orders if they agree, else a tie; `flips` is the share of those asked
-    in both orders that disagree. `length_controlled` is the win rate that a logistic regression on the
-    logarithm of the answers' lengths gives for answers of equal length. None: there is nothing to count.
+    `per_cent` is the candidate's total over the reference's by order, and "both"; `interval` is of the figure
+    over all reviews, by bootstrap over questions. A question's verdict is that of its orders if they agree,
+    else a tie; `flips` is the share of those asked in both orders that disagree. `win_rate` counts half the
+    ties; `length_controlled` is a logistic regression's for answers of equal length. None: nothing to count.
 
     Raises:
       ValueError: the reference has a score of 0 in every review.

@@ -27,11 +27,11 @@ Tokens = Sequence[int]
 
 
 class StudentLM(LM):
-    """The adapter; `max_tokens` is a reply's limit in tasks without one."""
+    """The adapter."""
 
-    def __init__(self, student: LocalStudent, *, max_tokens: int = MAX_TOKENS):
+    def __init__(self, student: LocalStudent):
         super().__init__()
-        self._student, self._max_tokens = student, max_tokens
+        self._student = student
         self._rendered: dict[str, tuple[Message, ...]] = {}
 
     @property
@@ -60,7 +60,7 @@ class StudentLM(LM):
             sampling = Sampling(
                 temperature=float(given.get("temperature", 1.0)) if sampled else 0.0,
                 top_p=float(given.get("top_p", 1.0)),
-                max_tokens=int(given.get("max_gen_toks", self._max_tokens)),
+                max_tokens=int(given.get("max_gen_toks", MAX_TOKENS)),
                 stop=(until,) if isinstance(until, str) else tuple(until),
             )
             by_sampling.setdefault(sampling, []).append(index)

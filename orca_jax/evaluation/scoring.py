@@ -69,20 +69,12 @@ def summarise(
 ) -> dict[str, Any]:
     """The scores of one benchmark under one mode and system message; all rates are fractions.
 
-    {"benchmark", "mode", "system_message_id", "seeds",
-     "tasks": {task: {"n", "accuracy", "stderr", "unparsed", "chance", "majority"}},
-     "macro", "micro": accuracy over all tasks, unweighted and by size,
-     "groups": {name: {"kind", "tasks", "n", "accuracy", "stderr", "unparsed", "chance", "majority",
-                       "missing": the group's tasks that were not evaluated}}, "macro" and "micro" among them}
-
-    `n` counts questions. Under several seeds a question counts with its mean, so that the standard
-    error is that of drawing questions; where questions share a passage (`extra["cluster"]`) that of drawing
-    passages stands beside it, as `stderr_clustered`. A group of which no task was evaluated is left out, and
-    one with `missing` tasks is the aggregate over the others. What is not known of a task is None.
+    docs/evaluation.md names the keys. `n` counts questions. Under several seeds a question counts with its
+    mean, so that the standard error is that of drawing questions. A group of which no task was evaluated is
+    left out, and one with `missing` tasks is the aggregate over the others. What is not known is None.
 
     Args:
-      met: ids of the benchmark's texts that queries drawn for training met (`queries.contamination`); then
-        `query_overlap` is the share of questions whose text or passage is one of them.
+      met: ids of the benchmark's texts that queries drawn for training met (`queries.contamination`).
 
     Raises:
       ValueError: there is no item, items of several evaluations are mixed, or one has no question.

@@ -14,6 +14,7 @@ from scipy import special
 
 Key = TypeVar("Key", bound=Hashable)
 FEW, RARE = 40, 5  # a standard error needs this many items, and this many right and wrong ones
+ENDS_95 = [(1 - 0.95) / 2, (1 + 0.95) / 2]
 NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its end
 
 
@@ -36,7 +37,7 @@ class McNemar(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """`difference` is first minus second, with a percentile interval and a two-sided p-value."""
+    """`difference` is first minus second, with a 95 % percentile interval and a two-sided p-value."""
 
     difference: float
     low: float
@@ -78,10 +79,8 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> Estimate:
     return Estimate(float(array.mean()), float(np.linalg.norm(list(sums.values())) / array.size))
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
-    """The percentile interval of a mean over items, float [items], drawn with replacement.
+def bootstrap_interval(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The 95 % percentile interval of a mean over items, float [items], drawn with replacement.
 
     Two columns, [items, 2], are a ratio: the sum of the second over the sum of the first.
     """
@@ -90,7 +89,7 @@ def bootstrap_interval(
     drawn = random.integers(len(array), size=(resamples, len(array)))
     sums = array[drawn].sum(axis=1)
     found = sums[:, 1] / sums[:, 0] if array.ndim == 2 else sums / len(array)
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(found, ENDS_95)
     return Interval(float(low), float(high))
 
 
@@ -162,7 +161,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
 
 def paired_bootstrap(
-    first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> Bootstrap:
     """Compares two systems over seeds and items, both drawn with replacement.
 
@@ -185,14 +184,14 @@ def paired_bootstrap(
             scores[random.integers(len(scores), size=len(scores))][:, items].mean() for scores in systems
         )
         differences[draw] = one - two
-    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(differences, ENDS_95)
     tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
     p_value = min(1.0, 2 * float(tail + 1) / (resamples + 1))
     difference = float(systems[0].mean() - systems[1].mean())
     if low == high:
         n = systems[0].shape[1]
         shares = max(difference, 0.0), max(-difference, 0.0)
-        bounds = [wilson_interval(share * n, n, confidence=confidence) for share in shares]
+        bounds = [wilson_interval(share * n, n) for share in shares]
         low, high = combined_interval(shares, bounds, (1, -1))
         p_value = max(p_value, min(1.0, 2.0 ** (1 - n))) if difference else 1.0
     return Bootstrap(difference, float(low), float(high), p_value)

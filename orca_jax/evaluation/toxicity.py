@@ -17,6 +17,7 @@ from orca_jax.records import Reply
 
 Classifier = Callable[[Sequence[str]], Sequence[float]]
 TOXIC_LABEL = 1  # of ToxiGen's classifiers; label 0 is benign
+BATCH = 32
 
 
 def summarise(
@@ -58,10 +59,8 @@ def fingerprint(folder: str | Path) -> str:
     return digest([[path.name, file_digest(path)] for path in files])
 
 
-def huggingface_classifier(
-    folder: str | Path, *, label: int = TOXIC_LABEL, batch_size: int = 32
-) -> Classifier:
-    """The probability of a label by a sequence classifier in a folder (extra `parity`).
+def huggingface_classifier(folder: str | Path) -> Classifier:
+    """The probability of `TOXIC_LABEL` by a sequence classifier in a folder (extra `parity`).
 
     Raises:
       ValueError: transformers or torch is missing, or the folder's model has no such label.
@@ -74,11 +73,13 @@ def huggingface_classifier(
     model = str(folder)
     classify: Any = pipeline("text-classification", model=model, tokenizer=model, top_k=None, device="cpu")
     names = classify.model.config.id2label
-    if label not in names:
-        raise ValueError(f"{folder} has {len(names)} labels and none numbered {label}")
+    if TOXIC_LABEL not in names:
+        raise ValueError(f"{folder} has {len(names)} labels and none numbered {TOXIC_LABEL}")
 
     def probabilities(texts: Sequence[str]) -> list[float]:
-        found = classify(list(texts), batch_size=batch_size, truncation=True, function_to_apply="softmax")
-        return [score["score"] for scores in found for score in scores if score["label"] == names[label]]
+        found = classify(list(texts), batch_size=BATCH, truncation=True, function_to_apply="softmax")
+        return [
+            score["score"] for scores in found for score in scores if score["label"] == names[TOXIC_LABEL]
+        ]
 
     return probabilities

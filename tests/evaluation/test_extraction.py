@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.evaluation import extraction
+from orca_jax.evaluation.benchmarks import bbh
 
 CODEX = Path(__file__).resolve().parents[2] / "../shared/data/bbh_codex/cot"
 YES_NO, BOOLEAN, VALIDITY = ("Yes", "No"), ("True", "False"), ("valid", "invalid")
@@ -30,10 +31,10 @@ def test_first_capital_is_the_upstream_parser_faults_included(reply, letter):
     assert extraction.first_capital(reply) == letter
 
 
-def test_first_capital_reads_letters_beyond_f_only_when_widened():
+def test_first_capital_reads_letters_beyond_f_only_if_a_task_has_them():
     assert extraction.first_capital("(K)") is None
-    assert extraction.first_capital("(K)", extraction.widened("ABCDEFGHIJK")) == "K"
-    assert extraction.widened("AB") == "ABCDEF"
+    assert extraction.first_capital("(K)", bbh.TASKS["geometric_shapes"].letters) == "K"
+    assert bbh.TASKS["snarks"].letters == "ABCDEF"
 
 
 @few

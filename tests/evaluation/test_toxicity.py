@@ -50,16 +50,19 @@ def folder(tmp_path):
 
 
 @pytest.mark.parity
-def test_a_classifiers_folder_gives_probabilities_whatever_the_batch(folder):
+def test_a_classifiers_folder_gives_probabilities_whatever_the_batch(folder, monkeypatch):
     texts = ["cats are kind", "cats bite", "cats"]
     whole = toxicity.huggingface_classifier(folder)(texts)
     assert all(0 < value < 1 for value in whole)
     assert len(set(whole)) == 3
-    assert toxicity.huggingface_classifier(folder, batch_size=1)(texts) == pytest.approx(whole, abs=1e-5)
-    benign = toxicity.huggingface_classifier(folder, label=0)(texts)
+    monkeypatch.setattr(toxicity, "BATCH", 1)
+    assert toxicity.huggingface_classifier(folder)(texts) == pytest.approx(whole, abs=1e-5)
+    monkeypatch.setattr(toxicity, "TOXIC_LABEL", 0)
+    benign = toxicity.huggingface_classifier(folder)(texts)
     assert [a + b for a, b in zip(whole, benign)] == pytest.approx([1] * 3, abs=1e-5)
+    monkeypatch.setattr(toxicity, "TOXIC_LABEL", 2)
     with pytest.raises(ValueError, match="has 2 labels and none numbered 2"):
-        toxicity.huggingface_classifier(folder, label=2)
+        toxicity.huggingface_classifier(folder)
 
 
 @pytest.mark.parity

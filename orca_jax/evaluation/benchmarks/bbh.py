@@ -40,7 +40,7 @@ class Task:
     @property
     def letters(self) -> str:
         """What the paper's parser may take for an answer."""
-        return extraction.widened(_ALPHABET[: self.most])
+        return _ALPHABET[: max(self.most, len(extraction.PAPER_LETTERS))]
 
 
 _TASK_LIST = (

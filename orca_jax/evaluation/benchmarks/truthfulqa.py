@@ -26,15 +26,15 @@ from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Do
 log = logging.getLogger(__name__)
 BENCHMARK = "truthfulqa_mc"
 OPTIONS = 4
+SEED = "0"  # decides which false choices are kept and the order of the four
 SIZES = (817, 790)  # versions 0 and 1; the file of January 2025
 USED = (684, 690, 664)  # questions with at least four choices: of version 0, version 1, January 2025
 
 
-def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = None) -> list[Question]:
+def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Question]:
     """The questions with at least four choices, cut to four.
 
     Args:
-      seed: decides which false choices are kept and the order of the four.
       size: rows that the file must have; by default those of a whole version.
     """
     labels, cue = "0123", "Among 0 through 3, the answer is"
@@ -45,8 +45,8 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
         question, (true, *false) = _parsed(row, f"{where}, row {number}")
         if len(false) < OPTIONS - 1:
             continue
-        kept = sorted(false, key=partial(_rank, "keep", seed, question))[: OPTIONS - 1]
-        options = sorted([true, *kept], key=partial(_rank, "order", seed, question))
+        kept = sorted(false, key=partial(_rank, "keep", question))[: OPTIONS - 1]
+        options = sorted([true, *kept], key=partial(_rank, "order", question))
         choices = " ".join(f"({label}) {option}" for label, option in zip(labels, options))
         made.append(
             Question(
@@ -64,8 +64,8 @@ def questions(path: str | Path, *, mode: str, seed: int = 0, size: int | None = 
     return base.with_majority(made)
 
 
-def _rank(purpose: str, seed: int, question: str, choice: str) -> str:
-    text = "\x00".join((purpose, str(seed), question, choice))
+def _rank(purpose: str, question: str, choice: str) -> str:
+    text = "\x00".join((purpose, SEED, question, choice))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
