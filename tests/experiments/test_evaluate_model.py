@@ -126,7 +126,7 @@ def test_a_benchmark_without_modes_is_asked_in_its_first_and_an_unknown_mode_is_
     assert config.evaluation.modes["bbh"] == ("robust",)
     assert config.evaluation.modes["agieval"] == ("orca",)
     assert config.evaluation.modes["gsm8k"] == ("orca_cot",)
-    with pytest.raises(ValueError, match="agieval has no mode 'any'; its modes: orca, orca_cot"):
+    with pytest.raises(ValueError, match="agieval has no mode 'any'; known: orca, orca_cot"):
         in_modes(config, {"agieval": ("orca", "any")})
 
 
