@@ -12,7 +12,6 @@ before a text. The second is a step in tokenizer.json, so each tokenizer is buil
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import itertools
 import json
@@ -53,7 +52,7 @@ class Special(NamedTuple):
     end: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class Tokenizer:
     """The texts of a Hugging Face folder by name. Made by `load`, `from_sentencepiece` and `train`.
 
@@ -63,60 +62,55 @@ class Tokenizer:
     Attributes:
       model: the SentencePiece model that the files are made of, which is what `save` writes; empty: none.
       control_tokens: the names of the ids after the model's.
+      vocab_size: one more than the highest id.
+      special_names: what chat templates know: `bos_token`, `eos_token`, ... as far as the folder names them.
+      special_pattern: a regular expression of the special tokens' names.
+      control_ids: ids of the special tokens; beginning and end of sequence go by `<s>` and `</s>` too.
+      bos_id: None where the folder names no beginning of sequence.
+      eos_ids: what ends a sequence: the folder's own token, then those of its generation config.
+      leads_sections: whether transformers puts the leading space after special tokens too.
     """
 
     files: tuple[tuple[str, str], ...] = dataclasses.field(repr=False)
     model: bytes = dataclasses.field(default=b"", repr=False)
     control_tokens: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        files = dict(self.files)
+        data: dict[str, Any] = json.loads(files[TOKENIZER_FILE])
+        self._first, self._continuing = (_build(data, prefix=prefix) for prefix in (True, False))
+        vocab = self._first.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values()) + 1
+        self._special = {token["content"]: token for token in data["added_tokens"] if token["special"]}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self.special_pattern = "|".join(map(re.escape, longest_first)) or "(?!)"
+        names = self.special_names = tokenizer_files.named_tokens(files)
+        ids: dict[str, int] = {name: token["id"] for name, token in self._special.items()}
+        aliases = {BOS: "bos_token", EOS: "eos_token"}
+        self._own = {alias: ids[names[key]] for alias, key in aliases.items() if key in names}
+        self.control_ids = self._own | ids
+        self.bos_id, self.pad_id = self._own.get(BOS), ids[names["pad_token"]]
+        ends = json.loads(files.get(tokenizer_files.GENERATION_FILE, "{}")).get("eos_token_id", [])
+        self.eos_ids = tuple(dict.fromkeys([*(self._own[end] for end in (EOS,) if end in self._own), *ends]))
+        # Ids that no text may have: the unknown token alone is the model's own to give.
+        unknown = data["model"].get("unk_id", ids.get(data["model"].get("unk_token") or ""))
+        self._unspellable = set(ids.values()) - {unknown}
+        steps = [*_steps(data, "normalizer"), *_steps(data, "pre_tokenizer")]
+        schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
+        self.leads_sections = "Prepend" in [step["type"] for step in steps] or bool(
+            {"always", True} & set(schemes)
+        )
+        self._decoders = {step["type"] for step in _steps(data, "decoder")}
+        # Where no piece of a SentencePiece model reaches from one word into the next, words' ids are kept.
+        self._words_are_apart = bool(self.model) and not any(re.search("[^▁]▁", piece) for piece in vocab)
+        self._known: dict[str, list[int]] = {}
+        self.fingerprint = artifacts.digest(
+            [self.model.hex(), self.control_tokens] if self.model else self.files
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what is built: the library's objects forget in a pickle that special tokens stay text.
         return Tokenizer, (self.files, self.model, self.control_tokens)
-
-    @functools.cached_property
-    def _json(self) -> dict[str, Any]:
-        data: dict[str, Any] = json.loads(dict(self.files)[TOKENIZER_FILE])
-        return data
-
-    @functools.cached_property
-    def _first(self) -> tokenizers.Tokenizer:
-        return _build(self._json, prefix=True)
-
-    @functools.cached_property
-    def _continuing(self) -> tokenizers.Tokenizer:
-        """The same without the space that is put before a text."""
-        return _build(self._json, prefix=False)
-
-    @functools.cached_property
-    def vocab_size(self) -> int:
-        """One more than the highest id."""
-        return max(self._first.get_vocab(with_added_tokens=True).values()) + 1
-
-    @functools.cached_property
-    def special_names(self) -> dict[str, str]:
-        """What chat templates know: `bos_token`, `eos_token`, ... as far as the folder names them."""
-        return tokenizer_files.named_tokens(dict(self.files))
-
-    @functools.cached_property
-    def _special(self) -> dict[str, dict[str, Any]]:
-        return {token["content"]: token for token in self._json["added_tokens"] if token["special"]}
-
-    @functools.cached_property
-    def special_pattern(self) -> str:
-        """A regular expression of the special tokens' names, the longest first."""
-        return "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)"
-
-    @functools.cached_property
-    def control_ids(self) -> dict[str, int]:
-        """Ids of the special tokens; beginning and end of sequence go by `<s>` and `</s>` too."""
-        ids = {name: token["id"] for name, token in self._special.items()}
-        return {alias: ids[name] for alias, name in self._aliases.items()} | ids
-
-    @functools.cached_property
-    def _aliases(self) -> dict[str, str]:
-        """The names that layouts know to those that the folder gives."""
-        keys = {BOS: "bos_token", EOS: "eos_token"}
-        return {alias: self.special_names[key] for alias, key in keys.items() if key in self.special_names}
 
     def control_id(self, token: str) -> int:
         """The id of a control token; `<s>` and `</s>` are whatever begins and ends a sequence here.
@@ -124,28 +118,12 @@ class Tokenizer:
         Raises:
           TokenizerError: this tokenizer has none of that name.
         """
-        name = self._aliases.get(token, token)
-        if name not in self.control_ids:
+        known = self.control_ids | self._own
+        if token not in known:
             raise TokenizerError(
                 f"tokenizer has no control token {token!r}, only {', '.join(self.control_ids)}"
             )
-        return self.control_ids[name]
-
-    @property
-    def bos_id(self) -> int | None:
-        """None where the folder names no beginning of sequence."""
-        return self.control_id(BOS) if BOS in self._aliases else None
-
-    @property
-    def pad_id(self) -> int:
-        return self.control_id(self.special_names["pad_token"])
-
-    @functools.cached_property
-    def eos_ids(self) -> tuple[int, ...]:
-        """What ends a sequence: the folder's own token, then those of its generation config."""
-        own = [self.control_id(EOS)] if EOS in self._aliases else []
-        text = dict(self.files).get(tokenizer_files.GENERATION_FILE)
-        return tuple(dict.fromkeys(own + (json.loads(text)["eos_token_id"] if text else [])))
+        return known[token]
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """Ids of a text; only the first text of a sequence gets the tokenizer's leading space, if any.
@@ -164,19 +142,8 @@ class Tokenizer:
         new = list({word for each in words for word in each if word not in known})
         known.update(zip(new, self._encoded(self._continuing, new)))
         if len(known) > KNOWN_WORDS:  # another thread may be using the old ones
-            self.__dict__["_known"] = {}
+            self._known = {}
         return [[*itertools.chain.from_iterable(map(known.__getitem__, each))] for each in words]
-
-    @functools.cached_property
-    def _words_are_apart(self) -> bool:
-        """Whether no piece reaches from one word into the next, so that words' ids can be kept."""
-        return bool(self.model) and not any(
-            re.search("[^▁]▁", piece) for piece in self._json["model"]["vocab"]
-        )
-
-    @functools.cached_property
-    def _known(self) -> dict[str, list[int]]:
-        return {}
 
     def _encoded(self, library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         found = [one.ids for one in library.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -188,14 +155,6 @@ class Tokenizer:
                     "cannot keep texts and control tokens apart"
                 )
         return found
-
-    @functools.cached_property
-    def _unspellable(self) -> set[int]:
-        """Ids that no text may have: the unknown token alone is the model's own to give."""
-        model = self._json["model"]
-        return set(self.control_ids.values()) - {
-            model.get("unk_id", self.control_ids.get(model.get("unk_token") or ""))
-        }
 
     def special_tokens(self, text: str) -> list[Special]:
         """Special tokens spelled in a text, leftmost and longest first, as the library finds them.
@@ -212,13 +171,6 @@ class Tokenizer:
                 end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
             found.append(Special(match.group(), start, end))
         return found
-
-    @functools.cached_property
-    def leads_sections(self) -> bool:
-        """Whether the leading space stands after special tokens too, where transformers encodes."""
-        steps = [*_steps(self._json, "normalizer"), *_steps(self._json, "pre_tokenizer")]
-        schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
-        return any(step["type"] == "Prepend" for step in steps) or "always" in schemes or True in schemes
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that continue a sequence; control tokens are left out."""
@@ -247,11 +199,7 @@ class Tokenizer:
         text = self.decode([token_id])
         return str(piece) if TORN in text else text.replace(" ", "▁").replace("\n", "<0x0A>")
 
-    @functools.cached_property
-    def _decoders(self) -> set[str]:
-        return {step["type"] for step in _steps(self._json, "decoder")}
-
-    @functools.cached_property
+    @property
     def chat_template(self) -> str | None:
         """The folder's chat template, the one named `default` where there are several.
 
@@ -259,10 +207,6 @@ class Tokenizer:
           TokenizerError: there are several, and none is named so.
         """
         return tokenizer_files.chat_template(dict(self.files))
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return artifacts.digest([self.model.hex(), self.control_tokens] if self.model else self.files)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         files: Mapping[str, str | bytes] = dict(self.files)
