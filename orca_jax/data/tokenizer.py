@@ -12,6 +12,7 @@ before a text. The second is a step in tokenizer.json, so each tokenizer is buil
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -97,16 +98,14 @@ class Tokenizer:
         self._unspellable = set(ids.values()) - {unknown}
         steps = [*_steps(data, "normalizer"), *_steps(data, "pre_tokenizer")]
         schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
-        self.leads_sections = "Prepend" in [step["type"] for step in steps] or bool(
-            {"always", True} & set(schemes)
-        )
+        leading = "Prepend" in [step["type"] for step in steps]
+        self.leads_sections = leading or "always" in schemes or True in schemes
         self._decoders = {step["type"] for step in _steps(data, "decoder")}
         # Where no piece of a SentencePiece model reaches from one word into the next, words' ids are kept.
         self._words_are_apart = bool(self.model) and not any(re.search("[^▁]▁", piece) for piece in vocab)
         self._known: dict[str, list[int]] = {}
-        self.fingerprint = artifacts.digest(
-            [self.model.hex(), self.control_tokens] if self.model else self.files
-        )
+        content = [self.model.hex(), self.control_tokens] if self.model else self.files
+        self.fingerprint = artifacts.digest(content)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what is built: the library's objects forget in a pickle that special tokens stay text.
@@ -199,7 +198,7 @@ class Tokenizer:
         text = self.decode([token_id])
         return str(piece) if TORN in text else text.replace(" ", "▁").replace("\n", "<0x0A>")
 
-    @property
+    @functools.cached_property
     def chat_template(self) -> str | None:
         """The folder's chat template, the one named `default` where there are several.
 
@@ -244,9 +243,8 @@ def _build(data: Mapping[str, Any], *, prefix: bool) -> tokenizers.Tokenizer:
     for part in () if prefix else STEPS_OF:
         steps = [step for each in _steps(data, part) if (step := _without_prefix(each)) is not None]
         changed[part] = {"type": "Sequence", STEPS_OF[part]: steps} if steps else None
-    if (
-        data["model"]["type"] == "Unigram"
-    ):  # where special tokens are pieces: with scores that no text chooses
+    # In a Unigram model special tokens are pieces: with scores that no text chooses.
+    if data["model"]["type"] == "Unigram":
         special = {token["content"] for token in data["added_tokens"] if token["special"]}
         vocab = [[piece, -1e9 if piece in special else score] for piece, score in data["model"]["vocab"]]
         changed["model"] = {**data["model"], "vocab": vocab}
