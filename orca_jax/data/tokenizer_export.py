@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 from orca_jax import artifacts
 from orca_jax.data import chat_template, layouts
-from orca_jax.data.layouts import IM_END, IM_START, TEMPLATE, VICUNA_SYSTEM, LayoutError
-from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.data.layouts import PROBE, TEMPLATE, LayoutError
+from orca_jax.data.tokenizer import BOS, EOS, Tokenizer
 from orca_jax.data.tokenizer_files import CLASS, CONFIG_FILE, SPACE, TEMPLATE_FILE, to_text
 from orca_jax.records import Message
 
@@ -93,61 +94,56 @@ def _ids(messages: list[Message], template: str, tokenizer: Tokenizer) -> list[i
     return ids
 
 
-_TURNS = (
-    "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}\n"
-    "{%- set turns = messages[1:] if messages[0]['role'] == 'system' else messages -%}\n"
-    "{%- for message in turns -%}\n"
-    "{%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}\n"
-    "{{- raise_exception('turns must be [system], user, assistant, user, ...') -}}\n"
-    "{%- endif -%}\n"
-    "{%- endfor -%}\n"
-    # A tokenizer may have no beginning of sequence, or one that is its end too and is not written twice.
-    "{%- set begin = bos_token or '' -%}\n"
-    "{%- set begin_again = '' if begin == eos_token else begin -%}\n"
-    "{{- begin -}}\n"
-)
+# A tokenizer may have no beginning of sequence, or one that is its end too and is not written twice.
+TURNS = """\
+{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}
+{%- set turns = messages[1:] if messages[0]['role'] == 'system' else messages -%}
+{%- for message in turns -%}
+{%- if message['role'] != ('assistant' if loop.index0 % 2 else 'user') -%}
+{{- raise_exception('turns must be [system], user, assistant, user, ...') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- set begin = bos_token or '' -%}
+{%- set begin_again = '' if begin == eos_token else begin -%}
+{{- (OPENING + system + AFTER_SYSTEM) if system else WITHOUT_SYSTEM -}}
+{%- for message in turns -%}
+{%- if message['role'] == 'user' -%}
+{{- ('' if loop.first else BETWEEN) + message['content'] -}}
+{%- else -%}
+{{- BEFORE_ANSWER + message['content'] + END -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- PROMPT -}}{%- endif -%}"""
 
 
-def _template(opening: str, user: str, assistant: str, prompt: str) -> str:
-    """A jinja template of four expressions: what the start, a user's turn, an answer and a prompt add."""
-    return (
-        f"{_TURNS}{{{{- {opening} -}}}}\n"
-        "{%- for message in turns -%}\n"
-        "{%- if message['role'] == 'user' -%}\n"
-        f"{{{{- {user} -}}}}\n"
-        "{%- else -%}\n"
-        f"{{{{- {assistant} -}}}}\n"
-        "{%- endif -%}\n"
-        "{%- endfor -%}\n"
-        f"{{%- if add_generation_prompt -%}}{{{{- {prompt} -}}}}{{%- endif -%}}"
-    )
+def _template(layout: str) -> str:
+    """A layout as jinja: what it writes around what is said in a conversation of marks.
+
+    The first text begins with SentencePiece's leading space in writing.
+    """
+
+    def around(*roles: str) -> list[str]:
+        pieces = layouts.LAYOUTS[layout]([Message(role, PROBE) for role in roles])
+        first = next(n for n, piece in enumerate(pieces) if not piece.control)
+        return "".join(SPACE * (n == first) + piece.text for n, piece in enumerate(pieces)).split(PROBE)
+
+    opening, after_system, before_answer, next_turn, prompt = around("system", "user", "assistant", "user")
+    end = around("user", "assistant")[-1]
+    written = {
+        "OPENING": opening,
+        "AFTER_SYSTEM": after_system,
+        "WITHOUT_SYSTEM": around("user")[0],
+        "BETWEEN": next_turn.removeprefix(end),
+        "BEFORE_ANSWER": before_answer,
+        "END": end,
+        "PROMPT": prompt,
+    }
+    template = TURNS
+    for name, text in written.items():
+        names = {BOS: "begin_again" if name == "BETWEEN" else "begin", EOS: "eos_token"}
+        parts = [names.get(part, repr(part)) for part in re.split(f"({BOS}|{EOS})", text) if part]
+        template = re.sub(rf"\b{name}\b", lambda _: " + ".join(parts) or "''", template)  # noqa: B023
+    return template
 
 
-_TURN = rf"'\n{IM_START}' + message['role'] + '\n' + message['content'] + '{IM_END}'"
-# The layouts of `layouts.LAYOUTS`. Their first text begins with SentencePiece's leading space in writing.
-CHAT_TEMPLATES = {
-    "orca": _template(
-        opening=rf"'{SPACE}### System:\n' + (system + '\n\n' if system else '')",
-        user=r"('' if loop.first else '\n\n') + '### Human:\n' + message['content']",
-        assistant=r"'\n\n### Assistant:\n' + message['content'] + eos_token",
-        prompt=r"'\n\n### Assistant:\n'",
-    ),
-    "chatml": _template(
-        opening=rf"'{IM_START}{SPACE}system\n' + system + '{IM_END}'",
-        user=_TURN,
-        assistant=_TURN,
-        prompt=rf"'\n{IM_START}assistant\n'",
-    ),
-    "llama2": _template(
-        opening=rf"'{SPACE}[INST] ' + ('<<SYS>>\n' + system + '\n<</SYS>>\n\n' if system else '')",
-        user="('' if loop.first else begin_again + ' [INST] ') + message['content'] + ' [/INST]'",
-        assistant="' ' + message['content'] + ' ' + eos_token",
-        prompt="''",
-    ),
-    "vicuna": _template(
-        opening=f"'{SPACE}' + (system or {json.dumps(VICUNA_SYSTEM)}) + ' '",
-        user="'USER: ' + message['content'] + ' ASSISTANT:'",
-        assistant="' ' + message['content'] + eos_token",
-        prompt="''",
-    ),
-}
+CHAT_TEMPLATES = {layout: _template(layout) for layout in layouts.LAYOUTS}
