@@ -61,10 +61,6 @@ class _GenerationBlocks(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
 @functools.lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
     """A template in the environment that transformers gives to templates."""
@@ -73,9 +69,12 @@ def _compiled(template: str) -> jinja2.Template:
     )
     # JSON as it is: jinja's own filter escapes it for HTML.
     environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
     environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=lambda form: datetime.datetime.now().strftime(form),
+        raise_exception=raise_exception, strftime_now=lambda form: datetime.datetime.now().strftime(form)
     )
     return environment.from_string(template)
 
@@ -92,17 +91,13 @@ def text_of(
     Raises:
       LayoutError: the template is no jinja, or refuses the conversation.
     """
-    try:
-        compiled = _compiled(template)
-    except jinja2.TemplateError as error:
-        raise LayoutError(f"the chat template cannot be read: {error}") from error
     messages = [{"role": role, "content": content} for role, content in contents]
     try:
-        return compiled.render(
+        return _compiled(template).render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **variables
         )
     except Exception as error:  # a stranger's program may raise anything
-        raise LayoutError(f"the chat template refuses the conversation: {error}") from error
+        raise LayoutError(f"the chat template cannot be read or refuses the conversation: {error}") from error
 
 
 # Characters for private use: marks before and after what a role says, one after an answer, and stand-ins for
