@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_t
 EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
-    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
+    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1"],
     "dedup": ["datasketch>=2.0,<3"],
     "beam": ["apache-beam>=2.77,<3"],
     "gcs": ["gcsfs>=2026.9"],

@@ -24,12 +24,11 @@ PROGRAM = cli.Program(
     cli.Option("max_length", 0, "Prompt and reply together, in tokens; 0: the model's own."),
     cli.Option("tensor", 1, "Devices over which each layer is split.", lower_bound=1),
     cli.Option("grace", 30.0, "Seconds that open requests have to end at shutdown."),
-    cli.Option("max_body", 2 * 2**20, "Bytes of a request."),
-    cli.Option("max_prompt", 2**31, "Tokens of a prompt."),
-    cli.Option("max_output", 2**31, "Tokens of a reply."),
-    cli.Option("max_sequences", 128, "Prompts times n of a request."),
-    cli.Option("max_queue", 256, "Sequences that may wait."),
-    cli.Option("max_requests", 256, "Requests open at a time, streams among them."),
+    cli.Option("max_body", 2 * 2**20, "Bytes of a request.", lower_bound=1),
+    cli.Option("max_queue", 256, "Sequences that may wait.", lower_bound=1),
+    cli.Option(
+        "max_connections", 1024, "Open connections; more are answered with status 503.", lower_bound=1
+    ),
 )
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
@@ -43,8 +42,7 @@ from orca_jax.serving.local import load_student
 from orca_jax.training import students
 
 try:
-    from orca_jax.serving.guard import Limits, read_token
-    from orca_jax.serving.server import make_app, make_server
+    from orca_jax.serving.server import make_app, make_server, read_token
 except ModuleNotFoundError as missing:
     raise SystemExit(f"error: serving needs an extra: pip install -e '.[serve]' ({missing})") from missing
 
@@ -53,14 +51,6 @@ log = logging.getLogger(__name__)
 
 def serve(given: cli.Options) -> None:
     """Serves until it is told to stop."""
-    limits = Limits(
-        body_bytes=given.max_body,
-        prompt_tokens=given.max_prompt,
-        output_tokens=given.max_output,
-        sequences=given.max_sequences,
-        queue=given.max_queue,
-        requests=given.max_requests,
-    )
     token, source = read_token(given.token_variable), students.open_source(given.model)
     positions = source.config.max_positions
     length = given.max_length or positions
@@ -74,8 +64,10 @@ def serve(given: cli.Options) -> None:
         sizes = {"tensor": given.tensor, "batch_size": given.batch_size, "max_length": length + 1}
         student = load_student(source, given.layout, **sizes)
         name, port = given.name or Path(given.model).resolve().name, listening.getsockname()[1]
-        app = make_app(student, name=name, token=token, limits=limits)
-        server = make_server(app, host=given.host, port=port, token=token, grace=given.grace)
+        app = make_app(student, name=name, token=token, queue=given.max_queue, max_body=given.max_body)
+        server = make_server(
+            app, host=given.host, port=port, token=token, grace=given.grace, connections=given.max_connections
+        )
         log.info("serving %s (%s) at http://%s:%d/v1", name, student.identity, given.host, port)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
             server.run(sockets=[listening])

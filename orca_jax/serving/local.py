@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import secrets
 import zlib
 from collections.abc import Generator as Generates
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
-from orca_jax.serving.detokenizer import Detokenizer
 from orca_jax.serving.worker import Worker
 from orca_jax.student import sharding
 from orca_jax.student.engine import Generated, Generator, Request
@@ -27,6 +27,59 @@ from orca_jax.student.scoring import Score
 from orca_jax.training.students import SavedStudent
 
 Conversation = Sequence[Message]
+TORN = "\ufffd"  # what a character decodes to of which some bytes are still to come
+
+
+class Detokenizer:
+    """Decodes replies in one layout; `stops` are texts that end them and are not part of them.
+
+    Without a layout, a reply is all that its tokens spell. A stop that is a control token's name ends a
+    reply where that token comes, which no text shows.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, layout: str | None, stops: Sequence[str] = ()):
+        self.tokenizer = tokenizer
+        self.stops = tuple(stop for stop in stops if stop)
+        self._stop_ids = {tokenizer.control_ids[stop] for stop in self.stops if stop in tokenizer.control_ids}
+        self._before, self._after = layouts.answer_frame(layout, tokenizer) if layout else ("", "")
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The reply that tokens spell, up to the first stop text."""
+        text = self._whole(tokens)
+        return text[: min([text.find(stop) for stop in self.stops if stop in text], default=None)]
+
+    def ends(self, tokens: Sequence[int]) -> int | None:
+        """With how many tokens the first stop text was whole; None while there is none.
+
+        It depends on the tokens alone, not on how many are looked at together.
+        """
+        stop = next((n for n, token in enumerate(tokens) if token in self._stop_ids), None)
+        tokens = tokens[:stop]
+        if not self._stopped(tokens):
+            return stop
+        return bisect.bisect_left(range(len(tokens)), True, key=lambda size: self._stopped(tokens[:size]))
+
+    def stable_text(self, tokens: Sequence[int]) -> str:
+        """The part of an unfinished reply's text that no later token changes."""
+        decoded = self.tokenizer.decode(tokens)
+        if self._before.startswith(decoded):
+            return ""
+        text = decoded.removeprefix(self._before).rstrip(TORN)
+        # Its last characters may be the beginning of a stop, or of what the layout writes behind an answer.
+        begun = (
+            size
+            for end in (*self.stops, self._after)
+            for size in range(1, min(len(end), len(text)) + 1)
+            if end.startswith(text[-size:])
+        )
+        return text[: len(text) - max(begun, default=0)]
+
+    def _whole(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens).removeprefix(self._before).removesuffix(self._after)
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        text = self._whole(tokens) if self.stops else ""
+        return any(stop in text for stop in self.stops)
 
 
 class Delta(NamedTuple):
@@ -37,7 +90,12 @@ class Delta(NamedTuple):
 
 
 class LocalStudent:
-    """Answers conversations in this process, in the layout that the student was trained in."""
+    """Answers conversations in this process, in the layout that the student was trained in.
+
+    Args:
+      checkpoint: names the parameters; with tokenizer and layout, it makes the student's identity.
+      options: `batch_size`, `max_length` and `compiler_options` of the engine, see `Generator`.
+    """
 
     def __init__(
         self,
@@ -47,22 +105,12 @@ class LocalStudent:
         layout: str,
         *,
         checkpoint: str,
-        batch_size: int = 32,
-        max_length: int = 2048,
-        compiler_options: Mapping[str, str] | None = None,
+        **options: Any,
     ):
-        self.tokenizer = tokenizer
-        self.layout = layout
+        self.tokenizer, self.layout = tokenizer, layout
         self.stop_ids = layouts.stop_ids(layout, tokenizer)
         self.identity = "student-" + artifacts.digest([checkpoint, tokenizer.fingerprint, layout])[:16]
-        self.generator = Generator(
-            params,
-            config,
-            stop_ids=self.stop_ids,
-            batch_size=batch_size,
-            max_length=max_length,
-            compiler_options=compiler_options,
-        )
+        self.generator = Generator(params, config, stop_ids=self.stop_ids, **options)
 
     def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
         """A reply to each conversation; one whose prompt leaves no space is an error reply."""
@@ -83,21 +131,16 @@ class LocalStudent:
         """
         prompts = [self.prompt(conversation) for conversation in conversations]
         fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
-        yield from ((i, self.too_long()) for i in range(len(prompts)) if not self.fits(prompts[i]))
+        yield from ((i, self.too_long()) for i in sorted({*range(len(prompts))} - {*fits}))
         detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         generated = self.generator.as_finished(
             [prompts[i] for i in fits],
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_k=top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed or 0,
             numbers=fits if numbers is None else [numbers[i] for i in fits],
-            stop=detokenizer.ends if detokenizer.stops else None,
+            **engine_settings(sampling, detokenizer, top_k),
         )
         for place, found in generated:
             index = fits[place]
-            yield index, self.reply(len(prompts[index]), found, detokenizer)
+            yield index, self.reply(prompts[index], found, detokenizer)
 
     def stream(
         self, messages: Conversation, sampling: Sampling, *, number: int = 0, top_k: int = 0
@@ -110,22 +153,22 @@ class LocalStudent:
         if not self.fits(prompt):
             yield Delta("", self.too_long())
             return
-        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
-        engine = self.generator.engine
-        ticket = engine.add(self.request(prompt, sampling, number=number, top_k=top_k))
+        detokenizer, engine = Detokenizer(self.tokenizer, self.layout, sampling.stop), self.generator.engine
+        settings = engine_settings(sampling, detokenizer, top_k)
+        ticket = engine.add(Request(prompt=prompt, number=number, **settings))
         tokens: list[int] = []
-        shown = ""
+        shown = 0
         try:
             while True:
                 (advance,) = engine.step()
-                tokens += advance.tokens
                 if advance.finished is not None:
-                    reply = self.reply(len(prompt), advance.finished, detokenizer)
-                    yield Delta(reply.text[len(shown) :], reply)
+                    reply = self.reply(prompt, advance.finished, detokenizer)
+                    yield Delta(reply.text[shown:], reply)
                     return
-                new = detokenizer.stable_text(tokens)[len(shown) :]
-                shown += new
-                yield Delta(new)
+                tokens += advance.tokens
+                text = detokenizer.stable_text(tokens)
+                yield Delta(text[shown:])
+                shown = len(text)
         finally:
             engine.cancel(ticket)
 
@@ -134,14 +177,14 @@ class LocalStudent:
 
         What the layout writes between prompt and answer (a space, say) is counted.
         """
-        prompts, continuations = zip(*(self._continued(*one) for one in pairs)) if pairs else ((), ())
+        prompts, continuations = [], []
+        for messages, text in pairs:
+            prompt = self.prompt(messages)
+            whole = layouts.encode([*messages, Message("assistant", text)], self.layout, self.tokenizer)
+            end = len(prompt) + np.flatnonzero(whole.weights[len(prompt) :])[-1]
+            prompts.append(prompt)
+            continuations.append(whole.tokens[len(prompt) : end])
         return self.generator.scorer.score(prompts, continuations)
-
-    def _continued(self, messages: Conversation, text: str) -> tuple[np.ndarray, np.ndarray]:
-        prompt = self.prompt(messages)
-        whole = layouts.encode([*messages, Message("assistant", text)], self.layout, self.tokenizer)
-        spoken = np.flatnonzero(whole.weights[len(prompt) :])
-        return prompt, whole.tokens[len(prompt) : len(prompt) + spoken[-1]]
 
     def prompt(self, messages: Conversation) -> np.ndarray:
         """Ids int32 [n] of a conversation, up to where the answer begins.
@@ -158,26 +201,29 @@ class LocalStudent:
         error = f"prompt exceeds {self.generator.max_length} tokens"
         return Reply(Outcome.ERROR, "", raw={"error": error})
 
-    def request(self, prompt: np.ndarray, sampling: Sampling, *, number: int = 0, top_k: int = 0) -> Request:
-        """The engine's request for one reply."""
-        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
-        return Request(
-            prompt=prompt,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_k=top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed or 0,
-            number=number,
-            stop=detokenizer.ends if detokenizer.stops else None,
-        )
-
-    def reply(self, prompt_tokens: int, generated: Generated, detokenizer: Detokenizer) -> Reply:
+    def reply(self, prompt: np.ndarray, generated: Generated, detokenizer: Detokenizer) -> Reply:
         """The engine's output as a reply."""
         text = detokenizer.text(generated.tokens.tolist())
         stopped = Outcome.OK if text.strip() else Outcome.EMPTY
         outcome = stopped if generated.stopped else Outcome.LENGTH
-        return Reply(outcome, text, Usage(prompt_tokens, len(generated.tokens)))
+        return Reply(outcome, text, Usage(len(prompt), len(generated.tokens)))
+
+
+def engine_settings(sampling: Sampling, detokenizer: Detokenizer, top_k: int = 0) -> dict[str, Any]:
+    """How the engine continues a prompt, as arguments of its `Request`."""
+    return {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_k": top_k,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed or 0,
+        "stop": detokenizer.ends if detokenizer.stops else None,
+    }
+
+
+def prompt_number(prompt: np.ndarray) -> int:
+    """By which the prompts of one seed draw differently, and each always alike."""
+    return zlib.crc32(prompt.tobytes())
 
 
 class StudentEndpoint:
@@ -198,24 +244,20 @@ class StudentEndpoint:
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """Answers a conversation; errors become an error reply with their message."""
-        try:
-            return await self._reply(messages, sampling)
-        except Exception as error:  # a request that cannot be answered must not end the others
-            return Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
-
-    async def _reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         student = self._student
-        prompt = student.prompt(messages)
-        if not student.fits(prompt):
-            return student.too_long()
+        detokenizer = Detokenizer(student.tokenizer, student.layout, sampling.stop)
         if sampling.seed is None:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(32))
-        # Conversations of one seed draw differently, and each always alike.
-        request = student.request(prompt, sampling, number=zlib.crc32(prompt.tobytes()))
-        (generated,) = await self._worker.results([request])
-        return student.reply(
-            len(prompt), generated, Detokenizer(student.tokenizer, student.layout, sampling.stop)
-        )
+        try:
+            prompt = student.prompt(messages)
+            if not student.fits(prompt):
+                return student.too_long()
+            settings = engine_settings(sampling, detokenizer)
+            request = Request(prompt=prompt, number=prompt_number(prompt), **settings)
+            (generated,) = await self._worker.results([request])
+        except Exception as error:  # a request that cannot be answered must not end the others
+            return Reply(Outcome.ERROR, "", raw={"error": f"{type(error).__name__}: {error}"})
+        return student.reply(prompt, generated, detokenizer)
 
     def close(self) -> None:
         """Ends the thread; requests that still run get an error reply."""
@@ -228,35 +270,20 @@ class StudentEndpoint:
         self.close()
 
 
-def load_student(
-    source: SavedStudent,
-    layout: str = "",
-    *,
-    tensor: int = 1,
-    batch_size: int = 32,
-    max_length: int = 2048,
-    compiler_options: Mapping[str, str] | None = None,
-) -> LocalStudent:
+def load_student(source: SavedStudent, layout: str = "", *, tensor: int = 1, **options: Any) -> LocalStudent:
     """A student on disk, ready to answer, its layers split over `tensor` devices.
 
     Args:
       layout: of prompts; empty: the student's own.
+      options: see `LocalStudent`.
 
     Raises:
-      LayoutError: that is not known, and none is given.
+      LayoutError: the layout is not known, and none is given.
     """
     layout = layout or source.own_layout
     if not layout:
         raise LayoutError(f"{source.tokenizer} does not say its prompt layout; give --layout")
     config = dataclasses.replace(source.config, scan_layers=False)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    return LocalStudent(
-        source.load(config, mesh),
-        config,
-        tokenizers.load(source.tokenizer),
-        layout,
-        checkpoint=source.fingerprint,
-        batch_size=batch_size,
-        max_length=max_length,
-        compiler_options=compiler_options,
-    )
+    params, tokenizer = source.load(config, mesh), tokenizers.load(source.tokenizer)
+    return LocalStudent(params, config, tokenizer, layout, checkpoint=source.fingerprint, **options)

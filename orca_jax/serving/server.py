@@ -5,164 +5,131 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
-from fastapi.routing import APIRoute
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from pydantic_core import from_json
-from starlette.types import Send
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orca_jax import __version__
-from orca_jax.serving import errors
-from orca_jax.serving.answering import Answerer, Call
-from orca_jax.serving.errors import Refused
-from orca_jax.serving.guard import CLIENT_LEFT, LOCAL, Guard, Limits, Metrics
+from orca_jax.serving.completions import Service
 from orca_jax.serving.local import LocalStudent
-from orca_jax.serving.protocol import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    Detokenized,
-    DetokenizeRequest,
-    ErrorAnswer,
-    Health,
-    Model,
-    Models,
-    Tokenized,
-    TokenizeRequest,
-    TokenizerInfo,
-)
-from orca_jax.serving.rendering import Renderer
-from orca_jax.serving.worker import Worker
+from orca_jax.serving.protocol import ApiError, ChatRequest, CompletionRequest, ErrorBody, failed, invalid
 
-Found = TypeVar("Found")
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer, "description": "The request is not answered; the message says why."},
-    "5XX": {"model": ErrorAnswer, "description": "The server failed."},
+LOCAL = ("localhost", "127.0.0.1", "::1")
+SHORTEST_TOKEN = 16  # characters
+CLIENT_LEFT = 499  # in the metrics only
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is not answered; the message says why."},
+    "5XX": {"model": ErrorBody, "description": "The server failed."},
 }
-STREAMS: dict[int | str, dict[str, Any]] = {
-    **RESPONSES,
-    200: {"content": {"text/event-stream": {}}},
-}
+STREAMS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
 
 
-class JsonRequest(Request):
-    """A request whose body is strict JSON: no NaN, no half of a surrogate pair, no endless nesting."""
+def read_token(variable: str) -> str:
+    """The token in an environment variable; empty where there is none.
 
-    async def json(self) -> Any:
-        """Raises Refused where it is not."""
-        body = await self.body()
-        try:
-            return from_json(body.decode(json.detect_encoding(body)), allow_inf_nan=False)
-        except ValueError as error:
-            raise Refused(400, f"the body is not JSON in UTF-8: {error}", code="json_invalid") from error
-
-
-class JsonRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
-
-        return handle
-
-
-class Stream(StreamingResponse):
-    """Events, whose source is closed at once when the client leaves."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[str, None]):
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._events = events
-
-    async def stream_response(self, send: Send) -> None:
-        async with contextlib.aclosing(self._events):
-            await super().stream_response(send)
-
-
-class Service:
-    """One student, served under a name."""
-
-    def __init__(self, student: LocalStudent, name: str, limits: Limits):
-        self.student, self.name, self.limits = student, name, limits
-        self.worker = Worker(student.generator, queue=limits.queue)
-        self.answerer = Answerer(student, self.worker, limits)
-        self.metrics = Metrics(self.worker)
-        self.model = Model(
-            id=name, created=int(time.time()), root=student.identity, max_model_len=self.answerer.max_length
-        )
-
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, self.name):
-            raise Refused(
-                404,
-                f"no model {name!r:.100}; this server has {self.name!r}",
-                param="model",
-                code="model_not_found",
-            )
-
-    async def answer(self, request: Request, call: Call, renderer: Renderer, with_usage: bool) -> Response:
-        self.answerer.admit(call)
-        self.metrics.prompt_tokens.inc(call.prompt_tokens)
-        deltas = self.answerer.deltas(call)
-        if call.stream:
-            return Stream(self._events(deltas, renderer, with_usage))
-        async with contextlib.aclosing(deltas):
-            whole = await unless_left(request, renderer.whole(deltas))
-        if whole is None:
-            self.metrics.left.inc()
-            return Response(status_code=CLIENT_LEFT)
-        self.metrics.reply_tokens.inc(renderer.reply_tokens)
-        return Response(whole.model_dump_json(), media_type="application/json")
-
-    async def _events(
-        self, deltas: AsyncGenerator[Any, None], renderer: Renderer, with_usage: bool
-    ) -> AsyncGenerator[str, None]:
-        """The stream's events; an error after the first one is the last event."""
-        try:
-            async with contextlib.aclosing(deltas):
-                async for event in renderer.events(deltas, with_usage):
-                    yield event
-        except (asyncio.CancelledError, GeneratorExit):
-            self.metrics.left.inc()
-            raise
-        except Exception as error:
-            answer = errors.failed("a stream", error).response
-            yield f"data: {bytes(answer.body).decode()}\n\n"
-        finally:
-            self.metrics.reply_tokens.inc(renderer.reply_tokens)
-
-
-async def unless_left(request: Request, work: Awaitable[Found]) -> Found | None:
-    """The result of `work`; None, and the work is cancelled, if the client disconnects first."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def make_app(student: LocalStudent, *, name: str, token: str = "", limits: Limits | None = None) -> FastAPI:
-    """The app; `token` empty: it serves local clients only, see `guard.Guard`.
-
-    `app.state.service` is its `Service`, whose worker ends with the app's lifespan.
+    Raises:
+      ValueError: it is too short to be a secret, or has characters that no header can have.
     """
-    service = Service(student, name, limits or Limits())
+    found = os.environ.get(variable, "").strip()
+    if found and (len(found) < SHORTEST_TOKEN or not found.isascii()):
+        raise ValueError(f"the token in {variable} must have {SHORTEST_TOKEN} ASCII characters at least")
+    return found
+
+
+class Guard:
+    """ASGI middleware: checks a request's host name, token and body, counts it, and reports errors.
+
+    With an empty `token` none is needed, and only local names of this host are served: otherwise a web page
+    could make a browser send requests to a local server under another host's name.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, max_body: int, counts: dict[str, float]):
+        self.app, self._token, self._max_body, self._counts = app, token.encode(), max_body, counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.monotonic(), 0
+
+        async def counting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        self._counts["orca_requests_open"] += 1
+        try:
+            if scope["path"] != "/health":
+                self._check_client(Headers(scope=scope))
+            body = [await self._body(receive)] if scope["method"] == "POST" else []
+
+            async def received() -> Message:
+                return {"type": "http.request", "body": body.pop()} if body else await receive()
+
+            await self.app(scope, received, counting)
+        except ApiError as error:
+            await error.response(scope, receive, counting)
+        except Exception as error:
+            if status:  # a reply has begun
+                raise
+            await failed(scope["path"], error).response(scope, receive, counting)
+        finally:
+            path = f'path="{getattr(scope.get("route"), "path", "other")}"'
+            self._counts["orca_requests_open"] -= 1
+            self._counts[f'orca_requests_total{{{path},status="{status or CLIENT_LEFT}"}}'] += 1
+            self._counts[f"orca_request_seconds_sum{{{path}}}"] += time.monotonic() - started
+            self._counts[f"orca_request_seconds_count{{{path}}}"] += 1
+
+    def _check_client(self, headers: Headers) -> None:
+        if self._token:
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not secrets.compare_digest(token.strip().encode(), self._token):
+                message = "give the server's token: Authorization: Bearer TOKEN"
+                raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            return
+        with contextlib.suppress(ValueError):  # no host's name
+            if urlsplit(f"//{headers.get('host', '')}").hostname in LOCAL:
+                return
+        raise ApiError(403, "this server answers to the name localhost only")
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Strict JSON: no NaN, no half of a surrogate pair, no endless nesting; or nothing."""
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+            if len(body) > self._max_body:
+                raise ApiError(413, f"the body has more than {self._max_body} bytes")
+        try:
+            from_json(body.decode(json.detect_encoding(body)) or "{}", allow_inf_nan=False)
+        except ValueError as error:
+            raise ApiError(400, f"the body is not JSON in UTF-8: {error}", code="json_invalid") from error
+        return body
+
+
+def make_app(
+    student: LocalStudent, *, name: str, token: str = "", queue: int = 256, max_body: int = 2 * 2**20
+) -> FastAPI:
+    """The app, which serves a student under a name; its worker (`app.state.worker`) ends with its lifespan.
+
+    Args:
+      token: see `Guard`.
+      queue: sequences that may wait.
+      max_body: bytes of a request's body.
+    """
+    service = Service(student, name, queue=queue)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -175,85 +142,79 @@ def make_app(student: LocalStudent, *, name: str, token: str = "", limits: Limit
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=RESPONSES,
+        responses=ERRORS,
     )
-    app.router.route_class = JsonRoute
-    app.state.service = service
-    app.add_middleware(Guard, token=token, limits=service.limits, metrics=service.metrics)
-    errors.install(app)
-    _add_completions(app, service)
-    _add_tokenizer(app, service)
-    _add_rest(app, service)
-    forms = app.openapi()["components"]["schemas"]
+    app.state.worker = service.worker
+    app.add_middleware(Guard, token=token, max_body=max_body, counts=service.counts)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: Any) -> Response:
+        if not isinstance(error, ApiError):
+            error = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return error.response
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: Any) -> Response:
+        return invalid(error.errors()).response
+
+    _add_routes(app, service)
+    schemas = app.openapi()["components"]["schemas"]
     for form in (ChatRequest, CompletionRequest):
-        forms[form.__name__]["properties"]["model"]["enum"] = [name]
+        schemas[form.__name__]["properties"]["model"]["enum"] = [name]
     return app
 
 
-def _add_completions(app: FastAPI, service: Service) -> None:
-    vocabulary, fingerprint = service.answerer.vocabulary, service.student.identity
+def _add_routes(app: FastAPI, service: Service) -> None:
+    def check_model(given: str) -> None:
+        if given != service.name:
+            message = f"no model {given!r:.100}; this server has {service.name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMS)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        service.check_model(body.model)
-        call = await asyncio.to_thread(service.answerer.chat, body)
-        renderer = Renderer("chat", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, body.stream_options.include_usage)
+    @app.post("/v1/chat/completions", responses=STREAMS)
+    async def chat(body: ChatRequest) -> Response:
+        check_model(body.model)
+        return await asyncio.to_thread(service.chat, body)
 
-    @app.post("/v1/completions", response_model=Completion, responses=STREAMS)
-    async def complete(body: CompletionRequest, request: Request) -> Response:
-        service.check_model(body.model)
-        call = await asyncio.to_thread(service.answerer.complete, body)
-        renderer = Renderer("text", call, vocabulary, service.name, fingerprint)
-        return await service.answer(request, call, renderer, body.stream_options.include_usage)
+    @app.post("/v1/completions", responses=STREAMS)
+    async def complete(body: CompletionRequest) -> Response:
+        check_model(body.model)
+        return await asyncio.to_thread(service.text, body)
 
+    description = {
+        "id": service.name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "orca_jax",
+        "root": service.student.identity,
+        "max_model_len": service.max_length,
+    }
 
-def _add_tokenizer(app: FastAPI, service: Service) -> None:
-    vocabulary = service.answerer.vocabulary
-
-    @app.post("/tokenize")
-    def tokenize(body: TokenizeRequest) -> Tokenized:
-        service.check_model(body.model)
-        ids = (vocabulary.tokenize if body.parse_special else vocabulary.plain)(body.prompt)
-        if body.add_special_tokens:
-            ids, _ = vocabulary.begun(ids)
-        return Tokenized(tokens=ids, count=len(ids), max_model_len=service.answerer.max_length)
-
-    @app.post("/detokenize")
-    def detokenize(body: DetokenizeRequest) -> Detokenized:
-        service.check_model(body.model)
-        return Detokenized(prompt=vocabulary.detokenize(body.tokens))
-
-    @app.get("/tokenizer_info")
-    def tokenizer_info() -> TokenizerInfo:
-        size = service.student.tokenizer.vocab_size
-        return TokenizerInfo(
-            **vocabulary.special_names, chat_template=vocabulary.chat_template, vocab_size=size
-        )
-
-
-def _add_rest(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
-    def models() -> Models:
-        return Models(data=[service.model])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [description]}
 
-    @app.get("/v1/models/{name:path}")
-    def model(name: str) -> Model:
-        service.check_model(name)
-        return service.model
+    @app.get("/v1/models/{given:path}")
+    async def model(given: str) -> dict[str, Any]:
+        check_model(given)
+        return description
 
     @app.get("/health")
-    def health() -> Health:
+    async def health() -> dict[str, str]:
         if not service.worker.alive:
-            raise Refused(503, "the engine's thread has ended; its log says how")
-        return Health()
+            raise ApiError(503, "the engine's thread has ended; its log says how")
+        return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    def metrics() -> Response:
-        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        worker = service.worker
+        now = {"sequences_running": worker.running, "sequences_waiting": worker.waiting, "rows": worker.slots}
+        counts = service.counts | {f"orca_{name}": count for name, count in now.items()}
+        return "".join(f"{name} {count}\n" for name, count in counts.items())
 
 
-def make_server(app: FastAPI, *, host: str, port: int, token: str, grace: float) -> uvicorn.Server:
+def make_server(
+    app: FastAPI, *, host: str, port: int, token: str, grace: float, connections: int = 1024
+) -> uvicorn.Server:
     """An HTTP server; at SIGTERM or SIGINT open requests have `grace` seconds to end.
 
     Raises:
@@ -271,6 +232,7 @@ def make_server(app: FastAPI, *, host: str, port: int, token: str, grace: float)
             server_header=False,
             timeout_graceful_shutdown=round(grace),
             timeout_keep_alive=30,
+            limit_concurrency=connections,
             lifespan="on",
         )
     )

@@ -1,8 +1,9 @@
-"""Log-likelihoods of given continuations, batched by length."""
+"""Log-probabilities of given tokens: of continuations for evaluation, of whole sequences for the server."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,19 +14,40 @@ from jax.sharding import Mesh
 
 from orca_jax.config import LlamaConfig
 from orca_jax.student import llama
-from orca_jax.student.decoding import bucket
+from orca_jax.student.decoding import bucket, row_bucket
 from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
-from orca_jax.student.sampling import log_prob
 
 CHUNK = 256  # positions whose logits are in memory at a time
 LEAST_SCORED = 8
+TOPS = (1, 5, 20)  # numbers of likeliest ids that programs are compiled for
+MOST_ROWS = 16  # of `score_batch`
+
+
+class ScoreRequest(NamedTuple):
+    """Tokens int32 [m], and targets int32 [n], n <= m: what follows each of the last n tokens.
+
+    `top` is how many likeliest ids are wanted in each target's place.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    top: int = 1
 
 
 class Score(NamedTuple):
-    """Log-probabilities of a continuation's tokens, float32 [n], and whether all are the likeliest ids."""
+    """Log-probabilities of a request's targets.
+
+    Attributes:
+      log_probs: float32 [n].
+      greedy: whether each target is the likeliest id.
+      top_ids, top_log_probs: int32 and float32 [n, top], the likeliest ids in a target's place, best first.
+        A target that is the likeliest id has the very same number here and in `log_probs`.
+    """
 
     log_probs: np.ndarray
     greedy: bool
+    top_ids: np.ndarray
+    top_log_probs: np.ndarray
 
     @property
     def total(self) -> float:
@@ -42,32 +64,40 @@ class _Batch(NamedTuple):
     targets: Any
 
 
+class _Scored(NamedTuple):
+    """Log-probabilities float32 [b, c] of the targets; the likeliest ids and theirs, [b, c, k]."""
+
+    log_probs: Any
+    top_ids: Any
+    top_log_probs: Any
+
+
 @functools.cache
-def _program(config: LlamaConfig, dtype: Any, options: tuple[tuple[str, str], ...]) -> Any:
-    return jax.jit(functools.partial(_score, config=config, dtype=dtype), compiler_options=dict(options))
+def _program(config: LlamaConfig, dtype: Any, top: int, options: tuple[tuple[str, str], ...]) -> Any:
+    score = functools.partial(_score, config=config, dtype=dtype, top=top)
+    return jax.jit(score, compiler_options=dict(options))
 
 
-def _score(
-    params: llama.Params, batch: _Batch, *, config: LlamaConfig, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities float32 [b, c] of the targets, and whether each is the likeliest id, bool [b, c]."""
+def _score(params: llama.Params, batch: _Batch, *, config: LlamaConfig, dtype: Any, top: int) -> _Scored:
     all_positions = jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
     segment_ids = (all_positions < batch.lengths[:, None]).astype(jnp.int32)
     hidden, _ = llama.hidden(params, batch.tokens, all_positions, segment_ids, config=config, dtype=dtype)
     chosen = jnp.take_along_axis(hidden, batch.positions[:, :, None], axis=1)
     head = llama.head(params, config)
 
-    def of_one(chosen: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        scores = llama.logits(chosen[0], head, config.vocab_size)
-        return log_prob(scores, chosen[1]), jnp.argmax(scores, axis=-1) == chosen[1]
+    def of_one(chosen: tuple[jax.Array, jax.Array]) -> _Scored:
+        logits = llama.logits(chosen[0], head, config.vocab_size)
+        total = jax.nn.logsumexp(logits)
+        best, ids = jax.lax.top_k(logits, top)
+        return _Scored(logits[chosen[1]] - total, ids, best - total)
 
     flat = chosen.reshape(-1, chosen.shape[-1]), batch.targets.reshape(-1)
-    log_probs, best = jax.lax.map(of_one, flat, batch_size=CHUNK)
-    return log_probs.reshape(batch.targets.shape), best.reshape(batch.targets.shape)
+    scored = jax.lax.map(of_one, flat, batch_size=CHUNK)
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch.targets.shape, *leaf.shape[1:]), scored)
 
 
 class Scorer:
-    """Scores continuations by one student.
+    """Scores tokens by one student; what else is in a batch changes nothing but rounding.
 
     Args:
       params, config, dtype, mesh, compiler_options: see `engine.Engine`, whose own may be passed.
@@ -87,8 +117,8 @@ class Scorer:
         self.mesh = mesh or mesh_of(params)
         self.params, self.config = for_decoding(params, config, dtype, self.mesh)
         self.batch_tokens = batch_tokens
-        options = tuple(sorted((compiler_options or {}).items()))
-        self._program = _program(self.config, jnp.dtype(dtype), options)
+        self._dtype = jnp.dtype(dtype)
+        self._options = tuple(sorted((compiler_options or {}).items()))
 
     def score(self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray]) -> list[Score]:
         """Scores `continuations` (int32 [n], n >= 1), each after its prompt (int32 [m], m >= 1), in order.
@@ -96,41 +126,49 @@ class Scorer:
         Raises:
           ValueError: the numbers of prompts and continuations differ, or one is empty.
         """
-        pairs = list(zip(prompts, continuations, strict=True))
-        for index, (prompt, continuation) in enumerate(pairs):
+        rows = []
+        for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             if not len(prompt) or not len(continuation):
                 raise ValueError(f"prompt {index} or its continuation is empty; each needs a token at least")
-        order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+            rows.append(ScoreRequest(np.concatenate([prompt, continuation[:-1]]), continuation))
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
         found: dict[int, Score] = {}
         while order:
-            longest = len(pairs[order[0]][0]) + len(pairs[order[0]][1]) - 1
             # A power of two within the budget.
-            rows = 1 << max(self.batch_tokens // bucket(longest), 1).bit_length() - 1
-            chosen, order = order[:rows], order[rows:]
-            with on_mesh(self.mesh):
-                outcome = self._program(self.params, _stacked([pairs[i] for i in chosen], rows))
-            log_probs, best = jax.device_get(outcome)
-            for row, index in enumerate(chosen):
-                n = len(continuations[index])
-                found[index] = Score(log_probs[row, :n], bool(best[row, :n].all()))
-        return [found[index] for index in range(len(pairs))]
+            size = 1 << max(self.batch_tokens // bucket(len(rows[order[0]].tokens)), 1).bit_length() - 1
+            chosen, order = order[:size], order[size:]
+            scored = bucket(max(len(rows[i].targets) for i in chosen), LEAST_SCORED)
+            found.update(zip(chosen, self._run([rows[i] for i in chosen], size, scored)))
+        return [found[index] for index in range(len(rows))]
 
+    def fits(self, batch: Sequence[ScoreRequest]) -> bool:
+        """Whether `score_batch` may take so many together; a single one it always may."""
+        positions = row_bucket(len(batch), MOST_ROWS) * bucket(max(len(one.tokens) for one in batch))
+        return len(batch) == 1 or (len(batch) <= MOST_ROWS and positions <= self.batch_tokens)
 
-def _stacked(pairs: list[tuple[np.ndarray, np.ndarray]], rows: int) -> _Batch:
-    """The pairs as arrays; missing rows repeat earlier ones. A row's last token is a target only."""
-    wholes = [np.concatenate(pair).astype(np.int32) for pair in pairs]
-    width = bucket(max(map(len, wholes)) - 1)
-    scored = bucket(max(len(continuation) for _, continuation in pairs), LEAST_SCORED)
-    batch = _Batch(
-        np.zeros((rows, width), np.int32),
-        np.ones(rows, np.int32),
-        np.zeros((rows, scored), np.int32),
-        np.zeros((rows, scored), np.int32),
-    )
-    for row in range(rows):
-        whole, (prompt, continuation) = wholes[row % len(pairs)], pairs[row % len(pairs)]
-        batch.tokens[row, : len(whole) - 1] = whole[:-1]
-        batch.lengths[row] = len(whole) - 1
-        batch.positions[row, : len(continuation)] = np.arange(len(prompt) - 1, len(whole) - 1)
-        batch.targets[row, : len(continuation)] = continuation
-    return batch
+    def score_batch(self, batch: Sequence[ScoreRequest]) -> list[Score]:
+        """Scores requests in one call of a program; few shapes are compiled, whatever the requests are."""
+        width = bucket(max(len(one.tokens) for one in batch))
+        return self._run(batch, row_bucket(len(batch), MOST_ROWS), width)
+
+    def _run(self, requests: Sequence[ScoreRequest], size: int, scored: int) -> list[Score]:
+        """One call for `size` rows of `scored` targets; missing rows repeat earlier ones."""
+        width = bucket(max(len(request.tokens) for request in requests))
+        shapes = (size, width), (size,), (size, scored), (size, scored)
+        batch = _Batch(*(np.zeros(shape, np.int32) for shape in shapes))
+        for row, (tokens, targets, _) in zip(range(size), itertools.cycle(requests)):
+            batch.tokens[row, : len(tokens)] = tokens
+            batch.lengths[row] = len(tokens)
+            batch.positions[row, : len(targets)] = np.arange(len(tokens) - len(targets), len(tokens))
+            batch.targets[row, : len(targets)] = targets
+        most = max(request.top for request in requests)
+        top = min(next((top for top in TOPS if top >= most), most), self.config.vocab_size)
+        program = _program(self.config, self._dtype, top, self._options)
+        with on_mesh(self.mesh):
+            found = jax.device_get(program(self.params, batch))
+        scores = []
+        for row, (_, targets, top) in enumerate(requests):
+            log_probs, ids, top_log_probs = (leaf[row, : len(targets)] for leaf in found)
+            greedy = bool((ids[:, 0] == targets).all())
+            scores.append(Score(log_probs, greedy, ids[:, :top], top_log_probs[:, :top]))
+        return scores

@@ -32,7 +32,7 @@ def test_what_holds_no_student_is_refused(tmp_path):
 
 def test_a_system_message_by_id_or_by_text():
     def text(system):
-        return generate.system_of(types.SimpleNamespace(system=system))
+        return generate.system_text(system)
 
     assert text("") == ""
     assert text("Be brief.") == "Be brief."

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from orca_jax.experiments import serve
-from orca_jax.serving import guard
+from orca_jax.serving import server
 from orca_jax.student.huggingface_folder import CONFIG_FILE
 from orca_jax.training import convert
 from tests.data import hf_folders
@@ -25,19 +25,25 @@ from tests.data import hf_folders
 def test_a_weak_token_is_refused(monkeypatch, token):
     monkeypatch.setenv("ORCA_JAX_TOKEN", token)
     with pytest.raises(ValueError, match="16 ASCII characters"):
-        guard.read_token("ORCA_JAX_TOKEN")
+        server.read_token("ORCA_JAX_TOKEN")
+
+
+def run(*arguments):
+    serve.PROGRAM.start(arguments)
+    serve.main()
 
 
 def failure(capsys, *arguments):
-    serve.PROGRAM.start(arguments)
     with pytest.raises(SystemExit):
-        serve.main()
+        run(*arguments)
     return capsys.readouterr().err
 
 
 def test_limits_come_from_the_command_line_and_must_be_possible(finished, capsys, monkeypatch):
     monkeypatch.delenv("ORCA_JAX_TOKEN", raising=False)
-    assert "queue=0 must be more than 0" in failure(capsys, f"--model={finished}", "--max_queue=0")
+    assert "--max_queue=0: 0 is not a positive integer" in failure(
+        capsys, f"--model={finished}", "--max_queue=0"
+    )
 
 
 def test_other_hosts_need_a_token(finished, capsys, monkeypatch):

@@ -34,20 +34,19 @@ SERVER = """
 import dataclasses, sys, threading
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import load
-from orca_jax.serving import prompt_log_probs
-from orca_jax.student import engine
+from orca_jax.student import engine, scoring
 from tests.serving.served import Served, make_student
 
 if sys.argv[3] == "one shape":
-    for module in (engine, prompt_log_probs):
+    for module in (engine, scoring):
         module.bucket = lambda size, least=64: 192
         module.row_bucket = lambda count, slots: slots
     engine.PREFILL_ROWS = 1
 student = make_student(load(sys.argv[1]), rows=16, max_length=160)
-with Served(student, body_bytes=int(sys.argv[2]), queue=256, requests=256) as served:
+with Served(student, max_body=int(sys.argv[2]), queue=256) as served:
     print(served.url, flush=True)
     sys.stdin.read()
-print(len(served.worker._running), served.worker.waiting, flush=True)
+print(served.worker.running, served.worker.waiting, flush=True)
 """
 
 

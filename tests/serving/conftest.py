@@ -13,10 +13,10 @@ def student(tokenizer):
 
 @pytest.fixture(scope="module")
 def served(student):
-    """4 rows, a queue of 8, at most 8 sequences a request."""
+    """4 rows, a queue of 8."""
     from tests.serving.served import Served
 
-    with Served(student, queue=8, body_bytes=20_000, sequences=8) as served:
+    with Served(student, queue=8, max_body=20_000) as served:
         yield served
 
 

@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.serving.guard import Limits
 from orca_jax.serving.local import LocalStudent
 from orca_jax.serving.server import make_app, make_server
 from tests.student.students import SMALL, make_params
@@ -48,14 +47,15 @@ def slowed(generator, monkeypatch, pause=lambda: time.sleep(0.1)):
 class Served:
     """A context manager; `url` is the server's, without /v1."""
 
-    def __init__(self, student, *, token="", grace=5, **limits):
-        self.app = make_app(student, name=NAME, token=token, limits=Limits(**limits))
-        self.service = self.app.state.service
-        self.worker = self.service.worker
+    def __init__(self, student, *, token="", grace=5, connections=1024, **limits):
+        self.app = make_app(student, name=NAME, token=token, **limits)
+        self.worker = self.app.state.worker
         self._listening = socket.create_server(("127.0.0.1", 0))
         port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.server = make_server(self.app, host="127.0.0.1", port=port, token=token, grace=grace)
+        self.server = make_server(
+            self.app, host="127.0.0.1", port=port, token=token, grace=grace, connections=connections
+        )
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self.server.serve(sockets=[self._listening])), daemon=True
         )

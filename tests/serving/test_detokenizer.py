@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data import layouts
-from orca_jax.serving.detokenizer import Detokenizer
+from orca_jax.serving.local import Detokenizer
 
 TEXTS = st.text(alphabet="ab \nché日", min_size=0, max_size=30)
 STOPS = st.lists(st.text(alphabet="ab \nché", min_size=1, max_size=4), min_size=0, max_size=3)

@@ -26,7 +26,6 @@ from tests.serving.served import (
     events,
     make_student,
     numbers,
-    post,
 )
 from tests.serving.test_local import always
 
@@ -97,7 +96,6 @@ def test_a_request_may_hold_what_the_models_length_says(client, tokenizer, begun
     complete(client, prompt=prompt, max_tokens=length - len(prompt))
     error = complete(client, 400, prompt=prompt, max_tokens=length - len(prompt) + 1)["error"]
     assert f"{length} fit in all" in error["message"]
-    assert post(client, "/tokenize", prompt="a")["max_model_len"] == length
 
 
 def test_choices_of_one_seed_differ_and_repeat(client):
@@ -163,7 +161,7 @@ def test_the_contract_of_log_likelihoods(client, student, tokenizer):
     expected = student.generator.scorer.score([one[:1] for one in every], [one[1:] for one in every])
     for one, choice, own in zip((ids, *others), choices, expected, strict=True):
         found = choice["logprobs"]
-        assert [len(values) for values in found.values()] == [len(one) + 1] * 4
+        assert [len(values) for values in found.values()] == [len(one) + 1] * 3
         assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
         np.testing.assert_allclose(found["token_logprobs"][1:-1], own.log_probs, atol=1e-4)
         assert all(found["top_logprobs"][1:])
@@ -217,7 +215,7 @@ def test_ids_without_the_beginning_of_sequence_are_read_behind_it(client, tokeni
     logprobs=st.sampled_from([None, 0, 2]),
 )
 @settings(max_examples=30)
-def test_texts_and_their_offsets(client, text, echo, max_tokens, logprobs):
+def test_texts_and_their_tokens(client, text, echo, max_tokens, logprobs):
     if not max_tokens and not echo:
         return
     body = {"prompt": text, "max_tokens": max_tokens, "echo": echo, "logprobs": logprobs, "temperature": 0}
@@ -229,11 +227,9 @@ def test_texts_and_their_offsets(client, text, echo, max_tokens, logprobs):
         assert choice["logprobs"] is None
         return
     found = choice["logprobs"]
-    offsets = [*found["text_offset"], len(choice["text"])]
-    assert offsets == sorted(offsets)
-    for token, start, end in zip(found["tokens"], offsets, offsets[1:]):
-        piece = choice["text"][start:end]
-        assert piece in ("", token) or token.startswith("<0x") or token.strip() == piece.strip()
+    spelled = "".join(token for token in found["tokens"] if not token.startswith("<"))
+    assert found["tokens"]
+    assert any("<0x" in token for token in found["tokens"]) or spelled.strip() == choice["text"].strip()
 
 
 # Streams
@@ -282,23 +278,7 @@ def test_a_long_reply_comes_in_several_chunks(client):
     assert len(chunks) > 2
 
 
-# Tokenizer and the rest
-
-
-def test_tokenizer(client, tokenizer, student):
-    plain = post(client, "/tokenize", prompt="the red dog", add_special_tokens=False)["tokens"]
-    assert plain == tokenizer.encode("the red dog", first=True)
-    begun = post(client, "/tokenize", prompt="the red dog")
-    assert begun["tokens"] == [tokenizer.control_id("<s>"), *plain]
-    assert begun["count"] == len(plain) + 1
-    special = post(client, "/tokenize", prompt="</s>", add_special_tokens=False)["tokens"]
-    assert special == [tokenizer.control_id("</s>")]
-    text = post(client, "/tokenize", prompt="</s>", add_special_tokens=False, parse_special=False)["tokens"]
-    assert tokenizer.control_id("</s>") not in text
-    assert post(client, "/detokenize", tokens=begun["tokens"]) == {"prompt": "<s>the red dog"}
-    info = client.get("/tokenizer_info").json()
-    assert (info["bos_token"], info["eos_token"], info["pad_token"]) == ("<s>", "</s>", "[[PAD]]")
-    assert "<|im_start|>" in info["chat_template"]
+# The rest
 
 
 def test_models_and_health(client, student):

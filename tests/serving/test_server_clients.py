@@ -9,20 +9,21 @@ import subprocess
 import numpy as np
 import openai
 import pytest
+from openai import types
 
 pytest.importorskip("fastapi")
 
 from orca_jax.config import Limits, OpenAIConfig
+from orca_jax.data import tokenizer_export
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Message, Outcome, Sampling
-from orca_jax.serving.vocabulary import Vocabulary
 from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
-from tests.serving.served import NAME, QUESTION, WARM, Served, chat
+from tests.serving.served import NAME, QUESTION, WARM, Served, chat, complete, events
 
 MESSAGES = tuple(Message(**turn) for turn in QUESTION)
 
@@ -48,6 +49,17 @@ def test_openai(client, settings):
     assert answer.choices[0].message.content == streamed == text
     assert completed.choices[0].text == joined
     assert len(completed.choices[0].logprobs.token_logprobs) >= completed.usage.completion_tokens > 0
+
+
+def test_replies_and_events_have_the_types_that_openai_publishes(client):
+    """Its client does not check what it reads."""
+    types.chat.ChatCompletion.model_validate(chat(client, logprobs=True, top_logprobs=2, n=2, **WARM))
+    text = {"prompt": ["a", "b"], "logprobs": 2, **WARM}
+    types.Completion.model_validate(complete(client, **text))
+    types.Model.model_validate(client.get(f"/v1/models/{NAME}").json())
+    for event in events(client, "/v1/chat/completions", messages=QUESTION, logprobs=True, **WARM):
+        types.chat.ChatCompletionChunk.model_validate(event)
+    types.ErrorObject.model_validate(chat(client, 400, n=0)["error"])
 
 
 def test_a_reply_is_sent_back_as_a_turn(settings):
@@ -176,10 +188,12 @@ def documents():
 
 @pytest.fixture(scope="module")
 def lm_eval():
-    """The interpreter of an environment with lm_eval[api]."""
+    """The interpreter of an environment with lm_eval[api] and transformers."""
     python = os.environ.get("LM_EVAL_PYTHON")
     if not python:
-        pytest.skip("put the interpreter of an environment with lm_eval[api] into LM_EVAL_PYTHON")
+        pytest.skip(
+            "put the interpreter of an environment with lm_eval[api] and transformers into LM_EVAL_PYTHON"
+        )
     return python
 
 
@@ -188,15 +202,18 @@ def samples(lm_eval, student, tmp_path_factory):
     """What lm-eval got and scored, by task and document; the documents' answers are every other reply."""
     folder = tmp_path_factory.mktemp("lm_eval")
     rows = list(documents())
-    vocabulary = Vocabulary(student.tokenizer, student.layout)
-    for row, text in zip(rows[::2], replies(student, vocabulary, [row["question"] for row in rows[::2]])):
+    for row, text in zip(rows[::2], replies(student, [row["question"] for row in rows[::2]])):
         row["answer"] = text
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in (("choices", CHOICES), ("generation", GENERATION)):
         (folder / f"{name}.yaml").write_text(text.format(data=data))
+    tokenizer_export.write(student.tokenizer, student.layout, folder / "tokenizer", model_max_length=128)
     with Served(student) as served:
-        arguments = f"model={NAME},base_url={served.url}/v1/completions,max_length=128,num_concurrent=3"
+        arguments = (
+            f"model={NAME},base_url={served.url}/v1/completions,tokenizer={folder / 'tokenizer'},"
+            "max_length=128,num_concurrent=3"
+        )
         command = [
             lm_eval, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", arguments,
             "--tasks", "local_choices,local_generation", "--include_path", folder, "--log_samples",
@@ -215,23 +232,25 @@ def samples(lm_eval, student, tmp_path_factory):
     return found
 
 
-def replies(student, vocabulary, questions):
+def prompt_ids(student, text):
+    tokenizer = student.tokenizer
+    return np.array([tokenizer.bos_id, *tokenizer.encode(text, first=True)], np.int32)
+
+
+def replies(student, questions):
     """What the student says in this process; `until` ends it."""
-    prompts = [np.array(vocabulary.begun(vocabulary.plain(text))[0], np.int32) for text in questions]
-    said = student.generator.generate(prompts, max_tokens=12)
-    return [student.tokenizer.decode(one.tokens.tolist()).partition("e")[0] for one in said]
+    generated = student.generator.generate([prompt_ids(student, text) for text in questions], max_tokens=12)
+    return [student.tokenizer.decode(one.tokens.tolist()).partition("e")[0] for one in generated]
 
 
 @pytest.mark.slow
 def test_lm_evals_log_likelihoods_are_those_of_this_process(samples, student):
-    vocabulary = Vocabulary(student.tokenizer, student.layout)
     rows = list(documents())
     assert len(samples["choices"]) == len(rows)
     for row, sample in zip(rows, samples["choices"], strict=True):
-        prompt = vocabulary.begun(vocabulary.plain(row["question"]))[0]
-        wholes = [vocabulary.begun(vocabulary.plain(f"{row['question']} {c}"))[0] for c in row["choices"]]
-        continuations = [np.array(whole[len(prompt) :], np.int32) for whole in wholes]
-        scores = student.generator.scorer.score([np.array(prompt, np.int32)] * 4, continuations)
+        prompt = prompt_ids(student, row["question"])
+        wholes = [prompt_ids(student, f"{row['question']} {choice}") for choice in row["choices"]]
+        scores = student.generator.scorer.score([prompt] * 4, [whole[len(prompt) :] for whole in wholes])
         found = [resp[0] for resp in sample["resps"]]
         np.testing.assert_allclose([float(one[0]) for one in found], [s.total for s in scores], atol=1e-3)
         assert [str(one[1]) for one in found] == [str(score.greedy) for score in scores]
@@ -243,7 +262,6 @@ def test_lm_evals_log_likelihoods_are_those_of_this_process(samples, student):
 
 @pytest.mark.slow
 def test_lm_evals_generations_are_those_of_this_process(samples, student):
-    vocabulary = Vocabulary(student.tokenizer, student.layout)
-    expected = replies(student, vocabulary, [row["question"] for row in documents()])
+    expected = replies(student, [row["question"] for row in documents()])
     assert [sample["resps"][0][0] for sample in samples["generation"]] == expected
     assert sum(sample["exact_match"] for sample in samples["generation"]) >= 12

@@ -17,13 +17,7 @@ pytest.importorskip("fastapi")
 
 from pydantic import ValidationError
 
-from orca_jax.serving.protocol import (
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from orca_jax.serving.protocol import IGNORED, NEUTRAL, ChatMessage, ChatRequest, CompletionRequest
 from orca_jax.serving.server import make_server
 from tests.serving.served import LONG, NAME, QUESTION, Served, complete, make_student, numbers, slowed, until
 
@@ -46,11 +40,11 @@ JSON = {"content-type": "application/json"}
         ("completions", {"prompt": [[]]}, "prompt", "valid string"),
         ("completions", {"prompt": [4000]}, "prompt", "no id 4000"),
         ("completions", {"prompt": [-1]}, "prompt", "valid string"),
-        ("completions", {"prompt": "a", "n": 9}, "n", "more than 8 sequences"),
+        ("completions", {"prompt": "a", "n": 13}, "n", "more than 12 sequences"),
         ("completions", {"prompt": "a", "max_tokens": 0}, "max_tokens", "needs echo"),
         ("completions", {"prompt": "a", "seed": 0.5}, "seed", "integer"),
         ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", "less than or equal to 5"),
-        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "less than or equal"),
+        ("completions", {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty", "no field"),
         ("completions", {"prompt": "a", "no field": 1}, None, "there is no field 'no field'"),
         ("completions", {"prompt": None}, "prompt", "Field required"),
         ("chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content", "valid string"),
@@ -94,7 +88,7 @@ def test_of_many_faults_the_first_are_named(body):
         b'{"a": "\xff"}',
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_what_is_no_json_is_an_error(client, path, content):
     answer = client.post(path, content=content, headers=JSON)
     assert answer.status_code == 400
@@ -126,10 +120,8 @@ def test_half_a_surrogate_pair_is_refused(client, half, change):
 
 TURNS = st.sampled_from(sorted({*ChatMessage.model_fields, "refusal", "\ud800"}))
 FIELDS = {
-    "/v1/chat/completions": [*ChatRequest.model_fields, "audio", "\ud800"],
-    "/v1/completions": [*CompletionRequest.model_fields, "\0"],
-    "/tokenize": [*TokenizeRequest.model_fields],
-    "/detokenize": [*DetokenizeRequest.model_fields],
+    "/v1/chat/completions": [*ChatRequest.model_fields, *NEUTRAL, *IGNORED, "audio", "\ud800"],
+    "/v1/completions": [*CompletionRequest.model_fields, *NEUTRAL, "\0"],
 }
 TEXTS = st.text(st.characters(), max_size=4) | st.sampled_from(["\ud800", "\0", "none", "text", "</s>", NAME])
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -(2**63), 2**31, 10**4000, 1e308, True])
@@ -147,7 +139,7 @@ def bodies(draw):
     path = draw(st.sampled_from(sorted(FIELDS)))
     turn = {"role": "assistant", "content": "b", **draw(st.dictionaries(TURNS, VALUES, max_size=1))}
     turns = [QUESTION[1], turn, {"role": "user", "content": draw(TEXTS)}]
-    good = {"messages": turns, "prompt": draw(TEXTS), "tokens": [5], "model": NAME, "max_tokens": 2}
+    good = {"messages": turns, "prompt": draw(TEXTS), "model": NAME, "max_tokens": 2}
     body = {name: value for name, value in good.items() if name in FIELDS[path]}
     body |= draw(st.dictionaries(st.sampled_from(FIELDS[path]), VALUES, max_size=1))
     content = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
@@ -184,8 +176,8 @@ def test_no_body_makes_the_server_fail(served, caplog, sent):
         ("chat/completions", "functions", [{"name": "f"}]),
         ("chat/completions", "function_call", {"name": "f"}),
         ("chat/completions", "reasoning_effort", "high"),
-        ("chat/completions", "modalities.1", ["text", "audio"]),
-        ("chat/completions", "response_format.type", {"type": "json_object"}),
+        ("chat/completions", "modalities", ["text", "audio"]),
+        ("chat/completions", "response_format", {"type": "json_object"}),
         ("chat/completions", "verbosity", "low"),
         ("chat/completions", "frequency_penalty", 0.1),
         ("chat/completions", "logit_bias", {"5": 1}),
@@ -229,15 +221,6 @@ def test_a_body_that_is_too_large_is_refused(client, announced):
     answer = client.post("/v1/completions", content=sent, headers=JSON)
     assert answer.status_code == 413
     assert "20000 bytes" in answer.json()["error"]["message"]
-
-
-def test_a_body_that_does_not_come_is_not_waited_for(student):
-    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with Served(student, body_seconds=0.2) as served:
-        port = int(served.url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
-            assert b" 408 " in connection.recv(1000)
 
 
 def test_a_token_is_asked_for(student):
@@ -297,26 +280,22 @@ def test_overload_is_429_and_passes(tokenizer, monkeypatch):
         assert len(complete(client, **body)["choices"]) == 12
         counted = numbers(client)
     assert refused.status_code == 429
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert counted['orca_requests_total{path="/v1/completions",status="429"}'] == 1
 
 
-def test_more_requests_than_may_be_open_are_refused(tokenizer, monkeypatch):
-    student, gate = make_student(tokenizer), threading.Event()
-    slowed(student.generator, monkeypatch, gate.wait)
-    body = {"model": NAME, "prompt": "a", "max_tokens": 2}
-    with (
-        Served(student, requests=1) as served,
-        httpx2.Client(base_url=served.url, timeout=60) as client,
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-        first = pool.submit(client.post, "/v1/completions", json=body)
-        until(lambda: served.worker.running == 1)
-        refused = client.post("/v1/completions", json=body)
-        gate.set()
-        assert (first.result().status_code, refused.status_code) == (200, 429)
-        assert refused.headers["retry-after"] == "1"
+def test_more_connections_than_may_be_open_are_refused(student):
+    with Served(student, connections=2) as served:
+        port = int(served.url.rpartition(":")[2])
+        with (
+            socket.create_connection(("127.0.0.1", port)) as one,
+            socket.create_connection(one.getpeername()),
+        ):
+            one.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            with httpx2.Client(base_url=served.url) as client:
+                until(lambda: client.get("/health").status_code == 503)
+        until(lambda: httpx2.get(f"{served.url}/health").status_code == 200)
 
 
 def leave(client, body):

@@ -1,7 +1,6 @@
-"""Groups are served round robin, a cancelled one frees its rows, and a failure reaches those that it hit."""
+"""The worker serves in order, a caller that leaves frees its rows, and a failure hits its callers only."""
 
 import asyncio
-import collections
 import contextlib
 
 import numpy as np
@@ -9,9 +8,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.serving.prompt_log_probs import LogProbsRequest
-from orca_jax.serving.worker import Overloaded, RequestGroup, RoundRobin, Worker
+from orca_jax.serving.worker import Worker
 from orca_jax.student.engine import Request
+from orca_jax.student.scoring import ScoreRequest
 from tests.serving.served import make_student, slowed, until
 
 
@@ -22,14 +21,14 @@ def generator(tokenizer):
 
 @pytest.fixture
 def worker(generator):
-    worker = Worker(generator, queue=3)
+    worker = Worker(generator)
     yield worker
     worker.close()
 
 
 @pytest.fixture
 def slow(generator, monkeypatch):
-    worker = Worker(slowed(generator, monkeypatch), queue=3)
+    worker = Worker(slowed(generator, monkeypatch))
     yield worker
     worker.close()
 
@@ -38,36 +37,26 @@ def request(number, max_tokens=20):
     return Request(prompt=np.array([1, 5 + number], np.int32), max_tokens=max_tokens)
 
 
-def group(size):
-    return RequestGroup(lambda index, event: None, collections.deque(enumerate([request(0)] * size)))
+def score_request(*ids):
+    return ScoreRequest(np.array(ids, np.int32), np.array(ids[1:] + (0,), np.int32))
 
 
-def test_groups_take_turns_and_may_be_cancelled():
-    turns, groups = (
-        RoundRobin(),
-        {name: group(size) for name, size in (("a", 4), ("b", 1), ("c", 2), ("d", 3))},
-    )
-    for one in groups.values():
-        turns.add(one)
-    turns.remove(groups["d"])
-    turns.remove(groups["d"])
-    names = {id(one): name for name, one in groups.items()}
-    assert len(turns) == 7
-    taken = [turns.next()[:2] for _ in range(7)]
-    assert [(names[id(one)], index) for one, index in taken] == [
-        ("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1), ("a", 2), ("a", 3),
-    ]  # fmt: skip
-    assert not turns
-
-
-def test_results_are_the_generators(worker, generator):
+def test_results_are_the_generators_and_the_scorers(worker, generator):
     requests = [request(number) for number in range(9)]
-    said = asyncio.run(worker.results(requests))
+    whole = [score_request(1, *range(5, 5 + size)) for size in range(1, 30)]
+
+    async def both():
+        return await asyncio.gather(worker.results(requests), worker.results(whole))
+
+    replies, scores = asyncio.run(both())
     expected = generator.generate([one.prompt for one in requests], max_tokens=20)
-    assert [one.tokens.tolist() for one in said] == [one.tokens.tolist() for one in expected]
+    assert [one.tokens.tolist() for one in replies] == [one.tokens.tolist() for one in expected]
+    own = generator.scorer.score([one.tokens[:1] for one in whole], [one.tokens[1:] for one in whole])
+    for score, other in zip(scores, own, strict=True):
+        np.testing.assert_allclose(score.log_probs[:-1], other.log_probs, atol=1e-5)
 
 
-def test_a_small_group_does_not_wait_for_a_large_one(worker):
+def test_sequences_are_served_in_the_order_in_which_they_come(worker):
     ended = []
 
     async def ask(name, requests):
@@ -80,10 +69,10 @@ def test_a_small_group_does_not_wait_for_a_large_one(worker):
         await asyncio.gather(large, ask("small", [request(0)]))
 
     asyncio.run(both())
-    assert ended == ["small", "large"]
+    assert ended == ["large", "small"]
 
 
-def test_cancelled_groups_free_rows_and_places(slow):
+def test_a_caller_that_leaves_frees_rows_and_places(slow):
     async def leave():
         async with contextlib.aclosing(slow.submit([request(n, 100) for n in range(9)])) as events:
             await anext(events)
@@ -99,28 +88,12 @@ def test_cancelled_groups_free_rows_and_places(slow):
     until(lambda: slow.running == slow.waiting == 0)
 
 
-def test_no_more_are_admitted_than_rows_and_queue_hold(slow):
-    slow.admit(7)
-    with pytest.raises(Overloaded, match="0 sequences are waiting already; come again in 1 s"):
-        slow.admit(8)
-
-    async def ask():
-        async with contextlib.aclosing(slow.submit([request(n, 100) for n in range(6)])) as events:
-            await anext(events)
-            waiting = slow.waiting
-            slow.admit(3 - waiting)
-            with pytest.raises(Overloaded, match=f"{waiting} sequences"):
-                slow.admit(4 - waiting)
-
-    asyncio.run(ask())
-
-
 def test_wrong_requests_and_prompts_that_fail_hit_their_callers_only(worker, monkeypatch):
     async def ask():
-        monkeypatch.setattr(worker._scorer, "score", lambda batch: 1 // 0)
+        monkeypatch.setattr(worker._scorer, "score_batch", lambda batch: 1 // 0)
         return await asyncio.gather(
             worker.results([request(0, max_tokens=0)]),
-            worker.results([LogProbsRequest(np.array([1, 2], np.int32), 1)]),
+            worker.results([score_request(1, 2)]),
             worker.results([request(0)]),
             return_exceptions=True,
         )

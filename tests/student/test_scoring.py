@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import engine
-from orca_jax.student.scoring import Scorer
+from orca_jax.student.scoring import Scorer, ScoreRequest
 from tests.student.students import SMALL, logits, make_params, make_tokens
 
 PROMPTS = [make_tokens(size, seed=size) for size in (7, 1, 30, 12, 64, 5, 90)]
@@ -113,3 +113,52 @@ def test_parameters_stay_where_they_are():
         lambda a, b: a.unsafe_buffer_pointer() == b.unsafe_buffer_pointer(), scorer.params, again.params
     )
     assert all(jax.tree.leaves(shared))
+
+
+def whole(tokens, top=1):
+    """A request for all of a sequence, and for the likeliest ids behind it."""
+    return ScoreRequest(tokens, np.append(tokens[1:], 0), top)
+
+
+@pytest.mark.parametrize("top", [0, 1, 3, 20])
+def test_whole_sequences_and_their_likeliest_ids_are_the_full_forward_passes(top):
+    sequences = [make_tokens(size, size) for size in (1, 2, 9, 70, 5)]
+    scores = make_scorer().score_batch([whole(tokens, top) for tokens in sequences])
+    for tokens, score in zip(sequences, scores, strict=True):
+        expected = np.asarray(jax.nn.log_softmax(logits(make_params(SMALL), tokens, SMALL)))
+        of_tokens = expected[np.arange(len(tokens) - 1), tokens[1:]]
+        np.testing.assert_allclose(score.log_probs[:-1], of_tokens, atol=1e-5)
+        likeliest = -np.sort(-expected, axis=-1)[:, :top]
+        np.testing.assert_allclose(score.top_log_probs, likeliest, atol=1e-5)
+        np.testing.assert_allclose(
+            np.take_along_axis(expected, score.top_ids, axis=-1), score.top_log_probs, atol=1e-5
+        )
+
+
+def test_a_whole_sequence_and_its_continuation_have_the_same_numbers():
+    """One form of log-probabilities: evaluation and server differ in rounding alone."""
+    together = make_scorer().score_batch(
+        [whole(np.concatenate(pair)) for pair in zip(PROMPTS[:4], CONTINUATIONS)]
+    )
+    for prompt, score, other in zip(PROMPTS, together, scored()):
+        np.testing.assert_allclose(score.log_probs[len(prompt) - 1 : -1], other.log_probs, atol=1e-5)
+
+
+def test_a_likeliest_token_has_the_very_same_number_twice():
+    running = engine.Engine(make_params(SMALL), SMALL, slots=2, max_length=128)
+    prompt = np.array([1, 7, 9], np.int32)
+    running.add(engine.Request(prompt=prompt, max_tokens=16))
+    (advance,) = running.step()
+    (score,) = make_scorer().score_batch([whole(np.concatenate([prompt, advance.finished.tokens]))])
+    assert (score.log_probs[2:-1] == score.top_log_probs[2:-1, 0]).all()
+    np.testing.assert_allclose(score.log_probs[2:-1], advance.finished.log_probs, atol=1e-5)
+
+
+def test_a_batch_has_a_largest_size():
+    short, long = whole(make_tokens(60)), whole(make_tokens(2000))
+    fits = make_scorer().fits
+    assert fits([long])
+    assert not fits([long, long])
+    assert not fits([short] * 4 + [long])
+    assert fits([short] * 16)
+    assert not fits([short] * 17)

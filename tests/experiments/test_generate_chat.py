@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from orca_jax.experiments.generate import HELP, Chat
 from orca_jax.records import Message, Sampling
-from orca_jax.serving.chat import HELP, Chat, converse
 from orca_jax.serving.local import LocalStudent
 from tests.student.students import SMALL, make_params
 
@@ -25,7 +25,7 @@ def chat(student):
 
 
 def test_a_reply_is_streamed_and_kept(chat, student):
-    said = "".join(chat.say("Is it red?")).removesuffix(" [cut off by --max_tokens]")
+    said = "".join(chat.reply("Is it red?")).removesuffix(" [cut off by --max_tokens]")
     asked = [Message("system", "Be brief."), Message("user", "Is it red?")]
     replies = student.as_finished([asked], SAMPLING, numbers=[len(asked)])
     ((_, reply),) = replies
@@ -35,13 +35,13 @@ def test_a_reply_is_streamed_and_kept(chat, student):
 
 def test_the_next_question_comes_behind_what_was_said(chat):
     for question in ("Is it red?", "Why?"):
-        "".join(chat.say(question))
+        "".join(chat.reply(question))
     assert [message.role for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
 
 
 def test_a_question_without_room_leaves_the_history_as_it_was(chat):
     before = list(chat.messages)
-    assert "exceeds 256 tokens" in "".join(chat.say("why " * 300))
+    assert "exceeds 256 tokens" in "".join(chat.reply("why " * 300))
     assert chat.messages == before
 
 
@@ -58,7 +58,7 @@ def test_commands(chat):
         "/quit",
         "never",
     ]
-    converse(chat, typed, written.append)
+    chat.run(typed, written.append)
     said = "".join(written)
     for words in ("[system message: Be long.]", HELP, "[no system message 99", "justify"):
         assert words in said
@@ -75,7 +75,7 @@ def test_an_interrupted_reply_ends_alone(chat, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat.student, "stream", interrupted)
-    converse(chat, ["Hello", "/reset"], written.append)
+    chat.run(["Hello", "/reset"], written.append)
     assert " [interrupted]" in written
     assert "[system message: Be brief.]" in written
     assert not chat.student.generator.engine.busy

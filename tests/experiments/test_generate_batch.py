@@ -7,8 +7,8 @@ import pytest
 
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError
+from orca_jax.experiments.generate import Question, answer_file
 from orca_jax.records import Message, Outcome, RecordError, Sampling
-from orca_jax.serving.batch import Question, answer_file
 from orca_jax.serving.local import LocalStudent
 from tests.student.students import SMALL, make_params
 
