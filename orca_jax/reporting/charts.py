@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 WIDTH = 440  # of a drawing, in points; a point is a pixel of the page where the drawing is shown at full size
 ROW = 16  # height of a bar or a box
-LETTER = 7.4  # width of one, about
 MOST_POINTS = 300  # of a line; longer ones are thinned to means
-CARD, INK, SOFT, LINE, FAINT = "#fefefe", "#1d2127", "#5b6470", "#dfe2e6", "#eef0f2"
+CARD, INK, SOFT, LINE = "#fefefe", "#1d2127", "#5b6470", "#dfe2e6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a84d84", "#b98500", "#3f8fc4", "#6a4fb5", "#6b7280")
-_VARIABLES = {CARD: "--card", INK: "--ink", SOFT: "--soft", LINE: "--line", FAINT: "--faint"}
+_VARIABLES = {CARD: "--card", INK: "--ink", SOFT: "--soft", LINE: "--line"}
 _VARIABLES |= {colour: f"--c{number}" for number, colour in enumerate(SERIES)}
 SMALL: dict[str, Any] = {"fontsize": 12, "color": SOFT}  # of titles and values
 BESIDE = "The table beside gives every value."
@@ -81,7 +80,7 @@ class Chart:
         text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # the page's is in its style sheet
         text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)  # so matplotlib before 3.10
         text = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
-        text = text.replace("xlink:href", "href").replace("\n", " ")
+        text = text.replace("\n", " ")
         for found, name in _VARIABLES.items():
             text = text.replace(found, f"var({name})")
         for gid, tip in self.tips.items():
@@ -356,74 +355,4 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
         chart.tip(bar, f"{label}, {name}: {values}")
     _scale(axes, "x", [max(box[value], 1.0) for *_, box in found for value in BOX], log=True)
     axes.set_xlabel(x, loc="right", **SMALL)
-    return chart
-
-
-def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str) -> Chart | None:
-    """Stages as bars over steps: a row a run, with (stage, first step, last step)."""
-    spans = [(label, *span) for label, found in rows.items() for span in found]
-    if not spans:
-        return None
-    stages = list(dict.fromkeys(stage for _, stage, *_ in spans))
-    axes, places = _in_rows({label: {"": None} for label in rows}, 14)
-    axes.grid(False)
-    described = "; ".join(f"{label}: {stage} from {first} to {last}" for label, stage, first, last in spans)
-    chart = Chart(axes.figure, caption, f"{caption} {described}.", stages)
-    end = max(last for *_, last in spans)
-    for label, stage, first, last in spans:
-        wide, middle = last - first + 1, places[label, ""]
-        bar = axes.barh(middle, wide, 22, left=first - 1, color=colour(stages.index(stage)), edgecolor=CARD)[
-            0
-        ]
-        chart.tip(bar, f"{stage}: steps {first} to {last}")
-        if len(stage) * LETTER < 300 * wide / end:
-            at = (first - 1 + wide / 2, middle)
-            axes.text(*at, _text(stage), ha="center", va="center", color=CARD, weight="bold", fontsize=13)
-    _scale(axes, "x", [end], log=False)
-    axes.set_xlabel("training step", loc="right", **SMALL)
-    return chart
-
-
-def graph(
-    nodes: Mapping[str, tuple[str, str]], edges: Iterable[tuple[str, str]], *, caption: str
-) -> Chart | None:
-    """A graph of artifacts and their inputs, from top to bottom.
-
-    Args:
-      nodes: id, which is also the anchor in the page, to the node's two lines.
-      edges: (made of, what was made) by ids.
-    """
-    if not nodes:
-        return None
-    linked = [(a, b) for a, b in edges if a in nodes and b in nodes and a != b]
-    depth = dict.fromkeys(
-        nodes, 0
-    )  # the longest path to a node; a cycle, which manifests cannot make, is cut
-    for _ in depth:
-        for before, after in linked:
-            depth[after] = max(depth[after], min(depth[before] + 1, len(depth)))
-    layers = [[node for node in depth if depth[node] == level] for level in sorted(set(depth.values()))]
-    wide, high = 166, 78
-    width, height = max(WIDTH, max(map(len, layers)) * wide), len(layers) * high - 28
-    axes = _axes(height, width)
-    axes.figure.set_layout_engine("none")
-    axes.set(position=(0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    chart = Chart(axes.figure, caption, f"{caption} The list below says the same in words.")
-    places = {
-        node: (width * (at + 0.5) / len(layer), 25 + level * high)
-        for level, layer in enumerate(layers)
-        for at, node in enumerate(layer)
-    }
-    for before, after in linked:
-        axes.plot(*zip(places[before], places[after]), color=SOFT, lw=1)
-    for node, (name, about) in nodes.items():
-        shown = name if len(name) < 21 else f"…{name[-19:]}"
-        x, y = places[node]
-        box = axes.barh(
-            y, wide - 16, 38, left=x - wide / 2 + 8, color=FAINT, edgecolor=LINE, url=f"#{node}", zorder=3
-        )[0]
-        chart.tip(box, name)
-        style: dict[str, Any] = {"ha": "center", "va": "center", "url": f"#{node}", "zorder": 4}
-        axes.text(x, y - 7, _text(shown), fontsize=13, color=INK, **style)
-        axes.text(x, y + 9, _text(about), **SMALL, **style)
     return chart

@@ -18,8 +18,6 @@ from orca_jax.reporting.data_card import COLLECTIONS
 from orca_jax.reporting.paper import AVERAGE_LABEL, PaperTable
 from orca_jax.reporting.paper_tables import Cells, MeasuredRun, measured, measured_cells, published_cells
 
-Shares = Mapping[str, Mapping[int, float]]  # sub-collection to message to share
-Lengths = Mapping[str, Mapping[int, NDArray[Any]]]  # trace set to message to tokens of its answers
 SYSTEMS = {
     "llama-13b": "LLaMA-13B",
     "alpaca-13b": "Alpaca-13B",
@@ -41,12 +39,6 @@ class Drawing:
     notes: tuple[str, ...] = ()
 
 
-def message_shares() -> dict[str, dict[int, float]]:
-    """Sub-collection to system message to its share of the queries."""
-    messages = system_messages.all_messages().values()
-    return {name: {m.id: m.shares[name] for m in messages} for name in system_messages.COLLECTIONS}
-
-
 def answer_lengths(runs: Sequence[MeasuredRun]) -> dict[str, dict[int, NDArray[Any]]]:
     """Trace set to system message to the lengths of its answers, of the first run that has any."""
     for run in runs:
@@ -60,19 +52,14 @@ def answer_lengths(runs: Sequence[MeasuredRun]) -> dict[str, dict[int, NDArray[A
     return {}
 
 
-def drawings(runs: Sequence[MeasuredRun], shares: Shares, lengths: Lengths) -> list[Drawing]:
-    """Figures 1-3, 6, 9, 11 and 12.
-
-    Args:
-      shares: of the system messages in each sub-collection.
-      lengths: tokens of answers, int [answers], to stand beside Figure 9; may be empty.
-    """
+def drawings(runs: Sequence[MeasuredRun]) -> list[Drawing]:
+    """Figures 1-3, 6, 9, 11 and 12."""
     return [
         _figure_1(runs),
         _averages("figure_2", "Figure 2: AGIEval, mean of 8 tasks", paper.TABLE_8, runs, FIGURE_2_NOTE),
         _averages("figure_3", "Figure 3: Big-Bench Hard, mean of 23 tasks", paper.TABLE_11, runs),
-        _figure_6(shares),
-        _figure_9(lengths),
+        _figure_6(),
+        _figure_9(answer_lengths(runs)),
         _radar("figure_11", "Figure 11: AGIEval by task", paper.TABLE_8, runs),
         _radar("figure_12", "Figure 12: Big-Bench Hard by task", paper.TABLE_11, runs),
     ]
@@ -138,13 +125,12 @@ def _radar(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun]
     return Drawing(name, title, chart, (f"Accuracy in per cent, from the cells of {table.place}.",))
 
 
-def _figure_6(shares: Shares) -> Drawing:
-    ids = sorted({id for found in shares.values() for id in found})
+def _figure_6() -> Drawing:
     rows = {
-        f"message {id}": {
-            name: Cell(share) for key, name in COLLECTIONS.items() if (share := shares[key].get(id))
+        f"message {message.id}": {
+            name: Cell(message.shares[key]) for key, name in COLLECTIONS.items() if message.shares[key]
         }
-        for id in ids
+        for message in system_messages.all_messages().values()
     }
     notes = (
         "Read off the bars of the paper's Figure 6.",
@@ -154,7 +140,7 @@ def _figure_6(shares: Shares) -> Drawing:
     return Drawing("figure_6", "Figure 6: system messages by sub-collection", chart, notes)
 
 
-def _figure_9(lengths: Lengths) -> Drawing:
+def _figure_9(lengths: Mapping[str, Mapping[int, NDArray[Any]]]) -> Drawing:
     """Boxes of each teacher's answers by message; a run's trace sets beside them."""
     read = data_card.paper_lengths()
     rows = {}

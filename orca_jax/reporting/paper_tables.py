@@ -367,6 +367,6 @@ def _record(
         "printed": cell.value,
         **shown(found, "difference", "difference_"),
         "reproduced": reproduced(found) if run else "",
-        "source": run or f"{cell.source}, {CERTAINTY[cell.certainty]}",
+        "source": run or f"{cell.table.replace('_', ' ')}, {CERTAINTY[cell.certainty]}",
         "note": cell.note,
     }

@@ -24,8 +24,7 @@ def write_paper(folders: Sequence[str | Path], out: Path) -> str:
     """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
     runs = paper_tables.find(folders)
     pages = [paper_tables.page(table, runs) for table in TABLES]
-    shares, lengths = paper_figures.message_shares(), paper_figures.answer_lengths(runs)
-    return write(out, pages, paper_figures.drawings(runs, shares, lengths), runs)
+    return write(out, pages, paper_figures.drawings(runs), runs)
 
 
 def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:

@@ -18,10 +18,6 @@ KEY = ("table", "benchmark", "task", "system", "condition", "metric")
 AVERAGE = "average"
 
 
-class PublishedError(ValueError):
-    """`published.csv` has no such column, or not exactly one cell for some filters."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class PublishedCell:
     table: str
@@ -35,11 +31,6 @@ class PublishedCell:
     unit: str
     certainty: str
     note: str
-
-    @property
-    def source(self) -> str:
-        """Where the number stands, in words."""
-        return "derived from the data files" if self.table == "derived" else self.table.replace("_", " ")
 
 
 @functools.cache
@@ -57,14 +48,7 @@ def _all() -> tuple[PublishedCell, ...]:
 
 
 def cells(**filters: str) -> tuple[PublishedCell, ...]:
-    """All cells whose columns equal the filters: `cells(table="table_11", system="gpt-4")`.
-
-    Raises:
-      PublishedError: a filter is not a key column.
-    """
-    unknown = filters.keys() - set(KEY)
-    if unknown:
-        raise PublishedError(f"cannot filter by {', '.join(sorted(unknown))}; columns: {', '.join(KEY)}")
+    """All cells whose columns equal the filters: `cells(table="table_11", system="gpt-4")`."""
     return tuple(c for c in _all() if all(getattr(c, name) == value for name, value in filters.items()))
 
 
@@ -72,12 +56,12 @@ def cell(**filters: str) -> PublishedCell:
     """The one cell that the filters leave.
 
     Raises:
-      PublishedError: there is none, or there are several.
+      ValueError: there is none, or there are several.
     """
     found = cells(**filters)
     if len(found) != 1:
         wanted = ", ".join(f"{name}={value}" for name, value in filters.items())
-        raise PublishedError(
-            f"{len(found)} published cells for {wanted}; a filter of each of {', '.join(KEY)} leaves one"
+        raise ValueError(
+            f"{len(found)} published cells for {wanted}; one of each of {', '.join(KEY)} is unique"
         )
     return found[0]

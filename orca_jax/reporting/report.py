@@ -151,7 +151,7 @@ def length_chart(found: pd.DataFrame) -> Chart | None:
     return charts.boxes(named, caption=caption, x="supervised tokens (log)")
 
 
-# Lineage: every artifact, what it was made of, and with which versions
+# Lineage: every artifact, and what it was made of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,8 +179,8 @@ class Artifact:
 
     @property
     def details(self) -> str:
-        """Its provenance and counts as JSON."""
-        parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts")}
+        """Its provenance, counts and the versions of the packages that made it, as JSON."""
+        parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts", "versions")}
         return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
 
 
@@ -207,24 +207,6 @@ def lineage(runs: Iterable[Run]) -> list[Artifact]:
             one.runs.append(run.name)
     order = {folder: place for place, folder in enumerate(ORDER)}
     return sorted(found.values(), key=lambda one: order.get(one.name.partition("/")[0], len(ORDER)))
-
-
-def lineage_graph(found: Iterable[Artifact], run: Run) -> Chart | None:
-    """The artifacts of one run."""
-    own = [artifact for artifact in found if run.name in artifact.runs]
-    nodes = {artifact.anchor: (artifact.name, artifact.fingerprint[:SHOWN]) for artifact in own}
-    edges = [(link, artifact.anchor) for artifact in own for *_, link in artifact.inputs]
-    return charts.graph(nodes, edges, caption=f"What was made of what: {run.name}.")
-
-
-def version_table(found: Iterable[Artifact]) -> Table:
-    """Versions of the packages that made the artifacts."""
-    used: dict[str, dict[str, None]] = {}
-    for artifact in found:
-        for package, version in artifact.manifest.get("versions", {}).items():
-            used.setdefault(package, {})[str(version) or "none"] = None
-    rows = [[name, ", ".join(seen)] for name, seen in used.items()]
-    return Table(["package", "version"], rows, "Versions", numbers=False)
 
 
 # The page
@@ -261,8 +243,6 @@ def render(source: RunSet) -> str:
         note=note,
         written=list(prose(source.table, said)),
         artifacts=found,
-        graph=lineage_graph(found, source.runs[0]) if source.runs else None,
-        versions=version_table(found),
         style=Markup(_resource("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

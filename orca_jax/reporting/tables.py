@@ -246,33 +246,19 @@ def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "", who
     return _with_notes(Table(header, rows), f"{cells.CAPTION} {unparsed}", note)
 
 
-def bbh_table(
-    scores_by_run: Mapping[str, Scores] | None = None, *, tasks: Sequence[str] | None = None
-) -> str:
+def bbh_table(scores_by_run: Mapping[str, Scores]) -> str:
     """Table 11 of the paper beside what was measured, each measured column with its mode.
 
     Args:
-      scores_by_run: BBH scores by the name of the run they come from; without any, the published cells
-        alone.
-      tasks: the rows; by default the measured tasks, or else all of Table 11.
-
-    Raises:
-      ValueError: the scores are of another benchmark, or there is no such task.
+      scores_by_run: BBH scores by the name of the run they come from.
     """
-    measured = {}
-    for run, scores in (scores_by_run or {}).items():
-        if scores["benchmark"] != "bbh":
-            raise ValueError(f"{run} has scores of {scores['benchmark']}, not of bbh")
-        measured[f"{run} ({scores['mode']})"] = scores
+    measured = {f"{run} ({scores['mode']})": scores for run, scores in scores_by_run.items()}
     columns: dict[str, Column] = {
         name: published_column(system, table="table_11", benchmark="bbh")
         for system, name in PUBLISHED_SYSTEMS.items()
     }
     columns |= {name: measured_column(scores) for name, scores in measured.items()}
-    known = sorted({task for column in columns.values() for task in column})
-    chosen = sorted(tasks or {task for name in measured for task in columns[name]} or known)
-    if unknown := set(chosen) - set(known):
-        raise ValueError(f"no BBH scores for {', '.join(sorted(unknown))}; known tasks: {', '.join(known)}")
+    chosen = sorted({task for name in measured for task in columns[name]})
     guesses = published_column("random_guess", table="derived", benchmark="bbh")
     chance = {t: row["chance"] for scores in [*measured.values()][::-1] for t, row in scores["tasks"].items()}
     chance |= {task: cell.value for task, cell in guesses.items()}
@@ -290,7 +276,7 @@ def bbh_table(
         f"{cells.CAPTION} Errors of published cells are binomial, from n. Means are unweighted over the "
         "tasks that every column has.",
         f"Published: Orca paper, Table 11, its own runs: {', '.join(PUBLISHED_SYSTEMS.values())}.",
-        f"Measured here, in the mode named (unparsed beside): {', '.join(measured)}." if measured else "",
+        f"Measured here, in the mode named (unparsed beside): {', '.join(measured)}.",
         "Columns of different modes are not comparable."
         if len({scores["mode"] for scores in measured.values()}) > 1
         else "",

@@ -14,7 +14,6 @@ from orca_jax.reporting import charts
 
 names = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cn")), max_size=30)
 BOX = {"whisker_low": 1, "q1": 5, "median": 10, "q3": 40, "whisker_high": 300}
-STAGES = {"": [("apprentice", 1, 30), ("expert", 31, 40)]}
 
 
 def parts(chart, name):
@@ -119,23 +118,6 @@ def test_boxes_stand_between_their_quartiles():
     assert charts.boxes({}, caption="", x="") is None
 
 
-def test_stages_follow_one_another_on_the_time_line():
-    first, second = (edges(part) for part in with_tip(charts.timeline(STAGES, caption="")).values())
-    assert first[1] - first[0] == pytest.approx(3 * (second[1] - second[0]), rel=0.01)
-    assert second[0] == pytest.approx(first[1], abs=0.1)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=20))
-def test_every_artifact_stands_below_what_it_was_made_of(pairs):
-    nodes = {f"n{index}": (f"name {index}", "abc") for index in range(10)}
-    edges = [(f"n{min(pair)}", f"n{max(pair)}") for pair in pairs]
-    chart = charts.graph(nodes, edges, caption="")
-    height = {f"n{number}": box.get_y() for number, box in enumerate(chart.figure.axes[0].patches)}
-    assert all(height[before] < height[after] for before, after in edges if before != after)
-    assert {link.get("href") for link in parts(chart, "a")} == {f"#{node}" for node in nodes}
-
-
 @settings(max_examples=10, deadline=None)
 @given(st.lists(names, min_size=3, max_size=5, unique=True))
 def test_any_name_leaves_a_drawing_well_formed(labels):
@@ -145,8 +127,6 @@ def test_any_name_leaves_a_drawing_well_formed(labels):
         charts.bars(dict.fromkeys(labels, row), {}, caption=labels[0]),
         charts.radar(dict.fromkeys(labels, row), caption=labels[0]),
         charts.boxes({label: dict.fromkeys(labels, BOX) for label in labels}, caption=labels[0], x=""),
-        charts.timeline({label: [(label, 1, 2)] for label in labels}, caption=labels[0]),
-        charts.graph({label: (label, label) for label in labels}, [], caption=labels[0]),
     ]
     for chart in drawn:
         assert xml.fromstring(chart.svg).get("role") == "img"

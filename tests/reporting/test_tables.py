@@ -91,14 +91,14 @@ def test_puzzle_table_averages_only_what_every_message_has():
     assert rows["Mean of 1"]["empty"] == "70.0 ± 6.0"
 
 
-def test_bbh_table_without_measurements_is_table_11_with_our_averages():
-    rows = parsed(tables.bbh_table())
+def test_bbh_table_has_table_11_with_our_averages():
+    row = (250, 0.5, 0.0316, 0, 0.5)
+    rows = parsed(tables.bbh_table({"mini": scores(dict.fromkeys(bbh.PAPER_TASKS, row))}))
     assert set(rows) == {*bbh.PAPER_TASKS, "Mean of 23"}
     snarks = rows["snarks"]
-    assert (snarks["n"], snarks["Chance"], snarks["GPT-4"]) == ("178", "50.3", "87.6 ± 2.5")
+    assert (snarks["Chance"], snarks["GPT-4"]) == ("50.3", "87.6 ± 2.5")
     means = {name: rows["Mean of 23"][name].split()[0] for name in tables.PUBLISHED_SYSTEMS.values()}
     assert means == {"ChatGPT": "48.9", "GPT-4": "67.4", "Vicuna-13B": "23.3", "Orca-13B": "49.7"}
-    assert rows["Mean of 23"]["n"] == "5508"
     assert rows["Mean of 23"]["Chance"] == "31.3"
 
 
@@ -120,13 +120,6 @@ def test_bbh_table_puts_runs_beside_published_cells_and_names_their_modes():
     assert rows["Mean of 1"]["mini-2 (orca_cot)"] == "40.0 ± 4.0"
     assert "not comparable" in text
     assert "not comparable" not in tables.bbh_table({"mini-1": runs["mini-1"]})
-
-
-def test_bbh_table_refuses_other_scores_and_unknown_tasks():
-    with pytest.raises(ValueError, match="run-7 has scores of puzzles"):
-        tables.bbh_table({"run-7": MESSAGES["empty"]})
-    with pytest.raises(ValueError, match="no BBH scores for snark"):
-        tables.bbh_table(tasks=["snark"])
 
 
 def test_a_mean_needs_every_task():
