@@ -26,11 +26,7 @@ STEPS = ["replies with steps", "correct steps", "right answers by wrong steps"]
 
 
 class PairError(ValueError):
-    """Two evaluations cannot be paired; the message says why."""
-
-
-class ArmError(ValueError):
-    """The arms' evaluations cannot be compared; the message says why."""
+    """Evaluations cannot be paired; the message says why."""
 
 
 def frame(by_arm: Mapping[Any, Sequence[Iterable[Item]]]) -> pd.DataFrame:
@@ -69,13 +65,13 @@ def right(items: pd.DataFrame) -> dict[Any, np.ndarray]:
     """Whether each arm is right, bool [runs, items], the items in one order for all arms.
 
     Raises:
-      ArmError: an arm or a run was evaluated on other items.
+      PairError: an arm or a run was evaluated on other items.
     """
     order = pd.MultiIndex.from_frame(items[KEY].drop_duplicates())
     found: dict[Any, list[np.ndarray]] = {}
     for (arm, run), part in items.groupby(["arm", "run"], sort=False):
         if len(part) != len(order) or part.duplicated(KEY).any():
-            raise ArmError(
+            raise PairError(
                 f"arm {arm!r} was evaluated on other items than the other arms (seed no. {run}); remove its "
                 "evaluation folder and run again"
             )
@@ -231,8 +227,15 @@ class Comparison(NamedTuple):
 
 
 def compare(result: Result, baseline: str) -> list[Comparison]:
-    """Every other arm against the baseline; none where the baseline is missing."""
-    correct = right(result.items.sort_values(KEY, kind="stable"))
+    """Every other arm against the baseline; none where the baseline is missing.
+
+    Raises:
+      PairError: an arm or a run was evaluated on other items.
+    """
+    try:
+        correct = right(result.items.sort_values(KEY, kind="stable"))
+    except PairError as error:
+        raise PairError(f"{result.title}: {error}") from error
     base = correct.pop(baseline, None)
     if base is None:
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -154,46 +155,18 @@ def length_chart(found: pd.DataFrame) -> Chart | None:
 # Lineage: every artifact, and what it was made of
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Artifact:
-    """A finished directory.
-
-    Attributes:
-      name: its folder in a run.
-      runs: those that have it.
-      inputs: (name, fingerprint, anchor); no anchor where it is no artifact of the workdir.
-    """
-
-    name: str
-    runs: list[str]
-    manifest: Mapping[str, Any]
-    inputs: list[tuple[str, str, str]]
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.manifest["fingerprint"])
-
-    @property
-    def anchor(self) -> str:
-        return anchor(self.name, self.manifest)
-
-    @property
-    def details(self) -> str:
-        """Its provenance, counts and the versions of the packages that made it, as JSON."""
-        parts = {key: self.manifest.get(key, {}) for key in ("provenance", "counts", "versions")}
-        return json.dumps(parts, indent=1, ensure_ascii=False, default=str)
-
-
 def anchor(name: str, manifest: Mapping[str, Any]) -> str:
     return f"artifact-{re.sub('[^a-zA-Z0-9]+', '-', name)}-{manifest['fingerprint'][:SHOWN]}"
 
 
-def lineage(runs: Iterable[Run]) -> list[Artifact]:
-    """The artifacts of all runs in the order of the work, those that several share once.
+def lineage(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The finished artifacts of all runs in the order of the work, those that several share once.
 
-    An input is found by its fingerprint; a tokenizer, which enters by its content, by its name.
+    Of each its name, manifest, anchor, `runs` that have it, and `inputs`: name, fingerprint and anchor, which
+    is empty where it is no artifact of the workdir. An input is found by its fingerprint; a tokenizer, which
+    enters by its content, by its name.
     """
-    found: dict[str, Artifact] = {}
+    found: dict[str, dict[str, Any]] = {}
     for run in runs:
         manifests = report_sources.manifests(run.directory)
         names = {manifest["fingerprint"]: name for name, manifest in reversed(manifests.items())}
@@ -203,10 +176,10 @@ def lineage(runs: Iterable[Run]) -> list[Artifact]:
                 source = names.get(fingerprint, key)
                 link = anchor(source, manifests[source]) if source in manifests else ""
                 inputs.append((key, str(fingerprint)[:SHOWN], link))
-            one = found.setdefault(anchor(name, manifest), Artifact(name, [], manifest, inputs))
-            one.runs.append(run.name)
+            one = {"name": name, "manifest": manifest, "anchor": anchor(name, manifest), "inputs": inputs}
+            found.setdefault(one["anchor"], {**one, "runs": []})["runs"].append(run.name)
     order = {folder: place for place, folder in enumerate(ORDER)}
-    return sorted(found.values(), key=lambda one: order.get(one.name.partition("/")[0], len(ORDER)))
+    return sorted(found.values(), key=lambda one: order.get(one["name"].partition("/")[0], len(ORDER)))
 
 
 # The page
@@ -230,14 +203,14 @@ def write(workdir: Path, path: Path | None = None) -> Path:
 def render(source: RunSet) -> str:
     """The page."""
     found = lineage(source.runs)
-    kinds = (artifact.manifest["provenance"].get("teacher") for artifact in found)
-    has_oracles = any(isinstance(kind, Mapping) and kind.get("kind") == "oracle" for kind in kinds)
-    note = ORACLE_NOTE if has_oracles else ""
+    teachers = [artifact["manifest"]["provenance"].get("teacher") for artifact in found]
+    note = ORACLE_NOTE if any(isinstance(t, Mapping) and t.get("kind") == "oracle" for t in teachers) else ""
     said = (source.about.get("question", ""), note)  # at the page's head
     script = _resource("report.js")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["pretty"] = functools.partial(json.dumps, indent=1, ensure_ascii=False, default=str)
     page = environment.from_string(_resource("report.html.jinja")).render(
         source=source,
         note=note,

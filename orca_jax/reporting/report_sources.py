@@ -20,6 +20,7 @@ from orca_jax.reporting.tables import message_name
 SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
 RAN = [(key, "training") for key in ("seed", "curriculum", "optimizer", "compiler_options", "data", "train")]
 RAN += [("evaluation", "evaluation"), ("puzzles", "queries")]
+OF_ITEM = ("benchmark", "task", "id", "mode", "correct", "answer", "target")
 Key = tuple[str, str, str]  # benchmark, task, id
 
 
@@ -51,11 +52,9 @@ class ResultColumn(NamedTuple):
                 run = number if len(self.directories) > 1 else item.seed
                 level = item.extra.get("difficulty")
                 outcome = "right" if item.correct else "wrong" if item.answer is not None else "unparsed"
-                names = ("benchmark", "task", "id", "mode", "correct", "answer", "target")
-                values = {name: getattr(item, name) for name in names}
-                more = {"level": "" if level is None else str(level), "outcome": outcome}
-                rows.append({"label": self.label, "run": run, **values, **more})
-        return pd.DataFrame(rows)
+                values = [getattr(item, name) for name in OF_ITEM]
+                rows.append([self.label, run, "" if level is None else str(level), outcome, *values])
+        return pd.DataFrame(rows, columns=["label", "run", "level", "outcome", *OF_ITEM])
 
     def replies(self) -> dict[Key, str]:
         """The texts of the first run's first seed; empty where they were not kept."""

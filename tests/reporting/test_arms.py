@@ -73,7 +73,7 @@ def test_other_items_are_refused():
     whole = result(base=[20, 20], other=[20, 20])
     is_first = (whole.items.arm == "other") & (whole.items.run == 0) & (whole.items.id == "i0")
     short = arms.Result("x", whole.items[~is_first])
-    with pytest.raises(arms.ArmError, match="arm 'other' was evaluated on other items"):
+    with pytest.raises(arms.PairError, match="x: arm 'other' was evaluated on other items"):
         arms.outcome_table(short, "base")
 
 
