@@ -176,7 +176,12 @@ def lineage(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 source = names.get(fingerprint, key)
                 link = anchor(source, manifests[source]) if source in manifests else ""
                 inputs.append((key, str(fingerprint)[:SHOWN], link))
-            one = {"name": name, "manifest": manifest, "anchor": anchor(name, manifest), "inputs": inputs}
+            one: dict[str, Any] = {
+                "name": name,
+                "manifest": manifest,
+                "anchor": anchor(name, manifest),
+                "inputs": inputs,
+            }
             found.setdefault(one["anchor"], {**one, "runs": []})["runs"].append(run.name)
     order = {folder: place for place, folder in enumerate(ORDER)}
     return sorted(found.values(), key=lambda one: order.get(one["name"].partition("/")[0], len(ORDER)))
