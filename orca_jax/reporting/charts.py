@@ -80,7 +80,7 @@ class Chart:
         text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # the page's is in its style sheet
         text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)  # so matplotlib before 3.10
         text = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
-        text = text.replace("\n", " ")
+        text = text.replace("xlink:href", "href").replace("\n", " ")
         for found, name in _VARIABLES.items():
             text = text.replace(found, f"var({name})")
         for gid, tip in self.tips.items():
