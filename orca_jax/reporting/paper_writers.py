@@ -1,33 +1,72 @@
 """The paper's tables and figures as files: Markdown, LaTeX, CSV, Parquet, SVG, PNG, and an index.
 
 Markdown and LaTeX show rounded cells; CSV and Parquet hold a record a cell, unrounded. The LaTeX needs the
-packages booktabs and adjustbox.
+packages booktabs and adjustbox. Figures are those of scores, system messages and lengths, with runs beside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.reporting import paper_figures, paper_tables
-from orca_jax.reporting.paper import TABLES
-from orca_jax.reporting.paper_figures import Drawing
-from orca_jax.reporting.paper_tables import NO, NOT_MEASURED, PART, YES, MeasuredRun, Page
+from orca_jax.evaluation import cells
+from orca_jax.evaluation.cells import Cell
+from orca_jax.queries import system_messages
+from orca_jax.reporting import charts, data_card, paper, paper_tables, published
+from orca_jax.reporting.charts import Chart
+from orca_jax.reporting.data_card import COLLECTIONS
+from orca_jax.reporting.paper import AVERAGE_LABEL, TABLES, PaperTable
+from orca_jax.reporting.paper_tables import (
+    NO,
+    NOT_MEASURED,
+    PART,
+    YES,
+    Cells,
+    MeasuredRun,
+    Page,
+    measured,
+    measured_cells,
+    published_cells,
+)
 from orca_jax.reporting.published import AVERAGE
 from orca_jax.reporting.tables import markdown as markdown_table
 
 INDEX = "README.md"
+SYSTEMS = {
+    "llama-13b": "LLaMA-13B",
+    "alpaca-13b": "Alpaca-13B",
+    "vicuna-13b": "Vicuna-13B",
+    "bard": "Bard",
+    "chatgpt": "ChatGPT",
+    "orca-13b": "Orca-13B",
+}
+TEACHERS = {"chatgpt": "ChatGPT", "gpt-4": "GPT-4"}
+FIGURE_2_NOTE = "The paper's figure has Vicuna-13B at 30; the cells of Table 8 give 29.3."
+MEASURED_NOTE = f"Runs: {cells.ERRORS}; {cells.PARTS}."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drawing:
+    name: str
+    title: str
+    chart: Chart
+    notes: tuple[str, ...] = ()
 
 
 def write_paper(folders: Sequence[str | Path], out: Path) -> str:
     """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
     runs = paper_tables.find(folders)
     pages = [paper_tables.page(table, runs) for table in TABLES]
-    return write(out, pages, paper_figures.drawings(runs), runs)
+    return write(out, pages, drawings(runs), runs)
 
 
-def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
+def write(out: Path, pages: Sequence[Page], drawn: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
     """Writes every table and figure into `out`, and its index, which is returned."""
     for page in pages:
         name = out / page.table.name
@@ -38,11 +77,11 @@ def write(out: Path, pages: Sequence[Page], drawings: Sequence[Drawing], runs: S
             page.values.to_csv(file, index=False, lineterminator="\n")
         with atomic_write(name.with_suffix(".parquet"), "wb") as file:
             page.values.to_parquet(file, index=False)
-    for drawing in drawings:
+    for drawing in drawn:
         for suffix in ("svg", "png"):
             with atomic_write(out / f"{drawing.name}.{suffix}", "wb") as file:
                 drawing.chart.save(file, suffix)
-    text = index(pages, drawings, runs)
+    text = index(pages, drawn, runs)
     with atomic_write(out / INDEX) as file:
         file.write(text)
     return text
@@ -62,7 +101,7 @@ def latex(page: Page) -> str:
     return "% needs \\usepackage{booktabs,adjustbox}\n" + "\n".join(parts)
 
 
-def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
+def index(pages: Sequence[Page], drawn: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
     """The index: the folder's files, and how many of the paper's cells each run reproduces."""
     suffixes = ("md", "tex", "csv", "parquet")
     parts = [
@@ -77,7 +116,7 @@ def index(pages: Sequence[Page], drawings: Sequence[Drawing], runs: Sequence[Mea
         ),
         "## Figures",
     ]
-    for drawing in drawings:
+    for drawing in drawn:
         parts += [f"### {drawing.title}", f"![{drawing.title}]({drawing.name}.png)", *drawing.notes]
         parts.append(f"[SVG]({drawing.name}.svg), [PNG]({drawing.name}.png)")
     return "\n\n".join(parts) + "\n"
@@ -108,3 +147,124 @@ def _runs(pages: Sequence[Page], runs: Sequence[MeasuredRun]) -> list[str]:
         markdown_table(["Run", *(page.table.place for page in pages)], rows).strip(),
         *left_out,
     ]
+
+
+# Figures
+
+
+def answer_lengths(runs: Sequence[MeasuredRun]) -> dict[str, dict[int, NDArray[Any]]]:
+    """Trace set to system message to the lengths of its answers, of the first run that has any."""
+    for run in runs:
+        sets = {}
+        for path in sorted((run.workdir / "tokens").glob("*/columns.npz")):
+            if path.parent.name != "validation":
+                with np.load(path) as columns:
+                    sets[f"{path.parent.name} ({run.name})"] = data_card.by_message(columns)
+        if sets:
+            return sets
+    return {}
+
+
+def drawings(runs: Sequence[MeasuredRun]) -> list[Drawing]:
+    """Figures 1-3, 6, 9, 11 and 12."""
+    return [
+        _figure_1(runs),
+        _averages("figure_2", "Figure 2: AGIEval, mean of 8 tasks", paper.TABLE_8, runs, FIGURE_2_NOTE),
+        _averages("figure_3", "Figure 3: Big-Bench Hard, mean of 23 tasks", paper.TABLE_11, runs),
+        _figure_6(),
+        _figure_9(answer_lengths(runs)),
+        _radar("figure_11", "Figure 11: AGIEval by task", paper.TABLE_8, runs),
+        _radar("figure_12", "Figure 12: Big-Bench Hard by task", paper.TABLE_11, runs),
+    ]
+
+
+def _figure_1(runs: Sequence[MeasuredRun]) -> Drawing:
+    printed = {cell.system: cell for cell in published.cells(table="fig_1")}
+    theirs = {name: Cell(printed[system].value / 100) for system, name in SYSTEMS.items()}
+    own = {_named(run, [cell]): cell for run in runs if (cell := measured(run, printed["orca-13b"]))}
+    chart = _bars(theirs, own, "Candidate's total in per cent of ChatGPT's.", decimals=0)
+    note = "Orca-13B is at 103 in the paper's figure and at 101.5 in its Table 7."
+    notes = (note, MEASURED_NOTE) if own else (note,)
+    return Drawing("figure_1", "Figure 1: GPT-4's scores on the Vicuna prompts", chart, notes)
+
+
+def _averages(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun], *notes: str) -> Drawing:
+    theirs = {
+        column.heading: Cell(published_cells(table, column)[AVERAGE_LABEL].value)
+        for column in table.columns
+        if column.filters["system"] != "human" and column.filters["metric"] != paper.GAIN
+    }
+    averages = [(run, measured_cells(run, table, table.compared[0]).get(AVERAGE_LABEL)) for run in runs]
+    own = {_named(run, [cell]): cell for run, cell in averages if cell}
+    guesses = _chance(table).values()
+    chart = _bars(theirs, own, "Accuracy in per cent.", chance=sum(guesses) / len(guesses))
+    measured_note = (MEASURED_NOTE,) if own else ()
+    return Drawing(name, title, chart, (f"From the cells of {table.place}.", *notes, *measured_note))
+
+
+def _named(run: MeasuredRun, found: Sequence[Cell]) -> str:
+    """A run's name in a legend, marked if a cell is of a part of the questions."""
+    return f"{run.name} (a part)" if any(cell.is_part for cell in found) else run.name
+
+
+def _chance(table: PaperTable) -> dict[str, float]:
+    """Accuracy of a random guess by row, without the average."""
+    by_task = {
+        cell.task: cell.value / 100 for cell in published.cells(table="derived", system="random_guess")
+    }
+    return {label: by_task[table.rows[label]["task"]] for label in table.tasks}
+
+
+def _bars(
+    theirs: Cells, own: Cells, caption: str, *, decimals: int = 1, chance: float | None = None
+) -> Chart:
+    """A bar a system; `own` are the runs', with errors."""
+    rows = {name: {"Orca-13B" if name == "Orca-13B" else "others": cell} for name, cell in theirs.items()}
+    rows |= {name: {"measured": cell} for name, cell in own.items()}
+    return charts.bars(rows, dict.fromkeys(rows, chance), caption=caption, decimals=decimals)
+
+
+def _radar(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun]) -> Drawing:
+    series: dict[str, Cells] = {
+        column.heading: published_cells(table, column)
+        for column in table.columns
+        if column.heading in ("GPT-4", "ChatGPT", "Orca-13B")
+    }
+    own = [(run, measured_cells(run, table, table.compared[0])) for run in runs]
+    series |= {_named(run, [*found.values()]): found for run, found in own if found}
+    rows = {task: {system: found.get(task) for system, found in series.items()} for task in table.tasks}
+    chart = charts.radar(rows, caption=title, chance=_chance(table), whole=False)
+    assert chart
+    return Drawing(name, title, chart, (f"Accuracy in per cent, from the cells of {table.place}.",))
+
+
+def _figure_6() -> Drawing:
+    rows = {
+        f"message {message.id}": {
+            name: Cell(message.shares[key]) for key, name in COLLECTIONS.items() if message.shares[key]
+        }
+        for message in system_messages.all_messages().values()
+    }
+    notes = (
+        "Read off the bars of the paper's Figure 6.",
+        "Section 3.1.2 of the paper gives Flan 2021 a pool of 28.9M queries, then of 85.7M, which is T0's.",
+    )
+    chart = charts.bars(rows, {}, caption="Share of the queries, per cent.")
+    return Drawing("figure_6", "Figure 6: system messages by sub-collection", chart, notes)
+
+
+def _figure_9(lengths: Mapping[str, Mapping[int, NDArray[Any]]]) -> Drawing:
+    """Boxes of each teacher's answers by message; a run's trace sets beside them."""
+    read = data_card.paper_lengths()
+    rows = {}
+    for id in sorted({id for id, _ in read}):
+        rows[f"message {id}"] = {name: read[id, teacher] for teacher, name in TEACHERS.items()} | {
+            name: data_card.box(found[id]) for name, found in lengths.items() if len(found.get(id, ()))
+        }
+    notes = (
+        "The paper's boxes are read off its Figure 9, whose unit is not labelled; whiskers are extremes.",
+    )
+    title = "Figure 9: lengths of the teachers' answers by system message"
+    chart = charts.boxes(rows, caption=title, x="tokens of the answer")
+    assert chart
+    return Drawing("figure_9", title, chart, notes)

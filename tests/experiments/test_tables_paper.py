@@ -11,7 +11,7 @@ from orca_jax.evaluation import judging
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.replies import score
 from orca_jax.experiments import tables
-from orca_jax.reporting import paper_figures, paper_tables
+from orca_jax.reporting import paper_tables, paper_writers
 from orca_jax.reporting.paper import TABLES
 
 
@@ -46,7 +46,7 @@ def suffixes(folder):
 
 
 def test_without_runs_the_published_tables_are_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(paper_figures, "drawings", lambda runs: [])  # drawn below
+    monkeypatch.setattr(paper_writers, "drawings", lambda runs: [])  # drawn below
     call("--out", tmp_path / "out")
     assert suffixes(tmp_path / "out") == {".md": 8, ".tex": 7, ".csv": 7, ".parquet": 7}
     assert "README.md lists the tables and figures" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_two_questions_a_task_are_marked_as_a_part_in_every_format(tmp_path, mon
     (tmp_path / "replies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in replies))
     folder = tmp_path / "two" / "evaluation" / "bbh-orca"
     score("bbh", "orca", tmp_path / "replies.jsonl", folder)
-    monkeypatch.setattr(paper_figures, "drawings", lambda runs: [])
+    monkeypatch.setattr(paper_writers, "drawings", lambda runs: [])
     call(f"--runs={tmp_path / 'two'}", "--out", tmp_path / "out")
     for suffix in ("md", "tex"):
         text = (tmp_path / "out" / f"table_11.{suffix}").read_text()

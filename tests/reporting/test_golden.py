@@ -19,7 +19,7 @@ from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.experiments import evaluate, prepare, tables
 from orca_jax.records import Item, Outcome
-from orca_jax.reporting import arm_runs, paper_figures
+from orca_jax.reporting import arm_runs, paper_writers
 
 FAMILIES = ("boolean_expressions", "navigate", "tracking_shuffled_objects_three_objects", "web_of_lies")
 
@@ -151,7 +151,7 @@ def test_tables_of_a_run(run, golden):
 
 
 def test_tables_of_the_paper(run, other, tmp_path, golden, monkeypatch):
-    monkeypatch.setattr(paper_figures, "drawings", lambda *_: [])
+    monkeypatch.setattr(paper_writers, "drawings", lambda *_: [])
     for name, runs in (("published", []), ("measured", [f"--runs={run},{other}"])):
         tables.PROGRAM.start(["paper", f"--out={tmp_path / name}", *runs])
         tables.main()

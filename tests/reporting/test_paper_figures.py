@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.reporting import charts, paper_figures
+from orca_jax.reporting import charts, paper_writers
 from orca_jax.reporting.paper_tables import MeasuredRun
 
 FIGURES = [f"figure_{number}" for number in (1, 2, 3, 6, 9, 11, 12)]
@@ -17,7 +17,7 @@ def texts(figure):
 
 
 def by_name(runs=()):
-    return {drawing.name: drawing for drawing in paper_figures.drawings(runs)}
+    return {drawing.name: drawing for drawing in paper_writers.drawings(runs)}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_has_its_bar_where_every_task_was_evaluated(run):
     found = by_name([run])
     assert "ours (a part)" in texts(found["figure_2"].chart.figure)
     assert any(text.startswith("30.0 ±") for text in texts(found["figure_2"].chart.figure))
-    assert paper_figures.MEASURED_NOTE in found["figure_2"].notes
+    assert paper_writers.MEASURED_NOTE in found["figure_2"].notes
     assert not any("ours" in text for text in texts(found["figure_3"].chart.figure))
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from orca_jax.reporting import charts, paper, paper_tables, paper_writers
-from orca_jax.reporting.paper_figures import Drawing
 from orca_jax.reporting.paper_tables import Page
+from orca_jax.reporting.paper_writers import Drawing
 from orca_jax.reporting.tables import Table, escaped
 
 
