@@ -4,8 +4,8 @@ CoT is taken whole, Super-NaturalInstructions up to 300 queries a task, Flan 202
 (draw a task uniformly, then one of its queries without replacement, until enough are drawn); zero-shot
 templates only. FLAN-1M is a uniform draw of the queries so drawn.
 
-Two passes over the files, both streams. The first makes an `Index`: a 64-bit key and a task number a
-query, so 28 million queries take 0.4 GB. `plan` then decides how many queries each task gives, and a
+Two passes over the files, both streams. The first makes an `Index`: a 64-bit key a query, so 28 million
+queries take 0.3 GB. `plan` then decides how many queries each task gives, and a
 query is taken if its key, mixed with the seed, is among its task's smallest. What is drawn therefore
 depends on seed and queries alone, not on the order of files and rows.
 
@@ -16,6 +16,7 @@ Algorithm 1 draws stored rows; FLAN stores some texts more than once. Equal rows
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -44,15 +45,11 @@ class Index(NamedTuple):
     """The queries there are to draw from.
 
     Attributes:
-      tasks: (collection, task) pairs, sorted.
-      keys: uint64 [queries], distinct within a task.
-      task: int32 [queries], into `tasks`, ascending.
+      keys: (collection, task) to uint64 [queries], distinct and sorted.
       left_out: queries that were not indexed, by reason.
     """
 
-    tasks: tuple[tuple[str, str], ...]
-    keys: Keys
-    task: NDArray[np.int32]
+    keys: Mapping[tuple[str, str], Keys]
     left_out: Mapping[str, int]
 
 
@@ -67,8 +64,7 @@ def index(queries: Iterable[Query]) -> Index:
 
     `left_out` counts the others ("template_type", "collection") and repeated ids ("duplicate").
     """
-    numbers: dict[tuple[str, str], int] = {}
-    keys, task = array.array("Q"), array.array("i")
+    found: dict[tuple[str, str], array.array[int]] = collections.defaultdict(lambda: array.array("Q"))
     left_out = {"template_type": 0, "collection": 0}
     for query in queries:
         if query.collection not in COLLECTIONS:
@@ -76,25 +72,9 @@ def index(queries: Iterable[Query]) -> Index:
         elif not is_zero_shot(query):
             left_out["template_type"] += 1
         else:
-            keys.append(key(query.id))
-            task.append(numbers.setdefault((query.collection, query.task), len(numbers)))
-    return _index(tuple(numbers), np.array(keys, np.uint64), np.array(task, np.int32), left_out)
-
-
-def _index(
-    names: tuple[tuple[str, str], ...], keys: Keys, task: NDArray[np.int32], left_out: Mapping[str, int]
-) -> Index:
-    """Sorts by task name and key, and drops repeated keys."""
-    places = sorted(range(len(names)), key=names.__getitem__)
-    renumber = np.empty(len(names), np.int32)
-    renumber[places] = np.arange(len(names), dtype=np.int32)
-    task = renumber[task] if len(names) else task
-    order = np.lexsort((keys, task))
-    keys, task = keys[order], task[order]
-    fresh = np.ones(len(keys), bool)
-    fresh[1:] = (keys[1:] != keys[:-1]) | (task[1:] != task[:-1])
-    counts = {**left_out, "duplicate": int(np.count_nonzero(~fresh))}
-    return Index(tuple(names[place] for place in places), keys[fresh], task[fresh], counts)
+            found[query.collection, query.task].append(key(query.id))
+    keys = {pair: np.unique(np.array(found[pair], np.uint64)) for pair in sorted(found)}
+    return Index(keys, {**left_out, "duplicate": sum(len(found[pair]) - len(keys[pair]) for pair in keys)})
 
 
 def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -172,32 +152,26 @@ def plan(indexed: Index, quotas: FlanConfig, expert: float, seed: int) -> Plan:
     Raises:
       ValueError: the index is empty.
     """
-    if not len(indexed.keys):
+    if not indexed.keys:
         raise ValueError("there are no zero-shot queries to draw from; check the files and template types")
-    sizes = np.bincount(indexed.task, minlength=len(indexed.tasks)).astype(np.int64)
-    given, scale = np.zeros_like(sizes), quotas.scale
-    owner = np.array([collection for collection, _ in indexed.tasks])
+    counts, bounds, taken, scale = {}, {}, [], quotas.scale
     for collection in COLLECTIONS:
-        members = np.flatnonzero(owner == collection)
+        tasks = {pair: keys for pair, keys in indexed.keys.items() if pair[0] == collection}
+        sizes = np.array([len(keys) for keys in tasks.values()], np.int64)
         if collection == "cot":
-            given[members] = np.rint(sizes[members] * min(1.0, quotas.cot * scale))
+            given = np.rint(sizes * min(1.0, quotas.cot * scale)).astype(np.int64)
         elif collection == "niv2":
             most = max(1, round(quotas.niv2_per_task * scale)) if quotas.niv2_per_task else 0
-            given[members] = np.minimum(sizes[members], most)
+            given = np.minimum(sizes, most)
         else:
             wanted = round((quotas.flan2021 if collection == "flan2021" else quotas.t0) * scale)
-            own_seed = key(f"algorithm 1 {collection} {seed}")
-            given[members] = algorithm_1(sizes[members], wanted, own_seed)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    bounds, taken = {}, []
-    for number, count in enumerate(given):
-        if count:
-            keys = indexed.keys[starts[number] : starts[number + 1]]
-            ranks = mixed(keys, seed, "queries")
-            bound = np.partition(ranks, count - 1)[count - 1]
-            bounds[indexed.tasks[number]] = int(bound)
-            taken.append(keys[ranks <= bound])
-    counts = {pair: int(count) for pair, count in zip(indexed.tasks, given) if count}
+            given = algorithm_1(sizes, wanted, key(f"algorithm 1 {collection} {seed}"))
+        for (pair, keys), count in zip(tasks.items(), given.tolist()):
+            if count:
+                ranks = mixed(keys, seed, "queries")
+                bound = np.partition(ranks, count - 1)[count - 1]
+                counts[pair], bounds[pair] = count, int(bound)
+                taken.append(keys[ranks <= bound])
     drawn = mixed(np.concatenate(taken), seed, "expert") if taken else np.empty(0, np.uint64)
     experts = round(len(drawn) * expert)
     expert_bound = int(np.partition(drawn, experts - 1)[experts - 1]) if experts else -1
@@ -221,30 +195,24 @@ def select(queries: Iterable[Query], drawn: Plan) -> Iterator[Query]:
             yield dataclasses.replace(query, extra={**query.extra, "expert": expert})
 
 
-def scatter(queries: Iterable[Query], drawn: Plan, folder: str | Path, *, buckets: int = BUCKETS) -> int:
-    """Writes a stream's drawn queries to one file a bucket, for `gathered`, which holds one in memory.
-
-    Returns:
-      How many were drawn.
-    """
-    count = 0
-    Path(folder).mkdir(parents=True)
+def scatter(queries: Iterable[Query], drawn: Plan, folder: Path, *, buckets: int = BUCKETS) -> None:
+    """Writes a stream's drawn queries to one file a bucket, for `gathered`, which holds one in memory."""
+    folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         opened: dict[int, IO[str]] = {}
-        for count, query in enumerate(select(queries, drawn), 1):  # noqa: B007
+        for query in select(queries, drawn):
             bucket = mixed(key(query.id), drawn.seed, "order") * buckets >> 64
             if bucket not in opened:
-                path = Path(folder, f"{bucket:05d}.jsonl")
+                path = folder / f"{bucket:05d}.jsonl"
                 opened[bucket] = stack.enter_context(path.open("w", encoding="utf-8"))
             opened[bucket].write(json.dumps(to_json(query)) + "\n")
-    return count
 
 
-def gathered(folder: str | Path, seed: int) -> Iterator[Query]:
+def gathered(folder: Path, seed: int) -> Iterator[Query]:
     """The queries that `scatter` left in `folder`, one bucket in memory at a time.
 
     Their order is a shuffle by seed and id: the same in whatever order the files were read.
     """
-    for bucket in sorted(Path(folder).iterdir()):
+    for bucket in sorted(folder.iterdir()):
         queries = list(files.read_jsonl(bucket, Query))
         yield from sorted(queries, key=lambda query: (mixed(key(query.id), seed, "order"), query.id))

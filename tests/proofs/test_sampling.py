@@ -22,14 +22,13 @@ for collection, number in tasks.items():
     weights = random.lognormal(sigma=1.5, size=number)
     sizes += np.ceil(weights / weights.sum() * shares[collection] * count).astype(int).tolist()
     names += [(collection, f"task{task}") for task in range(number)]
-task = np.repeat(np.arange(len(names), dtype=np.int32), sizes)[:count]
-random.shuffle(task)
 keys = random.integers(2**64 - 1, size=count, dtype=np.uint64, endpoint=True)
 seconds = {}
 
 start = time.perf_counter()
-indexed = sampling._index(tuple(names), keys, task, {})
-del keys, task
+parts = np.split(keys, np.cumsum(sizes)[:-1])
+indexed = sampling.Index({name: np.unique(part) for name, part in zip(names, parts)}, {})
+del keys, parts
 seconds["sort"] = time.perf_counter() - start
 
 start = time.perf_counter()
@@ -37,7 +36,7 @@ drawn = sampling.plan(indexed, FlanConfig(sources={}), 0.2, 0)
 seconds["plan"] = time.perf_counter() - start
 
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"queries": len(indexed.keys), "drawn": sum(drawn.counts.values()),
+print(json.dumps({"queries": sum(map(len, indexed.keys.values())), "drawn": sum(drawn.counts.values()),
                   "summary": drawn.summary(), "seconds": seconds, "peak_gib": peak}))
 """
 
