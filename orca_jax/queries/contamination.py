@@ -225,7 +225,8 @@ def _runs(ids: Sequence[Ids], wordy: NDArray[np.bool_], length: int, max_documen
     sums = [np.cumsum([0, *wordy[text.astype(np.int64)]]) for text in ids]
     words = np.concatenate([sum[length:] - sum[: max(len(sum) - length, 0)] for sum in sums])
     _, run = np.unique(hashes, return_inverse=True)
-    documents = np.bincount(np.unique(run * len(ids) + text) // len(ids))
+    pairs = np.sort(run * len(ids) + text)
+    documents = np.bincount(pairs[np.diff(pairs, prepend=-1) > 0] // len(ids))
     kept = np.flatnonzero((words * 2 > length) & (documents[run] <= max_documents))
     kept = kept[np.argsort(hashes[kept], kind="stable")]
     return _Runs(hashes[kept], text[kept], place[kept])

@@ -27,7 +27,7 @@ seconds = {}
 
 start = time.perf_counter()
 parts = np.split(keys, np.cumsum(sizes)[:-1])
-indexed = sampling.Index({name: np.unique(part) for name, part in zip(names, parts)}, {})
+indexed = sampling.Index({name: np.sort(part) for name, part in zip(names, parts)}, {})
 del keys, parts
 seconds["sort"] = time.perf_counter() - start
 
