@@ -53,7 +53,6 @@ class Index(NamedTuple):
     left_out: Mapping[str, int]
 
 
-@functools.lru_cache
 def key(text: str) -> int:
     """64 bits of a text's hash; a query's key is that of its id."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -133,13 +132,18 @@ class Plan(NamedTuple):
         return {name: {"queries": sum(drawn), "tasks": len(drawn)} for name, drawn in counts.items()}
 
 
+@functools.cache
+def _salt(seed: int, purpose: str) -> int:
+    return key(f"{purpose} {seed}")
+
+
 def mixed(keys: Any, seed: int, purpose: str) -> Any:
     """A key, or keys uint64 [n], in an order of their own for each seed and purpose: a bijection of 64 bits.
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), after adding a hash of seed and purpose. One
     key is an int: an array of one is ten times slower.
     """
-    values = (keys + key(f"{purpose} {seed}")) & _MASK
+    values = (keys + _salt(seed, purpose)) & _MASK
     values = ((values ^ (values >> 30)) * _FIRST) & _MASK
     values = ((values ^ (values >> 27)) * _SECOND) & _MASK
     return values ^ (values >> 31)
