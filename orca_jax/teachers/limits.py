@@ -117,14 +117,14 @@ def _number(text: str | None) -> float | None:
 class Bucket:
     """One limit, of `limit` a minute; 0: not known. Times are in seconds of one monotonic clock.
 
-    Amounts that stay as they were taken never exceed the limit in any sixty seconds. With `refunds`, a
-    minute's sum can exceed it by what was given back in it of requests sent before.
+    Amounts that stay as they were taken never exceed the limit in any sixty seconds. Of others, a minute's
+    sum can exceed it by what was given back in it of requests sent before.
     """
 
-    def __init__(self, limit: float, now: float, *, refunds: bool = False):
+    def __init__(self, limit: float, now: float):
         self.limit = self._given = float(limit)
-        self._refunds = refunds
         self._next = now  # when the pace allows the next request
+        self._behind = 0.0  # seconds that `_next` may be behind the clock by what was given back
         self._left, self._left_at = self.limit, now  # what the server allows, by its own word
 
     def delay(self, now: float, amount: float) -> float:
@@ -138,9 +138,9 @@ class Bucket:
         """Counts so much as sent now."""
         if self.limit:
             self._left, self._left_at = self._left_now(now), now
-            made_up_for = max(CATCH_UP, amount * WINDOW / self.limit) if self._refunds else CATCH_UP
-            self._next = max(self._next, now - made_up_for)
+            self._next = max(self._next, now - CATCH_UP - self._behind)
             self.settle(0, amount)
+            self._behind = min(self._behind, max(0.0, now - self._next))
 
     def settle(self, taken: float, used: float) -> None:
         """Gives back what a request took and did not use."""
@@ -148,6 +148,7 @@ class Bucket:
             more = min(used, self.limit) - min(taken, self.limit)
             self._left -= more
             self._next += more * WINDOW / self.limit
+            self._behind += max(0.0, -more * WINDOW / self.limit)
 
     def correct(self, now: float, said: Quota) -> None:
         """Goes by the server's own word where that allows less than ours."""

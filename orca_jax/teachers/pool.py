@@ -55,7 +55,7 @@ class Member:
     def __init__(self, sender: OpenAIEndpoint, given: Limits):
         now = time.monotonic()
         self.sender = sender
-        self.requests, self.tokens = Bucket(given.requests, now), Bucket(given.tokens, now, refunds=True)
+        self.requests, self.tokens = Bucket(given.requests, now), Bucket(given.tokens, now)
         self.sent, self.refused, self._warned = 0, "", False
         self._paused_until, self._refusals = 0.0, 0  # 429s since the last answer
 

@@ -31,21 +31,26 @@ from orca_jax.teachers.pool import Member
 from tests.teachers.server import completion
 
 
-def simulate(work, requests=0, tokens=0, seconds=math.inf, slots=10**9, server=None):
+def simulate(work, requests=0, tokens=0, seconds=math.inf, slots=10**9, server=None, look=0.1):
     """Sends (reserved, used, latency) as the buckets allow; returns (time, used) of what was sent.
 
+    It looks at least every `look` seconds whether it may send.
     `server(now)` gives the headers about requests of each answer.
     """
-    one, many = Bucket(requests, 0.0), Bucket(tokens, 0.0, refunds=True)
+    one, many = Bucket(requests, 0.0), Bucket(tokens, 0.0)
     now, sent, in_flight = 0.0, [], []
     for reserved, used, latency in work:
-        while (wait := max(one.delay(now, 1), many.delay(now, reserved))) > 0 or len(in_flight) >= slots:
-            if in_flight and (in_flight[0][0] <= now + wait or len(in_flight) >= slots):
-                now, *amounts, said = heapq.heappop(in_flight)
+        while True:
+            while in_flight and in_flight[0][0] <= now:
+                _, *amounts, said = heapq.heappop(in_flight)
                 many.settle(*amounts)
                 one.correct(now, said)
-            else:
-                now += max(wait, 1e-9)  # a smaller step may be lost in rounding
+            wait = max(one.delay(now, 1), many.delay(now, reserved))
+            if wait <= 0 and len(in_flight) < slots:
+                break
+            now += max(min(wait, look), 1e-9)  # a smaller step may be lost in rounding
+            if len(in_flight) >= slots:
+                now = max(now, in_flight[0][0])
         if now >= seconds:
             break
         one.take(now, 1)
@@ -96,7 +101,7 @@ def test_the_limit_of_requests_is_used(limit):
 
 
 @pytest.mark.parametrize("reserved", [450, 1000, 4000])
-@pytest.mark.parametrize("tokens", [10_000, 120_000, 1_000_000])
+@pytest.mark.parametrize("tokens", [10_000, 120_000, 400_000])
 def test_the_limit_of_tokens_is_used_whatever_is_reserved(tokens, reserved):
     """160 tokens on average, in an hour. What is in flight holds its reservation, once."""
     used = itertools.cycle([100, 150, 50, 400, 100])
@@ -128,7 +133,7 @@ def test_a_request_greater_than_the_limit_goes_alone():
 
 
 def test_unused_tokens_are_given_back():
-    one = Bucket(1000, 0.0, refunds=True)
+    one = Bucket(1000, 0.0)
     one.take(0.0, 900)
     assert one.delay(0.0, 500) > 40
     one.settle(900, 100)
