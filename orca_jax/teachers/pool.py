@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
-from orca_jax.teachers import limits
+from orca_jax.teachers import completions, limits
 from orca_jax.teachers.completions import NO_USAGE, Response
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request
 from orca_jax.teachers.limits import Bucket, Budget
@@ -188,7 +188,9 @@ class Pool:
         if len(self.members) > 1:
             reply = dataclasses.replace(reply, raw={**reply.raw, "endpoint": member.sender.label})
         if response.fault is Fault.REFUSED:
-            first, member.refused = not member.refused, member.sender.refusal(response)
+            said, first = response.message, not member.refused
+            advice = completions.advice(response.status, said)
+            member.refused = f"{member.sender.label}: {advice} (the server says: {said})"
             if all(other.refused for other in self.members):
                 raise EndpointRefused(member.refused, reply)
             if first:

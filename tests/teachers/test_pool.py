@@ -46,9 +46,6 @@ class Sender:
             return answered(answer, {"error": {"message": f"status {answer}"}})
         return answered(200, answer) if isinstance(answer, dict) else answer
 
-    def refusal(self, response):
-        return f"{self.label}: {completions.advice(response.status, response.message)}"
-
     async def close(self):
         self.closed += 1
 
