@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 WIDTH = 440  # of a drawing, in points; a point is a pixel of the page where the drawing is shown at full size
 ROW = 16  # height of a bar or a box
+LETTER = 7.4  # width of one, about
 MOST_POINTS = 300  # of a line; longer ones are thinned to means
 CARD, INK, SOFT, LINE = "#fefefe", "#1d2127", "#5b6470", "#dfe2e6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a84d84", "#b98500", "#3f8fc4", "#6a4fb5", "#6b7280")
@@ -355,4 +356,29 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
         chart.tip(bar, f"{label}, {name}: {values}")
     _scale(axes, "x", [max(box[value], 1.0) for *_, box in found for value in BOX], log=True)
     axes.set_xlabel(x, loc="right", **SMALL)
+    return chart
+
+
+def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str) -> Chart | None:
+    """Stages as bars over steps: a row a run, with (stage, first step, last step)."""
+    spans = [(label, *span) for label, found in rows.items() for span in found]
+    if not spans:
+        return None
+    stages = list(dict.fromkeys(stage for _, stage, *_ in spans))
+    axes, places = _in_rows({label: {"": None} for label in rows}, 14)
+    axes.grid(False)
+    described = "; ".join(f"{label}: {stage} from {first} to {last}" for label, stage, first, last in spans)
+    chart = Chart(axes.figure, caption, f"{caption} {described}.", stages)
+    end = max(last for *_, last in spans)
+    for label, stage, first, last in spans:
+        wide, middle = last - first + 1, places[label, ""]
+        bar = axes.barh(middle, wide, 22, left=first - 1, color=colour(stages.index(stage)), edgecolor=CARD)[
+            0
+        ]
+        chart.tip(bar, f"{stage}: steps {first} to {last}")
+        if len(stage) * LETTER < 300 * wide / end:
+            at = (first - 1 + wide / 2, middle)
+            axes.text(*at, _text(stage), ha="center", va="center", color=CARD, weight="bold", fontsize=13)
+    _scale(axes, "x", [end], log=False)
+    axes.set_xlabel("training step", loc="right", **SMALL)
     return chart

@@ -21,7 +21,7 @@ from orca_jax.reporting.charts import Chart, Point
 from orca_jax.reporting.report_sources import Key, ResultColumn, RunSet, read_json
 from orca_jax.reporting.tables import UNNAMED, Table, mean_cell, percent
 
-# Training: losses, learning rate, throughput and goodput
+# Training: the curriculum's time line, losses, learning rate, throughput and goodput
 
 
 WAITS = {"data_wait": "waiting for data", "save_wait": "saving checkpoints"}
@@ -76,6 +76,7 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
     starts: dict[str, float] = {}
     if len(histories) == 1:
         (run,) = histories
+        spans = {"": run.spans}
         parts = {stage: run.between(first, last) for stage, first, last in run.spans}
         starts = {stage: first for stage, first, _ in run.spans[1:]}
         names = dict.fromkeys(key for row in run.validations for key in row if key.startswith(BY_TEACHER))
@@ -85,15 +86,18 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
             name: [(x, 100 * y) for x, y in points(run.train, key)] for key, name in WAITS.items()
         }
         captions = (
+            "The curriculum: stages over training steps.",
             "Training loss by stage.",
             "Validation loss on held-out traces, by teacher.",
             "Where the time of training steps goes: goodput is what is not waited.",
         )
     else:
+        spans = {run.name: run.spans for run in histories}
         parts = {run.name: list(run.train) for run in histories}
         losses = {run.name: points(run.validations, "loss") for run in histories}
         shares = {run.name: goodputs(run.train) for run in histories}
         captions = (
+            "The curricula: stages over training steps.",
             "Training loss.",
             "Validation loss on the held-out traces of all teachers.",
             "Goodput: the share of the time of training steps that is not waited.",
@@ -103,13 +107,14 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
         return {name: points(rows, key) for name, rows in parts.items()}
 
     found = [
-        charts.lines(of("loss"), caption=captions[0], y=NATS, log="y", starts=starts),
-        charts.lines(losses, caption=captions[1], y=NATS, log="y", marks=True, starts=starts),
+        charts.timeline(spans, caption=captions[0]),
+        charts.lines(of("loss"), caption=captions[1], y=NATS, log="y", starts=starts),
+        charts.lines(losses, caption=captions[2], y=NATS, log="y", marks=True, starts=starts),
         charts.lines(of("learning_rate"), caption="Learning rate.", y="learning rate", starts=starts),
         charts.lines(
             of("tokens_per_second"), caption="Throughput, padding not counted.", y="tokens a second"
         ),
-        charts.lines({n: found for n, found in shares.items() if found}, caption=captions[2], y="per cent"),
+        charts.lines({n: found for n, found in shares.items() if found}, caption=captions[3], y="per cent"),
     ]
     return [chart for chart in found if chart]
 

@@ -118,6 +118,13 @@ def test_boxes_stand_between_their_quartiles():
     assert charts.boxes({}, caption="", x="") is None
 
 
+def test_stages_follow_one_another_on_the_time_line():
+    stages = {"": [("apprentice", 1, 30), ("expert", 31, 40)]}
+    first, second = (edges(part) for part in with_tip(charts.timeline(stages, caption="")).values())
+    assert first[1] - first[0] == pytest.approx(3 * (second[1] - second[0]), rel=0.01)
+    assert second[0] == pytest.approx(first[1], abs=0.1)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(names, min_size=3, max_size=5, unique=True))
 def test_any_name_leaves_a_drawing_well_formed(labels):
@@ -127,6 +134,7 @@ def test_any_name_leaves_a_drawing_well_formed(labels):
         charts.bars(dict.fromkeys(labels, row), {}, caption=labels[0]),
         charts.radar(dict.fromkeys(labels, row), caption=labels[0]),
         charts.boxes({label: dict.fromkeys(labels, BOX) for label in labels}, caption=labels[0], x=""),
+        charts.timeline({label: [(label, 1, 2)] for label in labels}, caption=labels[0]),
     ]
     for chart in drawn:
         assert xml.fromstring(chart.svg).get("role") == "img"

@@ -261,7 +261,7 @@ def test_stages_have_their_losses_and_their_goodput(run):
 def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(run):
     page = page_of(run)
     drawings, figures = page.all("svg"), page.all("figure")
-    assert len(drawings) == len(figures) == len(page.all("figcaption")) == 8
+    assert len(drawings) == len(figures) == len(page.all("figcaption")) == 9
     assert all(drawing["role"] == "img" and drawing["aria-label"].strip() for drawing in drawings)
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(region["aria-label"] for region in page.all("div", "scroll"))
@@ -429,7 +429,7 @@ def test_a_browser_runs_it_without_an_error_and_its_search_works(run):
     page, console = opened(run / "report.html", "q=object_counting-2+so")
     assert console == []
     assert page.all("html")[0]["data-ready"] == "yes"
-    assert len(page.all("svg")) == 8
+    assert len(page.all("svg")) == 9
     assert seen(page) == ["object_counting"]
     assert "1 of 12 questions" in page.text
 
