@@ -3,7 +3,6 @@
 python -m experiments.convert import --model=MODEL_FOLDER --out=runs/imported
 python -m experiments.convert export --model=runs/openorca --out=exported --dtype=bfloat16
 python -m experiments.convert adapter --model=runs/lora --out=adapter
-python -m experiments.convert resave --model=OLD_FOLDER --out=MODEL_FOLDER
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from orca_jax import cli
 
 DTYPE = cli.Option("dtype", "float32", "Of exported weights.", choices=("float32", "bfloat16", "float16"))
 TRAINED = cli.Option("model", "", "A workdir whose student was trained with adapters.", required=True)
-PICKLED = cli.Option("model", "", "A folder with pickled .bin weights.", required=True)
 PROGRAM = cli.Program(
     __doc__,
     commands={
@@ -21,7 +19,6 @@ PROGRAM = cli.Program(
             "A student as a Hugging Face model folder.", cli.MODEL, cli.OUT, DTYPE, cli.LAYOUT
         ),
         "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
-        "resave": cli.Command("Pickled .bin weights as safetensors; needs torch.", PICKLED, cli.OUT),
     },
 )
 if __name__ == "__main__":
@@ -39,7 +36,6 @@ def main() -> None:
             Path(given.model), Path(given.out), dtype=given.dtype, layout=given.layout
         ),
         adapter=lambda given: convert.export_adapter(Path(given.model), Path(given.out)),
-        resave=lambda given: convert.resave(Path(given.model), Path(given.out)),
     )
 
 

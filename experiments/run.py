@@ -51,7 +51,7 @@ def run(config: Any, workdir: str | Path, options: cli.Options | None = None) ->
         keep = functools.partial(keep_config, experiment, folder)
         more: dict[Any, dict[str, Any]] = {
             prepare: {"how": prepare.runner(options.workers, options.beam)},
-            train: {"options": train.run_options(options), "on_begin": keep},
+            train: {"options": options, "on_begin": keep},
         }
         table = ""
         for program in PROGRAMS:

@@ -14,7 +14,6 @@ if __name__ == "__main__":
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -23,19 +22,6 @@ from orca_jax.config import ExperimentConfig
 from orca_jax.planning import chips
 from orca_jax.training import hosts
 from orca_jax.training.run import train
-
-
-class RunOptions(NamedTuple):
-    """What the flags say: `hosts` as in training.hosts.join, TFLOP/s of a device, steps to trace."""
-
-    hosts: str = ""
-    peak_tflops: float = 0.0
-    profile: tuple[int, int] | None = None
-
-
-def run_options(options: cli.Options) -> RunOptions:
-    """What the options of cli.TRAIN say."""
-    return RunOptions(options.hosts, options.peak_tflops, profiled(options.profile_steps))
 
 
 def profiled(steps: str) -> tuple[int, int] | None:
@@ -52,37 +38,37 @@ def profiled(steps: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def peak_flops(options: RunOptions, device_kind: str, compute_dtype: str) -> float:
-    """FLOP/s of one device: as the flag says, or of planning's table, which is for bfloat16; 0: not known."""
+def peak_flops(tflops: float, device_kind: str, compute_dtype: str) -> float:
+    """FLOP/s of one device: as given, or of planning's table, which is for bfloat16; 0: not known."""
     chip = chips.of_device(device_kind) if compute_dtype == "bfloat16" else None
-    return options.peak_tflops * 1e12 or (chip.peak if chip else 0.0)
+    return tflops * 1e12 or (chip.peak if chip else 0.0)
 
 
 def run(
     config: ExperimentConfig,
     workdir: Path,
-    options: RunOptions | None = None,
+    options: cli.Options | None = None,
     *,
     on_begin: Callable[[], None] | None = None,
 ) -> None:
-    """Trains, or goes on; `on_begin` is called once it is known that no other settings have trained here."""
-    options = options or RunOptions()
+    """Trains, or goes on; `on_begin` is called once it is known that no other settings have trained here.
+
+    Args:
+      options: those of cli.TRAIN; None: their defaults.
+    """
+    options = options or PROGRAM.options()
+    profile = profiled(options.profile_steps)
     hosts.join(options.hosts)
     if options.hosts:
         cli.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
         if jax.process_index():
             storage.push_logs_alone()
-    train(
-        config,
-        workdir,
-        peak_flops=peak_flops(options, jax.devices()[0].device_kind, config.train.compute_dtype),
-        profile=options.profile,
-        on_begin=on_begin,
-    )
+    peak = peak_flops(options.peak_tflops, jax.devices()[0].device_kind, config.train.compute_dtype)
+    train(config, workdir, peak_flops=peak, profile=profile, on_begin=on_begin)
 
 
 def main() -> None:
-    PROGRAM.main(lambda options: run(options.config, options.workdir, run_options(options)))
+    PROGRAM.main(lambda options: run(options.config, options.workdir, options))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ from orca_jax.student.sampling import SamplingParams
 from orca_jax.student.scoring import Scorer
 
 PREFILL_ROWS = 4  # prompts of one bucket that are computed together, at most
-KEPT_PREFIXES = 4
 LEAST_SHARED = 32  # tokens; a shorter common prefix is computed again for each prompt
 WORD = 0xFFFFFFFF
 StopFunction = Callable[[Sequence[int]], int | None]
@@ -154,7 +153,7 @@ class Engine:
         self._rows: list[_Running | None] = [None] * slots
         self._tickets = itertools.count()
         self._cache: Cache = ()
-        self._prefixes: collections.OrderedDict[bytes, Cache] = collections.OrderedDict()
+        self._last_prefix: tuple[bytes, Cache] = (b"", ())
 
     @property
     def busy(self) -> bool:
@@ -267,15 +266,12 @@ class Engine:
         )
 
     def _prefix(self, prefix: bytes) -> Cache:
-        """The cache of a shared prefix, computed at its first use; the last few are kept."""
-        if prefix not in self._prefixes:
+        """The cache of a shared prefix, computed unless it is the last one."""
+        if prefix != self._last_prefix[0]:
             tokens = np.frombuffer(prefix, np.int32)
             width = min(bucket(len(tokens)), self.capacity)
-            self._prefixes[prefix] = self._prefill([tokens], width, None, 0)
-        self._prefixes.move_to_end(prefix)
-        while len(self._prefixes) > KEPT_PREFIXES:
-            self._prefixes.popitem(last=False)
-        return self._prefixes[prefix]
+            self._last_prefix = prefix, self._prefill([tokens], width, None, 0)
+        return self._last_prefix[1]
 
     def _advance(self, slot: int, row: _Running, ids: np.ndarray, log_probs: np.ndarray) -> Advance:
         """Adds the ids drawn for a row, and frees it if its request has finished."""

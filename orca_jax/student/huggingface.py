@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.config import LlamaConfig
-from orca_jax.student import llama, lora, sharding
+from orca_jax.student import llama, sharding
 from orca_jax.student.huggingface_folder import (
     ADAPTER,
     BLOCK_ROWS,
@@ -62,6 +62,7 @@ TENSORS = {
 }
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed, not learned; old files carry it
 VOCABULARY = ("embed/embedding", "unembed")
+PEFT_PARTS = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 
 class _Place(NamedTuple):
@@ -282,16 +283,16 @@ def export_adapters(
     Raises:
       ValueError: there are none.
     """
-    found = lora.adapters(per_layer(params, config)[0])
-    if not found:
-        raise ValueError("the student has no adapters; train it with student.lora.rank, or export it whole")
     tensors, modules = {}, set()
-    for path, leaves in found.items():  # of a layer, such as layer_0/attention/query
-        layer = place(f"{path}/kernel").tensor.removesuffix(".weight")
-        modules.add(layer.split(".")[-1])
-        for part, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            value = np.ascontiguousarray(np.asarray(leaves[part]).T, np.float32)
-            tensors[f"base_model.model.{layer}.{name}.weight"] = value
+    for key, leaf in jax.tree_util.tree_flatten_with_path(per_layer(params, config)[0])[0]:
+        layer, _, part = sharding.path_name(key).rpartition("/")  # such as layer_0/attention/query, lora_a
+        if part in PEFT_PARTS:
+            module = place(f"{layer}/kernel").tensor.removesuffix(".weight")
+            modules.add(module.split(".")[-1])
+            name = f"base_model.model.{module}.{PEFT_PARTS[part]}.weight"
+            tensors[name] = np.ascontiguousarray(np.asarray(leaf).T, np.float32)
+    if not tensors:
+        raise ValueError("the student has no adapters; train it with student.lora.rank, or export it whole")
     with atomic_write(Path(directory) / "adapter_model.safetensors", "wb") as file:
         file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     values = {

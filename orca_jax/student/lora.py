@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from orca_jax.config import Dense, LoraConfig
+from orca_jax.config import LoraConfig
 
 INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PEFT's distribution of A
 ADAPTER = ("lora_a", "lora_b")
@@ -33,8 +33,6 @@ def adapting(config: LoraConfig) -> Iterator[None]:
     if not config.rank:
         yield
         return
-    if unknown := sorted(set(config.targets) - set(get_args(Dense))):
-        raise ValueError(f"lora.targets has {unknown[0]!r}; known: {', '.join(get_args(Dense))}")
 
     def interceptor(
         layer: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -75,21 +73,6 @@ def joined(parts: Split) -> Any:
         *parts,
         is_leaf=lambda leaf: leaf is None,
     )
-
-
-def adapters(params: Any) -> dict[str, Any]:
-    """The subtrees with an adapter, by the path of their layer (`layers/attention/query`)."""
-    found = {}
-
-    def walk(tree: Mapping[str, Any], path: str) -> None:
-        if "lora_a" in tree:
-            found[path] = tree
-        for name, entry in tree.items():
-            if isinstance(entry, Mapping):
-                walk(entry, f"{path}/{name}" if path else name)
-
-    walk(params, "")
-    return found
 
 
 def merge(params: Any, config: LoraConfig) -> Any:

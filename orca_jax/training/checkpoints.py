@@ -98,25 +98,16 @@ class Checkpoints:
         response = self._orbax.save_async(step, state, custom_metadata=metadata, force=True)
         self._pending = step, response
 
-    def poll(self) -> None:
-        """Like `wait` if the current save is done, so that its errors are raised early; else does nothing."""
-        pending = self._pending
-        try:
-            self.wait(timeout=0)
-        except TimeoutError:
-            self._pending = pending
-
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self) -> None:
         """Waits for the current save, raises its error if there is one, and checks that it can be read.
 
         Raises:
           CheckpointError: the checkpoint that was written cannot be read.
-          TimeoutError: the save is not done within `timeout` seconds.
         """
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
-        response.result(timeout)
+        response.result()
         if jax.process_index() != 0:
             return
         try:  # reads the step, its note and the shapes of its arrays, as a restore would

@@ -1,4 +1,4 @@
-"""Students in and out: model folders imported, trained students and adapters exported, pickles re-saved.
+"""Students in and out: model folders imported, trained students and adapters exported.
 
 Each writes a folder, does nothing where the folder is finished from the same weights, and continues where it
 was interrupted.
@@ -7,17 +7,14 @@ was interrupted.
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, config_check
-from orca_jax.artifacts import ArtifactError
 from orca_jax.config import LlamaConfig, MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
-from orca_jax.progress import progress
 from orca_jax.student import huggingface
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
@@ -98,33 +95,3 @@ def export_adapter(source: Path, out: Path) -> None:
     _, params = load_params(source / "training/checkpoints")
     count = huggingface.export_adapters(params, config, out)
     artifacts.finish(out, provenance, inputs, {"parameters": count})
-
-
-def resave(source: Path, out: Path) -> None:
-    """Pickled `.bin` weights as safetensors, file by file; torch reads them with `weights_only`.
-
-    Raises:
-      ArtifactError: there are none.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    files = sorted(source.glob("*.bin"))
-    if not files:
-        raise ArtifactError(f"{source} has no .bin files")
-    out.mkdir(parents=True, exist_ok=True)
-    weight_map: dict[str, str] = {}
-    with progress("re-saving", len(files)) as report:
-        for done, file in enumerate(files, 1):
-            # mmap: a tensor is read when it is written, so one file at a time is in memory, at most.
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            name = f"model-{done:05}-of-{len(files):05}.safetensors"
-            separate = {key: value.clone().contiguous() for key, value in tensors.items()}
-            save_file(separate, out / name, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, name)
-            report(done, file.name)
-    for file in source.iterdir():
-        kept = file.suffix in (".json", ".model", ".jinja", ".txt") and ".bin." not in file.name
-        if kept and file.is_file():
-            shutil.copy(file, out)
-    huggingface.write_index(out, weight_map, {})

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orca_jax import artifacts
-from orca_jax.config import LlamaConfig, OptimizerConfig, TrainConfig
+from orca_jax.config import LlamaConfig, OptimizerConfig, TrainConfig, plain
 from orca_jax.data import loader
-from orca_jax.data.rows import Row
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
 from orca_jax.training import hosts
@@ -138,8 +137,6 @@ class Trainer:
         """
         self.tracing = False
         with jax.set_mesh(self.mesh), hosts.DeferredSignals() as signals:
-            if jax.process_count() > 1:
-                self._compare_hosts()
             done, state, validation_owed = self._start()
             self.metrics = Metrics(self.directory, done) if jax.process_index() == 0 else None
             try:
@@ -157,24 +154,16 @@ class Trainer:
             last = {k: v for k, v in (trained[-1] if trained else {}).items() if k not in ("kind", "step")}
         return last
 
-    def _compare_hosts(self) -> None:
-        """Checks that all hosts compile the same step and resume from the same checkpoint."""
-        size = (self.train.batch_rows, self.rows.row_length)
-        kinds = Row(*(jnp.float32 if name == "loss_weights" else jnp.int32 for name in Row._fields))
-        rows = jax.tree.map(lambda kind: jax.ShapeDtypeStruct(size, kind), kinds)
-        scalars = [jax.ShapeDtypeStruct((), jnp.float32)] * (2 if self.limited else 1)
-        step: Any = self.steps.update
-        program = step.lower(self.steps.abstract, rows, *scalars).as_text()
-        newest = max(self.checkpoints.steps(), default=0)
-        values = {"the newest checkpoint": str(newest), "the training step": artifacts.digest(program)}
-        hosts.compare("step", values)
-
     def _start(self) -> tuple[int, TrainState, bool]:
-        """Restores the newest checkpoint, or initialises the state.
+        """Restores the newest checkpoint, the same on all hosts, or initialises the state.
 
         Returns:
           The steps done, the state, and whether the run stopped before the last step's validation.
         """
+        step = [plain(part) for part in (self.student, self.optimizer, self.train)]
+        newest = max(self.checkpoints.steps(), default=0)
+        values = {"the newest checkpoint": str(newest), "the training step": artifacts.digest(step)}
+        hosts.compare("step", values)
         if self.checkpoints.fingerprint() not in (None, self.fingerprint):
             raise artifacts.ArtifactError(
                 f"{self.directory} holds checkpoints of another run; use another workdir, or remove it"
@@ -182,8 +171,9 @@ class Trainer:
         restored = self.checkpoints.restore(self.steps.abstract)
         if restored is None:
             return 0, self.steps.init(self.init() if self.init else self.draw_params()), False
-        for warning in changed_environment(restored.note, self.note):
-            log.warning("resuming at step %d: %s", restored.step, warning)
+        before = {name: restored.note.get(name) for name in self.note}
+        for change in artifacts.differences(before, self.note):  # which may change a result's last bits
+            log.warning("resuming at step %d: %s", restored.step, change)
         self.guard = Guard(restored.note.get("guard"))
         stages = restored.note.get("stages", {})
         self.plateau = Plateau(*stages.get("plateau", Plateau()))
@@ -233,7 +223,6 @@ class Trainer:
                 # Record the step before, or also this one if validation or a checkpoint comes next:
                 # validation's time is not the step's, and a saved step has its metrics written.
                 stop = preemption.exchange(signals.received)
-                self.checkpoints.poll()
                 validate = self._validation_due(done)
                 save = bool(stop) or done % self.train.checkpoint_every == 0
                 save |= done == self.curriculum.total_steps
@@ -399,15 +388,3 @@ class Plateau(NamedTuple):
     def after(self, loss: float) -> Plateau:
         lowest = math.inf if self.best is None else self.best
         return Plateau(loss, 0) if loss < lowest else Plateau(self.best, self.stale + 1)
-
-
-def changed_environment(before: Any, now: Any) -> list[str]:
-    """The differences between two checkpoints' notes that may change the last bits of a result."""
-
-    def flat(note: Any) -> dict[str, Any]:
-        names = ("mesh", "devices", "compiler_options")
-        return {**note.get("versions", {}), **{name: note.get(name) for name in names}}
-
-    old, new = flat(before), flat(now)
-    names = sorted({name for name in {*old, *new} if old.get(name) != new.get(name)})
-    return [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in names]

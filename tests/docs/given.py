@@ -103,18 +103,9 @@ def replies(folder: Path, mini: Path, judge: str) -> None:
 
 
 def weights(folder: Path, mini: Path) -> None:
-    """Model folders, and one whose weights are a pickle where torch is installed."""
+    """Model folders."""
     for name in ("MODEL_FOLDER", "llama-13b"):
         convert.export_student(mini, folder / name, dtype="float32", layout="")
-    try:
-        import torch
-        from safetensors.torch import load_file
-    except ImportError:
-        return
-    ignored = shutil.ignore_patterns("*.safetensors*", "manifest.json")
-    shutil.copytree(folder / "MODEL_FOLDER", folder / "OLD_FOLDER", ignore=ignored)
-    for path in (folder / "MODEL_FOLDER").glob("*.safetensors"):
-        torch.save(load_file(path), folder / "OLD_FOLDER" / f"{path.stem}.bin")
 
 
 def write(folder: Path, mini: Path, judge: str) -> None:

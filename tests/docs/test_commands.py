@@ -79,7 +79,6 @@ CHANGES = (
 )
 EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32"}
 NEEDED = {  # modules
-    r"convert resave": "torch",
     r"\.serve ": "fastapi",
     r"\.collect ": "openai",
     r"--beam=": "apache_beam",

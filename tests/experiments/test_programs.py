@@ -65,7 +65,7 @@ HELPS = {
     "ablate": ("--arms", "--seeds"),
     "report": ("--out",),
     "plan": ("--topology",),
-    "convert": ("import", "resave"),
+    "convert": ("import", "adapter"),
     "convert export": ("--model", "--dtype"),
     "generate": ("chat",),
     "generate batch": ("--model", "--top_p"),

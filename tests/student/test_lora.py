@@ -41,11 +41,11 @@ def test_a_fresh_adapter_changes_nothing(config):
     tokens, params = make_tokens(40), with_adapters(config, scale=0.0)
     plain = logits(make_params(SMALL), tokens, SMALL)  # compiled otherwise, hence other last bits
     np.testing.assert_allclose(logits(params, tokens, config), plain, rtol=0, atol=5e-6)
-    names = {path.rsplit("/", 1)[-1] for path in lora.adapters(params)}
-    assert names == set(config.lora.targets)
-    assert len(lora.adapters(params)) == SMALL.num_layers * len(names)
-    spread = [float(jnp.std(leaves["lora_a"])) for leaves in lora.adapters(params).values()]
-    assert min(spread) > 0.05
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    spread = {name: float(jnp.std(leaf)) for name, leaf in leaves.items() if name.endswith("lora_a")}
+    assert {name.split("/")[-2] for name in spread} == set(config.lora.targets)
+    assert len(spread) == SMALL.num_layers * len(config.lora.targets)
+    assert min(spread.values()) > 0.05
 
 
 @BOTH
@@ -117,12 +117,6 @@ def test_adapters_that_cannot_be():
     for changes in (dict(targets=("query", "gates")), dict(targets=()), dict(rank=-1), dict(alpha=0.0)):
         with pytest.raises(ValueError, match="lora"):
             build(LoraConfig, {"rank": 2, **changes}, "lora")
-    unchecked = LoraConfig(rank=2, targets=("query", "gates"))
-    with (
-        pytest.raises(ValueError, match=r"lora\.targets has 'gates'; known: query"),
-        lora.adapting(unchecked),
-    ):
-        pass
     with pytest.raises(ValueError, match="no adapters"):
         huggingface.export_adapters(make_params(SMALL), SMALL, "unused")
 

@@ -374,12 +374,6 @@ def test_a_save_that_cannot_be_read_is_an_error_once_it_is_done(tmp_path, lost):
     while not (tmp_path / "1").exists():  # it appears whole
         time.sleep(0.01)
     (shutil.rmtree if lost == "." else os.unlink)(tmp_path / "1" / lost)
-
-    def steps():
-        for _ in range(500):
-            checkpoints.poll()
-            time.sleep(0.01)
-
     with pytest.raises(CheckpointError, match=r"checkpoint of step 1 was written .* and cannot be read"):
-        steps()
+        checkpoints.wait()
     checkpoints.close()

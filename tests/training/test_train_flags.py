@@ -18,26 +18,12 @@ def test_steps_that_cannot_be_read(text):
         train.profiled(text)
 
 
-def given(*arguments):
-    """The options of cli.TRAIN on a command line."""
-    program = cli.Program("", *cli.TRAIN)
-    program.start(arguments)
-    return train.run_options(program.given)
-
-
-def test_without_options_nothing_is_watched():
-    assert given() == train.RunOptions() == train.RunOptions("", 0.0, None)
-
-
-def test_options_are_read():
-    options = given("--hosts=auto", "--peak_tflops=989", "--profile_steps=2:3")
-    assert options == train.RunOptions("auto", 989.0, (2, 3))
-
-
 def test_hosts_are_joined_before_anything_else(tmp_path):
     """A config is not even looked at."""
+    program = cli.Program("", *cli.TRAIN)
+    program.start(["--hosts=nowhere"])
     with pytest.raises(HostsError, match="hosts='nowhere' is neither"):
-        train.run(None, tmp_path, train.RunOptions(hosts="nowhere"))
+        train.run(None, tmp_path, program.given)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +36,4 @@ def test_hosts_are_joined_before_anything_else(tmp_path):
     ],
 )
 def test_the_peak_is_the_flags_or_the_tables(given, kind, dtype, peak):
-    assert train.peak_flops(train.RunOptions(peak_tflops=given), kind, dtype) == peak
+    assert train.peak_flops(given, kind, dtype) == peak

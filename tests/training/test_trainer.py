@@ -20,7 +20,7 @@ from orca_jax.training import metrics
 from orca_jax.training.checkpoints import CheckpointError, load_params
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.metrics import TIMED
-from orca_jax.training.trainer import MOST_IN_A_ROW, TrainConfig, changed_environment
+from orca_jax.training.trainer import MOST_IN_A_ROW, TrainConfig
 from tests.training import synthetic
 
 TOTAL = sum(stage.steps for stage in synthetic.STAGES)
@@ -208,7 +208,7 @@ def test_resumed_on_another_mesh_goes_on_with_the_losses(stopped_at_six, unbroke
     directory = shutil.copytree(stopped_at_six, tmp_path / "copy")
     with caplog.at_level(logging.WARNING, logger="orca_jax"):
         synthetic.trainer(directory, mesh=synthetic.mesh(2, 2, 2)).run()
-    assert "mesh was" in caplog.text
+    assert "resuming at step 6: mesh.data: 1 there, 2 now" in caplog.text
     mine, theirs = ({row["step"]: row["loss"] for row in records(d)} for d in (directory, unbroken))
     for step in range(7, TOTAL + 1):
         assert mine[step] == pytest.approx(theirs[step], abs=1e-5)
@@ -373,7 +373,7 @@ def test_a_plateau_needs_validation(tmp_path, changes):
         synthetic.trainer(tmp_path, **settings)
 
 
-# --- RunOptions
+# --- What a run measures, and what cannot be run
 
 
 def test_what_a_record_measures(tmp_path):
@@ -433,17 +433,6 @@ def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         build(TrainConfig, settings, "train")
-
-
-def test_changed_environment_names_what_changed():
-    now = {"versions": {"jax": "2", "numpy": "1"}, "mesh": {"fsdp": 8}, "devices": "cpu"}
-    assert changed_environment(now, now) == []
-    before = {"versions": {"jax": "1", "numpy": "1"}, "mesh": {"fsdp": 1}, "devices": "TPU v4"}
-    assert changed_environment(before, now) == [
-        "devices was 'TPU v4', is 'cpu'",
-        "jax was '1', is '2'",
-        "mesh was {'fsdp': 1}, is {'fsdp': 8}",
-    ]
 
 
 def test_a_new_student_is_drawn_where_it_lies(tmp_path):
