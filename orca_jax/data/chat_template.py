@@ -12,6 +12,7 @@ when it is the last. A template that asks for the date (`strftime_now`) gives ot
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -89,7 +90,7 @@ def text_of(
       prompt: the header of the answer to come ends the text (`add_generation_prompt`).
 
     Raises:
-      LayoutError: the template is no jinja, or refuses the conversation.
+      LayoutError: the template is no jinja, or refuses the conversation; says if for its system message.
     """
     messages = [{"role": role, "content": content} for role, content in contents]
     try:
@@ -97,7 +98,15 @@ def text_of(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **variables
         )
     except Exception as error:  # a stranger's program may raise anything
-        raise LayoutError(f"the chat template cannot be read or refuses the conversation: {error}") from error
+        reason = f"the chat template cannot be read or refuses the conversation: {error}"
+        if contents[0][0] == "system":
+            with contextlib.suppress(LayoutError):
+                text_of(template, contents[1:], variables, prompt)
+                reason += (
+                    "; it takes no system message: leave it out, change the template to write one (as within "
+                    "the first user's turn), or name another data.layout"
+                )
+        raise LayoutError(reason) from error
 
 
 # Characters for private use: marks before and after what a role says, one after an answer, and stand-ins for
@@ -107,6 +116,12 @@ ANSWERED = "\U0010fe03"
 STAND_INS = range(0x10FE04, 0x10FF00)
 _MARKS = re.compile(f"[{SAID['system']}-{ANSWERED}]")
 _RESERVED = re.compile(f"[{SAID['system']}-{chr(STAND_INS[-1])}]")
+
+
+def _first_difference(one: str, other: str) -> int:
+    """The first character in which two texts differ; the end of the shorter where there is none."""
+    unequal = (at for at, (left, right) in enumerate(zip(one, other)) if left != right)
+    return next(unequal, min(len(one), len(other)))
 
 
 class _Answer(NamedTuple):
@@ -149,7 +164,7 @@ class _Marked:
         found = self.text.translate(self.plain)
         text = text_of(template, [(m.role, m.content) for m in messages], tokenizer.special_names, prompt)
         if found != text:
-            at = next((at for at, pair in enumerate(zip(found, text)) if len(set(pair)) > 1), len(text))
+            at = _first_difference(found, text)
             raise LayoutError(
                 "the chat template depends on a message in a way that keeps it from being located: near "
                 f"character {at}, {text[max(0, at - 20) : at + 20]!r}"
@@ -163,20 +178,27 @@ class _Marked:
         """What the model has to say for message `index`: all from its prompt to the end of turn."""
         prompt, last = self.rendered(index, prompt=True), index == len(self.messages) - 1
         alone = self.text if last else self.rendered(index + 1, prompt=False)
-        if not self.text.startswith(prompt):
+        # A prompt may go on into the answer, as if it opens its thinking: then the answer's mark is within.
+        header, mark, said = alone.rpartition(SAID["assistant"])
+        start = len(prompt) if alone.startswith(prompt) else len(prompt + mark)
+        if not alone.startswith(prompt) and not (header + said).startswith(prompt):
+            at = _first_difference(prompt, header + said)
+            asked, told = (text[at : at + 30].translate(self.plain) for text in (prompt, header + said))
             raise LayoutError(
                 f"the chat template's prompt for message {index} is not the start of what it writes with the "
-                "answer, so what is met at inference would not be what was trained on"
+                "answer, so what is met at inference would not be what was trained on: the prompt goes on "
+                f"with {asked!r}, the conversation with {told!r}. If that is a system message, leave it out; "
+                "if it is the start of thinking, begin the answer with it; or name another data.layout"
             )
         before = len(self.tokenizer.special_tokens(prompt))
         stop = next(iter(self.tokenizer.special_tokens(alone)[before:]), None)
-        if stop is None or stop.start < len(prompt):
+        if stop is None or stop.start < start:
             raise LayoutError(f"the chat template writes no special token after message {index}, the answer")
         wanted = 1 if self.messages[index].content.strip() else 0
-        times = alone[len(prompt) :].count(ANSWERED)
+        times = alone[start:].count(ANSWERED)
         if times != wanted:
             raise LayoutError(f"the chat template writes message {index}, an answer, {times} times")
-        if alone[len(prompt) : stop.start].count(ANSWERED) != wanted:
+        if alone[start : stop.start].count(ANSWERED) != wanted:
             raise LayoutError(
                 f"the chat template writes {stop.name!r} between the prompt for message {index} and the "
                 "answer, where a reply would end"
@@ -188,7 +210,7 @@ class _Marked:
                 "on (it may leave out its thinking), so what is met at inference would not be what was "
                 "trained on; data.supervise='last' trains on each conversation's last answer"
             )
-        return _Answer(len(prompt), special[0].end, self.messages[index].weight)
+        return _Answer(start, special[0].end, self.messages[index].weight)
 
 
 def pieces(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[Piece]:

@@ -272,8 +272,11 @@ PROBE = "\ufffc"  # an answer that no layout writes a part of
 def _answer(layout: str, tokenizer: Tokenizer) -> tuple[str, tuple[str, str]]:
     """The token that ends an answer, and the text before and after it, seen on the shortest conversation."""
     check(layout, tokenizer)
-    messages = [Message("user", "a"), Message("assistant", PROBE)]
-    said, stop = (piece for piece in pieces(messages, layout, tokenizer) if piece.loss is not None)
+    try:
+        found = pieces([Message("user", "a"), Message("assistant", PROBE)], layout, tokenizer)
+    except LayoutError:  # a chat template's prompt may open the thinking
+        found = pieces([Message("user", "a"), Message("assistant", f"<think>\n{PROBE}")], layout, tokenizer)
+    said, stop = (piece for piece in found if piece.loss is not None)
     before, _, after = said.text.partition(PROBE)
     return stop.text, (before, after)
 

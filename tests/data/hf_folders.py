@@ -212,6 +212,11 @@ THINKING = """{%- set ns = namespace(last=0) %}
     {{- '<|im_start|>' ~ m.role ~ '\\n' ~ (said if m.role == 'assistant' else m.content) ~ '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+OPENED = """{% for m in messages %}
+{%- set said = m.content if loop.last or m.role != 'assistant' else m.content.split('</think>')[-1] %}
+{{- '<|im_start|>' ~ m.role ~ '\\n' ~ said ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
 LATE_SYSTEM = """{{- bos_token }}
 {%- set said, turns = ('', messages) %}
 {%- if messages[0].role == 'system' %}{% set said, turns = (messages[0].content, messages[1:]) %}{% endif %}

@@ -376,10 +376,54 @@ def test_thinking_is_learnt_as_it_is_written(tokenizer_of):
     assert layouts.answer_frame(TEMPLATE, tokenizer) == ("<think>\n\n</think>\n\n", "")
 
 
+def test_a_prompt_may_open_the_thinking(tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", hf_folders.OPENED)
+    turns = [
+        Message("user", "Why?"),
+        Message("assistant", "<think>\nThe <|im_end|>?\n</think>\n\nThe sky."),
+        Message("user", "Red?"),
+        Message("assistant", "<think>\nNo sky.\n</think>\n\nNo."),
+    ]
+    for spoken in (turns[:2], turns):
+        prompt = encode(spoken[:-1], TEMPLATE, tokenizer).tokens
+        encoded = encode(spoken, TEMPLATE, tokenizer, "last")
+        np.testing.assert_array_equal(encoded.tokens[: len(prompt)], prompt)
+        assert tokenizer.decode(prompt.tolist()).endswith("assistant\n<think>\n")
+        assert not encoded.weights[: len(prompt)].any()
+        learnt = tokenizer.decode(encoded.tokens[encoded.weights > 0].tolist())
+        assert learnt == spoken[-1].content.removeprefix("<think>\n")
+    with pytest.raises(LayoutError, match=r"message 1, an answer, otherwise once .*supervise='last'"):
+        encode(turns, TEMPLATE, tokenizer)
+    with pytest.raises(LayoutError, match=r"goes on with '<think>.*with 'No\..*begin the answer with it"):
+        encode([turns[0], Message("assistant", "No.")], TEMPLATE, tokenizer)
+    assert layouts.stop_ids(TEMPLATE, tokenizer)[0] == tokenizer.control_id("<|im_end|>")
+    assert layouts.answer_frame(TEMPLATE, tokenizer) == ("", "")
+
+
 def test_a_system_message_that_answers_have_no_more_is_refused(tokenizer_of):
     tokenizer = tokenizer_of("byte_level", hf_folders.LATE_SYSTEM)
-    with pytest.raises(LayoutError, match="prompt for message 2 is not the start"):
+    message = r"prompt for message 2 is not the start.* goes on with ' Be brief\. .*, leave it out"
+    with pytest.raises(LayoutError, match=message):
         encode(TURNS[:3], TEMPLATE, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no such role') }}{% endif %}" + CHATML,
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 is even) %}"
+        "{{ raise_exception('no such role') }}{% endif %}{% endfor %}" + CHATML,
+    ],
+)
+def test_a_refused_system_message_is_named(template, tokenizer_of):
+    tokenizer = tokenizer_of("byte_level", template)
+    message = "no such role; it takes no system message: leave it out, .*another data.layout"
+    for spoken in (TURNS, TURNS[:2]):
+        with pytest.raises(LayoutError, match=message):
+            encode(spoken, TEMPLATE, tokenizer)
+    assert encode(TURNS[1:], TEMPLATE, tokenizer).weights.any()
+    with pytest.raises(LayoutError, match=r"refuses the conversation: speak up$"):
+        encode(TURNS, TEMPLATE, tokenizer_of("byte_level", "{{ raise_exception('speak up') }}"))
 
 
 @pytest.mark.parity
