@@ -167,7 +167,8 @@ class _Marked:
             at = _first_difference(found, text)
             raise LayoutError(
                 "the chat template depends on a message in a way that keeps it from being located: near "
-                f"character {at}, {text[max(0, at - 20) : at + 20]!r}"
+                f"character {at}, {text[max(0, at - 20) : at + 20]!r}; change the message or the "
+                "template, or name another data.layout"
             )
 
     def rendered(self, size: int, prompt: bool) -> str:
@@ -193,7 +194,10 @@ class _Marked:
         before = len(self.tokenizer.special_tokens(prompt))
         stop = next(iter(self.tokenizer.special_tokens(alone)[before:]), None)
         if stop is None or stop.start < start:
-            raise LayoutError(f"the chat template writes no special token after message {index}, the answer")
+            raise LayoutError(
+                f"the chat template writes no special token after message {index}, the answer, where a reply "
+                "would end: have it write one (as eos_token), or name another data.layout"
+            )
         wanted = 1 if self.messages[index].content.strip() else 0
         times = alone[start:].count(ANSWERED)
         if times != wanted:

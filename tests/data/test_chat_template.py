@@ -177,7 +177,7 @@ BROKEN = {
     "no end": (
         FOR + "{{ m.role ~ ':\\n' ~ m.content ~ '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}",
-        "writes no special token after message 2",
+        "writes no special token after message 2.*: have it write one",
     ),
     "no header in the prompt": (
         FOR + TURN + "{% endfor %}",
@@ -197,7 +197,7 @@ BROKEN = {
     ),
     "a count of characters": (
         FOR + TURN + "{{ m.content | length }}{% endfor %}" + ASK,
-        "depends on a message in a way that keeps it from being located: near character 4",
+        "depends on a message in a way that keeps it from being located: near character 4.*; change the mess",
     ),
     "an answer that is cut": (
         FOR + TURN.replace("m.content", "m.content[:3]") + "{% endfor %}" + ASK,
