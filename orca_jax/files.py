@@ -171,7 +171,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
     """The elements of a JSON array; `where` names the line in which each begins."""
-    text, at, line, number, decode = "", 0, 1, 0, json.JSONDecoder().raw_decode
+    text, at, start, line, number, decode = "", 0, 0, 1, 0, json.JSONDecoder().raw_decode
 
     def read_on() -> bool:
         """Drops what is done with, and reads on: twice as much for what is long."""
@@ -182,16 +182,23 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
 
     try:
         while True:
-            before = (BETWEEN if number else BEFORE).match(text, at)
-            start = before.end() if before else len(text)
+            before, after = (BETWEEN, AFTER) if number else (BEFORE, EMPTY)
+            ended = after.match(text, at)
+            begun = ended or before.match(text, at)
+            start = begun.end() if begun else len(text) - len(text[at:].lstrip())
+            if ended and start == len(text):
+                if read_on():
+                    continue
+                return
+            if ended:
+                raise ValueError("there is something after its end")
+            if not begun and start < len(text):
+                raise ValueError(f"{text[start]!r} where ',' or ']' was expected")
             try:
                 values, end = decode(text, start)
             except (ValueError, RecursionError):
                 if read_on():
                     continue
-                if (AFTER if number else EMPTY).fullmatch(text, at):
-                    return
-                line += text.count("\n", at, start)
                 raise
             if end == len(text) and read_on():  # a number may go on
                 continue
@@ -200,6 +207,7 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
             line += text.count("\n", start, end)
             at, number = end, number + 1
     except (ValueError, RecursionError) as error:
+        line += text.count("\n", at, start)
         raise RecordError(
             f"{path}:{line}: the JSON array is damaged or cut off ({getattr(error, 'msg', error)}); mend it, "
             "or write an object a line"

@@ -58,6 +58,24 @@ def test_a_damaged_array_is_an_error_of_its_file_and_line(tmp_path, text):
         values(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"a": 1},\n{"a": 2}\n{"a": 3},\n{"a": 4}\n]\n', ":3: .*'{' where ',' or ']' was expected"),
+        ('[{"a": 1},\n{"a": 2}]\n\nrubbish\n\n', ":4: .*there is something after its end"),
+        ("[\n]\n[]\n", ":3: .*there is something after its end"),
+        ("[1\n[]\n]\n", r":2: .*'\[' where ',' or '\]' was expected"),
+        ('[{"a": 1},\n{"a": 2,},\n{"a": 3}\n]\n', ":2: "),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_damaged_array_names_the_line_of_the_damage(tmp_path, text, said, chunk, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(RecordError, match=f"a.json{said}"):
+        values(tmp_path / "a.json")
+
+
 def read(row):
     if row.values % 2:
         raise RecordError(f"odd, not {row.values}; add {row.values}")
