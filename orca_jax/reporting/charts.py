@@ -111,7 +111,9 @@ class Chart:
         from matplotlib.patches import Patch
 
         if not self.figure.legends and len(self.legend) > 1:
-            handles = [Patch(color=colour(number), label=name) for number, name in enumerate(self.legend)]
+            # matplotlib leaves out what begins with `_`.
+            labels = [re.sub("^_", " _", _text(name)) for name in self.legend]
+            handles = [Patch(color=colour(number), label=label) for number, label in enumerate(labels)]
             self.figure.legend(
                 handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False
             )

@@ -148,5 +148,9 @@ def test_a_chart_is_a_picture_with_its_legend_and_title(tmp_path):
     charts.bars(rows, {}, caption="").save(tmp_path / "a.svg", "svg", title="mini")
     text = (tmp_path / "a.svg").read_text()
     assert all(f">{word}<" in text for word in ("mini", "empty", "steps", "navigate"))
+    names = {"$_a^$": Cell(0.5, 3, 0.1), "_b": Cell(0.4, 3, 0.1)}
+    charts.bars({"navigate": names}, {}, caption="").save(tmp_path / "a.svg", "svg")
+    words = [part.text.strip() for part in xml.parse(tmp_path / "a.svg").iter() if part.text]
+    assert {"$_a^$", "_b"} <= {*words}
     with pytest.raises(ValueError, match="nonsense"):
         charts.bars(rows, {}, caption="").save(tmp_path / "a.nonsense")
