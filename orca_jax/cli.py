@@ -61,8 +61,8 @@ ADVICE = {
     os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
     os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
     "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
-    "RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory",
 }
+XLA_ADVICE = {"RESOURCE_EXHAUSTED": "Too little memory on the devices: see docs/troubleshooting.md#memory"}
 DEFINE: Mapping[type, Callable[..., Any]] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_bool,
@@ -202,6 +202,8 @@ class Program:
         try:
             words = values(["", *rest])
         except flags.UnrecognizedFlagError as error:
+            if takes_keys and error.flagname.startswith("config."):
+                _refuse(f"--{error.flagname} lacks its value; write --{error.flagname}=VALUE")
             others = [name for name, other in self.commands.items() if error.flagname in other.names]
             _refuse(f"--{error.flagname} is an option of {others[0]}" if others else str(error))
         except flags.Error as error:
@@ -314,6 +316,8 @@ def _set(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
 def _value(text: str, now: Any) -> Any:
     """What a text means: itself where a text stands now, else the Python value that it spells, if it does."""
     value: Any = text
+    if isinstance(now, bool) and text in ("0", "1"):
+        return text == "1"
     if not isinstance(now, str):
         with contextlib.suppress(SyntaxError, ValueError):
             value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
@@ -348,7 +352,7 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
             )  # of which jax found none; it says so with a bare assertion
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
-        known = {} if hasattr(error, "explained") else ADVICE
+        known = {} if hasattr(error, "explained") else ADVICE | (XLA_ADVICE if of_xla else {})
         advice = next((advice for words, advice in known.items() if words in str(error)), "")
         own = type(error).__module__.partition(".")[0] == "orca_jax"
         mendable = own or isinstance(error, FloatingPointError | OSError | ValueError)

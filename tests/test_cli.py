@@ -1,5 +1,6 @@
 """Options, commands, help and errors of programs that are made for these tests."""
 
+import jax
 import pytest
 
 from orca_jax import cli
@@ -145,6 +146,18 @@ def test_a_spent_budget_has_a_status_of_its_own_and_no_advice_is_added_to_what_a
         assert capsys.readouterr().err == said
 
 
+def test_only_an_error_of_xla_is_about_the_devices_memory(capsys):
+    def fail(error):
+        raise error
+
+    for kind in (jax.errors.JaxRuntimeError, OSError):
+        with pytest.raises(SystemExit):
+            cli.checked(lambda kind=kind: fail(kind("RESOURCE_EXHAUSTED: too much")))
+        assert ("memory" in capsys.readouterr().err) == (kind is not OSError)
+    with pytest.raises(RuntimeError):  # of a library, with its traceback
+        cli.checked(lambda: fail(RuntimeError("RESOURCE_EXHAUSTED: quota")))
+
+
 def test_an_error_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.checked(lambda: 1 / 0)
@@ -200,3 +213,15 @@ def test_keys_are_set_from_texts(configured):
     assert (config.evaluation.messages, config.puzzles.difficulties) == ((1, 2), (2,))
     assert (config.puzzles.families, config.data.layout) == (("navigate", "web_of_lies"), "chatml")
     assert (config.evaluation.modes["bbh"], config.benchmarks["bbh"]) == (("orca",), "")
+
+
+def test_a_switch_of_the_config_may_be_0_or_1(configured):
+    assert configured("student.tie_embeddings=1").student.tie_embeddings is True
+    assert configured("student.tie_embeddings=0").student.tie_embeddings is False
+
+
+def test_a_key_of_the_config_lacks_its_value(capsys):
+    program = cli.Program("Does one thing.", cli.CONFIG)
+    for more in (["--config.seed", "3"], ["--config.seed"]):
+        said = refused(capsys, program, "--config=configs/mini.py", *more)
+        assert said == "error: --config.seed lacks its value; write --config.seed=VALUE\n"
