@@ -39,7 +39,7 @@ WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + ""
     map(chr, range(0x2000, 0x200B))
 )
 WORD = re.compile("[ ▁]*[^ ▁]+|[ ▁]+")
-KNOWN_WORDS = 1 << 16
+KNOWN_WORDS, KNOWN_IDS = 1 << 16, 1 << 19  # of a text without spaces, all is one word
 STEPS_OF = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 # Where several cores are to encode, `prepare` has a process for each.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -104,6 +104,7 @@ class Tokenizer:
         # Where no piece of a SentencePiece model reaches from one word into the next, words' ids are kept.
         self._words_are_apart = bool(self.model) and not any(re.search("[^▁]▁", piece) for piece in vocab)
         self._known: dict[str, list[int]] = {}
+        self._known_ids = 0
         content = [self.model.hex(), self.control_tokens] if self.model else self.files
         self.fingerprint = artifacts.digest(content)
 
@@ -139,9 +140,11 @@ class Tokenizer:
         known = self._known
         words = [WORD.findall(f" {text}" if first and text else text) for text in texts]
         new = list({word for each in words for word in each if word not in known})
-        known.update(zip(new, self._encoded(self._continuing, new)))
-        if len(known) > KNOWN_WORDS:  # another thread may be using the old ones
-            self._known = {}
+        ids = self._encoded(self._continuing, new)
+        known.update(zip(new, ids))
+        self._known_ids += sum(map(len, ids))
+        if len(known) > KNOWN_WORDS or self._known_ids > KNOWN_IDS:
+            self._known, self._known_ids = {}, 0  # another thread may be using the old ones
         return [[*itertools.chain.from_iterable(map(known.__getitem__, each))] for each in words]
 
     def _encoded(self, library: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:

@@ -129,6 +129,8 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
     Raises:
       TokenizerError: the model's ids cannot be had from the `tokenizers` library; says why.
     """
+    if PAD not in control_tokens:
+        raise TokenizerError(f"the control tokens {', '.join(control_tokens)} lack the pad token {PAD}")
     messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     proto = messages.ModelProto.FromString(model)
     _check_model(proto)

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import re
+import tracemalloc
 
 import pytest
 import sentencepiece
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.tokenizer import BOS, EOS, PAD, TokenizerError, from_sentencepiece, load, train
+from orca_jax.data.tokenizer import (
+    BOS,
+    CONTROL_FILE,
+    EOS,
+    PAD,
+    TokenizerError,
+    from_sentencepiece,
+    load,
+    train,
+)
 
 SPELLINGS = ["</s>", "<s>", "<unk>", "[[PAD]]", "<|im_start|>", "<|im_end|>", "<0x0A>", "▁</s>", " <s> "]
 RUNS = st.tuples(st.sampled_from([" ", "a", "ab", " a", "-", "\n", "the ", "🎉"]), st.integers(1, 40))
@@ -140,6 +150,13 @@ def test_an_unknown_control_token_is_named(tokenizer):
         tokenizer.control_id("<|other|>")
 
 
+def test_control_tokens_have_a_pad_token(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / CONTROL_FILE).write_text('["<|x|>"]')
+    with pytest.raises(TokenizerError, match=r"control tokens <\|x\|> lack the pad token \[\[PAD\]\]"):
+        load(tmp_path)
+
+
 def test_an_absent_model_is_named(tmp_path):
     with pytest.raises(TokenizerError, match=r"no SentencePiece model at .*none\.model"):
         load(tmp_path / "none.model")
@@ -200,6 +217,18 @@ def test_ids_do_not_depend_on_the_words_that_were_met(tokenizer, reference, monk
     made = pickle.loads(pickle.dumps(tokenizer))
     assert [text for text in TRICKY * 2 if not reference.agrees(made, text)] == []
     assert made.encode_all(TRICKY, first=True) == reference.first.encode(TRICKY)
+
+
+def test_texts_without_spaces_do_not_fill_the_memory(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizers, "KNOWN_IDS", 1000)
+    made = pickle.loads(pickle.dumps(tokenizer))
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            assert len(made.encode(f"{number}," * 500, first=False)) > 500
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_tricky_texts_have_sentencepieces_ids(tokenizer, reference):
