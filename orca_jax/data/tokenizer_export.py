@@ -113,7 +113,11 @@ TURNS = """\
 {{- BEFORE_ANSWER + message['content'] + END -}}
 {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- PROMPT -}}{%- endif -%}"""
+{%- if add_generation_prompt -%}{{- PROMPT -}}
+{%- elif turns | length % 2 -%}{{- AFTER_USER -}}
+{%- endif -%}"""
+# What of a prompt ends the user's turn, and is written where no prompt is asked for.
+AFTER_USER = {"chatml": layouts.IM_END, "llama2": " [/INST]", "vicuna": " ASSISTANT:"}
 
 
 def _template(layout: str) -> str:
@@ -137,6 +141,7 @@ def _template(layout: str) -> str:
         "BEFORE_ANSWER": before_answer,
         "END": end,
         "PROMPT": prompt,
+        "AFTER_USER": AFTER_USER.get(layout, ""),
     }
     template = TURNS
     for name, text in written.items():

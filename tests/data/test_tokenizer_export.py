@@ -2,14 +2,15 @@
 
 import json
 
+import jinja2
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.data import layouts, tokenizer_export
-from orca_jax.data.layouts import LAYOUTS, LayoutError
+from orca_jax.data import chat_template, layouts, tokenizer_export
+from orca_jax.data.layouts import IM_END, LAYOUTS, LayoutError
 from orca_jax.data.tokenizer import BOS, EOS, load
 from orca_jax.data.tokenizer_export import write
 from orca_jax.records import Message
@@ -26,6 +27,7 @@ def said(text: str) -> bool:
 
 
 SAID = TEXT.filter(said)
+MARKS = chat_template.SAID["system"]  # the first character that templates refuse
 
 
 @st.composite
@@ -81,7 +83,7 @@ def test_control_tokens_have_their_ids(tokenizer, matching):
 
 
 @EVERY_LAYOUT
-@given(messages=conversations(contents=SPELLED))
+@given(messages=conversations(contents=SPELLED.filter(lambda text: max(text, default="") < MARKS)))
 @settings(max_examples=60)
 def test_read_back_it_gives_the_layouts_ids_and_loss(layout, tokenizer, read_back, messages):
     """Through the exported template, messages that spell control tokens included."""
@@ -139,6 +141,21 @@ def test_an_unknown_layout_is_refused(tokenizer, tmp_path):
 
 def test_every_layout_has_a_template():
     assert set(tokenizer_export.CHAT_TEMPLATES) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "end"), [("orca", ""), ("chatml", IM_END), ("llama2", " [/INST]"), ("vicuna", " ASSISTANT:")]
+)
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_last_users_turn_is_ended_where_no_prompt_is_wanted(layout, end, turns):
+    template = jinja2.Environment().from_string(tokenizer_export.CHAT_TEMPLATES[layout])
+    messages = [{"role": ("user", "assistant")[n % 2], "content": f"said {n}"} for n in range(turns)]
+    whole, prompted = (
+        template.render(messages=messages, add_generation_prompt=prompt, eos_token="</s>")
+        for prompt in (False, True)
+    )
+    assert whole.endswith(f"said {turns - 1}{end}")
+    assert prompted.startswith(whole)
 
 
 @pytest.fixture(scope="module")
