@@ -113,7 +113,7 @@ def comparisons(
         for order in orders:
             first, second = answers if order == REFERENCE_FIRST else answers[::-1]
             values = {"question": question.text, "answer_1": first, "answer_2": second}
-            text = _PLACE.sub(lambda place, values=values: values[place[1]], form.template)  # type: ignore[misc]
+            text = _PLACE.sub(lambda place: values[place[1]], form.template)  # noqa: B023  (called here)
             messages = (Message("system", form.system), Message("user", text))
             made.append(Comparison(question, order, messages, (len(answers[0]), len(answers[1]))))
     return made
