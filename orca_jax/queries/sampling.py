@@ -64,7 +64,7 @@ def index(queries: Iterable[Query]) -> Index:
     `left_out` counts the others ("template_type", "collection") and repeated ids ("duplicate").
     """
     found: dict[tuple[str, str], array.array[int]] = collections.defaultdict(lambda: array.array("Q"))
-    left_out = {"template_type": 0, "collection": 0}
+    left_out = {"template_type": 0, "collection": 0, "duplicate": 0}
     for query in queries:
         if query.collection not in COLLECTIONS:
             left_out["collection"] += 1
@@ -74,9 +74,10 @@ def index(queries: Iterable[Query]) -> Index:
             found[query.collection, query.task].append(key(query.id))
     keys: dict[tuple[str, str], Keys] = {}
     for pair in sorted(found):  # np.unique is far slower
-        ordered = np.sort(np.array(found[pair], np.uint64))
+        ordered = np.sort(np.array(found.pop(pair), np.uint64))  # gone, so that no key is in memory twice
         keys[pair] = ordered[np.append(True, ordered[1:] != ordered[:-1])]
-    return Index(keys, {**left_out, "duplicate": sum(len(found[pair]) - len(keys[pair]) for pair in keys)})
+        left_out["duplicate"] += len(ordered) - len(keys[pair])
+    return Index(keys, left_out)
 
 
 def algorithm_1(sizes: Sequence[int] | NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 import collections
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def queries():
 def drawn_ids(queries, wanted=QUOTAS, expert=0.2, seed=0):
     drawn = sampling.plan(sampling.index(queries), wanted, expert, seed)
     return {query.id: query.extra["expert"] for query in sampling.select(queries, drawn)}
+
+
+def test_an_index_holds_its_keys_once():
+    """64 tasks of 2,000 keys of 8 bytes; a second copy of all would be 1 MB more."""
+    tracemalloc.start()
+    try:
+        indexed = sampling.index(query("t0", f"p3_{n % 64}", n) for n in range(128_000))
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * 8 * 128_000
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, indexed.keys.values())) == 128_000
 
 
 def plain_algorithm_1(sizes, count, rng):
