@@ -1,7 +1,18 @@
 """Attention backends by name. All of them mask attention between the segments of a packed row.
 
-`reference` (testing the others) and `causal_blocks` (CPUs) take memory quadratic in the length; `blockwise`
-(any platform), `splash` (TPUs) and `pallas_gpu` (GPUs; not yet timed on one, no windows) linear.
+Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k. A backend is
+called as (query, key, value, segment_ids, window): int32 segment ids [b, t] with 0 for padding, and the
+size of the sliding window in tokens, the query's own included (0: no window).
+
+`reference`, `causal_blocks` and `blockwise` are in `attention_xla`, the other two in `attention_pallas`.
+
+| name | for | memory in the length | sliding window |
+|---|---|---|---|
+| reference | testing the others | quadratic | yes |
+| causal_blocks | CPUs | quadratic | yes |
+| blockwise | any platform | linear | yes |
+| splash | TPUs | linear | yes |
+| pallas_gpu | GPUs; not yet timed on one | linear | no |
 """
 
 from __future__ import annotations
@@ -74,12 +85,15 @@ def attend(
 
     Args:
       query: [b, t, n, h]; n is a multiple of k, and g = n / k neighbouring heads share a key-value head.
-      key, value: [b, t, k, h].
+      key: [b, t, k, h].
+      value: [b, t, k, h].
       segment_ids: int32 [b, t]; 0 is padding; the tokens of a segment are contiguous.
       backend: a name of `BACKENDS`, or `auto`.
       window: size of the sliding window in tokens, the query's own included; 0 is no window.
 
     Raises:
-      ValueError: the name is unknown, or the backend does not support windows.
+      ValueError: the name is unknown, the window negative, or the backend does not support windows.
     """
+    if window < 0:
+        raise ValueError(f"the sliding window must be 0 (none) or a number of tokens, got {window}")
     return BACKENDS[choose(backend, query.shape[-1])](query, key, value, segment_ids, window)

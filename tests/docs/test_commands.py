@@ -249,8 +249,8 @@ def test_the_snippets_of_a_page_run(page, snippet_folder, monkeypatch):
         else:
             exec(snippet.text, names)
     load(config)
-    if "kept" in names:  # generators of data.md
-        assert len(list(names["kept"])) == names["report"].queries > 0
+    if "kept" in names:  # in data.md
+        assert names["kept"]
         assert Path("traces.jsonl").read_text().count("\n") == 120
 
 

@@ -287,7 +287,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"model": ""}, "needs a model"),
+            ({"model": ""}, "'model' must be not empty"),
             ({"base_url": "api.openai.com"}, "must be http"),
             ({"base_url": "ftp://host/v1"}, "must be http"),
             ({"base_url": "https://user:secret-word@host/v1"}, "holds a user, password or query"),
