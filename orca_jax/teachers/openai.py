@@ -59,6 +59,7 @@ class OpenAIEndpoint:
                 "SSL_CERT_DIR and the proxies (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) in the environment"
             ) from None
         self._client: openai.AsyncOpenAI | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def label(self) -> str:
@@ -91,13 +92,14 @@ class OpenAIEndpoint:
 
     async def close(self) -> None:
         client, self._client = self._client, None
-        if client is not None:
+        if client is not None and self._loop is asyncio.get_running_loop():
             await client.close()
 
     def client(self) -> openai.AsyncOpenAI:
-        """The `openai` client, until `close`; its connections belong to the running event loop."""
-        if self._client is None:
-            self._client = _make_client(self.config, self._key, self._context)
+        """The `openai` client of the running event loop; connections belong to their loop."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = _make_client(self.config, self._key, self._context), loop
             # A filter works on the very logger that is written to.
             for name in [name for name in logging.root.manager.loggerDict if name.startswith(LOGGERS)]:
                 logging.getLogger(name).addFilter(_SCRUBBING)

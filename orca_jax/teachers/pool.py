@@ -131,6 +131,7 @@ class Pool:
         self.price = price or Price()
         self.members = [Member(sender, given) for sender, given in members]
         self._turn = asyncio.Lock()  # so that no request overtakes another
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def note(self) -> str:
@@ -155,6 +156,8 @@ class Pool:
         """
         most = bound(request.messages, request.sampling)
         tokens = round(most.prompt_tokens / BYTES_A_TOKEN) + most.completion_tokens
+        if self._loop is not (loop := asyncio.get_running_loop()):  # a lock belongs to its event loop
+            self._turn, self._loop = asyncio.Lock(), loop
         async with self._turn:
             while not self.budget.reserve(most, self.price):
                 await asyncio.sleep(LOOK_AGAIN)
@@ -204,7 +207,6 @@ class Pool:
 
     async def close(self) -> None:
         """Closes connections; they are opened again when needed."""
-        self._turn = asyncio.Lock()  # one belongs to its event loop
         for member in self.members:
             await member.sender.close()
 
