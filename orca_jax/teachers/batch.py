@@ -1,7 +1,8 @@
 """Collecting through OpenAI's or Azure's Batch API: half the price, within a day, in files of requests.
 
 Every step can be killed and run again. A batch's requests are noted in the ledger as its file is written,
-and the notes go as results are recorded, so that nothing is recorded twice. `batches.json` beside the input
+and the notes go as results are recorded, so that nothing is recorded twice, or as another process finds
+that the file was not submitted. `batches.json` beside the input
 files says what became of each; a batch that was submitted but not written down there is found again on the
 server by its file's hash.
 """
@@ -121,8 +122,12 @@ class Batches:
         self._hopeless: set[bytes] = set()
         self._stopped: CollectionStopped | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        # A file that was not submitted is written again.
-        self.batches = [batch for batch in read_state(folder) if batch.status]
+        self.batches = []
+        for batch in read_state(folder):
+            if batch.status:
+                self.batches.append(batch)
+            else:  # it was not submitted: its requests are written to files again
+                ledger.forget(api.name, batch.file.mark)
 
     @property
     def note(self) -> str:
@@ -303,9 +308,9 @@ class Batches:
                     )
             bound = sum((most for _, most in noted), Usage())
             made = InputFile(number=number, requests=len(noted), digest=digest.hexdigest(), bound=bound)
-            self._ledger.note(self.api.name, noted, made.mark)
             self.batches.append(Batch(file=made))
-            self._write_state()
+            self._write_state()  # first, so that no note is of a file that is not known
+            self._ledger.note(self.api.name, noted, made.mark)
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[tuple[bytes, Request]]:
         """The lines of requests that are neither answered nor in a file, each once."""

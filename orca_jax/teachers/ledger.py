@@ -210,6 +210,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
                 if batch is None or not self.awaited([request_id(identity, request)], batch)
             ]
 
+    def forget(self, identity: str, batch: int) -> None:
+        """Takes back the notes of a batch that did not go out."""
+        query = "DELETE FROM attempts WHERE endpoint = ? AND outcome = ? AND batch = ?"
+        self._rows(query, identity, IN_FLIGHT, batch)
+
     def record(self, attempts: Iterable[Attempt]) -> list[Answer]:
         """Commits attempts, all or none, in place of their notes.
 

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax.config import ApiConfig, OpenAIConfig, Price
-from orca_jax.records import Message, Outcome, Sampling, Usage
+from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.teachers import batch, collection
 from orca_jax.teachers.batch import STATE, BatchError, Batches, read_state
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request, request_id
-from orca_jax.teachers.ledger import Ledger
+from orca_jax.teachers.ledger import Attempt, Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent
 from orca_jax.teachers.pool import bound
 from tests.teachers.server import Answer, Server, completion, error
@@ -400,6 +400,21 @@ def test_budget(folder, ledger):
     assert (status.in_flight, status.attempts) == (0, {Outcome.OK: 50})
     spent = collection.count_spent(Budget(), api_config(server.url), status, folder)
     assert spent.money_spent == pytest.approx(PRICE.times(0.5).cost(status.usage))
+
+
+def test_a_file_that_was_not_submitted_leaves_no_notes(folder, ledger):
+    """The file that is written instead is another one if one of its requests was answered meanwhile."""
+    api, asked = BatchAPI(), requests(8)
+    with Server(api) as server:
+        with pytest.raises(BudgetSpent):
+            collect(server, folder, ledger, asked, requests=4, budget=Budget(tokens=1))
+        assert ledger.status()["teacher"].in_flight == 8
+        ledger.record([Attempt("teacher", asked[0], Reply(Outcome.OK, "elsewhere", Usage(4, 6)))])
+        collect(server, folder, ledger, asked, requests=4)
+    status = ledger.status()["teacher"]
+    assert (status.in_flight, status.attempts) == (0, {Outcome.OK: 8})
+    assert len(list(itertools.chain(*api.inputs()))) == 7
+    assert collection.count_spent(Budget(), api_config(server.url), status, folder).tokens_spent == 80
 
 
 def test_results_that_cannot_be_read_are_left_out(folder, ledger):
