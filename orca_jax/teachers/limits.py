@@ -153,7 +153,7 @@ class Bucket:
     def correct(self, now: float, said: Quota) -> None:
         """Goes by the server's own word where that allows less than ours."""
         if said.limit:
-            self._left = self._left_now(now) if self.limit else said.limit
+            self._left, self._left_at = self._left_now(now) if self.limit else said.limit, now
             self.limit = min(self._given or math.inf, float(said.limit))
         if said.remaining is not None and self.limit:
             self._left, self._left_at = min(self._left_now(now), said.remaining), now

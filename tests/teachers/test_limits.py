@@ -118,6 +118,14 @@ def test_the_start_is_no_burst():
     assert len(sent) == pytest.approx(100, abs=3)
 
 
+def test_what_a_server_says_of_its_limit_gives_no_time_twice():
+    one = Bucket(600, 0.0)
+    one.correct(0.0, Quota(limit=600, remaining=0))
+    for _ in range(3):
+        one.correct(limits.WINDOW / 2, Quota(limit=600))
+    assert one.delay(limits.WINDOW / 2, 600) == pytest.approx(limits.WINDOW / 2)
+
+
 def test_a_stall_is_made_up_for_a_little():
     one = Bucket(600, 0.0)
     sent = 0
