@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 from orca_jax.records import Outcome, Reply
@@ -103,7 +103,7 @@ class _Slots:
         self._waiting: collections.deque[tuple[bytes, Request]] = collections.deque()
         self._indices: dict[bytes, list[int]] = {}  # of the requests that wait or are in a slot
         self._reading = asyncio.Lock()
-        self._stopping = asyncio.Event()
+        self._idle: set[asyncio.Task[Any]] = set()  # slots with nothing in flight
         self._answered, self._failed = 0, 0
 
     async def run(self, slots: int) -> None:
@@ -118,18 +118,34 @@ class _Slots:
     def stop(self, why: CollectionStopped) -> None:
         """Lets the slots end what is in flight, and begin nothing."""
         self.stopped = self.stopped or why
-        self._stopping.set()
+        for task in self._idle:
+            task.cancel()
+
+    @contextlib.contextmanager
+    def _waiting_idle(self) -> Iterator[None]:
+        """A time in which this slot has nothing in flight and is ended by `stop`."""
+        if self.stopped:
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        self._idle.add(task)
+        try:
+            yield
+        finally:
+            self._idle.discard(task)
 
     async def _slot(self) -> None:
         """Takes one request after the other, each until it is settled."""
-        while (taken := await self._next()) is not None:
-            key, request = taken
-            answer = await self._answer(request)
-            if answer is None:
-                return
-            self._check(answer.reply)
-            for index in self._indices.pop(key):
-                await self.settled.put(Collected(index, request, answer.reply, answer.created, stored=False))
+        try:
+            while (taken := await self._next()) is not None:
+                key, request = taken
+                answer = await self._answer(request)
+                self._check(answer.reply)
+                for index in self._indices.pop(key):
+                    settled = Collected(index, request, answer.reply, answer.created, stored=False)
+                    await self.settled.put(settled)
+        except CollectionStopped as stopped:
+            self.stop(stopped)
 
     async def _next(self) -> tuple[bytes, Request] | None:
         """The next request without an answer; None when there is none, or none may be sent."""
@@ -141,48 +157,42 @@ class _Slots:
                 ]
                 if not chunk:
                     return None
-                found = self._ledger.get_many(key for _, key, _ in chunk)
-                for index, key, request in chunk:
+                found, stored = self._ledger.get_many(key for _, key, _ in chunk), []
+                for index, key, request in chunk:  # at once: whatever is awaited may settle one of them
                     known = found.get(key)
                     if known and known.reply.outcome is not Outcome.ERROR:
-                        await self.settled.put(
-                            Collected(index, request, known.reply, known.created, stored=True)
-                        )
+                        stored.append(Collected(index, request, known.reply, known.created, stored=True))
                     elif key in self._indices:
                         self._indices[key].append(index)
                     else:
                         self._indices[key] = [index]
                         self._waiting.append((key, request))
+                for one in stored:
+                    await self.settled.put(one)
             return None if self.stopped else self._waiting.popleft()
 
-    async def _answer(self, request: Request) -> Answer | None:
-        """Sends a request until it is answered or has failed for good; None if it may not be sent."""
+    async def _answer(self, request: Request) -> Answer:
+        """Sends a request until it is answered or has failed for good."""
         failures = 0
-        while not self.stopped:
-            try:
-                answer = await self._send(request)
-            except CollectionStopped as stopped:
-                self.stop(stopped)
-                break
-            if answer is None or answer.reply.outcome is not Outcome.ERROR:
-                return answer
+        while True:
+            answer = await self._send(request)
             fault = answer.reply.raw.get("fault")
-            failures += fault not in UNCOUNTED
-            if fault in FOR_GOOD or failures > self._retries:
+            if answer.reply.outcome is not Outcome.ERROR or fault in FOR_GOOD:
                 return answer
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(full_jitter(self._backoff, max(1, failures))):
-                    await self._stopping.wait()
-        return None
+            failures += fault not in UNCOUNTED
+            if failures > self._retries:
+                return answer
+            with self._waiting_idle():
+                await asyncio.sleep(full_jitter(self._backoff, max(1, failures)))
 
-    async def _send(self, request: Request) -> Answer | None:
+    async def _send(self, request: Request) -> Answer:
         """Sends a request once, within limits and budget; returns what then stands in the ledger."""
         endpoint, ledger = self._endpoint, self._ledger
         if not isinstance(endpoint, Pool):
             return await self._record(request, endpoint.reply(request.messages, request.drawn))
-        async with endpoint.admit(request) as admission:
-            if self.stopped:
-                return None
+        async with contextlib.AsyncExitStack() as stack:
+            with self._waiting_idle():
+                admission = await stack.enter_async_context(endpoint.admit(request))
             (note,) = ledger.note(endpoint.identity, [(request, admission.bound)])
             return await self._record(request, endpoint.send(admission), note)
 
@@ -201,7 +211,10 @@ class _Slots:
         except Exception as error:
             reply = Reply(Outcome.ERROR, "", raw={"error": scrub(f"{type(error).__name__}: {error}")})
         seconds = time.monotonic() - started
-        return self._ledger.record([Attempt(identity, request, reply, seconds, note=note)])[0]
+        (answer,) = self._ledger.record([Attempt(identity, request, reply, seconds, note=note)])
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError  # an endpoint answers this too, to say that nothing was sent
+        return answer
 
     def _check(self, reply: Reply) -> None:
         """Stops where the first requests all failed for good, so that the rest would too."""

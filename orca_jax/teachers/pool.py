@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from orca_jax.config import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
+from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, limits
 from orca_jax.teachers.completions import NO_USAGE, Response
 from orca_jax.teachers.endpoint import EndpointRefused, Fault, Request
@@ -84,7 +85,7 @@ class Member:
             log.warning("the server says a request used %.200s, which cannot be: counted by its text", said)
         wait = limits.retry_after(response.headers, response.message)
         if response.fault is Fault.RATE_LIMIT:
-            self._refusals += 1
+            self._refusals += now >= self._paused_until  # once for those that were in flight together
             wait = limits.full_jitter(1.0, self._refusals) if wait is None else wait
         elif response.fault is None:
             self._refusals = 0
@@ -181,7 +182,11 @@ class Pool:
         """
         request, member = admission.request, admission.member
         admission.used = admission.bound  # one that is cancelled on its way may be paid for all the same
-        response = await member.sender.send(request.messages, request.drawn)
+        try:
+            response = await member.sender.send(request.messages, request.drawn)
+        except Exception as error:
+            said = scrub(f"{type(error).__name__}: {error}")
+            response = completions.failed(Fault.CONNECTION, None, said, maybe_paid=True)
         usage = used(response, request)
         member.heed(response)
         unpaid = response.fault in UNPAID

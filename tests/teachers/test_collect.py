@@ -99,6 +99,23 @@ class TestReplies:
         assert sorted(endpoint.calls) == ["0", "1", "2"]
         assert [reply.text for reply in replies] == ["echo 0", "echo 1", "echo 2"] * 200
 
+    def test_equal_requests_are_asked_once_while_stored_ones_stream(self, ledger):
+        class Slow(Echo):
+            async def reply(self, messages, sampling):
+                await asyncio.sleep(0.05)
+                return await super().reply(messages, sampling)
+
+        async def slowly():
+            asked = [*requests(1, start=9999), *stored, *requests(1, start=9999)]
+            async for _ in collect(endpoint, asked, ledger, concurrency=4):
+                await asyncio.sleep(0.001)  # so that answers wait to be taken, before the second one's turn
+
+        stored = requests(2 * LOOK_AHEAD - 2)
+        collect_all(Echo(), stored, ledger, concurrency=500)
+        endpoint = Slow()
+        asyncio.run(slowly())
+        assert endpoint.calls == ["9999"]
+
     def test_samples_are_asked_each(self, ledger):
         endpoint = Echo()
         collect_all(

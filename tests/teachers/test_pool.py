@@ -10,15 +10,18 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orca_jax.config import Limits, Price
-from orca_jax.records import Message, Outcome, Sampling, Usage
-from orca_jax.teachers import completions
-from orca_jax.teachers.collect import collect, collect_all, collect_each
+from orca_jax.records import ROLES, Message, Outcome, Sampling, Usage
+from orca_jax.teachers import collect as collect_module
+from orca_jax.teachers import completions, limits
+from orca_jax.teachers.collect import LOOK_AHEAD, collect, collect_all, collect_each
 from orca_jax.teachers.endpoint import CollectionStopped, EndpointRefused, Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.limits import Budget, BudgetSpent, Quota
-from orca_jax.teachers.pool import Pool
+from orca_jax.teachers.pool import Pool, bound
 from tests.teachers.server import completion
 from tests.teachers.tried import tried
 
@@ -54,8 +57,8 @@ def requests(count, **sampling):
     return [Request((Message("user", str(number)),), Sampling(**sampling)) for number in range(count)]
 
 
-def pool(*senders, budget=None, **limits):
-    return Pool("teacher", [(one, Limits(**limits)) for one in senders], budget=budget, price=PRICE)
+def pool(*senders, budget=None, **allowed):
+    return Pool("teacher", [(one, Limits(**allowed)) for one in senders], budget=budget, price=PRICE)
 
 
 @pytest.fixture
@@ -200,6 +203,53 @@ class TestFaults:
             collect_all(pool(one), requests(500), ledger, concurrency=4)
         assert len(one.questions) <= 24
 
+    def test_what_waits_for_limits_does_not_delay_the_end(self, ledger, monkeypatch):
+        monkeypatch.setattr(collect_module, "HOPELESS", 3)
+        started = time.monotonic()
+        asked_pool = pool(Sender("one", lambda number: 400), tokens=6000)  # each of the rest waits 10 s
+        with pytest.raises(CollectionStopped, match="first 3 requests all failed"):
+            collect_all(asked_pool, requests(500, max_tokens=1000), ledger)
+        assert time.monotonic() - started < 5
+        assert asked_pool.budget.tokens_spent == 0
+
+    def test_one_that_ends_it_lets_the_others_send_nothing(self, ledger):
+        class Unsent(Sender):
+            async def send(self, messages, sampling):
+                response = await super().send(messages, sampling)
+                if messages[-1].content != "0":
+                    return response
+                try:
+                    await asyncio.sleep(10)
+                except asyncio.CancelledError:
+                    return completions.failed(Fault.CONNECTION, None, "interrupted before it was sent")
+
+        def broken():
+            yield from requests(LOOK_AHEAD)
+            raise KeyError("no such row")
+
+        one = Unsent()
+        with pytest.raises(KeyError, match="no such row"):
+            collect_all(pool(one), broken(), ledger, concurrency=2, backoff=0)
+        assert collections.Counter(one.questions) == {str(number): 1 for number in range(LOOK_AHEAD)}
+        assert ledger.status()["teacher"].in_flight == 0
+
+    def test_an_error_may_be_paid(self, ledger):
+        def broken(number):
+            raise RuntimeError("broken")
+
+        asked_pool = pool(Sender("one", broken))
+        (reply,) = collect_all(asked_pool, requests(1, max_tokens=70), ledger, retries=0)
+        assert reply.raw["error"] == "RuntimeError: broken"
+        assert asked_pool.budget.tokens_spent == ledger.status()["teacher"].usage.total > 70
+
+    def test_refusals_of_requests_in_flight_together_count_once(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr(limits, "full_jitter", lambda base, failures: seen.append(failures) or 5.0)
+        (member,) = pool(Sender()).members
+        for _ in range(32):
+            member.heed(answered(429, {"error": {"message": "slow"}}))
+        assert set(seen) == {1}
+
     def test_long_requests_do_not(self, ledger):
         long = {"error": {"message": "m", "code": "context_length_exceeded"}}
         one = Sender("one", lambda number: answered(400, long))
@@ -225,7 +275,17 @@ class TestFaults:
         assert caplog.text.count("which cannot be: counted by its text") == (usage is not None)
 
 
+MESSAGES = st.lists(st.builds(Message, st.sampled_from(ROLES), st.text()), max_size=4)
+
+
 class TestBudget:
+    @given(MESSAGES, st.integers(1, 4096))
+    def test_a_bound_is_no_less_than_one_token_a_byte(self, messages, most):
+        known = bound(messages, Sampling(max_tokens=most))
+        texts = sum(len(message.content.encode("utf-8", "surrogatepass")) for message in messages)
+        assert known.prompt_tokens > texts + 4 * len(messages)
+        assert known.completion_tokens == most
+
     def test_is_never_exceeded_and_stops_it(self, ledger):
         one = Sender("one", lambda number: completion("So.", (80, 100)), seconds=0.002)
         budget = Budget(money=0.02)
