@@ -143,8 +143,9 @@ class Job:
         """Every request, each query's samples one after the other."""
         sampling = self.sampling
         for query in self.queries():
+            messages = conversation(query)
             for sample in range(self.teacher.asked):
-                yield query, Request(conversation(query), sampling, sample)
+                yield query, Request(messages, sampling, sample)
 
 
 def ledger_path(workdir: Path, named: str) -> Path:

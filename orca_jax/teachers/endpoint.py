@@ -81,7 +81,14 @@ class Request:
 
 
 _quoted = json.encoder.encode_basestring_ascii
-_quoted_once = functools.lru_cache(256)(_quoted)  # of texts that many requests share
+_SYSTEM = _quoted("system")
+
+
+@functools.lru_cache(256)
+def _hashed(identity: str, system: str | None) -> hashlib.blake2b:
+    """The hash of what many requests begin with, to be copied."""
+    form = f"[{_quoted(identity)}, [" + ("" if system is None else f"[{_SYSTEM}, {_quoted(system)}]")
+    return hashlib.blake2b(form.encode(), digest_size=16)
 
 
 @functools.lru_cache(1024)
@@ -97,9 +104,11 @@ def request_id(identity: str, request: Request) -> bytes:
     Every ledger depends on this form, the JSON of identity, messages and sampling. A field added to
     `Sampling` must enter it, and only where it differs from its default, so that older ids stand.
     """
-    messages = ", ".join(
-        f"[{_quoted_once(one.role)}, {(_quoted_once if one.role == 'system' else _quoted)(one.content)}]"
-        for one in request.messages
-    )
-    form = f"[{_quoted_once(identity)}, [{messages}], {_drawn_as(request.sampling, request.sample)}"
-    return hashlib.blake2b(form.encode(), digest_size=16).digest()
+    system, messages = None, request.messages
+    if messages and messages[0].role == "system":
+        system, messages = messages[0].content, messages[1:]
+    rest = "".join([f", [{_quoted(one.role)}, {_quoted(one.content)}]" for one in messages])
+    rest = rest if system is not None else rest[2:]
+    hashed = _hashed(identity, system).copy()
+    hashed.update(f"{rest}], {_drawn_as(request.sampling, request.sample)}".encode())
+    return hashed.digest()

@@ -249,7 +249,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         """The ids of all answered requests, of every endpoint."""
         with self._explained():
             query = "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
-            return {key for (key,) in self._connection.execute(query)}
+            return set(itertools.chain.from_iterable(self._connection.execute(query)))
 
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
