@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage, from_json, to_json
 from orca_jax.teachers.endpoint import Request, request_id
 
@@ -245,11 +247,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             found.update((key, Answer(_reply(*reply), _iso(finished))) for key, *reply, finished in rows)
         return found
 
-    def answered(self) -> set[bytes]:
-        """The ids of all answered requests, of every endpoint."""
+    def answered(self) -> np.ndarray:
+        """The ids of all answered requests, of every endpoint, in their order; `id_array` says its form."""
         with self._explained():
             query = "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
-            return set(itertools.chain.from_iterable(self._connection.execute(query)))
+            return id_array(itertools.chain.from_iterable(self._connection.execute(query + " ORDER BY key")))
 
     def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
         """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
@@ -383,6 +385,11 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
                 f"{SCHEMA_VERSION}; use the release that made it, or another path"
             )
         return int(version)
+
+
+def id_array(ids: Iterable[bytes]) -> np.ndarray:
+    """Ids of requests as an array of [n, 2] big-endian uint64."""
+    return np.fromiter(ids, "S16").view(">u8").reshape(-1, 2)
 
 
 def _request(sampling: str, sample: int, messages: bytes) -> Request:
