@@ -244,27 +244,28 @@ def collect_each(
 ) -> None:
     """Like `collect`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
 
-    `on_tick` is called every half second, also while nothing comes. May be called from a notebook.
+    `on_tick` is called every half second, also while nothing comes, in a thread of its own: what it does
+    holds up no request. May be called from a notebook.
     """
 
-    async def tick() -> None:
-        while on_tick is not None:
-            on_tick()
-            await asyncio.sleep(TICK)
+    async def tick(ended: asyncio.Event) -> None:
+        while on_tick is not None and not ended.is_set():
+            await asyncio.to_thread(on_tick)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), TICK)
 
     async def run() -> None:
         collection = collect(
             endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff
         )
-        ticking = asyncio.create_task(tick())
+        ticking = asyncio.create_task(tick(ended := asyncio.Event()))
         try:
             async with contextlib.aclosing(collection):
                 async for collected in collection:
                     on_reply(collected)
         finally:
-            ticking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ticking
+            ended.set()
+            await ticking
 
     run_here(run())
 

@@ -322,7 +322,8 @@ def _collect_from_api(job: Job, api: ApiConfig, ledger: Ledger) -> None:
     from orca_jax.teachers.openai import OpenAIEndpoint
 
     def look() -> Progress:
-        status = ledger.status().get(api.name, Status())
+        with Ledger(ledger.path) as reader:  # in another thread, and reading a great one takes a while
+            status = reader.status().get(api.name, Status())
         return Progress(
             about=about,
             done=min(status.answers, about.requests),

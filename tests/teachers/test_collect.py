@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -301,6 +302,21 @@ class TestTicks:
             on_tick=lambda: seen.append(time.monotonic()),
         )
         assert len(seen) > 3
+
+    def test_one_that_takes_its_time_holds_up_no_request(self, ledger):
+        done = threading.Event()
+        seen = []
+
+        def reply(collected):
+            seen.append(collected)
+            if len(seen) == 300:
+                done.set()
+
+        def look():
+            assert done.wait(10)
+
+        collect_each(Echo(), requests(300), ledger, reply, on_tick=look)
+        assert len(seen) == 300
 
     def test_an_error_in_one_is_not_lost(self, ledger):
         def fail():
