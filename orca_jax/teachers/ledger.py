@@ -167,7 +167,7 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
 
     @contextlib.contextmanager
     def claim(self, identity: str) -> Iterator[None]:
-        """Leave to put requests to this endpoint, which one `Ledger` at a time has for each file.
+        """Permission to put requests to this endpoint, which one `Ledger` at a time has for each file.
 
         Reading needs none. The lock, on a file beside the ledger, ends with its process, however that ends.
         Within a claim another one of the same `Ledger` is without effect.

@@ -125,7 +125,7 @@ class Bucket:
         self.limit = self._given = float(limit)
         self._next = now  # when the pace allows the next request
         self._behind = 0.0  # seconds that `_next` may be behind the clock by what was given back
-        self._left, self._left_at = self.limit, now  # what the server allows, by its own word
+        self._left, self._left_at = self.limit, now  # what the server allows, by what it says
 
     def delay(self, now: float, amount: float) -> float:
         """Seconds until so much may be sent; more than the whole limit goes alone."""
@@ -151,7 +151,7 @@ class Bucket:
             self._behind += max(0.0, -more * WINDOW / self.limit)
 
     def correct(self, now: float, said: Quota) -> None:
-        """Goes by the server's own word where that allows less than ours."""
+        """Takes over the limit and what remains of it that the server states, where that is less."""
         if said.limit:
             self._left, self._left_at = self._left_now(now) if self.limit else said.limit, now
             self.limit = min(self._given or math.inf, float(said.limit))

@@ -76,7 +76,7 @@ class Member:
         self.tokens.take(time.monotonic(), tokens)
 
     def heed(self, response: Response) -> None:
-        """Goes by what the server says of its limits, and pauses after a 429 as long as it asks for."""
+        """Corrects the limits by what the server states, and pauses after a 429 as long as it asks for."""
         now = time.monotonic()
         self.requests.correct(now, limits.quota(response.headers, "requests"))
         self.tokens.correct(now, limits.quota(response.headers, "tokens"))
@@ -95,7 +95,7 @@ class Member:
 
 @dataclasses.dataclass(slots=True)
 class Admission:
-    """Leave to send one request to one member; `tokens` are taken of its limit.
+    """Permission to send one request to one member; `tokens` are taken of its limit.
 
     The request can use `bound`; `used` is what it used, as far as that is known.
     """
