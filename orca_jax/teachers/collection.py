@@ -235,9 +235,12 @@ def missing(identity: str, requests: Iterable[Request], ledger: Ledger) -> bytea
     ids = id_array(request_id(identity, request) for request in requests)
     if not len(answered):
         return bytearray(b"\1" * len(ids))
-    # The first halves are looked up. Where two of two million are equal, one more request is found to be
-    # answered when it is its turn.
-    places = np.searchsorted(answered[:, 0].astype(np.uint64), ids[:, 0].astype(np.uint64))
+    # The first halves are looked up, in their order, which is far faster. Where two answered ones are equal,
+    # one more request is found to be answered when it is its turn.
+    wanted = ids[:, 0].astype(np.uint64)
+    order = np.argsort(wanted)
+    places = np.empty(len(ids), np.int64)
+    places[order] = np.searchsorted(answered[:, 0].astype(np.uint64), wanted[order])
     found = answered[np.minimum(places, len(answered) - 1)]
     return bytearray((found != ids).any(axis=1))
 

@@ -1,6 +1,7 @@
 """Recorded answers as a teacher; requests without an answer."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -74,3 +75,14 @@ def test_failures_are_missing(tmp_path):
         ledger.note("teacher", [(requests(1)[0], Usage())])
         assert list(collection.missing("teacher", requests(1), ledger)) == [1]
         assert list(collection.missing("teacher", [], ledger)) == []
+
+
+@pytest.mark.parametrize("answered", [0, 1, 7, 300])
+def test_what_the_ledger_lacks(tmp_path, answered):
+    asked = [Request((Message("user", str(number)),)) for number in range(300)]
+    chosen = random.Random(0).sample(range(300), answered)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.record(Attempt("gpt-4", asked[number], Reply(Outcome.OK, "So.")) for number in chosen)
+        lacks = collection.missing("gpt-4", iter(asked), ledger)
+        assert [number for number, one in enumerate(lacks) if not one] == sorted(chosen)
+        assert collection.missing("gpt-4", [], ledger) == b""

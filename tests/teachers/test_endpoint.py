@@ -1,6 +1,8 @@
 """A request's id: equal requests share it, and any difference changes it."""
 
 import dataclasses
+import hashlib
+import json
 
 import pytest
 from hypothesis import assume, given, settings
@@ -58,6 +60,17 @@ def test_equal_numbers_are_equal_whatever_their_type():
     one, other = (Request((), Sampling(temperature=value, top_p=value)) for value in (1, 1.0))
     assert one == other
     assert request_id("teacher", one) == request_id("teacher", other)
+
+
+@settings(max_examples=200, deadline=None)
+@given(identity=TEXT, request=REQUESTS)
+def test_an_id_is_the_hash_of_a_json_text(identity, request):
+    drawn = request.sampling
+    form = [identity, [[one.role, one.content] for one in request.messages], drawn.temperature, drawn.top_p]
+    form += [drawn.max_tokens, drawn.stop, drawn.seed, request.sample]
+    form += [drawn.top_logprobs] if drawn.top_logprobs else []
+    expected = hashlib.blake2b(json.dumps(form).encode(), digest_size=16).digest()
+    assert request_id(identity, request) == expected
 
 
 def test_ids_stand():
