@@ -311,9 +311,7 @@ def test_every_stage_has_its_own_schedule():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"datasets": {}}, "'late': datasets is empty"),
         ({"datasets": {"a": 1.0}, "epochs": 0}, "'late': give epochs"),
-        ({"datasets": {"a": 1.0}, "steps": -1}, "'late': give epochs"),
         ({"datasets": {"a": 1.0, "tiny": 1e-4}}, "share of tiny is below"),
         ({"datasets": {"a": 0.0}}, "share of a is below"),
         ({"datasets": {"a": 2.0, "b": -1.0}}, "share of b is below"),
@@ -330,6 +328,11 @@ def test_stage_refuses(settings, message):
 def test_a_stage_has_no_negative_counts(key):
     with pytest.raises(ValueError, match=f"'{key}' must be at least 0, got -1"):
         build(StageConfig, {"name": "late", "datasets": {"a": 1.0}, key: -1})
+
+
+def test_a_stage_has_data():
+    with pytest.raises(ValueError, match="'datasets' must be not empty"):
+        build(StageConfig, {"name": "late", "datasets": {}})
 
 
 def test_no_stages():
