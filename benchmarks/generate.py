@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import racing
 from benchmarks.racing import Contestant, padded, student
-from orca_jax.config import LlamaConfig, MeshConfig
+from orca_jax.config import MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.evaluation.benchmarks import bbh as bbh_files
@@ -29,6 +29,7 @@ from orca_jax.evaluation.benchmarks.base import conversation
 from orca_jax.queries import system_messages
 from orca_jax.student import huggingface, llama
 from orca_jax.student.engine import Generator
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
 
 SHAPES = {"30M": student(8192, 512, 1408, 7, 8), "130M": student(32_000, 768, 2048, 12, 12)}

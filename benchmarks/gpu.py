@@ -22,10 +22,10 @@ import jax
 import numpy as np
 
 from benchmarks import racing
-from orca_jax.config import LlamaConfig, Remat
+from orca_jax.config import Remat
 from orca_jax.data.rows import Row, stack
 from orca_jax.planning import chips
-from orca_jax.student.presets import PRESETS
+from orca_jax.student.presets import PRESETS, LlamaConfig
 
 EXAMPLES_A_ROW = 2.7  # the paper's packing (ORCA, 3.2)
 SIZE_1B: Any = dict(hidden_size=2048, intermediate_size=5632, num_layers=22, num_heads=16, num_kv_heads=16)

@@ -24,9 +24,10 @@ import torch
 import transformers
 
 from benchmarks.racing import command, markdown
-from orca_jax.config import LlamaConfig, MeshConfig
+from orca_jax.config import MeshConfig
 from orca_jax.student import huggingface, huggingface_folder, llama, presets
 from orca_jax.student.engine import Generator
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
 
 LENGTH, PROMPT, NEW = 512, 50, 64

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orca_jax.config import LlamaConfig, MeshConfig, OptimizerConfig, OptimizerKind
+from orca_jax.config import MeshConfig, OptimizerConfig, OptimizerKind
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import llama, sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import make_steps
 

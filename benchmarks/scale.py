@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.racing import command, markdown
-from orca_jax.config import ExperimentConfig, LlamaConfig, OptimizerConfig, Remat, load
+from orca_jax.config import ExperimentConfig, OptimizerConfig, Remat, load
 from orca_jax.planning import chips, estimate, plan
 from orca_jax.planning.chips import GIB
 from orca_jax.planning.estimate import MeshShape, Workload
+from orca_jax.student.presets import LlamaConfig
 
 SLICES = {
     "orca_7b": ("v5e-64", "h100-8", "h200-8"),

@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks import racing
 from benchmarks.racing import Contestant, packed_rows, padded, student
-from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row, stack
+from orca_jax.student.presets import LlamaConfig
 
 ROW = 512
 # Rows of a step, and the student.

@@ -22,7 +22,6 @@ from orca_jax.config import (
     Preset,
     Price,
     PuzzlesConfig,
-    RopeScaling,
     TeacherKind,
     load,
     plain,
@@ -35,6 +34,7 @@ from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
 from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
 from orca_jax.student import attention, presets
+from orca_jax.student.presets import RopeScaling
 from orca_jax.teachers.collection import RecordedTeacher
 
 

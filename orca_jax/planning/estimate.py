@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from orca_jax.config import LlamaConfig, MeshConfig, OptimizerConfig
+from orca_jax.config import MeshConfig, OptimizerConfig
 from orca_jax.planning.chips import Topology
 from orca_jax.student import sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
 from orca_jax.training.optimizer import make_optimizer
 from orca_jax.training.step import TrainState, make_steps

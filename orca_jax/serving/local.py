@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from orca_jax import artifacts
-from orca_jax.config import LlamaConfig, MeshConfig
+from orca_jax.config import MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
@@ -23,6 +23,7 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.worker import Worker
 from orca_jax.student import sharding
 from orca_jax.student.engine import Generated, Generator, Request
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.scoring import Score
 from orca_jax.training.students import SavedStudent
 

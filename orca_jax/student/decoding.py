@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import attention, llama
 from orca_jax.student.attention_xla import causal_mask, masked_softmax
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sampling import Drawn, SamplingParams, draw
 from orca_jax.student.sharding import constrain
 

@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import decoding
 from orca_jax.student.decoding import KV, STEPS, Cache, Rows, bucket, row_bucket
 from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sampling import SamplingParams
 from orca_jax.student.scoring import Scorer
 

@@ -23,7 +23,6 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
-from orca_jax.config import LlamaConfig
 from orca_jax.student import llama, sharding
 from orca_jax.student.huggingface_folder import (
     ADAPTER,
@@ -39,6 +38,7 @@ from orca_jax.student.huggingface_folder import (
     unparse,
 )
 from orca_jax.student.parameters import per_layer
+from orca_jax.student.presets import LlamaConfig
 
 SHARD_BYTES = 2 << 30  # of an exported model's files, and the memory that an export needs
 DTYPES = {

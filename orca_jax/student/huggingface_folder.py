@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from orca_jax.config import LlamaConfig
 from orca_jax.config_check import build
-from orca_jax.student.presets import RUN
+from orca_jax.student.presets import RUN, LlamaConfig
 
 log = logging.getLogger(__name__)
 SINGLE = "model.safetensors"

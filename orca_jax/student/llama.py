@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import attention, lora
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import all_but_gathered, constrain, gathered, gathers, pinned
 
 Params = dict[str, Any]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import sharding
 from orca_jax.student.llama import Params
+from orca_jax.student.presets import LlamaConfig
 
 
 def per_layer(params: Params, config: LlamaConfig) -> tuple[Params, LlamaConfig]:

@@ -1,12 +1,87 @@
-"""Shapes of released students: LLaMA (arXiv 2302.13971), Llama 2 (2307.09288), Llama 3.x (2407.21783)."""
+"""The decoder's config, and the shapes of released students.
+
+LLaMA (arXiv 2302.13971), Llama 2 (2307.09288), Llama 3.x (2407.21783).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from orca_jax.config import LlamaConfig, RopeScaling, Sizes, StudentConfig
+from annotated_types import Ge
+
+from orca_jax.config import Count, Positive, Sizes, StudentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for lengths beyond those first trained on."""
+
+    # `linear` divides every frequency by `factor` (arXiv 2306.15595); `llama3` divides only those that turn
+    # less than `low_frequency_factor` times in `original_length` positions, leaves those that turn more than
+    # `high_frequency_factor` times, and interpolates between (arXiv 2407.21783).
+    kind: Literal["none", "linear", "llama3"] = "none"
+    factor: Annotated[float, Ge(1)] = 1.0  # by which frequencies are divided
+    low_frequency_factor: float = 1.0  # turns
+    high_frequency_factor: float = 4.0  # turns
+    original_length: int = 8192  # positions
+
+    def __post_init__(self) -> None:
+        if self.high_frequency_factor <= self.low_frequency_factor:
+            raise ValueError(f"rope scaling needs a high frequency factor above the low one; got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(Sizes):
+    """A LLaMA decoder with all that its weights settle; static for compiled functions.
+
+    Embeddings are padded to `padded_vocab_size`, so that the vocabulary divides over a tensor axis.
+    """
+
+    vocab_size: Positive
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_epsilon: float = 1e-5  # added to the mean square in a norm
+    rope_scaling: RopeScaling = RopeScaling()
+    qkv_bias: bool = False  # biases of queries, keys and values (Qwen2)
+    output_bias: bool = False  # bias of the attention's output
+    sliding_window: Count = 0  # positions that a position sees, itself included; 0: all (Mistral has 4096)
+    max_positions: Positive = 2048  # the length that the weights are meant for; kept for export, not enforced
+    vocab_multiple: Positive = 128  # of which padded_vocab_size is a multiple
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters without adapters, the padding of the vocabulary included."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        if self.qkv_bias:
+            attention += self.head_dim * (self.num_heads + 2 * self.num_kv_heads)
+        attention += self.hidden_size if self.output_bias else 0
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.padded_vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+    def training_flops(self, length: int) -> float:
+        """Model FLOPs a position, forward and backward, in rows of `length` positions.
+
+        6 for each weight of a matrix product, and causal attention over the whole row (Chowdhery et al.,
+        arXiv 2204.02311, appendix B, without the masked half). With adapters, 4: given weights need no
+        gradient.
+        """
+        embedding = 0 if self.tie_embeddings else self.padded_vocab_size * self.hidden_size
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        weights = self.parameter_count - embedding - norms
+        seen = length / 2
+        if 0 < self.sliding_window < length:
+            seen = self.sliding_window * (1 - self.sliding_window / (2 * length))
+        attention = 12 * self.num_layers * self.num_heads * self.head_dim * seen
+        return (4 if self.lora.rank else 6) * weights + attention
+
 
 RUN = ("attention", "scan_layers", "remat", "lora")  # how a student is run, whatever its weights
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import llama
 from orca_jax.student.decoding import bucket, row_bucket
 from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
+from orca_jax.student.presets import LlamaConfig
 
 CHUNK = 256  # positions whose logits are in memory at a time
 LEAST_SCORED = 8

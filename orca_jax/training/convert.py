@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, config_check
-from orca_jax.config import LlamaConfig, MeshConfig, plain
+from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.student import huggingface
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
 from orca_jax.training.checkpoints import Checkpoints, load_params

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
 from orca_jax.student.attention_xla import pad_length
 from orca_jax.student.llama import logits
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import constrain, shards
 
 # Bytes of float32 logits on a device at a time. A student with remat has less memory to spare.

@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 
 from orca_jax import artifacts
-from orca_jax.config import ExperimentConfig, LlamaConfig
+from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.prepared import VALIDATION
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.student import sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts, students
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.trainer import Trainer

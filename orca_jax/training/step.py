@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, lora, sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training.loss import Loss, chunk_size, token_cross_entropy, total_loss
 
 

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from orca_jax import artifacts, config_check, storage
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import ExperimentConfig, LlamaConfig, LoraConfig
+from orca_jax.config import ExperimentConfig, LoraConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError
 from orca_jax.student import huggingface, llama, lora, parameters, presets, sharding
 from orca_jax.student.huggingface_folder import ADAPTER, CONFIG_FILE, Folder, read_config
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training.checkpoints import load_params
 
 log = logging.getLogger(__name__)

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orca_jax import artifacts
-from orca_jax.config import LlamaConfig, OptimizerConfig, TrainConfig, plain
+from orca_jax.config import OptimizerConfig, TrainConfig, plain
 from orca_jax.data import loader
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts
 from orca_jax.training.checkpoints import Checkpoints
 from orca_jax.training.curriculum import Curriculum, Position

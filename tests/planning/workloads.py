@@ -2,9 +2,10 @@
 
 import dataclasses
 
-from orca_jax.config import LlamaConfig, OptimizerConfig
+from orca_jax.config import OptimizerConfig
 from orca_jax.planning.estimate import Workload
 from orca_jax.student import presets
+from orca_jax.student.presets import LlamaConfig
 
 
 def small(rows=8, row_length=64, kind="adamw", **student):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
 from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
 from orca_jax.training.step import make_steps

@@ -23,7 +23,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from orca_jax.student import attention, llama, sharding
-from orca_jax.config import LlamaConfig
+from orca_jax.student.presets import LlamaConfig
 
 case = json.loads(sys.argv[1])
 described = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"])

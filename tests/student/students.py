@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import llama
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import path_name
 
 SMALL = LlamaConfig(

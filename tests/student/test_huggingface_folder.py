@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.config import RopeScaling
 from orca_jax.student.huggingface_folder import UnsupportedModelError, parse, read_config, unparse
-from orca_jax.student.presets import PRESETS
+from orca_jax.student.presets import PRESETS, RopeScaling
 
 LLAMA = {
     "model_type": "llama",

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orca_jax.config import RopeScaling
 from orca_jax.student import llama
 from orca_jax.student.attention import BACKENDS
 from orca_jax.student.decoding import Prefill
 from orca_jax.student.parameters import per_layer, stacked
+from orca_jax.student.presets import RopeScaling
 from tests.student import numpy_llama
 from tests.student.students import SMALL, apply, logits, make_params, make_tokens
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from orca_jax.config import LlamaConfig
 from orca_jax.student import llama, sharding
 from orca_jax.student.parameters import stacked
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from tests.student.students import SMALL, make_params, make_tokens
 

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from orca_jax.config import LlamaConfig, StageConfig
+from orca_jax.config import StageConfig
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.rows import Row, stack
 from orca_jax.data.tokens import TokenStore
 from orca_jax.student import sharding
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import MeshConfig
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.optimizer import OptimizerConfig

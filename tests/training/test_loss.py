@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.config import LlamaConfig
 from orca_jax.data.rows import Row
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
 from orca_jax.training.loss import Loss, chunk_size, pick, token_cross_entropy, total_loss
 from tests.training import synthetic
