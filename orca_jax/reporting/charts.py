@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 BOX = ("whisker_low", "q1", "median", "q3", "whisker_high")
 WIDTH = 440  # of a drawing, in points; a point is a pixel of the page where the drawing is shown at full size
 ROW = 16  # height of a bar or a box
-LETTER = 7.4  # width of one, about
+LETTER = 7.8  # width of one at the axes, about
+TICKS, XLABEL = 24, 18  # heights of the x axis' labels and of its name
 MOST_POINTS = 300  # of a line; longer ones are thinned to means
 CARD, INK, SOFT, LINE = "#fefefe", "#1d2127", "#5b6470", "#dfe2e6"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#a84d84", "#b98500", "#3f8fc4", "#6a4fb5", "#6b7280")
@@ -140,7 +141,7 @@ def _axes(height: float, width: float = WIDTH, **more: Any) -> Any:
     """Axes in a figure of their own, [height, width] in points: no frame, no marks at the ticks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_subplot(**more)
     for hidden in (figure.patch, axes.patch, *axes.spines.values()):
         hidden.set_visible(False)
@@ -149,7 +150,32 @@ def _axes(height: float, width: float = WIDTH, **more: Any) -> Any:
     return axes
 
 
-def _in_rows(rows: Mapping[str, Mapping[str, Any]], gap: float) -> tuple[Any, dict[tuple[str, str], float]]:
+def _place(axes: Any, *, bottom: float, top: float = 4, beside: Iterable[tuple[float, str]] = ()) -> None:
+    """Leaves margins, in points, for the ticks' labels.
+
+    Args:
+      beside: (x, text) of what is written to the right of an x, so that the axes must end earlier.
+    """
+    left, right = (
+        10 + LETTER * max(map(len, _labels(axes.yaxis))),
+        2 + LETTER * len(_labels(axes.xaxis)[-1]) / 2,
+    )
+    width, height = (72 * inches for inches in axes.figure.get_size_inches())
+    share = (axes.transScale + axes.transLimits).transform
+    ends = [(share((x, 1))[0], width - left - 10 - 0.88 * LETTER * len(text)) for x, text in beside]
+    wide = min([width - left - right, *(room / at for at, room in ends if at > 0)])
+    axes.set_position((left / width, bottom / height, wide / width, 1 - (bottom + top) / height))
+
+
+def _labels(axis: Any) -> list[str]:
+    low, high = sorted(axis.get_view_interval())
+    shown = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+    return axis.get_major_formatter().format_ticks(shown) or [""]
+
+
+def _in_rows(
+    rows: Mapping[str, Mapping[str, Any]], gap: float, bottom: float
+) -> tuple[Any, dict[tuple[str, str], float]]:
     """Axes with named rows from top to bottom, and the middles of bars of height `ROW` by row and series."""
     places: dict[tuple[str, str], float] = {}
     middles, top = [], 0.0
@@ -157,7 +183,7 @@ def _in_rows(rows: Mapping[str, Mapping[str, Any]], gap: float) -> tuple[Any, di
         places |= {(label, name): top + gap / 2 + ROW * (at + 0.5) for at, name in enumerate(row)}
         middles.append(top + (gap + ROW * len(row)) / 2)
         top += gap + ROW * len(row)
-    axes = _axes(36 + top)
+    axes = _axes(4 + top + bottom)
     axes.set_yticks(middles, [_text(name if len(name) < 25 else f"{name[:23]}…") for name in rows])
     axes.set_ylim(top or 1, 0)
     axes.grid(axis="x", color=LINE)
@@ -234,6 +260,8 @@ def lines(
         axes.annotate(_text(stage), (step, 1), (4, 3), axes.get_xaxis_transform(), "offset points", **SMALL)
     axes.set_title(_text(y), loc="left", pad=20 if starts else 8, **SMALL)
     axes.set_xlabel(x, loc="right", **SMALL)
+    beside = ((step, stage) for stage, step in (starts or {}).items())
+    _place(axes, bottom=TICKS + XLABEL, top=36 if starts else 24, beside=beside)
     ends = (
         f"{name}: {points[0][1]:.4g} at step {points[0][0]:g}, {points[-1][1]:.4g} at step {points[-1][0]:g}."
         for name, points in kept.items()
@@ -257,8 +285,9 @@ def bars(
       seeds: values under single seeds by row and series, drawn as dots.
     """
     names = _series(rows)
-    axes, places = _in_rows(rows, 14)
+    axes, places = _in_rows(rows, 14, TICKS)
     chart = Chart(axes.figure, caption, f"{caption} {BESIDE}", names)
+    beside, whiskers = [], []
     for (task, name), middle in places.items():
         cell = rows[task][name]
         if cell is None:
@@ -267,13 +296,13 @@ def bars(
         value, low, high = (100 * max(number, 0) for number in (cell.value, *cell.span))
         bar = axes.barh(middle, max(value, 0.3), ROW - 3, color=colour(names.index(name)))[0]
         chart.tip(bar, f"{task}, {name}: {cell} %, n = {cell.size}")
-        axes.hlines(middle, low, high, color=INK, lw=1.2)
+        whiskers.append((middle, low, high))
         dots = [100 * dot for dot in (seeds or {}).get((task, name), ())]
         axes.plot(dots, [middle] * len(dots), "o", color=CARD, mec=INK, ms=4)
-        end = (max(high, value, *dots), middle)
-        axes.annotate(
-            cell.text(decimals=decimals), end, (6, 0), textcoords="offset points", va="center", **SMALL
-        )
+        end, text = max(high, value, *dots), cell.text(decimals=decimals)
+        axes.annotate(text, (end, middle), (6, 0), textcoords="offset points", va="center", **SMALL)
+        beside.append((end, text))
+    axes.hlines(*zip(*whiskers), color=INK, lw=1.2)
     for task, row in rows.items():
         guess, around = chance.get(task), [places[task, name] for name in row]
         if guess is not None and around:
@@ -283,6 +312,7 @@ def bars(
         0, max(100, *(100 * cell.span[1] for row in rows.values() for cell in row.values() if cell), 0)
     )
     axes.set_xticks([0, 25, 50, 75, 100])
+    _place(axes, bottom=TICKS, beside=beside)
     return chart
 
 
@@ -305,7 +335,6 @@ def radar(
         return None
     many = len(spokes) > 11
     axes = _axes(*((400, 620) if many else (280, WIDTH)), projection="polar")
-    axes.figure.set_layout_engine("none")
     axes.set_position((0.26, 0.12, 0.48, 0.76))
     chart = Chart(axes.figure, caption, f"{caption} {BESIDE}", names)
     angles = np.linspace(0, 2 * np.pi, len(spokes) + 1)
@@ -344,7 +373,7 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
     names = _series(rows)
     if not names:
         return None
-    axes, places = _in_rows(rows, 12)
+    axes, places = _in_rows(rows, 12, TICKS + XLABEL)
     found = [(label, name, box) for label, row in rows.items() for name, box in row.items()]
     medians = (f"{label}, {name}: median {box['median']:g}." for label, name, box in found)
     chart = Chart(axes.figure, caption, f"{caption} {' '.join(medians)}", names)
@@ -358,6 +387,7 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
         chart.tip(bar, f"{label}, {name}: {values}")
     _scale(axes, "x", [max(box[value], 1.0) for *_, box in found for value in BOX], log=True)
     axes.set_xlabel(x, loc="right", **SMALL)
+    _place(axes, bottom=TICKS + XLABEL)
     return chart
 
 
@@ -367,7 +397,7 @@ def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str
     if not spans:
         return None
     stages = list(dict.fromkeys(stage for _, stage, *_ in spans))
-    axes, places = _in_rows({label: {"": None} for label in rows}, 14)
+    axes, places = _in_rows({label: {"": None} for label in rows}, 14, TICKS + XLABEL)
     axes.grid(False)
     described = "; ".join(f"{label}: {stage} from {first} to {last}" for label, stage, first, last in spans)
     chart = Chart(axes.figure, caption, f"{caption} {described}.", stages)
@@ -383,4 +413,5 @@ def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str
             axes.text(*at, _text(stage), ha="center", va="center", color=CARD, weight="bold", fontsize=13)
     _scale(axes, "x", [end], log=False)
     axes.set_xlabel("training step", loc="right", **SMALL)
+    _place(axes, bottom=TICKS + XLABEL)
     return chart

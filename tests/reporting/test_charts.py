@@ -125,8 +125,8 @@ def test_stages_follow_one_another_on_the_time_line():
     assert second[0] == pytest.approx(first[1], abs=0.1)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(names, min_size=3, max_size=5, unique=True))
+@settings(max_examples=6, deadline=None)
+@given(st.lists(names, min_size=3, max_size=3, unique=True))
 def test_any_name_leaves_a_drawing_well_formed(labels):
     row = {label: Cell(0.5, 3, 0.1) for label in labels}
     drawn = [

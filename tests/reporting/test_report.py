@@ -122,13 +122,25 @@ def write_run(directory, *, text="So the answer is Yes.", right=2):
     return directory
 
 
-@pytest.fixture
-def run(tmp_path):
-    directory = write_run(tmp_path / "mini", text=HOSTILE)
+def write_whole_run(directory):
+    write_run(directory, text=HOSTILE)
     (directory / "experiment.json").write_text(json.dumps({"name": "mini", "seed": 3}), encoding="utf-8")
     (directory / "table.md").write_text("# mini\n\n## Written\n\n| a | b |\n| - | -: |\n| x | 1 |\n")
     (directory / "cards/apprentice").mkdir(parents=True)
     (directory / "cards/apprentice/README.md").write_text("# apprentice\n\n## Variety\n\nDistinct n-grams.\n")
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_whole_run(tmp_path / "mini")
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A run with its page; read only."""
+    directory = write_whole_run(tmp_path_factory.mktemp("reported") / "mini")
+    page_of(directory)
     return directory
 
 
@@ -173,7 +185,11 @@ def page_of(workdir):
         patch.setattr(report, "load", lambda kept: Config(kept["name"], kept["seed"]))
         patch.setattr(report.evaluation_run, "all_questions", asked)
         assert report.write(workdir) == path
-    page = Page(path.read_text(encoding="utf-8"))
+    return read(workdir)
+
+
+def read(workdir):
+    page = Page((workdir / "report.html").read_text(encoding="utf-8"))
     assert not page.wrong
     assert not page.open
     return page
@@ -184,8 +200,8 @@ def section(workdir, name):
     return Page(re.search(rf'<section id="{name}">.*?</section>', text, re.S)[0])
 
 
-def test_a_run_has_every_part(run):
-    page = page_of(run)
+def test_a_run_has_every_part(reported):
+    page = read(reported)
     captions = [text for text in page.text.split("\n") if text.strip()]
     for caption in (
         "Training loss by stage.", "Validation loss on held-out traces, by teacher.", "Learning rate.",
@@ -198,9 +214,8 @@ def test_a_run_has_every_part(run):
     assert page.text.count("not kept") == 3  # the questions whose text is not given
 
 
-def test_accuracies_have_n_and_errors_by_task_and_difficulty(run):
-    page_of(run)
-    text = " ".join(section(run, "results").text.split())
+def test_accuracies_have_n_and_errors_by_task_and_difficulty(reported):
+    text = " ".join(section(reported, "results").text.split())
     assert "navigate 4 50.0 50.0 [15.0, 85.0] 25.0 unparsed 75.0 [30.1, 95.4] 25.0 unparsed" in text
     assert "difficulty 1 2 50.0 [9.5, 90.5] 100.0 [34.2, 100.0]" in text
     assert "mean of 3 tasks 12 50.0 50.0 [29.8, 70.2] 75.0 [49.1, 86.8]" in text
@@ -211,9 +226,8 @@ def tiles(page_path):
     return dict(found)
 
 
-def test_headline_figures_name_benchmark_mode_message_and_n(run):
-    page_of(run)
-    found = tiles(run / "report.html")
+def test_headline_figures_name_benchmark_mode_message_and_n(reported):
+    found = tiles(reported / "report.html")
     asked = "puzzles, mode robust, {}: accuracy in %, mean of 3 tasks, n = 12"
     assert found[asked.format("empty message")] == "50.0 [29.8, 70.2]"
     assert found[asked.format("step by step")] == "75.0 [49.1, 86.8]"
@@ -252,14 +266,13 @@ def test_a_message_of_the_conversations_own_is_not_called_none(run):
     assert "not named 1" in text
 
 
-def test_stages_have_their_losses_and_their_goodput(run):
-    page_of(run)
-    text = " ".join(section(run, "training").text.split())
+def test_stages_have_their_losses_and_their_goodput(reported):
+    text = " ".join(section(reported, "training").text.split())
     assert "apprentice 10 0.5000 – 1,006 70.0 % expert 20 0.2500 0.5000 1,016 70.0 %" in text
 
 
-def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(run):
-    page = page_of(run)
+def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(reported):
+    page = read(reported)
     drawings, figures = page.all("svg"), page.all("figure")
     assert len(drawings) == len(figures) == len(page.all("figcaption")) == 9
     assert all(drawing["role"] == "img" and drawing["aria-label"].strip() for drawing in drawings)
@@ -267,17 +280,17 @@ def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(run):
     assert all(region["aria-label"] for region in page.all("div", "scroll"))
 
 
-def test_artifacts_are_linked_to_what_they_were_made_of(run):
-    page = page_of(run)
+def test_artifacts_are_linked_to_what_they_were_made_of(reported):
+    page = read(reported)
     anchors = {attributes["id"] for attributes in page.all("details", "artifact")}
     assert len(anchors) == 5
-    links = {link["href"].removeprefix("#") for link in section(run, "lineage").all("a")}
+    links = {link["href"].removeprefix("#") for link in section(reported, "lineage").all("a")}
     assert links == {anchor for anchor in anchors if "evaluation" not in anchor}
 
 
-def test_nothing_in_a_reply_can_act(run):
-    page = page_of(run)
-    text = (run / "report.html").read_text(encoding="utf-8")
+def test_nothing_in_a_reply_can_act(reported):
+    page = read(reported)
+    text = (reported / "report.html").read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
     policy = page.all("meta")[-1]["content"]
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
@@ -289,17 +302,17 @@ def test_nothing_in_a_reply_can_act(run):
     )
 
 
-def test_the_page_asks_for_nothing(run):
-    page = page_of(run)
+def test_the_page_asks_for_nothing(reported):
+    page = read(reported)
     for tag, attributes in page.elements:
         assert tag not in ("link", "iframe", "object")
         assert not attributes.keys() & {"src", "srcset"}
         assert attributes.get("href", "#").startswith("#"), tag
-    assert "url(" not in (run / "report.html").read_text(encoding="utf-8")
+    assert "url(" not in (reported / "report.html").read_text(encoding="utf-8")
 
 
-def test_replies_stand_side_by_side_and_all_outcomes_are_among_them(run):
-    page = page_of(run)
+def test_replies_stand_side_by_side_and_all_outcomes_are_among_them(reported):
+    page = read(reported)
     replies = page.all("div", "reply")
     assert {reply["data-outcome"] for reply in replies} == {"right", "wrong", "unparsed"}
     assert {reply["data-label"] for reply in replies} == {"empty message", "step by step"}
@@ -424,9 +437,8 @@ def seen(page):
 
 
 @pytest.mark.slow
-def test_a_browser_runs_it_without_an_error_and_its_search_works(run):
-    page_of(run)
-    page, console = opened(run / "report.html", "q=object_counting-2+so")
+def test_a_browser_runs_it_without_an_error_and_its_search_works(reported):
+    page, console = opened(reported / "report.html", "q=object_counting-2+so")
     assert console == []
     assert page.all("html")[0]["data-ready"] == "yes"
     assert len(page.all("svg")) == 9
@@ -435,9 +447,8 @@ def test_a_browser_runs_it_without_an_error_and_its_search_works(run):
 
 
 @pytest.mark.slow
-def test_filters_in_a_browser_choose_by_task_column_and_outcome(run):
-    page_of(run)
-    page, console = opened(run / "report.html", "task=navigate&label=step+by+step&outcome=right")
+def test_filters_in_a_browser_choose_by_task_column_and_outcome(reported):
+    page, console = opened(reported / "report.html", "task=navigate&label=step+by+step&outcome=right")
     assert console == []
     assert seen(page) == ["navigate"] * 3
     shown = [reply for reply in page.all("div", "reply") if "hidden" not in reply]
