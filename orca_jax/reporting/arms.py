@@ -6,6 +6,8 @@ from one frame of items.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -206,7 +208,8 @@ CAPTION = (
 )
 
 
-class Result(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
     """One evaluation of every arm: the `frame` of its items, whose runs are the seeds."""
 
     title: str
@@ -226,6 +229,7 @@ class Comparison(NamedTuple):
     mcnemar: tuple[float, ...]
 
 
+@functools.lru_cache(maxsize=16)
 def compare(result: Result, baseline: str) -> list[Comparison]:
     """Every other arm against the baseline; none where the baseline is missing.
 
@@ -298,20 +302,28 @@ def step_table(result: Result) -> Table:
 
 def training_table(facts: Sequence[Mapping[str, Any]]) -> Table:
     """The training of each arm; `facts` as `arm_runs.training_facts` gathers them."""
-    return Table.of(
+    header = [
+        "Arm",
+        "what it is",
+        "steps",
+        "packed positions",
+        "supervised tokens",
+        "examples seen",
+        "of them",
+    ]
+    rows = [
         [
-            {
-                "Arm": fact["arm"],
-                "what it is": fact["note"],
-                "steps": fact["steps"],
-                "packed positions": f"{fact['positions'] / 1e6:.2f} M",
-                "supervised tokens": f"{fact['supervised'] / 1e6:.2f} M",
-                "examples seen": f"{fact['examples']:.0f}",
-                "of them": ", ".join(f"{name} {count:.0f}" for name, count in fact["by_set"].items()),
-            }
-            for fact in facts
+            fact["arm"],
+            fact["note"],
+            fact["steps"],
+            f"{fact['positions'] / 1e6:.2f} M",
+            f"{fact['supervised'] / 1e6:.2f} M",
+            f"{fact['examples']:.0f}",
+            ", ".join(f"{name} {count:.0f}" for name, count in fact["by_set"].items()),
         ]
-    )
+        for fact in facts
+    ]
+    return Table(header, rows)
 
 
 def render(

@@ -54,7 +54,6 @@ class MeasuredRun:
     """`evaluations` are the scores by folder."""
 
     name: str
-    workdir: Path
     evaluations: Mapping[Path, Mapping[str, Any]]
 
 
@@ -85,7 +84,7 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> list[MeasuredRun]:
             model = path.parent.parent.name if path.parent.parent != root else ""
             by_model.setdefault(model, {})[path.parent] = _scores(path)
         for model, evaluations in (by_model or {"": {}}).items():
-            runs.append(MeasuredRun(f"{shown}, {model}" if model else shown, workdir, evaluations))
+            runs.append(MeasuredRun(f"{shown}, {model}" if model else shown, evaluations))
     return runs
 
 

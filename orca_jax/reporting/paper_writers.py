@@ -1,26 +1,20 @@
 """The paper's tables and figures as files: Markdown, LaTeX, CSV, Parquet, SVG, PNG, and an index.
 
 Markdown and LaTeX show rounded cells; CSV and Parquet hold a record a cell, unrounded. The LaTeX needs the
-packages booktabs and adjustbox. Figures are those of scores, system messages and lengths, with runs beside.
+packages booktabs and adjustbox. Figures are those of scores, with runs beside.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import cells
 from orca_jax.evaluation.cells import Cell
-from orca_jax.queries import system_messages
-from orca_jax.reporting import charts, data_card, paper, paper_tables, published
+from orca_jax.reporting import charts, paper, paper_tables, published
 from orca_jax.reporting.charts import Chart
-from orca_jax.reporting.data_card import COLLECTIONS
 from orca_jax.reporting.paper import AVERAGE_LABEL, TABLES, PaperTable
 from orca_jax.reporting.paper_tables import (
     NO,
@@ -46,7 +40,6 @@ SYSTEMS = {
     "chatgpt": "ChatGPT",
     "orca-13b": "Orca-13B",
 }
-TEACHERS = {"chatgpt": "ChatGPT", "gpt-4": "GPT-4"}
 FIGURE_2_NOTE = "The paper's figure has Vicuna-13B at 30; the cells of Table 8 give 29.3."
 MEASURED_NOTE = f"Runs: {cells.ERRORS}; {cells.PARTS}."
 
@@ -152,27 +145,12 @@ def _runs(pages: Sequence[Page], runs: Sequence[MeasuredRun]) -> list[str]:
 # Figures
 
 
-def answer_lengths(runs: Sequence[MeasuredRun]) -> dict[str, dict[int, NDArray[Any]]]:
-    """Trace set to system message to the lengths of its answers, of the first run that has any."""
-    for run in runs:
-        sets = {}
-        for path in sorted((run.workdir / "tokens").glob("*/columns.npz")):
-            if path.parent.name != "validation":
-                with np.load(path) as columns:
-                    sets[f"{path.parent.name} ({run.name})"] = data_card.by_message(columns)
-        if sets:
-            return sets
-    return {}
-
-
 def drawings(runs: Sequence[MeasuredRun]) -> list[Drawing]:
-    """Figures 1-3, 6, 9, 11 and 12."""
+    """Figures 1-3, 11 and 12."""
     return [
         _figure_1(runs),
         _averages("figure_2", "Figure 2: AGIEval, mean of 8 tasks", paper.TABLE_8, runs, FIGURE_2_NOTE),
         _averages("figure_3", "Figure 3: Big-Bench Hard, mean of 23 tasks", paper.TABLE_11, runs),
-        _figure_6(),
-        _figure_9(answer_lengths(runs)),
         _radar("figure_11", "Figure 11: AGIEval by task", paper.TABLE_8, runs),
         _radar("figure_12", "Figure 12: Big-Bench Hard by task", paper.TABLE_11, runs),
     ]
@@ -236,35 +214,3 @@ def _radar(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredRun]
     chart = charts.radar(rows, caption=title, chance=_chance(table), whole=False)
     assert chart
     return Drawing(name, title, chart, (f"Accuracy in per cent, from the cells of {table.place}.",))
-
-
-def _figure_6() -> Drawing:
-    rows = {
-        f"message {message.id}": {
-            name: Cell(message.shares[key]) for key, name in COLLECTIONS.items() if message.shares[key]
-        }
-        for message in system_messages.all_messages().values()
-    }
-    notes = (
-        "Read off the bars of the paper's Figure 6.",
-        "Section 3.1.2 of the paper gives Flan 2021 a pool of 28.9M queries, then of 85.7M, which is T0's.",
-    )
-    chart = charts.bars(rows, {}, caption="Share of the queries, per cent.")
-    return Drawing("figure_6", "Figure 6: system messages by sub-collection", chart, notes)
-
-
-def _figure_9(lengths: Mapping[str, Mapping[int, NDArray[Any]]]) -> Drawing:
-    """Boxes of each teacher's answers by message; a run's trace sets beside them."""
-    read = data_card.paper_lengths()
-    rows = {}
-    for id in sorted({id for id, _ in read}):
-        rows[f"message {id}"] = {name: read[id, teacher] for teacher, name in TEACHERS.items()} | {
-            name: data_card.box(found[id]) for name, found in lengths.items() if len(found.get(id, ()))
-        }
-    notes = (
-        "The paper's boxes are read off its Figure 9, whose unit is not labelled; whiskers are extremes.",
-    )
-    title = "Figure 9: lengths of the teachers' answers by system message"
-    chart = charts.boxes(rows, caption=title, x="tokens of the answer")
-    assert chart
-    return Drawing("figure_9", title, chart, notes)

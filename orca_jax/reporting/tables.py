@@ -75,11 +75,6 @@ class Table:
                 shown = " | ".join(map(str, row))
                 raise ValueError(f"a row of {len(row)} cells under {len(self.header)} columns: {shown}")
 
-    @classmethod
-    def of(cls, records: Sequence[Mapping[str, object]], **more: Any) -> Table:
-        """A row a record, under the keys of the first."""
-        return cls([*records[0]], [[*record.values()] for record in records], **more)
-
     @property
     def wordy(self) -> set[int]:
         """The columns among the numbers that hold texts, or long lists."""
