@@ -45,6 +45,7 @@ def frame(by_arm: Mapping[Any, Sequence[Iterable[Item]]]) -> pd.DataFrame:
                 {
                     "arm": arm, "run": run, "seed": item.seed, "mode": item.mode, "correct": item.correct,
                     "benchmark": item.benchmark, "task": item.task, "id": item.id,
+                    "answer": item.answer, "target": item.target,
                     "difficulty": int(level or 0),
                     "level": "" if level is None else f", difficulty {int(level)}",
                     "has_steps": "steps" in item.extra,
@@ -302,15 +303,7 @@ def step_table(result: Result) -> Table:
 
 def training_table(facts: Sequence[Mapping[str, Any]]) -> Table:
     """The training of each arm; `facts` as `arm_runs.training_facts` gathers them."""
-    header = [
-        "Arm",
-        "what it is",
-        "steps",
-        "packed positions",
-        "supervised tokens",
-        "examples seen",
-        "of them",
-    ]
+    header = ["Arm", "what it is", "steps", "packed positions", "supervised tokens", "examples seen"]
     rows = [
         [
             fact["arm"],
@@ -323,7 +316,7 @@ def training_table(facts: Sequence[Mapping[str, Any]]) -> Table:
         ]
         for fact in facts
     ]
-    return Table(header, rows)
+    return Table([*header, "of them"], rows)
 
 
 def render(

@@ -302,7 +302,8 @@ def bars(
         end, text = max(high, value, *dots), cell.text(decimals=decimals)
         axes.annotate(text, (end, middle), (6, 0), textcoords="offset points", va="center", **SMALL)
         beside.append((end, text))
-    axes.hlines(*zip(*whiskers), color=INK, lw=1.2)
+    if whiskers:
+        axes.hlines(*zip(*whiskers), color=INK, lw=1.2)
     for task, row in rows.items():
         guess, around = chance.get(task), [places[task, name] for name in row]
         if guess is not None and around:

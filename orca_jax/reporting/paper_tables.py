@@ -16,7 +16,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from orca_jax.records import Item
 from orca_jax.reporting import arms, published
 from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, PaperColumn, PaperTable
 from orca_jax.reporting.published import PublishedCell
+from orca_jax.reporting.report_sources import read_json
 from orca_jax.reporting.tables import MARKS, Table, mean_cell
 
 MODE = "orca"
@@ -89,11 +89,8 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> list[MeasuredRun]:
 
 
 def _scores(path: Path) -> Mapping[str, Any]:
-    try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); evaluate again") from error
-    if not isinstance(scores, dict) or not {"benchmark", "mode"} <= scores.keys():
+    scores = read_json(path)
+    if not {"benchmark", "mode"} <= scores.keys():
         raise ValueError(f"{path} has no benchmark and mode; evaluate again")
     return scores
 

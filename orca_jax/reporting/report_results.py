@@ -188,13 +188,15 @@ def groups(source: RunSet) -> list[EvaluationGroup]:
     for title in dict.fromkeys(column.group for column in source.columns):
         columns = [column for column in source.columns if column.group == title]
         items = pd.concat([column.items() for column in columns], ignore_index=True)
+        if items.empty:
+            continue
         whole = cells.puzzles_per_family(columns[0].directories[0])
         scores = (read_json(column.directories[0] / scoring.SCORES) for column in columns)
         chance = {task: row.get("chance") for one in scores for task, row in one.get("tasks", {}).items()}
         bars: dict[str, dict[str, Cell | None]] = {
             task: dict.fromkeys(column.label for column in columns) for task in sorted(set(items.task))
         }
-        for (task, label), part in items.groupby(["task", "label"]):
+        for (task, label), part in items.groupby(["task", "arm"]):
             bars[task][label] = cells.of_items(part.itertuples(), whole)
         found.append(EvaluationGroup(title, columns, items, chance, bars, whole))
     return found
@@ -210,7 +212,7 @@ def table(group: EvaluationGroup) -> Table:
     ) -> None:
         shown = []
         for column, cell in found.items():
-            unparsed = 100 * items.answer[items.label == column].isna().mean() if cell else 0
+            unparsed = 100 * items.answer[items.arm == column].isna().mean() if cell else 0
             small = (
                 Markup("<small> {:.1f} unparsed</small>").format(unparsed)
                 if unparsed and kind != "sum"
@@ -224,10 +226,10 @@ def table(group: EvaluationGroup) -> Table:
     for task, bars in group.bars.items():
         of_task = group.items[group.items.task == task]
         add(task, of_task, bars, percent(group.chance.get(task)), "")
-        levels = sorted(set(of_task.level))
+        levels = sorted(set(of_task.difficulty))
         for level in levels if len(levels) > 1 else ():
-            chosen = of_task[of_task.level == level]
-            parts = {label: chosen[chosen.label == label] for label in bars}
+            chosen = of_task[of_task.difficulty == level]
+            parts = {label: chosen[chosen.arm == label] for label in bars}
             found = {label: cells.of_items(p.itertuples()) if len(p) else None for label, p in parts.items()}
             add(f"difficulty {level or 'not named'}", chosen, found, "", "part")
     if len(group.bars) > 1:
@@ -295,15 +297,16 @@ def _key(item: Any) -> Key:
 
 
 def _samples(group: EvaluationGroup, questions: Mapping[Key, str]) -> Iterator[Sample]:
-    firsts = group.items[group.items.run == group.items.groupby("label").run.transform("min")]
+    firsts = group.items[group.items.run == group.items.groupby("arm").run.transform("min")]
     replies = {column.label: column.replies() for column in group.columns}
     by_key: dict[Key, dict[str, Any]] = collections.defaultdict(dict)
     for item in firsts.astype(object).where(firsts.notna(), None).itertuples():
-        by_key[_key(item)][item.label] = item
+        by_key[_key(item)][item.arm] = item
     for key, items in by_key.items():
-        answers = {
-            label: (item.outcome, item.answer, _cut(replies[label].get(key))) for label, item in items.items()
-        }
+        answers = {}
+        for label, item in items.items():
+            outcome = "right" if item.correct else "unparsed" if item.answer is None else "wrong"
+            answers[label] = outcome, item.answer, _cut(replies[label].get(key))
         yield Sample(group.title, next(iter(items.values())), _cut(questions.get(key)), answers)
 
 

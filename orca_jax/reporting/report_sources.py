@@ -15,12 +15,12 @@ from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation import scoring
 from orca_jax.evaluation.run import RecordedReply
 from orca_jax.records import Item
+from orca_jax.reporting import arms
 from orca_jax.reporting.tables import message_name
 
 SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
 RAN = [(key, "training") for key in ("seed", "curriculum", "optimizer", "compiler_options", "data", "train")]
 RAN += [("evaluation", "evaluation"), ("puzzles", "queries")]
-OF_ITEM = ("benchmark", "task", "id", "mode", "correct", "answer", "target")
 Key = tuple[str, str, str]  # benchmark, task, id
 
 
@@ -45,16 +45,10 @@ class ResultColumn(NamedTuple):
     directories: tuple[Path, ...]
 
     def items(self) -> pd.DataFrame:
-        """A row an item, with its column's label and `run`: the number of the run, or its own seed."""
-        rows = []
-        for number, directory in enumerate(self.directories):
-            for item in files.read_jsonl(directory / scoring.ITEMS, Item):
-                run = number if len(self.directories) > 1 else item.seed
-                level = item.extra.get("difficulty")
-                outcome = "right" if item.correct else "wrong" if item.answer is not None else "unparsed"
-                values = [getattr(item, name) for name in OF_ITEM]
-                rows.append([self.label, run, "" if level is None else str(level), outcome, *values])
-        return pd.DataFrame(rows, columns=["label", "run", "level", "outcome", *OF_ITEM])
+        """The `arms.frame` of the column's items, under its label; of a single run, `run` is the seed."""
+        runs = [files.read_jsonl(directory / scoring.ITEMS, Item) for directory in self.directories]
+        items = arms.frame({self.label: runs})
+        return items if len(runs) > 1 or items.empty else items.assign(run=items.seed)
 
     def replies(self) -> dict[Key, str]:
         """The texts of the first run's first seed; empty where they were not kept."""

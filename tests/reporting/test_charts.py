@@ -92,6 +92,11 @@ def test_bars_are_as_long_as_they_say():
     assert mark.get_linestyle() == "--"
 
 
+def test_bars_of_which_nothing_was_measured_say_so():
+    assert "not measured" in texts(charts.bars({"navigate": {"one": None}}, {}, caption=""))
+    assert charts.bars({}, {}, caption="").svg
+
+
 def test_colours_and_font_are_the_pages():
     chart = charts.bars({"a": {"one": Cell(0.5, 100, 0.05)}}, {}, caption="")
     assert "fill: var(--c0)" in chart.svg
