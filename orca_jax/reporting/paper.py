@@ -7,10 +7,7 @@ or its data files, and which number is used here.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import functools
-import importlib.resources
 import re
 from collections.abc import Mapping
 
@@ -89,7 +86,7 @@ class PaperTable:
                 int(row["decimals"]),
                 bool(row["compared"]),
             )
-            for row in _data("paper_columns.csv")
+            for row in published.rows("paper_columns.csv")
             if row["page"] == self.name
         ]
 
@@ -101,24 +98,13 @@ class PaperTable:
     def notes(self) -> list[Note]:
         return [
             Note(row["note"], tuple(tuple(at.split(" | ")) for at in row["cells"].split("; ") if at))
-            for row in _data("paper_notes.csv")
+            for row in published.rows("paper_notes.csv")
             if row["page"] == self.name
         ]
 
     def cell(self, label: str, column: PaperColumn) -> PublishedCell | None:
         """The published cell, or None where the paper has none."""
-        return _found(tuple(sorted({**self.rows[label], **column.filters}.items())))
-
-
-@functools.cache
-def _data(name: str) -> list[dict[str, str]]:
-    text = importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
-    return list(csv.DictReader(text.splitlines()))
-
-
-@functools.cache
-def _found(filters: tuple[tuple[str, str], ...]) -> PublishedCell | None:
-    return published.cell(**dict(filters)) if published.cells(**dict(filters)) else None
+        return published.cell(**self.rows[label], **column.filters)
 
 
 def label(task: str) -> str:

@@ -34,17 +34,19 @@ class PublishedCell:
 
 
 @functools.cache
+def rows(file: str) -> list[dict[str, str]]:
+    """The rows of a CSV file of this package, by its header."""
+    text = importlib.resources.files(__package__).joinpath(file).read_text("utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+@functools.cache
 def _all() -> tuple[PublishedCell, ...]:
-    text = importlib.resources.files(__package__).joinpath("published.csv").read_text("utf-8")
-    found = []
-    for row in csv.DictReader(text.splitlines()):
-        values: dict[str, Any] = {
-            **row,
-            "n": int(row["n"]) if row["n"] else None,
-            "value": float(row["value"]),
-        }
-        found.append(PublishedCell(**values))
-    return tuple(found)
+    found: list[dict[str, Any]] = [*rows("published.csv")]
+    return tuple(
+        PublishedCell(**{**row, "n": int(row["n"]) if row["n"] else None, "value": float(row["value"])})
+        for row in found
+    )
 
 
 def cells(**filters: str) -> tuple[PublishedCell, ...]:
@@ -52,16 +54,17 @@ def cells(**filters: str) -> tuple[PublishedCell, ...]:
     return tuple(c for c in _all() if all(getattr(c, name) == value for name, value in filters.items()))
 
 
-def cell(**filters: str) -> PublishedCell:
-    """The one cell that the filters leave.
+@functools.cache
+def cell(**filters: str) -> PublishedCell | None:
+    """The one cell that the filters leave; None where the paper has none.
 
     Raises:
-      ValueError: there is none, or there are several.
+      ValueError: there are several.
     """
     found = cells(**filters)
-    if len(found) != 1:
+    if len(found) > 1:
         wanted = ", ".join(f"{name}={value}" for name, value in filters.items())
         raise ValueError(
             f"{len(found)} published cells for {wanted}; one of each of {', '.join(KEY)} is unique"
         )
-    return found[0]
+    return found[0] if found else None
