@@ -106,7 +106,7 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from orca_jax.evaluation import judging, model, modes, replies
+from orca_jax.evaluation import judging, model, replies, scoring
 from orca_jax.evaluation.benchmarks import open_ended, registry
 from orca_jax.evaluation.benchmarks.registry import show
 from orca_jax.evaluation.run import Options, run
@@ -130,7 +130,7 @@ def score(given: cli.Options) -> None:
         print(judging.text(judging.score_reviews(file, out)))
         return
     if not given.mode:
-        raise ValueError(f"give --mode, one of {', '.join(modes.MODES)}")
+        raise ValueError(f"give --mode, one of {', '.join(scoring.MODES)}")
     scores = replies.score(given.benchmark, given.mode, file, out, given.path, given.rows)
     print(tables.score_table(scores))
 

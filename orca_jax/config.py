@@ -51,7 +51,7 @@ Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
 Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]
 Remat = Literal["none", "products", "full"]
 OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
-# The modes of each benchmark, see evaluation.modes; the first one is used where a config names none.
+# The modes of each benchmark, see evaluation.scoring; the first one is used where a config names none.
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "bbh": ("orca", "orca_cot", "robust", "answer_is"),
     "agieval": ("orca", "orca_cot", "robust"),
@@ -439,7 +439,7 @@ class EvaluationConfig:
     per_family: Count = 100  # puzzles of a family
     difficulties: tuple[int, ...] = (1, 2, 3)  # of the puzzles
     messages: tuple[MessageId, ...] = (1, 7)  # system messages, each for all puzzles
-    # Benchmark to the modes it is evaluated in, see evaluation.modes; one that is not named: in its first.
+    # Benchmark to the modes it is evaluated in, see evaluation.scoring; one that is not named: in its first.
     modes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"bbh": ("orca", "orca_cot")})
     max_tokens: Positive = 256  # of a reply
     max_length: Positive = 1024  # tokens of prompt and reply

@@ -29,7 +29,7 @@ from orca_jax.config import (
 from orca_jax.config_check import ConfigError, build
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
-from orca_jax.evaluation import modes
+from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks import open_ended, registry, toxigen
 from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
@@ -141,7 +141,7 @@ def test_plain_is_what_json_gives_back():
 def test_names_are_those_of_the_packages_that_know_them():
     assert set(registry.BENCHMARKS) == set(BENCHMARK_MODES)
     scored = [name for name, benchmark in registry.BENCHMARKS.items() if benchmark.scored]
-    assert {mode for name in scored for mode in BENCHMARK_MODES[name]} == set(modes.MODES)
+    assert {mode for name in scored for mode in BENCHMARK_MODES[name]} == set(scoring.MODES)
     assert BENCHMARK_MODES["toxigen"] == tuple(f"{toxigen.MODE}_{kind}" for kind in toxigen.KINDS)
     assert get_args(Filter) == quality.FLAGS
     assert get_args(FlanKind) == tuple(flan.READERS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.config import BENCHMARK_MODES
-from orca_jax.evaluation import extraction, modes, scoring
+from orca_jax.evaluation import extraction, scoring
 from orca_jax.evaluation.benchmarks import base, bbh, registry
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
 from orca_jax.records import Outcome, RecordError, Reply, from_json
@@ -41,7 +41,7 @@ def score(
 
     Args:
       benchmark: a key of `registry.BENCHMARKS`, or `puzzles`.
-      mode: a key of `modes.MODES`.
+      mode: a key of `scoring.MODES`.
       path: the benchmark's folder or file, and `size` the rows that it must have, as `registry.questions`;
         without them what is needed is taken from the targets, and chance is not known.
 
@@ -72,7 +72,7 @@ def score(
 
 
 def _check(benchmark: str, mode: str) -> None:
-    modes.mode(mode)
+    scoring.parser(mode)
     if benchmark == OWN:
         return
     if benchmark not in registry.BENCHMARKS:

@@ -23,7 +23,7 @@ import numpy as np
 from orca_jax import artifacts, files
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
-from orca_jax.evaluation import cells, model, modes, scoring, toxicity
+from orca_jax.evaluation import cells, model, scoring
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.benchmarks import registry, toxigen
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
@@ -142,7 +142,7 @@ class Evaluator:
                     progress=lambda done: report(len(replies) * len(questions) + done),
                 )
         given: dict[str, Any] = {"mode": mode, "system_message_id": system.id}
-        if mode in modes.MODES:
+        if mode in scoring.MODES:
             scored = [scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items()]
             items = list(itertools.chain(*scored))
             groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
@@ -173,7 +173,7 @@ class Evaluator:
         del options["model"]  # which is among the inputs
         if given := {key: value for key, value in options.items() if value != usual[key]}:
             if self.options.classifier:
-                given["classifier"] = toxicity.fingerprint(self.options.classifier)
+                given["classifier"] = toxigen.fingerprint(self.options.classifier)
             provenance["options"] = given
         return artifacts.joined(provenance, artifacts.unrecorded(self.model.settings))
 
@@ -196,8 +196,8 @@ def _described(questions: Sequence[Question], replies: Sequence[Reply], classifi
         "characters": sum(len(reply.text) for reply in replies) / len(replies),
     }
     if classifier and questions[0].mode == toxigen.MODE:
-        classify = toxicity.huggingface_classifier(classifier)
-        scores["toxicity"] = toxicity.summarise(questions, replies, classify)
+        classify = toxigen.huggingface_classifier(classifier)
+        scores["toxicity"] = toxigen.summarise(questions, replies, classify)
     return scores
 
 

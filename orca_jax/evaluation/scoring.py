@@ -1,10 +1,17 @@
-"""Scores replies: replies to items, items to scores. Pure functions, so any replies can be scored again."""
+"""Scores replies: replies to items, items to scores. Pure functions, so any replies can be scored again.
+
+A mode says how the answer of a reply is parsed, and when it is right:
+  orca                the paper's parser: the first capital letter in the task's range (section 4.2.2)
+  orca_cot, robust    the last well-formed answer (`extraction.robust`); the prompts differ
+  answer_is           what follows the last "answer is", compared letter by letter with the target
+"""
 
 from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +19,52 @@ import numpy as np
 
 from orca_jax import files
 from orca_jax.artifacts import atomic_write
-from orca_jax.evaluation import modes, statistics
+from orca_jax.evaluation import extraction, statistics
 from orca_jax.evaluation.benchmarks.base import Group, Question
 from orca_jax.evaluation.statistics import Estimate
 from orca_jax.records import Item, Outcome, Reply
 
 ITEMS, SCORES = "items.jsonl", "scores.json"
 PARSED_OUTCOMES = (Outcome.OK, Outcome.LENGTH)
+# What replies say for the labels of two BBH tasks.
+_SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "sports_understanding": {"plausible": "yes", "implausible": "no"},
+    "web_of_lies": {
+        **dict.fromkeys(("tell the truth", "tells the truth", "telling the truth"), "Yes"),
+        **dict.fromkeys(("lies", "lying"), "No"),
+    },
+}
+
+
+def _first_capital(question: Question, reply: Reply) -> str | None:
+    return extraction.first_capital(reply.text, question.extra.get("letters", extraction.PAPER_LETTERS))
+
+
+def _robust(question: Question, reply: Reply) -> str | None:
+    return extraction.robust(
+        reply.text,
+        question.choices,
+        options=question.extra.get("options", ()),
+        synonyms=_SYNONYMS.get(question.task, {}),
+        form=extraction.form(question.target),
+        finished=reply.outcome != Outcome.LENGTH,
+    )
+
+
+# By mode: the answer of a reply, None where it has none.
+MODES: Mapping[str, Callable[[Question, Reply], str | None]] = {
+    "orca": _first_capital,
+    "orca_cot": _robust,
+    "robust": _robust,
+    "answer_is": lambda question, reply: extraction.answer_is(reply.text),
+}
+
+
+def parser(mode: str) -> Callable[[Question, Reply], str | None]:
+    """Raises ValueError, naming all modes, if there is no such one."""
+    if mode not in MODES:
+        raise ValueError(f"unknown evaluation mode {mode!r}; known: {', '.join(MODES)}")
+    return MODES[mode]
 
 
 def score(
@@ -37,12 +83,14 @@ def score(
     Raises:
       ValueError: the mode is unknown, or there are not as many replies as questions.
     """
-    reading = modes.mode(mode)
+    parse = parser(mode)
     if len(questions) != len(replies):
         raise ValueError(f"{len(questions)} questions but {len(replies)} replies; every question needs one")
     items = []
     for question, reply in zip(questions, replies):
-        answer = reading.answer(question, reply) if reply.outcome in PARSED_OUTCOMES else None
+        answer = parse(question, reply) if reply.outcome in PARSED_OUTCOMES else None
+        # Of free answers the form does not matter, except in the modes that compare letter by letter.
+        alike = extraction.same_answer if parse is _robust and not question.choices else operator.eq
         item = Item(
             benchmark=question.benchmark,
             task=question.task,
@@ -50,7 +98,7 @@ def score(
             seed=seed,
             mode=mode,
             outcome=reply.outcome,
-            correct=answer is not None and reading.is_correct(answer, question),
+            correct=answer is not None and alike(answer, question.target),
             answer=answer,
             target=question.target,
             system_message_id=system_message_id,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orca_jax.evaluation import modes, scoring
+from orca_jax.evaluation import scoring
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Outcome, Reply
 
@@ -31,4 +31,4 @@ def test_a_reply_is_read_as_the_mode_does(mode, text, answer, correct):
 
 def test_an_unknown_mode_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'orka'; known: orca, orca_cot, robust, answer_is"):
-        modes.mode("orka")
+        scoring.parser("orka")

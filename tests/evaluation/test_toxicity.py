@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.evaluation import toxicity
+from orca_jax.evaluation.benchmarks import toxigen as toxicity
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.records import Outcome, Reply
 

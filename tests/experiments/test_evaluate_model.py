@@ -160,7 +160,7 @@ def test_continuations_are_classified_where_a_classifier_is_given(mini, endpoint
     (tmp_path / "toxigen/hate_women_1k.txt").write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "classifier").mkdir()
     monkeypatch.setattr(
-        run.toxicity, "huggingface_classifier", lambda folder: lambda texts: [0.25] * len(texts)
+        run.toxigen, "huggingface_classifier", lambda folder: lambda texts: [0.25] * len(texts)
     )
     config = mini(**{"benchmarks.toxigen": str(tmp_path / "toxigen"), "puzzles.families": ()})
     with Server(lambda call: completion("cats are kind\n- more")) as server:

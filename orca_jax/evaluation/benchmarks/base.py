@@ -37,7 +37,7 @@ class Question:
     choices: tuple[str, ...] = ()  # labels ("A", "B", ... or "Yes", "No"); empty for free answers
     chance: float | None = 0.0  # probability that a blind guess is right; None where it is not known
     majority: float | None = None  # accuracy, over the task, of always giving its most frequent target
-    mode: str = "robust"  # the form of the prompt and how its reply is parsed (`evaluation.modes`)
+    mode: str = "robust"  # the form of the prompt and how its reply is parsed (`evaluation.scoring`)
     # What a mode's parser needs besides, and keys to group by; JSON values.
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     details: Callable[[str], Mapping[str, Any]] | None = None  # of a reply's text, for its item's `extra`
