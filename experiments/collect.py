@@ -214,14 +214,12 @@ def jobs(config: ExperimentConfig, workdir: Path) -> list[Job]:
 
 def plan(config: ExperimentConfig, workdir: Path) -> None:
     """Writes plan/TEACHER.jsonl and prints how many requests there are of each kind."""
-    every = jobs(config, workdir)
     print("| teacher | collection | message | requests |\n|---|---|---|---|")
-    for job in every:
+    for job in jobs(config, workdir):
         path = workdir / "plan" / f"{job.teacher.name}.jsonl"
         files.write_jsonl(path, estimates.planned_requests(job))
         for kind, planned in sorted(estimates.planned(job).items(), key=str):
             print(f"| {kind.teacher} | {kind.collection} | {kind.system_message_id} | {planned.requests:,} |")
-    print("\n" + "\n".join(estimates.overlaps(every)))
 
 
 def estimate(config: ExperimentConfig, workdir: Path) -> None:

@@ -11,11 +11,9 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from typing import NamedTuple
-
-import numpy as np
 
 from orca_jax.config import ApiConfig
 from orca_jax.records import Outcome, Trace, Usage
@@ -132,17 +130,6 @@ def planned(job: Job) -> dict[Kind, Planned]:
         kind = Kind(one.teacher, one.collection, one.system_message_id)
         counts[kind] = Planned(counts[kind].requests + 1, counts[kind].prompt_bytes + one.prompt_bytes)
     return counts
-
-
-def overlaps(jobs: Sequence[Job]) -> Iterator[str]:
-    """How many queries each teacher gets, and how many of those the one with the most gets too."""
-    ids = {
-        job.teacher.name: np.fromiter((hash(query.id) for query in job.queries()), np.int64) for job in jobs
-    }
-    for name, own in ids.items():
-        most = max(ids, key=lambda other: len(ids[other]))
-        shared = "" if name == most else f", {np.isin(own, ids[most]).sum():,} of them {most}'s too"
-        yield f"{name}: {len(own):,} queries{shared}"
 
 
 def measure(traces: Iterable[Trace]) -> dict[Kind, Measured]:

@@ -253,17 +253,6 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             query = "SELECT key FROM attempts INDEXED BY attempts_by_key WHERE answer = 1"
             return id_array(itertools.chain.from_iterable(self._connection.execute(query + " ORDER BY key")))
 
-    def unanswered(self, identity: str) -> Iterator[tuple[Request, Reply | None]]:
-        """Every request to this endpoint without an answer, with what its last attempt came to, if any."""
-        rows = self._rows(
-            "SELECT key, sampling, sample, messages FROM attempts WHERE endpoint = ? AND id IN "
-            "(SELECT max(id) FROM attempts GROUP BY key HAVING NOT max(answer)) ORDER BY id",
-            identity,
-        )
-        for key, *request in rows:
-            last = self.get_many([key]).get(key)
-            yield _request(*request), last.reply if last else None
-
     def status(self) -> dict[str, Status]:
         """What was sent so far, by endpoint identity."""
         since = _milliseconds(time.time() - RECENT)

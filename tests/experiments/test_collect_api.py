@@ -230,9 +230,7 @@ def test_plan(tmp_path, capsys):
     for name, planned in rows.items():
         assert sum(int(count) for teacher, count in counts if teacher == name) == len(planned)
     assert len(rows["chatgpt"]) == QUERIES
-    few = len(rows["gpt4"])
-    assert 0 < few < QUERIES
-    assert f"gpt4: {few} queries, {few} of them chatgpt's too" in said
+    assert 0 < len(rows["gpt4"]) < QUERIES
     assert {row["query_id"] for row in rows["gpt4"]} < {row["query_id"] for row in rows["chatgpt"]}
     assert not (tmp_path / "traces").exists()
 
@@ -486,7 +484,7 @@ def test_killed_and_resumed(repo, tmp_path):
         said, _ = dead.communicate()
         kept = int(re.match(r"chatgpt: done (\d+) of 40;", said)[1])
         assert 0 < kept < QUERIES
-        assert "in_flight" in said
+        assert "in flight" in said
         again = program(repo, tmp_path, server.url, "run")
         _, words = again.communicate()
         assert again.returncode == 0, words

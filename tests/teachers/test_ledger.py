@@ -151,15 +151,6 @@ class TestStatus:
         assert status["teacher"].last == pytest.approx(now - 5, abs=0.01)
         assert (status["other"].recent, status["other"].last) == (0, pytest.approx(now - 90, abs=0.01))
 
-    def test_unanswered(self, ledger):
-        ledger.record(
-            [attempt("a"), attempt("b", "first", Outcome.ERROR), attempt("b", "last", Outcome.ERROR)]
-        )
-        ledger.record([Attempt("other", request("c"), Reply(Outcome.ERROR, ""))])
-        ledger.note("teacher", [(request("d"), Usage())])
-        (failed, reply), (sent, nothing) = ledger.unanswered("teacher")
-        assert (failed, reply.text, sent, nothing) == (request("b"), "last", request("d"), None)
-
     def test_the_last_failure(self, ledger):
         ledger.record([attempt("b", text, Outcome.ERROR) for text in ("first", "last")])
         ledger.note("teacher", [(request("b"), Usage(9, 9))])
@@ -201,8 +192,9 @@ class TestNotes:
 
     def test_a_request_comes_back_whole(self, ledger):
         asked = request("Was heißt\ud83d das?", sampling=Sampling(0.7, stop=("x",), seed=3), sample=2)
-        ledger.note("teacher", [(asked, Usage())])
-        assert [found for found, _ in ledger.unanswered("teacher")] == [asked]
+        (note,) = ledger.note("teacher", [(asked, Usage())], batch=1)
+        sent = request_id("teacher", asked)
+        assert ledger.awaited([sent], 1) == {sent: (note, asked)}
 
     def test_answered(self, ledger):
         ledger.record([attempt(str(number)) for number in range(20)])
@@ -238,9 +230,6 @@ class TestFiles:
                 assert sum(one.answers for one in status) == len(old) - 1
                 assert [one.in_flight_usage for one in status if one.in_flight] == [Usage(30, 40)]
                 assert ledger.awaited([lost], 9).keys() == {lost}
-                lacking = [(request_id(name, one), last and last.outcome) for name in ledger.status()
-                           for one, last in ledger.unanswered(name)]  # fmt: skip
-                assert lacking == [(failed, Outcome.ERROR)]
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(LedgerError, match=r"l\.sqlite: the directory .*no does not exist; make it"):
