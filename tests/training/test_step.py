@@ -28,6 +28,10 @@ def params():
     return llama.init(STUDENT, 0)
 
 
+take = jax.jit(gradients, static_argnums=(2, 3, 4))
+loss_of = jax.jit(batch_loss, static_argnums=(2, 3))
+
+
 def uneven(batch):
     """Every row with another share of its weights, one row with none, and some tokens weighted twice."""
     scale = np.linspace(0, 2, len(batch.tokens), dtype=np.float32)[:, None]
@@ -43,7 +47,6 @@ def distance(found, expected):
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_equals_one_step_under_uneven_weights(parts):
     batch = uneven(synthetic.batch())
-    take = jax.jit(gradients, static_argnums=(2, 3, 4))
     loss, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
     accumulated_loss, accumulated = take(params(), batch, STUDENT, jnp.float32, parts)
     assert distance(accumulated, gradient) < 1e-6
@@ -53,7 +56,6 @@ def test_accumulation_equals_one_step_under_uneven_weights(parts):
 def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
     """So that the test above would notice."""
     batch = uneven(synthetic.batch())
-    take = jax.jit(gradients, static_argnums=(2, 3, 4))
     _, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
     halves = [Row(*(array[i::2] for array in batch)) for i in range(2)]
     each = [take(params(), half, STUDENT, jnp.float32, 1)[1] for half in halves]
@@ -62,10 +64,9 @@ def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
 
 def test_loss_pairs_of_parts_add_up():
     batch = synthetic.batch()
-    whole = batch_loss(params(), batch, STUDENT, jnp.float32)
+    whole = loss_of(params(), batch, STUDENT, jnp.float32)
     parts = [
-        batch_loss(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32)
-        for i in range(0, 8, 2)
+        loss_of(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32) for i in range(0, 8, 2)
     ]
     assert sum(float(part.weight) for part in parts) == float(whole.weight) == batch.loss_weights.sum()
     np.testing.assert_allclose(sum(float(part.total) for part in parts), whole.total, rtol=1e-6)
@@ -76,9 +77,7 @@ def test_token_losses_add_up_to_the_batch_loss():
     losses = token_losses(params(), batch, STUDENT, jnp.float32)
     assert losses.shape == batch.tokens.shape
     assert (np.asarray(losses)[batch.loss_weights == 0] == 0).all()
-    np.testing.assert_allclose(
-        losses.sum(), batch_loss(params(), batch, STUDENT, jnp.float32).total, rtol=1e-6
-    )
+    np.testing.assert_allclose(losses.sum(), loss_of(params(), batch, STUDENT, jnp.float32).total, rtol=1e-6)
 
 
 def test_empty_rows_change_neither_loss_nor_gradient():
@@ -87,7 +86,6 @@ def test_empty_rows_change_neither_loss_nor_gradient():
     assert not empty.loss_weights.any()
     half = Row(*(array[:6] for array in batch))
     filled = Row(*(np.concatenate([array, [blank] * 2]) for array, blank in zip(half, empty)))
-    take = jax.jit(gradients, static_argnums=(2, 3, 4))
     loss, gradient = take(params(), half, STUDENT, jnp.float32, 1)
     filled_loss, filled_gradient = take(params(), filled, STUDENT, jnp.float32, 1)
     np.testing.assert_allclose(filled_loss, loss, rtol=1e-6)
@@ -96,11 +94,17 @@ def test_empty_rows_change_neither_loss_nor_gradient():
 
 def test_a_batch_without_weight_changes_nothing_and_is_finite():
     batch = synthetic.batch()
-    loss, gradient = gradients(
+    loss, gradient = take(
         params(), batch._replace(loss_weights=0 * batch.loss_weights), STUDENT, jnp.float32, 1
     )
     assert (loss.total, loss.weight) == (0, 0)
     assert optax.tree.norm(gradient) == 0
+
+
+@functools.cache
+def compiled(mesh, student, kind, logits_budget, **options):
+    """The steps, which trace `logits_budget` too."""
+    return make_steps(student, make_optimizer(OptimizerConfig(kind=kind)), mesh, **options)
 
 
 class Run:
@@ -111,9 +115,8 @@ class Run:
     ):
         self.mesh = mesh
         with jax.set_mesh(mesh):
-            optimizer = make_optimizer(OptimizerConfig(kind=kind))
             options = {"dtype": dtype, "accumulation": accumulation, "limited": limited}
-            self.steps = make_steps(student, optimizer, mesh, **options)
+            self.steps = compiled(mesh, student, kind, loss_module.LOGITS_BUDGET, **options)
             self.state = self.steps.init(llama.init(student, 0))
 
     def step(self, batch, rate=3e-3, *limit):

@@ -16,14 +16,33 @@ from orca_jax.config import StageConfig
 from orca_jax.config_check import build
 from orca_jax.data.loader import RowBuilder
 from orca_jax.student import llama
-from orca_jax.training import metrics
+from orca_jax.training import metrics, trainer
 from orca_jax.training.checkpoints import CheckpointError, load_params
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.metrics import TIMED
+from orca_jax.training.step import make_steps
 from orca_jax.training.trainer import MOST_IN_A_ROW, TrainConfig
 from tests.training import synthetic
 
 TOTAL = sum(stage.steps for stage in synthetic.STAGES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Runs of the same settings share their compiled steps."""
+
+    @functools.cache
+    def make(student, optimizer, mesh, **options):
+        return make_steps(student, optimizer, mesh, **options)
+
+    def shared(student, optimizer, mesh, *, compiler_options, **options):
+        assert not compiler_options
+        return make(student, optimizer, mesh, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_optimizer", functools.cache(trainer.make_optimizer))
+        patch.setattr(trainer, "make_steps", shared)
+        yield
 
 
 @pytest.fixture(scope="module")
