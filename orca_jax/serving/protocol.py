@@ -48,16 +48,8 @@ Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 IdLists = Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
 
 
-def _nullable(schema: dict[str, Any]) -> None:
-    """Makes optional fields nullable in a request's JSON schema."""
-    schema["additionalProperties"] = {"type": "null"}
-    for name, field in schema["properties"].items():
-        if name not in schema.get("required", ()):
-            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
-
-
 class StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_nullable)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -146,17 +138,6 @@ class CompletionRequest(CommonRequest):
     echo: bool = False
 
 
-class Error(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    error: Error
-
-
 class ApiError(HTTPException):
     """A request that is not answered, and why; `param` names the field."""
 
@@ -171,7 +152,7 @@ class ApiError(HTTPException):
         super().__init__(status, message, headers)
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if status >= 500 else kinds.get(status, "invalid_request_error")
-        self.body = ErrorBody(error=Error(message=message, type=kind, param=param, code=code)).model_dump()
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     @property
     def response(self) -> JSONResponse:

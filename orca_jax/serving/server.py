@@ -21,19 +21,13 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orca_jax import __version__
 from orca_jax.serving.completions import Service
 from orca_jax.serving.local import LocalStudent
-from orca_jax.serving.protocol import ApiError, ChatRequest, CompletionRequest, ErrorBody, failed, invalid
+from orca_jax.serving.protocol import ApiError, ChatRequest, CompletionRequest, failed, invalid
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SHORTEST_TOKEN = 16  # characters
 CLIENT_LEFT = 499  # in the metrics only
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request is not answered; the message says why."},
-    "5XX": {"model": ErrorBody, "description": "The server failed."},
-}
-STREAMS: dict[int | str, dict[str, Any]] = {**ERRORS, 200: {"content": {"text/event-stream": {}}}}
 
 
 def read_token(variable: str) -> str:
@@ -136,14 +130,7 @@ def make_app(
         yield
         await asyncio.to_thread(service.worker.close)
 
-    app = FastAPI(
-        title="orca_jax",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        responses=ERRORS,
-    )
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.worker = service.worker
     app.add_middleware(Guard, token=token, max_body=max_body, counts=service.counts)
 
@@ -158,9 +145,6 @@ def make_app(
         return invalid(error.errors()).response
 
     _add_routes(app, service)
-    schemas = app.openapi()["components"]["schemas"]
-    for form in (ChatRequest, CompletionRequest):
-        schemas[form.__name__]["properties"]["model"]["enum"] = [name]
     return app
 
 
@@ -170,12 +154,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             message = f"no model {given!r:.100}; this server has {service.name!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    @app.post("/v1/chat/completions", responses=STREAMS)
+    @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest) -> Response:
         check_model(body.model)
         return await asyncio.to_thread(service.chat, body)
 
-    @app.post("/v1/completions", responses=STREAMS)
+    @app.post("/v1/completions")
     async def complete(body: CompletionRequest) -> Response:
         check_model(body.model)
         return await asyncio.to_thread(service.text, body)

@@ -1,5 +1,7 @@
 """One finished run of the smallest experiment, which the tests of the programs read or copy."""
 
+import fcntl
+import os
 import shutil
 
 import pytest
@@ -32,10 +34,16 @@ def mini():
 
 @pytest.fixture(scope="session")
 def finished(mini, tmp_path_factory):
-    """The workdir of a finished run; copy it to change it."""
-    workdir = tmp_path_factory.mktemp("finished") / "workdir"
-    road.run(mini(), workdir)
-    return workdir
+    """The workdir of a finished run, made once for all workers of pytest-xdist; copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "workdir").exists():
+            road.run(mini(), folder / "making")
+            (folder / "making").rename(folder / "workdir")
+    return folder / "workdir"
 
 
 @pytest.fixture
