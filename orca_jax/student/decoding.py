@@ -91,11 +91,10 @@ class Prefill(NamedTuple):
         positions: jax.Array,
         segment_ids: jax.Array,
         config: LlamaConfig,
+        window: int,
     ) -> tuple[jax.Array, KV]:
         """See `llama.LayerCache`; positions count from 0, and segment 0 is padding."""
-        attn_out = attention.attend(
-            query, key, value, segment_ids, backend=config.attention, window=config.sliding_window
-        )
+        attn_out = attention.attend(query, key, value, segment_ids, backend=config.attention, window=window)
         return attn_out, _heads_first(key, value)
 
 
@@ -119,6 +118,7 @@ class Decode(NamedTuple):
         positions: jax.Array,
         segment_ids: jax.Array,
         config: LlamaConfig,
+        window: int,
     ) -> tuple[jax.Array, Decode]:
         """See `llama.LayerCache`; `segment_ids` is unused: each row is one segment."""
         start = (0, 0, self.step, 0)
@@ -128,7 +128,7 @@ class Decode(NamedTuple):
                 for before, added in zip(self.new, _heads_first(key, value))
             )
         )
-        attn_out = _attend_cached(query, self.cached, new, self.lengths, positions, config.sliding_window)
+        attn_out = _attend_cached(query, self.cached, new, self.lengths, positions, window)
         return attn_out, Decode(self.cached, self.lengths, new, self.step + key.shape[1])
 
 

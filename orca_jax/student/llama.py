@@ -1,5 +1,7 @@
 """A LLaMA decoder in linen (Touvron et al., arXiv 2302.13971): RMS norm, rotary positions, SwiGLU.
 
+The switches of `LlamaConfig` make it one of Mistral's, Qwen's, SmolLM3, Gemma 3 or OLMo 2.
+
 Axis letters: b batch, t query position, s key position, n query heads, k key-value heads, h head
 dimension, d hidden size, f feed-forward size, v (padded) vocabulary, l layers.
 """
@@ -16,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from orca_jax.student import attention, lora
-from orca_jax.student.presets import LlamaConfig
+from orca_jax.student.presets import LayerType, LlamaConfig, RopeScaling
 from orca_jax.student.sharding import all_but_gathered, constrain, gathered, gathers, pinned
 
 Params = dict[str, Any]
@@ -36,8 +38,13 @@ class LayerCache(Protocol):
         positions: jax.Array,
         segment_ids: jax.Array,
         config: LlamaConfig,
+        window: int,
     ) -> tuple[jax.Array, Any]:
-        """Attention [b, t, n, h] of new tokens to the cached ones and to themselves, and the new cache."""
+        """Attention [b, t, n, h] of new tokens to the cached ones and to themselves, and the new cache.
+
+        Args:
+          window: size of the layer's sliding window in tokens; 0: none.
+        """
 
 
 Cache = tuple[LayerCache, ...]
@@ -50,10 +57,14 @@ class Rope(NamedTuple):
     sin: jax.Array
 
 
-def frequencies(config: LlamaConfig) -> np.ndarray:
-    """Rotary frequencies, float32 [h / 2], in radians per position, with the config's rope scaling."""
-    plain = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-    scaling = config.rope_scaling
+Ropes = dict[LayerType, Rope | None]  # by type of layer
+
+
+def frequencies(config: LlamaConfig, kind: LayerType = "full") -> np.ndarray:
+    """Rotary frequencies of a type of layer, float32 [h / 2], in radians per position, stretched."""
+    own = kind == "window" and config.window_rope_theta
+    theta, scaling = (own, RopeScaling()) if own else (config.rope_theta, config.rope_scaling)
+    plain = theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     if scaling.kind not in ("none", "linear", "llama3"):
         raise ValueError(f"rope_scaling.kind={scaling.kind!r}; known: none, linear, llama3")
     stretched = plain / scaling.factor
@@ -65,14 +76,20 @@ def frequencies(config: LlamaConfig) -> np.ndarray:
     return (plain if scaling.kind == "none" else stretched).astype(np.float32)
 
 
-def rotation(positions: jax.Array, config: LlamaConfig) -> Rope:
-    """Rotary angles (Su et al., arXiv 2104.09864) of int32 positions [b, t]."""
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies(config)
-    return Rope(jnp.cos(angles), jnp.sin(angles))
+def rotations(positions: jax.Array, config: LlamaConfig) -> Ropes:
+    """Rotary angles (Su et al., arXiv 2104.09864) of int32 positions [b, t] by type of layer."""
+
+    def rope(kind: LayerType) -> Rope | None:
+        angles = positions[:, :, None, None].astype(jnp.float32) * frequencies(config, kind)
+        return None if kind == "no_rope" else Rope(jnp.cos(angles), jnp.sin(angles))
+
+    return {kind: rope(kind) for kind in sorted(set(config.types))}
 
 
-def rotate(x: jax.Array, rope: Rope) -> jax.Array:
+def rotate(x: jax.Array, rope: Rope | None) -> jax.Array:
     """Rotates the pairs (i, i + h/2) of [b, t, n, h], the half-split layout of released weights."""
+    if rope is None:
+        return x
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * rope.cos - second * rope.sin, second * rope.cos + first * rope.sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -82,10 +99,13 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32 (Zhang and Sennrich, arXiv 1910.07467)."""
 
     epsilon: float
+    around_one: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        start = nn.initializers.zeros if self.around_one else nn.initializers.ones
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32)
+        scale = 1 + scale if self.around_one else scale
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
         return (wide * inverse * scale).astype(x.dtype)
@@ -100,40 +120,61 @@ def dense(features: int, dtype: jnp.dtype, name: str, bias: bool = False) -> nn.
     )
 
 
+def norm(config: LlamaConfig, name: str) -> RMSNorm:
+    return RMSNorm(config.norm_epsilon, config.norm_around_one, name=name)
+
+
 class Attention(nn.Module):
+    """Attention of a layer that is of one of `kinds`."""
+
     config: LlamaConfig
     dtype: jnp.dtype
+    kinds: tuple[LayerType, ...]
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         segment_ids: jax.Array,
-        rope: Rope,
+        ropes: Ropes,
         positions: jax.Array,
+        which: jax.Array | None,
         cache: LayerCache | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         c = self.config
-        query = rotate(self._heads(x, c.num_heads, "query"), rope)
-        key = rotate(self._heads(x, c.num_kv_heads, "key"), rope)
+        query = self._heads(x, c.num_heads, "query", c.query_key_norm)
+        if c.query_scalar not in (0, c.head_dim):
+            query *= math.sqrt(c.head_dim / c.query_scalar)
+        key = self._heads(x, c.num_kv_heads, "key", c.query_key_norm)
         value = self._heads(x, c.num_kv_heads, "value")
-        if cache is None:
-            attn_out = attention.attend(
-                query, key, value, segment_ids, backend=c.attention, window=c.sliding_window
-            )
+
+        def attend(kind: LayerType, cache: LayerCache | None) -> tuple[jax.Array, LayerCache | None]:
+            turned = rotate(query, ropes[kind]), rotate(key, ropes[kind])
+            window = c.sliding_window if kind == "window" else 0
+            if cache is not None:
+                return cache.attend(*turned, value, positions, segment_ids, c, window)
+            return attention.attend(*turned, value, segment_ids, backend=c.attention, window=window), None
+
+        if which is None:
+            attn_out, cache = attend(self.kinds[0], cache)
         else:
-            attn_out, cache = cache.attend(query, key, value, positions, segment_ids, c)
+            attn_out = jax.lax.switch(which, [lambda kind=kind: attend(kind, None)[0] for kind in self.kinds])
         attn_out = attn_out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
         return dense(c.hidden_size, self.dtype, "output", c.output_bias)(attn_out), cache
 
-    def _heads(self, x: jax.Array, count: int, name: str) -> jax.Array:
-        projected = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
-        heads = projected.reshape(*x.shape[:2], count, self.config.head_dim)
+    def _heads(self, x: jax.Array, count: int, name: str, normed: str = "none") -> jax.Array:
+        """Projected to heads [b, t, count, h]; `normed` as `query_key_norm`."""
+        heads = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
+        if normed == "all":
+            heads = norm(self.config, f"{name}_norm")(heads)
+        heads = heads.reshape(*x.shape[:2], count, self.config.head_dim)
+        if normed == "head":
+            heads = norm(self.config, f"{name}_norm")(heads)
         return constrain(heads, "batch", None, "tensor", None)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+    """SwiGLU, or GeGLU (Shazeer, arXiv 2002.05202)."""
 
     config: LlamaConfig
     dtype: jnp.dtype
@@ -141,32 +182,39 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = self.config.intermediate_size
-        gate = nn.silu(dense(size, self.dtype, "gate")(x))
+        activation = nn.silu if self.config.activation == "silu" else nn.gelu
+        gate = activation(dense(size, self.dtype, "gate")(x))
         hidden = constrain(gate * dense(size, self.dtype, "up")(x), "batch", None, "tensor")
         return dense(self.config.hidden_size, self.dtype, "down")(hidden)
 
 
 class Block(nn.Module):
+    """A layer; where it may be of several `kinds`, `which` is the index of its own."""
+
     config: LlamaConfig
     dtype: jnp.dtype
+    kinds: tuple[LayerType, ...]
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         segment_ids: jax.Array,
-        rope: Rope,
+        ropes: Ropes,
         positions: jax.Array,
+        which: jax.Array | None = None,
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        epsilon = self.config.norm_epsilon
-        normed = RMSNorm(epsilon, name="attention_norm")(x)
-        attn_out, cache = Attention(self.config, self.dtype, name="attention")(
-            normed, segment_ids, rope, positions, cache
+        c = self.config
+        before, after = c.norms != "after", c.norms != "before"
+        normed = norm(c, "attention_norm")(x) if before else x
+        attn_out, cache = Attention(c, self.dtype, self.kinds, name="attention")(
+            normed, segment_ids, ropes, positions, which, cache
         )
-        x = x + attn_out
-        normed = RMSNorm(epsilon, name="feed_forward_norm")(x)
-        x = x + FeedForward(self.config, self.dtype, name="feed_forward")(normed)
+        x = x + (norm(c, "attention_out_norm")(attn_out) if after else attn_out)
+        normed = norm(c, "feed_forward_norm")(x) if before else x
+        fed = FeedForward(c, self.dtype, name="feed_forward")(normed)
+        x = x + (norm(c, "feed_forward_out_norm")(fed) if after else fed)
         return constrain(x, "batch", None, None), cache
 
 
@@ -202,13 +250,13 @@ class Llama(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=c.num_layers,
             )
-            self.layers: Any = stack(c, self.dtype)
+            self.layers: Any = stack(c, self.dtype, tuple(sorted(set(c.types))))
         else:
-            self.layers = [block(c, self.dtype, name=f"layer_{i}") for i in range(c.num_layers)]
-        self.norm = RMSNorm(c.norm_epsilon)
+            self.layers = [block(c, self.dtype, (kind,), name=f"layer_{i}") for i, kind in enumerate(c.types)]
+        self.norm = RMSNorm(c.norm_epsilon, c.norm_around_one)
         if not c.tie_embeddings:
             self.unembed = self.param(
                 "unembed", KERNEL_INIT, (c.hidden_size, c.padded_vocab_size), jnp.float32
@@ -222,25 +270,30 @@ class Llama(nn.Module):
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
-        rope = rotation(positions, self.config)
+        c = self.config
+        ropes = rotations(positions, c)
         table = gathered(self.embed.embedding.astype(self.dtype), "embed/embedding")
         # Split by features in the backward pass: gradients are added on the devices that hold the rows.
         x = pinned(jnp.take(table, tokens, axis=0), ("batch", None, None), ("data", None, "fsdp"))
-        if self.config.scan_layers:
+        if c.scale_embedding:
+            x *= jnp.asarray(math.sqrt(c.hidden_size), self.dtype)
+        if c.scan_layers:
             if cache is not None:
                 raise ValueError("decoding uses the per-layer view: see student.parameters.per_layer")
-            x, _ = self.layers(x, segment_ids, rope, positions)
+            several = len(ropes) > 1
+            which = jnp.array([[*ropes].index(kind) for kind in c.types]) if several else None
+            x, _ = self.layers(x, segment_ids, ropes, positions, which)
         else:
-            x, cache = self._unrolled(x, segment_ids, rope, positions, cache)
+            x, cache = self._unrolled(x, segment_ids, ropes, positions, cache)
         return self.norm(x), cache
 
     def _unrolled(
-        self, x: jax.Array, segment_ids: jax.Array, rope: Rope, positions: jax.Array, cache: Cache | None
+        self, x: jax.Array, segment_ids: jax.Array, ropes: Ropes, positions: jax.Array, cache: Cache | None
     ) -> tuple[jax.Array, Cache | None]:
         before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
         after = []
         for layer, layer_cache in zip(self.layers, before, strict=True):
-            x, layer_cache = layer(x, segment_ids, rope, positions, layer_cache)
+            x, layer_cache = layer(x, segment_ids, ropes, positions, None, layer_cache)
             after.append(layer_cache)
         return x, tuple(after) if cache else None
 
