@@ -52,7 +52,11 @@ TENSORS = {
     "unembed": HEAD,
     "norm/scale": "model.norm.weight",
     "attention_norm/scale": "input_layernorm.weight",
-    "feed_forward_norm/scale": "post_attention_layernorm.weight",
+    "attention_out_norm/scale": "post_attention_layernorm.weight",
+    "feed_forward_norm/scale": "pre_feedforward_layernorm.weight",
+    "feed_forward_out_norm/scale": "post_feedforward_layernorm.weight",
+    "attention/query_norm/scale": "self_attn.q_norm.weight",
+    "attention/key_norm/scale": "self_attn.k_norm.weight",
     **{
         f"attention/{ours}/{kind}": f"self_attn.{theirs}_proj.{name}"
         for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
@@ -72,13 +76,16 @@ class _Place(NamedTuple):
     transposed: bool
 
 
-def place(path: str, layer: int | str | None = None) -> _Place:
+def place(path: str, config: LlamaConfig, layer: int | str | None = None) -> _Place:
     """The tensor of a parameter's path; `layer` picks one of a stacked parameter."""
     match = LAYER.match(path)
     local = path[match.end() :] if match else path
     number = layer if match and match.group(1) is None else match and match.group(1)
     prefix = "" if match is None else f"model.layers.{number}."
-    return _Place(prefix + TENSORS[local], local == "unembed" or local.endswith("kernel"))
+    # Where a layer has two norms, the second is named by what lies before it.
+    same = local == "feed_forward_norm/scale" and config.norms == "before"
+    name = TENSORS["attention_out_norm/scale" if same else local]
+    return _Place(prefix + name, local == "unembed" or local.endswith("kernel"))
 
 
 def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
@@ -97,7 +104,7 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
     def array(path: Any, leaf: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
         @functools.lru_cache(maxsize=1)  # replicas request the same part one after the other
         def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-            return _part(folder, sharding.path_name(path), tuple(slice(*bound) for bound in bounds))
+            return _part(folder, config, sharding.path_name(path), tuple(slice(*bound) for bound in bounds))
 
         def callback(index: Any) -> np.ndarray:
             return part(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True)))
@@ -145,25 +152,25 @@ def _tensors(params: llama.Params, config: LlamaConfig) -> Iterator[_Tensor]:
         path = sharding.path_name(key)
         stacked = path.startswith("layers/")
         for layer in range(config.num_layers) if stacked else (None,):
-            name, transposed = place(path, layer)
+            name, transposed = place(path, config, layer)
             shape = leaf.shape[1:] if stacked else leaf.shape
             shape = shape[::-1] if transposed else shape
             shape = (config.vocab_size, config.hidden_size) if path in VOCABULARY else shape
             yield _Tensor(name, shape, path, layer, transposed)
 
 
-def _part(folder: Folder, path: str, index: tuple[slice, ...]) -> np.ndarray:
+def _part(folder: Folder, config: LlamaConfig, path: str, index: tuple[slice, ...]) -> np.ndarray:
     """A part of one parameter as float32, finite."""
     if path.startswith("layers/"):
         value = np.empty([one.stop - one.start for one in index], np.float32)
         for row, layer in zip(value, range(index[0].start, index[0].stop), strict=True):
-            row[...] = _read(folder, place(path, layer), index[1:])
+            row[...] = _read(folder, place(path, config, layer), index[1:])
     else:
-        value = _read(folder, place(path), index).astype(np.float32)
+        value = _read(folder, place(path, config), index).astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(value.sum())  # its sum tells in one pass
     if suspect and not np.isfinite(value).all():
-        tensor = place(path, "*").tensor
+        tensor = place(path, config, "*").tensor
         raise UnsupportedModelError(f"{folder.directory}: {tensor} holds NaN or infinity; fetch it again")
     return value
 
@@ -287,7 +294,7 @@ def export_adapters(
     for key, leaf in jax.tree_util.tree_flatten_with_path(per_layer(params, config)[0])[0]:
         layer, _, part = sharding.path_name(key).rpartition("/")  # such as layer_0/attention/query, lora_a
         if part in PEFT_PARTS:
-            module = place(f"{layer}/kernel").tensor.removesuffix(".weight")
+            module = place(f"{layer}/kernel", config).tensor.removesuffix(".weight")
             modules.add(module.split(".")[-1])
             name = f"base_model.model.{module}.{PEFT_PARTS[part]}.weight"
             tensors[name] = np.ascontiguousarray(np.asarray(leaf).T, np.float32)
