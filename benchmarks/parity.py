@@ -44,6 +44,10 @@ LLAMA3 = dict(
 LINEAR = dict(rope_type="linear", rope_theta=10_000.0, factor=4.0)
 ONE_KEY_HEAD = dict(num_attention_heads=3, num_key_value_heads=1, hidden_size=48, tie_word_embeddings=True)
 TIED = dict(rope_parameters=LLAMA3, tie_word_embeddings=True, head_dim=32)
+GEMMA3 = dict(
+    head_dim=32, sliding_window=37, query_pre_attn_scalar=24, pad_token_id=0,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+)  # fmt: skip
 # Family to transformers' config class and what differs from SHAPE.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaMA": ("LlamaConfig", dict(num_key_value_heads=4, rms_norm_eps=1e-6)),
@@ -54,6 +58,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Mistral, window 37": ("MistralConfig", dict(sliding_window=37, head_dim=16)),
     "Qwen2": ("Qwen2Config", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "SmolLM type": ("LlamaConfig", ONE_KEY_HEAD),
+    "Qwen3": ("Qwen3Config", dict(head_dim=32, tie_word_embeddings=True)),
+    "Gemma 3": ("Gemma3TextConfig", GEMMA3),
+    "OLMo 2": ("Olmo2Config", dict(rope_parameters=dict(rope_type="default", rope_theta=5e5))),
+    "SmolLM3": ("SmolLM3Config", dict(no_rope_layers=[1, 0, 1], pad_token_id=0)),
 }
 
 

@@ -438,7 +438,7 @@ def unparse(config: LlamaConfig) -> dict[str, Any]:
         windowed = {"rope_type": "default", "rope_theta": config.window_rope_theta}
         values |= {
             "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": config.query_scalar,
+            "query_pre_attn_scalar": int(config.query_scalar),
             "rope_local_base_freq": config.window_rope_theta,
             "rope_parameters": {"full_attention": rope, "sliding_attention": windowed},
         }

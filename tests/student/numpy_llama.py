@@ -9,15 +9,18 @@ import numpy as np
 def forward(params, tokens, config):
     """Logits [n, vocab_size] of `tokens` [n] under per-layer parameters."""
     wide = {name: np.asarray(value, np.float64) for name, value in flat(params)}
-    x = wide["embed/embedding"][tokens]
+    x = wide["embed/embedding"][tokens] * (np.sqrt(config.hidden_size) if config.scale_embedding else 1)
     for layer in range(config.num_layers):
         p = {
             name.split("/", 1)[1]: value for name, value in wide.items() if name.startswith(f"layer_{layer}/")
         }
-        x = x + attention(rms_norm(x, p["attention_norm/scale"], config.norm_epsilon), p, config)
-        x = x + swiglu(rms_norm(x, p["feed_forward_norm/scale"], config.norm_epsilon), p)
+        kind = config.types[layer]
+        attended = attention(normed(x, p, "attention_norm", config), p, config, kind)
+        x = x + normed(attended, p, "attention_out_norm", config)
+        fed = gated(normed(x, p, "feed_forward_norm", config), p, config)
+        x = x + normed(fed, p, "feed_forward_out_norm", config)
     head = wide["embed/embedding"].T if config.tie_embeddings else wide["unembed"]
-    return (rms_norm(x, wide["norm/scale"], config.norm_epsilon) @ head)[:, : config.vocab_size]
+    return (normed(x, wide, "norm", config) @ head)[:, : config.vocab_size]
 
 
 def flat(tree, prefix=""):
@@ -29,23 +32,43 @@ def flat(tree, prefix=""):
             yield f"{prefix}{name}", value
 
 
-def rms_norm(x, scale, epsilon):
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon) * scale
+def normed(x, p, name, config):
+    """The RMS norm of that name, where the model has it."""
+    if f"{name}/scale" not in p:
+        return x
+    scale = p[f"{name}/scale"] + (1 if config.norm_around_one else 0)
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + config.norm_epsilon) * scale
 
 
-def swiglu(x, p):
+def gated(x, p, config):
     gate = x @ p["feed_forward/gate/kernel"]
-    return (gate / (1 + np.exp(-gate)) * (x @ p["feed_forward/up/kernel"])) @ p["feed_forward/down/kernel"]
+    if config.activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        gate = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    return (gate * (x @ p["feed_forward/up/kernel"])) @ p["feed_forward/down/kernel"]
 
 
-def attention(x, p, config):
+def attention(x, p, config, kind):
     size, shared = config.head_dim, config.num_heads // config.num_kv_heads
+    queries, keys, values = (affine(x, p, name) for name in ("query", "key", "value"))
+    if config.query_key_norm == "all":
+        queries, keys = (
+            normed(y, p, f"attention/{n}_norm", config) for y, n in ((queries, "query"), (keys, "key"))
+        )
     outputs = []
     for head in range(config.num_heads):
-        q = turned(part(affine(x, p, "query"), head, size), config)
-        k = turned(part(affine(x, p, "key"), head // shared, size), config)
-        v = part(affine(x, p, "value"), head // shared, size)
-        outputs.append(softmax_causal(q @ k.T / np.sqrt(size), config.sliding_window) @ v)
+        q, k, v = (
+            part(queries, head, size),
+            part(keys, head // shared, size),
+            part(values, head // shared, size),
+        )
+        if config.query_key_norm == "head":
+            q, k = normed(q, p, "attention/query_norm", config), normed(k, p, "attention/key_norm", config)
+        if kind != "no_rope":
+            q, k = turned(q, config, kind), turned(k, config, kind)
+        scores = q @ k.T / np.sqrt(config.query_scalar or size)
+        outputs.append(softmax_causal(scores, config.sliding_window if kind == "window" else 0) @ v)
     return affine(np.concatenate(outputs, axis=-1), p, "output")
 
 
@@ -57,10 +80,13 @@ def part(x, head, size):
     return x[:, head * size : (head + 1) * size]
 
 
-def turned(x, config):
+def turned(x, config, kind):
     """Rotary embedding as multiplication by a unit complex number, of the pairs (i, i + size / 2)."""
     half = x.shape[-1] // 2
-    speeds = [stretched(config.rope_theta ** (-i / half), config.rope_scaling) for i in range(half)]
+    if kind == "window" and config.window_rope_theta:
+        speeds = [config.window_rope_theta ** (-i / half) for i in range(half)]
+    else:
+        speeds = [stretched(config.rope_theta ** (-i / half), config.rope_scaling) for i in range(half)]
     angles = np.outer(np.arange(len(x)), speeds)
     z = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angles)
     return np.concatenate([z.real, z.imag], axis=-1)

@@ -1,13 +1,14 @@
 """Small students with weights large enough that every part of the network matters."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orca_jax.student import llama
-from orca_jax.student.presets import LlamaConfig
+from orca_jax.student import llama, presets
+from orca_jax.student.presets import LlamaConfig, RopeScaling
 from orca_jax.student.sharding import path_name
 
 SMALL = LlamaConfig(
@@ -22,6 +23,15 @@ SMALL = LlamaConfig(
     scan_layers=False,
 )
 
+QWEN3 = dataclasses.replace(SMALL, query_key_norm="head", tie_embeddings=True)
+GEMMA3 = dataclasses.replace(
+    SMALL, **presets.GEMMA3, num_layers=3, query_scalar=24.0, tie_embeddings=True, sliding_window=7,
+    layer_types=("window", "full", "window"), window_rope_theta=100.0, norm_epsilon=1e-3,
+    rope_scaling=RopeScaling(kind="linear", factor=4.0),
+)  # fmt: skip
+OLMO2 = dataclasses.replace(SMALL, **presets.OLMO2, rope_theta=5e5)
+SMOLLM3 = dataclasses.replace(SMALL, layer_types=("full", "no_rope"), tie_embeddings=True)
+
 apply = jax.jit(llama.apply, static_argnames=("config", "dtype"))
 
 
@@ -33,7 +43,7 @@ def make_params(config, seed=0):
     def leaf(path, shape):
         drawn = random.standard_normal(shape.shape)
         if path_name(path).endswith("scale"):
-            return jnp.asarray(1 + 0.2 * drawn, jnp.float32)
+            return jnp.asarray((0 if config.norm_around_one else 1) + 0.2 * drawn, jnp.float32)
         if path_name(path).endswith("bias"):
             return jnp.asarray(0.3 * drawn, jnp.float32)
         fan_in = 1 if path_name(path).endswith("embedding") else shape.shape[-2]

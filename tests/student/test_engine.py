@@ -14,7 +14,7 @@ from orca_jax.student import sharding
 from orca_jax.student.decoding import STEPS, bucket, row_bucket
 from orca_jax.student.engine import Engine, Request
 from orca_jax.student.sharding import MeshConfig, make_mesh
-from tests.student.students import SMALL, logits, make_params, make_tokens
+from tests.student.students import GEMMA3, OLMO2, SMALL, SMOLLM3, logits, make_params, make_tokens
 
 PROMPTS = [make_tokens(size, seed=size) for size in (7, 1, 30, 12, 64, 5, 2)]
 FREE = Request(prompt=PROMPTS[0], max_tokens=40)
@@ -218,11 +218,14 @@ def test_large_seeds_are_told_apart():
         dict(qkv_bias=True, output_bias=True),
         dict(num_kv_heads=4),
         dict(num_kv_heads=1),
+        GEMMA3,
+        OLMO2,
+        SMOLLM3,
     ],
-    ids=["window", "biases", "all heads", "one head"],
+    ids=["window", "biases", "all heads", "one head", "gemma", "olmo", "smollm"],
 )
 def test_greedy_is_the_full_forward_pass_in_every_family(changes):
-    config = dataclasses.replace(SMALL, **changes)
+    config = dataclasses.replace(SMALL, **changes) if isinstance(changes, dict) else changes
     engine = make_engine(2, 128, (), config)
     prompt = np.concatenate([START[:40], PROMPTS[3]])
     for reply in run(engine, [Request(prompt=prompt, max_tokens=20, shared=size) for size in (0, 40)]):

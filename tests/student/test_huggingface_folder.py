@@ -188,7 +188,7 @@ def test_what_is_not_supported_is_refused_by_name(values, message):
     ("values", "message"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "'rope_scaling.factor' must be at least 1"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "student.num_kv_heads=2 must divide"),
+        ({"num_key_value_heads": 3}, "student.num_kv_heads=3 must divide"),
         ({"layer_types": ["full_attention"]}, "1 layer_types for num_layers=2"),
         ({"num_hidden_layers": 0}, "'num_layers' must be at least 1, got 0"),
         ({"vocab_size": 32000.5}, "'vocab_size' must be int, got 32000.5"),

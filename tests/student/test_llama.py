@@ -13,12 +13,26 @@ from orca_jax.student.decoding import Prefill
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.student.presets import RopeScaling
 from tests.student import numpy_llama
-from tests.student.students import SMALL, apply, logits, make_params, make_tokens
+from tests.student.students import (
+    GEMMA3,
+    OLMO2,
+    QWEN3,
+    SMALL,
+    SMOLLM3,
+    apply,
+    logits,
+    make_params,
+    make_tokens,
+)
 
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 LINEAR = RopeScaling(kind="linear", factor=4.0)
 LLAMA3 = RopeScaling(kind="llama3", factor=8.0, original_length=64)
 SHAPES = {
+    "Qwen3": QWEN3,
+    "Gemma 3": GEMMA3,
+    "OLMo 2": OLMO2,
+    "SmolLM3": SMOLLM3,
     "grouped queries": SMALL,
     "one key-value head": dataclasses.replace(SMALL, num_kv_heads=1),
     "multi-head, tied": dataclasses.replace(SMALL, num_kv_heads=4, tie_embeddings=True, rope_theta=5e5),
@@ -45,16 +59,42 @@ def test_every_backend_computes_the_plain_numpy_model(backend):
     assert np.abs(logits(params, tokens, config) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-def test_stacked_and_per_layer_parameters_are_two_views_of_one_tree():
-    params = make_params(SMALL)
-    scanned, scan_config = stacked(params, SMALL)
-    again, config = per_layer(scanned, scan_config)
-    assert (scan_config.scan_layers, config) == (True, SMALL)
+@EVERY_BACKEND
+def test_layers_that_differ_are_the_plain_numpy_model_scanned_too(backend):
+    if backend == "pallas_gpu":
+        pytest.skip("no windows")
+    config = dataclasses.replace(GEMMA3, attention=backend)
+    params, tokens = make_params(config), make_tokens(150)
+    expected = numpy_llama.forward(params, tokens, config)
+    for some, view in ((params, config), stacked(params, config)):
+        assert np.abs(logits(some, tokens, view) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("config", [SMALL, GEMMA3, SMOLLM3, OLMO2], ids=["small", "gemma", "smollm", "olmo"])
+def test_stacked_and_per_layer_parameters_are_two_views_of_one_tree(config):
+    params = make_params(config)
+    scanned, scan_config = stacked(params, config)
+    again, unrolled = per_layer(scanned, scan_config)
+    assert (scan_config.scan_layers, unrolled) == (True, config)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     tokens = make_tokens(30)
-    np.testing.assert_allclose(
-        logits(scanned, tokens, scan_config), logits(params, tokens, SMALL), rtol=0, atol=1e-5
-    )
+    found, expected = logits(scanned, tokens, scan_config), logits(params, tokens, config)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("config", [GEMMA3, SMOLLM3, OLMO2, QWEN3], ids=["gemma", "smollm", "olmo", "qwen"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_packed_equals_unpacked_in_every_family(config, scan):
+    view, config = (stacked if scan else per_layer)(make_params(config), config)
+    lengths = (21, 9, 30)
+    parts = [make_tokens(length, seed=length) for length in lengths]
+    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
+    segments = np.repeat([1, 2, 3], lengths).astype(np.int32)
+    row = np.concatenate(parts)[None]
+    packed, _ = llama.apply(view, row, positions[None], segments[None], config=config)
+    alone = np.concatenate([logits(view, part, config) for part in parts])
+    packed = packed[0, :, : config.vocab_size]
+    np.testing.assert_allclose(packed, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
 def test_views_of_what_already_has_the_view_are_the_same_tree():

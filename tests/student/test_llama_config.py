@@ -28,6 +28,10 @@ from tests.student.students import SMALL
         tie_embeddings=st.booleans(),
         scan_layers=st.booleans(),
         remat=st.sampled_from(["none", "products", "full"]),
+        qkv_bias=st.booleans(),
+        output_bias=st.booleans(),
+        norms=st.sampled_from(["before", "after", "both"]),
+        query_key_norm=st.sampled_from(["none", "head", "all"]),
     )
 )
 @settings(max_examples=12)
