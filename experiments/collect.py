@@ -16,9 +16,9 @@ EXPORT = (
     cli.Option("workdir", "", "Exports each teacher's finished traces to OUT/TEACHER.FORM."),
     cli.SCRATCH,
     cli.Option("input", "", "Instead of a workdir: WORKDIR/traces/TEACHER, or a file of traces."),
-    cli.Option("out", "", "The folder to write; of --input the file, or a folder for TFDS.", required=True),
+    cli.Option("out", "", "The folder to write; of --input the file.", required=True),
     cli.Option("schema", "", SCHEMA, choices=("", *conversations.SCHEMAS)),
-    cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl", "tfds")),
+    cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl")),
     cli.Option("kept", False, "Leaves out what `prepare` left out by the teacher's filters."),
 )
 PROGRAM = cli.Program(
@@ -30,9 +30,9 @@ PROGRAM = cli.Program(
         "retry": cli.Command("Collects again what ended in an error, and what is missing.", *cli.EXPERIMENT),
         "status": cli.Command("Shows how the collections of a workdir stand.", cli.WORKDIR, cli.SCRATCH),
         "export": cli.Command(
-            "Writes traces as Parquet, JSON lines or a TFDS data set, with their data cards.\n\n"
-            "With --input, the suffix of --out says the form: .jsonl, .json, .ndjson, .parquet; none: TFDS.\n"
-            "The schemas other than `native` take the traces that ended well; a TFDS data set has its own.",
+            "Writes traces as Parquet or JSON lines, with their data cards.\n\n"
+            "With --input, the suffix of --out says the form: .jsonl, .json, .ndjson, .parquet.\n"
+            "The schemas other than `native` take the traces that ended well.",
             *EXPORT,
         ),
     },
@@ -46,6 +46,7 @@ import collections
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ from rich.console import Console
 from orca_jax import artifacts, files, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, TeacherConfig
-from orca_jax.data import export as trace_files
+from orca_jax.data import prepared
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.files import Tally
 from orca_jax.queries import puzzles, system_messages
@@ -238,6 +239,36 @@ def status(workdir: Path) -> None:
         print("\n".join(map(collection.line, stands)))
 
 
+def export_traces(source: Path, schema: str, out: Path, *, kept: bool = False) -> int:
+    """Writes the traces of a folder WORKDIR/traces/NAME, or of a file, to `out`; returns how many.
+
+    The data card goes along, to NAME-card beside it.
+
+    Args:
+      schema: see `conversations`; those that do not say how a request ended get the `ok` traces only.
+      kept: only what the teacher's filters keep.
+
+    Raises:
+      RecordError: the schema cannot hold a trace, or no filters have been applied; names it.
+    """
+    workdir, name = source.parent.parent, source.name
+    if kept:
+        if not (workdir / "quality" / name).is_dir():
+            raise RecordError(f"{source}: filters have not been applied; run experiments.prepare first")
+        places = [entry.offset for entry in prepared.flagged(workdir, name) if entry.left_out is None]
+        traces = files.read_at(source / TRACES, places, Trace)
+    elif source.is_dir():
+        traces = files.read_jsonl(source / TRACES, Trace)
+    else:
+        traces = conversations.read_traces(source)
+    chosen = (trace for trace in traces if schema == "native" or trace.outcome is Outcome.OK)
+    count = conversations.write_traces(out, chosen, schema)
+    card = workdir / "cards" / name
+    if card.is_dir():
+        shutil.copytree(card, out.with_name(f"{out.stem}-card"), dirs_exist_ok=True)
+    return count
+
+
 def export(options: cli.Options) -> None:
     """Writes the traces of a workdir, or of `options.input`.
 
@@ -254,10 +285,9 @@ def export(options: cli.Options) -> None:
         finished = sorted((options.workdir / "traces").glob(f"*/{artifacts.MANIFEST}"))
         if not finished:
             raise ArtifactError(f"no traces are finished in {options.workdir}; run experiments.collect first")
-        suffix = "" if options.form == "tfds" else f".{options.form}"
-        names = {path.parent: out / f"{path.parent.name}{suffix}" for path in finished}
+        names = {path.parent: out / f"{path.parent.name}.{options.form}" for path in finished}
     for source, path in names.items():
-        count = trace_files.export(source, schema, path, kept=options.kept)
+        count = export_traces(source, schema, path, kept=options.kept)
         print(f"{path}: {count} traces")
 
 

@@ -70,10 +70,11 @@ def features() -> Any:
     )
 
 
-def serializer(spec: Any) -> Callable[[dict[str, Any]], bytes]:
-    """`spec.serialize_example` for TFDS features, with equal bytes for equal examples in every process."""
+def serializer() -> Callable[[dict[str, Any]], bytes]:
+    """TFDS's `serialize_example`, with equal bytes for equal examples in every process."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+    spec = features()
     serial = ExampleSerializer(spec.get_serialized_info())
     return lambda example: serial.get_tf_example(spec.encode_example(example)).SerializeToString(
         deterministic=True
@@ -146,7 +147,7 @@ def write_shard(
     index, traces = job
     columns, dropped = collections.defaultdict[str, list[Any]](list), list[str]()
     misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
-    serialize, source = serializer(features()), iter(traces)
+    serialize, source = serializer(), iter(traces)
     with shard_writer(shard_path(directory, index, shards)) as writer:
         while batch := list(itertools.islice(source, BATCH)):
             reasons = [reason(trace) for trace in batch]
@@ -281,6 +282,8 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
     Raises:
       RecordError: too many traces do not fit the layout.
     """
+    import tensorflow_datasets as tfds
+
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]
     dropped = collections.Counter[str]()
     misfits = files.Tally(malformed)
@@ -302,24 +305,17 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
         np.save(file, columns.pop("length"))
     with artifacts.atomic_write(directory / "columns.npz", "wb") as file:
         np.savez(file, **columns)  # type: ignore[arg-type]
-    write_metadata(directory, features(), lengths)
+    size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))
+    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory, features=features(), split_infos=[split], check_data=False
+    )
     return {
         "examples": sum(lengths),
         "shards": shards,
         "dropped": dict(sorted(dropped.items())),
         "answers_without_loss": int(columns["answers_without_loss"].sum()),
     }
-
-
-def write_metadata(directory: Path, spec: Any, lengths: list[int]) -> None:
-    """What TFDS needs to read a folder's shards, which hold `lengths` examples of features `spec`."""
-    import tensorflow_datasets as tfds
-
-    size = sum(shard_path(directory, n, len(lengths)).stat().st_size for n in range(len(lengths)))
-    split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=spec, split_infos=[split], check_data=False
-    )
 
 
 class TokenStore:

@@ -91,7 +91,6 @@ MADE = {
     r"\.collect plan .*--workdir=(\S+)": (r"\1/plan/chatgpt.jsonl", r"\1/plan/gpt4.jsonl"),
     r"\.collect (?:run +)?--config\S+ +--workdir=(\S+)": (r"\1/traces/*/traces.jsonl",),
     r"\.collect export --workdir.*--out=(\S+)": (r"\1/*.parquet",),
-    r"\.collect export .*--out=(\w+_tfds)": (r"\1/dataset_info.json", "expert-card/README.md"),
     r"\.prepare .*--workdir=(\S+)": (r"\1/tokens/*/manifest.json", r"\1/cards/*/README.md"),
     r"\.train .*--workdir=(\S+)": (r"\1/training/metrics.jsonl", r"\1/training/checkpoints/*"),
     r"\.evaluate (?:run )?--config.*--workdir=(\S+)": (r"\1/evaluation/**/scores.json",),

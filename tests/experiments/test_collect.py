@@ -11,7 +11,6 @@ from orca_jax.artifacts import ArtifactError
 from orca_jax.config import StageConfig, TeacherConfig
 from orca_jax.config_check import build
 from orca_jax.data import prepared
-from orca_jax.data.export import export
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.experiments import collect
 from orca_jax.queries import system_messages
@@ -297,7 +296,7 @@ def export_by_options(**options):
 def test_files(finished, tmp_path, schema, suffix):
     out = tmp_path / f"expert{suffix}"
     expected = list(prepared.read(finished, "expert"))
-    assert export(finished / "traces/expert", schema, out) == len(expected)
+    assert collect.export_traces(finished / "traces/expert", schema, out) == len(expected)
     written = list(conversations.read_traces(out))
     assert [trace.id for trace in written] == [trace.id for trace in expected]
     assert [trace.answer for trace in written] == [trace.answer for trace in expected]
@@ -307,25 +306,22 @@ def test_files(finished, tmp_path, schema, suffix):
 def test_failed_requests_are_no_answers_in_a_schema_that_cannot_say_so(finished, tmp_path):
     first, second, *_ = prepared.read(finished, "expert")
     files.write_jsonl(tmp_path / "in.jsonl", [dataclasses.replace(first, outcome=Outcome.ERROR), second])
-    assert export(tmp_path / "in.jsonl", "messages", tmp_path / "out.jsonl") == 1
-    assert export(tmp_path / "in.jsonl", "native", tmp_path / "all.jsonl") == 2
+    assert collect.export_traces(tmp_path / "in.jsonl", "messages", tmp_path / "out.jsonl") == 1
+    assert collect.export_traces(tmp_path / "in.jsonl", "native", tmp_path / "all.jsonl") == 2
 
 
-def test_a_tfds_data_set_of_what_filters_kept(finished, tmp_path, capsys):
-    import tensorflow_datasets as tfds
-
-    out = tmp_path / "set"
+def test_what_filters_kept(finished, tmp_path, capsys):
+    out = tmp_path / "kept.jsonl"
     export_by_options(input=f"{finished}/traces/expert", out=out, kept=True)
     kept = [entry for entry in prepared.flagged(finished, "expert") if entry.left_out is None]
     assert f"{out}: {len(kept)} traces" in capsys.readouterr().out
-    source = tfds.builder_from_directory(str(out)).as_data_source("train")
-    assert [example["id"].decode() for example in source] == [entry.id for entry in kept]
+    assert [trace.id for trace in files.read_jsonl(out, Trace)] == [entry.id for entry in kept]
 
 
 def test_filters_that_were_not_applied_are_named(copied, tmp_path):
     workdir = copied("quality")
     with pytest.raises(RecordError, match=r"run experiments\.prepare first"):
-        export(workdir / "traces/expert", "native", tmp_path / "x.jsonl", kept=True)
+        collect.export_traces(workdir / "traces/expert", "native", tmp_path / "x.jsonl", kept=True)
 
 
 def test_the_columns_that_are_written_unless_named(finished, tmp_path):
@@ -344,15 +340,15 @@ def test_a_form_that_is_not_known_is_named(finished):
         export_by_options(input=f"{finished}/traces/expert", out="x.csv")
 
 
-def test_data_sets_of_all_teachers_of_a_workdir(finished, tmp_path, capsys):
-    export_by_options(workdir=finished, out=tmp_path / "out", form="tfds")
+def test_files_of_all_teachers_of_a_workdir(finished, tmp_path, capsys):
+    export_by_options(workdir=finished, out=tmp_path / "out", form="jsonl")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "apprentice",
         "apprentice-card",
-        "expert",
+        "apprentice.jsonl",
         "expert-card",
+        "expert.jsonl",
     ]
-    assert f"{tmp_path}/out/apprentice: " in capsys.readouterr().out
+    assert f"{tmp_path}/out/apprentice.jsonl: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given", [{}, {"workdir": "w", "input": "t"}])
