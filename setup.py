@@ -12,7 +12,6 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1"],
     "dedup": ["datasketch>=2.0,<3"],
-    "beam": ["apache-beam>=2.77,<3"],
     "gcs": ["gcsfs>=2026.9"],
     "s3": ["s3fs>=2026.9"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],

@@ -21,7 +21,7 @@ PROGRAM = cli.Program(
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
     cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
     cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1),
-    *cli.PREPARE,
+    cli.WORKERS,
     *cli.TRAIN,
     load="load_set",
     parts=None,
@@ -38,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
+from orca_jax.data import tokens
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import collect, prepare, run, tables
 from orca_jax.reporting import arm_runs
@@ -92,14 +93,13 @@ def make_data(config: ExperimentConfig, workdir: Path, directory: Path, options:
     shared = data_folder(config, workdir, directory)
     link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
     collect.run(config, shared)
-    how = prepare.runner(options.workers, options.beam)
-    prepare.run(config, shared, how=how, kept=True)  # an arm may have been trained on it
+    prepare.run(config, shared, workers=options.workers, kept=True)  # an arm may have been trained on it
     return shared
 
 
 def shares_of_cores(jobs: int) -> list[list[int]]:
     """The cores of each of so many jobs; where they are more than cores, several share one."""
-    cores = prepare.cores()
+    cores = tokens.cores()
     share = max(1, len(cores) // jobs)
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 

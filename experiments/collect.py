@@ -136,8 +136,9 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
             how = artifacts.unrecorded(students.run_settings(config, source))
             provenance = artifacts.joined(provenance, how)
         found = collection.traces(Job(config, teacher, workdir), endpoint)
-    if artifacts.is_finished(directory, provenance, inputs, places=places):
-        return artifacts.read_manifest(directory)
+    artifact = artifacts.Artifact(directory, provenance, inputs, places)
+    if manifest := artifact.finished():
+        return manifest
     outcomes: collections.Counter[str] = collections.Counter()
 
     def counted() -> Iterator[Trace]:
@@ -153,7 +154,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
         counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
-    return artifacts.finish(directory, provenance, inputs, counts)
+    return artifact.finish(counts)
 
 
 def asked_as(teacher: TeacherConfig) -> artifacts.Section:

@@ -1,21 +1,15 @@
-"""Traces to tokens: flags, the tokenizer, one token store a data set, and a data card.
-
-Shards are written by a process a core; --workers gives another number, and --beam hands them to Apache Beam
-with its options: --beam=--runner=DirectRunner,--direct_num_workers=4. The bytes are the same in all cases.
-"""
+"""Traces to tokens: flags, the tokenizer, one token store a data set, and a data card."""
 
 from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, *cli.PREPARE)
+PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, cli.WORKERS)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
 import functools
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from orca_jax import artifacts
@@ -27,30 +21,10 @@ from orca_jax.reporting.data_card import make_card, untrained
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)
-SHARDS_A_PROCESS = 4  # at least: a process starts as long as it writes a shard
 
 
-def cores() -> list[int]:
-    """The numbers of the cores that this process may use."""
-    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
-
-
-def on_all_cores(work: Callable[[tokens.Job], int], jobs: Sequence[tokens.Job]) -> Iterator[int]:
-    """Does jobs by a process a core, or fewer where their start would take longer than the jobs."""
-    return tokens.in_processes(min(len(cores()), len(jobs) // SHARDS_A_PROCESS), work, jobs)
-
-
-def runner(workers: int = 0, beam_options: Sequence[str] | None = None) -> tokens.Run:
-    """What writes the shards, as `--workers` and `--beam` say; by default a process a core."""
-    if beam_options is not None:
-        return functools.partial(tokens.on_beam, beam_options)
-    return functools.partial(tokens.in_processes, workers) if workers else on_all_cores
-
-
-def run(
-    config: ExperimentConfig, workdir: Path, *, how: tokens.Run = on_all_cores, kept: bool = False
-) -> None:
-    """Writes all stores and cards; `how` does the shards' work.
+def run(config: ExperimentConfig, workdir: Path, *, workers: int = 0, kept: bool = False) -> None:
+    """Writes all stores and cards, the shards in so many processes (0: one a core).
 
     What other settings made is made again, unless it is to be `kept`, or a student was trained on it.
     """
@@ -69,7 +43,7 @@ def run(
     if config.data.validation_fraction > 0:
         stores[VALIDATION] = inputs
     for name, used in stores.items():
-        prepared.make_store(config, workdir, name, tokenizer, used, how, remake=remake)
+        prepared.make_store(config, workdir, name, tokenizer, used, workers, remake=remake)
     for teacher in config.teachers:
         # A student's data card is of the rows that it was trained on.
         if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
@@ -81,7 +55,7 @@ def run(
 
 
 def main() -> None:
-    PROGRAM.main(lambda given: run(given.config, given.workdir, how=runner(given.workers, given.beam)))
+    PROGRAM.main(lambda given: run(given.config, given.workdir, workers=given.workers))
 
 
 if __name__ == "__main__":

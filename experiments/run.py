@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, *cli.PREPARE, *cli.TRAIN)
+PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, cli.WORKERS, *cli.TRAIN)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
@@ -43,14 +43,14 @@ def run(config: Any, workdir: str | Path, options: cli.Options | None = None) ->
     there for theirs: a run that one of them refuses leaves the one that was kept.
 
     Args:
-      options: of `prepare` and `train` (cli.PREPARE, cli.TRAIN); None: their defaults.
+      options: of `prepare` and `train` (cli.WORKERS, cli.TRAIN); None: their defaults.
     """
     experiment = config if isinstance(config, ExperimentConfig) else load(config)
     options = options or PROGRAM.options()
     with storage.workdir(workdir) as folder:
         keep = functools.partial(keep_config, experiment, folder)
         more: dict[Any, dict[str, Any]] = {
-            prepare: {"how": prepare.runner(options.workers, options.beam)},
+            prepare: {"workers": options.workers},
             train: {"options": options, "on_begin": keep},
         }
         table = ""

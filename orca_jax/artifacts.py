@@ -20,7 +20,6 @@ import os
 import platform
 import shutil
 import tempfile
-import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +33,6 @@ PACKAGES = (
 )  # fmt: skip
 ABSENT = object()
 SHOWN = 60  # characters of a long value in an error
-NOWHERE: Mapping[str, object] = types.MappingProxyType({})
 
 
 class ArtifactError(RuntimeError):
@@ -128,101 +126,104 @@ def fingerprint(provenance: Mapping[str, Any], inputs: Mapping[str, str]) -> str
     return digest({"made_by": provenance, "inputs": inputs})  # as earlier manifests have it
 
 
-def is_finished(
-    directory: str | os.PathLike[str],
-    provenance: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    *,
-    places: Mapping[str, object] = NOWHERE,
-    remake: bool = False,
-) -> bool:
-    """Whether `directory` already holds what `provenance` would make of `inputs`.
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A directory, and what it is to be made of.
 
-    Args:
+    Attributes:
       provenance: settings; those in a `Section` may be absent there where they have their default.
-      places: of inputs by name: where they lie, for the error.
-      remake: whether what something else made is removed, since nothing was made of it yet.
-
-    Raises:
-      ArtifactError: it holds a finished artifact that something else made.
+      inputs: fingerprints of the inputs by name.
+      places: of inputs by name: where they lie, for errors.
     """
-    if not (Path(directory) / MANIFEST).exists():
-        return False
-    changed = _changes(read_manifest(directory), provenance, inputs, places)
-    if changed and not remake:
-        raise ArtifactError(
-            f"{directory} was made with other settings ({changed}). "
-            "Use another workdir, or remove that directory to make it again."
-        )
-    if changed:
-        _remove(directory, changed)
-    return not changed
 
+    directory: Path
+    provenance: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    places: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-def _changes(
-    there: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    places: Mapping[str, object],
-) -> str:
-    """What differs from a manifest, or from what was noted at the beginning; empty: nothing."""
-    if there["fingerprint"] == fingerprint(provenance, inputs):
-        return ""
-    found = list(differences(there["provenance"], provenance))
-    for name in sorted({*there["inputs"], *inputs}):
-        before, now = (known.get(name, ABSENT) for known in (there["inputs"], inputs))
-        place = f" ({places[name]})" if name in places else ""
-        found += [f"{line}{place}" for line in differences(before, now, name)]
-    return "; ".join(found)
+    def finished(self, *, remake: bool = False) -> dict[str, Any] | None:
+        """The manifest, where the directory holds already what would be made; None: it is to be made.
 
+        Args:
+          remake: whether what something else made is removed, since nothing was made of it yet.
 
-def _remove(directory: str | os.PathLike[str], changed: str, own: Iterable[str] = ("*",)) -> None:
-    log.warning("%s is of other settings (%s): it is removed and made again", directory, changed)
-    for path in [path for pattern in own for path in Path(directory).glob(pattern)]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    (Path(directory) / STARTED).unlink(missing_ok=True)
-
-
-def begin(
-    directory: str | os.PathLike[str],
-    provenance: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    *,
-    places: Mapping[str, object] = NOWHERE,
-    costly: str = "",
-    own: Iterable[str] = ("*",),
-) -> str:
-    """Marks an unfinished artifact with what makes it, and returns its fingerprint: the one of its beginning.
-
-    What other settings began is removed first.
-
-    Args:
-      costly: a pattern of files; where there are any, what other settings began is refused instead.
-      own: patterns of what may be removed, in a folder that the user has named.
-
-    Raises:
-      ArtifactError: something else began it, and it is costly.
-    """
-    path = Path(directory) / STARTED
-    if begun := _read(path):
-        changed = _changes(begun, provenance, inputs, places)
-        if not changed:
-            return str(begun["fingerprint"])
-        if costly and any(Path(directory).glob(costly)):
+        Raises:
+          ArtifactError: it holds a finished artifact that something else made.
+        """
+        if not (self.directory / MANIFEST).exists():
+            return None
+        manifest = read_manifest(self.directory)
+        if not (changed := self._changes(manifest)):
+            return manifest
+        if not remake:
             raise ArtifactError(
-                f"{directory} was begun with other settings ({changed}) and holds "
-                f"{costly.partition('/')[0]}. Go on with those settings, use another workdir, or remove that "
-                "directory to make it again."
+                f"{self.directory} was made with other settings ({changed}). "
+                "Use another workdir, or remove that directory to make it again."
             )
-        _remove(directory, changed, own)
-    mark = fingerprint(provenance, inputs)
-    noted = {"fingerprint": mark, "provenance": dict(provenance), "inputs": dict(inputs)}
-    with atomic_write(path) as file:
-        json.dump(noted, file, default=str)
-    return mark
+        self._remove(changed)
+        return None
+
+    def begin(self, *, costly: str = "", own: Iterable[str] = ("*",)) -> str:
+        """Marks the directory as unfinished, and returns its fingerprint: the one of its beginning.
+
+        What other settings began is removed first.
+
+        Args:
+          costly: a pattern of files; where there are any, what other settings began is refused instead.
+          own: patterns of what may be removed, in a folder that the user has named.
+
+        Raises:
+          ArtifactError: something else began it, and it is costly.
+        """
+        if begun := _read(self.directory / STARTED):
+            changed = self._changes(begun)
+            if not changed:
+                return str(begun["fingerprint"])
+            if costly and any(self.directory.glob(costly)):
+                raise ArtifactError(
+                    f"{self.directory} was begun with other settings ({changed}) and holds "
+                    f"{costly.partition('/')[0]}. Go on with those settings, use another workdir, or remove "
+                    "that directory to make it again."
+                )
+            self._remove(changed, own)
+        noted = self._noted()
+        with atomic_write(self.directory / STARTED) as file:
+            json.dump(noted, file, default=str)
+        return str(noted["fingerprint"])
+
+    def finish(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the manifest, which marks the artifact as whole, and returns it."""
+        manifest = self._noted() | {"counts": dict(counts), "versions": versions()}
+        if (begun := _read(self.directory / STARTED)) and not self._changes(begun):
+            manifest["fingerprint"] = begun["fingerprint"]
+        with atomic_write(self.directory / MANIFEST) as file:
+            json.dump(manifest, file, indent=1, ensure_ascii=False, default=str)
+            file.write("\n")
+        return manifest
+
+    def _noted(self) -> dict[str, Any]:
+        provenance, inputs = dict(self.provenance), dict(self.inputs)
+        return {"fingerprint": fingerprint(provenance, inputs), "provenance": provenance, "inputs": inputs}
+
+    def _changes(self, there: Mapping[str, Any]) -> str:
+        """What differs from a manifest, or from what was noted at the beginning; empty: nothing."""
+        if there["fingerprint"] == fingerprint(self.provenance, self.inputs):
+            return ""
+        found = list(differences(there["provenance"], self.provenance))
+        for name in sorted({*there["inputs"], *self.inputs}):
+            before, now = (known.get(name, ABSENT) for known in (there["inputs"], self.inputs))
+            place = f" ({self.places[name]})" if name in self.places else ""
+            found += [f"{line}{place}" for line in differences(before, now, name)]
+        return "; ".join(found)
+
+    def _remove(self, changed: str, own: Iterable[str] = ("*",)) -> None:
+        log.warning("%s is of other settings (%s): it is removed and made again", self.directory, changed)
+        for path in [path for pattern in own for path in self.directory.glob(pattern)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.directory / STARTED).unlink(missing_ok=True)
 
 
 def recorded(directory: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -230,28 +231,6 @@ def recorded(directory: str | os.PathLike[str]) -> Mapping[str, Any]:
     if (Path(directory) / MANIFEST).exists():
         return read_manifest(directory)
     return _read(Path(directory) / STARTED) or {"provenance": {}, "inputs": {}}
-
-
-def finish(
-    directory: str | os.PathLike[str],
-    provenance: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    counts: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Writes the manifest, which marks the artifact as whole, and returns it."""
-    begun = _read(Path(directory) / STARTED)
-    same = begun and not _changes(begun, provenance, inputs, NOWHERE)
-    manifest = {
-        "fingerprint": begun["fingerprint"] if same else fingerprint(provenance, inputs),
-        "provenance": dict(provenance),
-        "inputs": dict(inputs),
-        "counts": dict(counts),
-        "versions": versions(),
-    }
-    with atomic_write(Path(directory) / MANIFEST) as file:
-        json.dump(manifest, file, indent=1, ensure_ascii=False, default=str)
-        file.write("\n")
-    return manifest
 
 
 # Settings: what an artifact's content depends on, compared leaf by leaf

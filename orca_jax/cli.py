@@ -125,10 +125,7 @@ EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
 MODEL = Option("model", "", "A workdir, an imported student, or a Hugging Face folder.", required=True)
 LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
 OUT = Option("out", "", "The folder to write.", required=True)
-PREPARE = (
-    Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0),
-    Option("beam", list, "Apache Beam's options: the shards are written there."),
-)
+WORKERS = Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0)
 TRAIN = (
     Option("hosts", "", "Several hosts: 'auto' (TPU pod, Slurm, GKE), or ADDRESS:PORT,PROCESSES,PROCESS."),
     Option("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv."),

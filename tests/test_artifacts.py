@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 
 from orca_jax import artifacts
 from orca_jax.artifacts import (
+    Artifact,
     ArtifactError,
     Section,
     atomic_write,
-    begin,
     differences,
     digest,
-    finish,
-    is_finished,
     joined,
     read_manifest,
     section,
@@ -86,15 +84,15 @@ def test_a_files_digest_is_the_sha256_of_its_bytes(tmp_path):
 
 
 def test_work_is_finished_once_the_manifest_is_written(tmp_path):
-    assert not is_finished(tmp_path, MADE_BY, INPUTS)
-    begin(tmp_path, MADE_BY, INPUTS)
-    assert not is_finished(tmp_path, MADE_BY, INPUTS)
-    finish(tmp_path, MADE_BY, INPUTS, {"examples": 3})
-    assert is_finished(tmp_path, MADE_BY, INPUTS)
+    assert not Artifact(tmp_path, MADE_BY, INPUTS).finished()
+    Artifact(tmp_path, MADE_BY, INPUTS).begin()
+    assert not Artifact(tmp_path, MADE_BY, INPUTS).finished()
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({"examples": 3})
+    assert Artifact(tmp_path, MADE_BY, INPUTS).finished()
 
 
 def test_a_manifest_says_what_made_it_and_what_is_in_it(tmp_path):
-    written = finish(tmp_path, MADE_BY, INPUTS, {"examples": 3})
+    written = Artifact(tmp_path, MADE_BY, INPUTS).finish({"examples": 3})
     assert read_manifest(tmp_path) == written
     assert written["fingerprint"] == artifacts.fingerprint(MADE_BY, INPUTS)
     assert (written["provenance"], written["inputs"], written["counts"]) == (MADE_BY, INPUTS, {"examples": 3})
@@ -102,8 +100,8 @@ def test_a_manifest_says_what_made_it_and_what_is_in_it(tmp_path):
 
 
 def test_counts_do_not_change_the_fingerprint(tmp_path):
-    one = finish(tmp_path / "a", MADE_BY, INPUTS, {"examples": 3})
-    two = finish(tmp_path / "b", MADE_BY, INPUTS, {"examples": 4})
+    one = Artifact(tmp_path / "a", MADE_BY, INPUTS).finish({"examples": 3})
+    two = Artifact(tmp_path / "b", MADE_BY, INPUTS).finish({"examples": 4})
     assert one["fingerprint"] == two["fingerprint"]
 
 
@@ -117,42 +115,42 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("provenance", "inputs", "message"), DIFFERENT)
 def test_another_configs_finished_work_is_refused_and_the_change_named(tmp_path, provenance, inputs, message):
-    finish(tmp_path, MADE_BY, INPUTS, {})
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({})
     with pytest.raises(ArtifactError, match=rf"made with other settings \({message}\).*another workdir"):
-        is_finished(tmp_path, provenance, inputs)
+        Artifact(tmp_path, provenance, inputs).finished()
 
 
 @pytest.mark.parametrize(("provenance", "inputs", "message"), DIFFERENT)
 def test_another_configs_unfinished_work_is_removed_unless_it_is_costly(
     tmp_path, caplog, provenance, inputs, message
 ):
-    begin(tmp_path, MADE_BY, INPUTS)
+    Artifact(tmp_path, MADE_BY, INPUTS).begin()
     half, mine = tmp_path / "shards/half.bin", tmp_path / "mine.txt"
     for path in (half, mine):
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")
-    begin(tmp_path, MADE_BY, INPUTS)  # goes on
+    Artifact(tmp_path, MADE_BY, INPUTS).begin()  # goes on
     with pytest.raises(ArtifactError, match=rf"begun with other settings \({message}\) and holds shards"):
-        begin(tmp_path, provenance, inputs, costly="shards/*.bin")
+        Artifact(tmp_path, provenance, inputs).begin(costly="shards/*.bin")
     assert half.exists()
-    mark = begin(tmp_path, provenance, inputs, own=("shards",))
+    mark = Artifact(tmp_path, provenance, inputs).begin(own=("shards",))
     assert not half.exists()
     assert mine.exists()
     assert re.search(message, caplog.text)
-    assert finish(tmp_path, provenance, inputs, {})["fingerprint"] == mark
+    assert Artifact(tmp_path, provenance, inputs).finish({})["fingerprint"] == mark
 
 
 def test_what_nothing_stands_on_is_made_again(tmp_path, caplog):
-    finish(tmp_path, MADE_BY, INPUTS, {})
-    assert not is_finished(tmp_path, changed(row_length=128), INPUTS, remake=True)
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({})
+    assert not Artifact(tmp_path, changed(row_length=128), INPUTS).finished(remake=True)
     assert not any(tmp_path.iterdir())
     assert "row_length: 64 there, 128 now" in caplog.text
 
 
 def test_an_input_that_changed_is_named_with_its_place(tmp_path):
-    finish(tmp_path, MADE_BY, INPUTS, {})
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({})
     with pytest.raises(ArtifactError, match=r"traces: 'f00d' there, 'beef' now \(runs/a/traces\)"):
-        is_finished(tmp_path, MADE_BY, {"traces": "beef"}, places={"traces": "runs/a/traces"})
+        Artifact(tmp_path, MADE_BY, {"traces": "beef"}, {"traces": "runs/a/traces"}).finished()
 
 
 def test_a_setting_that_is_new_had_its_default(tmp_path):
@@ -162,29 +160,32 @@ def test_a_setting_that_is_new_had_its_default(tmp_path):
         student = Section({"size": 4, "norm": False, **more}, {"norm": False, "lora": {"rank": 0}})
         return {"program": "train", "student": student}
 
-    made, mark = finish(tmp_path / "made", old, {}, {}), begin(tmp_path / "begun", old, {})
-    assert is_finished(tmp_path / "made", now(), {})
-    assert begin(tmp_path / "begun", now(), {}) == mark
-    assert finish(tmp_path / "begun", now(), {}, {})["fingerprint"] == mark == made["fingerprint"]
+    made, mark = (
+        Artifact(tmp_path / "made", old, {}).finish({}),
+        Artifact(tmp_path / "begun", old, {}).begin(),
+    )
+    assert Artifact(tmp_path / "made", now(), {}).finished()
+    assert Artifact(tmp_path / "begun", now(), {}).begin() == mark
+    assert Artifact(tmp_path / "begun", now(), {}).finish({})["fingerprint"] == mark == made["fingerprint"]
     with pytest.raises(
         ArtifactError, match=r"student\.norm: False there, True now \(absent there: the default"
     ):
-        is_finished(tmp_path / "made", now(norm=True), {})
+        Artifact(tmp_path / "made", now(norm=True), {}).finished()
     with pytest.raises(ArtifactError, match=r"student\.lora\.rank: 0 there, 8 now \(absent"):
-        is_finished(tmp_path / "made", now(lora={"rank": 8}), {})
+        Artifact(tmp_path / "made", now(lora={"rank": 8}), {}).finished()
 
 
 def test_only_what_changed_is_named(tmp_path):
-    finish(tmp_path, MADE_BY, INPUTS, {})
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({})
     with pytest.raises(ArtifactError) as error:
-        is_finished(tmp_path, changed(row_length=128), INPUTS)
+        Artifact(tmp_path, changed(row_length=128), INPUTS).finished()
     assert "seed" not in str(error.value)
     assert "traces" not in str(error.value)
 
 
 def test_tuples_and_lists_are_one_to_a_fingerprint(tmp_path):
-    finish(tmp_path, {"sets": ("a", "b")}, {}, {})
-    assert is_finished(tmp_path, {"sets": ["a", "b"]}, {})
+    Artifact(tmp_path, {"sets": ("a", "b")}, {}).finish({})
+    assert Artifact(tmp_path, {"sets": ["a", "b"]}, {}).finished()
 
 
 def test_an_absent_manifest_is_told(tmp_path):
@@ -193,17 +194,17 @@ def test_an_absent_manifest_is_told(tmp_path):
 
 
 def test_a_damaged_manifest_is_told(tmp_path):
-    finish(tmp_path, MADE_BY, INPUTS, {})
+    Artifact(tmp_path, MADE_BY, INPUTS).finish({})
     path = tmp_path / artifacts.MANIFEST
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ArtifactError, match=r"manifest\.json is not JSON .* remove the directory"):
-        is_finished(tmp_path, MADE_BY, INPUTS)
+        Artifact(tmp_path, MADE_BY, INPUTS).finished()
 
 
 def test_a_foreign_manifest_is_told(tmp_path):
     (tmp_path / artifacts.MANIFEST).write_text(json.dumps({"name": "an app"}))
     with pytest.raises(ArtifactError):
-        is_finished(tmp_path, MADE_BY, INPUTS)
+        Artifact(tmp_path, MADE_BY, INPUTS).finished()
 
 
 # What differs between settings

@@ -57,7 +57,7 @@ def make(folder, content="x", name="data"):
     """An artifact."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(content)
-    artifacts.finish(folder, {"content": content}, {}, {})
+    artifacts.Artifact(folder, {"content": content}, {}).finish({})
 
 
 def checkpoint(run, step, content="x"):
@@ -247,7 +247,7 @@ def test_an_artifact_that_did_not_go_whole_is_not_taken_for_whole(count, scratch
     cut_short(count, monkeypatch)
     assert len(there()) == count
     with workdir(RUN) as run:  # the machine that made it has it, and takes the rest there
-        assert artifacts.is_finished(run / "tokens/expert", {"content": "x"}, {})
+        assert artifacts.Artifact(run / "tokens/expert", {"content": "x"}, {}).finished()
     lose_the_machine(scratch)
     with workdir(RUN) as run:
         assert len(here(run)) == 4
@@ -298,7 +298,7 @@ def test_of_two_artifacts_the_one_in_the_bucket_counts(scratch, tmp_path, monkey
     monkeypatch.setenv(storage.SCRATCH, str(scratch))
     with workdir(RUN) as run:
         assert (run / "tokens/expert/data").read_text() == "second"
-        assert artifacts.is_finished(run / "tokens/expert", {"content": "second"}, {})
+        assert artifacts.Artifact(run / "tokens/expert", {"content": "second"}, {}).finished()
         assert not (run / "tokens/expert/stale").exists()
     assert "tokens/expert/data is removed: memory://bucket/run/tokens/expert/data is another" in caplog.text
     assert "tokens/expert/stale" not in there()

@@ -79,8 +79,9 @@ def make_flags(
         drawn = artifacts.section(config.data, ("validation_fraction",)), artifacts.section(config, ("seed",))
         provenance = artifacts.joined(provenance, artifacts.section(teacher, ("shots",)), *drawn)
     places = {"traces": workdir / "traces" / teacher.name}
-    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
-        return artifacts.read_manifest(directory)
+    artifact = artifacts.Artifact(directory, provenance, inputs, places)
+    if manifest := artifact.finished(remake=remake):
+        return manifest
     checked_against = list(documents) if teacher.kind == "file" else []
     checker = TraceChecker(teacher.filters, contamination.Index(checked_against) if checked_against else None)
     placed = files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
@@ -106,7 +107,7 @@ def make_flags(
         with artifacts.atomic_write(directory / SHOTS, "wb") as file:
             np.save(file, shots)
         counts["short_of_shots"] = int((shots == traces.NO_SHOT).any(1).sum())
-    return artifacts.finish(directory, provenance, inputs, counts)
+    return artifact.finish(counts)
 
 
 def flagged(workdir: Path, teacher: str) -> Iterator[Flagged]:
@@ -153,7 +154,8 @@ def make_tokenizer(
         texts = artifacts.section(config.data, ("layout", "validation_fraction"))
         provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
     places = {name: workdir / "quality" / name for name in inputs}
-    finished = artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake)
+    artifact = artifacts.Artifact(directory, provenance, inputs, places)
+    finished = artifact.finished(remake=remake)
     if finished:
         made = tokenizers.load(directory)
     elif source:
@@ -168,9 +170,9 @@ def make_tokenizer(
             f"{size}; set student.vocab_size={made.vocab_size}"
         )
     if not finished:
-        artifacts.begin(directory, provenance, inputs)
+        artifact.begin()
         made.save(directory)
-        artifacts.finish(directory, provenance, inputs, {"vocab_size": made.vocab_size})
+        artifact.finish({"vocab_size": made.vocab_size})
     return tokenizers.load(directory)
 
 
@@ -194,7 +196,7 @@ def make_store(
     name: str,
     tokenizer: Tokenizer,
     inputs: dict[str, str],
-    how: tokens.Run,
+    workers: int,
     *,
     remake: bool = False,
 ) -> dict[str, Any]:
@@ -210,9 +212,10 @@ def make_store(
     )
     places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}
-    if artifacts.is_finished(directory, provenance, inputs, places=places, remake=remake):
-        return artifacts.read_manifest(directory)
-    artifacts.begin(directory, provenance, inputs, places=places)
+    artifact = artifacts.Artifact(directory, provenance, inputs, places)
+    if manifest := artifact.finished(remake=remake):
+        return manifest
+    artifact.begin()
     chosen = part(config, workdir, name)
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     with progress(f"tokenising {name}, shards", tokens.shard_count(len(chosen))) as report:
@@ -220,9 +223,9 @@ def make_store(
             directory,
             chosen,
             encode,
-            run=how,
+            workers=workers,
             malformed=max(t.malformed for t in config.teachers if name in (t.name, VALIDATION)),
             on_shard=lambda done, shards: report(done),
         )
     log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
-    return artifacts.finish(directory, provenance, inputs, counts)
+    return artifact.finish(counts)

@@ -13,14 +13,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import importlib
 import itertools
 import logging
 import math
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,11 @@ from orca_jax.data.traces import Traces
 from orca_jax.records import Message, Outcome, Trace, half_pair
 
 Job = tuple[int, Traces]  # a shard's number and its traces
-# Does every job and yields as they are done, in any order: here, in several processes or on many machines.
-Run = Callable[[Callable[[Job], int], Sequence[Job]], Iterable[int]]
 log = logging.getLogger(__name__)
 NAME = "traces"
 SPLIT = "train"
 SHARD_SIZE = 4096
+SHARDS_A_PROCESS = 4  # at least: a process starts as long as it writes a shard
 BATCH = 512  # traces that are encoded at once
 MISFITS = "does not fit the layout"  # why a trace is dropped
 COLUMNS = {
@@ -203,7 +201,7 @@ def write_store(
     traces: Traces,
     encode: Encoder,
     *,
-    run: Run | None = None,
+    workers: int = 1,
     malformed: float = files.MALFORMED,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -212,7 +210,7 @@ def write_store(
     The bytes written depend on the traces and the encoder alone. Raises as `write_shard`.
 
     Args:
-      run: does the shards' work; by default this process does.
+      workers: processes that write shards; 0: one a core, or fewer where their start would take longer.
       malformed: the share of traces that may not fit the layout; they are left out.
       on_shard: called with (shards done, shards) as they are written.
     """
@@ -226,8 +224,7 @@ def write_store(
     ]
     jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
     work = functools.partial(write_shard, directory, shards, encode, malformed=malformed)
-    done = run(work, jobs) if run else map(work, jobs)
-    for finished, _ in enumerate(done, 1 + shards - len(missing)):
+    for finished, _ in enumerate(in_processes(workers, work, jobs), 1 + shards - len(missing)):
         if on_shard:
             on_shard(finished, shards)
     return _finish(directory, shards, malformed)
@@ -243,37 +240,22 @@ def _leave_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
-    """Does jobs in up to `workers` processes; in this one where a second would have nothing to do."""
-    if min(workers, len(jobs)) <= 1:
+    """Does jobs in up to `workers` processes, see `write_store`; in this one where one is enough."""
+    workers = min(workers or min(len(cores()), len(jobs) // SHARDS_A_PROCESS), len(jobs))
+    if workers <= 1:
         yield from map(work, jobs)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_leave_with_parent
+        workers, multiprocessing.get_context("spawn"), initializer=_leave_with_parent
     )
     with pool:
         yield from pool.map(work, jobs)
-
-
-def on_beam(options: Sequence[str], work: Callable[[Job], int], jobs: Sequence[Job]) -> Iterator[int]:
-    """Does all jobs in one pipeline; yields their results when it has ended.
-
-    Workers read traces and write shards by path: all of them must see one file system.
-
-    Args:
-      options: Beam's, such as `--runner=FlinkRunner`; the direct runner by default.
-
-    Raises:
-      ValueError: Beam is not installed.
-    """
-    try:
-        beam: Any = importlib.import_module("apache_beam")
-        made: Any = importlib.import_module("apache_beam.options.pipeline_options")
-    except ImportError as error:
-        raise ValueError("shards on Beam need Apache Beam: pip install 'orca_jax[beam]'") from error
-    with beam.Pipeline(options=made.PipelineOptions(list(options))) as pipeline:
-        pipeline | beam.Create(list(jobs)) | beam.Reshuffle() | beam.Map(work)
-    yield from (len(traces) for _, traces in jobs)
 
 
 def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:

@@ -123,9 +123,10 @@ class Evaluator:
         directory, inputs = self.workdir / "evaluation" / self.model.name / name, self.model.inputs
         provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
         places = dict.fromkeys(inputs, self.options.model or self.workdir / "training")
-        if artifacts.is_finished(directory, provenance, inputs, places=places):
+        artifact = artifacts.Artifact(directory, provenance, inputs, places)
+        if artifact.finished():
             return
-        artifacts.begin(directory, provenance, inputs, places=places)
+        artifact.begin()
         benchmark, mode = questions[0].benchmark, questions[0].mode
         replies: dict[int, list[Reply]] = {}
         with progress(f"evaluating {name}", len(questions) * samples) as report:
@@ -157,7 +158,7 @@ class Evaluator:
             every = list(itertools.chain(*replies.values()))
             described = _described(questions * samples, every, self.options.classifier)
             scoring.write_scores(directory, described)
-        artifacts.finish(directory, provenance, inputs, {"items": len(questions) * samples})
+        artifact.finish({"items": len(questions) * samples})
 
     def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]

@@ -267,9 +267,10 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
         {"flan": [artifacts.joined(artifacts.section(part), counted) for part in config.flan]},
         benchmark_digests(documents, artifacts.recorded(directory)["provenance"]),
     )
-    if artifacts.is_finished(directory, provenance, inputs):
-        return artifacts.read_manifest(directory)
-    artifacts.begin(directory, provenance, inputs)
+    artifact = artifacts.Artifact(directory, provenance, inputs)
+    if manifest := artifact.finished():
+        return manifest
+    artifact.begin()
     made, left_out = training_puzzles(config.puzzles, config.seed, [text for _, _, text in documents])
     shares, known, draws = config.puzzles.messages, Exact(), [Counts() for _ in config.flan]
     queries = [puzzles.to_query(p, assign_message(p.id, bool(p.choices), shares, config.seed)) for p in made]
@@ -310,4 +311,4 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
     counts: dict[str, Any] = {"queries": count, "known_to_benchmark": left_out}
     if draws:
         counts["flan"] = [part.summary() for part in draws]
-    return artifacts.finish(directory, provenance, inputs, counts)
+    return artifact.finish(counts)

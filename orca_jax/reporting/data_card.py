@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import importlib.resources
 import logging
@@ -51,15 +52,13 @@ def make_card(
     directory, store = workdir / "cards" / teacher.name, TokenStore(workdir / "tokens" / teacher.name)
     rows = artifacts.section(config.data, without=(*config.data.STORED, "segments"))
     provenance = artifacts.joined({"program": "card"}, rows, artifacts.section(config, ("seed",)))
-    inputs = {"tokens": store.manifest["fingerprint"]}
-    try:
-        if artifacts.is_finished(directory, provenance, inputs):
+    artifact = artifacts.Artifact(directory, provenance, {"tokens": store.manifest["fingerprint"]})
+    with contextlib.suppress(artifacts.ArtifactError):
+        if artifact.finished():
             return
-    except artifacts.ArtifactError:
-        pass
     write(directory, **_contents(config, teacher, workdir, store, traces()))
     fates = store.fates(config.data.row_length, config.data.overlong)
-    artifacts.finish(directory, provenance, inputs, fates)
+    artifact.finish(fates)
     log.info("%s: data card at %s", teacher.name, directory / README)
 
 

@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, config_check
+from orca_jax import config_check
+from orca_jax.artifacts import Artifact, read_manifest
 from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
@@ -29,18 +30,18 @@ def import_student(source: Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
     provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
-    inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+    artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
+    if artifact.finished():
         log.info("%s is imported already", out)
         return
-    artifacts.begin(out, provenance, inputs, places={"source": source}, own=("tokenizer", "checkpoints"))
+    artifact.begin(own=("tokenizer", "checkpoints"))
     tokenizers.load(opened.tokenizer).save(out / "tokenizer")
     params = opened.load(opened.config, make_mesh(MeshConfig()))
     checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
     if not checkpoints.steps():
         checkpoints.save(0, {"params": params})
     checkpoints.close()
-    artifacts.finish(out, provenance, inputs, {"parameters": opened.config.parameter_count})
+    artifact.finish({"parameters": opened.config.parameter_count})
     log.info("imported %d parameters into %s", opened.config.parameter_count, out)
 
 
@@ -57,16 +58,16 @@ def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: s
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
         )
     provenance = {"program": "export", "dtype": dtype, "layout": layout}
-    inputs = {"source": opened.fingerprint}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+    artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
+    if artifact.finished():
         log.info("%s is exported already", out)
         return
-    artifacts.begin(out, provenance, inputs, places={"source": source}, own=EXPORTED)
+    artifact.begin(own=EXPORTED)
     tokenizer: Any = tokenizers.load(opened.tokenizer)
     tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
     params, special = opened.load(opened.config, make_mesh(MeshConfig())), special_ids(tokenizer, layout)
     count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
-    artifacts.finish(out, provenance, inputs, {"parameters": count})
+    artifact.finish({"parameters": count})
     log.info("exported %d parameters as %s to %s", count, dtype, out)
 
 
@@ -86,13 +87,13 @@ def export_adapter(source: Path, out: Path) -> None:
     Raises:
       ValueError: it was trained without adapters.
     """
-    manifest = artifacts.read_manifest(source / "training")
+    manifest = read_manifest(source / "training")
     config = config_check.build(LlamaConfig, manifest["provenance"]["student"])
     provenance = {"program": "adapter", "lora": plain(config.lora)}
-    inputs = {"source": manifest["fingerprint"]}
-    if artifacts.is_finished(out, provenance, inputs, places={"source": source}):
+    artifact = Artifact(out, provenance, {"source": manifest["fingerprint"]}, {"source": source})
+    if artifact.finished():
         log.info("%s is written already", out)
         return
     _, params = load_params(source / "training/checkpoints")
     count = huggingface.export_adapters(params, config, out)
-    artifacts.finish(out, provenance, inputs, {"parameters": count})
+    artifact.finish({"parameters": count})

@@ -50,11 +50,12 @@ def train(
         inputs["init"], places["init"] = source.fingerprint, config.student.init
     versions = artifacts.versions()
     hosts.compare("run", {"config": artifacts.digest(made), "data": artifacts.digest(inputs), **versions})
-    if artifacts.is_finished(directory, made, inputs, places=places):
+    artifact = artifacts.Artifact(directory, made, inputs, places)
+    if artifact.finished():
         return
     for first in (True, False):  # the first host before all others: it removes what other settings began
         if first == (jax.process_index() == 0):
-            fingerprint = artifacts.begin(directory, made, inputs, places=places, costly=students.CHECKPOINTS)
+            fingerprint = artifact.begin(costly=students.CHECKPOINTS)
         hosts.compare("begin", {})
     if on_begin:
         on_begin()
@@ -85,8 +86,7 @@ def train(
         profile=profile,
     )
     last = trainer.run()
-    counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
-    artifacts.finish(directory, made, inputs, counts)
+    artifact.finish({"steps": trainer.curriculum.total_steps, "data": described, "last": last})
 
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:

@@ -2,9 +2,7 @@
 
 import collections
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -57,7 +55,7 @@ TRACES = [make_trace(number) for number in range(10)]
 def finished(directory, traces, encoder, **options):
     """A store with its manifest, and what was counted."""
     counts = write_store(directory, traces, encoder, **options)
-    artifacts.finish(directory, {}, {}, counts)
+    artifacts.Artifact(directory, {}, {}).finish(counts)
     return TokenStore(directory), counts
 
 
@@ -149,7 +147,7 @@ def test_a_store_may_have_nothing_to_train_on(encoder, tmp_path):
 
 @pytest.mark.parametrize("workers", [2])
 def test_the_bytes_do_not_depend_on_the_number_of_workers(whole, encoder, tmp_path, workers):
-    finished(tmp_path, TRACES, encoder, run=functools.partial(tokens.in_processes, workers))
+    finished(tmp_path, TRACES, encoder, workers=workers)
     assert content(tmp_path) == content(whole)
 
 
@@ -260,34 +258,3 @@ def test_workers_leave_when_their_program_is_killed(tmp_path, repo):
         assert parent.stdout.readline() == "at work\n"
         parent.kill()
         parent.communicate(timeout=60)
-
-
-# --- On Apache Beam
-
-
-@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs the extra `beam`")
-def test_the_direct_runner_writes_the_same_bytes(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokens, "SHARD_SIZE", 4)
-    encoder = Encoder(tokenizer, "chatml")
-    here = tokens.write_store(tmp_path / "here", TRACES, encoder)
-    options = ["--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_threading"]
-    seen = []
-    there = tokens.write_store(
-        tmp_path / "there",
-        TRACES,
-        encoder,
-        run=functools.partial(tokens.on_beam, options),
-        on_shard=lambda *progress: seen.append(progress),
-    )
-    assert there == here
-    assert content(tmp_path / "there") == content(tmp_path / "here")
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_without_beam_it_says_what_to_install(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(tokens.importlib, "import_module", missing)
-    with pytest.raises(ValueError, match=r"orca_jax\[beam\]"):
-        list(tokens.on_beam([], print, []))

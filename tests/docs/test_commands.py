@@ -81,7 +81,6 @@ EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC
 NEEDED = {  # modules
     r"\.serve ": "fastapi",
     r"\.collect ": "openai",
-    r"--beam=": "apache_beam",
 }
 # Files that there must be (patterns, in which \1 is of the command's), and words that must be printed.
 MADE = {

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import re
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, 
     with pytest.raises(OSError, match="no space left"):
         prepare.run(mini(), workdir)
     monkeypatch.setattr(tokens, "write_shard", write)
-    prepare.run(mini(), workdir, how=functools.partial(tokens.in_processes, workers))
+    prepare.run(mini(), workdir, workers=workers)
     assert store_bytes(workdir) == expected
 
 
@@ -298,9 +297,3 @@ def test_every_teacher_has_a_card(finished):
         trained = read_manifest(finished / "tokens" / name)["counts"]["examples"]
         assert f"| {trained} |" in re.sub(" +", " ", card)
         assert (finished / "cards" / name / "lengths.png").exists()
-
-
-def test_options_choose_what_writes_the_shards():
-    assert prepare.runner() is prepare.on_all_cores
-    assert prepare.runner(3).args == (3,)
-    assert prepare.runner(0, ["--runner=DirectRunner"]).func is tokens.on_beam

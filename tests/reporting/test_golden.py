@@ -75,14 +75,14 @@ def evaluated(directory, name, *given, provenance=None, **how):
         given[0] in registry.BENCHMARKS
     ) else scoring.summarise(items, questions)  # fmt: skip
     scoring.write(target, items, scores | {"system_message_id": how.get("message", 1)})
-    artifacts.finish(target, {"name": name, **(provenance or {})}, {}, {"items": len(items)})
+    artifacts.Artifact(target, {"name": name, **(provenance or {})}, {}).finish({"items": len(items)})
 
 
 def scored(directory, name, scores):
     target = directory / "evaluation" / name
     target.mkdir(parents=True)
     (target / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
-    artifacts.finish(target, {"name": name}, {}, {})
+    artifacts.Artifact(target, {"name": name}, {}).finish({})
 
 
 def judged(directory, benchmark="vicuna_prompts", **values):
@@ -192,7 +192,7 @@ def arms_of_a_set(directory):
         data = {"rows": 20, "examples_per_row": 3.5, "fill": 0.9, "supervised_share": 0.5}
         counts = {"steps": 4, "data": dict.fromkeys(("apprentice", "expert", "answers"), data)}
         (folder / "training").mkdir()
-        artifacts.finish(folder / "training", {}, {}, counts)
+        artifacts.Artifact(folder / "training", {}, {}).finish(counts)
     return arm_set
 
 

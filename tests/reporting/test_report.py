@@ -92,12 +92,12 @@ def write_training(directory, inputs, stages=("apprentice", "expert")):
     (directory / "training").mkdir(parents=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "training" / metrics.FILE).write_text(lines, encoding="utf-8")
-    return artifacts.finish(directory / "training", {"program": "train"}, inputs, {"steps": 20})
+    return artifacts.Artifact(directory / "training", {"program": "train"}, inputs).finish({"steps": 20})
 
 
 def write_data(directory, teacher="apprentice", kind="oracle"):
     provenance = {"program": "collect", "teacher": {"kind": kind}}
-    traces = artifacts.finish(directory / "traces" / teacher, provenance, {}, {"traces": 3})
+    traces = artifacts.Artifact(directory / "traces" / teacher, provenance, {}).finish({"traces": 3})
     columns = {
         "supervised": [5, 10, 20], "collection": ["puzzles"] * 3,
         "task": ["navigate", "navigate", "web_of_lies"], "system_message_id": [1, 7, 7],
@@ -107,7 +107,7 @@ def write_data(directory, teacher="apprentice", kind="oracle"):
     np.savez(store / "columns.npz", **columns)
     np.save(store / "lengths.npy", [30, 40, 50])
     inputs = {teacher: traces["fingerprint"]}
-    return artifacts.finish(store, {"program": "prepare"}, inputs, {"examples": 3})["fingerprint"]
+    return artifacts.Artifact(store, {"program": "prepare"}, inputs).finish({"examples": 3})["fingerprint"]
 
 
 def write_run(directory, *, text="So the answer is Yes.", right=2):
@@ -116,8 +116,8 @@ def write_run(directory, *, text="So the answer is Yes.", right=2):
     for message, more in ((1, 0), (7, 1)):
         evaluated = directory / "evaluation" / f"puzzles-message-{message}"
         write_evaluation(evaluated, message, right=right + more, text=text)
-        artifacts.finish(
-            evaluated, {"program": "evaluate"}, {"training": training["fingerprint"]}, {"items": 12}
+        artifacts.Artifact(evaluated, {"program": "evaluate"}, {"training": training["fingerprint"]}).finish(
+            {"items": 12}
         )
     return directory
 
@@ -237,7 +237,7 @@ def test_a_part_of_the_questions_is_marked_as_one(run):
     for evaluated in (run / "evaluation").iterdir():
         provenance = {"program": "evaluate", "name": evaluated.name, "evaluation": {"per_family": 6}}
         (evaluated / "manifest.json").unlink()
-        artifacts.finish(evaluated, provenance, {}, {"items": 12})
+        artifacts.Artifact(evaluated, provenance, {}).finish({"items": 12})
     page = page_of(run)
     text = " ".join(section(run, "results").text.split())
     assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
