@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, a JSON array or Parquet, read a row at a time; records as JSON lines.
+"""Rows of files: JSON lines or Parquet, read a row at a time, or a JSON array; records as JSON lines.
 
 Malformed rows of files from elsewhere are left out and counted in a `Tally`; too many of them end the run.
 All readers do this through `counted`.
@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import gzip
-import io
 import itertools
 import json
 import logging
@@ -20,7 +19,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from orca_jax.artifacts import atomic_write
 from orca_jax.records import RecordError, from_json, to_json
@@ -28,7 +27,6 @@ from orca_jax.records import RecordError, from_json, to_json
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIX = ".parquet"
 BATCH = 256  # rows; what is held in memory while Parquet is read
-CHUNK = 1 << 20  # characters of a JSON array that are read at once, at least
 MALFORMED = 0.05  # the share of a file's rows that may be malformed
 MIN_ROWS = 1000  # what that share is taken of until a file is read to its end
 KEPT_PLACES = 20  # of malformed rows, with reasons
@@ -142,8 +140,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             begun = block.removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
         if begun.startswith(b"["):
-            with io.TextIOWrapper(file, "utf-8-sig") as text:
-                yield from _array_rows(path, text)
+            yield from _array_rows(path, file.read())
             return
     yield from line_rows(path, parse)
 
@@ -169,45 +166,27 @@ def _opened(path: Path) -> Iterator[Any]:
         raise RecordError(f"{path}: damaged or cut off ({error}); fetch the file again") from error
 
 
-def _array_rows(path: Path, file: IO[str]) -> Iterator[Row]:
+def _array_rows(path: Path, data: bytes) -> Iterator[Row]:
     """The elements of a JSON array; `where` names the line in which each begins."""
-    text, at, start, line, number, decode = "", 0, 0, 1, 0, json.JSONDecoder().raw_decode
-
-    def read_on() -> bool:
-        """Drops what is done with, and reads on: twice as much for what is long."""
-        nonlocal text, at
-        more = file.read(max(CHUNK, len(text) - at))
-        text, at = text[at:] + more, 0
-        return bool(more)
-
+    at, line, decode = 0, 1, json.JSONDecoder().raw_decode
     try:
-        while True:
+        text = data.decode("utf-8-sig")
+        for number in itertools.count():
             before, after = (BETWEEN, AFTER) if number else (BEFORE, EMPTY)
             ended = after.match(text, at)
             begun = ended or before.match(text, at)
             start = begun.end() if begun else len(text) - len(text[at:].lstrip())
+            line, at = line + text.count("\n", at, start), start
             if ended and start == len(text):
-                if read_on():
-                    continue
                 return
             if ended:
                 raise ValueError("there is something after its end")
             if not begun and start < len(text):
                 raise ValueError(f"{text[start]!r} where ',' or ']' was expected")
-            try:
-                values, end = decode(text, start)
-            except (ValueError, RecursionError):
-                if read_on():
-                    continue
-                raise
-            if end == len(text) and read_on():  # a number may go on
-                continue
-            line += text.count("\n", at, start)
+            values, at = decode(text, start)
             yield Row(f"{path}:{line}", number, values)
-            line += text.count("\n", start, end)
-            at, number = end, number + 1
+            line += text.count("\n", start, at)
     except (ValueError, RecursionError) as error:
-        line += text.count("\n", at, start)
         raise RecordError(
             f"{path}:{line}: the JSON array is damaged or cut off ({getattr(error, 'msg', error)}); mend it, "
             "or write an object a line"

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax import files
 from orca_jax.files import Row, Tally, counted, rows
 from orca_jax.records import RecordError
 
@@ -20,18 +19,14 @@ def values(path):
     return [row.values for row in rows(path)]
 
 
-@given(
-    given_rows=st.lists(VALUES, max_size=9), indent=st.sampled_from([None, 0, 3]), chunk=st.integers(1, 40)
-)
-def test_every_form_of_json_gives_the_same_rows(tmp_path_factory, given_rows, indent, chunk):
+@given(given_rows=st.lists(VALUES, max_size=9), indent=st.sampled_from([None, 0, 3]))
+def test_every_form_of_json_gives_the_same_rows(tmp_path_factory, given_rows, indent):
     folder = tmp_path_factory.mktemp("rows")
     lines = "".join(f"{json.dumps(row)}\r\n\n" for row in given_rows).encode()
     (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
     (folder / "a.ndjson.gz").write_bytes(gzip.compress(lines))
     (folder / "a.json").write_bytes(b" \n" + json.dumps(given_rows, indent=indent).encode() + b"\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "CHUNK", chunk)
-        assert [values(folder / name) for name in ("a.jsonl", "a.ndjson.gz", "a.json")] == [given_rows] * 3
+    assert [values(folder / name) for name in ("a.jsonl", "a.ndjson.gz", "a.json")] == [given_rows] * 3
 
 
 def test_rows_are_named_by_line_or_number(tmp_path):
@@ -68,9 +63,7 @@ def test_a_damaged_array_is_an_error_of_its_file_and_line(tmp_path, text):
         ('[{"a": 1},\n{"a": 2,},\n{"a": 3}\n]\n', ":2: "),
     ],
 )
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_a_damaged_array_names_the_line_of_the_damage(tmp_path, text, said, chunk, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", chunk)
+def test_a_damaged_array_names_the_line_of_the_damage(tmp_path, text, said):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(RecordError, match=f"a.json{said}"):
         values(tmp_path / "a.json")
