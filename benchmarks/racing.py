@@ -20,8 +20,7 @@ from orca_jax.data.rows import Row, build_row
 from orca_jax.reporting.tables import markdown
 from orca_jax.student import llama, sharding
 from orca_jax.student.presets import LlamaConfig
-from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import make_steps
+from orca_jax.training.step import make_optimizer, make_steps
 
 
 class Contestant(NamedTuple):

@@ -1,4 +1,4 @@
-"""Released weights in, trained weights out.
+"""Released weights in, trained weights out: each command does nothing where its folder is finished.
 
 python -m experiments.convert import --model=MODEL_FOLDER --out=runs/imported
 python -m experiments.convert export --model=runs/openorca --out=exported --dtype=bfloat16
@@ -24,18 +24,106 @@ PROGRAM = cli.Program(
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
+import logging
 from pathlib import Path
+from typing import Any
 
-from orca_jax.training import convert
+from orca_jax import config_check
+from orca_jax.artifacts import Artifact, read_manifest
+from orca_jax.config import MeshConfig, plain
+from orca_jax.data import layouts, tokenizer_export
+from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.student import huggingface
+from orca_jax.student.presets import LlamaConfig
+from orca_jax.student.sharding import make_mesh
+from orca_jax.training import students
+from orca_jax.training.checkpoints import Checkpoints, load_params
+
+log = logging.getLogger(__name__)
+EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
+
+
+def import_student(source: Path, out: Path) -> None:
+    """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
+    opened = students.open_source(source)
+    provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
+    artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
+    if artifact.finished():
+        log.info("%s is imported already", out)
+        return
+    artifact.begin(own=("tokenizer", "checkpoints"))
+    tokenizers.load(opened.tokenizer).save(out / "tokenizer")
+    params = opened.load(opened.config, make_mesh(MeshConfig()))
+    checkpoints = Checkpoints(out / "checkpoints", keep=1, note={"fingerprint": opened.fingerprint})
+    if not checkpoints.steps():
+        checkpoints.save(0, {"params": params})
+    checkpoints.close()
+    artifact.finish({"parameters": opened.config.parameter_count})
+    log.info("imported %d parameters into %s", opened.config.parameter_count, out)
+
+
+def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: str = "") -> None:
+    """A student as a Hugging Face model folder.
+
+    Raises:
+      ValueError: its layout is not known, and not given.
+    """
+    opened = students.open_source(source)
+    layout = layout or opened.own_layout
+    if layout not in layouts.CONTROL_TOKENS:
+        raise ValueError(
+            f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
+        )
+    provenance = {"program": "export", "dtype": dtype, "layout": layout}
+    artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
+    if artifact.finished():
+        log.info("%s is exported already", out)
+        return
+    artifact.begin(own=EXPORTED)
+    tokenizer: Any = tokenizers.load(opened.tokenizer)
+    tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
+    params, special = opened.load(opened.config, make_mesh(MeshConfig())), special_ids(tokenizer, layout)
+    count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
+    artifact.finish({"parameters": count})
+    log.info("exported %d parameters as %s to %s", count, dtype, out)
+
+
+def special_ids(tokenizer: Tokenizer, layout: str) -> dict[str, Any]:
+    """The ids that other programs need; the end of sequence is the one trained to end an answer."""
+    stop = layouts.stop_ids(layout, tokenizer)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": stop[0] if len(stop) == 1 else list(stop),
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def export_adapter(source: Path, out: Path) -> None:
+    """The adapters of a trained workdir in PEFT's format.
+
+    Raises:
+      ValueError: it was trained without adapters.
+    """
+    manifest = read_manifest(source / "training")
+    config = config_check.build(LlamaConfig, manifest["provenance"]["student"])
+    provenance = {"program": "adapter", "lora": plain(config.lora)}
+    artifact = Artifact(out, provenance, {"source": manifest["fingerprint"]}, {"source": source})
+    if artifact.finished():
+        log.info("%s is written already", out)
+        return
+    _, params = load_params(source / "training/checkpoints")
+    count = huggingface.export_adapters(params, config, out)
+    artifact.finish({"parameters": count})
 
 
 def main() -> None:
     PROGRAM.main(
-        **{"import": lambda given: convert.import_student(Path(given.model), Path(given.out))},
-        export=lambda given: convert.export_student(
+        **{"import": lambda given: import_student(Path(given.model), Path(given.out))},
+        export=lambda given: export_student(
             Path(given.model), Path(given.out), dtype=given.dtype, layout=given.layout
         ),
-        adapter=lambda given: convert.export_adapter(Path(given.model), Path(given.out)),
+        adapter=lambda given: export_adapter(Path(given.model), Path(given.out)),
     )
 
 

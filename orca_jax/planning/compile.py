@@ -28,8 +28,7 @@ from orca_jax.data.rows import Row
 from orca_jax.planning.chips import Topology
 from orca_jax.planning.estimate import Collective, MeshShape, Workload, ring_bytes
 from orca_jax.student import sharding
-from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import make_steps
+from orca_jax.training.step import make_optimizer, make_steps
 
 log = logging.getLogger(__name__)
 

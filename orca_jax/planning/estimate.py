@@ -29,8 +29,7 @@ from orca_jax.planning.chips import Topology
 from orca_jax.student import sharding
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
-from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import TrainState, make_steps
+from orca_jax.training.step import TrainState, make_optimizer, make_steps
 
 USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented, and runtimes keep some
 ATTENTION_EFFICIENCY = 0.5

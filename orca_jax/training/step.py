@@ -1,4 +1,4 @@
-"""One training step and one validation step, compiled for a mesh."""
+"""One training step and one validation step, compiled for a mesh, and the optimizer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,34 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from orca_jax.config import OptimizerConfig
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, lora, sharding
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training.loss import Loss, chunk_size, token_cross_entropy, total_loss
+
+
+def decayed(params: Any) -> Any:
+    """The mask of weight decay: all parameters but norms' scales and biases."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not sharding.path_name(path).endswith(("scale", "bias")), params
+    )
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients to updates of learning rate one; the training step scales them."""
+    if config.kind == "adafactor":
+        # Shazeer and Stern, section 8, without its step size: the curriculum gives the learning rate.
+        scaled = optax.chain(optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0))
+    else:
+        b1, b2 = config.betas
+        first = jnp.bfloat16 if config.kind == "adamw_bf16" else None
+        scaled = optax.scale_by_adam(b1=b1, b2=b2, eps=config.epsilon, mu_dtype=first)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        scaled,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    )
 
 
 class TrainState(NamedTuple):

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from orca_jax import artifacts
 from orca_jax.config import OptimizerConfig, TrainConfig, plain
 from orca_jax.data import loader
+from orca_jax.data.rows import Row, stack
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
 from orca_jax.student.presets import LlamaConfig
@@ -30,14 +32,13 @@ from orca_jax.training import hosts
 from orca_jax.training.checkpoints import Checkpoints
 from orca_jax.training.curriculum import Curriculum, Position
 from orca_jax.training.metrics import FILE, Metrics, Speed, device_bytes, read
-from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import StepMetrics, TrainState, make_steps
-from orca_jax.training.validation import validation_losses
+from orca_jax.training.step import StepMetrics, TrainState, make_optimizer, make_steps
 
 log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 5
 HORIZON = 50  # steps over which the running mean forgets
 LEAST = 20  # steps before a mean is trusted
+GROUPED = ("collection", "teacher", "system_message_id")  # of the columns, for validation
 
 
 class _Pending(NamedTuple):
@@ -389,3 +390,45 @@ class Plateau(NamedTuple):
     def after(self, loss: float) -> Plateau:
         lowest = math.inf if self.best is None else self.best
         return Plateau(loss, 0) if loss < lowest else Plateau(self.best, self.stale + 1)
+
+
+def validation_losses(
+    params: Any,
+    token_losses: Callable[[Any, Row], Any],
+    dataset: str,
+    rows: loader.RowBuilder,
+    *,
+    batch_rows: int,
+    placement: NamedSharding,
+) -> dict[str, float]:
+    """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count.
+
+    The examples of the data set are in the rows of its first packing plan.
+    """
+    plan, columns = rows.plan_of(dataset, 0), rows.stores[dataset].columns
+    sums, weights = np.zeros((2, len(rows.lengths[dataset])))  # of every example
+    for start in range(0, plan.rows, batch_rows):
+        built = [rows.row(dataset, 0, start + i) for i in range(batch_rows)]
+        batch = loader.Batch(0, tuple(range(batch_rows)), stack(built))
+        losses = token_losses(params, loader.on_devices(batch, batch_rows, placement))
+        for i, (row, row_losses) in enumerate(zip(built, np.asarray(losses, np.float64))):
+            add_by_segment(sums, plan.row(start + i), row.segment_ids, row_losses)
+            add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)
+
+    def mean(examples: np.ndarray) -> float:
+        return float(sums[examples].sum() / max(weights[examples].sum(), 1e-30))
+
+    values = {"loss": mean(plan.examples), "examples": float(len(plan.examples))}
+    for group in GROUPED:
+        of_group = columns[group][plan.examples]
+        for name in np.unique(of_group):
+            values[f"loss/{group}={name}"] = mean(plan.examples[of_group == name])
+    return values
+
+
+def add_by_segment(
+    sums: np.ndarray, examples: np.ndarray, segment_ids: np.ndarray, values: np.ndarray
+) -> None:
+    """Adds a row's values [row_length] to the sums [n] of the examples in its segments."""
+    if len(examples):
+        sums[examples] += np.bincount(segment_ids, weights=values, minlength=len(examples) + 1)[1:]

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from orca_jax.experiments import convert
 from orca_jax.queries import puzzles
-from orca_jax.training import convert
 
 FAMILIES = ("boolean_expressions", "dyck_languages", "navigate", "object_counting")
 # Runs of other pages; of some no more than what is made before the parts that are named here.

@@ -17,13 +17,13 @@ from orca_jax.data import layouts, prepared
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokens import TokenStore
-from orca_jax.experiments import collect, prepare, train
+from orca_jax.experiments import collect, convert, prepare, train
 from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent, load_student
 from orca_jax.student import huggingface
 from orca_jax.student.huggingface import UnsupportedModelError
 from orca_jax.student.sharding import make_mesh
-from orca_jax.training import convert, metrics, students
+from orca_jax.training import metrics, students
 from orca_jax.training.checkpoints import load_params
 from tests.data import hf_folders
 from tests.student.students import SMALL, make_params

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.training import convert, students
+from orca_jax.experiments import convert
+from orca_jax.training import students
 from tests.data import hf_folders
 from tests.experiments import mains
 

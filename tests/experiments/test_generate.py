@@ -9,8 +9,7 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError
 from orca_jax.data.layouts import LayoutError
-from orca_jax.experiments import generate
-from orca_jax.training import convert
+from orca_jax.experiments import convert, generate
 from tests.data import hf_folders
 
 

@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from orca_jax import cli
-from orca_jax.data import inspection, prepared
+from orca_jax.data import prepared
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.inspection import Choice
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.experiments import inspect
+from orca_jax.experiments.inspect import Choice
 from orca_jax.training.run import row_builder
 
 PLACE = ("expert", 0, 0)
@@ -26,14 +26,14 @@ def row(finished, mini):
 
 def printed(row, *, tokens, colour):
     console = Console(file=io.StringIO(), force_terminal=colour, width=200)
-    inspection.show_row(console, *row, PLACE, tokens)
+    inspect.show_row(console, *row, PLACE, tokens)
     return console.file.getvalue()
 
 
 def test_the_text_is_that_of_the_rows_examples(row):
     rows, _ = row
     text = printed(row, tokens=False, colour=False)
-    examples = inspection.segments(rows, *PLACE)
+    examples = inspect.segments(rows, *PLACE)
     for example in examples:
         assert example["id"] in text
     assert text.count("### Assistant:") == len(examples)
@@ -42,13 +42,13 @@ def test_the_text_is_that_of_the_rows_examples(row):
 
 def test_exactly_the_supervised_tokens_are_underlined_and_roles_coloured(row):
     rows, tokenizer = row
-    example = inspection.segments(rows, *PLACE)[0]
-    spans = inspection.running_text(example, tokenizer).spans
+    example = inspect.segments(rows, *PLACE)[0]
+    spans = inspect.running_text(example, tokenizer).spans
     underlined = [" underline" in str(span.style) for span in spans]
     assert underlined == (example["weights"] > 0).tolist()
     assert underlined[-1], "the end of sequence carries loss"
     colours = [str(span.style).split()[0] for span in spans]
-    assert colours == [inspection.COLOURS[ROLE_NAMES[role]] for role in example["roles"]]
+    assert colours == [inspect.COLOURS[ROLE_NAMES[role]] for role in example["roles"]]
 
 
 def test_a_terminal_gets_colours(row):
@@ -68,7 +68,7 @@ def test_tokens_are_printed_a_position_a_line(row):
 def test_a_row_past_the_plan_is_refused(row):
     rows, _ = row
     with pytest.raises(ValueError, match=r"rows 0 to \d+ in epoch 0; asked for 999999"):
-        inspection.segments(rows, "expert", 0, 999_999)
+        inspect.segments(rows, "expert", 0, 999_999)
 
 
 # --- Chosen traces and rows
@@ -133,7 +133,7 @@ def test_no_trace_is_an_error_that_names_the_choice(mini, finished):
 
 def test_rows_with_a_message_are_those_that_hold_it(row):
     rows, _ = row
-    found = inspection.chosen_rows(rows, "expert", 0, Choice(system=8)).tolist()
+    found = inspect.chosen_rows(rows, "expert", 0, Choice(system=8)).tolist()
     ids = rows.stores["expert"].columns["system_message_id"]
     plan = rows.plan_of("expert", 0)
     assert found == [number for number in range(plan.rows) if 8 in ids[plan.row(number)]]
@@ -146,7 +146,7 @@ def test_rows_with_a_message_are_those_that_hold_it(row):
 )
 def test_rows_that_cannot_be_chosen(row, choice, message):
     with pytest.raises(ValueError, match=message):
-        inspection.chosen_rows(row[0], "expert", 0, choice)
+        inspect.chosen_rows(row[0], "expert", 0, choice)
 
 
 def test_a_message_that_is_no_id_is_refused():

@@ -14,10 +14,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from orca_jax.experiments import serve
+from orca_jax.experiments import convert, serve
 from orca_jax.serving import server
 from orca_jax.student.huggingface_folder import CONFIG_FILE
-from orca_jax.training import convert
 from tests.data import hf_folders
 
 

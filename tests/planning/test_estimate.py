@@ -14,8 +14,7 @@ from orca_jax.config import LoraConfig, MeshConfig, OptimizerKind, Remat
 from orca_jax.planning import chips, estimate, plan
 from orca_jax.planning.estimate import MeshShape, formula, layer_parameters, model_flops
 from orca_jax.student import llama, sharding
-from orca_jax.training.optimizer import make_optimizer
-from orca_jax.training.step import make_steps
+from orca_jax.training.step import make_optimizer, make_steps
 from tests.planning.workloads import large, small
 
 SIZES = st.sampled_from([-1, 1, 2, 4, 8])

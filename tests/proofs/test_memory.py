@@ -13,8 +13,7 @@ import pytest
 from orca_jax.data.rows import Row
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
-from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
-from orca_jax.training.step import make_steps
+from orca_jax.training.step import OptimizerConfig, make_optimizer, make_steps
 from tests.training import synthetic
 
 pytestmark = pytest.mark.proof

@@ -17,7 +17,7 @@ from orca_jax.student import sharding
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import MeshConfig
 from orca_jax.training.curriculum import Curriculum
-from orca_jax.training.optimizer import OptimizerConfig
+from orca_jax.training.step import OptimizerConfig
 from orca_jax.training.trainer import TrainConfig, Trainer
 
 ROW_LENGTH = 48

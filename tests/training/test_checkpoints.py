@@ -18,8 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from orca_jax.student import llama, sharding
 from orca_jax.training.checkpoints import CheckpointError, Checkpoints, checksum, checksums, load_params
-from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
-from orca_jax.training.step import make_steps
+from orca_jax.training.step import OptimizerConfig, make_optimizer, make_steps
 from tests.training import synthetic
 
 NOTE = {"fingerprint": "a run", "versions": {"jax": "x"}}

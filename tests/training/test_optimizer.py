@@ -8,7 +8,7 @@ import pytest
 
 from orca_jax.config_check import build
 from orca_jax.student import llama, sharding
-from orca_jax.training.optimizer import OptimizerConfig, decayed, make_optimizer
+from orca_jax.training.step import OptimizerConfig, decayed, make_optimizer
 from tests.training import synthetic
 
 PARAMS = {"norm": {"scale": jnp.ones(3)}, "unembed": jnp.full((3, 2), 2.0)}

@@ -16,8 +16,14 @@ from orca_jax.data import loader
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, sharding
 from orca_jax.training import loss as loss_module
-from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
-from orca_jax.training.step import batch_loss, gradients, make_steps, token_losses
+from orca_jax.training.step import (
+    OptimizerConfig,
+    batch_loss,
+    gradients,
+    make_optimizer,
+    make_steps,
+    token_losses,
+)
 from tests.training import synthetic
 
 STUDENT, STEPS = synthetic.STUDENT, 20
@@ -176,7 +182,7 @@ import os
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from orca_jax.training import loss
-from orca_jax.training.optimizer import OptimizerConfig, make_optimizer
+from orca_jax.training.step import OptimizerConfig, make_optimizer
 from orca_jax.training.step import make_steps
 from tests.training import synthetic
 
