@@ -46,8 +46,8 @@ Supervise = Literal["all", "last", "everything"]
 Preset = Literal[
     "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
     "llama3-1b", "llama3-3b", "llama3-8b", "llama3-70b", "smollm2-135m", "smollm2-360m", "smollm2-1.7b",
-    "smollm3-3b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b",
-    "qwen3-8b", "gemma3-270m", "gemma3-1b", "olmo2-1b", "olmo2-7b",
+    "smollm3-3b", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "qwen3-0.6b", "qwen3-1.7b",
+    "qwen3-4b", "qwen3-8b", "gemma3-270m", "gemma3-1b", "olmo2-1b", "olmo2-7b",
 ]  # fmt: skip
 Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
 Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]

@@ -218,7 +218,8 @@ def export(
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}; known: {', '.join(DTYPES)}")
     kind = DTYPES[dtype]
-    directory, values = Path(directory), {**unparse(config), "dtype": dtype, **(special or {})}
+    unnamed = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # transformers would guess them
+    directory, values = Path(directory), {**unparse(config), **unnamed, "dtype": dtype, **(special or {})}
     flat = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     shards: list[list[_Tensor]] = [[]]
     size = 0
