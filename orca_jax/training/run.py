@@ -95,7 +95,7 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
     quiet = (*config.train.NO_NUMBER, *(() if plateau else config.train.PLATEAU))
     return artifacts.joined(
         {"program": "train", "student": artifacts.section(student)},
-        artifacts.section(config.data, ("layout",)),
+        artifacts.Section({"layout": config.data.layout}, {"layout": "orca"}),  # the only one, once
         artifacts.section(config, without=(*config.NO_NUMBER, *config.BESIDE)),
         {
             "data": artifacts.section(config.data, without=config.data.STORED),

@@ -76,7 +76,7 @@ def test_loss_and_gradients(pairs, family):
     flat = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]}
     assert len(flat) == len(expected)
     for path, leaf in flat.items():
-        tensor, transposed = huggingface.place(path)
+        tensor, transposed = huggingface.place(path, config)
         found = np.asarray(leaf).T if transposed else np.asarray(leaf)
         wanted = expected[tensor]
         # Relative to the gradient, and to rounding where that is all there is: a key's bias has none.

@@ -42,7 +42,6 @@ NOT_RUN = {
     r"launch/tpu_pod.sh keep \S+ \S+$": "needs a platform; tests/test_launching.py has stand-ins",
     r"python -m orca_jax\.experiments\.run$": "names the installed programs; tests/test_packaging.py",
     r"python -m experiments\.train .*--hosts=": "needs several hosts; tests/proofs/test_elastic.py",
-    r"python -m experiments\.prepare .*(Flink|Dataflow)Runner": "needs a cluster; none has run it",
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",
     r"python -m benchmarks\.(train|generate)\b": "needs a quiet machine; checklist: benchmark",
