@@ -79,10 +79,11 @@ def make_model(name: str) -> Any:
     torch.manual_seed(0)
     settings = getattr(transformers, kind)(**{**SHAPE, **changes})
     model = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").float()
+    around = 0 if kind.startswith("Gemma") else 1  # where norms multiply by 1 + weight
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if "norm" in path:
-                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+                parameter.copy_(around + 0.3 * torch.randn_like(parameter))
             elif path.endswith("bias"):
                 parameter.normal_(0, 0.3)
             elif "embed" not in path:
