@@ -56,6 +56,7 @@ setup(
         "absl-py>=2.1",
         "annotated-types>=0.7",
         "array-record>=0.8",
+        "filelock>=3.12",  # by which JAX bounds its cache of compiled programs
         "flax>=0.12,<0.13",
         "fsspec>=2026.9",
         "grain>=0.2.15,<0.3",

@@ -55,6 +55,7 @@ WIDTH = 100  # columns of help
 NO_OPTION = "options begin with --"
 OVERRIDE = re.compile(r"--?config\.([^=]+)=(.*)", re.DOTALL)
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+COMPILED_BYTES = 2 << 30  # of compiled programs that are kept
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
@@ -224,6 +225,7 @@ class Program:
         chosen, given = works[self.name] if works else work, self.given
         assert chosen is not None
         set_up_logging()
+        keep_compiled()
 
         def within() -> None:
             with self._workdir(given) as options:
@@ -394,6 +396,24 @@ def set_up_logging() -> None:
     # Orbax leaves tasks behind when a read fails; Python prints tracebacks as it collects them.
     sys.unraisablehook = lambda left: log.debug("left behind: %r", left.exc_value)
     sys.excepthook = lambda *error: print(scrub("".join(format_exception(*error))), end="", file=sys.stderr)
+
+
+def keep_compiled() -> None:
+    """JAX keeps compiled programs from run to run in the user's cache folder, least used ones leave first.
+
+    What the environment says counts: `JAX_COMPILATION_CACHE_DIR` names another folder, or is empty for none.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orca_jax" / "compiled"
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": COMPILED_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            os.environ[name.upper()] = str(value)  # for the processes that are started from here
+            if "jax" in sys.modules:
+                sys.modules["jax"].config.update(name, value)
 
 
 def keep_log(path: Path) -> None:

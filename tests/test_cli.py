@@ -1,5 +1,10 @@
 """Options, commands, help and errors of programs that are made for these tests."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -225,3 +230,43 @@ def test_a_key_of_the_config_lacks_its_value(capsys):
     for more in (["--config.seed", "3"], ["--config.seed"]):
         said = refused(capsys, program, "--config=configs/mini.py", *more)
         assert said == "error: --config.seed lacks its value; write --config.seed=VALUE\n"
+
+
+PROGRAM = """
+import sys
+from orca_jax import cli
+
+def work(options):
+    import jax
+    print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+    print(float(jax.jit(lambda x: x @ x.T)(jax.numpy.ones((40, 50)))[0, 0]))
+
+if sys.argv.pop() == "first":
+    import jax
+program = cli.Program("Multiplies.")
+program.start()
+program.main(work)
+"""
+
+
+@pytest.mark.parametrize("imported", ["first", "later"])
+def test_compiled_programs_are_kept_in_the_users_cache_folder_or_where_jax_is_told(tmp_path, imported):
+    def printed(**more):
+        ours = {name: value for name, value in os.environ.items() if "CACHE" not in name}
+        environment = ours | {"XDG_CACHE_HOME": str(tmp_path), **more}
+        command = [sys.executable, "-c", PROGRAM, imported]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+
+    folder = tmp_path / "orca_jax/compiled"
+    quick = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    assert printed(**quick).stdout.splitlines() == [f"{folder} {cli.COMPILED_BYTES}", "50.0"]
+    kept = {path.name for path in folder.glob("*-cache")}
+    assert kept
+    again = printed(**quick)
+    assert {path.name for path in folder.glob("*-cache")} == kept
+    assert (again.stdout.splitlines()[1], again.stderr) == ("50.0", "")
+    elsewhere = printed(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "x"), **quick)
+    assert elsewhere.stdout.startswith(f"{tmp_path}/x ")
+    shutil.rmtree(folder)
+    printed(JAX_COMPILATION_CACHE_DIR="", **quick)
+    assert not folder.exists()
