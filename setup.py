@@ -60,6 +60,7 @@ setup(
         "flax>=0.12,<0.13",
         "fsspec>=2026.9",
         "grain>=0.2.15,<0.3",
+        "huggingface-hub>=2.4,<3",
         "jax>=0.10,<0.12",
         "jinja2>=3.1.6",
         "markdown-it-py>=3,<5",

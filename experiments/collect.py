@@ -44,6 +44,7 @@ if __name__ == "__main__":
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -53,7 +54,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orca_jax import artifacts, files, storage
+from orca_jax import artifacts, files, hub, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import prepared
@@ -154,11 +155,13 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
         counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
-    return artifact.finish(counts)
+    revisions = hub.revisions(teacher.path, *config.benchmarks.values())
+    return artifact.finish(counts, revisions)
 
 
 def asked_as(teacher: TeacherConfig) -> artifacts.Section:
     """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
+    teacher = dataclasses.replace(teacher, path=hub.unpinned(teacher.path))
     return artifacts.section(teacher, without=(*teacher.NO_NUMBER, *teacher.LATER, "api"))
 
 

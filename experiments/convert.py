@@ -3,6 +3,7 @@
 python -m experiments.convert import --model=MODEL_FOLDER --out=runs/imported
 python -m experiments.convert export --model=runs/openorca --out=exported --dtype=bfloat16
 python -m experiments.convert adapter --model=runs/lora --out=adapter
+python -m experiments.convert push --model=runs/openorca --to=OWNER/NAME
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from orca_jax import cli
 
 DTYPE = cli.Option("dtype", "float32", "Of exported weights.", choices=("float32", "bfloat16", "float16"))
 TRAINED = cli.Option("model", "", "A workdir whose student was trained with adapters.", required=True)
+RUN = cli.Option("model", "", "A finished workdir.", required=True)
+TO = cli.Option("to", "", "A repository of the hub, OWNER/NAME; made where it is not there.", required=True)
+PUBLIC = cli.Option("public", False, "The repository may be public; else it is private.")
 PROGRAM = cli.Program(
     __doc__,
     commands={
@@ -19,21 +23,32 @@ PROGRAM = cli.Program(
             "A student as a Hugging Face model folder.", cli.MODEL, cli.OUT, DTYPE, cli.LAYOUT
         ),
         "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
+        "push": cli.Command(
+            "Uploads an export and its model card to the Hugging Face hub, in one commit.\n\n"
+            "The token is that of HF_TOKEN or of `hf auth login`. The export is made in TMPDIR.",
+            RUN,
+            TO,
+            DTYPE,
+            cli.LAYOUT,
+            PUBLIC,
+        ),
     },
 )
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from orca_jax import config_check
+from orca_jax import artifacts, config_check, hub
 from orca_jax.artifacts import Artifact, read_manifest
 from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.reporting import model_card
 from orca_jax.student import huggingface
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
@@ -44,7 +59,7 @@ log = logging.getLogger(__name__)
 EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 
-def import_student(source: Path, out: Path) -> None:
+def import_student(source: str | Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
     provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
@@ -59,11 +74,11 @@ def import_student(source: Path, out: Path) -> None:
     if not checkpoints.steps():
         checkpoints.save(0, {"params": params})
     checkpoints.close()
-    artifact.finish({"parameters": opened.config.parameter_count})
+    artifact.finish({"parameters": opened.config.parameter_count}, hub.revisions(str(source)))
     log.info("imported %d parameters into %s", opened.config.parameter_count, out)
 
 
-def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: str = "") -> None:
+def export_student(source: str | Path, out: Path, *, dtype: str = "float32", layout: str = "") -> None:
     """A student as a Hugging Face model folder.
 
     Raises:
@@ -85,7 +100,7 @@ def export_student(source: Path, out: Path, *, dtype: str = "float32", layout: s
     tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
     params, special = opened.load(opened.config, make_mesh(MeshConfig())), special_ids(tokenizer, layout)
     count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
-    artifact.finish({"parameters": count})
+    artifact.finish({"parameters": count}, hub.revisions(str(source)))
     log.info("exported %d parameters as %s to %s", count, dtype, out)
 
 
@@ -117,13 +132,27 @@ def export_adapter(source: Path, out: Path) -> None:
     artifact.finish({"parameters": count})
 
 
+def push(given: cli.Options) -> None:
+    """Exports the student of a workdir, and uploads it with a model card."""
+    artifacts.read_manifest(Path(given.model) / "training")
+    hub.create(given.to, public=given.public)  # so that what the hub refuses is known before the export
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        export_student(given.model, out, dtype=given.dtype, layout=given.layout)
+        model_card.write(Path(given.model), out, given.to)
+        for name in (artifacts.MANIFEST, artifacts.STARTED):  # of this machine
+            (out / name).unlink(missing_ok=True)
+        log.info("uploaded to %s", hub.push(out, given.to, f"Student of {Path(given.model).resolve().name}"))
+
+
 def main() -> None:
     PROGRAM.main(
-        **{"import": lambda given: import_student(Path(given.model), Path(given.out))},
+        **{"import": lambda given: import_student(given.model, Path(given.out))},
         export=lambda given: export_student(
-            Path(given.model), Path(given.out), dtype=given.dtype, layout=given.layout
+            given.model, Path(given.out), dtype=given.dtype, layout=given.layout
         ),
         adapter=lambda given: export_adapter(Path(given.model), Path(given.out)),
+        push=push,
     )
 
 

@@ -3,7 +3,8 @@
 python -m experiments.generate chat --model=runs/mini --system=7
 python -m experiments.generate batch --model=runs/mini --input=questions.jsonl --out=replies.jsonl
 
-A student is a workdir whose training is finished, an imported student, or a Hugging Face model folder.
+A student is a workdir whose training is finished, an imported student, or a Hugging Face model: a folder, or
+hf://OWNER/NAME of the hub.
 `chat` streams replies and keeps the history; `/help` lists its commands. `batch` reads JSON lines with `id`
 and either `messages` [{role, content}] or `question` (and `system_prompt`), and appends each reply as it is
 finished; run again, it continues.

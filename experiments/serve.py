@@ -3,9 +3,10 @@
 python -m experiments.serve --model=runs/mini
 ORCA_JAX_TOKEN=... python -m experiments.serve --model=runs/mini --host=0.0.0.0
 
-A student is a workdir whose training is finished, an imported student, or a Hugging Face model folder with
-safetensors; pickles are never read. The first requests of each size wait for a program to be compiled;
-JAX_COMPILATION_CACHE_DIR in the environment names a folder that keeps these programs.
+A student is a workdir whose training is finished, an imported student, or a Hugging Face model with
+safetensors, a folder or hf://OWNER/NAME of the hub; pickles are never read. The first requests of each size
+wait for a program to be compiled; JAX_COMPILATION_CACHE_DIR in the environment names a folder that keeps
+these programs.
 """
 
 from __future__ import annotations

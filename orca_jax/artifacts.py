@@ -191,11 +191,17 @@ class Artifact:
             json.dump(noted, file, default=str)
         return str(noted["fingerprint"])
 
-    def finish(self, counts: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the manifest, which marks the artifact as whole, and returns it."""
+    def finish(self, counts: Mapping[str, Any], revisions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes the manifest, which marks the artifact as whole, and returns it.
+
+        Args:
+          revisions: what was taken from the hub, see `hub.revisions`; it is not compared, contents are.
+        """
         manifest = self._noted() | {"counts": dict(counts), "versions": versions()}
         if (begun := _read(self.directory / STARTED)) and not self._changes(begun):
             manifest["fingerprint"] = begun["fingerprint"]
+        if revisions:
+            manifest["revisions"] = dict(revisions)
         with atomic_write(self.directory / MANIFEST) as file:
             json.dump(manifest, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")

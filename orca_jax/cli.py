@@ -123,7 +123,9 @@ CONFIG = Option("config", "", "The experiment, for example configs/mini.py.", re
 WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run again to go on.", required=True)
 SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
 EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
-MODEL = Option("model", "", "A workdir, an imported student, or a Hugging Face folder.", required=True)
+MODEL = Option(
+    "model", "", "A workdir, an imported student, a Hugging Face folder, or hf://OWNER/NAME.", required=True
+)
 LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
 OUT = Option("out", "", "The folder to write.", required=True)
 WORKERS = Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0)

@@ -222,7 +222,7 @@ class TeacherConfig:
     # workdir, an imported student or a model's folder, decoded greedily), `api` (a model behind an API),
     # `targets` or `rationales` (FLAN's own answers, the second with people's reasons before them).
     kind: TeacherKind = "oracle"
-    path: str = ""  # of the file or the student
+    path: str = ""  # of the file (also `hf://datasets/OWNER/NAME/FILE`) or the student
     share: Part = 1.0  # of the queries; a smaller share is a part of every greater one
     samples: Positive = 1  # replies a query, of an oracle; a model behind an API has `api.samples`
     filters: tuple[Filter, ...] = ()  # flags of traces that are not trained on, see queries.quality
@@ -270,8 +270,8 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows."""
 
-    # A SentencePiece file, or a folder with one or with tokenizer.json; empty: the tokenizer of
-    # `student.init`, or without that a new one, trained on the traces.
+    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; empty: the
+    # tokenizer of `student.init`, or without that a new one, trained on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.
@@ -326,7 +326,9 @@ class Sizes:
 class StudentConfig(Sizes):
     """The student: sizes written here, a preset's, or those of the weights to start from."""
 
-    init: str = ""  # weights to start from: a model's folder, an imported student, a finished workdir
+    # Weights to start from: a model's folder, an imported student, a finished workdir, or
+    # `hf://OWNER/NAME@REVISION` of the Hugging Face hub.
+    init: str = ""
     preset: Preset = ""  # a released shape; with this or `init` the sizes here are not used
 
     def __post_init__(self) -> None:
@@ -465,7 +467,8 @@ class ExperimentConfig:
 
     name: str  # of the experiment
     seed: int = 0  # of queries, order, new weights and teachers' draws
-    # Benchmark to its folder or file, empty: not at hand; none of its questions reaches training.
+    # Benchmark to its folder or file, also `hf://datasets/OWNER/NAME/FILE`, empty: not at hand; none of its
+    # questions reaches training.
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # of XLA, for the training step
     puzzles: PuzzlesConfig

@@ -1,10 +1,10 @@
 """Files in a bucket (`gs://…`, `s3://…`, any protocol of fsspec) by way of local copies.
 
 Programs read and write local files only. A path of a config that is an address is downloaded once, and again
-when it has changed. A workdir in a bucket has a local copy: it is downloaded first, and uploaded while the
-program works and when it ends. The file that marks a folder as complete is transferred last, and removed
-first where the folder is replaced, so that a folder transferred in part is never taken for complete. Where
-both sides have changed, the bucket's version wins.
+when it has changed; `hub` downloads what is on the Hugging Face hub. A workdir in a bucket has a local copy:
+it is downloaded first, and uploaded while the program works and when it ends. The file that marks a folder as
+complete is transferred last, and removed first where the folder is replaced, so that a folder transferred in
+part is never taken for complete. Where both sides have changed, the bucket's version wins.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orca_jax import hub
 from orca_jax.artifacts import MANIFEST, atomic_write, digest
 
 log = logging.getLogger(__name__)
@@ -205,10 +206,12 @@ def local(path: str) -> str:
 
     Raises:
       FileNotFoundError: there is nothing at the address.
-      RemoteError: it cannot be read.
+      RemoteError, HubError: it cannot be read.
     """
     if not is_remote(path):
         return path
+    if path.startswith(hub.PREFIX):
+        return hub.data(path)
     protocol, _, rest = path.rstrip("/").partition("://")
     bucket, _, name = rest.partition("/")
     copy = Copy(f"{protocol}://{bucket}", scratch() / "data" / protocol / bucket)
@@ -390,6 +393,10 @@ def workdir(path: str | Path, *, parts: Collection[str] = (), hosts: bool = Fals
         yield Path(path)
         return
     address = os.fspath(path)
+    if address.startswith(hub.PREFIX):
+        raise RemoteError(
+            f"{address}: no workdir is kept on the hub; name a folder, and `convert push` later"
+        )
     if hosts and not address.startswith("gs://"):
         raise RemoteError(
             f"{address}: Orbax writes the checkpoints of several hosts to gs:// alone; name a folder on a "

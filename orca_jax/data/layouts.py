@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orca_jax import records, storage
+from orca_jax import hub, records, storage
 from orca_jax.data import chat_template, tokenizer_files
 from orca_jax.data.chat_template import LayoutError, Piece
 from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, is_hugging_face
@@ -135,7 +135,7 @@ def default(tokenizer: str | os.PathLike[str]) -> str:
     Raises:
       TokenizerError: the folder's configuration cannot be read.
     """
-    path = Path(storage.local(str(tokenizer)))
+    path = Path(storage.local(hub.tokenizer(str(tokenizer))))
     if not is_hugging_face(path):
         return ""
     files = tokenizer_files.texts(path, (tokenizer_files.CONFIG_FILE, tokenizer_files.TEMPLATE_FILE))

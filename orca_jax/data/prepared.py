@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax import artifacts, files
+from orca_jax import artifacts, files, hub
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
@@ -149,11 +149,14 @@ def make_tokenizer(
     if layout == layouts.TEMPLATE and not source:
         raise ValueError("data.layout='template' is a tokenizer's own; name one in data.tokenizer")
     controls = layouts.CONTROL_TOKENS[layout]
-    provenance = {"program": "tokenizer", "source": source, "vocab_size": size, "control": controls}
+    unpinned = hub.unpinned(source)
+    provenance = {"program": "tokenizer", "source": unpinned, "vocab_size": size, "control": controls}
     if not source:  # what texts it is trained on
         texts = artifacts.section(config.data, ("layout", "validation_fraction"))
         provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
-    places = {name: workdir / "quality" / name for name in inputs}
+    places: dict[str, object] = {name: workdir / "quality" / name for name in inputs}
+    if hub.reference(source):  # whose content may be another next time
+        inputs, places["source"] = {**inputs, "source": tokenizers.load(source).fingerprint}, source
     artifact = artifacts.Artifact(directory, provenance, inputs, places)
     finished = artifact.finished(remake=remake)
     if finished:
@@ -172,7 +175,7 @@ def make_tokenizer(
     if not finished:
         artifact.begin()
         made.save(directory)
-        artifact.finish({"vocab_size": made.vocab_size})
+        artifact.finish({"vocab_size": made.vocab_size}, hub.revisions(source))
     return tokenizers.load(directory)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import sentencepiece
 import tokenizers
 
-from orca_jax import artifacts, storage
+from orca_jax import artifacts, hub, storage
 from orca_jax.data import tokenizer_files
 from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError
 
@@ -259,13 +259,13 @@ def _build(data: Mapping[str, Any], *, prefix: bool) -> tokenizers.Tokenizer:
 def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> Tokenizer:
     """Reads a tokenizer's folder, or a bare SentencePiece file to which `control_tokens` are added.
 
-    It may be in a bucket. A folder is one of ours or a Hugging Face one; to the second, `control_tokens` that
-    it lacks are added, `[[PAD]]` if it names no pad token.
+    It may be in a bucket or on the hub. A folder is one of ours or a Hugging Face one; to the second,
+    `control_tokens` that it lacks are added, `[[PAD]]` if it names no pad token.
 
     Raises:
       TokenizerError: nothing readable is there; names the file.
     """
-    path = Path(storage.local(str(path)))
+    path = Path(storage.local(hub.tokenizer(str(path))))
     if is_hugging_face(path):
         try:
             files = tokenizer_files.read_folder(path, control_tokens or ())

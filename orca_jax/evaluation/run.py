@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import artifacts, files
+from orca_jax import artifacts, files, hub
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import cells, model, scoring
@@ -158,7 +158,8 @@ class Evaluator:
             every = list(itertools.chain(*replies.values()))
             described = _described(questions * samples, every, self.options.classifier)
             scoring.write_scores(directory, described)
-        artifact.finish({"items": len(questions) * samples})
+        revisions = hub.revisions(self.options.model, self.config.benchmarks.get(benchmark, ""))
+        artifact.finish({"items": len(questions) * samples}, revisions)
 
     def _provenance(
         self, name: str, questions: Sequence[Question], there: Mapping[str, Any]

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 
+from orca_jax import hub
 from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
 from orca_jax.planning import estimate
 from orca_jax.planning.chips import GIB, Topology, larger
 from orca_jax.planning.compile import Compiled, PlanError, compile_step
 from orca_jax.planning.estimate import MeshShape, Workload
 from orca_jax.student import presets
+from orca_jax.student.huggingface_folder import read_config
 from orca_jax.training import students
 from orca_jax.training.step import TrainState
 
@@ -179,7 +181,11 @@ class Plan(NamedTuple):
 
 def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
     """The step of an experiment; `batch_rows` in place of the config's where not 0."""
-    source = students.open_source(config.student.init).config if config.student.init else None
+    init, source = config.student.init, None
+    if hub.reference(init):  # its weights are not needed here
+        source = read_config(hub.tokenizer(init))
+    elif init:
+        source = students.open_source(init).config
     ids = max(config.student.vocab_size, source.vocab_size if source else 0)
     return Workload(
         student=presets.shape(config.student, ids, source),

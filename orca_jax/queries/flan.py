@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def _niv2(path: Path) -> Reader:
 
 def _t0(path: Path) -> Reader:
     """Rows without `template` or `task_name` are of the task that the file's folder names, as in P3."""
-    folder = path.resolve().parent.name
+    folder = Path(os.path.abspath(path)).parent.name  # a copy of the hub is a link into another
 
     def render(values: Values) -> Iterator[Query]:
         named = [values[name] for name in ("template", "task_name") if isinstance(values.get(name), str)]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, files, storage
+from orca_jax import artifacts, files, hub, storage
 from orca_jax.config import ExperimentConfig, FlanConfig, Message, PuzzlesConfig
 from orca_jax.files import Tally
 from orca_jax.progress import progress
@@ -311,4 +311,5 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
     counts: dict[str, Any] = {"queries": count, "known_to_benchmark": left_out}
     if draws:
         counts["flan"] = [part.summary() for part in draws]
-    return artifact.finish(counts)
+    named = [path for draw in config.flan for path in (*draw.sources.values(), draw.messages)]
+    return artifact.finish(counts, hub.revisions(*named, *config.benchmarks.values()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from orca_jax import artifacts
+from orca_jax import artifacts, hub
 from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
@@ -43,6 +43,7 @@ def train(
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
     config = students.as_made(config, next(iter(builder.stores.values())).manifest)
+    students.check_tokenizer(config, workdir)
     student = students.shape(config, workdir, source)
     made = provenance(config, student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
@@ -86,7 +87,8 @@ def train(
         profile=profile,
     )
     last = trainer.run()
-    artifact.finish({"steps": trainer.curriculum.total_steps, "data": described, "last": last})
+    counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
+    artifact.finish(counts, hub.revisions(config.student.init))
 
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:

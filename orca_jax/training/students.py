@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, config_check, storage
+from orca_jax import artifacts, config_check, hub, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, LoraConfig
 from orca_jax.data import layouts
@@ -55,13 +55,14 @@ class SavedStudent:
 
 
 def open_source(path: str | Path) -> SavedStudent:
-    """Opens the student at `path`, which may be in a bucket.
+    """Opens the student at `path`, which may be in a bucket or, a model's folder, on the Hugging Face hub.
 
     Raises:
       ArtifactError: there is no student.
+      HubError: the hub's repository cannot be read.
       UnsupportedModelError: a model folder that cannot be read.
     """
-    path = Path(storage.local(str(path)))
+    path = Path(storage.local(hub.model(str(path))))
     if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
         files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
         return SavedStudent(
@@ -140,17 +141,18 @@ def as_made(config: ExperimentConfig, manifest: Mapping[str, Any]) -> Experiment
 
 
 def tokenizer_path(config: ExperimentConfig) -> str:
-    """The path of the experiment's tokenizer; empty if it is to be trained.
+    """The path of the experiment's tokenizer, or its reference; empty if it is to be trained.
 
     Raises:
       TokenizerError: it gives other ids than the tokenizer of the initial weights.
     """
     given, init = config.data.tokenizer, config.student.init
+    given = hub.reference(given) or given
     if not init:
         return given
     own = open_source(init).tokenizer
     if not given:
-        return storage.source(own)
+        return hub.reference(init) or storage.source(own)
     try:
         theirs = tokenizers.load(own)
     except TokenizerError:  # the weights came without one
@@ -161,6 +163,20 @@ def tokenizer_path(config: ExperimentConfig) -> str:
             "with; set data.tokenizer='' to use that one"
         )
     return given
+
+
+def check_tokenizer(config: ExperimentConfig, workdir: Path) -> None:
+    """Raises TokenizerError if the tokenizer was made of a repository whose tokenizer is another by now."""
+    manifest = artifacts.recorded(workdir / "tokenizer")
+    if (made := manifest["inputs"].get("source")) is None:
+        return
+    source = tokenizer_path(config)
+    if tokenizers.load(source).fingerprint != made:
+        commits = [taken["commit"] for taken in manifest.get("revisions", {}).values()]
+        raise TokenizerError(
+            f"{source} has another tokenizer now than when {workdir / 'tokenizer'} was made of it; name its "
+            f"revision (@{', @'.join(commits)}), or take a new workdir"
+        )
 
 
 def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) -> LlamaConfig:

@@ -185,7 +185,7 @@ def test_the_command_line(tmp_path, repo):
     command = [sys.executable, "-m", "experiments.convert"]
     wrong = subprocess.run([*command, "translate"], cwd=repo, capture_output=True, text=True)
     assert wrong.returncode != 0
-    assert "known: import, export, adapter" in wrong.stdout + wrong.stderr
+    assert "known: import, export, adapter, push" in wrong.stdout + wrong.stderr
     missing = subprocess.run(
         [*command, "import", f"--model={tmp_path}", f"--out={tmp_path}/o"],
         cwd=repo,

@@ -16,12 +16,14 @@ from orca_jax.experiments import convert
 from orca_jax.training import students
 from tests.data import hf_folders
 from tests.experiments import mains
+from tests.hub import running
 
 pytestmark = pytest.mark.slow
 MINI = "--config={repo}/configs/mini.py:runlocal --workdir="
 TRACES = "--config={repo}/configs/openorca.py:runlocal --workdir={new} --config.teachers[0].path="
 API = "--config={repo}/configs/api.py --workdir={new} --config.puzzles.per_family=10"
 ROWS = " --config.train.batch_rows=8"
+IMPORT = "import --out={new} --model="
 STUDENT = " --config.data.tokenizer= --config.student.vocab_size=0 --config.student.init="
 FULL = """
 def full(_):
@@ -240,6 +242,32 @@ def refuse(*_, **__):
 MemoryFileSystem.find = refuse
 """,
     ),
+    "repository that is not there": Case("convert", IMPORT + "owner/none", ("has no such repository",)),
+    "gated repository": Case("convert", IMPORT + "owner/gated", ("owner/gated, and put a token of that",)),
+    "revoked token": Case(
+        "convert",
+        IMPORT + "owner/name",
+        ("refuses the token (401)", "into HF_TOKEN"),
+        "os.environ['HF_TOKEN'] = 'hf_thatwasrevoked'",
+    ),
+    "revision that is not there": Case(
+        "convert", IMPORT + "hf://owner/name@v9", ("hf://owner/name@v9: ", "no such revision; see http")
+    ),
+    "wrong path in a repository": Case(
+        "run",
+        TRACES + "hf://datasets/owner/rows/row.jsonl",
+        ("the repository has no row.jsonl, but rows.jsonl",),
+    ),
+    "repository of pickles": Case(
+        "convert", IMPORT + "owner/pickled", ("but pytorch_model.bin", "only safetensors are read")
+    ),
+    "no network": Case(
+        "convert",
+        IMPORT + "owner/name",
+        ("hub at http://127.0.0.1:1 cannot be reached", "run the same command again"),
+        "os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:1'",
+    ),
+    "hub that fails": Case("convert", IMPORT + "owner/failing", ("the hub answers 500", "again to go on")),
     "workdir that is a pattern": Case(
         "run", MINI + "{new}[1]", ("checkpoints cannot be read under a path with '['", "rename the folder")
     ),
@@ -289,12 +317,27 @@ def inputs(finished, corpus, tmp_path_factory):
     return {**names, "tokenizer": finished / "tokenizer" / tokenizers.MODEL_FILE}
 
 
+def fill(hub):
+    hub.failing = "api/models/owner/failing"
+    for name in ("name", "gated", "failing"):
+        hub.add(f"owner/{name}", {"config.json": b"{}", "model.safetensors": b""}, gated=name == "gated")
+    hub.add("owner/pickled", {"pytorch_model.bin": b""})
+    hub.add("datasets/owner/rows", {"rows.jsonl": b""})
+
+
 @pytest.fixture(scope="module")
 def said(repo, inputs, tmp_path_factory):
     """Of every case, what came of it."""
     folder = tmp_path_factory.mktemp("errors")
-    with socket.create_server(("127.0.0.1", 0)) as busy:
+    with (
+        running() as hub,
+        pytest.MonkeyPatch.context() as patched,
+        socket.create_server(("127.0.0.1", 0)) as busy,
+    ):
         with socket.create_server(("127.0.0.1", 0)) as another:
+            fill(hub)
+            for variable, value in hub.environment(folder).items():
+                patched.setenv(variable, value)
             ports = {"port": busy.getsockname()[1], "free": another.getsockname()[1]}
         cases = {}
         for number, (name, case) in enumerate(CASES.items()):

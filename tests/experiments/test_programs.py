@@ -49,7 +49,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict({"name": "empty"})
 """
-FORMER = {"student", "checkpoint", "source", "judge", "prompt_layout", "to", "output", "replies"}
+FORMER = {"student", "checkpoint", "source", "judge", "prompt_layout", "output", "replies"}
 # program: options that its help names
 HELPS = {
     "run": ("--config", "--workdir", "--hosts"),
@@ -65,8 +65,9 @@ HELPS = {
     "ablate": ("--arms", "--seeds"),
     "report": ("--out",),
     "plan": ("--topology",),
-    "convert": ("import", "adapter"),
+    "convert": ("import", "adapter", "push"),
     "convert export": ("--model", "--dtype"),
+    "convert push": ("--to", "--public", "HF_TOKEN"),
     "generate": ("chat",),
     "generate batch": ("--model", "--top_p"),
     "inspect": ("--find",),

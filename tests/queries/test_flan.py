@@ -1,6 +1,7 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -212,6 +213,14 @@ def test_p3_rows_by_both_names_of_their_columns(tmp_path):
     )
     assert list(flan.read("t0", ours)) == list(flan.read("t0", theirs))
     assert next(flan.read("t0", ours)).task == "ag_news_classify"
+
+
+def test_a_linked_file_is_of_the_task_of_the_folder_that_names_it(tmp_path, monkeypatch):
+    (tmp_path / "blob").write_text('{"inputs": "Which?", "targets": "This."}\n')
+    (tmp_path / "ag_news_classify").mkdir()
+    (tmp_path / "ag_news_classify/train.jsonl").symlink_to("../blob")
+    monkeypatch.chdir(tmp_path / "ag_news_classify")
+    assert next(flan.read("t0", Path("train.jsonl"))).task == "ag_news_classify"
 
 
 def test_raw_sets_list_their_labels(tmp_path):
