@@ -14,6 +14,7 @@ EXTRAS = {
     "dedup": ["datasketch>=2.0,<3"],
     "gcs": ["gcsfs>=2026.9"],
     "s3": ["s3fs>=2026.9"],
+    "gguf": ["gguf>=0.19,<0.20"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],

@@ -2,6 +2,7 @@
 
 python -m experiments.convert import --model=MODEL_FOLDER --out=runs/imported
 python -m experiments.convert export --model=runs/openorca --out=exported --dtype=bfloat16
+python -m experiments.convert export --model=runs/openorca --out=exported --form=gguf --dtype=q8_0
 python -m experiments.convert adapter --model=runs/lora --out=adapter
 python -m experiments.convert push --model=runs/openorca --to=OWNER/NAME
 """
@@ -10,7 +11,15 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-DTYPE = cli.Option("dtype", "float32", "Of exported weights.", choices=("float32", "bfloat16", "float16"))
+FORM = cli.Option(
+    "form", "huggingface", "Of an export: a model folder, or a GGUF file.", choices=("huggingface", "gguf")
+)
+DTYPE = cli.Option(
+    "dtype",
+    "float32",
+    "Of exported weights; q8_0 in GGUF.",
+    choices=("float32", "bfloat16", "float16", "q8_0"),
+)
 TRAINED = cli.Option("model", "", "A workdir whose student was trained with adapters.", required=True)
 RUN = cli.Option("model", "", "A finished workdir.", required=True)
 TO = cli.Option("to", "", "A repository of the hub, OWNER/NAME; made where it is not there.", required=True)
@@ -20,7 +29,12 @@ PROGRAM = cli.Program(
     commands={
         "import": cli.Command("A model folder as a checkpoint with checksums.", cli.MODEL, cli.OUT),
         "export": cli.Command(
-            "A student as a Hugging Face model folder.", cli.MODEL, cli.OUT, DTYPE, cli.LAYOUT
+            "A student as a Hugging Face model folder or a GGUF file.",
+            cli.MODEL,
+            cli.OUT,
+            FORM,
+            DTYPE,
+            cli.LAYOUT,
         ),
         "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
         "push": cli.Command(
@@ -49,14 +63,14 @@ from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.reporting import model_card
-from orca_jax.student import huggingface
+from orca_jax.student import gguf_export, huggingface
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
 from orca_jax.training.checkpoints import Checkpoints, load_params
 
 log = logging.getLogger(__name__)
-EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja")
+EXPORTED = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.gguf")
 
 
 def import_student(source: str | Path, out: Path) -> None:
@@ -78,12 +92,16 @@ def import_student(source: str | Path, out: Path) -> None:
     log.info("imported %d parameters into %s", opened.config.parameter_count, out)
 
 
-def export_student(source: str | Path, out: Path, *, dtype: str = "float32", layout: str = "") -> None:
-    """A student as a Hugging Face model folder.
+def export_student(
+    source: str | Path, out: Path, *, dtype: str = "float32", layout: str = "", form: str = "huggingface"
+) -> None:
+    """A student as a Hugging Face model folder, or as `model.gguf` in the folder `out`.
 
     Raises:
-      ValueError: its layout is not known, and not given.
+      ValueError: its layout is not known, and not given; or the form has no such dtype.
     """
+    if dtype not in (known := gguf_export.DTYPES if form == "gguf" else huggingface.DTYPES):
+        raise ValueError(f"--dtype={dtype} of --form={form}; known: {', '.join(known)}")
     opened = students.open_source(source)
     layout = layout or opened.own_layout
     if layout not in layouts.CONTROL_TOKENS:
@@ -91,15 +109,26 @@ def export_student(source: str | Path, out: Path, *, dtype: str = "float32", lay
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
         )
     provenance = {"program": "export", "dtype": dtype, "layout": layout}
+    if form != FORM.default:
+        provenance["form"] = form
     artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
     if artifact.finished():
         log.info("%s is exported already", out)
         return
     artifact.begin(own=EXPORTED)
     tokenizer: Any = tokenizers.load(opened.tokenizer)
-    tokenizer_export.write(tokenizer, layout, out, model_max_length=opened.config.max_positions)
-    params, special = opened.load(opened.config, make_mesh(MeshConfig())), special_ids(tokenizer, layout)
-    count = huggingface.export(params, opened.config, out, dtype=dtype, special=special)
+    config, length = opened.config, opened.config.max_positions
+    params = opened.load(config, make_mesh(MeshConfig()))
+    if form == "gguf":
+        files = tokenizer_export.files(tokenizer, layout, model_max_length=length)
+        stop = layouts.stop_ids(layout, tokenizer)
+        count = gguf_export.export(
+            params, config, out / "model.gguf", tokenizer=files, dtype=dtype, stop=stop
+        )
+    else:
+        tokenizer_export.write(tokenizer, layout, out, model_max_length=length)
+        special = special_ids(tokenizer, layout)
+        count = huggingface.export(params, config, out, dtype=dtype, special=special)
     artifact.finish({"parameters": count}, hub.revisions(str(source)))
     log.info("exported %d parameters as %s to %s", count, dtype, out)
 
@@ -149,7 +178,7 @@ def main() -> None:
     PROGRAM.main(
         **{"import": lambda given: import_student(given.model, Path(given.out))},
         export=lambda given: export_student(
-            given.model, Path(given.out), dtype=given.dtype, layout=given.layout
+            given.model, Path(given.out), dtype=given.dtype, layout=given.layout, form=given.form
         ),
         adapter=lambda given: export_adapter(Path(given.model), Path(given.out)),
         push=push,

@@ -124,7 +124,10 @@ WORKDIR = Option("workdir", "", "Where all artifacts go, also a bucket; run agai
 SCRATCH = Option("scratch", "", "Where copies of a bucket's files go; empty: the user's cache.")
 EXPERIMENT = (CONFIG, WORKDIR, SCRATCH)
 MODEL = Option(
-    "model", "", "A workdir, an imported student, a Hugging Face folder, or hf://OWNER/NAME.", required=True
+    "model",
+    "",
+    "A workdir, an imported student, a Hugging Face folder, a GGUF file, or hf://OWNER/NAME.",
+    required=True,
 )
 LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
 OUT = Option("out", "", "The folder to write.", required=True)

@@ -22,7 +22,7 @@ import numpy as np
 from orca_jax import hub, records, storage
 from orca_jax.data import chat_template, tokenizer_files
 from orca_jax.data.chat_template import LayoutError, Piece
-from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, is_hugging_face
+from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, folder_files
 from orca_jax.records import Message, RecordError
 
 Layout = Callable[[Sequence[Message]], list[Piece]]
@@ -136,13 +136,10 @@ def default(tokenizer: str | os.PathLike[str]) -> str:
       TokenizerError: the folder's configuration cannot be read.
     """
     path = Path(storage.local(hub.tokenizer(str(tokenizer))))
-    if not is_hugging_face(path):
-        return ""
-    files = tokenizer_files.texts(path, (tokenizer_files.CONFIG_FILE, tokenizer_files.TEMPLATE_FILE))
     try:
-        return TEMPLATE if tokenizer_files.chat_template(files) else ""
+        return TEMPLATE if tokenizer_files.chat_template(folder_files(path)) else ""
     except (ValueError, AttributeError) as error:
-        raise TokenizerError(f"{path / tokenizer_files.CONFIG_FILE} cannot be read: {error!r}") from error
+        raise TokenizerError(f"{path} has files of a tokenizer that cannot be read: {error!r}") from error
 
 
 def check(layout: str, tokenizer: Tokenizer) -> None:

@@ -26,7 +26,7 @@ import sentencepiece
 import tokenizers
 
 from orca_jax import artifacts, hub, storage
-from orca_jax.data import tokenizer_files
+from orca_jax.data import tokenizer_files, tokenizer_gguf
 from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError
 
 BOS = "<s>"
@@ -259,16 +259,16 @@ def _build(data: Mapping[str, Any], *, prefix: bool) -> tokenizers.Tokenizer:
 def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = None) -> Tokenizer:
     """Reads a tokenizer's folder, or a bare SentencePiece file to which `control_tokens` are added.
 
-    It may be in a bucket or on the hub. A folder is one of ours or a Hugging Face one; to the second,
-    `control_tokens` that it lacks are added, `[[PAD]]` if it names no pad token.
+    It may be in a bucket or on the hub. A folder is one of ours or a Hugging Face one; to the second, and to
+    what a GGUF file holds, `control_tokens` that it lacks are added, `[[PAD]]` if it names no pad token.
 
     Raises:
       TokenizerError: nothing readable is there; names the file.
     """
     path = Path(storage.local(hub.tokenizer(str(path))))
-    if is_hugging_face(path):
+    if is_hugging_face(path) or tokenizer_gguf.find(path):
         try:
-            files = tokenizer_files.read_folder(path, control_tokens or ())
+            files = tokenizer_files.completed(folder_files(path), control_tokens or ())
             tokenizer = Tokenizer(tuple(sorted(files.items())))
             for name, token_id in tokenizer.control_ids.items():
                 known = tokenizer._first.token_to_id(name)
@@ -297,6 +297,14 @@ def load(path: str | os.PathLike[str], control_tokens: Sequence[str] | None = No
 def is_hugging_face(path: Path) -> bool:
     """Whether a folder on this machine is a Hugging Face tokenizer's, and none of ours."""
     return not (path / CONTROL_FILE).is_file() and (path / TOKENIZER_FILE).is_file()
+
+
+def folder_files(path: Path) -> dict[str, str]:
+    """The files of a Hugging Face tokenizer's folder, or what a GGUF file has of them; empty: neither."""
+    if is_hugging_face(path):
+        return tokenizer_files.read_folder(path)
+    file = tokenizer_gguf.find(path)
+    return tokenizer_gguf.files(tokenizer_gguf.read(file).values) if file else {}
 
 
 def from_sentencepiece(model: bytes, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:

@@ -34,29 +34,35 @@ PROBES = (
 )
 
 
-def write(
-    tokenizer: Tokenizer, layout: str, out_dir: str | os.PathLike[str], *, model_max_length: int
-) -> list[Path]:
-    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, with what else the tokenizer has.
+def files(tokenizer: Tokenizer, layout: str, *, model_max_length: int) -> dict[str, str]:
+    """By name tokenizer.json, tokenizer_config.json, chat_template.jinja and what else the tokenizer has.
 
     Texts get the ids of `tokenizer.encode(text, first=True)` (with `add_special_tokens=False` and, where
     a text may spell a control token, `split_special_tokens=True`); conversations rendered by the template
-    get those of `layouts.encode`. Returns the files' paths.
+    get those of `layouts.encode`.
 
     Raises:
       LayoutError, TokenizerError: no known template gives the layout's ids, or the tokenizer cannot write it.
     """
     layouts.check(layout, tokenizer)
-    files = dict(tokenizer.files)
-    settings = json.loads(files[CONFIG_FILE]) | {
+    found = dict(tokenizer.files)
+    settings = json.loads(found[CONFIG_FILE]) | {
         "tokenizer_class": CLASS,
         "model_max_length": model_max_length,
     }
     if layout != TEMPLATE:
-        files[TEMPLATE_FILE] = settings["chat_template"] = _template_of(layout, tokenizer)
-    files[CONFIG_FILE] = to_text(settings)
-    paths = [Path(out_dir) / name for name in files]
-    for path, text in zip(paths, files.values()):
+        found[TEMPLATE_FILE] = settings["chat_template"] = _template_of(layout, tokenizer)
+    found[CONFIG_FILE] = to_text(settings)
+    return found
+
+
+def write(
+    tokenizer: Tokenizer, layout: str, out_dir: str | os.PathLike[str], *, model_max_length: int
+) -> list[Path]:
+    """Writes `files` to a folder; returns their paths."""
+    found = files(tokenizer, layout, model_max_length=model_max_length)
+    paths = [Path(out_dir) / name for name in found]
+    for path, text in zip(paths, found.values()):
         with artifacts.atomic_write(path) as file:
             file.write(text)
     return paths

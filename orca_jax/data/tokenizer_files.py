@@ -45,11 +45,8 @@ def to_text(value: Any) -> str:
 # A Hugging Face folder
 
 
-def read_folder(path: Path, control_tokens: Sequence[str]) -> dict[str, str]:
-    """A folder's files by name; control tokens that it lacks are appended, `[[PAD]]` if it has no pad token.
-
-    The ends of sequence of its generation config, else of the model's, are kept beside.
-    """
+def read_folder(path: Path) -> dict[str, str]:
+    """A folder's files by name; ends of sequence are those of its generation config, else of the model's."""
     files = texts(path, (TOKENIZER_FILE, CONFIG_FILE, TOKENS_FILE, TEMPLATE_FILE))
     for name in (GENERATION_FILE, MODEL_CONFIG_FILE):
         eos = json.loads(texts(path, [name]).get(name, "{}")).get("eos_token_id")
@@ -57,6 +54,11 @@ def read_folder(path: Path, control_tokens: Sequence[str]) -> dict[str, str]:
             eos = eos if isinstance(eos, list) else [eos]
             files[GENERATION_FILE] = json.dumps({"eos_token_id": [int(i) for i in eos]})
             break
+    return files
+
+
+def completed(files: dict[str, str], control_tokens: Sequence[str]) -> dict[str, str]:
+    """A folder's files with the control tokens that it lacks, and `[[PAD]]` if it has no pad token."""
     if "pad_token" not in named_tokens(files):
         settings = json.loads(files.get(CONFIG_FILE, "{}"))
         files[CONFIG_FILE] = json.dumps({**settings, "pad_token": PAD}, ensure_ascii=False, indent=1)
@@ -133,11 +135,31 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
         raise TokenizerError(f"the control tokens {', '.join(control_tokens)} lack the pad token {PAD}")
     messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     proto = messages.ModelProto.FromString(model)
+    spec = proto.trainer_spec
+    names = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "pad_token": PAD}
+    made = from_pieces(proto, control_tokens, names, lead="first")
+    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+    return {
+        TOKENIZER_FILE: made.to_str(pretty=True),
+        CONFIG_FILE: to_text({"tokenizer_class": CLASS, **names, **settings}),
+        TOKENS_FILE: to_text(names),
+    }
+
+
+def from_pieces(proto: Any, control_tokens: Sequence[str], names: dict[str, str], *, lead: str) -> Any:
+    """The library's tokenizer of a SentencePiece model whose ids are followed by those of `control_tokens`.
+
+    Args:
+      names: `bos_token` and `eos_token`; `unk_token` is added.
+      lead: where it puts a space: before the `first` text, before `always` each, or `never`.
+
+    Raises:
+      TokenizerError: the model's ids cannot be had; says why.
+    """
     _check_model(proto)
     vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     special = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
-    names = {"bos_token": proto.trainer_spec.bos_piece, "eos_token": proto.trainer_spec.eos_piece}
-    for name in names.values():
+    for name in (names["bos_token"], names["eos_token"]):
         if name not in special:
             raise TokenizerError(f"the SentencePiece model has no {name}; train one with bos and eos ids")
     for number, name in enumerate(control_tokens, len(proto.pieces)):
@@ -146,17 +168,13 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
                 f"control token {name!r} has id {number}, where the SentencePiece model has {vocab[name]}; a "
                 "tokenizer.json knows tokens by name"
             )
-    names |= {"unk_token": next(p.piece for p in proto.pieces if p.type == UNKNOWN), "pad_token": PAD}
-    made = _library(names, vocab, _merges(proto))
+    names["unk_token"] = next(p.piece for p in proto.pieces if p.type == UNKNOWN)
+    merges = merges_by_score({one.piece: one.score for one in proto.pieces if one.type == NORMAL})
+    made = _library(names, vocab, merges, lead)
     made.add_special_tokens(
         [tokenizers.AddedToken(name, normalized=False) for name in (*special, *control_tokens)]
     )
-    settings = {"add_bos_token": True, "add_eos_token": False, "clean_up_tokenization_spaces": False}
-    return {
-        TOKENIZER_FILE: made.to_str(pretty=True),
-        CONFIG_FILE: to_text({"tokenizer_class": CLASS, **names, **settings}),
-        TOKENS_FILE: to_text(names),
-    }
+    return made
 
 
 def _check_model(proto: Any) -> None:
@@ -190,13 +208,12 @@ def _check_model(proto: Any) -> None:
             )
 
 
-def _merges(proto: Any) -> list[tuple[str, str]]:
+def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a piece, in the order in which SentencePiece would merge.
 
     Of equal scores SentencePiece merges the leftmost in the text. In a run of spaces, whose pieces may
     share a score, that is the pair with the longer left part.
     """
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     ranked = [
         (-score, -cut, left, right)
         for piece, score in scores.items()
@@ -206,7 +223,9 @@ def _merges(proto: Any) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(ranked)]
 
 
-def _library(names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+def _library(
+    names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple[str, str]], lead: str
+) -> Any:
     """The library's tokenizer, without the special tokens."""
     made = tokenizers.Tokenizer(
         models.BPE(
@@ -218,7 +237,7 @@ def _library(names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple
     # plain space as prefix is put before every first text, one that begins with a space included.
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Metaspace(" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace(" ", prepend_scheme=lead, split=False),
             pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
         ]
     )
@@ -227,7 +246,7 @@ def _library(names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple
             decoders.Replace(SPACE, " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
-            decoders.Strip(" ", left=1, right=0),
+            *([] if lead == "never" else [decoders.Strip(" ", left=1, right=0)]),
         ]
     )
     bos = names["bos_token"]  # which `add_special_tokens=True` adds

@@ -23,7 +23,9 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.data.tokenizer_gguf import find
 from orca_jax.student import llama, sharding
+from orca_jax.student.gguf import Gguf
 from orca_jax.student.huggingface_folder import (
     ADAPTER,
     BLOCK_ROWS,
@@ -34,7 +36,6 @@ from orca_jax.student.huggingface_folder import (
     SINGLE,
     Folder,
     UnsupportedModelError,
-    read_config,
     unparse,
 )
 from orca_jax.student.parameters import per_layer
@@ -89,7 +90,7 @@ def place(path: str, config: LlamaConfig, layer: int | str | None = None) -> _Pl
 
 
 def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
-    """Float32 parameters on the mesh; each process reads only what its devices hold.
+    """Float32 parameters of a model folder or a GGUF file on the mesh; a process reads what its devices hold.
 
     Vocabulary rows that the folder does not have are initialised to the mean of its rows.
 
@@ -97,7 +98,8 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
       UnsupportedModelError: a tensor is missing, of another shape than config.json says, no floats, not
         finite, or left over; or `config` has fewer ids than the folder.
     """
-    folder = Folder(directory)
+    file = find(directory)
+    folder = Gguf(file) if file else Folder(directory)
     shapes = jax.eval_shape(lambda: llama.init(config, 0))
     _check(folder, shapes, config)
 
@@ -114,19 +116,19 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
     return jax.tree_util.tree_map_with_path(array, shapes, sharding.shardings(shapes, mesh))
 
 
-def _check(folder: Folder, shapes: llama.Params, config: LlamaConfig) -> None:
-    own = read_config(folder.directory)
+def _check(folder: Folder | Gguf, shapes: llama.Params, config: LlamaConfig) -> None:
+    own = folder.config
     if config.vocab_size < own.vocab_size:
         raise UnsupportedModelError(
             f"{folder.directory} has {own.vocab_size} ids, more than the {config.vocab_size} that are wanted"
         )
     as_saved = dataclasses.replace(config, vocab_size=own.vocab_size)
-    expected = {tensor.name: tensor.shape for tensor in _tensors(shapes, as_saved)}
+    expected = {tensor.name: tensor.shape for tensor in tensors(shapes, as_saved)}
     for tensor, shape in expected.items():
         found = folder.shape(tensor)
         if found != shape:
             raise UnsupportedModelError(
-                f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape} as {CONFIG_FILE} says: "
+                f"{folder.files[tensor]}: {tensor!r} has shape {found}, not {shape} as its config says: "
                 "weights and config are of different models; fetch the folder again"
             )
     tied = {HEAD} if own.tie_embeddings else set()
@@ -136,7 +138,7 @@ def _check(folder: Folder, shapes: llama.Params, config: LlamaConfig) -> None:
             raise UnsupportedModelError(f"{file} has a tensor {name!r} that no student here uses")
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
     """One tensor of a model folder, and the parameter (or layer of a stacked one) that it holds."""
 
     name: str
@@ -146,7 +148,7 @@ class _Tensor(NamedTuple):
     transposed: bool
 
 
-def _tensors(params: llama.Params, config: LlamaConfig) -> Iterator[_Tensor]:
+def tensors(params: llama.Params, config: LlamaConfig) -> Iterator[Tensor]:
     """The tensors of a model folder for parameters, or for their shapes."""
     for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         path = sharding.path_name(key)
@@ -156,10 +158,10 @@ def _tensors(params: llama.Params, config: LlamaConfig) -> Iterator[_Tensor]:
             shape = leaf.shape[1:] if stacked else leaf.shape
             shape = shape[::-1] if transposed else shape
             shape = (config.vocab_size, config.hidden_size) if path in VOCABULARY else shape
-            yield _Tensor(name, shape, path, layer, transposed)
+            yield Tensor(name, shape, path, layer, transposed)
 
 
-def _part(folder: Folder, config: LlamaConfig, path: str, index: tuple[slice, ...]) -> np.ndarray:
+def _part(folder: Folder | Gguf, config: LlamaConfig, path: str, index: tuple[slice, ...]) -> np.ndarray:
     """A part of one parameter as float32, finite."""
     if path.startswith("layers/"):
         value = np.empty([one.stop - one.start for one in index], np.float32)
@@ -175,7 +177,7 @@ def _part(folder: Folder, config: LlamaConfig, path: str, index: tuple[slice, ..
     return value
 
 
-def _read(folder: Folder, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
+def _read(folder: Folder | Gguf, where: _Place, index: tuple[slice, ...]) -> np.ndarray:
     """A slice of a parameter; vocabulary rows that the folder lacks are the mean row, summed in float64."""
     rows, *columns = index[::-1] if where.transposed else index
     found = folder.read(where.tensor, rows, *columns)
@@ -221,9 +223,9 @@ def export(
     unnamed = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # transformers would guess them
     directory, values = Path(directory), {**unparse(config), **unnamed, "dtype": dtype, **(special or {})}
     flat = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    shards: list[list[_Tensor]] = [[]]
+    shards: list[list[Tensor]] = [[]]
     size = 0
-    for tensor in sorted(_tensors(params, config), key=_order):
+    for tensor in sorted(tensors(params, config), key=order):
         needed = math.prod(tensor.shape) * kind.itemsize
         if shards[-1] and size + needed > shard_bytes:
             shards.append([])
@@ -232,7 +234,7 @@ def export(
         size += needed
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip([SINGLE] if len(shards) == 1 else names, shards, strict=True):
-        _write_shard(directory / name, {tensor.name: _value(flat, tensor, kind) for tensor in shard})
+        _write_shard(directory / name, {tensor.name: value(flat, tensor, kind) for tensor in shard})
     count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
@@ -242,16 +244,17 @@ def export(
     return count
 
 
-def _order(tensor: _Tensor) -> list[int]:
+def order(tensor: Tensor) -> list[int]:
     """Tensors outside of layers first, then layer by layer."""
     return [int(part) if part.isdigit() else -1 for part in tensor.name.split(".")]
 
 
-def _value(flat: Mapping[str, jax.Array], tensor: _Tensor, dtype: np.dtype[Any]) -> np.ndarray:
+def value(flat: Mapping[str, jax.Array], tensor: Tensor, dtype: np.dtype[Any]) -> np.ndarray:
+    """A tensor's numbers, of parameters by their paths."""
     leaf = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]
-    value = np.asarray(leaf).T if tensor.transposed else np.asarray(leaf)
+    whole = np.asarray(leaf).T if tensor.transposed else np.asarray(leaf)
     # Fewer rows than the parameter's where the vocabulary is padded.
-    return np.ascontiguousarray(value[: tensor.shape[0]]).astype(dtype)
+    return np.ascontiguousarray(whole[: tensor.shape[0]]).astype(dtype)
 
 
 def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -135,6 +135,11 @@ class Folder:
         self._index: Mapping[str, str] = {}
         self.files = self._by_tensor(self._shards())
 
+    @property
+    def config(self) -> LlamaConfig:
+        """The student's config, as `read_config` reads it."""
+        return read_config(self.directory)
+
     def _shards(self) -> Iterable[Path]:
         index, single = self.directory / INDEX, self.directory / SINGLE
         if (self.directory / ADAPTER).is_file():

@@ -1,4 +1,4 @@
-"""Students on disk: a Hugging Face model folder, an imported one, or a workdir with a trained student."""
+"""Students on disk: a model folder, a GGUF file, an imported student, or a workdir with a trained one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from orca_jax.config import ExperimentConfig, LoraConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import TokenizerError
+from orca_jax.data.tokenizer_gguf import find
 from orca_jax.student import huggingface, llama, lora, parameters, presets, sharding
-from orca_jax.student.huggingface_folder import ADAPTER, CONFIG_FILE, Folder, read_config
+from orca_jax.student.gguf import Gguf
+from orca_jax.student.huggingface_folder import ADAPTER, CONFIG_FILE, Folder
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training.checkpoints import load_params
 
@@ -63,14 +65,16 @@ def open_source(path: str | Path) -> SavedStudent:
       UnsupportedModelError: a model folder that cannot be read.
     """
     path = Path(storage.local(hub.model(str(path))))
-    if any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
-        files = sorted({path / CONFIG_FILE, *Folder(path).files.values()})
+    file = find(path)
+    if file or any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER)):
+        model = Gguf(file) if file else Folder(path)
+        files = [file] if file else sorted({path / CONFIG_FILE, *model.files.values()})
         return SavedStudent(
-            config=read_config(path),
-            tokenizer=path,
+            config=model.config,
+            tokenizer=model.directory,
             layout="",
-            fingerprint=artifacts.digest([artifacts.file_digest(file) for file in files]),
-            load=functools.partial(huggingface.load, path),
+            fingerprint=artifacts.digest([artifacts.file_digest(one) for one in files]),
+            load=functools.partial(huggingface.load, model.directory),
         )
     for folder, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
         if not (folder / artifacts.MANIFEST).is_file():
@@ -88,8 +92,8 @@ def open_source(path: str | Path) -> SavedStudent:
             load=functools.partial(_restore, path / checkpoints, config),
         )
     raise ArtifactError(
-        f"{path} holds no student: neither {CONFIG_FILE} (a Hugging Face model), nor an imported student, "
-        "nor a workdir whose training is finished"
+        f"{path} holds no student: neither {CONFIG_FILE} (a Hugging Face model), nor a GGUF file, nor an "
+        "imported student, nor a workdir whose training is finished"
     )
 
 

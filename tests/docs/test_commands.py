@@ -44,6 +44,7 @@ NOT_RUN = {
     r"python -m experiments\.train .*--hosts=": "needs several hosts; tests/proofs/test_elastic.py",
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",
+    r"python -m experiments\.generate chat --model=SmolLM2": "needs weights; tests/proofs/test_smollm2.py",
     r"python -m benchmarks\.(train|generate)\b": "needs a quiet machine; checklist: benchmark",
     r"python -m benchmarks\.gpu$": "stands with its options in docs/performance.md",
     r"python -m benchmarks\.parity (families|memory)": "minutes; checklist: benchmarks.parity memory",
@@ -80,6 +81,7 @@ EIGHT_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC
 NEEDED = {  # modules
     r"\.serve ": "fastapi",
     r"\.collect ": "openai",
+    r"--form=gguf": "gguf",
 }
 # Files that there must be (patterns, in which \1 is of the command's), and words that must be printed.
 MADE = {
@@ -98,7 +100,8 @@ MADE = {
     r"\.tables .*--workdir=(\S+)": (r"\1/table.md",),
     r"\.tables paper .*--out=(\S+)": (r"\1/README.md", r"\1/*.tex", r"\1/*.csv", r"\1/*.svg"),
     r"\.report --workdir=(runs/mini)$": (r"\1/report.html",),
-    r"convert export .*--out=(\S+)": (
+    r"convert export .*--out=(\S+) --form=gguf": (r"\1/model.gguf",),
+    r"convert export (?!.*--form=gguf).*--out=(\S+)": (
         r"\1/*.safetensors",
         r"\1/generation_config.json",
         r"\1/tokenizer.json",
