@@ -125,7 +125,7 @@ CASES = {
     "weights of another architecture": Case(
         "train",
         MINI + "{tokens}" + STUDENT + "{misfit}" + ROWS,
-        ("misfit/model.safetensors", "has shape", "as config.json says", "fetch the folder again"),
+        ("misfit/model.safetensors", "has shape", "as its config says", "fetch the folder again"),
     ),
     "no student": Case(
         "train",
