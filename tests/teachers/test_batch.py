@@ -168,7 +168,7 @@ def test_everything_is_collected(folder, ledger):
     with Server(api) as server:
         collect(server, folder, ledger, requests(25), requests=10)
     assert texts(ledger, requests(25)) == {f"re q{number}" for number in range(25)}
-    assert [len(questions) for questions in api.inputs()] == [10, 10, 5]
+    assert sorted(map(len, api.inputs()), reverse=True) == [10, 10, 5]
     status = ledger.status()["teacher"]
     assert (status.answers, status.attempts, status.in_flight) == (25, {Outcome.OK: 25}, 0)
     assert status.usage == Usage(100, 150)
@@ -254,7 +254,7 @@ def test_answered_and_equal_ones_are_left_out(folder, ledger):
         collect(server, folder, ledger, requests(10))
         collect(server, folder, ledger, requests(15) * 2)
         collect(server, folder, ledger, requests(15))
-    assert [len(questions) for questions in api.inputs()] == [10, 5]
+    assert sorted(map(len, api.inputs()), reverse=True) == [10, 5]
 
 
 def test_partial_results_are_kept_and_the_rest_submitted_again(folder, ledger):
@@ -270,7 +270,7 @@ def test_partial_results_are_kept_and_the_rest_submitted_again(folder, ledger):
     api = BatchAPI(result, status="expired")
     with Server(api) as server:
         collect(server, folder, ledger, requests(30))
-    assert [len(questions) for questions in api.inputs()] == [30, 20]
+    assert sorted(map(len, api.inputs()), reverse=True) == [30, 20]
     assert len(texts(ledger, requests(30))) == 30
     assert ledger.status()["teacher"].attempts == {Outcome.OK: 30, Outcome.ERROR: 20}
     assert ledger.status()["teacher"].in_flight == 0
@@ -430,7 +430,7 @@ def test_results_that_cannot_be_read_are_left_out(folder, ledger):
     api.finish = torn
     with Server(api) as server:
         collect(server, folder, ledger, requests(4))
-    assert [len(questions) for questions in api.inputs()] == [4, 1]
+    assert sorted(map(len, api.inputs()), reverse=True) == [4, 1]
     assert len(texts(ledger, requests(4))) == 4
 
 
