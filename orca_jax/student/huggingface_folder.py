@@ -27,8 +27,7 @@ from orca_jax.student.presets import (
     RUN,
     LayerType,
     LlamaConfig,
-    no_rope_pattern,
-    window_pattern,
+    layer_pattern,
 )
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Family(NamedTuple):
 
 _WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _GEMMA3 = {
-    "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
+    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
     "sliding_window": 4096, "query_pre_attn_scalar": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
 }  # fmt: skip
 FAMILIES = {
@@ -85,10 +84,10 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 # Fields that do not change the function from tokens to logits: notes of tools and hubs, settings of training,
 # of sampling and of what is returned. Token ids are the tokenizer's matter.
 NEUTRAL = re.compile(
-    r"_(?!sliding_window_pattern$).*|.*token_(ids?|index)|transformers\.js_config|unsloth.*|architectures|auto_map"
+    r"_(?!sliding_window_pattern$).*|.*token_(ids?|index)|transformers\.js_config|unsloth.*|auto_map"
     r"|(torch_)?dtype|transformers_version|tokenizer_class|id2label|label2id|problem_type|initializer_range"
     r"|use_cache|cache_implementation|output_\w+|return_dict\w*|chunk_size_feed_forward|pretraining_tp"
-    r"|is_llama_config|max_sequence_length|model_max_length|max_window_layers|task_specific_params"
+    r"|is_llama_config|max_sequence_length|model_max_length|task_specific_params"
     r"|do_sample|temperature|top_[kp]|repetition_penalty|(max|min)_length|attention_dropout|hidden_dropout"
 )
 SHAPE = {
@@ -99,8 +98,8 @@ READ = {
     "model_type", "max_position_embeddings", "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling",
     "rope_parameters", "rope_local_base_freq", "tie_word_embeddings", "attention_bias", "sliding_window",
     "use_sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern",
-    "no_rope_layers", "no_rope_layer_interval", "query_pre_attn_scalar", "rms_norm_eps", "hidden_act",
-    "hidden_activation",
+    "max_window_layers", "architectures", "no_rope_layers", "no_rope_layer_interval", "query_pre_attn_scalar",
+    "rms_norm_eps", "hidden_act", "hidden_activation",
 }  # fmt: skip
 LAYER_TYPES: Mapping[str, LayerType] = {"full_attention": "full", "sliding_attention": "window"}
 # Fields with one value that changes nothing, beside null.
@@ -265,6 +264,7 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
     if name not in FAMILIES:
         raise UnsupportedModelError(f"model_type {name!r} is not supported; known: {', '.join(FAMILIES)}")
     _check_fields(values)
+    _check_activation(values)
     family = FAMILIES[name]
     values = {**family.defaults, **values}
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
@@ -283,7 +283,6 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
         qkv_bias=biased,
         output_bias=biased and name != "qwen2",
         query_scalar=float(values.get("query_pre_attn_scalar", 0)),
-        activation=_activation(values),
         **_layer_types(values),
         max_positions=values.get("max_position_embeddings", 2048),
     )
@@ -314,13 +313,12 @@ def _check_fields(values: Mapping[str, Any]) -> None:
             )
 
 
-def _activation(values: Mapping[str, Any]) -> str:
-    own = ACTIVATIONS[FAMILIES[values["model_type"]].defaults.get("hidden_act", "silu")]
+def _check_activation(values: Mapping[str, Any]) -> None:
+    own = FAMILIES[values["model_type"]].traits.get("activation", "silu")
     for name in ("hidden_act", "hidden_activation"):
         if (value := values.get(name)) is not None and ACTIVATIONS.get(value) != own:
             known = " or ".join(repr(known) for known, ours in ACTIVATIONS.items() if ours == own)
             raise UnsupportedModelError(f"{name}={value!r} is not supported, only {known}")
-    return own
 
 
 def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,7 +369,7 @@ def _layer_types(values: Mapping[str, Any]) -> dict[str, Any]:
         types = tuple(LAYER_TYPES[name] for name in named)
     elif family == "gemma3_text":
         pattern = values.get("sliding_window_pattern") or values.get("_sliding_window_pattern") or 6
-        types = window_pattern(count, pattern)
+        types = layer_pattern(count, pattern, "window", "full")
     elif family in ("qwen2", "qwen3"):
         types = tuple("full" if layer < values["max_window_layers"] else "window" for layer in range(count))
     else:
@@ -392,7 +390,7 @@ def _no_rope(values: Mapping[str, Any], types: tuple[LayerType, ...]) -> tuple[L
         raise UnsupportedModelError("use_sliding_window=True is not supported for smollm3")
     turned = values.get("no_rope_layers")
     if turned is None:
-        return no_rope_pattern(len(types), values["no_rope_layer_interval"])
+        return layer_pattern(len(types), values["no_rope_layer_interval"], "full", "no_rope")
     return tuple("full" if one else "no_rope" for one in turned[: len(types)])
 
 

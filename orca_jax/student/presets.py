@@ -132,18 +132,13 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv: int = 0,
     return LlamaConfig(**sizes | {"vocab_size": 32_000, "norm_epsilon": 1e-6, "remat": "full"} | rest)
 
 
-def window_pattern(layers: int, every: int) -> tuple[LayerType, ...]:
-    """Windowed layers but each `every`-th, as Gemma's."""
-    return tuple("window" if number % every else "full" for number in range(1, layers + 1))
-
-
-def no_rope_pattern(layers: int, every: int) -> tuple[LayerType, ...]:
-    """Rotary positions but in each `every`-th layer, as SmolLM3's."""
-    return tuple("full" if number % every else "no_rope" for number in range(1, layers + 1))
+def layer_pattern(layers: int, every: int, most: LayerType, nth: LayerType) -> tuple[LayerType, ...]:
+    """Types of layers: `nth` for each `every`-th, `most` for the others."""
+    return tuple(most if number % every else nth for number in range(1, layers + 1))
 
 
 def _gemma3(hidden: int, intermediate: int, layers: int) -> LlamaConfig:
-    pattern = window_pattern(layers, 6)
+    pattern = layer_pattern(layers, 6, "window", "full")
     return _llama(hidden, intermediate, layers, 4, 1, **GEMMA3, **_GEMMA3, layer_types=pattern)
 
 
@@ -159,7 +154,7 @@ _SMOLLM2: dict[str, Any] = dict(
 )
 _SMOLLM3: dict[str, Any] = dict(
     vocab_size=128_256, rope_theta=5e6, max_positions=65_536, tie_embeddings=True,
-    layer_types=no_rope_pattern(36, 4),
+    layer_types=layer_pattern(36, 4, "full", "no_rope"),
 )  # fmt: skip
 _QWEN25: dict[str, Any] = dict(
     vocab_size=151_936, rope_theta=1e6, max_positions=32_768, tie_embeddings=True, qkv_bias=True

@@ -97,7 +97,8 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
     quiet = (*config.train.NO_NUMBER, *(() if plateau else config.train.PLATEAU))
     return artifacts.joined(
         {"program": "train", "student": artifacts.section(student)},
-        artifacts.Section({"layout": config.data.layout}, {"layout": "orca"}),  # the only one, once
+        # Manifests without a layout are of a time when it was `orca`.
+        artifacts.Section({"layout": config.data.layout}, {"layout": "orca"}),
         artifacts.section(config, without=(*config.NO_NUMBER, *config.BESIDE)),
         {
             "data": artifacts.section(config.data, without=config.data.STORED),

@@ -25,7 +25,7 @@ from tests.student.test_huggingface import assert_trees_equal
 LLAMA3 = dataclasses.replace(SMALL, rope_theta=5e5, rope_scaling=RopeScaling(kind="llama3", factor=8.0))
 GEMMA3 = dataclasses.replace(
     SMALL, **presets.GEMMA3, num_layers=7, query_scalar=16.0, tie_embeddings=True, sliding_window=7,
-    layer_types=presets.window_pattern(7, 6), rope_theta=1e6, window_rope_theta=1e4,
+    layer_types=presets.layer_pattern(7, 6, "window", "full"), rope_theta=1e6, window_rope_theta=1e4,
 )  # fmt: skip
 STUDENTS = {
     "llama": ("llama", SMALL, {}),
@@ -40,7 +40,9 @@ STUDENTS = {
     "qwen3": ("qwen3", QWEN3, {}),
     "smollm3": (
         "smollm3",
-        dataclasses.replace(SMOLLM3, num_layers=4, layer_types=presets.no_rope_pattern(4, 4)),
+        dataclasses.replace(
+            SMOLLM3, num_layers=4, layer_types=presets.layer_pattern(4, 4, "full", "no_rope")
+        ),
         {},
     ),
     "olmo2": ("olmo2", dataclasses.replace(OLMO2, hidden_size=64), {}),
