@@ -26,7 +26,6 @@ from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
 from tests.data import hf_folders
 from tests.data.test_tokenizer_gguf import BYTE_LEVEL, TEXTS, byte_level, merge_all
-from tests.proofs.test_smollm2 import path  # noqa: F401  (a fixture)
 from tests.student.students import SMALL, logits, make_params
 from tests.student.test_gguf import STUDENTS
 
@@ -119,8 +118,8 @@ def test_ids_of_texts_and_templates_are_llama_cpps(kind, corpus, tokenizer, tmp_
     assert found["marked"][0] == layouts.encode(MESSAGES, "template", ours).tokens.tolist()
 
 
-def test_smollm2_says_the_same_in_float32(path, tmp_path, capsys):  # noqa: F811
-    convert.export_student(path, tmp_path / "out", form="gguf")
+def test_smollm2_says_the_same_in_float32(smollm2_file, tmp_path, capsys):
+    convert.export_student(smollm2_file, tmp_path / "out", form="gguf")
     source = students.open_source(tmp_path / "out")
     params, tokenizer = source.load(source.config, make_mesh(MeshConfig())), tokenizers.load(source.tokenizer)
     asked = [[Message("user", question)] for question in QUESTIONS]

