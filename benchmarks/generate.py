@@ -1,19 +1,22 @@
 """Generation beside transformers' `generate`: same weights, prompts, numbers of tokens; greedy, float32.
 
 python -m benchmarks.generate --only="30M, mixed"     # races with this in their titles
+python -m benchmarks.generate --model=exported         # a student on disk instead of the two shapes
 python -m benchmarks.generate --bbh=BBH_FOLDER --tokenizer=tokenizer.model    # BBH's prompts race too
 
 Ours runs on one device, whose matrix products use all cores, and with its heads over one device a core
-(`JAX_NUM_CPU_DEVICES`, and `NPROC` for threads that collectives need), where each core attends too. The
-weights are random, so a reply's length is set here; neither side knows it before.
+(`JAX_NUM_CPU_DEVICES`, and `NPROC` for threads that collectives need), where each core attends too. A
+reply's length is set here; neither side knows it before.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +34,7 @@ from orca_jax.student import huggingface, llama
 from orca_jax.student.engine import Generator
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
+from orca_jax.training import students
 
 SHAPES = {"30M": student(8192, 512, 1408, 7, 8), "130M": student(32_000, 768, 2048, 12, 12)}
 ROWS, STEPS_MESSAGE = 16, 7
@@ -116,10 +120,22 @@ def agreement(one: Sequence[list[int]], other: Sequence[list[int]]) -> float:
     return float(np.mean([a[:COMPARED] == b[:COMPARED] for a, b in zip(one, other, strict=True)]))
 
 
-def main(alone: bool = False, rounds: int = 3, only: str = "", bbh: str = "", tokenizer: str = "") -> None:
+def students_of(model: str) -> Iterator[tuple[str, Any, LlamaConfig]]:
+    """Names, parameters and shapes: of the student on disk, or of random weights."""
+    if not model:
+        yield from ((name, llama.init(config, 0), config) for name, config in SHAPES.items())
+        return
+    source = students.open_source(model)
+    config = dataclasses.replace(source.config, scan_layers=False)
+    yield Path(model).name, source.load(config, make_mesh(MeshConfig(), jax.devices()[:1])), config
+
+
+def main(
+    alone: bool = False, rounds: int = 3, only: str = "", model: str = "", bbh: str = "", tokenizer: str = ""
+) -> None:
     ran = False
-    for shape, config in SHAPES.items():
-        params, spread = llama.init(config, 0), math.gcd(config.num_kv_heads, jax.device_count())
+    for shape, params, config in students_of(model):
+        spread = math.gcd(config.num_kv_heads, jax.device_count())
         for kind, work in works(config.vocab_size, bbh, tokenizer).items():
             if only not in f"{shape}, {kind}":
                 continue

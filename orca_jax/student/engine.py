@@ -4,8 +4,8 @@ A request is *waiting* until a row of the cache is free, then *running* in it, t
 row. `Engine.step` does four things:
 
   schedule  gives free rows to waiting requests; the last rows move into those that stay free
-  resize    gives the cache the rows and positions that the running requests need, and no more: a decoding
-            step reads all of it
+  resize    gives the cache the rows and positions that the running requests need: a decoding step reads all
+            of it. Positions that are cheap beside the weights stay, so one program serves a short chat
   prefill   computes keys and values of the new requests' prompts, less their last token; a prefix that
             several requests share is computed once and kept
   decode    up to 16 steps on the device
@@ -40,6 +40,7 @@ from orca_jax.student.sampling import SamplingParams
 from orca_jax.student.scoring import Scorer
 
 PREFILL_ROWS = 4  # prompts of one bucket that are computed together, at most
+SMALL_CACHE = 16  # to cut a cache this many times smaller than the weights would save too little
 LEAST_SHARED = 32  # tokens; a shorter common prefix is computed again for each prompt
 WORD = 0xFFFFFFFF
 StopFunction = Callable[[Sequence[int]], int | None]
@@ -145,6 +146,10 @@ class Engine:
         self.params, self.config = for_decoding(params, config, dtype, self.mesh)
         self.slots, self.max_length, self.dtype = slots, max_length, dtype
         self.capacity = bucket(max_length + STEPS)
+        c = self.config
+        position = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(dtype).itemsize
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        self._cheap = weights // SMALL_CACHE // position
         self._programs = decoding.programs(
             self.config, jnp.dtype(dtype), tuple(sorted((compiler_options or {}).items()))
         )
@@ -222,8 +227,8 @@ class Engine:
         for row in running:
             written = max(min(bucket(row.shared), self.capacity), row.shared + row.width)
             length = max(length, row.position + STEPS, written)
-        length = min(bucket(length), self.capacity)
         rows = row_bucket(len(running), self.slots)
+        length = min(bucket(max(length, self._cheap // rows)), self.capacity)
         if not self._cache:
             shape = self.config, rows, length, self.dtype
             self._cache = jax.jit(lambda: decoding.empty_cache(*shape))()

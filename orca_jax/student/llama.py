@@ -8,6 +8,7 @@ dimension, d hidden size, f feed-forward size, v (padded) vocabulary, l layers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -231,6 +232,17 @@ def rematerialized(config: LlamaConfig) -> type[Block]:
     return nn.remat(Block, policy=policies[config.remat], prevent_cse=not config.scan_layers)
 
 
+def _decoded(layer: Block, arguments: tuple[Any, ...]) -> Any:
+    """What a bound layer gives; like layers are traced once."""
+    alone, variables = layer.unbind()
+    return _apply(alone.clone(name=None), variables, arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(layer: Block, variables: Any, arguments: tuple[Any, ...]) -> Any:
+    return layer.apply(variables, *arguments)
+
+
 class Llama(nn.Module):
     """The decoder. `dtype` is the compute type; parameters are float32 masters."""
 
@@ -293,7 +305,8 @@ class Llama(nn.Module):
         before: Sequence[LayerCache | None] = cache or (None,) * self.config.num_layers
         after = []
         for layer, layer_cache in zip(self.layers, before, strict=True):
-            x, layer_cache = layer(x, segment_ids, ropes, positions, None, layer_cache)
+            arguments = x, segment_ids, ropes, positions, None, layer_cache
+            x, layer_cache = layer(*arguments) if layer_cache is None else _decoded(layer, arguments)
             after.append(layer_cache)
         return x, tuple(after) if cache else None
 

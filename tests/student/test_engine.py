@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.student import sharding
-from orca_jax.student.decoding import STEPS, bucket, row_bucket
+from orca_jax.student.decoding import STEPS, Decode, bucket, row_bucket
 from orca_jax.student.engine import Engine, Request
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from tests.student.students import GEMMA3, OLMO2, SMALL, SMOLLM3, logits, make_params, make_tokens
@@ -298,3 +298,21 @@ def test_buckets_hold_what_they_are_for_and_waste_little(size):
 def test_row_buckets_hold_what_they_are_for(count, slots):
     if count <= slots:
         assert count <= row_bucket(count, slots) <= slots
+
+
+def test_like_layers_are_traced_once(monkeypatch):
+    config = dataclasses.replace(SMALL, num_layers=5, intermediate_size=40)
+    engine, traced, attend = make_engine(config=config), [], Decode.attend
+    monkeypatch.setattr(Decode, "attend", lambda *given: traced.append(1) or attend(*given))
+    run(engine, [request(1)])
+    assert len(traced) == 1
+
+
+def test_a_short_chat_needs_one_program_for_decoding():
+    """Its cache is small beside the weights, so it is not cut to the length of each turn."""
+    config = dataclasses.replace(SMALL, vocab_size=4000, intermediate_size=1000, num_layers=1)
+    engine = make_engine(config=config, max_length=256)
+    decode = engine._programs.decode
+    for size in (7, 64, 100):
+        run(engine, [Request(prompt=make_tokens(size, seed=size), max_tokens=20)])
+    assert decode._cache_size() == 1
