@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orca_jax.config import MeshConfig, OptimizerConfig, OptimizerKind
+from orca_jax.config import LoraConfig, MeshConfig, OptimizerConfig, OptimizerKind
 from orca_jax.data.packing import make_plan
 from orca_jax.data.rows import Row, build_row
 from orca_jax.reporting.tables import markdown
@@ -145,6 +145,15 @@ def training_step(
     return step
 
 
+def adapted(model: Any, config: LoraConfig) -> Any:
+    import peft
+
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+    targets = [names.get(name, f"{name}_proj") for name in config.targets]
+    settings: Any = dict(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
+    return peft.get_peft_model(model, peft.LoraConfig(**settings))
+
+
 def transformers_step(
     config: LlamaConfig, batches: Sequence[Mapping[str, np.ndarray]], attention: str, autocast: bool = False
 ) -> Callable[[], float]:
@@ -160,11 +169,14 @@ def transformers_step(
     device = torch.device("cuda" if cuda else "cpu")
     with device:
         model: Any = transformers.AutoModelForCausalLM.from_config(shape, attn_implementation=attention)
+    if config.lora.rank:
+        model = adapted(model, config.lora)
     model.float().train()
     if config.remat == "full":
         model.gradient_checkpointing_enable()
     settings: Any = dict(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=cuda)
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **settings)
     turns = itertools.cycle([{k: torch.from_numpy(v).to(device) for k, v in b.items()} for b in batches])
     forward = torch.compile(model, dynamic=False) if cuda else model
 
@@ -172,7 +184,7 @@ def transformers_step(
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = forward(**next(turns)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())

@@ -2,18 +2,22 @@
 
 python -m benchmarks.train            # median of 5 rounds
 python -m benchmarks.train --alone    # without transformers and torch
+python -m benchmarks.train --preset=smollm2-135m --lora=8 --seconds=0.1    # adapters, beside peft
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks import racing
 from benchmarks.racing import Contestant, packed_rows, padded, student
+from orca_jax.config import LoraConfig
 from orca_jax.data.rows import Row, stack
-from orca_jax.student.presets import LlamaConfig
+from orca_jax.student.presets import PRESETS, LlamaConfig
 
 ROW = 512
 # Rows of a step, and the student.
@@ -70,8 +74,17 @@ def uneven(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
     return found
 
 
-def main(alone: bool = False, rounds: int = 5, seconds: float = 4.0) -> None:
-    for name, (size, config) in SHAPES.items():
+def main(
+    alone: bool = False,
+    rounds: int = 5,
+    seconds: float = 4.0,
+    preset: str = "",
+    lora: int = 0,
+    scanned: bool = False,
+) -> None:
+    changes: dict[str, Any] = dict(lora=LoraConfig(rank=lora), remat="none", scan_layers=scanned)
+    shapes = {preset: (4, dataclasses.replace(PRESETS[preset], **changes))} if preset else SHAPES
+    for name, (size, config) in shapes.items():
         for kind, make in (("dense", dense), ("uneven", uneven)):
             contestants = make(size, config, alone)
             times = racing.race(contestants, rounds, seconds)

@@ -1,10 +1,13 @@
 """The benchmark's examples are the same on both sides."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from benchmarks import racing
 from benchmarks import train as benchmark
+from orca_jax.config import LoraConfig
 
 
 def test_packed_and_padded_hold_the_same_tokens():
@@ -39,3 +42,13 @@ def test_transformers_learns_from_padded_rows():
     contestant = benchmark.theirs("transformers", config, [benchmark.padded_batch(examples)])
     losses = [contestant.step() for _ in range(30)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parity
+def test_peft_trains_adapters_alone():
+    pytest.importorskip("peft")
+    config = dataclasses.replace(racing.student(64, 16, 32, 1, 4), lora=LoraConfig(rank=2))
+    examples = racing.uneven_examples(8, 64, 64, median=20, spread=0.7)
+    contestant = benchmark.theirs("peft", config, [benchmark.padded_batch(examples)])
+    losses = [contestant.step() for _ in range(30)]
+    assert 0 < losses[0] - losses[-1] < 0.2  # an embedding that is trained brings more
