@@ -134,8 +134,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
         if teacher.kind == "student":
             source = students.open_source(teacher.path)
             inputs["student"] = source.fingerprint
-            how = artifacts.unrecorded(students.run_settings(config, source))
-            provenance = artifacts.joined(provenance, how)
+            provenance = artifacts.joined(provenance, students.run_settings(config, source))
         found = collection.traces(Job(config, teacher, workdir), endpoint)
     artifact = artifacts.Artifact(directory, provenance, inputs, places)
     if manifest := artifact.finished():

@@ -64,6 +64,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.reporting import model_card
 from orca_jax.student import gguf_export, huggingface
+from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
@@ -118,7 +119,9 @@ def export_student(
     artifact.begin(own=EXPORTED)
     tokenizer: Any = tokenizers.load(opened.tokenizer)
     config, length = opened.config, opened.config.max_positions
-    params = opened.load(config, make_mesh(MeshConfig()))
+    # Other types are rounded from float32, and GGUF has vectors in it.
+    read_as = "bfloat16" if (form, dtype) == (FORM.default, "bfloat16") else "float32"
+    params = opened.load(config, make_mesh(MeshConfig()), compute_dtype(read_as))
     if form == "gguf":
         files = tokenizer_export.files(tokenizer, layout, model_max_length=length)
         stop = layouts.stop_ids(layout, tokenizer)

@@ -85,6 +85,7 @@ DIR gets lm-eval's results and samples.""",
     cli.Option("apply_chat_template", False, "Descriptions become system messages."),
     LIMIT,
     cli.LAYOUT,
+    cli.DTYPE,
     cli.Option("batch_size", 32, "Replies decoded together, at most.", lower_bound=1),
     cli.Option("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2),
 )
@@ -162,8 +163,9 @@ def lm_eval(given: cli.Options) -> None:
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
-    source, length = students.open_source(given.model), given.max_length
-    student = load_student(source, given.layout, batch_size=given.batch_size, max_length=length)
+    source, sizes = students.open_source(given.model), {"max_length": given.max_length}
+    sizes["batch_size"] = given.batch_size
+    student = load_student(source, given.layout, dtype=given.dtype, **sizes)
     how = {"apply_chat_template": given.apply_chat_template, "limit": given.limit or None}
     table = adapter.evaluate(student, given.tasks, Path(given.out), include_path=given.include_path, **how)
     print(table)

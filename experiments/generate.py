@@ -17,6 +17,7 @@ from orca_jax import cli
 OPTIONS = (
     cli.MODEL,
     cli.LAYOUT,
+    cli.DTYPE,
     cli.Option("system", "", "The system message: an id of the 16, or a text; empty: none."),
     cli.Option("temperature", 0.0, "0 is greedy.", lower_bound=0),
     cli.Option("top_p", 1.0, "Nucleus sampling; 1: off.", lower_bound=0, upper_bound=1),
@@ -64,7 +65,7 @@ HELP = "/reset forgets what was said, /system ID or TEXT changes the system mess
 def student_of(given: cli.Options, batch_size: int = 1) -> LocalStudent:
     source = students.open_source(given.model)
     sizes = {"tensor": given.tensor, "batch_size": batch_size, "max_length": given.max_length}
-    return load_student(source, given.layout, **sizes)
+    return load_student(source, given.layout, dtype=given.dtype, **sizes)
 
 
 def system_text(given: str) -> str:

@@ -17,6 +17,7 @@ PROGRAM = cli.Program(
     __doc__,
     cli.MODEL,
     cli.LAYOUT,
+    cli.DTYPE,
     cli.Option("name", "", "What clients call the model; empty: the name of its folder."),
     cli.Option("host", "127.0.0.1", "Any but this host's own needs a token."),
     cli.Option("port", 8000, "0: any that is free."),
@@ -63,13 +64,15 @@ def serve(given: cli.Options) -> None:
     with socket.create_server((given.host, given.port), family=family, backlog=2048) as listening:
         # A prompt of ids may lack the beginning of sequence, which is then put there.
         sizes = {"tensor": given.tensor, "batch_size": given.batch_size, "max_length": length + 1}
-        student = load_student(source, given.layout, **sizes)
+        student = load_student(source, given.layout, dtype=given.dtype, **sizes)
         name, port = given.name or Path(given.model).resolve().name, listening.getsockname()[1]
         app = make_app(student, name=name, token=token, queue=given.max_queue, max_body=given.max_body)
         server = make_server(
             app, host=given.host, port=port, token=token, grace=given.grace, connections=given.max_connections
         )
-        log.info("serving %s (%s) at http://%s:%d/v1", name, student.identity, given.host, port)
+        log.info(
+            "serving %s (%s, %s) at http://%s:%d/v1", name, student.identity, student.dtype, given.host, port
+        )
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when all is shut down
             server.run(sockets=[listening])
 

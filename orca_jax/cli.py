@@ -46,7 +46,7 @@ from typing import Any, NoReturn, get_args
 from absl import flags
 
 from orca_jax import config, storage
-from orca_jax.config import ConfigError, Layout
+from orca_jax.config import ConfigError, DType, Layout
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,12 @@ MODEL = Option(
     required=True,
 )
 LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
+DTYPE = Option(
+    "dtype",
+    "auto",
+    "Computed in; auto: bfloat16 on TPUs and GPUs, float32 on CPUs.",
+    choices=get_args(DType),
+)
 OUT = Option("out", "", "The folder to write.", required=True)
 WORKERS = Option("workers", 0, "Processes that tokenise; 0: one a core.", lower_bound=0)
 TRAIN = (

@@ -52,6 +52,7 @@ Preset = Literal[
 Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
 Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]
 Remat = Literal["none", "products", "full"]
+DType = Literal["auto", "float32", "bfloat16"]
 OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
 # The modes of each benchmark, see evaluation.scoring; the first one is used where a config names none.
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
@@ -451,6 +452,9 @@ class EvaluationConfig:
     top_p: Part = 1.0  # of the distribution that is drawn from
     seed: int = 0  # of draws
     batch_size: Positive = 64  # replies decoded at once
+    # Of weights and products of a student, also of one that is a teacher; `auto`: bfloat16 on TPUs and GPUs,
+    # float32 on CPUs. Float32 is computed as such on every platform.
+    dtype: DType = "auto"
 
     LISTS: ClassVar = ("messages", "modes")  # which evaluations there are; each has a manifest of its own
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from orca_jax.teachers.pool import Pool
 if TYPE_CHECKING:
     from orca_jax.serving.local import LocalStudent
 
-log = logging.getLogger(__name__)
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
 FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
@@ -42,7 +40,7 @@ class Model:
     answer: Answer
     round_size: int  # conversations that `answer` is best given at a time
     inputs: dict[str, str]  # what its replies depend on, for manifests
-    # What they depend on too; of the workdir's own student, its training counts them.
+    # What they depend on too; most of it is counted by the training of the workdir's own student.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -54,14 +52,15 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
       EndpointError: the file is no endpoint's.
     """
     batch = config.evaluation.batch_size
-    if not given:
-        inputs = {"training": artifacts.read_manifest(workdir / "training")["fingerprint"]}
-        return Model("", student_answer(lambda: load_trained(config, workdir)), ROUND * batch, inputs)
     if given.endswith(".json"):
         return api(read_endpoint(given), workdir / "ledger.sqlite")
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
+    if not given:
+        inputs = {"training": artifacts.read_manifest(workdir / "training")["fingerprint"]}
+        answer = student_answer(lambda: load_trained(config, workdir))
+        return Model("", answer, ROUND * batch, inputs, students.dtype_setting(config))
     source = students.open_source(given)
     settings = students.run_settings(config, source)
     sizes: dict[str, Any] = {"batch_size": batch, "max_length": config.evaluation.max_length}
@@ -82,22 +81,13 @@ def student_answer(load: Callable[[], LocalStudent]) -> Answer:
 
 def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     """The student of the workdir's newest whole checkpoint."""
-    from orca_jax.data import tokenizer
-    from orca_jax.serving.local import LocalStudent
+    from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
-    step, params, shape = students.trained(workdir)
-    manifest = artifacts.read_manifest(workdir / "training")
-    log.info("evaluating the student of step %d", step)
-    return LocalStudent(
-        params,
-        shape,
-        tokenizer.load(workdir / "tokenizer"),
-        students.as_made(config, manifest).data.layout,
-        checkpoint=f"{manifest['fingerprint']}-{step}",
-        batch_size=config.evaluation.batch_size,
-        max_length=config.evaluation.max_length,
-    )
+    layout = students.as_made(config, artifacts.read_manifest(workdir / "training")).data.layout
+    own = config.evaluation
+    sizes: dict[str, Any] = {"batch_size": own.batch_size, "max_length": own.max_length}
+    return load_student(students.open_source(workdir), layout, dtype=own.dtype, **sizes)
 
 
 def api(config: OpenAIConfig, ledger: Path) -> Model:

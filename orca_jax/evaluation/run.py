@@ -143,11 +143,12 @@ class Evaluator:
                     progress=lambda done: report(len(replies) * len(questions) + done),
                 )
         given: dict[str, Any] = {"mode": mode, "system_message_id": system.id}
+        dtype = {key: value for key, value in self.model.settings.items() if key == "dtype"}
         if mode in scoring.MODES:
             scored = [scoring.score(questions, found, seed=seed, **given) for seed, found in replies.items()]
             items = list(itertools.chain(*scored))
             groups = registry.BENCHMARKS[benchmark].groups if benchmark in registry.BENCHMARKS else ()
-            scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark))
+            scores = scoring.summarise(items, questions, groups=groups, met=self._met(benchmark)) | dtype
             scoring.write(directory, items, scores)
             total, unparsed = cells.of_items(items), scores["groups"]["micro"]["unparsed"]
             log.info(
@@ -157,7 +158,7 @@ class Evaluator:
         else:
             every = list(itertools.chain(*replies.values()))
             described = _described(questions * samples, every, self.options.classifier)
-            scoring.write_scores(directory, described)
+            scoring.write_scores(directory, described | dtype)
         revisions = hub.revisions(self.options.model, self.config.benchmarks.get(benchmark, ""))
         artifact.finish({"items": len(questions) * samples}, revisions)
 
@@ -167,7 +168,8 @@ class Evaluator:
         asked: Any = artifacts.digests((q.task, [*q.key, q.text, q.target]) for q in questions)
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
-        evaluation = artifacts.section(self.config.evaluation, without=self.config.evaluation.LISTS)
+        own = self.config.evaluation
+        evaluation = artifacts.section(own, without=(*own.LISTS, "dtype"))  # which is one of the model's
         provenance: dict[str, Any] = {
             "program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked
         }  # fmt: skip
@@ -177,7 +179,7 @@ class Evaluator:
             if self.options.classifier:
                 given["classifier"] = toxigen.fingerprint(self.options.classifier)
             provenance["options"] = given
-        return artifacts.joined(provenance, artifacts.unrecorded(self.model.settings))
+        return artifacts.joined(provenance, self.model.settings)
 
     def _met(self, benchmark: str) -> set[str] | None:
         """The ids of a benchmark's texts that training queries met; None where these were not compared."""

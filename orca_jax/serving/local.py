@@ -23,6 +23,7 @@ from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.worker import Worker
 from orca_jax.student import sharding
 from orca_jax.student.engine import Generated, Generator, Request
+from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.scoring import Score
 from orca_jax.training.students import SavedStudent
@@ -94,7 +95,8 @@ class LocalStudent:
     """Answers conversations in this process, in the layout that the student was trained in.
 
     Args:
-      checkpoint: names the parameters; with tokenizer and layout, it makes the student's identity.
+      checkpoint: names the parameters; with tokenizer, layout and type, it makes the student's identity.
+      dtype: `float32` or `bfloat16`, of weights, cache and products.
       options: `batch_size`, `max_length` and `compiler_options` of the engine, see `Generator`.
     """
 
@@ -106,12 +108,17 @@ class LocalStudent:
         layout: str,
         *,
         checkpoint: str,
+        dtype: str = "float32",
         **options: Any,
     ):
-        self.tokenizer, self.layout = tokenizer, layout
+        self.tokenizer, self.layout, self.dtype = tokenizer, layout, dtype
         self.stop_ids = layouts.stop_ids(layout, tokenizer)
-        self.identity = "student-" + artifacts.digest([checkpoint, tokenizer.fingerprint, layout])[:16]
-        self.generator = Generator(params, config, stop_ids=self.stop_ids, **options)
+        # Identities without a type are of a time when there was one only.
+        of = [checkpoint, tokenizer.fingerprint, layout, *([] if dtype == "float32" else [dtype])]
+        self.identity = f"student-{artifacts.digest(of)[:16]}"
+        self.generator = Generator(
+            params, config, stop_ids=self.stop_ids, dtype=compute_dtype(dtype), **options
+        )
 
     def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[Reply]:
         """A reply to each conversation; one whose prompt leaves no space is an error reply."""
@@ -271,11 +278,14 @@ class StudentEndpoint:
         self.close()
 
 
-def load_student(source: SavedStudent, layout: str = "", *, tensor: int = 1, **options: Any) -> LocalStudent:
+def load_student(
+    source: SavedStudent, layout: str = "", *, tensor: int = 1, dtype: str = "auto", **options: Any
+) -> LocalStudent:
     """A student on disk, ready to answer, its layers split over `tensor` devices.
 
     Args:
       layout: of prompts; empty: the student's own.
+      dtype: of weights, cache and products, see `parameters.compute_dtype`.
       options: see `LocalStudent`.
 
     Raises:
@@ -286,5 +296,13 @@ def load_student(source: SavedStudent, layout: str = "", *, tensor: int = 1, **o
         raise LayoutError(f"{source.tokenizer} does not say its prompt layout; give --layout")
     config = dataclasses.replace(source.config, scan_layers=False)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
-    params, tokenizer = source.load(config, mesh), tokenizers.load(source.tokenizer)
-    return LocalStudent(params, config, tokenizer, layout, checkpoint=source.fingerprint, **options)
+    tokenizer, kind = tokenizers.load(source.tokenizer), compute_dtype(dtype)
+    return LocalStudent(
+        source.load(config, mesh, kind),
+        config,
+        tokenizer,
+        layout,
+        checkpoint=source.fingerprint,
+        dtype=kind.name,
+        **options,
+    )

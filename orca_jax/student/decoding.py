@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from orca_jax.student import attention, llama
 from orca_jax.student.attention_xla import causal_mask, masked_softmax
+from orca_jax.student.parameters import in_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sampling import Drawn, SamplingParams, draw
 from orca_jax.student.sharding import constrain
@@ -210,11 +211,11 @@ def programs(config: LlamaConfig, dtype: Any, options: tuple[tuple[str, str], ..
     """The programs for a per-layer config, a compute dtype and XLA options, cached by these."""
     jit: Any = functools.partial(jax.jit, compiler_options=dict(options))
     return Programs(
-        prefill=jit(functools.partial(prefill, config=config, dtype=dtype)),
+        prefill=jit(in_dtype(prefill, dtype, config=config)),
         insert=jit(insert, donate_argnums=0),
         move_row=jit(move_row, donate_argnums=0),
         resize=jit(resize, static_argnames=("rows", "length")),
-        decode=jit(functools.partial(decode, config=config, dtype=dtype), donate_argnums=1),
+        decode=jit(in_dtype(decode, dtype, config=config), donate_argnums=1),
     )
 
 

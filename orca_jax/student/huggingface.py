@@ -38,7 +38,7 @@ from orca_jax.student.huggingface_folder import (
     UnsupportedModelError,
     unparse,
 )
-from orca_jax.student.parameters import per_layer
+from orca_jax.student.parameters import VOCABULARY, dtype_of, per_layer
 from orca_jax.student.presets import LlamaConfig
 
 SHARD_BYTES = 2 << 30  # of an exported model's files, and the memory that an export needs
@@ -66,7 +66,6 @@ TENSORS = {
     **{f"feed_forward/{name}/kernel": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
 }
 BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed, not learned; old files carry it
-VOCABULARY = ("embed/embedding", "unembed")
 PEFT_PARTS = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 
@@ -89,9 +88,12 @@ def place(path: str, config: LlamaConfig, layer: int | str | None = None) -> _Pl
     return _Place(prefix + name, local == "unembed" or local.endswith("kernel"))
 
 
-def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> llama.Params:
-    """Float32 parameters of a model folder or a GGUF file on the mesh; a process reads what its devices hold.
+def load(
+    directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh, dtype: Any = np.float32
+) -> llama.Params:
+    """Parameters of a model folder or a GGUF file on the mesh; a process reads what its devices hold.
 
+    Matrices get the type `dtype`, norms float32: see `parameters.dtype_of`.
     Vocabulary rows that the folder does not have are initialised to the mean of its rows.
 
     Raises:
@@ -103,10 +105,13 @@ def load(directory: str | os.PathLike[str], config: LlamaConfig, mesh: Mesh) -> 
     shapes = jax.eval_shape(lambda: llama.init(config, 0))
     _check(folder, shapes, config)
 
-    def array(path: Any, leaf: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
+    def array(key: Any, leaf: jax.ShapeDtypeStruct, where: Any) -> jax.Array:
+        path = sharding.path_name(key)
+
         @functools.lru_cache(maxsize=1)  # replicas request the same part one after the other
         def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-            return _part(folder, config, sharding.path_name(path), tuple(slice(*bound) for bound in bounds))
+            index = tuple(slice(*bound) for bound in bounds)
+            return _part(folder, config, path, index, dtype_of(path, dtype))
 
         def callback(index: Any) -> np.ndarray:
             return part(tuple(one.indices(size)[:2] for one, size in zip(index, leaf.shape, strict=True)))
@@ -161,16 +166,18 @@ def tensors(params: llama.Params, config: LlamaConfig) -> Iterator[Tensor]:
             yield Tensor(name, shape, path, layer, transposed)
 
 
-def _part(folder: Folder | Gguf, config: LlamaConfig, path: str, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of one parameter as float32, finite."""
+def _part(
+    folder: Folder | Gguf, config: LlamaConfig, path: str, index: tuple[slice, ...], dtype: Any
+) -> np.ndarray:
+    """A part of one parameter, finite."""
     if path.startswith("layers/"):
-        value = np.empty([one.stop - one.start for one in index], np.float32)
+        value = np.empty([one.stop - one.start for one in index], dtype)
         for row, layer in zip(value, range(index[0].start, index[0].stop), strict=True):
             row[...] = _read(folder, place(path, config, layer), index[1:])
     else:
-        value = _read(folder, place(path, config), index).astype(np.float32)
+        value = _read(folder, place(path, config), index).astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        suspect = not np.isfinite(value.sum())  # its sum tells in one pass
+        suspect = not np.isfinite(value.sum(dtype=np.float32))  # its sum tells in one pass
     if suspect and not np.isfinite(value).all():
         tensor = place(path, config, "*").tensor
         raise UnsupportedModelError(f"{folder.directory}: {tensor} holds NaN or infinity; fetch it again")

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from orca_jax.student import llama
 from orca_jax.student.decoding import bucket, row_bucket
-from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
+from orca_jax.student.parameters import for_decoding, in_dtype, mesh_of, on_mesh
 from orca_jax.student.presets import LlamaConfig
 
 CHUNK = 256  # positions whose logits are in memory at a time
@@ -74,8 +74,7 @@ class _Scored(NamedTuple):
 
 @functools.cache
 def _program(config: LlamaConfig, dtype: Any, top: int, options: tuple[tuple[str, str], ...]) -> Any:
-    score = functools.partial(_score, config=config, dtype=dtype, top=top)
-    return jax.jit(score, compiler_options=dict(options))
+    return jax.jit(in_dtype(_score, dtype, config=config, top=top), compiler_options=dict(options))
 
 
 def _score(params: llama.Params, batch: _Batch, *, config: LlamaConfig, dtype: Any, top: int) -> _Scored:

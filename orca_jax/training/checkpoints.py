@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, SingleDeviceSharding
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from orca_jax import storage
-from orca_jax.student.sharding import path_name
+from orca_jax.config import MeshConfig
+from orca_jax.student.llama import Params
+from orca_jax.student.sharding import make_mesh, path_name, shardings
 
 log = logging.getLogger(__name__)
 MACHINE_ERRORS = (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EPERM)
+PART_BYTES = 256 << 20  # of a checkpoint's parameters that are read together, unless one part has more
+SUBTREES = ocp.Context()
+SUBTREES.pytree.loading.partial_load = True  # what is not asked for is not read; checksums go by name
+Convert = Callable[[Params], Params]
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -40,8 +48,15 @@ def checksum(array: jax.Array) -> jax.Array:
     The sum, modulo 2**32, of every word mixed with its position. For a given position the mixing is one to
     one, so a change of one word always changes the sum.
     """
+    if array.ndim < 3:
+        return _checksum(array, jnp.uint32(0))
+    layers = jnp.arange(array.shape[0], dtype=jnp.uint32), array  # one by one: the mixed words take memory
+    return jnp.sum(jax.lax.map(lambda layer: _checksum(layer[1], layer[0]), layers), dtype=jnp.uint32)
+
+
+def _checksum(array: jax.Array, position: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(array, WORDS[array.dtype.itemsize]).astype(jnp.uint32)
-    position = jnp.zeros(bits.shape, jnp.uint32)
+    position = jnp.broadcast_to(position, bits.shape)
     for axis in range(bits.ndim):
         position = position * jnp.uint32(1_000_003) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     mixed = bits ^ (position * jnp.uint32(0x9E3779B1))
@@ -59,10 +74,37 @@ def checksums(tree: Any) -> dict[str, int]:
     return {path_name(path): int(value) for path, value in flat}
 
 
+def _compare(found: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    if wrong:
+        raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
+
+
 class Restored(NamedTuple):
     step: int
     state: Any
     note: Mapping[str, Any]
+
+
+def _module(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _parts(
+    arrays: Mapping[str, jax.ShapeDtypeStruct], part: Callable[[str], str]
+) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
+    """The arrays in groups of whole parts, each of at most `PART_BYTES` unless it is a single part."""
+    parts: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
+    for path, array in arrays.items():
+        parts.setdefault(part(path), {})[path] = array
+    group: dict[str, jax.ShapeDtypeStruct] = {}
+    for some in parts.values():
+        both = {**group, **some}
+        if group and sum(array.size * array.dtype.itemsize for array in both.values()) > PART_BYTES:
+            yield group
+            both = some
+        group = both
+    yield group
 
 
 class Checkpoints:
@@ -86,6 +128,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
             cleanup_tmp_directories=True,
+            context=SUBTREES,
         )
 
     def save(self, step: int, state: Any, note: Mapping[str, Any] | None = None) -> None:
@@ -133,32 +176,33 @@ class Checkpoints:
                 return str(self._metadata(step)["note"]["fingerprint"])
         return None
 
-    def restore(self, abstract: Any = None) -> Restored | None:
+    def restore(self, abstract: Any) -> Restored | None:
         """Restores the newest whole checkpoint; None if there is no checkpoint.
 
-        One that is incomplete, has other shapes or fails its checksums is reported in the log, and the one
-        before is tried.
+        One that is incomplete, has other shapes or fails its checksums is reported in the log and renamed to
+        `damaged-STEP`, and the one before is tried.
 
         Args:
-          abstract: shapes and shardings of the state. A damaged checkpoint is then renamed to
-            `damaged-STEP`. Without, the state is read into host memory and nothing is renamed: the run may
-            be another's.
+          abstract: shapes and shardings of the state.
 
         Raises:
           CheckpointError: there are checkpoints, but none is whole.
           Exception: an error of the machine, such as too little memory; nothing is renamed then.
         """
+        return self._newest(lambda step: self._load(step, abstract), rename=True)
+
+    def _newest(self, load: Callable[[int], Restored], *, rename: bool) -> Restored | None:
         faults = []
         for step in reversed(self.steps()):
             try:
-                return self._load(step, abstract)
+                return load(step)
             except Exception as error:  # a damaged file may fail anywhere inside Orbax or TensorStore
                 if _is_of_machine(error):
                     raise
                 first_line = str(error).partition("\n")[0]
                 faults.append(f"step {step}: {type(error).__name__}: {first_line:.200}")
                 log.warning("checkpoint of %s; trying the one before", faults[-1])
-                if abstract is not None:
+                if rename:
                     if jax.process_index() == 0:
                         damaged = self.directory / f"damaged-{step}"
                         damaged.rmtree(missing_ok=True)
@@ -180,24 +224,30 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: Any) -> Restored:
         metadata = self._metadata(step)
-        if abstract is not None:
-            state = self._orbax.load(step, abstract)
-            found = checksums(state)
-        else:
-            host = jax.local_devices(backend="cpu")[0]
-            # The devices that the arrays were on need not exist here, and the current mesh is not theirs.
-            with jax.set_mesh(Mesh(np.array([host]), ("host",))):
-                saved = jax.tree.map(
-                    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=SingleDeviceSharding(host)),
-                    self._orbax.metadata(step).metadata,
-                )
-                state = self._orbax.load(step, saved)
-                found = checksums(state)
-        expected = metadata["checksums"]
-        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-        if wrong:
-            raise CheckpointError(f"checksum differs for {', '.join(wrong[:3])} ({len(wrong)} arrays)")
+        state = self._orbax.load(step, abstract)
+        _compare(checksums(state), metadata["checksums"])
         return Restored(step, state, metadata.get("note", {}))
+
+    def _load_params(self, step: int, mesh: Mesh, convert: Convert, part: Callable[[str], str]) -> Restored:
+        metadata = self._metadata(step)
+        saved = self._orbax.metadata(step).metadata["params"]
+        abstract = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            saved,
+            shardings(saved, mesh),
+        )
+        found: dict[str, int] = {}
+        params: dict[str, Any] = {}
+        with jax.set_mesh(mesh):  # the current mesh may be another run's
+            for some in _parts(flatten_dict(abstract, sep="/"), part):
+                wanted = {"params": unflatten_dict(some, sep="/")}
+                read = jax.block_until_ready(self._orbax.load(step, wanted))
+                gc.collect()  # Orbax leaves what it read the arrays from in cycles
+                found |= checksums(read)
+                params |= flatten_dict(convert(read.pop("params")), sep="/")  # and is not kept
+        expected = metadata["checksums"].items()
+        _compare(found, {name: value for name, value in expected if name.startswith("params/")})
+        return Restored(step, unflatten_dict(params, sep="/"), metadata.get("note", {}))
 
     def close(self) -> None:
         self.wait()
@@ -213,19 +263,35 @@ def _is_of_machine(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or full or denied or _is_of_machine(error.__cause__)
 
 
-def load_params(directory: str | os.PathLike[str]) -> tuple[int, Any]:
-    """The step and the parameters, as numpy arrays, of a run's newest whole checkpoint.
+def load_params(
+    directory: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    convert: Convert = lambda part: jax.tree.map(np.asarray, part),
+    part: Callable[[str], str] = _module,
+) -> tuple[int, Params]:
+    """The step and the parameters of a run's newest whole checkpoint; by default as numpy arrays.
+
+    Moments are not read, and parameters part by part. A damaged checkpoint stays as it is: the run may be
+    another's.
+
+    Args:
+      mesh: the devices that parameters are read to, in the saved types and split by their rules; None: this
+        host's memory.
+      convert: takes a subtree of the parameters, of whole parts, and returns a subtree of the result.
+      part: the name of the part that the parameter of a path belongs to; by default, its layer's module.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is none, or none is whole.
     """
+    # The devices that the arrays were on need not exist here.
+    there = mesh or make_mesh(MeshConfig(), [jax.local_devices(backend="cpu")[0]])
     checkpoints = Checkpoints(directory, keep=1_000_000, note={})
     try:
-        restored = checkpoints.restore()
+        restored = checkpoints._newest(
+            lambda step: checkpoints._load_params(step, there, convert, part), rename=False
+        )
     finally:
         checkpoints.close()
     if restored is None:
         raise CheckpointError(f"no checkpoint in {directory}; train first")
-    state = restored.state
-    params = state["params"] if isinstance(state, Mapping) else state[0]
-    return restored.step, jax.tree.map(np.asarray, params)
+    return restored.step, restored.state

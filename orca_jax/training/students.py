@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orca_jax import artifacts, config_check, hub, storage
@@ -32,6 +32,10 @@ CHECKPOINTS = f"checkpoints/*/{storage.COMMITTED}"
 PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
 
 
+class Load(Protocol):
+    def __call__(self, config: LlamaConfig, mesh: Mesh, dtype: Any = ...) -> llama.Params: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class SavedStudent:
     """A student on disk.
@@ -41,14 +45,16 @@ class SavedStudent:
       tokenizer: the path of its tokenizer, for data.tokenizer.load.
       layout: the prompt layout that it was trained in; empty if that is not recorded, see `own_layout`.
       fingerprint: of its weights.
-      load: loads its parameters to a mesh, for a config of the same shape with at least as many ids.
+      load: loads its parameters to a mesh, for a config of the same shape with at least as many ids, which
+        also says whether layers are stacked. Matrices get the given type, norms float32; nothing is loaded
+        whole in another type first.
     """
 
     config: LlamaConfig
     tokenizer: Path
     layout: str
     fingerprint: str
-    load: Callable[[LlamaConfig, Mesh], llama.Params]
+    load: Load
 
     @property
     def own_layout(self) -> str:
@@ -97,22 +103,46 @@ def open_source(path: str | Path) -> SavedStudent:
     )
 
 
-def _restore(checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: Mesh) -> llama.Params:
-    """A checkpoint's parameters in the view of `wanted`, read through this host's memory."""
-    params, saved = merged(load_params(checkpoints)[1], saved)
-    view = parameters.stacked if wanted.scan_layers else parameters.per_layer
-    params, _ = view(params, saved)
-    embedding = parameters.resize_vocabulary(params["embed"]["embedding"], saved, wanted)
-    params = {**params, "embed": {"embedding": embedding}}
-    if "unembed" in params:
-        params["unembed"] = parameters.resize_vocabulary(np.asarray(params["unembed"]).T, saved, wanted).T
-    return jax.device_put(params, sharding.shardings(params, mesh))
+def _restore(
+    checkpoints: Path, saved: LlamaConfig, wanted: LlamaConfig, mesh: Mesh, dtype: Any = jnp.float32
+) -> llama.Params:
+    """`SavedStudent.load` of a checkpoint: one part at a time is on the devices in the saved type.
+
+    Raises:
+      ValueError: `wanted` has fewer ids.
+    """
+    if wanted.vocab_size < saved.vocab_size:
+        raise ValueError(f"{wanted.vocab_size} ids are fewer than the {saved.vocab_size} of the weights")
+
+    def as_wanted(part: llama.Params) -> llama.Params:
+        part = lora.merge(part, saved.lora)
+        part, _ = (parameters.stacked if wanted.scan_layers else parameters.per_layer)(part, wanted)
+        return parameters.cast(parameters.resize_vocabulary(part, saved, wanted), dtype)
+
+    def convert(part: llama.Params) -> llama.Params:
+        placed = sharding.shardings(jax.eval_shape(as_wanted, part), mesh)
+        return jax.block_until_ready(jax.jit(as_wanted, out_shardings=placed)(part))
+
+    def part(path: str) -> str:
+        module = path.rpartition("/")[0]
+        return huggingface.LAYER.sub("", module) if wanted.scan_layers else module
+
+    step, params = load_params(checkpoints, mesh, convert, part)
+    log.info("read the parameters of step %d", step)
+    return params
 
 
-def run_settings(config: ExperimentConfig, source: SavedStudent) -> dict[str, Any]:
+def run_settings(config: ExperimentConfig, source: SavedStudent) -> artifacts.Section:
     """The settings of an experiment that replies of a student depend on that it did not train."""
     layout = source.layout or config.data.layout or source.own_layout or layouts.PAPER
-    return {"layout": layout, "compiler_options": config.compiler_options}
+    given = {"layout": layout, "compiler_options": config.compiler_options}
+    return artifacts.joined(artifacts.unrecorded(given), dtype_setting(config))
+
+
+def dtype_setting(config: ExperimentConfig) -> artifacts.Section:
+    """The number type that a student computes its replies in; of a time without the setting, float32."""
+    found = parameters.compute_dtype(config.evaluation.dtype).name
+    return artifacts.Section({"dtype": found}, {"dtype": "float32"})
 
 
 def to_prepare(config: ExperimentConfig) -> ExperimentConfig:
@@ -215,19 +245,3 @@ def is_trained(workdir: Path) -> bool:
     """Whether a student was trained in a workdir, at least to its first checkpoint."""
     directory = workdir / "training"
     return (directory / artifacts.MANIFEST).exists() or any(directory.glob(CHECKPOINTS))
-
-
-def trained(workdir: Path) -> tuple[int, llama.Params, LlamaConfig]:
-    """The step, the parameters (on this host, adapters merged) and the shape of a workdir's student."""
-    values = artifacts.read_manifest(workdir / "training")["provenance"]["student"]
-    config = config_check.build(LlamaConfig, values)
-    step, params = load_params(workdir / "training/checkpoints")
-    return step, *merged(params, config)
-
-
-def merged(params: llama.Params, config: LlamaConfig) -> tuple[llama.Params, LlamaConfig]:
-    """The same student without adapters."""
-    if not config.lora.rank:
-        return params, config
-    whole = jax.tree.map(np.asarray, lora.merge(params, config.lora))
-    return whole, dataclasses.replace(config, lora=LoraConfig())

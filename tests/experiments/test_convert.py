@@ -19,7 +19,7 @@ from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokens import TokenStore
 from orca_jax.experiments import collect, convert, prepare, train
 from orca_jax.records import Message, Sampling
-from orca_jax.serving.local import LocalStudent, load_student
+from orca_jax.serving.local import load_student
 from orca_jax.student import huggingface
 from orca_jax.student.huggingface import UnsupportedModelError
 from orca_jax.student.sharding import make_mesh
@@ -203,8 +203,7 @@ def test_transformers_answers_as_our_student_does(finished, exported):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
     model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
-    _, params, config = students.trained(finished)
-    ours = LocalStudent(params, config, tokenizers.load(finished / "tokenizer"), "orca", checkpoint="c")
+    ours = load_student(students.open_source(finished))
     own = ours.tokenizer
     traces = list(prepared.read(finished, "expert"))[:4]
     asked = [trace.messages[:-1] for trace in traces]
@@ -246,8 +245,7 @@ def test_adapters_are_trained_evaluated_and_saved(exported, mini, tmp_path):
     for program in (collect, prepare, train):
         program.run(config, tmp_path / "w")
     _, saved = load_params(tmp_path / "w/training/checkpoints")
-    _, merged, shape = students.trained(tmp_path / "w")
-    assert shape.lora.rank == 0
+    merged = parameters(tmp_path / "w")
     counts = [str(jax.tree.structure(params)).count("lora_a") for params in (saved, merged)]
     assert counts[0] > counts[1] == 0
     convert.export_adapter(tmp_path / "w", tmp_path / "adapter")

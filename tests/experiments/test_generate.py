@@ -15,7 +15,7 @@ from tests.data import hf_folders
 
 def load(model, layout=""):
     return generate.student_of(
-        types.SimpleNamespace(model=str(model), layout=layout, tensor=1, max_length=256)
+        types.SimpleNamespace(model=str(model), layout=layout, dtype="auto", tensor=1, max_length=256)
     )
 
 
