@@ -95,9 +95,10 @@ class TestRequests:
         with Server(lambda call: events) as server:
             sent = send(endpoint(server.url, stream=True))
             assert (sent.reply.outcome, sent.reply.text, sent.reply.usage) == (Outcome.OK, "So.", Usage(5, 3))
-            body = server.calls[0].body
-        assert body["stream"] is True
-        assert body["stream_options"] == {"include_usage": True}
+            (call,) = server.calls
+        assert call.body["stream"] is True
+        assert call.body["stream_options"] == {"include_usage": True}
+        assert call.headers["connection"] == "close"
 
     def test_the_headers_come_back(self):
         with Server(lambda call: Answer(200, completion(), {"X-RateLimit-Limit-Requests": "60"})) as server:
