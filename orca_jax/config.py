@@ -150,10 +150,14 @@ class OpenAIConfig:
     limit_name: str = "max_tokens"  # `max_completion_tokens` for models that do not know `max_tokens`
     parameters: Mapping[str, object] = field(default_factory=dict)  # more of the request's JSON; None removes
     largest: Positive = 8 * 2**20  # bytes of an answer beyond which it is not read
+    stream: bool = (
+        False  # answers come in pieces, for proxies that close a connection that is silent for long
+    )
 
     # Replies do not depend on these; the model counts by the teacher's `name`.
     NO_NUMBER: ClassVar = (
-        "model", "base_url", "api_version", "key_variable", "limits", "timeout", "limit_name", "largest"
+        "model", "base_url", "api_version", "key_variable", "limits", "timeout", "limit_name", "largest",
+        "stream",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -197,6 +201,8 @@ class ApiConfig:
     def __post_init__(self) -> None:
         if self.batch and len(self.endpoints) > 1:
             raise ValueError("batch goes to one endpoint; leave one in endpoints")
+        if self.batch and self.endpoints[0].stream:
+            raise ValueError("batch takes no stream; leave it out of the endpoint")
 
     @property
     def name(self) -> str:

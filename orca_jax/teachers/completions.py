@@ -24,6 +24,7 @@ LONGEST_ERROR = 500  # characters of a server's error that are kept
 MOST_TOKENS = 2_000_000  # of a prompt or a completion that are believed; no model takes more
 NO_USAGE = "usage_not_believed"  # in a reply's raw values: what the server said instead
 REASONING = "reasoning_content"  # likewise: what the model thought before it answered
+EVENTS = "text/event-stream"
 _KEPT = ("id", "model", "system_fingerprint")
 _REFUSED = (
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded",
@@ -107,22 +108,23 @@ def body(config: OpenAIConfig, messages: Sequence[Message], sampling: Sampling) 
         sent["seed"] = sampling.seed
     if sampling.top_logprobs:
         sent |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+    if config.stream:
+        sent |= {"stream": True, "stream_options": {"include_usage": True}}
     return {name: value for name, value in {**sent, **config.parameters}.items() if value is not None}
 
 
 def read(status: int, content: bytes, content_type: str = "") -> Response:
-    """Reads an HTTP answer."""
+    """Reads an HTTP answer, whole or as server-sent events."""
     try:
-        answer = json.loads(content)
+        answer = _joined(content) if content_type.startswith(EVENTS) else json.loads(content)
     except (ValueError, RecursionError):
         answer = None
     if answer is None:
         text = content.decode("utf-8", "replace")
         if status >= 300:
             return _error(status, {"message": text})
-        return failed(
-            Fault.MALFORMED, status, f"not JSON but {content_type or 'no type'}: {text}", maybe_paid=True
-        )
+        said = f"neither JSON nor a whole stream but {content_type or 'no type'}: {text}"
+        return failed(Fault.MALFORMED, status, said, maybe_paid=True)
     return read_json(status, answer)
 
 
@@ -141,6 +143,50 @@ def read_json(status: int, answer: Any) -> Response:
             return _filtered(answer)
         return failed(Fault.MALFORMED, status, f"no choices in {json.dumps(answer)}", maybe_paid=True)
     return _completion(answer, choices[0])
+
+
+def _joined(content: bytes) -> Any:
+    """The answer, or the error, that the events of a stream make up.
+
+    Raises:
+      ValueError: it breaks off: nothing says that the answer has ended.
+      RecursionError: an event is nested too deeply.
+    """
+    answer: dict[str, Any] = {}
+    choice: dict[str, Any] = {"message": {}, "logprobs": {}}
+    for event in content.replace(b"\r\n", b"\n").split(b"\n\n"):
+        data = b"\n".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")).strip()
+        if data == b"[DONE]":
+            return answer
+        piece = json.loads(data) if data else {}
+        if not isinstance(piece, Mapping):
+            return piece
+        if failure := piece.get("error") or piece.get("object") == "error":
+            if not answer:
+                return piece
+            # What came before it may have to be paid for.
+            return answer | {"choices": [choice | {"finish_reason": "error", "error": failure}]}
+        answer |= {name: value for name, value in piece.items() if value and name != "choices"}
+        if isinstance(first := _first(piece.get("choices")), Mapping):
+            answer["choices"] = [choice]
+            delta = first.get("delta")
+            if isinstance(delta, Mapping):
+                _add(choice["message"], {**delta, "content": _text(delta.get("content"))})
+            _add(choice["logprobs"], first.get("logprobs"))
+            choice |= {
+                name: first[name] for name in first if first[name] and name not in ("delta", "logprobs")
+            }
+    if not choice.get("finish_reason"):
+        raise ValueError
+    return answer
+
+
+def _add(whole: dict[str, Any], piece: Any) -> None:
+    """Makes the texts and lists of a message, or of its log-probabilities, longer."""
+    for name, value in piece.items() if isinstance(piece, Mapping) else ():
+        if value:
+            longer = isinstance(value, str | list) and type(whole.get(name)) is type(value)
+            whole[name] = whole[name] + value if longer else value
 
 
 def failed(fault: Fault, status: int | None, message: str, *, maybe_paid: bool = False) -> Response:

@@ -194,11 +194,13 @@ def _http_client(config: OpenAIConfig, context: ssl.SSLContext) -> httpx2.AsyncC
 
 
 def _make_client(config: OpenAIConfig, key: str, context: ssl.SSLContext) -> openai.AsyncOpenAI:
+    # After a stream llama.cpp may close a connection unannounced, and the next request on it would be lost.
+    once = {"Connection": "close"} if config.stream else {}
     common: dict[str, Any] = {
         "api_key": key,
         "max_retries": 0,  # the queue retries, by the limits
         "http_client": _http_client(config, context),
-        "default_headers": {"Accept-Encoding": "identity"},
+        "default_headers": {"Accept-Encoding": "identity", **once},
     }
     if config.api_version:
         endpoint, version = config.base_url, config.api_version

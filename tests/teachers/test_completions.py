@@ -246,6 +246,93 @@ def test_faults(status, body, fault):
     assert not (status >= 300 and reading.maybe_paid)
 
 
+def events(*pieces, done=True, end="\n\n"):
+    texts = [json.dumps(piece, ensure_ascii=False) for piece in pieces] + ["[DONE]"] * done
+    return "".join(f"data: {text}{end}" for text in texts).encode()
+
+
+def chunk(content=None, reason=None, logprobs=None, **more):
+    """A piece of an answer as llama.cpp sends it: the first has no text, the last no choice but the usage."""
+    choice = {"index": 0, "delta": {} if content is None else {"content": content}, "finish_reason": reason}
+    choice |= {"logprobs": logprobs} if logprobs else {}
+    return {"id": "chatcmpl-1", "model": "m", "object": "chat.completion.chunk", "choices": [choice]} | more
+
+
+USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+
+
+def logprobs(token):
+    return {"content": [{"token": token, "logprob": -0.5, "top_logprobs": []}], "refusal": None}
+
+
+class TestStreams:
+    def read(self, content):
+        return completions.read(200, content, "text/event-stream; charset=utf-8")
+
+    @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n"])
+    def test_it_says_what_the_whole_answer_says(self, end):
+        first = chunk()
+        first["choices"][0]["delta"] = {"role": "assistant", "content": None}
+        pieces = [
+            first,
+            chunk("So \u2028", logprobs=logprobs("So")),
+            chunk("be it.", logprobs=logprobs("be")),
+        ]
+        streamed = self.read(b": ping\n\n" + events(*pieces, chunk(reason="stop"), USAGE, end=end))
+        both = [one for token in ("So", "be") for one in logprobs(token)["content"]]
+        whole = completion("So \u2028be it.", logprobs={"content": both})
+        assert streamed == read(200, whole | {"model": "m"})
+        assert streamed.usage_known
+
+    def test_reasoning_and_parts(self):
+        pieces = [chunk(), chunk([{"type": "text", "text": "a"}]), chunk("b", "stop")]
+        pieces[0]["choices"][0]["delta"] = {"reasoning_content": "Hm"}
+        reply = self.read(events(*pieces)).reply
+        assert (reply.text, reply.raw["reasoning_content"]) == ("ab", "Hm")
+
+    @pytest.mark.parametrize(
+        ("content", "outcome"),
+        [
+            (events(chunk("half", "length")), Outcome.LENGTH),
+            (events(chunk("So.", "stop"), done=False), Outcome.OK),
+            (events(chunk("So.")), Outcome.OK),  # as a whole answer without a reason
+            (events(chunk(None, "stop")), Outcome.EMPTY),
+            (events(chunk("half"), chunk(None, "content_filter")), Outcome.FILTERED),
+            (json.dumps(completion("So.")).encode(), Outcome.ERROR),
+        ],
+    )
+    def test_outcomes(self, content, outcome):
+        assert self.read(content).reply.outcome is outcome
+
+    @pytest.mark.parametrize(
+        ("content", "fault", "paid"),
+        [
+            (events(chunk("half"), done=False), Fault.MALFORMED, True),
+            (events(chunk("half"))[:-30], Fault.MALFORMED, True),
+            (events(), Fault.MALFORMED, True),
+            (b"", Fault.MALFORMED, True),
+            (b"data: {\n\n", Fault.MALFORMED, True),
+            (events({"error": {"message": "slow down", "code": 429}}), Fault.RATE_LIMIT, False),
+            (events(chunk("half"), {"error": {"message": "out of memory"}}), Fault.SERVER, True),
+        ],
+    )
+    def test_faults(self, content, fault, paid):
+        reading = self.read(content)
+        assert (reading.fault, reading.maybe_paid) == (fault, paid), reading
+        assert "error" not in str(content) or reading.message.count("slow") + reading.message.count("memory")
+
+    @given(st.lists(st.recursive(
+        st.none() | st.booleans() | st.text(),
+        lambda entry: st.lists(entry) | st.dictionaries(
+            st.sampled_from(["error", "choices", "delta", "content", "logprobs", "finish_reason"]), entry
+        ),
+        max_leaves=12,
+    )))  # fmt: skip
+    def test_none_raises(self, pieces):
+        reading = self.read(events(*pieces))
+        assert (reading.reply.outcome is Outcome.ERROR) == (reading.fault is not None)
+
+
 @given(st.sampled_from([200, 400, 429, 500]), st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda entry: st.lists(entry) | st.dictionaries(
@@ -312,4 +399,4 @@ class TestRequests:
         )
         assert body["max_completion_tokens"] == 9
         assert body["reasoning_effort"] == "low"
-        assert not {"temperature", "max_tokens", "stop", "seed", "logprobs"} & body.keys()
+        assert not {"temperature", "max_tokens", "stop", "seed", "logprobs", "stream"} & body.keys()

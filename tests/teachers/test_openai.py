@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.config import Limits, OpenAIConfig
+from orca_jax.config import ApiConfig, Limits, OpenAIConfig
 from orca_jax.config_check import ConfigError, build
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.scrubbing import EndpointError
@@ -30,6 +30,8 @@ from tests.teachers.tried import tried
 
 KEY = "sk-planted/Key+0123456789=="
 MESSAGES = (Message("system", ""), Message("user", "Why?"))
+STREAMED = completion("So.")
+STREAMED["choices"][0]["delta"] = STREAMED["choices"][0].pop("message")
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,18 @@ class TestRequests:
         with Server(lambda call: completion("So.")) as server:
             assert send(endpoint(server.url, key_variable="")).reply.text == "So."
             assert KEY not in str(server.calls[0].headers)
+
+    def test_a_stream(self):
+        events = Answer(
+            200, f"data: {json.dumps(STREAMED)}\n\n".encode(), {"content-type": "text/event-stream"}
+        )
+        with Server(lambda call: events) as server:
+            sent = send(endpoint(server.url, stream=True))
+            assert (sent.reply.outcome, sent.reply.text, sent.reply.usage) == (Outcome.OK, "So.", Usage(5, 3))
+            (call,) = server.calls
+        assert call.body["stream"] is True
+        assert call.body["stream_options"] == {"include_usage": True}
+        assert call.headers["connection"] == "close"
 
     def test_the_headers_come_back(self):
         with Server(lambda call: Answer(200, completion(), {"X-RateLimit-Limit-Requests": "60"})) as server:
@@ -284,6 +298,10 @@ def test_an_unknown_certificate_is_refused(tmp_path):
 
 
 class TestSettings:
+    def test_a_batch_is_no_stream(self):
+        with pytest.raises(ValueError, match="batch takes no stream"):
+            ApiConfig(endpoints=(OpenAIConfig(model="gpt-4", stream=True),), batch=True)
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
