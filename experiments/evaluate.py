@@ -3,7 +3,8 @@
     python -m experiments.evaluate --config=configs/mini.py --workdir=runs/mini
 
 `run`, which may be left out, takes the workdir's newest whole checkpoint unless --model names another model.
-Run again, it goes on. It writes WORKDIR/evaluation/NAME: replies.jsonl, items.jsonl and scores.json.
+Run again, it goes on. Hosts that share the workdir answer a part each with --part, and one run without it
+scores. It writes WORKDIR/evaluation/NAME: replies.jsonl, items.jsonl and scores.json.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RUN = cli.Command(
     cli.Option("system", "", "The system message, by id or in words."),
     cli.Option("samples", 1, "Replies to each question.", lower_bound=1),
     LIMIT,
+    cli.Option("part", "", "I/N: only answers the I-th part of N, as one of N hosts; auto: found by JAX."),
     cli.Option("toxicity_classifier", "", "A folder with a toxicity classifier."),
 )
 SCORE = cli.Command(
@@ -121,8 +123,31 @@ def run_command(given: cli.Options) -> None:
         samples=given.samples,
         limit=given.limit,
         classifier=given.toxicity_classifier,
+        part=part_of(given.part),
     )
     run(given.config, given.workdir, options)
+
+
+def part_of(given: str) -> tuple[int, int]:
+    """What `--part` says.
+
+    Raises:
+      ValueError: it is no such part.
+      HostsError: there is no cluster to find it from.
+    """
+    if given == "auto":
+        import jax
+
+        from orca_jax.training import hosts
+
+        hosts.join("auto")
+        return jax.process_index() + 1, jax.process_count()
+    which, _, parts = given.partition("/")
+    if not given:
+        return Options.part
+    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
+        raise ValueError(f"--part={given} must be auto, or I/N with I from 1 to N, as 2/4")
+    return int(which), int(parts)
 
 
 def score(given: cli.Options) -> None:

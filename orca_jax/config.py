@@ -461,8 +461,12 @@ class EvaluationConfig:
     # Of weights and products of a student, also of one that is a teacher; `auto`: bfloat16 on TPUs and GPUs,
     # float32 on CPUs. Float32 is computed as such on every platform.
     dtype: DType = "auto"
+    tensor: Positive = 1  # devices over which each layer of a student is split
+    copies: Count = 0  # of a student, each on `tensor` devices of a host; 0: on all of them, on CPUs one
 
     LISTS: ClassVar = ("messages", "modes")  # which evaluations there are; each has a manifest of its own
+    # What replies depend on by rounding alone, and what is one of the model's settings.
+    OUTSIDE: ClassVar = ("dtype", "tensor", "copies")
 
     def __post_init__(self) -> None:
         for name, modes in self.modes.items():

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
 FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
-# Replies to conversations, each with its conversation's index, as they come.
-Answer = Callable[[Sequence[Conversation], Sampling], Iterable[tuple[int, Reply]]]
+# Replies to conversations, each with its conversation's index, as they come; the numbers are those that
+# conversations of one seed draw by.
+Answer = Callable[[Sequence[Conversation], Sampling, Sequence[int]], Iterable[tuple[int, Reply]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +52,25 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
       ArtifactError: there is no student.
       EndpointError: the file is no endpoint's.
     """
-    batch = config.evaluation.batch_size
     if given.endswith(".json"):
         return api(read_endpoint(given), workdir / "ledger.sqlite")
-    from orca_jax.serving.local import load_student
+    from orca_jax.serving.local import device_groups, load_student
     from orca_jax.training import students
 
+    own = config.evaluation
+    # Draws depend on rounds, which are therefore as large with any number of copies.
+    copies = 1 if own.temperature else len(device_groups(own.tensor, own.copies))
+    round_size = ROUND * own.batch_size * copies
     if not given:
         inputs = {"training": artifacts.read_manifest(workdir / "training")["fingerprint"]}
         answer = student_answer(lambda: load_trained(config, workdir))
-        return Model("", answer, ROUND * batch, inputs, students.dtype_setting(config))
+        return Model("", answer, round_size, inputs, students.dtype_setting(config))
     source = students.open_source(given)
     settings = students.run_settings(config, source)
-    sizes: dict[str, Any] = {"batch_size": batch, "max_length": config.evaluation.max_length}
     return Model(
         f"{_file_name(Path(given).resolve().name)}-{source.fingerprint[:8]}",
-        student_answer(lambda: load_student(source, **settings, **sizes)),
-        ROUND * batch,
+        student_answer(lambda: load_student(source, **settings, **sizes(config))),
+        round_size,
         {"student": source.fingerprint},
         settings,
     )
@@ -76,7 +79,7 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
 def student_answer(load: Callable[[], LocalStudent]) -> Answer:
     """The answers of a student, which is loaded for the first of them: a finished evaluation needs none."""
     student = functools.cache(load)
-    return lambda conversations, sampling: student().as_finished(conversations, sampling)
+    return lambda asked, sampling, numbers: student().as_finished(asked, sampling, numbers=numbers)
 
 
 def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
@@ -85,16 +88,23 @@ def load_trained(config: ExperimentConfig, workdir: Path) -> LocalStudent:
     from orca_jax.training import students
 
     layout = students.as_made(config, artifacts.read_manifest(workdir / "training")).data.layout
-    own = config.evaluation
-    sizes: dict[str, Any] = {"batch_size": own.batch_size, "max_length": own.max_length}
-    return load_student(students.open_source(workdir), layout, dtype=own.dtype, **sizes)
+    source = students.open_source(workdir)
+    return load_student(source, layout, dtype=config.evaluation.dtype, **sizes(config))
+
+
+def sizes(config: ExperimentConfig) -> dict[str, Any]:
+    """How many replies are decoded at once, how long, and on which devices; see `load_student`."""
+    names = ("batch_size", "max_length", "tensor", "copies")
+    return {name: getattr(config.evaluation, name) for name in names}
 
 
 def api(config: OpenAIConfig, ledger: Path) -> Model:
     """A model behind an OpenAI-compatible API; every answer is in the ledger, and none is paid for twice."""
 
-    def answer(conversations: Sequence[Conversation], sampling: Sampling) -> Iterable[tuple[int, Reply]]:
-        return enumerate(endpoint_replies(config, [Request(c, sampling) for c in conversations], ledger))
+    def answer(
+        asked: Sequence[Conversation], sampling: Sampling, numbers: Sequence[int]
+    ) -> Iterable[tuple[int, Reply]]:
+        return enumerate(endpoint_replies(config, [Request(one, sampling) for one in asked], ledger))
 
     endpoint = artifacts.digest([config.model, config.base_url, dict(config.parameters)])
     return Model(_file_name(config.model), answer, ROUND * IN_FLIGHT, {"endpoint": endpoint})

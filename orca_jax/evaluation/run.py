@@ -5,6 +5,9 @@ holds one `RecordedReply` a line. A killed evaluation goes on where it stopped. 
 rounds of like length; a round that was not recorded to the end is asked again as a whole, so that the replies
 are those of an evaluation never interrupted. A round is several times as large as what the model answers at
 once, which is kept busy until the round's last questions.
+
+Several hosts, or processes, answer a part of each round each, `replies-I-of-N.jsonl`; whoever then evaluates
+the whole finds their replies, asks what is missing, and scores.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Outcome, Reply, Sampling, Usage, to_json
 
 log = logging.getLogger(__name__)
-REPLIES = "replies.jsonl"
+REPLIES, PART = "replies.jsonl", "replies-{}-of-{}.jsonl"
 EMPTY_MESSAGE = 1
 
 
@@ -49,6 +52,10 @@ class Options:
     samples: int = 1  # replies to each question, each with a seed of its own
     limit: int = 0  # first questions of each task, 0: all; scores of a part are no benchmark scores
     classifier: str = ""  # a folder with a toxicity classifier; empty: continuations are kept unscored
+    part: tuple[int, int] = (
+        1,
+        1,
+    )  # of the questions, as (2, 4): their second quarter is answered, not scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +147,12 @@ class Evaluator:
                     system_message_id=system.id,
                     system_text=system.text,
                     round_size=self.model.round_size,
+                    part=self.options.part,
                     progress=lambda done: report(len(replies) * len(questions) + done),
                 )
+        if self.options.part != Options.part:
+            log.info("%s: part %d of %d is answered; run without --part to score", name, *self.options.part)
+            return
         given: dict[str, Any] = {"mode": mode, "system_message_id": system.id}
         dtype = {key: value for key, value in self.model.settings.items() if key == "dtype"}
         if mode in scoring.MODES:
@@ -169,12 +180,12 @@ class Evaluator:
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         own = self.config.evaluation
-        evaluation = artifacts.section(own, without=(*own.LISTS, "dtype"))  # which is one of the model's
+        evaluation = artifacts.section(own, without=(*own.LISTS, *own.OUTSIDE))
         provenance: dict[str, Any] = {
             "program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked
         }  # fmt: skip
         usual, options = dataclasses.asdict(Options()), dataclasses.asdict(self.options)
-        del options["model"]  # which is among the inputs
+        del options["model"], options["part"]  # the one is among the inputs, the other changes no reply
         if given := {key: value for key, value in options.items() if value != usual[key]}:
             if self.options.classifier:
                 given["classifier"] = toxigen.fingerprint(self.options.classifier)
@@ -247,13 +258,16 @@ def collect_replies(
     system_message_id: int | None,
     system_text: str,
     round_size: int,
+    part: tuple[int, int] = Options.part,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Reply]:
-    """The reply to every question, in the order given; finished when it returns.
+    """The replies there are, in the order of the questions: to all of them, unless a part is asked.
 
     Args:
       answer: it is given `sampling` with a seed of the round's own, drawn from `seed`.
       directory: where `replies.jsonl` is kept; one a (benchmark, mode, system message, seed).
+      part: which part of each round is asked, and of how many. Each part has a file of its own, which is read
+        into `replies.jsonl` where the whole is asked.
       system_message_id: of one of the 16, or None for another text.
       system_text: the system message; if empty, none is sent.
       progress: called with the number of replies there are.
@@ -271,16 +285,25 @@ def collect_replies(
         content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
         requests[digest(content)] = question, messages
     by_length = sorted(requests, key=lambda request: (len(requests[request][0].text), request))
-    path = Path(directory) / REPLIES
+    which, parts = part
+    path = Path(directory) / (REPLIES if parts == 1 else PART.format(*part))
+    replies: dict[str, Reply] = {}
     with files.JsonlAppender(path) as file:
-        replies = {recorded.request: recorded.reply for recorded in files.read_jsonl(path, RecordedReply)}
-        if foreign := replies.keys() - requests:
-            raise EvaluationError(
-                f"{path} holds {len(foreign)} replies to other questions, messages, sampling or seed; "
-                "use another directory, or remove the file to ask again"
-            )
+        for there in (path, *(sorted(path.parent.glob(PART.format("*", "*"))) if parts == 1 else ())):
+            recorded = {one.request: one for one in files.read_jsonl(there, RecordedReply)}
+            if foreign := recorded.keys() - requests:
+                raise EvaluationError(
+                    f"{there} holds {len(foreign)} replies to other questions, messages, sampling or seed; "
+                    "use another directory, or remove the file to ask again"
+                )
+            for request, one in recorded.items():
+                if request not in replies:
+                    replies[request] = one.reply
+                    if there != path:
+                        file.append(one)
         for number, start in enumerate(range(0, len(by_length), round_size)):
-            asked = by_length[start : start + round_size]
+            places = range(which - 1, len(by_length[start : start + round_size]), parts)
+            asked = [by_length[start + place] for place in places]
             missing = [request for request in asked if request not in replies]
             if not missing:
                 progress(len(replies))
@@ -288,7 +311,7 @@ def collect_replies(
             of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)
             found: dict[str, Reply] = {}
             conversations = [requests[request][1] for request in asked]
-            for index, reply in answer(conversations, dataclasses.replace(sampling, seed=of_round)):
+            for index, reply in answer(conversations, dataclasses.replace(sampling, seed=of_round), places):
                 found[asked[index]] = reply
                 progress(min(len(replies) + len(found), len(requests)))
             if len(found) != len(asked):
@@ -298,4 +321,4 @@ def collect_replies(
                 replies[request] = reply
                 of = (*question.key, question.mode, seed, system_message_id)
                 file.append(RecordedReply(request, *of, reply.outcome, reply.text, reply.usage, reply.raw))
-    return [replies[request] for request in requests]
+    return [replies[request] for request in requests if request in replies]

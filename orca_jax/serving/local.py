@@ -97,7 +97,7 @@ class LocalStudent:
     Args:
       checkpoint: names the parameters; with tokenizer, layout and type, it makes the student's identity.
       dtype: `float32` or `bfloat16`, of weights, cache and products.
-      options: `batch_size`, `max_length` and `compiler_options` of the engine, see `Generator`.
+      options: `batch_size`, `max_length`, `copies` and `compiler_options`, see `Generator`.
     """
 
     def __init__(
@@ -278,24 +278,49 @@ class StudentEndpoint:
         self.close()
 
 
+def device_groups(tensor: int, copies: int) -> list[list[jax.Device]]:
+    """Groups of `tensor` devices of this host, one a copy; 0 copies: as many as there are, on CPUs one.
+
+    Raises:
+      ValueError: there are too few devices.
+    """
+    devices = jax.local_devices()
+    copies = copies or (1 if devices[0].platform == "cpu" else max(len(devices) // tensor, 1))
+    if tensor * copies > len(devices):
+        raise ValueError(
+            f"copies={copies}, each over tensor={tensor} devices, need {tensor * copies} devices; this host has "
+            f"{len(devices)}"
+        )
+    return [devices[start : start + tensor] for start in range(0, tensor * copies, tensor)]
+
+
 def load_student(
-    source: SavedStudent, layout: str = "", *, tensor: int = 1, dtype: str = "auto", **options: Any
+    source: SavedStudent,
+    layout: str = "",
+    *,
+    tensor: int = 1,
+    copies: int = 1,
+    dtype: str = "auto",
+    **options: Any,
 ) -> LocalStudent:
-    """A student on disk, ready to answer, its layers split over `tensor` devices.
+    """A student on disk, ready to answer, its layers split over `tensor` devices of this host.
 
     Args:
       layout: of prompts; empty: the student's own.
+      copies: how many groups of devices have the student and answer batches together, see `device_groups`.
       dtype: of weights, cache and products, see `parameters.compute_dtype`.
       options: see `LocalStudent`.
 
     Raises:
       LayoutError: the layout is not known, and none is given.
+      ValueError: this host has too few devices.
     """
+    axes = MeshConfig(fsdp=1, tensor=tensor)
+    mesh, *others = (sharding.make_mesh(axes, group) for group in device_groups(tensor, copies))
     layout = layout or source.own_layout
     if not layout:
         raise LayoutError(f"{source.tokenizer} does not say its prompt layout; give --layout")
     config = dataclasses.replace(source.config, scan_layers=False)
-    mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.devices()[:tensor])
     tokenizer, kind = tokenizers.load(source.tokenizer), compute_dtype(dtype)
     return LocalStudent(
         source.load(config, mesh, kind),
@@ -304,5 +329,6 @@ def load_student(
         layout,
         checkpoint=source.fingerprint,
         dtype=kind.name,
+        copies=others,
         **options,
     )

@@ -21,9 +21,11 @@ other shapes round differently, so two ids of exactly equal score may change pla
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -325,7 +327,8 @@ class Generator:
     """Generates and scores batches with one student.
 
     Args:
-      batch_size: `slots` of the engine: replies decoded together, at most.
+      batch_size: `slots` of an engine: replies decoded together, at most.
+      copies: of these devices each mesh gets a copy of the student too; `as_finished` uses all of them.
       params, config, stop_ids, max_length, dtype, mesh, compiler_options: see `Engine`.
     """
 
@@ -337,12 +340,15 @@ class Generator:
         stop_ids: Sequence[int],
         batch_size: int = 32,
         max_length: int = 2048,
+        copies: Sequence[Mesh] = (),
         **options: Any,
     ):
         self.max_length = max_length
         self._options = options
         self._sizes: dict[str, Any] = dict(stop_ids=stop_ids, slots=batch_size, max_length=max_length)
         self.engine = Engine(params, config, **self._sizes, **options)
+        on_copies = [{**self._sizes, **options, "mesh": mesh} for mesh in copies]
+        self._engines = [self.engine, *(Engine(params, config, **settings) for settings in on_copies)]
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -383,25 +389,68 @@ class Generator:
         limits = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
         numbers = range(len(prompts)) if numbers is None else numbers
         shared = common_prefix(prompts)
-        tickets = {}
-        try:
-            # The longest first, so that rows that run together have caches of similar length.
-            for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-                request = Request(
+        # The longest first, so that rows that run together have caches of similar length.
+        waiting = collections.deque(
+            (
+                index,
+                Request(
                     prompt=prompts[index],
                     max_tokens=limits[index],
                     number=numbers[index],
                     shared=shared,
                     **settings,
-                )
-                tickets[self.engine.add(request)] = index
-            while tickets:
-                for advance in self.engine.step():
-                    if advance.finished is not None:
-                        yield tickets.pop(advance.ticket), advance.finished
-        finally:
-            for ticket in tickets:
-                self.engine.cancel(ticket)
+                ),
+            )
+            for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        )
+        if len(self._engines) == 1:
+            yield from _answers(self.engine, waiting)
+            return
+        found: queue.SimpleQueue[tuple[int, Generated] | None] = queue.SimpleQueue()
+
+        def work(engine: Engine) -> None:
+            try:
+                for answer in _answers(engine, waiting):
+                    found.put(answer)
+            except BaseException:
+                waiting.clear()
+                raise
+            finally:
+                found.put(None)
+
+        with concurrent.futures.ThreadPoolExecutor(len(self._engines)) as pool:
+            working = [pool.submit(work, engine) for engine in self._engines]
+            try:
+                for _ in working:
+                    yield from iter(found.get, None)
+            finally:
+                waiting.clear()  # nothing new is begun where the replies are not wanted any more
+            for one in working:
+                one.result()
+
+
+def _answers(
+    engine: Engine, waiting: collections.deque[tuple[int, Request]]
+) -> Iterator[tuple[int, Generated]]:
+    """The index and the reply of each request that the engine gets of a queue, which others may empty too."""
+    tickets: dict[int, int] = {}
+    try:
+        while True:
+            # One more than there are rows, so that the engine knows that a free row is wanted.
+            while len(tickets) <= engine.slots:
+                try:
+                    index, request = waiting.popleft()
+                except IndexError:
+                    break
+                tickets[engine.add(request)] = index
+            if not tickets:
+                return
+            for advance in engine.step():
+                if advance.finished is not None:
+                    yield tickets.pop(advance.ticket), advance.finished
+    finally:
+        for ticket in tickets:
+            engine.cancel(ticket)
 
 
 def common_prefix(prompts: Sequence[np.ndarray]) -> int:

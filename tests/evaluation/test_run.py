@@ -20,11 +20,14 @@ class Model:
     def __init__(self, killed_after=None):
         self.rounds, self.killed_after = [], killed_after
 
-    def __call__(self, conversations, sampling):
+    def __call__(self, conversations, sampling, numbers):
         if len(self.rounds) == self.killed_after:
             raise KeyboardInterrupt
         self.rounds.append([len(messages[-1].content) for messages in conversations])
-        texts = [f"{len(m[-1].content)}{LINE_SEPARATOR}{sampling.seed} {len(m)}" for m in conversations]
+        texts = [
+            f"{len(m[-1].content)}{LINE_SEPARATOR}{sampling.seed} {number} {len(m)}"
+            for number, m in zip(numbers, conversations, strict=True)
+        ]
         for index in reversed(range(len(texts))):
             yield index, Reply(Outcome.OK, texts[index], Usage(1, 2), {"finish": "stop"})
 
@@ -91,7 +94,7 @@ def test_replies_to_other_requests_are_refused(tmp_path, change):
 
 def test_too_few_replies_and_repeated_questions_are_errors(tmp_path):
     with pytest.raises(EvaluationError, match="asked 3 questions at once and got 1"):
-        run(tmp_path, lambda conversations, sampling: [(0, Reply(Outcome.OK, "x"))])
+        run(tmp_path, lambda *asked: [(0, Reply(Outcome.OK, "x"))])
     with pytest.raises(EvaluationError, match="same benchmark, task and id"):
         run(tmp_path, Model(), questions=[QUESTIONS[0], QUESTIONS[0]])
     other_text = dataclasses.replace(QUESTIONS[0], text="Another?")
@@ -104,4 +107,34 @@ def test_a_damaged_line_is_named(tmp_path):
     run(tmp_path, Model())
     path.write_bytes(path.read_bytes() + b"{oops\n")
     with pytest.raises(RecordError, match=r"replies\.jsonl:11"):
+        run(tmp_path, Model())
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_parts_answered_by_several_hosts_are_the_whole(tmp_path, parts):
+    whole = run(tmp_path / "whole", Model())
+    models = [Model() for _ in range(parts)]
+    answered = [run(tmp_path / "split", one, part=(i, parts)) for i, one in enumerate(models, 1)]
+    assert sum(map(len, answered)) == len(QUESTIONS)
+    assert run(tmp_path / "split", Model(killed_after=0)) == whole
+    assert len((tmp_path / "split" / "replies.jsonl").read_bytes().splitlines()) == len(QUESTIONS)
+
+
+def test_a_killed_host_asks_what_is_missing_and_so_does_the_whole(tmp_path):
+    whole = run(tmp_path / "whole", Model())
+    run(tmp_path / "split", Model(), part=(1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "split", Model(killed_after=1), part=(2, 2))
+    again = Model()
+    run(tmp_path / "split", again, part=(2, 2))
+    assert len(again.rounds) == len(range(0, len(QUESTIONS), 3)) - 1 - (len(QUESTIONS) % 3 == 1)
+    (tmp_path / "split" / "replies-1-of-2.jsonl").unlink()
+    last = Model()
+    assert run(tmp_path / "split", last) == whole
+    assert last.rounds
+
+
+def test_a_part_of_other_questions_is_named(tmp_path):
+    run(tmp_path, Model(), seed=4, part=(2, 2))
+    with pytest.raises(EvaluationError, match=r"replies-2-of-2.jsonl holds \d+ replies to other"):
         run(tmp_path, Model())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orca_jax.student import sharding
 from orca_jax.student.decoding import STEPS, Decode, bucket, row_bucket
-from orca_jax.student.engine import Engine, Request
+from orca_jax.student.engine import Engine, Generator, Request
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from tests.student.students import GEMMA3, OLMO2, SMALL, SMOLLM3, logits, make_params, make_tokens
 
@@ -316,3 +316,27 @@ def test_a_short_chat_needs_one_program_for_decoding():
     for size in (7, 64, 100):
         run(engine, [Request(prompt=make_tokens(size, seed=size), max_tokens=20)])
     assert decode._cache_size() == 1
+
+
+def test_copies_answer_from_one_queue_as_one_would():
+    params, sizes = make_params(SMALL), dict(stop_ids=(), batch_size=2, max_length=128)
+    prompts = [make_tokens(5 + 3 * n, seed=n) for n in range(12)]
+    settings = dict(max_tokens=[1 + n % 5 for n in range(12)], temperature=0.8, seed=3)
+    alone = Generator(params, SMALL, **sizes).generate(prompts, **settings)
+    meshes = [make_mesh(MeshConfig(fsdp=1, tensor=2), jax.devices()[i : i + 2]) for i in (2, 4)]
+    together = Generator(params, SMALL, copies=meshes, **sizes).generate(prompts, **settings)
+    for reply, expected in zip(together, alone, strict=True):
+        assert_same(reply, expected)
+
+
+def test_an_error_in_one_copy_ends_them_all():
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[1:2])
+    generator = Generator(make_params(SMALL), SMALL, copies=[mesh], stop_ids=(), batch_size=1, max_length=64)
+
+    def fail(ids):
+        raise RuntimeError("in a stop function")
+
+    with pytest.raises(RuntimeError, match="in a stop function"):
+        generator.generate([make_tokens(5)] * 9, max_tokens=4, stop=fail)
+    assert not generator.engine.busy
+    assert len(generator.generate([make_tokens(5)] * 3, max_tokens=4)) == 3
