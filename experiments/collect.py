@@ -154,7 +154,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
         counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
-    revisions = hub.revisions(teacher.path, *config.benchmarks.values())
+    revisions = hub.revisions(teacher.path, *config.benchmark_paths.values())
     return artifact.finish(counts, revisions)
 
 

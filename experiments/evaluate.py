@@ -48,9 +48,10 @@ COMPARE = cli.Command(
     """Pairs two evaluations of the same items: which is right more often, and by which steps.
 
     python -m experiments.evaluate compare --first=DIR --second=DIR --names=answers,explanations""",
-    cli.Option("first", "", "A folder with items.jsonl, as `run` writes it.", required=True),
+    cli.Option("first", "", "A folder of `run`, `score` or lm-eval, or lm-eval's samples.", required=True),
     cli.Option("second", "", "Another one.", required=True),
     cli.Option("names", ["first", "second"], "What they are called."),
+    cli.Option("metric", "", "Of lm-eval, where there are several: `acc`, or `acc,none` with the filter."),
 )
 SHOW = cli.Command(
     "Prints the first question of a benchmark in each mode; with --mode, the first of each task.",
@@ -164,7 +165,7 @@ def score(given: cli.Options) -> None:
 def compare(given: cli.Options) -> None:
     if len(given.names) != 2:
         raise ValueError(f"--names={','.join(given.names)} must be two names with a comma between")
-    print(arms.compare_folders(Path(given.first), Path(given.second), tuple(given.names)))
+    print(arms.compare_folders(Path(given.first), Path(given.second), tuple(given.names), given.metric))
 
 
 def judge(given: cli.Options) -> None:

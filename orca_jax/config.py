@@ -11,7 +11,7 @@ import itertools
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
@@ -57,6 +57,7 @@ OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
 # The modes of each benchmark, see evaluation.scoring; the first one is used where a config names none.
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "bbh": ("orca", "orca_cot", "robust", "answer_is"),
+    "bbeh": ("bbeh",),
     "agieval": ("orca", "orca_cot", "robust"),
     "truthfulqa_mc": ("orca", "orca_cot", "robust"),
     "toxigen": ("toxigen_hate", "toxigen_neutral"),
@@ -64,6 +65,7 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "vicuna_prompts": ("open_ended",), "awesome_prompts": ("open_ended",),
     "wizardlm_prompts": ("open_ended",), "own_prompts": ("open_ended",),
 }  # fmt: skip
+CHOICES_MODES = ("orca", "orca_cot", "robust")  # of multiple-choice sets of a config's own
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
 
 
@@ -150,9 +152,7 @@ class OpenAIConfig:
     limit_name: str = "max_tokens"  # `max_completion_tokens` for models that do not know `max_tokens`
     parameters: Mapping[str, object] = field(default_factory=dict)  # more of the request's JSON; None removes
     largest: Positive = 8 * 2**20  # bytes of an answer beyond which it is not read
-    stream: bool = (
-        False  # answers come in pieces, for proxies that close a connection that is silent for long
-    )
+    stream: bool = False  # answers come in pieces, so that no proxy closes a connection that is silent
 
     # Replies do not depend on these; the model counts by the teacher's `name`.
     NO_NUMBER: ClassVar = (
@@ -476,6 +476,28 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChoicesConfig:
+    """A multiple-choice benchmark of your own; `a.b` is field b in field a, or in each entry of a list a."""
+
+    name: str  # of the benchmark, among `evaluation.modes` too
+    path: Annotated[str, MinLen(1)]  # a .jsonl, .json, .parquet or .csv, also `hf://datasets/OWNER/NAME/FILE`
+    question: Annotated[tuple[str, ...], MinLen(1)]  # fields of the question's text, joined by line breaks
+    options: Annotated[tuple[str, ...], MinLen(1)]  # the field with the list of options, or a field for each
+    # Field of the right option: its label, its number from 0 or its text; empty: the first one is right, and
+    # the order is drawn.
+    answer: str = ""
+    labels: tuple[str, ...] = ()  # the field with the options' labels, or the labels; empty: A, B, ...
+    task: str = ""  # field of the task that a question belongs to; empty: all are one
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w+", self.name) or self.name in (*BENCHMARK_MODES, "puzzles"):
+            raise ValueError(
+                f"a set of choices is called {self.name!r}: give it a name of letters, digits and _ that no "
+                "benchmark has"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """A whole experiment."""
 
@@ -484,6 +506,7 @@ class ExperimentConfig:
     # Benchmark to its folder or file, also `hf://datasets/OWNER/NAME/FILE`, empty: not at hand; none of its
     # questions reaches training.
     benchmarks: Mapping[str, str] = field(default_factory=dict)
+    choices: tuple[ChoicesConfig, ...] = ()
     compiler_options: Mapping[str, str] = field(default_factory=dict)  # of XLA, for the training step
     puzzles: PuzzlesConfig
     flan: tuple[FlanConfig, ...] = ()
@@ -498,10 +521,20 @@ class ExperimentConfig:
 
     NO_NUMBER: ClassVar = ("name", "mesh")
     # Count in the inputs of training, part by part in training, or after it.
-    BESIDE: ClassVar = ("benchmarks", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation")
+    BESIDE: ClassVar = (
+        "benchmarks", "choices", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        _check_known("unknown benchmark", {*self.benchmarks, *self.evaluation.modes}, BENCHMARK_MODES)
+        own = {one.name: CHOICES_MODES[:1] for one in self.choices}
+        if len(own) < len(self.choices):
+            raise ValueError(f"sets of choices need distinct names; got {', '.join(own)}")
+        _check_known("unknown benchmark", self.benchmarks, BENCHMARK_MODES)
+        _check_known("unknown benchmark", self.evaluation.modes, (*BENCHMARK_MODES, *own))
+        for name in own:
+            _check_known(f"{name} has no mode", self.evaluation.modes.get(name, ()), CHOICES_MODES)
+        evaluation = replace(self.evaluation, modes={**own, **self.evaluation.modes})
+        object.__setattr__(self, "evaluation", evaluation)
         every = {name: self.benchmarks.get(name, "") for name in BENCHMARK_MODES}
         object.__setattr__(self, "benchmarks", every)
         names = [teacher.name for teacher in self.teachers]
@@ -521,9 +554,16 @@ class ExperimentConfig:
         return {teacher.share for teacher in self.teachers if teacher.kind != "file" and teacher.share < 1}
 
     @property
-    def given_benchmarks(self) -> dict[str, str]:
-        """The benchmarks that are at hand, with their folder or file, or a local copy of it."""
-        return {name: storage.local(path) for name, path in self.benchmarks.items() if path}
+    def benchmark_paths(self) -> dict[str, str]:
+        """The benchmarks that are at hand, with their folder or file."""
+        own = {one.name: one.path for one in self.choices}
+        return {name: path for name, path in self.benchmarks.items() if path} | own
+
+    @property
+    def given_benchmarks(self) -> dict[str, str | ChoicesConfig]:
+        """The benchmarks that are at hand, with a local copy of their folder or file."""
+        local = {name: storage.local(path) for name, path in self.benchmark_paths.items()}
+        return {**local, **{one.name: replace(one, path=local[one.name]) for one in self.choices}}
 
 
 # Ablations: arms as changes of one base config

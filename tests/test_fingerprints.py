@@ -63,6 +63,7 @@ ALONE = {
     "teachers[].api.batch": "the server of this test has no Batch API",
     "student.lora.rank": "needs student.init",
     "flan": "needs FLAN's files; tests/experiments/test_queries.py has some",
+    "choices": "needs a file; tests/evaluation/benchmarks/test_choices.py has some",
     "benchmarks.": "needs a benchmark's file; own_prompts stands for all",
 }
 # Keys that nothing reads in a config.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orca_jax import artifacts
 from orca_jax.evaluation import statistics
-from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
+from orca_jax.evaluation.benchmarks import agieval, bbeh, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
 from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item
 
@@ -168,6 +168,8 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
     match benchmark:
         case bbh.BENCHMARK if task in bbh.TASKS:
             return (bbh.TASKS[task].size - len(bbh.UNSCORED.get(task, ())),)
+        case bbeh.BENCHMARK if task in bbeh.SIZES:
+            return (bbeh.SIZES[task],)
         case agieval.BENCHMARK if task in agieval.TASKS:
             return (agieval.TASKS[task][0],)
         case truthfulqa.BENCHMARK if mode.endswith("loglik"):  # of earlier versions: all questions

@@ -90,6 +90,39 @@ def robust(
     return _read(_prose(text), reader, finished=finished) or None
 
 
+_BBEH_PREFIXES = ("The answer is:", "The final answer is ", "The final answer is: ", "The answer is ")
+
+
+def bbeh(text: str) -> str:
+    """The answer as BBEH's published evaluator reads it; of a reply that announces none, its first line."""
+    answer = text.strip()
+    for prefix in _BBEH_PREFIXES:
+        if prefix in answer:
+            answer = answer.rpartition(prefix)[2].strip()
+    answer = answer.removesuffix(".")
+    if answer.startswith("$") and answer.endswith("$"):
+        answer = answer[1:-1]
+    for mark in ("boxed{", "text{", "texttt{"):
+        if mark in answer and answer.endswith("}"):
+            answer = answer[:-1].split(mark)[1]
+    return answer.lower().replace(", ", ",").replace("**", "").split("\n")[0].removesuffix(".")
+
+
+def bbeh_alike(answer: str, target: str) -> bool:
+    """Whether BBEH's published evaluator takes what `bbeh` has read for the target."""
+    target = target.strip().lower().replace(", ", ",")
+    for one, other in ((answer, target), (target, answer)):
+        if len(one) == 3 and one[0] == "(" and one[2] == ")":
+            return one == other or one[1] == other
+    try:
+        if float(answer) == float(target):
+            return True
+    except ValueError:
+        pass
+    plain = answer.replace("'", "") == target.replace("'", "")
+    return plain or answer in (f"[{target}]", f"{target}?") or target == f"[{answer}]"
+
+
 _THINKING = "think(?:ing)?|thought|reasoning|scratchpad"
 _END_OF_TURN = r"<\|(?:im_end|eot_id|end|endoftext|end_of_text)\|>|</s>|<end_of_turn>"
 _LATEX_FONT = r"\\(?:text|math|mbox|operatorname)[a-z]*"

@@ -21,7 +21,7 @@ from orca_jax.artifacts import atomic_write
 from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 
-RESULTS, SAMPLES = "results.json", "samples.json"
+RESULTS = "results.json"
 MAX_TOKENS = 256  # lm-eval's default for tasks without a limit
 Tokens = Sequence[int]
 
@@ -100,7 +100,7 @@ def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, 
 def evaluate(
     student: LocalStudent, tasks: Sequence[str], out: Path, *, include_path: str | None = None, **options: Any
 ) -> str:
-    """Writes results.json and samples.json, lm-eval's results of a student, and returns its table.
+    """Writes results.json and samples_TASK.jsonl, lm-eval's results of a student, and returns its table.
 
     Args:
       include_path: a folder with further tasks.
@@ -110,8 +110,10 @@ def evaluate(
     found = lm_eval.simple_evaluate(
         model=StudentLM(student), tasks=list(tasks), log_samples=True, task_manager=tasks_known, **options
     )
-    samples = found.pop("samples")
-    for name, value in ((RESULTS, found), (SAMPLES, samples)):
-        with atomic_write(out / name) as file:
-            json.dump(value, file, indent=1, default=str, ensure_ascii=False)
+    for task, samples in found.pop("samples").items():
+        with atomic_write(out / f"samples_{task}.jsonl") as file:
+            for sample in samples:
+                file.write(json.dumps(sample, default=str, ensure_ascii=False) + "\n")
+    with atomic_write(out / RESULTS) as file:
+        json.dump(found, file, indent=1, default=str, ensure_ascii=False)
     return f"lm-eval {getattr(lm_eval, '__version__', '')}\n{make_table(found)}"

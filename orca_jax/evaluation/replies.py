@@ -1,4 +1,4 @@
-"""Scores replies in files, our own or others'.
+"""Scores replies in files, our own or others', and reads the items that lm-eval has scored.
 
 A file has JSON lines {"task", "id", "target", "reply"}, optionally with an "outcome". Lines of our own
 `replies.jsonl` ("text" for "reply", no target) are read too, if the benchmark's questions are given.
@@ -12,15 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orca_jax import files
 from orca_jax.config import BENCHMARK_MODES
 from orca_jax.evaluation import extraction, scoring
 from orca_jax.evaluation.benchmarks import base, bbh, registry
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
-from orca_jax.records import Outcome, RecordError, Reply, from_json
+from orca_jax.records import Item, Outcome, RecordError, Reply, from_json
 
 OWN = "puzzles"  # asked by no file
 WORDS = (("Yes", "No"), ("yes", "no"), ("True", "False"), ("valid", "invalid"))
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LM_EVAL = "lm_eval"
+_SAMPLES = re.compile(r"samples_(.+?)(?:_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")  # lm-eval adds the time
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def _foreign(line: Line, where: str, benchmark: str, mode: str) -> Question:
         raise BenchmarkError(f"{where}: BBH has no task {line.task!r}; known: {', '.join(bbh.TASKS)}")
     letters = bbh.TASKS[line.task].letters if line.task in bbh.TASKS else extraction.PAPER_LETTERS
     words = next((words for words in WORDS if target in words), ())
-    if mode == "answer_is":
+    if mode in ("answer_is", "bbeh"):
         pass
     elif words and mode == "orca":
         target, choices = "AB"[words.index(target)], ("A", "B")
@@ -138,3 +141,71 @@ def _foreign(line: Line, where: str, benchmark: str, mode: str) -> Question:
     if mode == "orca":
         extra = {"letters": letters}
     return Question(benchmark, line.task, line.id, "", target, choices, None, mode=mode, extra=extra)
+
+
+# Items
+
+
+def read_items(path: Path, metric: str = "") -> list[Item]:
+    """The items of a folder of `run` or `score`, or of lm-eval's `samples_TASK_TIME.jsonl` (--log_samples).
+
+    A sample's id is its `doc_id` and the beginning of its `doc_hash`, so that other questions do not pair.
+
+    Args:
+      path: such a folder, a folder with samples anywhere in it, or a file of samples.
+      metric: of lm-eval, as its results call it: `acc` or, where there are several filters, `acc,none`.
+
+    Raises:
+      BenchmarkError: there are no such files, two of one task, or a line without a metric of this name that
+        is 0 or 1; names file and line.
+    """
+    if (path / scoring.ITEMS).is_file():
+        return list(files.read_jsonl(path / scoring.ITEMS, Item))
+    found = [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
+    if not found:
+        raise BenchmarkError(f"{path}: neither {scoring.ITEMS} nor lm-eval's samples_*.jsonl in it")
+    by_task, items = dict[str, Path](), list[Item]()
+    for file in found:
+        task = named[1] if (named := _SAMPLES.fullmatch(file.name)) else file.stem
+        if task in by_task:
+            raise BenchmarkError(f"{file}: {task} is in {by_task[task]} too; name one of the two files")
+        by_task[task] = file
+        items += _samples(file, task, metric)
+    return items
+
+
+def _samples(file: Path, task: str, metric: str) -> list[Item]:
+    """One metric, under one filter, of a file's samples."""
+    by_metric = dict[str, list[tuple[str, Mapping[str, Any], Any]]]()
+    for where, row in base.rows(file):
+        if "doc_id" not in row or not isinstance(row.get("metrics"), list):
+            raise BenchmarkError(f"{where}: no sample of lm-eval: it has no `doc_id` or no list of `metrics`")
+        for key in row["metrics"]:
+            full = f"{key},{row.get('filter', 'none')}"
+            if metric in ("", key, full):
+                by_metric.setdefault(full, []).append((where, row, row.get(key)))
+    if len(by_metric) != 1:
+        said = (
+            f"{', '.join(by_metric)}: name one by --metric" if by_metric else f"no {metric or 'metric'} in it"
+        )
+        raise BenchmarkError(f"{file}: {said}")
+    [(full, samples)] = by_metric.items()
+    for where, _, value in samples:
+        if value not in (0, 1):
+            raise BenchmarkError(
+                f"{where}: {full} is {value!r:.40}, neither 1 (right) nor 0 (wrong); name another by --metric"
+            )
+    return [
+        Item(
+            benchmark=LM_EVAL,
+            task=task,
+            id=f"{row['doc_id']}-{row.get('doc_hash', '')[:8]}",
+            seed=0,
+            mode=full,
+            outcome=Outcome.OK,
+            correct=bool(value),
+            answer=str(row.get("filtered_resps")),
+            target=str(row.get("target")),
+        )
+        for _, row, value in samples
+    ]

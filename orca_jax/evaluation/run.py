@@ -170,7 +170,7 @@ class Evaluator:
             every = list(itertools.chain(*replies.values()))
             described = _described(questions * samples, every, self.options.classifier)
             scoring.write_scores(directory, described | dtype)
-        revisions = hub.revisions(self.options.model, self.config.benchmarks.get(benchmark, ""))
+        revisions = hub.revisions(self.options.model, self.config.benchmark_paths.get(benchmark, ""))
         artifact.finish({"items": len(questions) * samples}, revisions)
 
     def _provenance(

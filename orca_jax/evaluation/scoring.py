@@ -3,6 +3,7 @@
 A mode says how the answer of a reply is parsed, and when it is right:
   orca                the paper's parser: the first capital letter in the task's range (section 4.2.2)
   orca_cot, robust    the last well-formed answer (`extraction.robust`); the prompts differ
+  bbeh                as BBEH's published evaluator reads and compares
   answer_is           what follows the last "answer is", compared letter by letter with the target
 """
 
@@ -57,6 +58,7 @@ MODES: Mapping[str, Callable[[Question, Reply], str | None]] = {
     "orca_cot": _robust,
     "robust": _robust,
     "answer_is": lambda question, reply: extraction.answer_is(reply.text),
+    "bbeh": lambda question, reply: extraction.bbeh(reply.text),
 }
 
 
@@ -91,6 +93,7 @@ def score(
         answer = parse(question, reply) if reply.outcome in PARSED_OUTCOMES else None
         # Of free answers the form does not matter, except in the modes that compare letter by letter.
         alike = extraction.same_answer if parse is _robust and not question.choices else operator.eq
+        alike = extraction.bbeh_alike if mode == "bbeh" else alike
         item = Item(
             benchmark=question.benchmark,
             task=question.task,
@@ -190,7 +193,11 @@ def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[
     sizes = [scores["n"] for scores in present]
     weights = sizes if group.kind == "micro" else [1] * len(sizes)
     estimates = [Estimate(scores["accuracy"], scores["stderr"]) for scores in present]
-    accuracy, stderr = statistics.micro_mean(estimates, weights)
+    accuracy, stderr = (
+        statistics.harmonic_mean(estimates)
+        if group.kind == "harmonic"
+        else statistics.micro_mean(estimates, weights)
+    )
     shared = [name for name in present[0] if name not in ("n", "accuracy") and "stderr" not in name]
     return {
         "kind": group.kind,

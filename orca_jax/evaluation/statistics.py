@@ -109,6 +109,14 @@ def micro_mean(estimates: Sequence[Estimate], sizes: Sequence[int]) -> Estimate:
     return Estimate(float(shares @ values), float(np.linalg.norm(shares * errors)))
 
 
+def harmonic_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """BBEH's mean over tasks (arXiv 2502.19187): harmonic, with 0.01 added to each accuracy and left in."""
+    values, errors = np.array(estimates, float).T
+    values = values + 0.01
+    mean = len(values) / np.sum(1 / values)
+    return Estimate(float(mean), float(np.linalg.norm(errors * (mean / values) ** 2) / len(values)))
+
+
 def is_rough(accuracy: float, n: float) -> bool:
     """Whether the standard error of an accuracy misleads: the items, or those right or wrong, are few.
 

@@ -312,4 +312,4 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
     if draws:
         counts["flan"] = [part.summary() for part in draws]
     named = [path for draw in config.flan for path in (*draw.sources.values(), draw.messages)]
-    return artifact.finish(counts, hub.revisions(*named, *config.benchmarks.values()))
+    return artifact.finish(counts, hub.revisions(*named, *config.benchmark_paths.values()))

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from orca_jax import files
 from orca_jax.evaluation import cells, statistics
 from orca_jax.evaluation.cells import ABSENT
+from orca_jax.evaluation.replies import read_items
 from orca_jax.records import Item
 from orca_jax.reporting.tables import Table, percent
 
@@ -189,9 +189,9 @@ def paired_sentence(paired: pd.DataFrame, names: Names) -> str:
     return f"{names[int(test.only_second > test.only_first)]} is right more often ({figures})."
 
 
-def compare_folders(first: Path, second: Path, names: Names) -> str:
-    """The paired tables of two evaluations, folders with items.jsonl, as Markdown."""
-    paired = pair(*(list(files.read_jsonl(side / "items.jsonl", Item)) for side in (first, second)))
+def compare_folders(first: Path, second: Path, names: Names, metric: str = "") -> str:
+    """The paired tables of two evaluations, as `replies.read_items` reads them, as Markdown."""
+    paired = pair(read_items(first, metric), read_items(second, metric))
     parts = [accuracy_table(paired, names, cells.puzzles_per_family(first)).markdown(), cells.CAPTION]
     if paired.has_steps[paired.arm == 0].any():
         parts.append(paired_step_table(paired, names).markdown())

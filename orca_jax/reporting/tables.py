@@ -331,7 +331,10 @@ def score_table(scores: Scores) -> str:
         of = f", {len(row['missing'])} missing" if row["missing"] else ""
         found = [column[task] for task in members.get(name, column) if task in column]
         weights = [cell.n or 0 for cell in found] if row["kind"] == "micro" else None
-        rows.append(line(f"{name} ({row['kind']} of {row['tasks']}{of})", cells.mean(found, weights), row))
+        whole = cells.mean(found, weights)
+        if row["kind"] == "harmonic":
+            whole = Cell(row["accuracy"], row["n"], row["stderr"])
+        rows.append(line(f"{name} ({row['kind']} of {row['tasks']}{of})", whole, row))
     header = [f"{scores['benchmark']}, mode {scores['mode']}", "n", *SHOWN, *more]
     return f"{markdown(header, rows)}\n{cells.CAPTION}\n"
 

@@ -288,8 +288,8 @@ def device_groups(tensor: int, copies: int) -> list[list[jax.Device]]:
     copies = copies or (1 if devices[0].platform == "cpu" else max(len(devices) // tensor, 1))
     if tensor * copies > len(devices):
         raise ValueError(
-            f"copies={copies}, each over tensor={tensor} devices, need {tensor * copies} devices; this host has "
-            f"{len(devices)}"
+            f"{copies} copies over {tensor} devices each are more than this host's {len(devices)} devices; "
+            "lower copies or tensor"
         )
     return [devices[start : start + tensor] for start in range(0, tensor * copies, tensor)]
 

@@ -119,3 +119,66 @@ def test_lines_that_do_not_fit_the_files_are_refused(write, snarks):
         scored(write({**LINE, "target": "(A)"}), "orca", files=snarks)
     with pytest.raises(BenchmarkError, match=r":1: the benchmark's files ask no snarks/200"):
         scored(write({**LINE, "id": "200"}), "orca", files=snarks)
+
+
+def sample(number, *, filter="none", **metrics):
+    """A line of lm-eval's samples (lm_eval/evaluator.py of 4e7e0d4), shortened."""
+    return {
+        "doc_id": number, "doc": {"query": f"{number}?"}, "target": "(A)", "arguments": {},
+        "resps": [["(A)"]], "filtered_resps": ["(A)"], "filter": filter, "metrics": list(metrics),
+        "doc_hash": f"{number:064}", "prompt_hash": "", "target_hash": "", **metrics,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def samples(tmp_path):
+    def written(name, rows):
+        path = tmp_path / "out/model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return tmp_path / "out"
+
+    return written
+
+
+TIMED = "samples_bbh_zeroshot_snarks_2026-08-21T19-56-54.123456.jsonl"
+
+
+def test_lm_evals_samples_are_items(samples):
+    folder = samples(TIMED, [sample(number, exact_match=number % 2) for number in range(4)])
+    items = replies.read_items(folder)
+    assert [item.correct for item in items] == [False, True, False, True]
+    assert {(item.benchmark, item.task, item.mode) for item in items} == {
+        ("lm_eval", "bbh_zeroshot_snarks", "exact_match,none")
+    }
+    assert items[1].id == "1-00000000"
+    assert replies.read_items(folder / "model" / TIMED) == items
+
+
+def test_one_metric_under_one_filter_is_compared(samples):
+    rows = [sample(0, filter=name, acc=1.0, acc_norm=0.0, brier=[0.2]) for name in ("strict", "loose")]
+    folder = samples(TIMED, rows)
+    with pytest.raises(BenchmarkError, match=r"acc,strict, acc_norm,strict, .*: name one by --metric"):
+        replies.read_items(folder)
+    with pytest.raises(BenchmarkError, match="acc,strict, acc,loose: name one by --metric"):
+        replies.read_items(folder, "acc")
+    assert [item.correct for item in replies.read_items(folder, "acc,loose")] == [True]
+    assert [item.correct for item in replies.read_items(folder, "acc_norm,loose")] == [False]
+    with pytest.raises(BenchmarkError, match=r"\.jsonl: no f1 in it"):
+        replies.read_items(folder, "f1")
+    with pytest.raises(
+        BenchmarkError, match=r"\.jsonl:1: brier,strict is \[0.2\], neither 1 \(right\) nor 0"
+    ):
+        replies.read_items(folder, "brier,strict")
+
+
+def test_what_is_no_sample_is_refused(samples, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"neither items\.jsonl nor lm-eval's samples_\*\.jsonl in it"):
+        replies.read_items(tmp_path)
+    folder = samples("samples_a.jsonl", [LINE])
+    with pytest.raises(BenchmarkError, match=r"samples_a\.jsonl:1: no sample of lm-eval"):
+        replies.read_items(folder)
+    samples("samples_a.jsonl", [sample(0, acc=1)])
+    samples("samples_a_2026-08-21T19-56-54.123456.jsonl", [sample(0, acc=1)])
+    with pytest.raises(BenchmarkError, match=r"a is in .*samples_a\.jsonl too; name one of the two files"):
+        replies.read_items(folder)

@@ -116,6 +116,33 @@ def test_another_workdirs_student_in_two_modes_and_samples_under_a_message(
     assert "stderr_clustered" in found
 
 
+def test_parts_on_split_and_copied_students_score_as_the_whole(mini, finished, benchmarks, tmp_path):
+    changes = {"benchmarks.agieval": benchmarks["benchmarks.agieval"], "puzzles.families": ()}
+    whole, options = mini(**changes), Options(model=str(finished), limit=9)
+    evaluate.run(whole, tmp_path / "whole", options)
+    for part, sizes in (((1, 2), {"tensor": 2}), ((2, 2), {"copies": 3})):
+        given = mini(**changes, **{f"evaluation.{name}": value for name, value in sizes.items()})
+        evaluate.run(given, tmp_path / "split", dataclasses.replace(options, part=part))
+        assert not list((tmp_path / "split").rglob("scores.json"))
+    evaluate.run(whole, tmp_path / "split", options)
+    expected, *found = (next((tmp_path / name).rglob("items.jsonl")) for name in ("whole", "split"))
+    assert list(read_jsonl(*found, Item)) == list(read_jsonl(expected, Item))
+    manifests = [json.loads((path.parent / "manifest.json").read_text()) for path in (expected, *found)]
+    assert manifests[0]["fingerprint"] == manifests[1]["fingerprint"]
+
+
+def test_more_copies_than_devices_are_refused(mini, finished):
+    config = mini(**{"evaluation.copies": 5, "evaluation.tensor": 2})
+    with pytest.raises(ValueError, match="5 copies over 2 devices each are more than this host's 8"):
+        evaluate.run(config, finished, Options(model=str(finished)))
+
+
+@pytest.mark.parametrize("given", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(given):
+    with pytest.raises(ValueError, match=f"--part={given} must be auto, or I/N"):
+        evaluate.part_of(given)
+
+
 def test_samples_that_would_be_the_same_are_refused(mini, finished):
     with pytest.raises(ValueError, match=r"all the same at temperature 0; set evaluation\.temperature"):
         evaluate.run(mini(), finished, Options(samples=2))

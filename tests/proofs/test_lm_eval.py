@@ -17,7 +17,8 @@ import lm_eval
 from lm_eval.api.instance import Instance
 
 from orca_jax.evaluation.benchmarks import registry
-from orca_jax.evaluation.lm_eval import RESULTS, SAMPLES, StudentLM, evaluate, windows
+from orca_jax.evaluation.lm_eval import RESULTS, StudentLM, evaluate, windows
+from orca_jax.evaluation.replies import read_items
 from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 from tests.student.students import SMALL, make_params
@@ -103,8 +104,7 @@ def test_lm_eval_runs_its_own_task_on_the_student(student, shared_data, tmp_path
     assert "flexible-extract" in table
     found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
     assert "exact_match,flexible-extract" in found["results"][name]
-    samples = json.loads((out / SAMPLES).read_text(encoding="utf-8"))
-    assert len(samples[name]) == 2 * 3
+    assert len(read_items(out, "exact_match,strict-match")) == 3
 
 
 @pytest.mark.realdata
@@ -116,7 +116,8 @@ def test_choices_by_likelihood_are_lm_evals_own_over_local_files(student, shared
     ]
     name = local_task(tmp_path, "agieval/sat-math", rows)
     evaluate(student, [name], tmp_path / "out", include_path=str(tmp_path), limit=3, bootstrap_iters=0)
-    found = json.loads((tmp_path / "out" / SAMPLES).read_text(encoding="utf-8"))[name]
+    lines = (tmp_path / "out" / f"samples_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    found = list(map(json.loads, lines))
     assert len(found) == 3
     for sample, row in zip(sorted(found, key=lambda sample: sample["doc_id"]), rows):
         assert [text.strip() for _, text in sample["arguments"]] == [text.strip() for text in row["choices"]]

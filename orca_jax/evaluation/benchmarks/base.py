@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import collections
+import csv
 import dataclasses
+import io
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -55,11 +58,12 @@ class Question:
 
 
 class Group(NamedTuple):
-    """A benchmark's named aggregate: unweighted over tasks (`macro`) or weighted by size (`micro`)."""
+    """A benchmark's named aggregate: unweighted over tasks (`macro`) or weighted by size (`micro`); for
+    `harmonic` see `statistics.harmonic_mean`."""
 
     name: str
     tasks: tuple[str, ...]
-    kind: Literal["macro", "micro"]
+    kind: Literal["macro", "micro", "harmonic"]
 
 
 class Document(NamedTuple):
@@ -92,14 +96,19 @@ def rows(
 
     Args:
       sizes: how many rows there may be; empty: any number.
-      read: of a line; by default each is a JSON object, and a .json file may hold one array of such.
+      read: of a line; by default each is a JSON object, a .json file may hold one array of such, and .csv
+        and .parquet files are read too.
 
     Raises:
       BenchmarkError: the file is absent, truncated, not UTF-8 or not JSON; names file and line.
     """
     path = Path(path)
     try:
-        found = list(files.rows(path) if path.suffix == ".json" else files.line_rows(path, read))
+        if path.suffix == ".csv":
+            return _csv_rows(path)
+        found = list(
+            files.rows(path) if path.suffix in (".json", ".parquet") else files.line_rows(path, read)
+        )
     except FileNotFoundError:
         raise BenchmarkError(f"{path}: no such file") from None
     except RecordError as error:
@@ -113,6 +122,27 @@ def rows(
     return [(row.where, row.values) for row in found]
 
 
+def _csv_rows(path: Path) -> list[tuple[str, Any]]:
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        return [(f"{path}:{reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BenchmarkError(f"{path}: not a CSV file ({error}); fetch it again") from error
+
+
+def examples(path: Path, size: int) -> list[tuple[str, str]]:
+    """Input and target of each example of a BIG-Bench file; raises BenchmarkError unless it has `size`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["examples"]
+        rows = [(str(example["input"]), str(example["target"])) for example in found]
+    except FileNotFoundError:
+        raise BenchmarkError(f"{path}: no such file") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path}: not a BIG-Bench file ({error!r}); fetch it again") from error
+    check_size(path, len(rows), [size])
+    return rows
+
+
 def check_size(path: Path, found: int, sizes: Collection[int]) -> None:
     """Raises BenchmarkError, naming the file and both sizes, unless `found` is one of the known sizes."""
     if sizes and found not in sizes:
@@ -122,9 +152,9 @@ def check_size(path: Path, found: int, sizes: Collection[int]) -> None:
 
 def find(directory: str | Path, names: Iterable[str], benchmark: str) -> list[Path]:
     """The files of these names that `directory` holds. Raises BenchmarkError if there is none."""
-    expected = [Path(directory) / name for name in names]
-    if not (found := [path for path in expected if path.is_file()]):
-        known = ", ".join(path.name for path in expected)
+    names = list(names)
+    if not (found := [path for name in names if (path := Path(directory) / name).is_file()]):
+        known = ", ".join(names)
         raise BenchmarkError(f"{directory} holds no {benchmark} file; expected some of {known}")
     return found
 

@@ -10,7 +10,6 @@ the order in which the files list them. The four tasks with free answers have no
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +87,7 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
             _question(task, row, text, target, mode=mode, where=f"{path}, row {row}")
             for task, path in _files(directory)
             if not (mode == "orca" and task.free)
-            for row, (text, target) in enumerate(_rows(path, task))
+            for row, (text, target) in enumerate(base.examples(path, task.size))
             if row not in UNSCORED.get(task.name, ())
         ]
     )
@@ -97,23 +96,12 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
 def documents(directory: str | Path) -> Iterator[Document]:
     """The inputs of a folder's files, unscored rows too."""
     for task, path in _files(directory):
-        for row, (text, _) in enumerate(_rows(path, task)):
+        for row, (text, _) in enumerate(base.examples(path, task.size)):
             yield Document(BENCHMARK, f"{task.name}-{row}", text)
 
 
 def _files(directory: str | Path) -> list[tuple[Task, Path]]:
     return [(TASKS[path.stem], path) for path in base.find(directory, [f"{t}.json" for t in TASKS], "BBH")]
-
-
-def _rows(path: Path, task: Task) -> list[tuple[str, str]]:
-    """Input and target of each row."""
-    try:
-        examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
-        rows = [(str(example["input"]), str(example["target"])) for example in examples]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path}: not a BBH file ({error!r}); fetch it again") from error
-    base.check_size(path, len(rows), [task.size])
-    return rows
 
 
 def _question(task: Task, row: int, text: str, verbatim: str, *, mode: str, where: str) -> Question:

@@ -10,14 +10,12 @@ There is no target. The benchmark's name is that of the paper's scores in `publi
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
+from orca_jax.evaluation.benchmarks.base import Document, Question
 
 BENCHMARK = "gpt4_judge"
 MODE = "open_ended"
@@ -45,7 +43,7 @@ def questions(path: str | Path, *, source: str, mode: str = MODE) -> list[Questi
     """The prompts of one of `SOURCES`, in file order."""
     sizes, names, kept = SOURCES[source]
     path, made = Path(path), list[Question]()
-    for number, (where, row) in enumerate(_csv_rows(path) if path.suffix == ".csv" else base.rows(path)):
+    for number, (where, row) in enumerate(base.rows(path)):
         turns = row.get("turns")
         first = {"turns": turns[0]} if isinstance(turns, list) and turns else {}
         text = base.text_field(row | first, names, where)
@@ -59,11 +57,3 @@ def documents(path: str | Path, *, source: str) -> Iterator[Document]:
     """The prompts of one source; the benchmark is the source's name."""
     for question in questions(path, source=source):
         yield Document(source, question.id, question.text)
-
-
-def _csv_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
-        return [(f"{path}:{reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BenchmarkError(f"{path}: not a CSV file ({error}); fetch it again") from error

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from orca_jax.config import BENCHMARK_MODES
-from orca_jax.evaluation.benchmarks import agieval, bbh, gsm8k, open_ended, toxigen, truthfulqa
+from orca_jax.config import BENCHMARK_MODES, CHOICES_MODES, ChoicesConfig
+from orca_jax.evaluation.benchmarks import agieval, bbeh, bbh, choices, gsm8k, open_ended, toxigen, truthfulqa
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 
@@ -25,6 +25,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "bbh": Benchmark(bbh.questions, bbh.documents, bbh.GROUPS),
+    "bbeh": Benchmark(bbeh.questions, bbeh.documents, bbeh.GROUPS),
     "agieval": Benchmark(agieval.questions, agieval.documents, agieval.GROUPS),
     "truthfulqa_mc": Benchmark(truthfulqa.questions, truthfulqa.documents, part=True),
     "toxigen": Benchmark(toxigen.questions, toxigen.documents, scored=False),
@@ -40,19 +41,25 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def questions(name: str, path: str | Path, *, mode: str, size: int | None = None) -> list[Question]:
+def questions(
+    name: str, path: str | Path | ChoicesConfig, *, mode: str, size: int | None = None
+) -> list[Question]:
     """A benchmark's questions in one of its modes (`BENCHMARK_MODES`).
 
     Args:
+      path: its folder or file, or where a set of a config's own has what.
       size: rows that its file must have, where it is not known by the file's name.
 
     Raises:
       BenchmarkError: name or mode is unknown, or a file is absent, truncated, damaged or has a target that is
         none of its options (BBH's known faults apart); names file and row.
     """
-    benchmark = _benchmark(name)
-    if mode not in BENCHMARK_MODES[name]:
-        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(BENCHMARK_MODES[name])}")
+    modes = CHOICES_MODES if isinstance(path, ChoicesConfig) else BENCHMARK_MODES[_known(name)]
+    if mode not in modes:
+        raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(modes)}")
+    if isinstance(path, ChoicesConfig):
+        return choices.questions(path, mode=mode)
+    benchmark = BENCHMARKS[name]
     if size is None:
         return benchmark.questions(path, mode=mode)
     if not benchmark.part:
@@ -60,22 +67,26 @@ def questions(name: str, path: str | Path, *, mode: str, size: int | None = None
     return benchmark.questions(path, mode=mode, size=size)
 
 
-def documents(sources: Mapping[str, str | Path]) -> Iterator[Document]:
+def documents(sources: Mapping[str, str | Path | ChoicesConfig]) -> Iterator[Document]:
     """The texts of all named benchmarks, by folder or file, for `queries.contamination`; raises likewise."""
-    return itertools.chain.from_iterable(_benchmark(name).documents(path) for name, path in sources.items())
+    return itertools.chain.from_iterable(
+        choices.documents(path)
+        if isinstance(path, ChoicesConfig)
+        else BENCHMARKS[_known(name)].documents(path)
+        for name, path in sources.items()
+    )
 
 
-def _benchmark(name: str) -> Benchmark:
+def _known(name: str) -> str:
     if name not in BENCHMARKS:
         raise BenchmarkError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    return name
 
 
 def show(benchmark: str, path: str | Path, mode: str = "", task: str = "", size: int | None = None) -> str:
     """The first question of a benchmark in each of its modes; in one `mode`, the first of each task."""
-    _benchmark(benchmark)
     parts = []
-    for name in [mode] if mode else BENCHMARK_MODES[benchmark]:
+    for name in [mode] if mode else BENCHMARK_MODES[_known(benchmark)]:
         asked = [q for q in questions(benchmark, path, mode=name, size=size) if task in ("", q.task)]
         tasks = {question.task: question for question in reversed(asked)}
         parts.append(f"== {benchmark}, mode {name}: {len(asked)} questions of {len(tasks)} tasks")

@@ -114,7 +114,7 @@ def test_damage_is_named_with_file_and_row(folder):
     with pytest.raises(BenchmarkError, match=r"causal_judgement\.json, row 186: target 'Maybe'"):
         registry.questions("bbh", folder, mode="orca")
     (folder / "causal_judgement.json").write_text('{"examples": [', encoding="utf-8")
-    with pytest.raises(BenchmarkError, match=r"causal_judgement\.json: not a BBH file"):
+    with pytest.raises(BenchmarkError, match=r"causal_judgement\.json: not a BIG-Bench file"):
         registry.questions("bbh", folder, mode="orca")
 
 

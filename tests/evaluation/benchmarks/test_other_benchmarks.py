@@ -132,7 +132,7 @@ def test_all_benchmarks_by_name(prompts, tmp_path_factory):
     path = write_awesome(tmp_path_factory.mktemp("awesome") / "prompts.csv", 164)
     sources = {"toxigen": prompts, "awesome_prompts": path}
     assert {document.benchmark for document in registry.documents(sources)} == set(sources)
-    with pytest.raises(base.BenchmarkError, match="unknown benchmark 'mmlu'; known: bbh, agieval"):
+    with pytest.raises(base.BenchmarkError, match="unknown benchmark 'mmlu'; known: bbh, bbeh, agieval"):
         list(registry.documents({"mmlu": path}))
 
 
