@@ -114,6 +114,16 @@ def test_errors_name_the_key(path, value, message):
         load(changed(path, value))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"), [("puzzles", "families", []), ("data", "validation_fraction", 0)]
+)
+def test_evaluations_while_training_need_puzzles_that_are_held_out(part, key, value):
+    values = changed(("train", "evaluate_every"), 5)
+    values[part][key] = value
+    with pytest.raises(ConfigError, match=r"set puzzles\.families and data\.validation_fraction, or"):
+        load(values)
+
+
 def test_a_missing_key_is_named():
     values = changed(("name",), "x")
     del values["student"]["vocab_size"]
@@ -128,8 +138,8 @@ def count_keys(kind):
     return sum(count_keys(key) if dataclasses.is_dataclass(key) else 1 for key in keys)
 
 
-def test_an_experiment_has_at_most_61_keys():
-    assert 40 < count_keys(ExperimentConfig) <= 61
+def test_an_experiment_has_at_most_66_keys():
+    assert 40 < count_keys(ExperimentConfig) <= 66
 
 
 def test_plain_is_what_json_gives_back():

@@ -62,6 +62,7 @@ ALONE = {
     "teachers[].samples": "an API has its own, and a file none",
     "teachers[].api.batch": "the server of this test has no Batch API",
     "student.lora.rank": "needs student.init",
+    "openorca train.evaluate_every": "needs puzzles",
     "flan": "needs FLAN's files; tests/experiments/test_queries.py has some",
     "choices": "needs a file; tests/evaluation/benchmarks/test_choices.py has some",
     "benchmarks.": "needs a benchmark's file; own_prompts stands for all",
@@ -114,7 +115,7 @@ class NoTrainer:
     """In the place of training."""
 
     def __init__(self, *_, curriculum, **__):
-        self.curriculum = types.SimpleNamespace(total_steps=curriculum.total_steps)
+        self.curriculum = types.SimpleNamespace(total_steps=curriculum.total_steps, ended={})
 
     def run(self):
         return {}
@@ -253,6 +254,8 @@ def excluded(config, path):
         out = {*getattr(kind, "NO_NUMBER", ()), *getattr(kind, "LISTS", ())}
         if kind is TrainConfig and not any(stage.until_plateau for stage in config.curriculum):
             out |= {*TrainConfig.PLATEAU}
+        if kind is TrainConfig and all(stage.plateau_of == "loss" for stage in config.curriculum):
+            out |= {*TrainConfig.EVALUATED}
         if key in out:
             return True
         if not dataclasses.is_dataclass(kind):

@@ -33,18 +33,22 @@ def validation_puzzles(config: ExperimentConfig) -> list[Puzzle]:
     Raises:
       ValueError: a family has fewer of them.
     """
-    made = [
-        puzzle
-        for family in config.puzzles.families
-        for puzzle in puzzles.make_puzzles(
-            family,
-            difficulties=config.evaluation.difficulties,
-            count=config.train.evaluate_per_family,
-            seed=config.evaluation.seed,
-            split="train",
-            keep=lambda puzzle: held_out(puzzle.id, config),
-        )
-    ]
+    own = config.evaluation
+
+    def held(puzzle: Puzzle) -> bool:
+        return held_out(puzzle.id, config)
+
+    wanted: dict[str, Any] = {"difficulties": own.difficulties, "count": config.train.evaluate_per_family}
+    try:
+        made = [
+            puzzle
+            for family in config.puzzles.families
+            for puzzle in puzzles.make_puzzles(family, **wanted, seed=own.seed, split="train", keep=held)
+        ]
+    except ValueError as error:
+        raise ValueError(
+            f"lower train.evaluate_per_family or raise data.validation_fraction: {error}"
+        ) from error
     texts = (document.text for document in registry.documents(config.given_benchmarks))
     return puzzles.drop_known(made, texts)[0]
 

@@ -1,6 +1,7 @@
 """The training program: what a run depends on, and what its manifest says."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError, read_manifest
 from orca_jax.experiments import train
-from orca_jax.training import metrics
+from orca_jax.training import hosts, metrics
 from orca_jax.training.checkpoints import load_params
 
 
@@ -83,6 +84,57 @@ def test_what_changes_no_parameter_is_no_other_run(finished, mini, key, value):
     before = (finished / "training/manifest.json").stat().st_mtime_ns
     train.run(changed(mini, key, value), finished)
     assert (finished / "training/manifest.json").stat().st_mtime_ns == before
+
+
+def evaluating(mini, every, **of_first):
+    """mini's config with evaluations, whose first stage has other settings."""
+    config = mini(
+        **{"train.evaluate_every": every, "train.evaluate_per_family": 2, "evaluation.max_tokens": 4}
+    )
+    first, second = config.curriculum
+    return dataclasses.replace(config, curriculum=(dataclasses.replace(first, **of_first), second))
+
+
+def evaluations(workdir):
+    return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "evaluation"]
+
+
+def test_evaluations_while_training_change_no_parameter(copied, finished, mini):
+    workdir = copied("training")
+    train.run(evaluating(mini, 2), workdir)
+    mine, theirs = (load_params(w / "training/checkpoints")[1] for w in (workdir, finished))
+    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    first, second = (read_manifest(w / "training")["fingerprint"] for w in (workdir, finished))
+    assert first == second
+    rows = evaluations(workdir)
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    assert {"accuracy", "stderr", "chance", "unparsed", "accuracy/family=navigate"} <= set(rows[0])
+    assert rows[0]["n"] == 8
+
+
+def test_a_stage_that_stops_rising_ends_and_a_killed_run_ends_there_too(copied, mini):
+    workdir = copied("training")
+    config = evaluating(mini, 1, until_plateau=1, plateau_of="accuracy")  # three steps teach it nothing
+    train.run(config, workdir)
+    step, params = load_params(workdir / "training/checkpoints")
+    manifest, rows = read_manifest(workdir / "training"), evaluations(workdir)
+    assert step == manifest["counts"]["steps"] == 5
+    assert manifest["counts"]["ended"] == [{"stage": "apprentice", "steps": 2, "plateau_of": "accuracy"}]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    with pytest.raises(ArtifactError, match=r"evaluation.max_tokens: 4 there, 9 now"):
+        train.run(changed(lambda: config, "evaluation.max_tokens", 9), workdir)
+    (workdir / "training/manifest.json").unlink()
+    shutil.rmtree(workdir / "training/checkpoints/5")
+    train.run(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, load_params(workdir / "training/checkpoints")[1], params)
+    assert evaluations(workdir) == rows
+    assert read_manifest(workdir / "training")["counts"]["ended"] == manifest["counts"]["ended"]
+
+
+def test_several_hosts_do_not_evaluate_while_training(finished, mini, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(hosts.HostsError, match=r"train\.evaluate_every works on one host"):
+        train.run(evaluating(mini, 2), finished)
 
 
 def test_without_tokens_it_says_what_is_missing(tmp_path, mini):

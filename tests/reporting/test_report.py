@@ -89,6 +89,8 @@ def write_training(directory, inputs, stages=("apprentice", "expert")):
         for step in range(1, 21)
     ]
     rows.append({"kind": "validation", "step": 20, "loss": 0.5, "loss/teacher=apprentice": 0.7})
+    rows.append({"kind": "evaluation", "step": 20, "accuracy": 0.5, "stderr": 0.05, "n": 100, "chance": 0.25})
+    rows[-1]["accuracy/family=navigate"] = 0.75
     (directory / "training").mkdir(parents=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (directory / "training" / metrics.FILE).write_text(lines, encoding="utf-8")
@@ -195,6 +197,10 @@ def read(workdir):
     return page
 
 
+def page_text(workdir):
+    return (workdir / "report.html").read_text(encoding="utf-8")
+
+
 def section(workdir, name):
     text = (workdir / "report.html").read_text(encoding="utf-8")
     return Page(re.search(rf'<section id="{name}">.*?</section>', text, re.S)[0])
@@ -207,8 +213,12 @@ def test_a_run_has_every_part(reported):
         "Training loss by stage.", "Validation loss on held-out traces, by teacher.", "Learning rate.",
         "Throughput, padding not counted.", "Written", "Examples by system message",
         "Different from the default",
+        "Accuracy on validation puzzles while training, by family: 100 questions, standard error at most 5.0 "
+        "over all.",
     ):  # fmt: skip
         assert caption in captions
+    assert "navigate: 75 at step 20" in (alt := page_text(reported))
+    assert "chance: 25 at step 20" in alt
     assert "Distinct n-grams." in page.text
     assert tables.ORACLE_NOTE in page.text
     assert page.text.count("not kept") == 3  # the questions whose text is not given
