@@ -54,6 +54,7 @@ STEPS = "--config.curriculum[0].steps=100 --config.curriculum[1].steps=100"
 # What is put in the place of what: sizes, ports, and where a page's examples would meet in one workdir.
 CHANGES = (
     (r"^launch/tpu_pod\.sh keep", "python -m experiments.train"),
+    (r"^launch/tpu_pod\.sh evaluate", "python -m experiments.evaluate run"),
     (r"/share/orca-13b", "runs/orca-13b"),
     (r"\.py:init=/share/llama-13b", ".py:init=llama-13b,runlocal"),
     (r"^--config\.", r"python -m experiments.prepare --config=configs/mini.py --workdir=runs/filtered \g<0>"),
