@@ -110,6 +110,7 @@ def evaluate(
     found = lm_eval.simple_evaluate(
         model=StudentLM(student), tasks=list(tasks), log_samples=True, task_manager=tasks_known, **options
     )
+    found["config"]["model_dtype"] = student.dtype
     samples = found.pop("samples")
     for name, value in ((RESULTS, found), (SAMPLES, samples)):
         with atomic_write(out / name) as file:
