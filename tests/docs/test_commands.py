@@ -123,6 +123,7 @@ SAID = {
     r"\.inspect .*--find": "turn",
     r"benchmarks\.encode": "times sentencepiece",
     r"benchmarks\.gpu": "tokens",
+    r"benchmarks\.load": r"\| bfloat16 +\|",
     r"\.plan ": "a chip needs",
     r"\.evaluate compare": r"p \(McNemar\)",
     r"\.evaluate show": "-- target|questions of 1 tasks",
