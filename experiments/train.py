@@ -16,12 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from orca_jax import storage
 from orca_jax.config import ExperimentConfig
 from orca_jax.planning import chips
+from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts
 from orca_jax.training.run import train
+from orca_jax.training.trainer import Evaluate
 
 
 def profiled(steps: str) -> tuple[int, int] | None:
@@ -64,7 +67,13 @@ def run(
         if jax.process_index():
             storage.push_logs_alone()
     peak = peak_flops(options.peak_tflops, jax.devices()[0].device_kind, config.train.compute_dtype)
-    train(config, workdir, peak_flops=peak, profile=profile, on_begin=on_begin)
+
+    def evaluation(made: ExperimentConfig, student: LlamaConfig, mesh: Mesh) -> Evaluate:
+        from orca_jax.evaluation.during_training import StudentEvaluation  # imports take half a second
+
+        return StudentEvaluation(made, student, mesh, workdir)
+
+    train(config, workdir, peak_flops=peak, profile=profile, on_begin=on_begin, evaluation=evaluation)
 
 
 def main() -> None:

@@ -369,9 +369,12 @@ class StageConfig:
     # Weights at the stage's end, reached from `datasets` in a straight line; a data set that is left out has
     # weight 0. Empty: `datasets` holds throughout.
     anneal_to: Mapping[str, float] = field(default_factory=dict)
-    # Ends the stage after so many validations in a row without a new lowest loss, and at its epochs or steps
-    # at the latest, over which the learning rate falls; 0: there.
+    # Ends the stage after so many validations in a row without a new lowest loss, or
+    # evaluations without a new highest accuracy, and at its epochs or steps at the latest, over which the
+    # learning rate falls; 0: there.
     until_plateau: Count = 0
+    # The loss of held-out traces, see `train.validate_every`, or accuracy, see `train.evaluate_every`.
+    plateau_of: Literal["loss", "accuracy"] = "loss"
     skip_spikes: float = 0.0  # skips steps of a gradient norm over so many running means; 0: none
 
     def __post_init__(self) -> None:
@@ -420,9 +423,14 @@ class TrainConfig:
     keep: Positive = 2  # checkpoints preserved
     log_every: Positive = 10  # steps
     validate_every: Count = 0  # steps; 0: only at the end of a stage
+    # Steps after which the student answers validation puzzles, as it does at the end of a stage; 0: never.
+    evaluate_every: Count = 0
+    evaluate_per_family: Positive = 50  # validation puzzles of a family
 
     NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every")
     PLATEAU: ClassVar = ("validate_every",)  # counts where a stage ends at a plateau
+    # Count where a stage ends at a plateau of accuracy.
+    EVALUATED: ClassVar = ("evaluate_every", "evaluate_per_family")
 
     def __post_init__(self) -> None:
         if self.batch_rows % self.accumulation:
@@ -547,6 +555,11 @@ class ExperimentConfig:
             )
         for stage in self.curriculum:
             _check_known(f"curriculum stage {stage.name!r} names data set", stage.names, names)
+        if self.train.evaluate_every and not (self.puzzles.families and self.data.validation_fraction):
+            raise ValueError(
+                "train.evaluate_every asks the puzzles that data.validation_fraction holds out: set "
+                "puzzles.families and data.validation_fraction, or train.evaluate_every=0"
+            )
 
     @property
     def asked_shares(self) -> set[float]:

@@ -21,7 +21,11 @@ LAYERS = (
 )
 SHARED = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
 WITHOUT_JAX = ("queries", "teachers", "evaluation", "reporting")
-RUNS_A_MODEL = {"evaluation/run.py", "evaluation/model.py"}  # and may know JAX
+RUNS_A_MODEL = {
+    "evaluation/run.py",
+    "evaluation/model.py",
+    "evaluation/during_training.py",
+}  # and may know JAX
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -40,9 +40,9 @@ def read(workdir: Path, teacher: str) -> Iterator[Trace]:
     return files.read_jsonl(workdir / "traces" / teacher / TRACES, Trace)
 
 
-def held_out(trace: Trace | Flagged, config: ExperimentConfig) -> bool:
-    """Whether a trace's query belongs to validation; the same for every teacher."""
-    return unit_hash("validation", config.seed, trace.query_id) < config.data.validation_fraction
+def held_out(query_id: str, config: ExperimentConfig) -> bool:
+    """Whether a query belongs to validation; the same for every teacher."""
+    return unit_hash("validation", config.seed, query_id) < config.data.validation_fraction
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def make_flags(
         every = zip(flagged(workdir, teacher.name), read(workdir, teacher.name), strict=True)
         for entry, trace in every:
             good = trace.outcome is Outcome.OK and trace.messages[-1].weight > 0
-            serves = entry.left_out is None and good and not held_out(entry, config)
+            serves = entry.left_out is None and good and not held_out(entry.query_id, config)
             kind = trace.task, trace.system_message_id
             candidates.append(Candidate(entry.offset, entry.query_id, kind, serves))
         shots = traces.draw_shots(candidates, teacher.shots, config.seed)
@@ -126,7 +126,7 @@ def part(config: ExperimentConfig, workdir: Path, name: str) -> PlacedTraces:
         offsets = [
             entry.offset
             for entry in flagged(workdir, teacher.name)
-            if entry.left_out is None and held_out(entry, config) == (name == VALIDATION)
+            if entry.left_out is None and held_out(entry.query_id, config) == (name == VALIDATION)
         ]
         parts[path := workdir / "traces" / teacher.name / TRACES] = offsets
         if teacher.shots:

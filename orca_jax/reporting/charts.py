@@ -15,7 +15,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -229,6 +229,7 @@ def lines(
     x: str = "training step",
     log: str = "",
     marks: bool = False,
+    dashed: Collection[str] = (),
     starts: Mapping[str, float] | None = None,
 ) -> Chart | None:
     """A line a series; None where no series has a point.
@@ -236,6 +237,7 @@ def lines(
     Args:
       log: the logarithmic axes, of `x` and `y`; values that they cannot show are left out.
       marks: a mark at each point.
+      dashed: the series that are drawn so.
       starts: stage to the step at which it begins, drawn as upright lines.
     """
     kept: dict[str, list[Point]] = {}
@@ -249,9 +251,10 @@ def lines(
     if not every:
         return None
     axes = _axes(260)
-    for at, points in enumerate(kept.values()):
+    for at, (name, points) in enumerate(kept.items()):
         marker = "o" if marks or len(points) == 1 else ""
-        axes.plot(*np.reshape(points, (-1, 2)).T, marker=marker, color=colour(at), lw=1.8, clip_on=False)
+        style: Any = {"marker": marker, "color": colour(at), "ls": "--" if name in dashed else "-"}
+        axes.plot(*np.reshape(points, (-1, 2)).T, **style, lw=1.8, clip_on=False)
     _scale(axes, "x", (a for a, _ in every), log="x" in log)
     _scale(axes, "y", (b for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)

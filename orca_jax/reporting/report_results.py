@@ -25,7 +25,7 @@ from orca_jax.reporting.tables import UNNAMED, Table, mean_cell, percent
 
 
 WAITS = {"data_wait": "waiting for data", "save_wait": "saving checkpoints"}
-BY_TEACHER = "loss/teacher="
+BY_TEACHER, BY_FAMILY = "loss/teacher=", "accuracy/family="
 NATS = "nats a supervised token (log)"
 Row = Mapping[str, Any]
 
@@ -37,22 +37,23 @@ class History:
     name: str
     train: Sequence[Row]
     validations: Sequence[Row]
+    evaluations: Sequence[Row]
 
     @classmethod
     def of(cls, name: str, rows: Sequence[Row]) -> History:
-        kinds = {kind: [row for row in rows if row["kind"] == kind] for kind in ("train", "validation")}
-        return cls(name, kinds["train"], kinds["validation"])
+        kinds = ("train", "validation", "evaluation")
+        return cls(name, *([row for row in rows if row["kind"] == kind] for kind in kinds))
 
     @property
     def spans(self) -> list[tuple[str, int, int]]:
-        """(stage, first step, last step), as far as what was logged tells: a stage ends with a validation."""
+        """(stage, first step, last step), as far as what was logged tells: a stage's end is assessed."""
         logged: dict[str, list[int]] = {}
         for row in self.train:
             logged.setdefault(row["stage"], []).append(row["step"])
         nexts = [steps[0] for steps in logged.values()][1:] + [math.inf]
-        spans, before = [], 0
+        spans, before, assessed = [], 0, [*self.validations, *self.evaluations]
         for (stage, steps), begun in zip(logged.items(), nexts):
-            last = max([steps[-1], *(row["step"] for row in self.validations if row["step"] < begun)])
+            last = max([steps[-1], *(row["step"] for row in assessed if row["step"] < begun)])
             spans.append((stage, before + 1, last))
             before = last
         return spans
@@ -63,6 +64,10 @@ class History:
 
 def points(rows: Sequence[Row], key: str) -> list[Point]:
     return [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def percents(rows: Sequence[Row], key: str) -> list[Point]:
+    return [(step, 100 * share) for step, share in points(rows, key)]
 
 
 def goodputs(rows: Sequence[Row]) -> list[Point]:
@@ -82,39 +87,56 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
         names = dict.fromkeys(key for row in run.validations for key in row if key.startswith(BY_TEACHER))
         losses = {key.removeprefix(BY_TEACHER) or UNNAMED: points(run.validations, key) for key in names}
         losses |= {"all teachers": points(run.validations, "loss")}
+        names = dict.fromkeys(key for row in run.evaluations for key in row if key.startswith(BY_FAMILY))
+        rights = {key.removeprefix(BY_FAMILY): percents(run.evaluations, key) for key in names}
+        rights |= {"all families": percents(run.evaluations, "accuracy")}
         shares = {"goodput": goodputs(run.train)} | {
-            name: [(x, 100 * y) for x, y in points(run.train, key)] for key, name in WAITS.items()
+            name: percents(run.train, key) for key, name in WAITS.items()
         }
         captions = (
             "The curriculum: stages over training steps.",
             "Training loss by stage.",
             "Validation loss on held-out traces, by teacher.",
+            "Accuracy on validation puzzles while training, by family: {} over all.",
             "Where the time of training steps goes: goodput is what is not waited.",
         )
     else:
         spans = {run.name: run.spans for run in histories}
         parts = {run.name: list(run.train) for run in histories}
         losses = {run.name: points(run.validations, "loss") for run in histories}
+        rights = {run.name: percents(run.evaluations, "accuracy") for run in histories}
         shares = {run.name: goodputs(run.train) for run in histories}
         captions = (
             "The curricula: stages over training steps.",
             "Training loss.",
             "Validation loss on the held-out traces of all teachers.",
+            "Accuracy on validation puzzles while training: {}.",
             "Goodput: the share of the time of training steps that is not waited.",
         )
 
     def of(key: str) -> dict[str, list[Point]]:
         return {name: points(rows, key) for name, rows in parts.items()}
 
+    evaluated = next((run.evaluations for run in histories if run.evaluations), [])
+    errors = [error for run in histories for _, error in percents(run.evaluations, "stderr")]
+    asked = f"{evaluated[-1]['n']} questions, standard error at most {max(errors):.1f}" if errors else ""
     found = [
         charts.timeline(spans, caption=captions[0]),
         charts.lines(of("loss"), caption=captions[1], y=NATS, log="y", starts=starts),
         charts.lines(losses, caption=captions[2], y=NATS, log="y", marks=True, starts=starts),
+        charts.lines(
+            {**rights, "chance": percents(evaluated, "chance")},
+            caption=captions[3].format(asked),
+            y="per cent",
+            marks=True,
+            dashed=("chance",),
+            starts=starts,
+        ),
         charts.lines(of("learning_rate"), caption="Learning rate.", y="learning rate", starts=starts),
         charts.lines(
             of("tokens_per_second"), caption="Throughput, padding not counted.", y="tokens a second"
         ),
-        charts.lines({n: found for n, found in shares.items() if found}, caption=captions[3], y="per cent"),
+        charts.lines({n: found for n, found in shares.items() if found}, caption=captions[4], y="per cent"),
     ]
     return [chart for chart in found if chart]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from orca_jax import artifacts, hub
 from orca_jax.config import ExperimentConfig
@@ -16,10 +17,11 @@ from orca_jax.data.loader import RowBuilder
 from orca_jax.data.prepared import VALIDATION
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.student import sharding
+from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts, students
 from orca_jax.training.curriculum import Curriculum
-from orca_jax.training.trainer import Trainer
+from orca_jax.training.trainer import Evaluate, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def train(
     peak_flops: float = 0.0,
     profile: tuple[int, int] | None = None,
     on_begin: Callable[[], None] | None = None,
+    evaluation: Callable[[ExperimentConfig, LlamaConfig, Mesh], Evaluate] | None = None,
 ) -> None:
     """Runs the curriculum, or goes on with it; with several hosts, each calls it after `hosts.join`.
 
@@ -38,7 +41,15 @@ def train(
       peak_flops: FLOP/s of one device, for the metric mfu; 0: not known.
       profile: the first and the last step to trace.
       on_begin: called once it is known that no other settings have trained here.
+      evaluation: makes what evaluates the student for `train.evaluate_every`, see `Trainer.evaluate`.
+
+    Raises:
+      HostsError: the student is to be evaluated on several hosts.
     """
+    if config.train.evaluate_every and jax.process_count() > 1:
+        raise hosts.HostsError(
+            "train.evaluate_every works on one host: on several, set it to 0 and evaluate the trained student"
+        )
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
@@ -85,16 +96,24 @@ def train(
         init=functools.partial(students.initial, source, student, mesh, config.seed) if source else None,
         peak_flops=peak_flops,
         profile=profile,
+        evaluate=evaluation(config, student, mesh) if evaluation and config.train.evaluate_every else None,
     )
     last = trainer.run()
-    counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
+    counts: dict[str, object] = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
+    stages = ((config.curriculum[index], steps) for index, steps in trainer.curriculum.ended.items())
+    if ended := [{"stage": s.name, "steps": steps, "plateau_of": s.plateau_of} for s, steps in stages]:
+        counts["ended"] = ended
     artifact.finish(counts, hub.revisions(config.student.init))
 
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:
     """Everything of the config that the trained parameters depend on."""
-    plateau = any(stage.until_plateau for stage in config.curriculum)
-    quiet = (*config.train.NO_NUMBER, *(() if plateau else config.train.PLATEAU))
+    plateaus = {stage.plateau_of for stage in config.curriculum if stage.until_plateau}
+    quiet = (
+        *config.train.NO_NUMBER,
+        *(() if plateaus else config.train.PLATEAU),
+        *(() if "accuracy" in plateaus else config.train.EVALUATED),
+    )
     return artifacts.joined(
         {"program": "train", "student": artifacts.section(student)},
         # Manifests without a layout are of a time when it was `orca`.
@@ -104,7 +123,19 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
             "data": artifacts.section(config.data, without=config.data.STORED),
             "train": artifacts.section(config.train, without=quiet),
         },
+        evaluated(config) if "accuracy" in plateaus else {},
     )
+
+
+def evaluated(config: ExperimentConfig) -> dict[str, artifacts.Section]:
+    """What the accuracy of a student that is being trained depends on besides."""
+    own = config.evaluation
+    counted = artifacts.section(own, ("difficulties", "max_tokens", "max_length", "seed", "batch_size"))
+    chosen = {"messages": own.messages[:1], "dtype": compute_dtype(own.dtype).name}
+    return {
+        "evaluation": artifacts.joined(counted, chosen),
+        "puzzles": artifacts.section(config.puzzles, ("families",)),
+    }
 
 
 def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:

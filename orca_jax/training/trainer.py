@@ -1,4 +1,4 @@
-"""The training loop: steps of a curriculum, metrics recorded one step late, validation, checkpoints.
+"""The training loop: steps of a curriculum, metrics recorded a step late, validations, checkpoints.
 
 A run resumes from its parameters, its optimizer state and its step. A checkpoint's note holds the few numbers
 that do not follow from the step: skipped steps, and where stages ended at a plateau.
@@ -38,6 +38,12 @@ log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 5
 HORIZON = 50  # steps over which the running mean forgets
 LEAST = 20  # steps before a mean is trusted
+DECIDING = {"loss": "validation", "accuracy": "evaluation"}  # the records that show a plateau
+NEEDED = {
+    "loss": "train.validate_every, and hold out examples (data.validation_fraction)",
+    "accuracy": "train.evaluate_every",
+}
+Evaluate = Callable[[Any], Mapping[str, float]]
 GROUPED = ("collection", "teacher", "system_message_id")  # of the columns, for validation
 
 
@@ -61,10 +67,12 @@ class Trainer:
       init: returns the initial parameters; by default they are drawn from the seed.
       peak_flops: FLOP/s of one device in the compute dtype; 0 if unknown, and then `mfu` is not measured.
       profile: the first and the last step to trace for TensorBoard's profiler.
+      evaluate: the metrics of an evaluation by the parameters: `accuracy`, `stderr` and `n` among them. It
+        depends on them alone. Called every `train.evaluate_every` steps and at the end of a stage.
 
     Raises:
-      ValueError: rows do not divide over the mesh, a stage that ends at a plateau has no validation, or
-        `profile` is no range of steps.
+      ValueError: rows do not divide over the mesh, a stage that ends at a plateau has no validation or
+        evaluation, evaluations are to be made and there is no `evaluate`, or `profile` is no range of steps.
     """
 
     directory: Path
@@ -81,6 +89,7 @@ class Trainer:
     init: Callable[[], Any] | None = None
     peak_flops: float = 0.0
     profile: tuple[int, int] | None = None
+    evaluate: Evaluate | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -115,12 +124,15 @@ class Trainer:
                 f"data x fsdp = {shards} devices; take a multiple of {shards * self.train.accumulation} "
                 "batch_rows"
             )
-        waiting = [stage.name for stage in self.curriculum.stages if stage.until_plateau]
-        if waiting and not (self.validation and self.train.validate_every):
-            raise ValueError(
-                f"curriculum stage {waiting[0]!r} ends at a plateau of the validation loss: set "
-                "train.validate_every, and hold out examples (data.validation_fraction)"
-            )
+        if self.train.evaluate_every and not self.evaluate:
+            raise ValueError("train.evaluate_every is set, and the trainer is given nothing to evaluate with")
+        validated, evaluated = self.validation and self.train.validate_every, self.train.evaluate_every
+        for stage in self.curriculum.stages:
+            if stage.until_plateau and not (validated if stage.plateau_of == "loss" else evaluated):
+                raise ValueError(
+                    f"curriculum stage {stage.name!r} ends at a plateau of {stage.plateau_of}: set "
+                    f"{NEEDED[stage.plateau_of]}"
+                )
         if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
             first, last = self.profile
             raise ValueError(f"cannot profile steps {first} to {last}; steps count from 1")
@@ -139,11 +151,11 @@ class Trainer:
         """
         self.tracing = False
         with jax.set_mesh(self.mesh), hosts.DeferredSignals() as signals:
-            done, state, validation_owed = self._start()
+            done, state, owed = self._start()
             self.metrics = Metrics(self.directory, done) if jax.process_index() == 0 else None
             try:
-                if validation_owed:
-                    self._validate(state, done)
+                if owed:
+                    self._assess(state, done)
                 last = self._loop(done, state, signals)
             finally:
                 if self.tracing:
@@ -160,7 +172,8 @@ class Trainer:
         """Restores the newest checkpoint, the same on all hosts, or initialises the state.
 
         Returns:
-          The steps done, the state, and whether the run stopped before the last step's validation.
+          The steps done, the state, and whether the run stopped before validation and evaluation of the last
+          step.
         """
         step = [plain(part) for part in (self.student, self.optimizer, self.train)]
         newest = max(self.checkpoints.steps(), default=0)
@@ -225,20 +238,20 @@ class Trainer:
                 # Record the step before, or also this one if validation or a checkpoint comes next:
                 # validation's time is not the step's, and a saved step has its metrics written.
                 stop = preemption.exchange(signals.received)
-                validate = self._validation_due(done)
+                assess = any(self._due(kind, done) for kind in DECIDING.values())
                 save = bool(stop) or done % self.train.checkpoint_every == 0
                 save |= done == self.curriculum.total_steps
-                while len(pending) > (0 if validate or save else 1):
+                while len(pending) > (0 if assess or save else 1):
                     last = self._record(pending.popleft()) or last
                     text = "{stage} loss {loss:.3f} {tokens_per_second:.0f} tokens/s"
                     report(done, text.format(**last) if last else "")
 
-                if validate and not stop:
-                    self._validate(state, done)
+                if assess and not stop:
+                    self._assess(state, done)
                     save |= done == self.curriculum.total_steps  # a plateau may end the run here
                 if save:
                     began = time.perf_counter()
-                    self.checkpoints.save(done, state, self._resume_note(validate and bool(stop)))
+                    self.checkpoints.save(done, state, self._resume_note(assess and bool(stop)))
                     self.speed.add(save_wait=time.perf_counter() - began)
                 if stop:
                     self.checkpoints.wait()
@@ -250,15 +263,17 @@ class Trainer:
                     curriculum, batches = self.curriculum, self._batches(done)
         return last
 
-    def _resume_note(self, validation_owed: bool) -> dict[str, Any]:
+    def _resume_note(self, owed: bool) -> dict[str, Any]:
         ended = [list(pair) for pair in self.curriculum.ended.items()]
-        stages = {"plateau": list(self.plateau), "ended": ended, "validation_owed": validation_owed}
+        stages = {"plateau": list(self.plateau), "ended": ended, "validation_owed": owed}
         return {"guard": self.guard.note(), "stages": stages}
 
-    def _validation_due(self, done: int) -> bool:
-        """At the end of a stage, and every `train.validate_every` steps."""
-        every = self.train.validate_every
-        return bool(self.validation) and (done in self.curriculum.starts or (every > 0 and done % every == 0))
+    def _due(self, kind: str, done: int) -> bool:
+        """Whether a validation or an evaluation is: at the end of a stage, and every so many steps."""
+        every, there = self.train.validate_every, bool(self.validation)
+        if kind == "evaluation":
+            every, there = self.train.evaluate_every, self.train.evaluate_every > 0
+        return there and (done in self.curriculum.starts or (every > 0 and done % every == 0))
 
     def _batches(self, start: int) -> Iterator[loader.Batch]:
         curriculum = self.curriculum  # the loader's threads must not see it replaced
@@ -271,8 +286,35 @@ class Trainer:
             placement=self.placement,
         )
 
-    def _validate(self, state: TrainState, done: int) -> None:
-        """Records the validation losses, and ends the stage if its loss has reached a plateau."""
+    def _assess(self, state: TrainState, done: int) -> None:
+        """Records validation losses and evaluation where due, and ends the stage if it is at its plateau."""
+        index = self.curriculum.stage_at(done - 1)
+        stage = self.curriculum.stages[index]
+        deciding = DECIDING[stage.plateau_of]
+        # The one that may end the stage comes first: at the end of a stage the other is due too.
+        for kind in sorted(DECIDING.values(), key=lambda kind: kind != deciding):
+            if not self._due(kind, done):
+                continue
+            values = self._validate(state, done) if kind == "validation" else self._evaluate(state, done)
+            if self.metrics:
+                self.metrics.write(kind, done, values)
+            if kind != deciding:
+                continue
+            value = values[stage.plateau_of]
+            self.plateau = self.plateau.after(value if stage.plateau_of == "loss" else -value)
+            if stage.until_plateau and self.plateau.stale >= stage.until_plateau:
+                steps = done - self.curriculum.starts[index]
+                log.info(
+                    "stage %s ends at a plateau after %d steps: %s is %.4f, the best was %.4f, %d %ss before",
+                    stage.name, steps, stage.plateau_of,
+                    value, abs(self.plateau.best or 0), self.plateau.stale, kind,
+                )  # fmt: skip
+                self.curriculum = self.curriculum.ending({index: steps})
+        if done == self.curriculum.starts[index + 1]:
+            self.plateau = Plateau()
+        self.speed.restart()
+
+    def _validate(self, state: TrainState, done: int) -> Mapping[str, float]:
         assert self.validation, "validation is due only where there is some"
         values = validation_losses(
             state.params,
@@ -283,18 +325,16 @@ class Trainer:
             placement=self.placement,
         )
         log.info("validation after step %d: loss %.4f", done, values["loss"])
-        if self.metrics:
-            self.metrics.write("validation", done, values)
-        index = self.curriculum.stage_at(done - 1)
-        stage = self.curriculum.stages[index]
-        self.plateau = self.plateau.after(values["loss"])
-        if stage.until_plateau and self.plateau.stale >= stage.until_plateau:
-            steps = done - self.curriculum.starts[index]
-            log.info("stage %s ends at a plateau after %d steps: %s", stage.name, steps, self.plateau)
-            self.curriculum = self.curriculum.ending({index: steps})
-        if done == self.curriculum.starts[index + 1]:
-            self.plateau = Plateau()
-        self.speed.restart()
+        return values
+
+    def _evaluate(self, state: TrainState, done: int) -> Mapping[str, float]:
+        assert self.evaluate, "evaluation is due only where there is some"
+        began, values = time.perf_counter(), self.evaluate(state.params)
+        log.info(
+            "evaluation after step %d: accuracy %.1f ± %.1f %% of %d questions, in %.1f s",
+            done, 100 * values["accuracy"], 100 * values["stderr"], values["n"], time.perf_counter() - began,
+        )  # fmt: skip
+        return values
 
     def _record(self, pending: _Pending) -> dict[str, Any] | None:
         """Fetches a step's metrics, which waits only for that step; writes and returns every few of them.
@@ -318,8 +358,8 @@ class Trainer:
             log.warning("step %d is skipped: %s%s", step, what, over)
         stage = self.curriculum.stages[position.stage]
         logged = step % self.train.log_every == 0 or step in (1, self.curriculum.total_steps)
-        # A validation at a plateau may make any step at which it is due the run's last.
-        if not logged and not (stage.until_plateau and self._validation_due(step)):
+        # What shows a plateau may make any step at which it is due the run's last.
+        if not logged and not (stage.until_plateau and self._due(DECIDING[stage.plateau_of], step)):
             if step == self.first:
                 self.speed.restart()  # a resumed run's first step includes compiling it
             return None
@@ -382,7 +422,7 @@ class Guard:
 
 
 class Plateau(NamedTuple):
-    """The lowest validation loss of a stage, and the number of validations since."""
+    """The lowest validation loss of a stage (or the negative of the highest accuracy), and how many since."""
 
     best: float | None = None
     stale: int = 0

@@ -224,7 +224,9 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path, mini):
 def test_validation_is_the_same_queries_for_all_teachers(finished, mini):
     config = mini()
     held = {
-        name: {trace.query_id for trace in traces(finished, name) if prepared.held_out(trace, config)}
+        name: {
+            trace.query_id for trace in traces(finished, name) if prepared.held_out(trace.query_id, config)
+        }
         for name in ("apprentice", "expert")
     }
     assert held["expert"]

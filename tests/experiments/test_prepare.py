@@ -272,7 +272,7 @@ def test_examples_come_before_the_question_and_none_of_validation(mini, tmp_path
                 assert example.answer == answer
                 assert (example.task, example.system_message_id) == (trace.task, trace.system_message_id)
                 assert example.id not in left_out | {trace.id}
-                assert not prepared.held_out(example, config)
+                assert not prepared.held_out(example.query_id, config)
     short = read_manifest(workdir / "quality/t")["counts"]["short_of_shots"]
     assert 0 < shown[0] + shown[1] <= short < 20
     assert shown[2] > 100 - short

@@ -124,7 +124,7 @@ def assert_same_end(directory, unbroken):
 
 def assert_same_records(directory, unbroken):
     """Each step once, whatever was made twice; the order of lines of different kinds does not matter."""
-    for kind in ("train", "validation"):
+    for kind in ("train", "validation", "evaluation"):
         mine = records(directory, kind)
         assert [row["step"] for row in mine] == [row["step"] for row in records(unbroken, kind)]
         assert mine == records(unbroken, kind)
@@ -347,32 +347,46 @@ FLAT = (
 )
 
 
-def flat(directory, **changes):
-    """Its first stage learns nothing, so no loss is lower than the first, which is that after step 2."""
-    return synthetic.trainer(directory, stages=FLAT, train={"validate_every": 2}, **changes)
+def accuracy(params):
+    """A stand-in for answers, which changes with the parameters."""
+    mean = float(np.abs(params["unembed"]).mean())
+    return {"accuracy": mean, "stderr": 0.01, "n": 20}
 
 
-@pytest.fixture(scope="module")
-def flattened(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("flat")
-    flat(directory).run()
+def flat(directory, of="loss", **changes):
+    """Its first stage learns nothing, so nothing is better than the first time, which is after step 2."""
+    stages = [dataclasses.replace(stage, plateau_of=of) for stage in FLAT]
+    if of == "accuracy":
+        changes["evaluate"] = accuracy
+    settings = {"loss": {"validate_every": 2}, "accuracy": {"evaluate_every": 2}}[of]
+    return synthetic.trainer(directory, stages=stages, train=settings, **changes)
+
+
+@pytest.fixture(scope="module", params=["loss", "accuracy"])
+def flattened(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("flat") / request.param
+    flat(directory, request.param).run()
     return directory
 
 
 def test_a_stage_ends_at_its_plateau(flattened):
     assert [row["stage"] for row in records(flattened)] == ["flat"] * 6 + ["then"] * 4
-    assert [row["step"] for row in records(flattened, "validation")] == [2, 4, 6, 8, 10]
+    often, at_ends = ("validation", "evaluation")[:: 1 if flattened.name == "loss" else -1]
+    assert [row["step"] for row in records(flattened, often)] == [2, 4, 6, 8, 10]
+    assert [row["step"] for row in records(flattened, at_ends)] == ([6, 10] if often == "evaluation" else [])
     assert load_params(flattened / "checkpoints")[0] == 10
 
 
 @pytest.mark.parametrize("at", [2, 4, 5, 6, 7, 9])
 def test_a_stage_ends_at_the_same_plateau_whatever_interrupts(flattened, tmp_path, at):
     rows = synthetic.row_builder()
-    curriculum = StoppingCurriculum(FLAT, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+    of = flattened.name
+    stages = flat(tmp_path, of).curriculum.stages
+    curriculum = StoppingCurriculum(stages, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
     curriculum.at, curriculum.act = at, functools.partial(signal.raise_signal, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        flat(tmp_path, rows=rows, curriculum=curriculum).run()
-    flat(tmp_path).run()
+        flat(tmp_path, of, rows=rows, curriculum=curriculum).run()
+    flat(tmp_path, of).run()
     mine, theirs = (load_params(d / "checkpoints") for d in (tmp_path, flattened))
     assert mine[0] == theirs[0] == 10
     jax.tree.map(np.testing.assert_array_equal, mine[1], theirs[1])
@@ -383,6 +397,37 @@ def test_a_stage_that_still_learns_ends_where_planned(tmp_path):
     stages = [dataclasses.replace(synthetic.STAGES[0], until_plateau=2)]
     synthetic.trainer(tmp_path, stages=stages, train={"validate_every": 1}).run()
     assert [row["step"] for row in records(tmp_path)] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("at", [5, 6])
+def test_evaluations_change_nothing_and_a_killed_run_has_each_once(unbroken, tmp_path, at):
+    settings = {"train": {"evaluate_every": 4}, "evaluate": accuracy}
+    with pytest.raises(OSError, match="disk"):
+        stopping(tmp_path, at=at, act=fail, **settings).run()
+    synthetic.trainer(tmp_path, **settings).run()
+    assert_same_end(tmp_path, unbroken)
+    assert records(tmp_path) == records(unbroken)
+    assert [row["step"] for row in records(tmp_path, "evaluation")] == [4, 6, 8, TOTAL]
+
+
+def test_the_best_accuracy_counts_and_not_the_last(tmp_path):
+    given = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    stages = [dataclasses.replace(FLAT[0], until_plateau=2, plateau_of="accuracy")]
+    settings = {"stages": stages, "train": {"evaluate_every": 1}}
+    made = synthetic.trainer(
+        tmp_path, **settings, evaluate=lambda _: {"accuracy": next(given), "stderr": 0.1, "n": 9}
+    )
+    made.run()
+    assert [row["accuracy"] for row in records(tmp_path, "evaluation")] == [0.2, 0.5, 0.4, 0.5]
+    assert made.curriculum.ended == {0: 4}
+
+
+def test_a_plateau_of_accuracy_needs_evaluations(tmp_path):
+    stages = [dataclasses.replace(FLAT[0], plateau_of="accuracy")]
+    with pytest.raises(ValueError, match=r"ends at a plateau of accuracy: set train\.evaluate_every"):
+        synthetic.trainer(tmp_path, stages=stages, train={"validate_every": 2})
+    with pytest.raises(ValueError, match="given nothing to evaluate with"):
+        synthetic.trainer(tmp_path, train={"evaluate_every": 2})
 
 
 @pytest.mark.parametrize("changes", [{"validation": None}, {"train": {"validate_every": 0}}], ids=str)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from orca_jax import records
@@ -32,9 +32,15 @@ _PATIENCE = 5000  # draws without a new puzzle after which a family counts as ex
 
 
 def make_puzzles(
-    family: str, *, difficulties: Sequence[int], count: int, seed: int, split: Literal["train", "test"]
+    family: str,
+    *,
+    difficulties: Sequence[int],
+    count: int,
+    seed: int,
+    split: Literal["train", "test"],
+    keep: Callable[[Puzzle], bool] = lambda puzzle: True,
 ) -> list[Puzzle]:
-    """Puzzles of distinct contents, taking the difficulties in turn.
+    """Puzzles of distinct contents, those to `keep`, taking the difficulties in turn.
 
     The same arguments give the same puzzles, and a smaller count gives the first of them.
 
@@ -52,7 +58,7 @@ def make_puzzles(
         difficulty = levels[len(made) % len(levels)]
         for _ in range(_PATIENCE):
             puzzle = FAMILIES[family].generate(rng, difficulty)
-            if puzzle.is_test == (split == "test") and puzzle.id not in made:
+            if puzzle.is_test == (split == "test") and puzzle.id not in made and keep(puzzle):
                 break
         else:
             raise ValueError(
