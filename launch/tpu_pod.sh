@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains on one slice of TPU VMs, requested through queued resources; commands run on all workers.
+# Trains and evaluates on one slice of TPU VMs, requested through queued resources; commands run on all workers.
 #
 #     export NAME=orca ZONE=us-east5-a TYPE=v5p-64 RUNTIME=v2-alpha-tpuv5 SHARE=10.0.0.2:/share
 #     launch/tpu_pod.sh keep --config=configs/orca_13b.py:init=/share/llama-13b \
 #         --workdir=/share/orca-13b
 #
 # `keep` runs create, setup, start and watch, and repeats them after a preemption, until training is finished. Each of
-# them is a command too, as are state, stop (saves and ends) and delete. SHARE is an NFS disk (Filestore), mounted as
+# them is a command too, as are state, stop (saves and ends) and delete. `evaluate` lets each worker answer its part of
+# the questions, and then scores all; run again, it asks what is missing. SHARE is an NFS disk (Filestore), mounted as
 # /share on every worker; run `prepare` on the workdir first. SPOT=1 requests preemptible capacity.
 set -euo pipefail
 : "${NAME:?} ${ZONE:?} ${TYPE:?} ${RUNTIME:?} ${SHARE:?}"
@@ -86,10 +87,17 @@ keep() {
     done
 }
 
+evaluate() {
+    local program
+    program="cd orca_jax && .venv/bin/python -m experiments.evaluate run$(printf ' %q' "$@")"
+    on all "$program --part=auto"
+    on 0 "$program"
+}
+
 case "${1:-}" in
-    create | setup | start | watch | keep | state | stop | delete) "$@" ;;
+    create | evaluate | setup | start | watch | keep | state | stop | delete) "$@" ;;
     *)
-        echo "error: give create, setup, start, watch, keep, state, stop or delete" >&2
+        echo "error: give create, setup, start, watch, keep, evaluate, state, stop or delete" >&2
         exit 2
         ;;
 esac

@@ -131,6 +131,15 @@ def test_a_tpu_slice_that_stops_has_saved(run, tmp_path):
     assert run("tpu_pod.sh", "watch", **SLICE).returncode == AGAIN
 
 
+def test_a_slice_evaluates_in_parts_and_scores_once(run, tmp_path):
+    (tmp_path / "statuses").write_text("0\n0\n")
+    (tmp_path / "state").write_text("ACTIVE\n")
+    ended = run("tpu_pod.sh", "evaluate", "--config=configs/mini.py", WORKDIR, **SLICE)
+    assert ended.returncode == 0, ended.stderr
+    program = ["-m", "experiments.evaluate", "run", "--config=configs/mini.py", WORKDIR]
+    assert lines(tmp_path / "python.txt") == [*program, "--part=auto", *program]
+
+
 @pytest.mark.parametrize("missing", ["NAME", "SHARE"])
 def test_a_slice_without_a_name_is_refused(run, missing):
     ended = run("tpu_pod.sh", "state", **{**SLICE, missing: ""})

@@ -110,6 +110,7 @@ def evaluate(
     found = lm_eval.simple_evaluate(
         model=StudentLM(student), tasks=list(tasks), log_samples=True, task_manager=tasks_known, **options
     )
+    found["config"]["model_dtype"] = student.dtype
     for task, samples in found.pop("samples").items():
         with atomic_write(out / f"samples_{task}.jsonl") as file:
             for sample in samples:

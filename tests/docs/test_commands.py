@@ -45,7 +45,7 @@ NOT_RUN = {
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",
     r"python -m experiments\.generate chat --model=SmolLM2": "needs weights; tests/proofs/test_smollm2.py",
-    r"python -m benchmarks\.(train|generate)\b": "needs a quiet machine; checklist: benchmark",
+    r"python -m benchmarks\.(train|generate|start)\b": "needs a quiet machine; checklist: benchmark",
     r"python -m benchmarks\.gpu$": "stands with its options in docs/performance.md",
     r"python -m benchmarks\.parity (families|memory)": "minutes; checklist: benchmarks.parity memory",
     r"python -m benchmarks\.scale ": "compiles for TPUs, an hour; checklist: benchmarks.scale",
@@ -54,6 +54,7 @@ STEPS = "--config.curriculum[0].steps=100 --config.curriculum[1].steps=100"
 # What is put in the place of what: sizes, ports, and where a page's examples would meet in one workdir.
 CHANGES = (
     (r"^launch/tpu_pod\.sh keep", "python -m experiments.train"),
+    (r"^launch/tpu_pod\.sh evaluate", "python -m experiments.evaluate run"),
     (r"/share/orca-13b", "runs/orca-13b"),
     (r"\.py:init=/share/llama-13b", ".py:init=llama-13b,runlocal"),
     (r"^--config\.", r"python -m experiments.prepare --config=configs/mini.py --workdir=runs/filtered \g<0>"),
@@ -122,6 +123,7 @@ SAID = {
     r"\.inspect .*--find": "turn",
     r"benchmarks\.encode": "times sentencepiece",
     r"benchmarks\.gpu": "tokens",
+    r"benchmarks\.load": r"\| bfloat16 +\|",
     r"\.plan ": "a chip needs",
     r"\.evaluate compare": r"p \(McNemar\)",
     r"\.evaluate show": "-- target|questions of 1 tasks",

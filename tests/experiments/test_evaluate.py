@@ -69,6 +69,18 @@ def test_other_settings_are_refused_and_the_change_named(finished, mini):
         evaluate.run(mini(**{"evaluation.max_tokens": 17}), finished)
 
 
+def test_the_number_type_counts_and_is_said(copied, finished, mini):
+    """A CPU's is float32, as it was before there was a choice."""
+    assert json.loads((finished / NAME / "scores.json").read_text())["dtype"] == "float32"
+    evaluate.run(mini(**{"evaluation.dtype": "float32"}), finished)
+    config = mini(**{"evaluation.dtype": "bfloat16", "evaluation.messages": (7,)})
+    with pytest.raises(ArtifactError, match=r"dtype: 'float32' there, 'bfloat16' now"):
+        evaluate.run(config, finished)
+    workdir = copied("evaluation")
+    evaluate.run(config, workdir, run.Options(limit=1))
+    assert json.loads((workdir / NAME / "scores.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_one_more_message_is_one_more_evaluation(finished, mini, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     before = (workdir / "evaluation/puzzles-message-7/manifest.json").stat().st_mtime_ns

@@ -71,6 +71,7 @@ def test_an_endpoint_is_asked_once_about_every_benchmark_in_its_modes(mini, benc
     assert scores(folder / "bbh-orca")["tasks"]["navigate"]["accuracy"] == 1
     assert scores(folder / "bbh-robust")["tasks"]["navigate"]["unparsed"] == 0
     assert scores(folder / "vicuna_prompts-open_ended")["outcomes"] == {"ok": 3}
+    assert "dtype" not in scores(folder / "bbh-orca")  # which is not known
 
 
 def test_a_failing_endpoint_ends_the_evaluation_and_the_next_run_goes_on(

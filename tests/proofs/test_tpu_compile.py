@@ -1,4 +1,4 @@
-"""Splash attention compiles for TPUs, forward and backward, on their meshes; needs the package libtpu only.
+"""Splash attention, generation and scoring compile for TPUs, on their meshes; needs the package libtpu only.
 
 The TPU compiler runs ahead of time on a description of the chips, in a process of its own: merely loaded,
 libtpu changes how jax starts.
@@ -66,10 +66,25 @@ def by_student():
     return jax.jit(jax.grad(total)).lower(placed, tokens, tokens, tokens)
 
 
+def by_program():
+    from tests.student import lowering
+
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=512, num_layers=2, num_heads=8, num_kv_heads=4, head_dim=64,
+        scan_layers=False,
+    )
+    program, arguments = lowering.programs(config, case["dtype"], mesh)[case["program"]]
+    return program.lower(*arguments)
+
+
 with jax.set_mesh(mesh):
-    compiled = (by_student if case["student"] else by_attention)().compile()
+    by = by_program if case["program"] else by_student if case["student"] else by_attention
+    compiled = by().compile()
 text = compiled.as_text()
+products = [line for line in text.splitlines() if " convolution(" in line or " dot(" in line]
 print(json.dumps({
+    "products": len(products),
+    "exact": sum("operand_precision={highest,highest}" in line for line in products),
     "calls": text.count("custom_call_target=\\"tpu_custom_call\\""),
     "kernels": [n for n in ("fwd", "dq", "dkv") if f"splash_mha_{n}_segmented" in text],
     "gathers": text.count(" all-gather("),
@@ -78,7 +93,8 @@ print(json.dumps({
 
 
 def compiled(**case):
-    case = {"student": False, "window": 0, "head_dim": 128, "dtype": "bfloat16", "length": 2048} | case
+    usual = {"student": False, "program": "", "window": 0, "head_dim": 128, "length": 2048}
+    case = {**usual, "dtype": "bfloat16", **case}
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -112,6 +128,7 @@ def compiled(**case):
 )
 def test_attention_compiles_with_nothing_gathered(topology, case):
     found = compiled(topology=topology, **case)
+    del found["products"], found["exact"]  # none outside of the kernels
     assert found == {"calls": 3, "kernels": ["fwd", "dq", "dkv"], "gathers": 0}
 
 
@@ -121,3 +138,13 @@ def test_a_scanned_rematerialised_student_compiles_with_the_kernels(topology):
     found = compiled(topology=topology, student=True)
     assert found["calls"] == 4
     assert found["kernels"] == ["fwd", "dq", "dkv"]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("program", ["prefill", "decode", "score"])
+def test_products_of_float32_are_float32_in_the_compiled_program(program, topology):
+    """A weight's product is compiled to a convolution, which by default rounds its operands to bfloat16."""
+    exact, rounded = (compiled(topology=topology, program=program, dtype=d) for d in ("float32", "bfloat16"))
+    assert exact["products"] == exact["exact"] > 7
+    assert rounded["products"] > 7
+    assert rounded["exact"] == 0

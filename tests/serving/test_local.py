@@ -26,11 +26,10 @@ def config(tokenizer):
 
 @pytest.fixture(scope="module")
 def make_student(config, tokenizer):
-    def make(*, params=None, layout="chatml", checkpoint="c", max_length=128):
+    def make(*, params=None, layout="chatml", **given):
         params = make_params(config) if params is None else params
-        return LocalStudent(
-            params, config, tokenizer, layout, checkpoint=checkpoint, batch_size=4, max_length=max_length
-        )
+        options = {"checkpoint": "c", "max_length": 128, "batch_size": 4, **given}
+        return LocalStudent(params, config, tokenizer, layout, **options)
 
     return make
 
@@ -111,11 +110,11 @@ def test_a_seed_repeats_a_sampled_reply(make_student):
     assert one != other
 
 
-def test_identity_is_of_checkpoint_tokenizer_and_layout(make_student):
-    same, again = make_student().identity, make_student(max_length=100).identity
-    others = {make_student(checkpoint="d").identity, make_student(layout="orca").identity}
+def test_identity_is_of_checkpoint_tokenizer_layout_and_type(make_student):
+    same, again = make_student().identity, make_student(max_length=100, dtype="float32").identity
+    others = [{"checkpoint": "d"}, {"layout": "orca"}, {"dtype": "bfloat16"}]
     assert same == again
-    assert len({same, *others}) == 3
+    assert len({same, *(make_student(**other).identity for other in others)}) == 4
     assert same.startswith("student-")
 
 

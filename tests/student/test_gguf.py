@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from orca_jax.data.tokenizer_gguf import GgufError
 from orca_jax.student import huggingface, presets
 from orca_jax.student.gguf import TYPES, Gguf, stretch
 from orca_jax.student.huggingface_folder import UnsupportedModelError
+from orca_jax.student.parameters import cast
 from orca_jax.student.presets import RopeScaling
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from orca_jax.training import students
@@ -71,6 +73,8 @@ def test_a_students_config_and_parameters_are_read(name, tmp_path):
             lambda path, x, r: r if path[-1].key == "scale" else x, expected, rounded
         )
     assert_trees_equal(loaded, expected, config.vocab_size)
+    halves = source.load(config, make_mesh(MeshConfig(fsdp=8)), jnp.bfloat16)
+    assert_trees_equal(halves, cast(expected, jnp.bfloat16), config.vocab_size)
 
 
 def test_what_llama3_stretches_is_as_published(tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -12,7 +13,7 @@ import safetensors.numpy
 from orca_jax.student import huggingface
 from orca_jax.student.huggingface import Folder, UnsupportedModelError
 from orca_jax.student.huggingface_folder import read_config
-from orca_jax.student.parameters import stacked
+from orca_jax.student.parameters import cast, stacked
 from orca_jax.student.sharding import MeshConfig, make_mesh, path_name
 from tests.student.students import SMALL, make_params
 
@@ -51,6 +52,7 @@ def assert_trees_equal(mine, expected, vocab_size):
         if name in huggingface.VOCABULARY:
             rows = (slice(vocab_size),) if name.startswith("embed") else (slice(None), slice(vocab_size))
             found, wanted = found[rows], wanted[rows]
+        assert found.dtype == wanted.dtype
         np.testing.assert_array_equal(found, wanted, err_msg=name)
     assert not flat
 
@@ -65,6 +67,8 @@ def test_what_is_exported_is_loaded_bit_for_bit_on_any_mesh(folders, config, axe
     assert_trees_equal(loaded, expected, config.vocab_size)
     kernel = jax.tree.leaves(loaded)[3]
     assert len(kernel.sharding.device_set) == 8
+    halves = huggingface.load(folders(config), wanted, mesh(*axes), jnp.bfloat16)
+    assert_trees_equal(halves, cast(expected, jnp.bfloat16), config.vocab_size)
 
 
 def test_the_files_are_those_of_a_model_folder(folders):

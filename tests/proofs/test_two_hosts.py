@@ -1,0 +1,92 @@
+"""README's lines for Orca 13B in small on two processes of four CPU devices each, from weights to tables."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from orca_jax.experiments import convert
+from orca_jax.files import read_jsonl
+from orca_jax.records import Item
+from tests.docs import given
+
+pytestmark = pytest.mark.proof
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run(tmp_path, "run", "--config=configs/mini.py:runlocal", "--workdir=mini")
+    convert.export_student(tmp_path / "mini", tmp_path / "llama-13b", dtype="float32", layout="")
+    given.benchmarks(tmp_path)
+    given.traces(tmp_path)
+    return tmp_path
+
+
+CONFIG = (
+    "--config=configs/orca_13b.py:init=llama-13b,runlocal", "--workdir=orca",
+    "--config.teachers[0].path=chatgpt.parquet", "--config.teachers[1].path=gpt4.parquet",
+    "--config.benchmarks.bbh=BBH_FOLDER", "--config.benchmarks.agieval=AGIEVAL_FOLDER",
+)  # fmt: skip
+
+EVALUATED = (*CONFIG, "--limit=40")
+
+
+def start(folder, program, *arguments):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "NPROC": "16",
+    }
+    command = [sys.executable, "-m", f"orca_jax.experiments.{program}", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+
+
+def end(process):
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def run(folder, program, *arguments):
+    return end(start(folder, program, *arguments))
+
+
+def test_training_and_evaluation_on_two_hosts(folder):
+    run(folder, "collect", *CONFIG)
+    run(folder, "prepare", *CONFIG)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    both = [start(folder, "train", *CONFIG, f"--hosts=localhost:{port},2,{host}") for host in range(2)]
+    assert ["of 2" in end(host) for host in both] == [True, True]
+
+    sizes = ("--config.evaluation.tensor=2", "--config.evaluation.copies=2")
+    parts = [start(folder, "evaluate", *EVALUATED, *sizes, f"--part={host}/2") for host in (1, 2)]
+    evaluation = folder / "orca" / "evaluation"
+    deadline = time.monotonic() + 600
+    while not any(file.stat().st_size for file in evaluation.rglob("replies-2-of-2.jsonl")):
+        assert time.monotonic() < deadline
+        assert parts[1].poll() is None
+        time.sleep(0.2)
+    parts[1].send_signal(signal.SIGKILL)
+    parts[1].communicate()
+    end(parts[0])
+    run(folder, "evaluate", *EVALUATED, *sizes, "--part=2/2")
+    assert not list(evaluation.rglob("scores.json"))
+    run(folder, "evaluate", *EVALUATED)
+    split = {path.parent.name: list(read_jsonl(path, Item)) for path in evaluation.rglob("items.jsonl")}
+    evaluation.rename(folder / "split")
+    run(folder, "evaluate", *EVALUATED)  # one host, one device
+    whole = {path.parent.name: list(read_jsonl(path, Item)) for path in evaluation.rglob("items.jsonl")}
+    assert split.keys() == whole.keys()
+    assert len(whole) >= 3
+    differing = sum(one != other for name in whole for one, other in zip(split[name], whole[name]))
+    print(json.dumps({"items": sum(map(len, whole.values())), "differing": differing}))
+    assert differing <= 0.02 * sum(map(len, whole.values()))
+    run(folder, "tables", "paper", "--runs=orca", "--out=tables")
+    assert "Table" in (folder / "tables" / "README.md").read_text(encoding="utf-8")
