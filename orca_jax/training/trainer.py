@@ -305,9 +305,9 @@ class Trainer:
             if stage.until_plateau and self.plateau.stale >= stage.until_plateau:
                 steps = done - self.curriculum.starts[index]
                 log.info(
-                    "stage %s ends at a plateau after %d steps: %s is %.4f, the best was %.4f, %d %ss before",
+                    "stage %s ends at a plateau after %d steps: %s is %.4f, the best was %.4f; %ss since: %d",
                     stage.name, steps, stage.plateau_of,
-                    value, abs(self.plateau.best or 0), self.plateau.stale, kind,
+                    value, abs(self.plateau.best or 0), kind, self.plateau.stale,
                 )  # fmt: skip
                 self.curriculum = self.curriculum.ending({index: steps})
         if done == self.curriculum.starts[index + 1]:

@@ -197,10 +197,6 @@ def read(workdir):
     return page
 
 
-def page_text(workdir):
-    return (workdir / "report.html").read_text(encoding="utf-8")
-
-
 def section(workdir, name):
     text = (workdir / "report.html").read_text(encoding="utf-8")
     return Page(re.search(rf'<section id="{name}">.*?</section>', text, re.S)[0])
@@ -217,8 +213,9 @@ def test_a_run_has_every_part(reported):
         "over all.",
     ):  # fmt: skip
         assert caption in captions
-    assert "navigate: 75 at step 20" in (alt := page_text(reported))
-    assert "chance: 25 at step 20" in alt
+    written = (reported / "report.html").read_text(encoding="utf-8")
+    assert "navigate: 75 at step 20" in written
+    assert "chance: 25 at step 20" in written
     assert "Distinct n-grams." in page.text
     assert tables.ORACLE_NOTE in page.text
     assert page.text.count("not kept") == 3  # the questions whose text is not given
@@ -284,7 +281,7 @@ def test_stages_have_their_losses_and_their_goodput(reported):
 def test_every_figure_says_what_it_shows_and_every_table_has_a_caption(reported):
     page = read(reported)
     drawings, figures = page.all("svg"), page.all("figure")
-    assert len(drawings) == len(figures) == len(page.all("figcaption")) == 9
+    assert len(drawings) == len(figures) == len(page.all("figcaption")) == 10
     assert all(drawing["role"] == "img" and drawing["aria-label"].strip() for drawing in drawings)
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(region["aria-label"] for region in page.all("div", "scroll"))
@@ -360,7 +357,7 @@ def test_an_arm_set_has_its_arms_beside_one_another(arm_set):
     lines = [
         json.loads(drawing["data-lines"]) for drawing in section(arm_set, "training").all("svg", "lines")
     ]
-    assert {name for one in lines for name in one} == {"answers", "explained"}
+    assert {name for one in lines for name in one} == {"answers", "explained", "chance"}
     shared = [a for a in page.all("details", "artifact") if "traces" in a["id"]]
     assert len(shared) == 1  # all four runs' traces are the same
 
