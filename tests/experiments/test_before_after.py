@@ -55,7 +55,7 @@ def test_the_table_has_the_student_before_and_after(tuned):
         expected += [f"{when}, step by step", f"unparsed, {when}, step by step"]
     assert [column.strip() for column in header.strip("|").split("|")] == expected
     assert arms.compare_folders(*sides(tuned), ("before", "after")).strip() in text
-    assert re.search(r"n = 6, one seed, McNemar p = ", text)
+    assert re.search(r"n = 9, one seed, McNemar p = ", text)
 
 
 def test_only_adapters_were_trained_and_they_are_in_what_is_exported(tuned, released, tmp_path):
