@@ -16,7 +16,7 @@ import pytest
 
 from orca_jax import artifacts
 from orca_jax import config as config_module
-from orca_jax.config import EvaluationConfig, ExperimentConfig, TrainConfig, load, plain
+from orca_jax.config import ExperimentConfig, TrainConfig, load, plain
 from orca_jax.config_check import ConfigError
 from orca_jax.configs import api as api_file
 from orca_jax.configs import mini as mini_file
@@ -254,8 +254,6 @@ def excluded(config, path):
         out = {*getattr(kind, "NO_NUMBER", ()), *getattr(kind, "LISTS", ())}
         if kind is TrainConfig and not any(stage.until_plateau for stage in config.curriculum):
             out |= {*TrainConfig.PLATEAU}
-        if kind is EvaluationConfig:
-            out |= {*EvaluationConfig.OUTSIDE} - {"dtype"}  # which counts among the model's settings
         if kind is TrainConfig and all(stage.plateau_of == "loss" for stage in config.curriculum):
             out |= {*TrainConfig.EVALUATED}
         if key in out:

@@ -99,19 +99,6 @@ def evaluations(workdir):
     return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "evaluation"]
 
 
-def test_evaluations_while_training_change_no_parameter(copied, finished, mini):
-    workdir = copied("training")
-    train.run(evaluating(mini, 2), workdir)
-    mine, theirs = (load_params(w / "training/checkpoints")[1] for w in (workdir, finished))
-    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    first, second = (read_manifest(w / "training")["fingerprint"] for w in (workdir, finished))
-    assert first == second
-    rows = evaluations(workdir)
-    assert [row["step"] for row in rows] == [2, 3, 4, 6]
-    assert {"accuracy", "stderr", "chance", "unparsed", "accuracy/family=navigate"} <= set(rows[0])
-    assert rows[0]["n"] == 8
-
-
 def test_a_stage_that_stops_rising_ends_and_a_killed_run_ends_there_too(copied, mini):
     workdir = copied("training")
     config = evaluating(mini, 1, until_plateau=1, plateau_of="accuracy")  # three steps teach it nothing
@@ -121,6 +108,8 @@ def test_a_stage_that_stops_rising_ends_and_a_killed_run_ends_there_too(copied, 
     assert step == manifest["counts"]["steps"] == 5
     assert manifest["counts"]["ended"] == [{"stage": "apprentice", "steps": 2, "plateau_of": "accuracy"}]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert {"accuracy", "stderr", "chance", "unparsed", "accuracy/family=navigate"} <= set(rows[0])
+    assert rows[0]["n"] == 8
     with pytest.raises(ArtifactError, match=r"evaluation.max_tokens: 4 there, 9 now"):
         train.run(changed(lambda: config, "evaluation.max_tokens", 9), workdir)
     (workdir / "training/manifest.json").unlink()
