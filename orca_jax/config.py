@@ -473,8 +473,7 @@ class EvaluationConfig:
     copies: Count = 0  # of a student, each on `tensor` devices of a host; 0: on all of them, on CPUs one
 
     LISTS: ClassVar = ("messages", "modes")  # which evaluations there are; each has a manifest of its own
-    # What replies depend on by rounding alone, and what is one of the model's settings.
-    OUTSIDE: ClassVar = ("dtype", "tensor", "copies")
+    NO_NUMBER: ClassVar = ("tensor", "copies")  # replies depend on them by rounding alone
 
     def __post_init__(self) -> None:
         for name, modes in self.modes.items():

@@ -180,7 +180,7 @@ class Evaluator:
         if isinstance(there.get("questions"), str):  # all in one, as it was
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         own = self.config.evaluation
-        evaluation = artifacts.section(own, without=(*own.LISTS, *own.OUTSIDE))
+        evaluation = artifacts.section(own, without=(*own.LISTS, *own.NO_NUMBER, "dtype"))
         provenance: dict[str, Any] = {
             "program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked
         }  # fmt: skip
