@@ -205,8 +205,8 @@ class _State(NamedTuple):
 class Programs:
     """The compiled programs of one student; see the functions of these names.
 
-    `fine` are shapes on CPUs, which compile fast and feel every padded position. On chips a program of a large
-    student takes a minute to compile, and what it reads beside the weights is little.
+    `fine` are shapes on CPUs, which compile fast and feel every padded position. On chips a program of a
+    large student takes a minute to compile, and what it reads beside the weights is little.
     """
 
     empty: Callable[..., Cache]
