@@ -3,6 +3,7 @@
 python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4
 python -m experiments.plan --config=configs/orca_13b.py --topology=h100-16 --analytic
 python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search
+python -m experiments.plan evaluate --config=configs/orca_13b.py --topology=h200-1 --analytic
 
 Compiling needs the package libtpu (extra `tpu`); GPUs, and any chip with --analytic, get the estimate alone.
 """
@@ -11,27 +12,46 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(
-    __doc__,
-    cli.CONFIG,
-    cli.Option("topology", "", "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.", required=True),
+TOPOLOGY = cli.Option("topology", "", "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.", required=True)
+ANALYTIC = cli.Option("analytic", False, "Estimate only; compile nothing.")
+JSON = cli.Option("json", False, "One JSON line a plan.")
+PRICES = cli.Option("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in.")
+TRAIN = (
     cli.Option("batch_rows", 0, "Rows a step, in place of train.batch_rows.", lower_bound=0),
-    cli.Option("analytic", False, "Estimate only; compile nothing."),
     cli.Option("search", False, "Rank alternatives, and compile the best."),
-    cli.Option("json", False, "One JSON line a plan."),
     cli.Option("packing", 2.7, "Examples in 2,048 positions; the default is the paper's.", lower_bound=0.01),
     cli.Option("examples", [], "NAME=COUNT: examples of data sets; default: the paper's two."),
-    cli.Option("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in."),
+)
+EVALUATE = (
+    cli.Option("asked", [], "NAME=QUESTIONS:PROMPT:REPLY, lengths in median tokens; default: the paper's."),
+    cli.Option("message_tokens", 0, "Of a system message before every question.", lower_bound=0),
+)
+PROGRAM = cli.Program(
+    __doc__,
+    commands={
+        "train": cli.Command("A step of training.", cli.CONFIG, TOPOLOGY, ANALYTIC, JSON, PRICES, *TRAIN),
+        "evaluate": cli.Command(
+            "An evaluation on the paper's benchmarks.",
+            cli.CONFIG,
+            TOPOLOGY,
+            ANALYTIC,
+            JSON,
+            PRICES,
+            *EVALUATE,
+        ),
+    },
+    default="train",
 )
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from orca_jax.planning import chips, plan
+from orca_jax.planning import chips, evaluate, plan
 from orca_jax.planning.estimate import MeshShape
 from orca_jax.student import sharding
 
@@ -51,11 +71,39 @@ def examples_of(pairs: Sequence[str]) -> dict[str, int]:
     return found
 
 
+def asked_of(given: Sequence[str]) -> dict[str, evaluate.Asked]:
+    """`NAME=QUESTIONS:PROMPT:REPLY` in place of the paper's benchmarks, where any is given.
+
+    Raises:
+      ValueError: one is not of that form.
+    """
+    found = {}
+    for one in given:
+        if not (match := re.fullmatch(r"([^=]+)=([1-9]\d*):([1-9]\d*):([1-9]\d*)", one)):
+            raise ValueError(f"--asked: {one!r} is not NAME=QUESTIONS:PROMPT:REPLY, all at least 1")
+        found[match[1]] = evaluate.Asked(*map(int, match.groups()[1:]))
+    return found or dict(evaluate.PAPER_ASKED)
+
+
+def given(options: cli.Options) -> tuple[chips.Topology, float | None]:
+    """The slice, and a chip's price."""
+    logging.getLogger().setLevel(logging.WARNING)  # the log of choices for this host is of no use
+    topology = chips.topology(options.topology)
+    return topology, chips.price(topology.chip, Path(options.prices) if options.prices else None)
+
+
+def run_evaluate(options: cli.Options) -> None:
+    """Prints the plan of an evaluation."""
+    config, (topology, price) = options.config, given(options)
+    where = evaluate.setting(plan.workload_of(config).student, topology, config.evaluation)
+    asked, how = asked_of(options.asked), dict(message=options.message_tokens, analytic=options.analytic)
+    values = evaluate.plan(where, asked, config.evaluation, **how)
+    print(json.dumps(values) if options.json else evaluate.report(config.name, values, price))
+
+
 def run(options: cli.Options) -> None:
     """Prints a plan, or with --search the best ones."""
-    logging.getLogger().setLevel(logging.WARNING)  # the log of choices for this host is of no use
-    config, topology = options.config, chips.topology(options.topology)
-    price = chips.price(topology.chip, Path(options.prices) if options.prices else None)
+    config, (topology, price) = options.config, given(options)
     amounts = plan.Amounts(examples_of(options.examples), options.packing, price)
     workload = plan.workload_of(config, options.batch_rows)
     if options.search:
@@ -70,7 +118,7 @@ def run(options: cli.Options) -> None:
 
 def main() -> None:
     plan.use_no_chips()
-    PROGRAM.main(run)
+    PROGRAM.main(train=run, evaluate=run_evaluate)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def compile_step(
             with jax.set_mesh(mesh):
                 compiled = update.lower(steps.abstract, batch, *scalars).compile()
         except jax.errors.JaxRuntimeError as error:
-            return _too_large(str(error), state_bytes, time.perf_counter() - began)
+            return too_large(str(error), state_bytes, time.perf_counter() - began)
         texts = Path(folder).glob("*.after_optimizations.txt")
         largest = max(texts, key=lambda path: path.stat().st_size, default=None)
         if largest is None:
@@ -154,13 +154,18 @@ def compile_step(
                 "libtpu wrote no text of the compiled step; another version of it may, or add --analytic"
             )
         found = collectives(largest.read_text("utf-8", errors="replace"), shape)
-    stats = compiled.memory_analysis()
-    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    total = kept + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+    total = bytes_of(compiled)
     return Compiled(total <= topology.chip.hbm_bytes, total, found, time.perf_counter() - began)
 
 
-def _too_large(message: str, state_bytes: int, seconds: float) -> Compiled:
+def bytes_of(compiled: Any) -> int:
+    """Bytes of a chip that a compiled program needs: what it is given, makes and uses, and its code."""
+    stats = compiled.memory_analysis()
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return int(kept + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes)
+
+
+def too_large(message: str, state_bytes: int, seconds: float) -> Compiled:
     """The size in the compiler's error for a program that exceeds the memory, with or without the state.
 
     Raises:

@@ -4,7 +4,7 @@ Keys and values are kept with heads before positions, [b, k, s, h], so that the 
 of one new token are matrix products on the cache as it is stored. Axis letters as in `llama`; g query heads
 share a key-value head.
 
-Every program is compiled once for each shape; `bucket` and `row_bucket` keep the shapes few. `insert`,
+Every program is compiled once for each shape; `bucket`, `coarse` and `row_bucket` keep them few. `insert`,
 `move_row` and `resize` work on the cache of one layer, so that their many shapes compile fast.
 """
 
@@ -40,6 +40,12 @@ def bucket(size: int, least: int = LEAST) -> int:
     parts = 4 if power > FINE else 2  # between the power of two and the one before it
     step = max(power // (2 * parts), 1)
     return max(least, -(-size // step) * step)
+
+
+def coarse(size: int, most: int) -> int:
+    """`size` rounded up to 128, 256, 512, ..., or to `most` where twice that would be more."""
+    power = max(2 * LEAST, 1 << (size - 1).bit_length())
+    return power if 2 * power <= most else most
 
 
 def row_bucket(count: int, slots: int) -> int:
@@ -197,13 +203,19 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled programs of one student; see the functions of these names."""
+    """The compiled programs of one student; see the functions of these names.
 
+    `fine` are shapes on CPUs, which compile fast and feel every padded position. On chips a program of a
+    large student takes a minute to compile, and what it reads beside the weights is little.
+    """
+
+    empty: Callable[..., Cache]
     prefill: Callable[..., Cache]
     insert: Callable[..., KV]
     move_row: Callable[..., KV]
     resize: Callable[..., KV]
     decode: Callable[..., tuple[Drawn, Cache]]
+    fine: bool
 
 
 @functools.cache
@@ -211,11 +223,13 @@ def programs(config: LlamaConfig, dtype: Any, options: tuple[tuple[str, str], ..
     """The programs for a per-layer config, a compute dtype and XLA options, cached by these."""
     jit: Any = functools.partial(jax.jit, compiler_options=dict(options))
     return Programs(
+        empty=jit(functools.partial(empty_cache, config), static_argnums=(0, 1, 2)),
         prefill=jit(in_dtype(prefill, dtype, config=config)),
         insert=jit(insert, donate_argnums=0),
         move_row=jit(move_row, donate_argnums=0),
         resize=jit(resize, static_argnames=("rows", "length")),
         decode=jit(in_dtype(decode, dtype, config=config), donate_argnums=1),
+        fine=jax.default_backend() == "cpu",
     )
 
 

@@ -11,9 +11,10 @@ row. `Engine.step` does four things:
   decode    up to 16 steps on the device
 
 A row's first decoding step takes the prompt's last token, so ids are drawn in `decode` only. Shapes are
-rounded up (lengths to 64, 96, 128, 192, ..., rows to 1, 4, 16, ...), and a program is compiled for each: see
-`decoding`. A reply depends only on its request's prompt, sampling parameters, seed and number; sums over
-other shapes round differently, so two ids of exactly equal score may change places.
+rounded up (on CPUs lengths to 64, 96, 128, 192, ..., on chips to 128, 256, 512, ..., rows to 1, 4, 16, ...),
+and a program is compiled for each: see `decoding`. A reply depends only on its request's prompt, sampling
+parameters, seed and number; sums over other shapes round differently, so two ids of exactly equal score may
+change places.
 
 `Generator` runs an engine for whole batches of prompts.
 """
@@ -35,14 +36,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from orca_jax.student import decoding
-from orca_jax.student.decoding import KV, STEPS, Cache, Rows, bucket, row_bucket
+from orca_jax.student.decoding import KV, LEAST, STEPS, Cache, Rows, bucket, coarse, row_bucket
 from orca_jax.student.parameters import for_decoding, mesh_of, on_mesh
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.sampling import SamplingParams
 from orca_jax.student.scoring import Scorer
 
-PREFILL_ROWS = 4  # prompts of one bucket that are computed together, at most
-SMALL_CACHE = 16  # to cut a cache this many times smaller than the weights would save too little
+# By `Programs.fine`: prompts of one width that are computed together, at most; and how many times smaller
+# than the weights a cache is that is not worth cutting.
+PREFILL_ROWS, SMALL_CACHE = {True: 4, False: 1}, {True: 16, False: 2}
 LEAST_SHARED = 32  # tokens; a shorter common prefix is computed again for each prompt
 WORD = 0xFFFFFFFF
 StopFunction = Callable[[Sequence[int]], int | None]
@@ -128,6 +130,7 @@ class Engine:
       mesh: devices to run on; by default those of the parameters. Heads of the cache are split over its
         tensor axis.
       compiler_options: XLA's, by name.
+      programs: run in place of the compiled ones, to count them.
     """
 
     def __init__(
@@ -141,20 +144,19 @@ class Engine:
         dtype: Any = jnp.float32,
         mesh: Mesh | None = None,
         compiler_options: Mapping[str, str] | None = None,
+        programs: decoding.Programs | None = None,
     ):
         if slots < 1 or max_length < 2:
             raise ValueError(f"slots={slots} must be at least 1 and max_length={max_length} at least 2")
         self.mesh = mesh or mesh_of(params)
         self.params, self.config = for_decoding(params, config, dtype, self.mesh)
         self.slots, self.max_length, self.dtype = slots, max_length, dtype
-        self.capacity = bucket(max_length + STEPS)
-        c = self.config
-        position = 2 * c.num_layers * c.num_kv_heads * c.head_dim * jnp.dtype(dtype).itemsize
-        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
-        self._cheap = weights // SMALL_CACHE // position
-        self._programs = decoding.programs(
+        self.capacity = -(-(max_length + STEPS) // LEAST) * LEAST
+        self._programs = programs or decoding.programs(
             self.config, jnp.dtype(dtype), tuple(sorted((compiler_options or {}).items()))
         )
+        c, small = self.config, SMALL_CACHE[self._programs.fine]
+        self._cheap = c.parameter_count // small // (2 * c.num_layers * c.num_kv_heads * c.head_dim)
         self._stops = np.array(sorted(set(map(int, stop_ids))), np.int32)
         self._waiting: collections.deque[_Running] = collections.deque()
         self._rows: list[_Running | None] = [None] * slots
@@ -179,7 +181,7 @@ class Engine:
             if (value := getattr(request, name)) < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         shared = min(request.shared, size - 1)
-        width = min(bucket(size - 1 - shared), self.capacity - shared) if shared < size - 1 else 0
+        width = min(self._rounded(size - 1 - shared), self.capacity - shared) if shared < size - 1 else 0
         limit = min(request.max_tokens, self.max_length - size)
         self._waiting.append(_Running(next(self._tickets), request, limit, shared, width))
         return self._waiting[-1].ticket
@@ -227,21 +229,26 @@ class Engine:
         """Gives the cache the rows and positions that the next decoding steps and prefills need."""
         length = 0
         for row in running:
-            written = max(min(bucket(row.shared), self.capacity), row.shared + row.width)
+            written = max(self._rounded(row.shared) if row.shared else 0, row.shared + row.width)
             length = max(length, row.position + STEPS, written)
         rows = row_bucket(len(running), self.slots)
-        length = min(bucket(max(length, self._cheap // rows)), self.capacity)
+        length = self._rounded(max(length, self._cheap // rows))
         if not self._cache:
-            shape = self.config, rows, length, self.dtype
-            self._cache = jax.jit(lambda: decoding.empty_cache(*shape))()
+            self._cache = self._programs.empty(rows, length, self.dtype)
         elif self._cache[0].keys.shape[::2] != (rows, length):
             self._change(functools.partial(self._programs.resize, rows=rows, length=length))
 
+    def _rounded(self, size: int) -> int:
+        """Positions of a cache or a prefill that is compiled, for at least so many."""
+        return min(bucket(size), self.capacity) if self._programs.fine else coarse(size, self.capacity)
+
     def _change(self, program: Callable[..., KV], *arguments: Any) -> None:
-        self._cache = tuple(program(layer, *arguments) for layer in self._cache)
+        """Runs a program on each layer's part, which is let go at once: there is no second cache."""
+        layers, self._cache = collections.deque(self._cache), ()
+        self._cache = tuple(program(layers.popleft(), *arguments) for _ in range(len(layers)))
 
     def _prefill_prompts(self, scheduled: list[tuple[int, _Running]]) -> None:
-        """Prefills prompts with the same prefix and width together, 4 at a time or one by one."""
+        """Prefills prompts with the same prefix and width together on CPUs, 4 at a time or one by one."""
         groups: dict[tuple[bytes, int], list[tuple[int, np.ndarray]]] = {}
         for slot, row in scheduled:
             body = row.request.prompt[:-1]
@@ -253,8 +260,9 @@ class Engine:
             if cached is not None:
                 for slot, _ in members:
                     self._insert(cached, [slot], 0)
-            whole = len(members) // PREFILL_ROWS * PREFILL_ROWS if width else 0
-            parts = [members[start : start + PREFILL_ROWS] for start in range(0, whole, PREFILL_ROWS)]
+            size = PREFILL_ROWS[self._programs.fine]
+            whole = len(members) // size * size if width else 0
+            parts = [members[start : start + size] for start in range(0, whole, size)]
             for part in parts + [[member] for member in members[whole:] if width]:
                 slots, bodies = zip(*part)
                 self._insert(self._prefill(bodies, width, cached, offset), list(slots), offset)
@@ -276,7 +284,7 @@ class Engine:
         """The cache of a shared prefix, computed unless it is the last one."""
         if prefix != self._last_prefix[0]:
             tokens = np.frombuffer(prefix, np.int32)
-            width = min(bucket(len(tokens)), self.capacity)
+            width = self._rounded(len(tokens))
             self._last_prefix = prefix, self._prefill([tokens], width, None, 0)
         return self._last_prefix[1]
 

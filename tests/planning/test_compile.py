@@ -46,15 +46,15 @@ def test_rows_are_checked_before_anything_is_compiled():
 
 
 def test_the_compilers_refusal_is_read():
-    found = compile._too_large(TOO_LARGE, 7, 1.0)
+    found = compile.too_large(TOO_LARGE, 7, 1.0)
     assert (found.fits, found.total) == (False, int(26.91 * 2**30))
-    beside = compile._too_large(TEMPORARIES, 7, 1.0)
+    beside = compile.too_large(TEMPORARIES, 7, 1.0)
     assert (beside.fits, beside.total) == (False, int(23.40 * 2**30) + 7)
 
 
 def test_another_refusal_is_passed_on():
     with pytest.raises(compile.PlanError, match="does not compile: INTERNAL: something else"):
-        compile._too_large("INTERNAL: something else\nmore", 7, 1.0)
+        compile.too_large("INTERNAL: something else\nmore", 7, 1.0)
 
 
 SHAPE = MeshShape(1, 4, 2)

@@ -52,6 +52,52 @@ def test_jax_takes_the_meshes_that_the_planner_proposes():
     assert not wrong
 
 
+DECODE = """
+import dataclasses, json, re, sys
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from orca_jax.config import EvaluationConfig
+from orca_jax.planning import chips, compile, evaluate
+from orca_jax.student import presets, sharding
+
+rows, length, layers = 64, 1024, 4
+for name, tensor in (("v5p:2x2x1", 1), ("v5p:2x2x1", 4), ("v6e:2x2", 4)):
+    for preset in ("llama-13b", "llama2-70b"):
+        topology, student = chips.topology(name), dataclasses.replace(presets.PRESETS[preset], num_layers=layers)
+        where = evaluate.setting(student, topology, EvaluationConfig(tensor=tensor))
+        placed = np.array(compile.devices(topology)[:tensor]).reshape(1, 1, -1)
+        mesh = Mesh(placed, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+        made = evaluate.lower(evaluate.Program("decode", (rows, length)), where, mesh).compile()
+        part = f"[{rows},{student.num_kv_heads // tensor},{length},{student.head_dim}]"
+        kinds, inside = set(), False
+        for line in made.as_text().splitlines():
+            inside = "fused" in line if line.endswith("{") and "= " not in line else inside
+            found = re.search(r"= \\(?\\w+(\\[[\\d,]*\\])(\\S*) ([\\w-]+)\\(", line)
+            # S(1) is memory of the core, into which it is read; in a fusion nothing is written.
+            if found and found[1] == part and "S(1)" not in found[2] and not inside:
+                kinds.add(found[3])
+        stats = made.memory_analysis()
+        print(json.dumps([
+            f"{name} {tensor} {preset}", stats.alias_size_in_bytes, rows * length * where.position, sorted(kinds)
+        ]))
+"""
+
+
+def test_a_decoding_step_holds_no_copy_of_the_cache():
+    """It is donated and updated where it is: nothing of its shape is made but by updating a slice."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE], env=environment, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    for name, aliased, cache, kinds in map(json.loads, lines):
+        assert aliased == cache, name
+        assert "dynamic-update-slice" in kinds, name
+        assert set(kinds) <= {"parameter", "get-tuple-element", "bitcast", "dynamic-update-slice"}, name
+
+
 def planned(config, *arguments, tmp_path):
     """The lines of JSON, the seconds and the bytes of this host's memory that a plan takes."""
     command = [

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.student import sharding
-from orca_jax.student.decoding import STEPS, Decode, bucket, row_bucket
+from orca_jax.student import decoding, sharding
+from orca_jax.student.decoding import STEPS, Decode, bucket, coarse, row_bucket
 from orca_jax.student.engine import Engine, Generator, Request
 from orca_jax.student.sharding import MeshConfig, make_mesh
 from tests.student.students import GEMMA3, OLMO2, SMALL, SMOLLM3, logits, make_params, make_tokens
@@ -292,6 +292,25 @@ def test_buckets_hold_what_they_are_for_and_waste_little(size):
     assert size <= bucket(size)
     assert bucket(size) <= max(64, 1.5 * size)
     assert bucket(bucket(size)) == bucket(size)
+
+
+@given(most=st.integers(1, 64).map(lambda n: 64 * n), size=st.integers(1, 4096))
+def test_coarse_sizes_hold_what_they_are_for_and_are_few(most, size):
+    if size <= most:
+        assert size <= coarse(size, most) <= most
+    assert len({coarse(n, most) for n in range(1, most + 1)}) <= 1 + max(0, (most // 128).bit_length() - 1)
+
+
+def test_the_coarse_shapes_of_chips_give_the_same():
+    params, programs = make_params(SMALL), decoding.programs(SMALL, jnp.dtype(jnp.float32))
+    chips = dataclasses.replace(programs, fine=False)
+    engine = Engine(params, SMALL, slots=4, max_length=256, programs=chips)
+    prompt = np.concatenate([START, PROMPTS[3]])
+    requests = [request(i, temperature=1.0, seed=5) for i in range(len(PROMPTS))]
+    *replies, shared = run(engine, [*requests, Request(prompt=prompt, max_tokens=20, shared=70)])
+    for index, reply in enumerate(replies):
+        assert_same(reply, alone(index, 12, 1.0))
+    assert_same(shared, run(make_engine(4), [Request(prompt=prompt, max_tokens=20)])[0])
 
 
 @given(count=st.integers(1, 300), slots=st.integers(1, 300))
