@@ -448,7 +448,7 @@ def test_a_browser_runs_it_without_an_error_and_its_search_works(reported):
     page, console = opened(reported / "report.html", "q=object_counting-2+so")
     assert console == []
     assert page.all("html")[0]["data-ready"] == "yes"
-    assert len(page.all("svg")) == 9
+    assert len(page.all("svg")) == 10
     assert seen(page) == ["object_counting"]
     assert "1 of 12 questions" in page.text
 
