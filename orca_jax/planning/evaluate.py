@@ -334,10 +334,10 @@ def report(name: str, values: Mapping[str, Any], price: float | None) -> str:
     lines = [
         f"{name} on {values['topology']}: {values['copies']} copies of {values['tensor']} chips each, "
         f"{values['hbm_bytes'] / GIB:.1f} GiB a chip",
-        *[f"  {key}: {one['questions']:,} questions, prompts of {one['prompt']} tokens, replies of {one['reply']}"
+        *[f"  {key}: {one['questions']:,} questions, {one['prompt']} tokens and {one['reply']} of a reply"
           for key, one in values["asked"].items()],
-        f"  these are medians of log-normal lengths with a spread of {values['spread']}, after a system message of "
-        f"{values['message']} tokens",
+        f"  these are medians of log-normal lengths with a spread of {values['spread']}, after a system "
+        f"message of {values['message']} tokens",
         *[f"{one['program']}: {one['bytes_per_chip'] / GIB:.1f} GiB a chip"
           + (f" (compiled in {one['compile_seconds']:.0f} s)" if one["compile_seconds"] else "")
           + ("" if one["fits"] else ", does not fit")

@@ -39,9 +39,7 @@ def test_every_question_is_prefilled_and_every_token_decoded():
 def test_a_step_waits_for_weights_and_cache_and_a_long_prefill_for_products():
     where = evaluate.setting(presets.PRESETS["llama-13b"], chips.topology("h200-1"), EvaluationConfig())
     chip = where.topology.chip
-    read = (
-        12_851_624_960 * 2 + 64 * 1024 * 2 * 40 * 40 * 128 * 2
-    )  # all but the embedding and norms; the cache
+    read = 12_851_624_960 * 2 + 64 * 1024 * 2 * 40 * 40 * 128 * 2  # matrices, and the cache
     step = evaluate.seconds(Program("decode", (64, 1024)), where)
     assert step == pytest.approx(read / (chip.hbm_gb_per_s * 1e9 * 0.8), rel=1e-3)
     products = 2 * 12_688_000_000 * 1024 / (chip.peak * chip.product_efficiency)
@@ -56,7 +54,7 @@ def test_a_decoding_step_updates_the_cache_that_it_is_given():
 
 
 def test_what_cannot_be_laid_out_or_read_is_refused():
-    with pytest.raises(ValueError, match="evaluation.tensor=3 does not divide 4 chips"):
+    with pytest.raises(ValueError, match=r"evaluation\.tensor=3 does not divide 4 chips"):
         evaluate.setting(small().student, SLICE, dataclasses.replace(OWN, tensor=3))
     with pytest.raises(ValueError, match="'bbh=5' is not NAME=QUESTIONS:PROMPT:REPLY"):
         program.asked_of(["bbh=5"])

@@ -63,7 +63,8 @@ from orca_jax.student import presets, sharding
 rows, length, layers = 64, 1024, 4
 for name, tensor in (("v5p:2x2x1", 1), ("v5p:2x2x1", 4), ("v6e:2x2", 4)):
     for preset in ("llama-13b", "llama2-70b"):
-        topology, student = chips.topology(name), dataclasses.replace(presets.PRESETS[preset], num_layers=layers)
+        topology = chips.topology(name)
+        student = dataclasses.replace(presets.PRESETS[preset], num_layers=layers)
         where = evaluate.setting(student, topology, EvaluationConfig(tensor=tensor))
         placed = np.array(compile.devices(topology)[:tensor]).reshape(1, 1, -1)
         mesh = Mesh(placed, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
@@ -76,10 +77,8 @@ for name, tensor in (("v5p:2x2x1", 1), ("v5p:2x2x1", 4), ("v6e:2x2", 4)):
             # S(1) is memory of the core, into which it is read; in a fusion nothing is written.
             if found and found[1] == part and "S(1)" not in found[2] and not inside:
                 kinds.add(found[3])
-        stats = made.memory_analysis()
-        print(json.dumps([
-            f"{name} {tensor} {preset}", stats.alias_size_in_bytes, rows * length * where.position, sorted(kinds)
-        ]))
+        aliased, cache = made.memory_analysis().alias_size_in_bytes, rows * length * where.position
+        print(json.dumps([f"{name} {tensor} {preset}", aliased, cache, sorted(kinds)]))
 """
 
 
