@@ -135,7 +135,7 @@ def test_an_evaluation_asks_it(endpoint, student, tmp_path):
         for n in range(5)
     ]
 
-    def answer(conversations, sampling):
+    def answer(conversations, sampling, numbers):
         async def all_of_them():
             return await asyncio.gather(*(endpoint.reply(one, sampling) for one in conversations))
 
