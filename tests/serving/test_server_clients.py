@@ -143,9 +143,11 @@ def test_an_evaluation_asks_it(endpoint, student, tmp_path):
 
     asked = {"sampling": Sampling(max_tokens=8), "seed": 0, "system_message_id": 1, "system_text": ""}
     served = evaluation_run.collect_replies(questions, answer, tmp_path / "served", round_size=2, **asked)
-    here = evaluation_run.collect_replies(
-        questions, student.as_finished, tmp_path / "here", round_size=2, **asked
-    )
+
+    def alone(conversations, sampling, numbers):
+        return student.as_finished(conversations, sampling, numbers=numbers)
+
+    here = evaluation_run.collect_replies(questions, alone, tmp_path / "here", round_size=2, **asked)
     assert [reply.text for reply in served] == [reply.text for reply in here]
     assert all(reply.outcome is not Outcome.ERROR for reply in served)
 
