@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import concurrent.futures
 import dataclasses
 import secrets
 import zlib
@@ -321,13 +322,17 @@ def load_student(
     if not layout:
         raise LayoutError(f"{source.tokenizer} does not say its prompt layout; give --layout")
     config = dataclasses.replace(source.config, scan_layers=False)
-    tokenizer, kind = tokenizers.load(source.tokenizer), compute_dtype(dtype)
+    kind = compute_dtype(dtype)
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # a first answer waits for all three
+        tokenizer = pool.submit(tokenizers.load, source.tokenizer)
+        fingerprint = pool.submit(lambda: source.fingerprint)
+        params = source.load(config, mesh, kind)
     return LocalStudent(
-        source.load(config, mesh, kind),
+        params,
         config,
-        tokenizer,
+        tokenizer.result(),
         layout,
-        checkpoint=source.fingerprint,
+        checkpoint=fingerprint.result(),
         dtype=kind.name,
         copies=others,
         **options,

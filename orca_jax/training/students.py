@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class SavedStudent:
       config: its shape.
       tokenizer: the path of its tokenizer, for data.tokenizer.load.
       layout: the prompt layout that it was trained in; empty if that is not recorded, see `own_layout`.
-      fingerprint: of its weights.
+      identify: gives the fingerprint of its weights, for which a model's files are read whole.
       load: loads its parameters to a mesh, for a config of the same shape with at least as many ids, which
         also says whether layers are stacked. Matrices get the given type, norms float32; nothing is loaded
         whole in another type first.
@@ -53,8 +53,12 @@ class SavedStudent:
     config: LlamaConfig
     tokenizer: Path
     layout: str
-    fingerprint: str
+    identify: Callable[[], str]
     load: Load
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return self.identify()
 
     @property
     def own_layout(self) -> str:
@@ -79,7 +83,7 @@ def open_source(path: str | Path) -> SavedStudent:
             config=model.config,
             tokenizer=model.directory,
             layout="",
-            fingerprint=artifacts.digest([artifacts.file_digest(one) for one in files]),
+            identify=lambda: artifacts.digest([artifacts.file_digest(one) for one in files]),
             load=functools.partial(huggingface.load, model.directory),
         )
     for folder, checkpoints in ((path, "checkpoints"), (path / "training", "training/checkpoints")):
@@ -94,7 +98,7 @@ def open_source(path: str | Path) -> SavedStudent:
             config=dataclasses.replace(config, lora=LoraConfig()),
             tokenizer=path / "tokenizer",
             layout=provenance.get("layout", ""),
-            fingerprint=manifest["fingerprint"],
+            identify=functools.partial(str, manifest["fingerprint"]),
             load=functools.partial(_restore, path / checkpoints, config),
         )
     raise ArtifactError(
