@@ -189,9 +189,8 @@ def lm_eval(given: cli.Options) -> None:
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
-    source, sizes = students.open_source(given.model), {"max_length": given.max_length}
-    sizes["batch_size"] = given.batch_size
-    student = load_student(source, given.layout, dtype=given.dtype, **sizes)
+    sizes = {"batch_size": given.batch_size, "max_length": given.max_length}
+    student = load_student(students.open_source(given.model), given.layout, dtype=given.dtype, **sizes)
     how = {"apply_chat_template": given.apply_chat_template, "limit": given.limit or None}
     table = adapter.evaluate(student, given.tasks, Path(given.out), include_path=given.include_path, **how)
     print(table)

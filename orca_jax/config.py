@@ -369,9 +369,9 @@ class StageConfig:
     # Weights at the stage's end, reached from `datasets` in a straight line; a data set that is left out has
     # weight 0. Empty: `datasets` holds throughout.
     anneal_to: Mapping[str, float] = field(default_factory=dict)
-    # Ends the stage after so many validations in a row without a new lowest loss, or
-    # evaluations without a new highest accuracy, and at its epochs or steps at the latest, over which the
-    # learning rate falls; 0: there.
+    # Ends the stage after so many validations in a row without a new lowest loss, or evaluations without a
+    # new highest accuracy, and at its epochs or steps at the latest, over which the learning rate falls; 0:
+    # there.
     until_plateau: Count = 0
     # The loss of held-out traces, see `train.validate_every`, or accuracy, see `train.evaluate_every`.
     plateau_of: Literal["loss", "accuracy"] = "loss"

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("benchmarks")
-
 from benchmarks import start
 
 
