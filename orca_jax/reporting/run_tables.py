@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts
+import pandas as pd
+
+from orca_jax import artifacts, storage
 from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import scoring
+from orca_jax.files import read_jsonl
+from orca_jax.records import Item
 from orca_jax.reporting import arms, charts, tables
 from orca_jax.training import metrics
 
@@ -28,6 +32,23 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
             "and workdir first"
         )
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
+
+
+def items(workdir: str | Path) -> pd.DataFrame:
+    """The items of all that was evaluated in a workdir, also `gs://…`; `evaluation` names its folder.
+
+    Raises:
+      ArtifactError: nothing is finished there.
+    """
+    found = []
+    root = Path(storage.local(str(workdir))) / "evaluation"
+    for path in sorted(root.rglob(scoring.ITEMS)):
+        if (path.parent / artifacts.MANIFEST).exists():
+            name = str(path.parent.relative_to(root))
+            found.append(pd.DataFrame(read_jsonl(path, Item)).assign(evaluation=name))
+    if not found:
+        raise artifacts.ArtifactError(f"{root} has no evaluation that is finished; run one first")
+    return pd.concat(found, ignore_index=True)
 
 
 def before(workdir: Path, name: str) -> str:

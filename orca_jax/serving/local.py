@@ -9,6 +9,7 @@ import secrets
 import zlib
 from collections.abc import Generator as Generates
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from orca_jax.student.engine import Generated, Generator, Request
 from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.student.scoring import Score
-from orca_jax.training.students import SavedStudent
+from orca_jax.training.students import SavedStudent, open_source
 
 Conversation = Sequence[Message]
 TORN = "\ufffd"  # what a character decodes to of which some bytes are still to come
@@ -296,7 +297,7 @@ def device_groups(tensor: int, copies: int) -> list[list[jax.Device]]:
 
 
 def load_student(
-    source: SavedStudent,
+    source: SavedStudent | str | Path,
     layout: str = "",
     *,
     tensor: int = 1,
@@ -307,6 +308,7 @@ def load_student(
     """A student on disk, ready to answer, its layers split over `tensor` devices of this host.
 
     Args:
+      source: a student that is open, or what opens it, see `open_source`.
       layout: of prompts; empty: the student's own.
       copies: how many groups of devices have the student and answer batches together, see `device_groups`.
       dtype: of weights, cache and products, see `parameters.compute_dtype`.
@@ -316,6 +318,8 @@ def load_student(
       LayoutError: the layout is not known, and none is given.
       ValueError: this host has too few devices.
     """
+    if not isinstance(source, SavedStudent):
+        source = open_source(source)
     axes = MeshConfig(fsdp=1, tensor=tensor)
     mesh, *others = (sharding.make_mesh(axes, group) for group in device_groups(tensor, copies))
     layout = layout or source.own_layout
