@@ -1,4 +1,7 @@
-"""README's lines for Orca 13B in small on two processes of four CPU devices each, from weights to tables."""
+"""README's lines for Orca 13B in small on two processes of four CPU devices each, from weights to tables.
+
+The evaluation is also spread over four processes, and gives the same items.
+"""
 
 import json
 import os
@@ -57,6 +60,15 @@ def run(folder, program, *arguments):
     return end(start(folder, program, *arguments))
 
 
+def items(folder, name):
+    """The items of a whole evaluation, which then stands aside under `name`."""
+    run(folder, "evaluate", *EVALUATED)
+    evaluation = folder / "orca" / "evaluation"
+    found = {path.parent.name: list(read_jsonl(path, Item)) for path in evaluation.rglob("items.jsonl")}
+    evaluation.rename(folder / name)
+    return found
+
+
 def test_training_and_evaluation_on_two_hosts(folder):
     run(folder, "collect", *CONFIG)
     run(folder, "prepare", *CONFIG)
@@ -78,15 +90,19 @@ def test_training_and_evaluation_on_two_hosts(folder):
     end(parts[0])
     run(folder, "evaluate", *EVALUATED, *sizes, "--part=2/2")
     assert not list(evaluation.rglob("scores.json"))
-    run(folder, "evaluate", *EVALUATED)
-    split = {path.parent.name: list(read_jsonl(path, Item)) for path in evaluation.rglob("items.jsonl")}
-    evaluation.rename(folder / "split")
-    run(folder, "evaluate", *EVALUATED)  # one host, one device
-    whole = {path.parent.name: list(read_jsonl(path, Item)) for path in evaluation.rglob("items.jsonl")}
-    assert split.keys() == whole.keys()
+    halves = items(folder, "halves")
+    parts = [start(folder, "evaluate", *EVALUATED, sizes[0], f"--part={host}/4") for host in range(1, 5)]
+    for part in parts:
+        end(part)
+    quarters = items(folder, "quarters")
+    whole = items(folder, "whole")  # one host, one device
+    assert halves.keys() == quarters.keys() == whole.keys()
     assert len(whole) >= 3
-    differing = sum(one != other for name in whole for one, other in zip(split[name], whole[name]))
-    print(json.dumps({"items": sum(map(len, whole.values())), "differing": differing}))
-    assert differing <= 0.02 * sum(map(len, whole.values()))
+    total = sum(map(len, whole.values()))
+    for name, split in {"halves": halves, "quarters": quarters}.items():
+        differing = sum(one != other for task in whole for one, other in zip(split[task], whole[task]))
+        print(json.dumps({name: total, "differing": differing}))
+        assert differing <= 0.02 * total
+    (folder / "whole").rename(evaluation)
     run(folder, "tables", "paper", "--runs=orca", "--out=tables")
     assert "Table" in (folder / "tables" / "README.md").read_text(encoding="utf-8")
