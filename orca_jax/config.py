@@ -50,7 +50,7 @@ Preset = Literal[
     "qwen3-4b", "qwen3-8b", "gemma3-270m", "gemma3-1b", "olmo2-1b", "olmo2-7b",
 ]  # fmt: skip
 Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
-Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]
+Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "cudnn"]
 Remat = Literal["none", "products", "full"]
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]

@@ -1,4 +1,12 @@
-"""The Pallas kernels: padding to blocks, partitioning over a mesh, and lowering for chips not present."""
+"""The kernels: padding to blocks, partitioning over a mesh, and lowering for chips not present."""
+
+import functools
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from orca_jax.student import attention, attention_pallas, sharding
-from orca_jax.student.attention import BACKENDS
-from orca_jax.student.attention_pallas import in_whole_blocks, platform
+from orca_jax.student import attention, attention_kernels, sharding
+from orca_jax.student.attention_kernels import in_whole_blocks, platform
 from orca_jax.student.sharding import AXES, MeshConfig, make_mesh
 
 H100 = jax.sharding.AbstractMesh(
@@ -71,7 +78,7 @@ def make_inputs(rows, query_heads, kv_heads):
         (3, 4, 2, PartitionSpec(None, None, "tensor")),  # nor three rows in four
     ],
 )
-@pytest.mark.parametrize("backend", ["splash", "pallas_gpu"])
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
 def test_kernels_are_split_over_the_mesh_and_give_the_same(cube, backend, rows, query_heads, kv_heads, split):
     inputs = make_inputs(rows, query_heads, kv_heads)
     expected, gradients = jax.jit(value_and_gradients, static_argnames="backend")(
@@ -95,33 +102,70 @@ def shapes(length, head_dim):
     return [*heads, jax.ShapeDtypeStruct((2, length), jnp.int32)]
 
 
-@pytest.mark.parametrize("head_dim", [16, 80, 128])
-def test_for_a_gpu_forward_and_backward_are_its_kernels(head_dim, monkeypatch):
-    """Lowered to what Triton compiles; no GPU has compiled or run it."""
-    monkeypatch.setattr(attention_pallas, "platform", lambda: "gpu")
-
-    def total(query, key, value, segment_ids):
-        mixed = attention.attend(query, key, value, segment_ids, backend="pallas_gpu")
-        return mixed.astype(jnp.float32).sum()
-
-    with jax.sharding.use_abstract_mesh(H100):  # jax 0.11 asks which GPU
-        traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, head_dim))
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    for kernel in ("mha_forward", "mha_preprocess_backward", "mha_backward"):
-        assert f'"{kernel}"' in text
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU to lower for, with what JAX asks of one while it traces answered."""
+    private = "jax._src.cudnn.fused_attention_stablehlo."
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "gpu")
+    monkeypatch.setattr(private + "check_cudnn_version", lambda: 91500)
+    monkeypatch.setattr(private + "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(private + "is_cuda_compute_capability_equal", lambda capability: False)
+    attention_kernels.say.cache_clear()
+    with jax.sharding.use_abstract_mesh(H100):
+        yield
 
 
-def test_a_window_is_refused_and_the_others_are_named():
-    with pytest.raises(ValueError, match=r"'pallas_gpu' has no sliding window \(got 5\)") as error:
-        jax.eval_shape(
-            lambda *inputs: attention.attend(*inputs, backend="pallas_gpu", window=5), *shapes(9, 16)
-        )
-    assert all(name in str(error.value) for name in BACKENDS)
+def lowered(function, inputs, platform):
+    return jax.jit(function).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+
+
+def summed(query, key, value, segment_ids, **options):
+    return attention.attend(query, key, value, segment_ids, **options).astype(jnp.float32).sum()
+
+
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_for_a_gpu_forward_and_backward_are_cudnns(head_dim, window, gpu):
+    """Lowered, not compiled, and run on no GPU yet."""
+    total = functools.partial(summed, backend="cudnn", window=window)
+    text = lowered(jax.grad(total, argnums=(0, 1, 2)), shapes(700, head_dim), "cuda")
+    for kernel in ("__cudnn$fmhaScaleBiasSoftmax(", "__cudnn$fmhaScaleBiasSoftmaxBackward("):
+        assert text.count(f"@{kernel}") == 1
+
+
+@pytest.mark.skipif(
+    not Path("/dev/nvidiactl").exists()
+    or not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="needs a GPU and the extra `cuda`",
+)
+def test_on_a_gpu_cudnn_is_the_reference_and_packed_is_unpacked(repo):
+    command = [sys.executable, "-m", "pytest", "tests/student/test_attention.py", "-k", "16_bits"]
+    environment = {**os.environ, "TEST_PLATFORM": "cuda"}
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "why"),
+    [(80, jnp.bfloat16, "heads of 80 are not among (64, 128)"), (64, jnp.float32, "attention in float32")],
+)
+def test_what_cudnn_lacks_is_blockwise_and_said_once(head_dim, dtype, why, gpu, caplog):
+    inputs = [*(jax.ShapeDtypeStruct(x.shape, dtype) for x in shapes(700, head_dim)[:3]), shapes(700, 8)[3]]
+    found = functools.partial(summed, backend="cudnn")
+    with caplog.at_level(logging.INFO, "orca_jax.student.attention_kernels"):
+        text = lowered(found, inputs, "cuda")
+        lowered(found, [*inputs], "cuda")
+    assert "cudnn" not in text
+    assert "while" in text
+    said = [message for message in caplog.messages if "in place of cudnn" in message]
+    assert len(said) == 1
+    assert why in said[0]
 
 
 @pytest.mark.parametrize(("length", "block"), [(128, 128), (384, 128), (768, 256), (2048, 512), (4096, 512)])
 def test_blocks_divide_the_row(length, block):
-    sizes = attention_pallas._block_sizes(length)
+    sizes = attention_kernels._block_sizes(length)
     assert sizes.block_q == sizes.block_kv_dq == block
     assert sizes.has_backward_blocks
 
@@ -129,7 +173,7 @@ def test_blocks_divide_the_row(length, block):
 @pytest.mark.parametrize("window", [0, 100])
 def test_for_a_tpu_forward_and_backward_are_its_kernels(window, monkeypatch):
     """Lowered, not compiled: the proof tests/proofs/test_tpu_compile.py does that."""
-    monkeypatch.setattr(attention_pallas, "platform", lambda: "tpu")
+    monkeypatch.setattr(attention_kernels, "platform", lambda: "tpu")
 
     def total(query, key, value, segment_ids):
         mixed = attention.attend(query, key, value, segment_ids, backend="splash", window=window)
