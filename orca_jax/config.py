@@ -419,6 +419,8 @@ class TrainConfig:
     batch_rows: Positive = 8  # rows an optimizer step, over all devices and accumulation parts
     accumulation: Positive = 1  # parts a batch is computed in, one after the other; divides batch_rows
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and moments stay float32
+    # Of sums of the layers' gradients over positions and devices; not narrower than compute_dtype.
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: Positive = 100  # steps
     keep: Positive = 2  # checkpoints preserved
     log_every: Positive = 10  # steps

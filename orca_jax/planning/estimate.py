@@ -77,6 +77,7 @@ class Workload:
     accumulation: int = 1
     row_length: int = 2048
     compute_dtype: str = "bfloat16"
+    reduce_dtype: str = "float32"
     limited: bool = False  # steps whose gradient spikes are skipped
 
     @property
@@ -251,6 +252,7 @@ def elementwise_bytes(workload: Workload, shape: MeshShape) -> float:
 def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
     """The transfers of a step that follow from the sharding rules; a compiled program may do others."""
     student, width = workload.student, jnp.dtype(workload.compute_dtype).itemsize
+    summed = jnp.promote_types(workload.compute_dtype, workload.reduce_dtype).itemsize
     layers, parts = student.num_layers, workload.accumulation
     weights = layers * layer_parameters(student) * width / shape.tensor
     activations = workload.part_rows(shape) * workload.row_length * student.hidden_size * width
@@ -258,8 +260,8 @@ def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
     sums = (4 + 2 * (student.remat == "full")) * layers * parts
     found = (
         ("all-gather", "fsdp", gathers * layers * parts, gathers * parts * weights),
-        ("reduce-scatter", "fsdp", layers * parts, parts * weights),
-        ("all-reduce", "data", layers, 4 * weights / width / shape.fsdp),
+        ("reduce-scatter", "fsdp", layers * parts, parts * weights * summed / width),
+        ("all-reduce", "data", layers, summed * weights / width / shape.fsdp),
         ("all-reduce", "tensor", sums, sums * activations),
     )
     rings = (
