@@ -35,9 +35,9 @@ USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented
 ATTENTION_EFFICIENCY = 0.5
 HBM_EFFICIENCY = 0.8
 LINK_EFFICIENCY = 0.8
-BACKWARD_ATTENTION = 7  # products of the kernels for queries' and keys' gradients, which both redo the scores
+BACKWARD_ATTENTION = 5  # products of the fused kernel, which computes the scores again
 # What a policy computes again: shares of a layer's forward products and of its attention.
-RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 1.0)}
+RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 0.0)}
 FORMULA = (
     "6 x N x tokens + 6 x layers x heads x head_dim x row_length x tokens; N: parameters of matrix products "
     "(all but the input embedding and norms); the second term is causal attention over whole rows"
@@ -162,14 +162,15 @@ def shard_bytes(tree: Any, shape: MeshShape) -> int:
 def saved_widths(student: LlamaConfig, tensor: int) -> dict[str, int]:
     """Elements a token that a layer keeps until the backward pass, on one of `tensor` chips, by policy.
 
-    `none` keeps all that its forward pass leaves, `products` the results of its matrix products.
+    `none` keeps all that its forward pass leaves, `products` the results of its matrix products and
+    of attention.
     """
     d, f, heads = student.hidden_size, student.intermediate_size, student.num_heads * student.head_dim
     kv_heads = student.num_kv_heads * student.head_dim
     return {
         "none": 10 * d + (5 * (heads + kv_heads) + 5 * f) // tensor,
         "full": d,
-        "products": 3 * d + (heads + 2 * kv_heads + 2 * f) // tensor,
+        "products": 3 * d + (2 * heads + 2 * kv_heads + 2 * f) // tensor,
     }
 
 

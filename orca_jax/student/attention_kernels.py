@@ -20,14 +20,16 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
 from jax.sharding import PartitionSpec
 
-from orca_jax.student.attention_xla import blockwise, causal_mask, pad_length
+from orca_jax.student.attention_xla import RESIDUALS, blockwise, causal_mask, pad_length
 from orca_jax.student.sharding import BATCH, batch_shards
 
 log = logging.getLogger(__name__)
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 LANES = 128  # a TPU register's width, of which splash's blocks are multiples
-LARGEST_BLOCK = 512
+LARGEST_BLOCK, LARGEST_PART = 1024, 512  # of queries and keys; of keys whose scores are computed at a time
+# The fused backward kernel writes the queries' gradient once a block of keys, to be summed after it.
+MOST_COPIES = 4
 MAX_HEAD_DIM = 512  # the largest that has been compiled for a TPU; small and odd sizes compile as well
 CUDNN_BLOCK = 64  # cuDNN's backward pass needs even lengths where it is given a mask
 CUDNN_HEAD_DIMS = (64, 128)
@@ -86,15 +88,23 @@ def on_each_device(
 
 
 def _block_sizes(length: int) -> splash_kernels.BlockSizes:
-    """One size for all loops: the largest power of two that divides a row, from 128 to 512."""
-    block = math.gcd(length, LARGEST_BLOCK)
+    """The largest power of two that divides a row, from 128 to 1024, and one backward kernel in place of two.
+
+    A row of many blocks of keys has two kernels, with blocks of 512 at most.
+    """
+    block, part = math.gcd(length, LARGEST_BLOCK), math.gcd(length, LARGEST_PART)
+    fused = length <= MOST_COPIES * block
+    backward = block if fused else part
     return splash_kernels.BlockSizes(
         block_q=block,
         block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_kv_compute=part,
+        block_q_dkv=backward,
+        block_kv_dkv=backward,
+        block_kv_dkv_compute=part,
+        block_q_dq=None if fused else part,
+        block_kv_dq=None if fused else part,
+        use_fused_bwd_kernel=fused,
     )
 
 
@@ -118,6 +128,7 @@ def _run_splash(
         block_sizes=_block_sizes(length),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=RESIDUALS,
         interpret=interpret,
     )
     heads_first = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]
@@ -161,6 +172,11 @@ def cudnn_lacks(head_dim: int, dtype: jnp.dtype) -> str:
 def say(message: str) -> None:
     """Logs a choice once: it is made for every layer of every program that is traced."""
     log.info(message)
+
+
+def is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint` that saves the residuals of `cudnn`, which JAX does not let us name."""
+    return bool(primitive.name == "dot_product_attention_fwd_wrapper")
 
 
 def _run_cudnn(

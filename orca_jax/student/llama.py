@@ -19,6 +19,8 @@ import numpy as np
 from flax import linen as nn
 
 from orca_jax.student import attention, lora
+from orca_jax.student.attention_kernels import is_cudnn_forward
+from orca_jax.student.attention_xla import RESIDUALS
 from orca_jax.student.presets import LayerType, LlamaConfig, RopeScaling
 from orca_jax.student.sharding import all_but_gathered, constrain, gathers, lookup, product
 
@@ -235,14 +237,21 @@ class Block(nn.Module):
         return constrain(x, "batch", None, None), cache
 
 
+def _products_and_attention(*call: Any, **params: Any) -> bool:
+    """Products with weights have no batch dimensions; those inside attention do, and are not saved."""
+    policies = jax.checkpoint_policies
+    named = policies.save_only_these_names(RESIDUALS)
+    saved = (policies.dots_with_no_batch_dims_saveable, named, is_cudnn_forward)
+    return any(policy(*call, **params) for policy in saved)
+
+
 def rematerialized(config: LlamaConfig) -> type[Block]:
     """The block with the rematerialisation policy of `config.remat`."""
     if config.remat == "none" and not gathers():
         return Block
     policies = {
         "none": all_but_gathered,
-        # Products with weights have no batch dimensions; those inside attention do, and are not saved.
-        "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "products": _products_and_attention,
         "full": None,
     }
     return nn.remat(Block, policy=policies[config.remat], prevent_cse=not config.scan_layers)
@@ -260,7 +269,7 @@ def _apply(layer: Block, variables: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 class Llama(nn.Module):
-    """The decoder. `dtype` is the compute type; parameters are float32 masters; `reduce_dtype` as in `Types`."""
+    """The decoder. `dtype` is the compute type; parameters are float32 masters, `reduce_dtype` is that of `Types`."""
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.float32

@@ -1,5 +1,6 @@
 """The kernels: padding to blocks, partitioning over a mesh, and lowering for chips not present."""
 
+import dataclasses
 import functools
 import importlib.util
 import logging
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from orca_jax.student import attention, attention_kernels, sharding
+from orca_jax.student import attention, attention_kernels, llama, sharding
 from orca_jax.student.attention_kernels import in_whole_blocks, platform
 from orca_jax.student.sharding import AXES, MeshConfig, make_mesh
+from tests.student.students import SMALL
 
 H100 = jax.sharding.AbstractMesh(
     (1, 1, 1),
@@ -163,11 +165,41 @@ def test_what_cudnn_lacks_is_blockwise_and_said_once(head_dim, dtype, why, gpu, 
     assert why in said[0]
 
 
-@pytest.mark.parametrize(("length", "block"), [(128, 128), (384, 128), (768, 256), (2048, 512), (4096, 512)])
-def test_blocks_divide_the_row(length, block):
+@pytest.mark.parametrize(
+    ("length", "block", "fused"),
+    [
+        (128, 128, True),
+        (384, 128, True),
+        (640, 128, False),
+        (2048, 1024, True),
+        (4096, 1024, True),
+        (8192, 1024, False),
+    ],
+)
+def test_blocks_divide_the_row(length, block, fused):
+    """Few blocks of keys have one backward kernel; many would need much memory for its parts of a gradient."""
     sizes = attention_kernels._block_sizes(length)
-    assert sizes.block_q == sizes.block_kv_dq == block
+    assert sizes.block_q == sizes.block_kv == block
+    assert sizes.use_fused_bwd_kernel == fused
+    assert sizes.block_kv_dkv == (block if fused else min(block, 512))
     assert sizes.has_backward_blocks
+
+
+@pytest.mark.parametrize("window", [0, 100])
+def test_a_row_of_many_blocks_is_the_reference_too(window):
+    """Five blocks of keys, so two backward kernels; the other tests have one."""
+    random = np.random.default_rng(0)
+    inputs = [jnp.asarray(random.standard_normal((1, 640, n, 8)), jnp.float32) for n in (4, 2, 2)]
+    segments = jnp.asarray(np.repeat([[1, 2, 3, 0]], [300, 1, 320, 19], axis=1), jnp.int32)
+
+    def gradients(backend):
+        def total(*inputs):
+            return jnp.sin(attention.attend(*inputs, segments, backend=backend, window=window)).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
+
+    for found, expected in zip(gradients("splash"), gradients("reference"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("window", [0, 100])
@@ -181,9 +213,51 @@ def test_for_a_tpu_forward_and_backward_are_its_kernels(window, monkeypatch):
 
     traced = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*shapes(700, 64))
     text = traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("stablehlo.custom_call @tpu_custom_call") == 3  # forward, dq, dk with dv
-    for kernel in ("splash_mha_fwd_segmented", "splash_mha_dq_segmented", "splash_mha_dkv_segmented"):
+    assert text.count("stablehlo.custom_call @tpu_custom_call") == 2  # forward; backward in one
+    for kernel in ("splash_mha_fwd_segmented", "splash_mha_dkv_segmented"):
         assert kernel in text
+
+
+CALLS = {
+    # A kernel's forward call, its backward one, and how the program lowered for the platform counts them.
+    "splash": ("tpu", "splash_mha_fwd_segmented", "splash_mha_dkv_segmented"),
+    "cudnn": ("cuda", "@__cudnn$fmhaScaleBiasSoftmax(", "@__cudnn$fmhaScaleBiasSoftmaxBackward("),
+}
+
+
+@pytest.mark.parametrize(("remat", "forwards"), [("none", 1), ("products", 1), ("full", 2)])
+@pytest.mark.parametrize("backend", CALLS)
+def test_only_full_remat_runs_attentions_forward_pass_again(backend, remat, forwards, gpu, monkeypatch):
+    """Calls of the kernels in the program of a scanned student: one a pass over the layers."""
+    on, forward, backward = CALLS[backend]
+    if backend == "splash":
+        monkeypatch.setattr(attention_kernels, "platform", lambda: "tpu")
+    config = dataclasses.replace(SMALL, attention=backend, head_dim=64, scan_layers=True, remat=remat)
+
+    def total(params, row):
+        hidden, _ = llama.hidden(params, row, row, row, config=config, dtype=jnp.bfloat16)
+        return hidden.astype(jnp.float32).sum()
+
+    inputs = jax.eval_shape(lambda: llama.init(config, 0)), jax.ShapeDtypeStruct((2, 256), jnp.int32)
+    text = lowered(jax.grad(total), inputs, on)
+    calls = [line for line in text.splitlines() if "custom_call" in line]
+    assert sum(forward in line for line in calls) == forwards
+    assert sum(backward in line for line in calls) == 1
+
+
+def test_blockwise_scans_forward_again_under_full_remat_alone():
+    """Counted in unrolled layers, whose only loops are those over blocks."""
+
+    def loops(remat):
+        config = dataclasses.replace(SMALL, attention="blockwise", num_layers=1, remat=remat)
+
+        def total(params, row):
+            return llama.hidden(params, row, row, row, config=config)[0].sum()
+
+        inputs = jax.eval_shape(lambda: llama.init(config, 0)), jax.ShapeDtypeStruct((2, 600), jnp.int32)
+        return lowered(jax.grad(total), inputs, "cpu").count("stablehlo.while")
+
+    assert [loops(remat) for remat in ("none", "products", "full")] == [2, 2, 3]
 
 
 def test_larger_heads_than_were_compiled_are_refused():
