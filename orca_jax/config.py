@@ -318,7 +318,7 @@ class Sizes:
     attention: Attention = "auto"  # backend, see student.attention; `auto`: the platform's
     scan_layers: bool = True  # compile one layer and scan over all
     # What the backward pass computes again: `none`, `full` (all of a layer but its input), or `products`
-    # (all but the results of its matrix products with weights).
+    # (all but the results of its matrix products with weights and of attention).
     remat: Remat = "none"
     lora: LoraConfig = LoraConfig()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,7 @@ def dense(features: int, types: Types, name: str, bias: bool = False) -> nn.Dens
         use_bias=bias,
         dtype=types.compute,
         kernel_init=KERNEL_INIT,
-        promote_dtype=promote,  # `product` casts the kernel
+        promote_dtype=cast(Any, promote),  # `product` casts the kernel
         dot_general=multiply,
         name=name,
     )
@@ -269,7 +269,7 @@ def _apply(layer: Block, variables: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 class Llama(nn.Module):
-    """The decoder. `dtype` is the compute type; parameters are float32 masters, `reduce_dtype` is that of `Types`."""
+    """The decoder. `dtype` is the compute type; parameters are float32. `reduce_dtype`: see `Types`."""
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.float32

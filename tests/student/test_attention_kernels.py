@@ -177,7 +177,7 @@ def test_what_cudnn_lacks_is_blockwise_and_said_once(head_dim, dtype, why, gpu, 
     ],
 )
 def test_blocks_divide_the_row(length, block, fused):
-    """Few blocks of keys have one backward kernel; many would need much memory for its parts of a gradient."""
+    """Few blocks of keys have one backward kernel; many would need much memory for its results."""
     sizes = attention_kernels._block_sizes(length)
     assert sizes.block_q == sizes.block_kv == block
     assert sizes.use_fused_bwd_kernel == fused
