@@ -55,12 +55,12 @@ class Case(NamedTuple):
 
 CASES = (  # in the order of their worth, since the time may end before the list does
     Case("1B", "orca_jax", "blockwise", "products", 8),
-    Case("1B", "orca_jax", "pallas_gpu", "products", 8),
+    Case("1B", "orca_jax", "cudnn", "products", 8),
     Case("1B", "torch", "flex_attention", "none", 8),
-    Case("7B", "orca_jax", "pallas_gpu", "full", 4),
+    Case("7B", "orca_jax", "cudnn", "full", 4),
     Case("7B", "torch", "flex_attention", "full", 4),
-    Case("1B", "orca_jax", "pallas_gpu", "none", 8),
-    Case("1B", "orca_jax", "pallas_gpu", "full", 16),
+    Case("1B", "orca_jax", "cudnn", "none", 8),
+    Case("1B", "orca_jax", "cudnn", "full", 16),
     Case("7B", "orca_jax", "blockwise", "full", 4),
     Case("1B", "orca_jax", "causal_blocks", "full", 8),
     Case("1B", "orca_jax", "reference", "full", 4),

@@ -50,7 +50,7 @@ Preset = Literal[
     "qwen3-4b", "qwen3-8b", "gemma3-270m", "gemma3-1b", "olmo2-1b", "olmo2-7b",
 ]  # fmt: skip
 Dense = Literal["query", "key", "value", "output", "gate", "up", "down"]
-Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "pallas_gpu"]
+Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash", "cudnn"]
 Remat = Literal["none", "products", "full"]
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
@@ -318,7 +318,7 @@ class Sizes:
     attention: Attention = "auto"  # backend, see student.attention; `auto`: the platform's
     scan_layers: bool = True  # compile one layer and scan over all
     # What the backward pass computes again: `none`, `full` (all of a layer but its input), or `products`
-    # (all but the results of its matrix products with weights).
+    # (all but the results of its matrix products with weights and of attention).
     remat: Remat = "none"
     lora: LoraConfig = LoraConfig()
 
@@ -419,6 +419,8 @@ class TrainConfig:
     batch_rows: Positive = 8  # rows an optimizer step, over all devices and accumulation parts
     accumulation: Positive = 1  # parts a batch is computed in, one after the other; divides batch_rows
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and moments stay float32
+    # Of sums of the layers' gradients over positions and devices; not narrower than compute_dtype.
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: Positive = 100  # steps
     keep: Positive = 2  # checkpoints preserved
     log_every: Positive = 10  # steps

@@ -20,7 +20,8 @@ PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
 QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 # Before jax is first imported; by environment, so that the processes which tests start have them too.
-os.environ["JAX_PLATFORMS"] = "cpu"
+# `TEST_PLATFORM=cuda` is for the tests of kernels in tests/student/test_attention.py.
+os.environ["JAX_PLATFORMS"] = os.environ.get("TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES} {PATIENCE}".strip()
 # Threads of XLA's pool. A device that waits for the others in a collective keeps its thread; with no more
 # threads than devices, what the others wait for may find none, and now and then all wait for ever.

@@ -138,6 +138,7 @@ def compile_step(
             mesh,
             dtype=jnp.dtype(workload.compute_dtype),
             accumulation=workload.accumulation,
+            reduce_dtype=jnp.dtype(workload.reduce_dtype),
             compiler_options={**(options or {}), **written},
             limited=workload.limited,
         )

@@ -35,9 +35,9 @@ USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented
 ATTENTION_EFFICIENCY = 0.5
 HBM_EFFICIENCY = 0.8
 LINK_EFFICIENCY = 0.8
-BACKWARD_ATTENTION = 7  # products of the kernels for queries' and keys' gradients, which both redo the scores
+BACKWARD_ATTENTION = 5  # products of the fused kernel, which computes the scores again
 # What a policy computes again: shares of a layer's forward products and of its attention.
-RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 1.0)}
+RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 0.0)}
 FORMULA = (
     "6 x N x tokens + 6 x layers x heads x head_dim x row_length x tokens; N: parameters of matrix products "
     "(all but the input embedding and norms); the second term is causal attention over whole rows"
@@ -77,6 +77,7 @@ class Workload:
     accumulation: int = 1
     row_length: int = 2048
     compute_dtype: str = "bfloat16"
+    reduce_dtype: str = "float32"
     limited: bool = False  # steps whose gradient spikes are skipped
 
     @property
@@ -161,14 +162,15 @@ def shard_bytes(tree: Any, shape: MeshShape) -> int:
 def saved_widths(student: LlamaConfig, tensor: int) -> dict[str, int]:
     """Elements a token that a layer keeps until the backward pass, on one of `tensor` chips, by policy.
 
-    `none` keeps all that its forward pass leaves, `products` the results of its matrix products.
+    `none` keeps all that its forward pass leaves, `products` the results of its matrix products and
+    of attention.
     """
     d, f, heads = student.hidden_size, student.intermediate_size, student.num_heads * student.head_dim
     kv_heads = student.num_kv_heads * student.head_dim
     return {
         "none": 10 * d + (5 * (heads + kv_heads) + 5 * f) // tensor,
         "full": d,
-        "products": 3 * d + (heads + 2 * kv_heads + 2 * f) // tensor,
+        "products": 3 * d + (2 * heads + 2 * kv_heads + 2 * f) // tensor,
     }
 
 
@@ -251,6 +253,7 @@ def elementwise_bytes(workload: Workload, shape: MeshShape) -> float:
 def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
     """The transfers of a step that follow from the sharding rules; a compiled program may do others."""
     student, width = workload.student, jnp.dtype(workload.compute_dtype).itemsize
+    summed = jnp.promote_types(workload.compute_dtype, workload.reduce_dtype).itemsize
     layers, parts = student.num_layers, workload.accumulation
     weights = layers * layer_parameters(student) * width / shape.tensor
     activations = workload.part_rows(shape) * workload.row_length * student.hidden_size * width
@@ -258,8 +261,8 @@ def collectives(workload: Workload, shape: MeshShape) -> tuple[Collective, ...]:
     sums = (4 + 2 * (student.remat == "full")) * layers * parts
     found = (
         ("all-gather", "fsdp", gathers * layers * parts, gathers * parts * weights),
-        ("reduce-scatter", "fsdp", layers * parts, parts * weights),
-        ("all-reduce", "data", layers, 4 * weights / width / shape.fsdp),
+        ("reduce-scatter", "fsdp", layers * parts, parts * weights * summed / width),
+        ("all-reduce", "data", layers, summed * weights / width / shape.fsdp),
         ("all-reduce", "tensor", sums, sums * activations),
     )
     rings = (

@@ -194,6 +194,7 @@ def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
         accumulation=config.train.accumulation,
         row_length=config.data.row_length,
         compute_dtype=config.train.compute_dtype,
+        reduce_dtype=config.train.reduce_dtype,
         limited=any(stage.skip_spikes for stage in config.curriculum),
     )
 

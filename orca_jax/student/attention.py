@@ -4,7 +4,7 @@ Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a 
 called as (query, key, value, segment_ids, window): int32 segment ids [b, t] with 0 for padding, and the
 size of the sliding window in tokens, the query's own included (0: no window).
 
-`reference`, `causal_blocks` and `blockwise` are in `attention_xla`, the other two in `attention_pallas`.
+`reference`, `causal_blocks` and `blockwise` are in `attention_xla`, the other two in `attention_kernels`.
 
 | name | for | memory in the length | sliding window |
 |---|---|---|---|
@@ -12,21 +12,17 @@ size of the sliding window in tokens, the query's own included (0: no window).
 | causal_blocks | CPUs | quadratic | yes |
 | blockwise | any platform | linear | yes |
 | splash | TPUs | linear | yes |
-| pallas_gpu | GPUs; not yet timed on one | linear | no |
+| cudnn | GPUs | the mask is quadratic, the rest linear | yes |
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable
 
 import jax
 
-from orca_jax.student.attention_pallas import MAX_HEAD_DIM, pallas_gpu, platform, splash
+from orca_jax.student.attention_kernels import MAX_HEAD_DIM, cudnn, platform, say, splash
 from orca_jax.student.attention_xla import blockwise, causal_blocks, reference
-
-log = logging.getLogger(__name__)
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], jax.Array]
 BACKENDS: dict[str, Backend] = {
@@ -34,14 +30,8 @@ BACKENDS: dict[str, Backend] = {
     "causal_blocks": causal_blocks,
     "blockwise": blockwise,
     "splash": splash,
-    "pallas_gpu": pallas_gpu,
+    "cudnn": cudnn,
 }
-
-
-@functools.cache
-def _say(message: str) -> None:
-    """Logs a choice once; `choose` is called for every layer of every program that is traced."""
-    log.info(message)
 
 
 def _automatic(on: str, head_dim: int) -> tuple[str, str]:
@@ -52,8 +42,10 @@ def _automatic(on: str, head_dim: int) -> tuple[str, str]:
         return "splash", "the kernel for TPUs"
     if on == "tpu":
         return "blockwise", f"heads of {head_dim} are larger than splash takes ({MAX_HEAD_DIM})"
-    # `pallas_gpu` has not run on a GPU yet, so the backend without a kernel comes first.
-    return "blockwise", "memory is linear in the length; no backend has been timed there yet"
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # none where there is no GPU
+    if capability and float(capability) < 8:
+        return "blockwise", f"cuDNN's kernel needs compute capability 8.0 and this is {capability}"
+    return "cudnn", "the kernel for GPUs, where it takes the type and the heads"
 
 
 def choose(backend: str, head_dim: int = 0) -> str:
@@ -64,11 +56,11 @@ def choose(backend: str, head_dim: int = 0) -> str:
     """
     if backend == "auto":
         name, why = _automatic(platform(), head_dim)
-        _say(f"attention: {name}, by auto on {platform()}: {why}")
+        say(f"attention: {name}, by auto on {platform()}: {why}")
         return name
     if backend not in BACKENDS:
         raise ValueError(f"student.attention={backend!r}; known: auto, {', '.join(BACKENDS)}")
-    _say(f"attention: {backend}, as student.attention asks")
+    say(f"attention: {backend}, as student.attention asks")
     return backend
 
 

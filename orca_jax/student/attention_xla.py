@@ -13,10 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # finite, so that a row whose scores are all masked gives zeros and not NaN
 CAUSAL_BLOCK = 128
 BLOCK = 256
+# The name, for policies of `jax.checkpoint`, of what the backward pass takes from the forward one: output and
+# log-sum-exp. A policy that saves them does not run attention's forward pass twice.
+RESIDUALS = "attention"
 
 
 def causal_mask(query_index: jax.Array, key_index: jax.Array, window: int) -> jax.Array:
@@ -211,8 +215,8 @@ def _forward(options, blocks):  # type: ignore[no-untyped-def]
     pairs = _pairs(shape[0], shape[-2], options.window)
     (largest, total, out), _ = jax.lax.scan(functools.partial(_forward_step, blocks, options), start, pairs)
     total = jnp.where(total > 0, total, 1.0)  # padding attends to nothing and stays zero
-    out = (out / total[..., None]).astype(blocks.query.dtype)
-    return out, (blocks, out, largest + jnp.log(total))
+    out = checkpoint_name((out / total[..., None]).astype(blocks.query.dtype), RESIDUALS)
+    return out, (blocks, out, checkpoint_name(largest + jnp.log(total), RESIDUALS))
 
 
 def _backward_step(blocks, options, gradient, inner, logsumexp, carry, pair):  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ import numpy as np
 from flax import linen as nn
 
 from orca_jax.student import attention, lora
+from orca_jax.student.attention_kernels import is_cudnn_forward
+from orca_jax.student.attention_xla import RESIDUALS
 from orca_jax.student.presets import LayerType, LlamaConfig, RopeScaling
-from orca_jax.student.sharding import all_but_gathered, constrain, gathered, gathers, pinned
+from orca_jax.student.sharding import all_but_gathered, constrain, gathers, lookup, product
 
 Params = dict[str, Any]
 # Kernels preserve the variance of their input, and embeddings start at the scale of what blocks add to them.
@@ -112,12 +114,28 @@ class RMSNorm(nn.Module):
         return (wide * inverse * scale).astype(x.dtype)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str, bias: bool = False) -> nn.Dense:
-    def product(x: jax.Array, kernel: jax.Array, *arguments: Any, **settings: Any) -> jax.Array:
-        return jax.lax.dot_general(x, gathered(kernel, f"{name}/kernel"), *arguments, **settings)
+class Types(NamedTuple):
+    """`compute`: of activations and products; `reduce`: in which kernels' gradients are summed."""
+
+    compute: jnp.dtype
+    reduce: jnp.dtype
+
+
+def dense(features: int, types: Types, name: str, bias: bool = False) -> nn.Dense:
+    def multiply(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return product(x, kernel, f"{name}/kernel", types.reduce)
+
+    def promote(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: jnp.dtype) -> Any:
+        return x.astype(dtype), kernel, None if bias is None else bias.astype(dtype)
 
     return nn.Dense(
-        features, use_bias=bias, dtype=dtype, kernel_init=KERNEL_INIT, dot_general=product, name=name
+        features,
+        use_bias=bias,
+        dtype=types.compute,
+        kernel_init=KERNEL_INIT,
+        promote_dtype=cast(Any, promote),  # `product` casts the kernel
+        dot_general=multiply,
+        name=name,
     )
 
 
@@ -129,7 +147,7 @@ class Attention(nn.Module):
     """Attention of a layer that is of one of `kinds`."""
 
     config: LlamaConfig
-    dtype: jnp.dtype
+    types: Types
     kinds: tuple[LayerType, ...]
 
     @nn.compact
@@ -161,11 +179,11 @@ class Attention(nn.Module):
         else:
             attn_out = jax.lax.switch(which, [lambda kind=kind: attend(kind, None)[0] for kind in self.kinds])
         attn_out = attn_out.reshape(*x.shape[:2], c.num_heads * c.head_dim)
-        return dense(c.hidden_size, self.dtype, "output", c.output_bias)(attn_out), cache
+        return dense(c.hidden_size, self.types, "output", c.output_bias)(attn_out), cache
 
     def _heads(self, x: jax.Array, count: int, name: str, normed: str = "none") -> jax.Array:
         """Projected to heads [b, t, count, h]; `normed` as `query_key_norm`."""
-        heads = dense(count * self.config.head_dim, self.dtype, name, self.config.qkv_bias)(x)
+        heads = dense(count * self.config.head_dim, self.types, name, self.config.qkv_bias)(x)
         if normed == "all":
             heads = norm(self.config, f"{name}_norm")(heads)
         heads = heads.reshape(*x.shape[:2], count, self.config.head_dim)
@@ -178,22 +196,22 @@ class FeedForward(nn.Module):
     """SwiGLU, or GeGLU (Shazeer, arXiv 2002.05202)."""
 
     config: LlamaConfig
-    dtype: jnp.dtype
+    types: Types
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         size = self.config.intermediate_size
         activation = nn.silu if self.config.activation == "silu" else nn.gelu
-        gate = activation(dense(size, self.dtype, "gate")(x))
-        hidden = constrain(gate * dense(size, self.dtype, "up")(x), "batch", None, "tensor")
-        return dense(self.config.hidden_size, self.dtype, "down")(hidden)
+        gate = activation(dense(size, self.types, "gate")(x))
+        hidden = constrain(gate * dense(size, self.types, "up")(x), "batch", None, "tensor")
+        return dense(self.config.hidden_size, self.types, "down")(hidden)
 
 
 class Block(nn.Module):
     """A layer; where it may be of several `kinds`, `which` is the index of its own."""
 
     config: LlamaConfig
-    dtype: jnp.dtype
+    types: Types
     kinds: tuple[LayerType, ...]
 
     @nn.compact
@@ -209,14 +227,22 @@ class Block(nn.Module):
         c = self.config
         before, after = c.norms != "after", c.norms != "before"
         normed = norm(c, "attention_norm")(x) if before else x
-        attn_out, cache = Attention(c, self.dtype, self.kinds, name="attention")(
+        attn_out, cache = Attention(c, self.types, self.kinds, name="attention")(
             normed, segment_ids, ropes, positions, which, cache
         )
         x = x + (norm(c, "attention_out_norm")(attn_out) if after else attn_out)
         normed = norm(c, "feed_forward_norm")(x) if before else x
-        fed = FeedForward(c, self.dtype, name="feed_forward")(normed)
+        fed = FeedForward(c, self.types, name="feed_forward")(normed)
         x = x + (norm(c, "feed_forward_out_norm")(fed) if after else fed)
         return constrain(x, "batch", None, None), cache
+
+
+def _products_and_attention(*call: Any, **params: Any) -> bool:
+    """Products with weights have no batch dimensions; those inside attention do, and are not saved."""
+    policies = jax.checkpoint_policies
+    named = policies.save_only_these_names(RESIDUALS)
+    saved = (policies.dots_with_no_batch_dims_saveable, named, is_cudnn_forward)
+    return any(policy(*call, **params) for policy in saved)
 
 
 def rematerialized(config: LlamaConfig) -> type[Block]:
@@ -225,8 +251,7 @@ def rematerialized(config: LlamaConfig) -> type[Block]:
         return Block
     policies = {
         "none": all_but_gathered,
-        # Products with weights have no batch dimensions; those inside attention do, and are not saved.
-        "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "products": _products_and_attention,
         "full": None,
     }
     return nn.remat(Block, policy=policies[config.remat], prevent_cse=not config.scan_layers)
@@ -244,10 +269,11 @@ def _apply(layer: Block, variables: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 class Llama(nn.Module):
-    """The decoder. `dtype` is the compute type; parameters are float32 masters."""
+    """The decoder. `dtype` is the compute type; parameters are float32. `reduce_dtype`: see `Types`."""
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.float32
+    reduce_dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         c = self.config
@@ -256,7 +282,7 @@ class Llama(nn.Module):
         self.embed = nn.Embed(
             c.padded_vocab_size, c.hidden_size, dtype=self.dtype, embedding_init=embedding_init
         )
-        block = rematerialized(c)
+        block, types = rematerialized(c), Types(self.dtype, self.reduce_dtype)
         if c.scan_layers:
             stack = nn.scan(
                 block,
@@ -265,9 +291,9 @@ class Llama(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=c.num_layers,
             )
-            self.layers: Any = stack(c, self.dtype, tuple(sorted(set(c.types))))
+            self.layers: Any = stack(c, types, tuple(sorted(set(c.types))))
         else:
-            self.layers = [block(c, self.dtype, (kind,), name=f"layer_{i}") for i, kind in enumerate(c.types)]
+            self.layers = [block(c, types, (kind,), name=f"layer_{i}") for i, kind in enumerate(c.types)]
         self.norm = RMSNorm(c.norm_epsilon, c.norm_around_one)
         if not c.tie_embeddings:
             self.unembed = self.param(
@@ -284,9 +310,7 @@ class Llama(nn.Module):
         """The last layer's normed output [b, t, d] in the compute type, and the updated cache."""
         c = self.config
         ropes = rotations(positions, c)
-        table = gathered(self.embed.embedding.astype(self.dtype), "embed/embedding")
-        # Split by features in the backward pass: gradients are added on the devices that hold the rows.
-        x = pinned(jnp.take(table, tokens, axis=0), ("batch", None, None), ("data", None, "fsdp"))
+        x = lookup(self.embed.embedding, tokens, "embed/embedding", self.dtype)
         if c.scale_embedding:
             x *= jnp.asarray(math.sqrt(c.hidden_size), self.dtype)
         if c.scan_layers:
@@ -360,9 +384,14 @@ def hidden(
     *,
     config: LlamaConfig,
     dtype: jnp.dtype = jnp.float32,
+    reduce_dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, Cache | None]:
-    """`apply` without the unembedding: the last layer's normed output [b, t, d] in the compute type."""
-    model: Any = Llama(config, dtype)
+    """`apply` without the unembedding: the last layer's normed output [b, t, d] in the compute type.
+
+    Args:
+      reduce_dtype: the type in which gradients of the layers' kernels are summed, over devices too.
+    """
+    model: Any = Llama(config, dtype, reduce_dtype)
     with lora.adapting(config.lora):
         return model.apply({"params": params}, tokens, positions, segment_ids, cache)
 

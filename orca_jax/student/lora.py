@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from orca_jax.config import LoraConfig
+from orca_jax.student.sharding import product
 
 INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PEFT's distribution of A
 ADAPTER = ("lora_a", "lora_b")
@@ -49,8 +50,8 @@ def adapting(config: LoraConfig) -> Iterator[None]:
 def _adapter(module: Any, x: jax.Array, config: LoraConfig) -> jax.Array:
     a = module.param("lora_a", INIT, (x.shape[-1], config.rank), jnp.float32)
     b = module.param("lora_b", nn.initializers.zeros, (config.rank, module.features), jnp.float32)
-    narrow = jnp.matmul(x, a.astype(module.dtype))
-    return jnp.matmul(narrow, b.astype(module.dtype)) * (config.alpha / config.rank)
+    narrow = product(x.astype(module.dtype), a, "lora_a", jnp.float32)
+    return product(narrow, b, "lora_b", jnp.float32) * (config.alpha / config.rank)
 
 
 def split(params: Any, config: LoraConfig) -> Split:

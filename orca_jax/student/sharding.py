@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -173,34 +174,64 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*_fitting(x.shape, axes)))
 
 
-Axes = tuple[str | None, ...]
+def gathered(weight: jax.Array, dtype: jnp.dtype, path: str) -> jax.Array:
+    """A parameter as it is computed with: gathered over `fsdp`, and split by its rule over the other axes."""
+    return constrain(weight.astype(dtype), *(None if axis == "fsdp" else axis for axis in rule(path)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def pinned(x: jax.Array, axes: Axes, of_gradient: Axes) -> jax.Array:
-    """`constrain(x, *axes)`, with the gradient constrained to the axes `of_gradient`."""
-    return constrain(x, *axes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def product(x: jax.Array, kernel: jax.Array, path: str, reduce_dtype: jnp.dtype) -> jax.Array:
+    """x [..., i] times kernel [i, o] in the type of x.
 
-
-def _pin(x: jax.Array, axes: Axes, of_gradient: Axes) -> tuple[jax.Array, None]:
-    return constrain(x, *axes), None
-
-
-def _pin_gradient(axes: Axes, of_gradient: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (constrain(gradient, *of_gradient),)
-
-
-pinned.defvjp(_pin, _pin_gradient)
-
-
-def gathered(weight: jax.Array, path: str) -> jax.Array:
-    """A parameter gathered over `fsdp` for computation, and split by the rule of `path` over the other axes.
-
-    The gradient is constrained to the parameter's own sharding: each device sums its own part only. Without
-    that, the partitioner sometimes sums whole gradients on every device.
+    The kernel's gradient is summed over positions and devices in `reduce_dtype`, or in the type of x if that
+    is wider. It is constrained to the parameter's own sharding, so each device sums its own part only:
+    without that, the partitioner sometimes sums whole gradients on every device.
     """
-    axes = rule(path)
-    return pinned(weight, tuple(None if axis == "fsdp" else axis for axis in axes), axes)
+    return _product(x, kernel, path, reduce_dtype)[0]
+
+
+def _product(x: jax.Array, kernel: jax.Array, path: str, reduce_dtype: jnp.dtype) -> Any:
+    weight = gathered(kernel, x.dtype, path)
+    return jnp.matmul(x, weight), (x, weight, jnp.zeros(0, kernel.dtype))
+
+
+def _product_gradients(path: str, reduce_dtype: jnp.dtype, saved: Any, gradient: jax.Array) -> Any:
+    x, weight, like = saved
+    positions = tuple(range(x.ndim - 1))
+    # The type in which the product comes out is that in which devices add their parts of it.
+    wide = jnp.promote_types(x.dtype, reduce_dtype)
+    d_kernel = jnp.tensordot(x, gradient, (positions, positions), preferred_element_type=wide)
+    d_x = jnp.tensordot(gradient, weight, (-1, 1))
+    return d_x, constrain(d_kernel, *rule(path)).astype(like.dtype)
+
+
+product.defvjp(_product, _product_gradients)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def lookup(table: jax.Array, ids: jax.Array, path: str, dtype: jnp.dtype) -> jax.Array:
+    """Rows [b, t, d] of a table [v, d], in `dtype`, of int32 ids [b, t].
+
+    The table's gradient is summed in float32: in bfloat16, an id that is there hundreds of times would lose
+    what is small beside its sum so far.
+    """
+    return _lookup(table, ids, path, dtype)[0]
+
+
+def _lookup(table: jax.Array, ids: jax.Array, path: str, dtype: jnp.dtype) -> Any:
+    rows = constrain(jnp.take(gathered(table, dtype, path), ids, axis=0), "batch", None, None)
+    return rows, (ids, jnp.zeros((len(table), 0), table.dtype))
+
+
+def _lookup_gradients(path: str, dtype: jnp.dtype, saved: Any, gradient: jax.Array) -> Any:
+    ids, like = saved
+    # Split by features, gradients are added on the devices that hold the rows.
+    gradient = constrain(gradient, "data", None, "fsdp").astype(jnp.float32)
+    summed = jnp.zeros((len(like), gradient.shape[-1]), jnp.float32).at[ids].add(gradient)
+    return constrain(summed, *rule(path)).astype(like.dtype), None
+
+
+lookup.defvjp(_lookup, _lookup_gradients)
 
 
 def gathers() -> bool:

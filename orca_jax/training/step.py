@@ -60,18 +60,28 @@ class StepMetrics(NamedTuple):
     skipped: jax.Array
 
 
-def batch_loss(params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype) -> Loss:
-    """The loss pair of rows [b, t]."""
-    hidden, _ = llama.hidden(
-        params, batch.tokens, batch.positions, batch.segment_ids, config=config, dtype=dtype
-    )
+def batch_loss(
+    params: Any,
+    batch: Row,
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    reduce_dtype: jnp.dtype = jnp.float32,
+) -> Loss:
+    """The loss pair of rows [b, t]; for `reduce_dtype` see `llama.hidden`."""
+    arguments = batch.tokens, batch.positions, batch.segment_ids
+    hidden, _ = llama.hidden(params, *arguments, config=config, dtype=dtype, reduce_dtype=reduce_dtype)
     head, chunk = llama.head(params, config), chunk_size(config, *batch.tokens.shape)
     total = total_loss(hidden, head, batch, config.vocab_size, chunk)
     return Loss(total, jnp.sum(batch.loss_weights))
 
 
 def gradients(
-    params: Any, batch: Row, config: LlamaConfig, dtype: jnp.dtype, accumulation: int
+    params: Any,
+    batch: Row,
+    config: LlamaConfig,
+    dtype: jnp.dtype,
+    accumulation: int,
+    reduce_dtype: jnp.dtype = jnp.float32,
 ) -> tuple[Loss, Any]:
     """Loss pair, and gradient of its mean by the trained parameters, in `accumulation` parts of the batch.
 
@@ -81,7 +91,7 @@ def gradients(
     trained, frozen = lora.split(params, config.lora)
 
     def total_loss(trained: Any, part: Row) -> tuple[jax.Array, Loss]:
-        loss = batch_loss(lora.joined(lora.Split(trained, frozen)), part, config, dtype)
+        loss = batch_loss(lora.joined(lora.Split(trained, frozen)), part, config, dtype, reduce_dtype)
         return loss.total, loss
 
     gradient = jax.grad(total_loss, has_aux=True)
@@ -116,13 +126,14 @@ def update(
     optimizer: optax.GradientTransformation,
     dtype: jnp.dtype,
     accumulation: int,
+    reduce_dtype: jnp.dtype,
 ) -> tuple[TrainState, StepMetrics]:
     """One optimizer step on a batch of rows.
 
     If the loss or the gradient is not finite, or the gradient's norm is over `norm_limit` (float32 scalar),
     parameters and optimizer state do not change.
     """
-    loss, gradient = gradients(state.params, batch, config, dtype, accumulation)
+    loss, gradient = gradients(state.params, batch, config, dtype, accumulation, reduce_dtype)
     norm = optax.tree.norm(gradient)
     good = jnp.isfinite(loss.total) & jnp.isfinite(norm)
     if norm_limit is not None:
@@ -164,6 +175,7 @@ def make_steps(
     *,
     dtype: jnp.dtype,
     accumulation: int,
+    reduce_dtype: jnp.dtype = jnp.float32,
     compiler_options: Mapping[str, str] | None = None,
     limited: bool = False,
 ) -> Steps:
@@ -182,7 +194,12 @@ def make_steps(
     )
     rows, scalar = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     step = functools.partial(
-        update, config=config, optimizer=optimizer, dtype=dtype, accumulation=accumulation
+        update,
+        config=config,
+        optimizer=optimizer,
+        dtype=dtype,
+        accumulation=accumulation,
+        reduce_dtype=reduce_dtype,
     )
     losses = functools.partial(token_losses, config=config, dtype=dtype)
 

@@ -112,6 +112,7 @@ class Trainer:
             self.mesh,
             dtype=jnp.dtype(self.train.compute_dtype),
             accumulation=self.train.accumulation,
+            reduce_dtype=jnp.dtype(self.train.reduce_dtype),
             compiler_options=self.compiler_options,
             limited=self.limited,
         )

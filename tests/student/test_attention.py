@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data.rows import Row
-from orca_jax.student import attention, llama
+from orca_jax.student import attention, attention_kernels, llama
 from orca_jax.student.attention import BACKENDS, attend, choose
 from orca_jax.student.parameters import per_layer, stacked
 from orca_jax.training.loss import total_loss
@@ -32,8 +32,6 @@ ROWS = (
     (1, 1, 1, 90, 127, 2, 1),
 )
 EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
-WINDOWED = [name for name in BACKENDS if name != "pallas_gpu"]
-EVERY_WINDOWED_BACKEND = pytest.mark.parametrize("backend", WINDOWED)
 
 
 class Result(NamedTuple):
@@ -171,7 +169,7 @@ def test_query_heads_share_key_value_heads_by_groups_of_neighbours(backend, coun
 
 
 @pytest.mark.parametrize("window", [1, 5, 128, 131, 300, 10_000])
-@EVERY_WINDOWED_BACKEND
+@EVERY_BACKEND
 def test_a_window_ends_where_numpy_says_within_segments(backend, window):
     """Windows of one token, within a block, of a block, over blocks, of a row, and longer than it."""
     inputs, segments = heads(300), jnp.asarray(SEGMENTS)
@@ -182,7 +180,7 @@ def test_a_window_ends_where_numpy_says_within_segments(backend, window):
         np.testing.assert_allclose(gradient, other, atol=1e-5 * max(1, np.abs(other).max()))
 
 
-@EVERY_WINDOWED_BACKEND
+@EVERY_BACKEND
 def test_packed_equals_unpacked_with_a_window_smaller_than_a_segment(backend):
     """Values and gradients of a row are those of its segments as rows of their own."""
     window, inputs = 37, heads(300)
@@ -204,7 +202,7 @@ def test_packed_equals_unpacked_with_a_window_smaller_than_a_segment(backend):
 
 
 @pytest.mark.parametrize("window", [0, 3])
-@EVERY_WINDOWED_BACKEND
+@EVERY_BACKEND
 def test_any_packing_is_attended_as_numpy_does(backend, window):
     @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 99))
     @settings(max_examples=10)
@@ -221,6 +219,50 @@ def test_any_packing_is_attended_as_numpy_does(backend, window):
 def test_a_negative_window_is_refused():
     with pytest.raises(ValueError, match=r"0 \(none\) or a number of tokens, got -4"):
         attend(*heads(3), jnp.ones((2, 3), jnp.int32), window=-4)
+
+
+@pytest.mark.parametrize("window", [0, 37])
+@EVERY_BACKEND
+def test_a_segment_that_changes_leaves_the_others_bit_for_bit(backend, window):
+    """Values and gradients of all but the second segment, whatever that one's query, key and value are."""
+    one, segments = heads(300), jnp.asarray(SEGMENTS)
+    changed = (SEGMENTS == 2)[:, :, None, None]
+    two = [jnp.where(changed, 3 * other, x) for x, other in zip(one, heads(300, seed=1), strict=True)]
+    mixed, gradients = mixed_and_gradients(one, segments, backend, window)
+    others, other_gradients = mixed_and_gradients(two, segments, backend, window)
+    for before, after in zip((mixed, *gradients), (others, *other_gradients), strict=True):
+        np.testing.assert_array_equal(before[SEGMENTS != 2], after[SEGMENTS != 2])
+        assert np.abs(before - after)[SEGMENTS == 2].max() > 0.1
+
+
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize(("head_dim", "counts"), [(64, (4, 2)), (128, (2, 2))], ids=str)
+def test_in_16_bits_cudnn_is_the_reference_and_packed_is_unpacked(head_dim, counts, window):
+    """In XLA here; by its kernel where the tests run on a GPU (`TEST_PLATFORM=cuda`)."""
+    random = np.random.default_rng(0)
+    shapes = [(2, 300, n, head_dim) for n in (counts[0], counts[1], counts[1])]
+    exact = [jnp.asarray(random.standard_normal(shape), jnp.bfloat16).astype(jnp.float32) for shape in shapes]
+    half, segments = [x.astype(jnp.bfloat16) for x in exact], jnp.asarray(SEGMENTS)
+    expected = flat(mixed_and_gradients(exact, segments, "reference", window))
+    found = flat(mixed_and_gradients(half, segments, "cudnn", window))
+    leaking = flat(mixed_and_gradients(half, (segments > 0).astype(jnp.int32), "cudnn", window))
+    row, inside = 0, SEGMENTS[0] == 2
+    alone = [jnp.where(inside[:, None, None], x[jnp.array([row, row])], 0) for x in half]
+    own = flat(mixed_and_gradients(alone, jnp.asarray(np.stack([inside, inside])), "cudnn", window))
+    for one, other, leaked, cut in zip(found, expected, leaking, own, strict=True):
+        assert error(one, other) < 0.01
+        assert error(one[row, inside], cut[row, inside]) < 0.01
+        assert error(leaked, other) > 0.1
+        assert not one[SEGMENTS == 0].any()
+
+
+def flat(result):
+    mixed, gradients = result
+    return [np.asarray(x, np.float32) for x in (mixed, *gradients)]
+
+
+def error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 @EVERY_BACKEND
@@ -272,17 +314,23 @@ def test_every_name_stands_for_itself():
         ("cpu", 128, "causal_blocks", "fastest on CPUs"),
         ("tpu", 128, "splash", "the kernel for TPUs"),
         ("tpu", 1024, "blockwise", "heads of 1024 are larger than splash takes"),
-        ("gpu", 128, "blockwise", "no backend has been timed there yet"),
+        ("gpu", 128, "cudnn", "the kernel for GPUs"),
     ],
 )
 def test_auto_goes_by_platform_and_says_why_once(platform, head_dim, name, why, monkeypatch, caplog):
-    attention._say.cache_clear()
+    attention_kernels.say.cache_clear()
     monkeypatch.setattr(attention, "platform", lambda: platform)
-    with caplog.at_level(logging.INFO, "orca_jax.student.attention"):
+    with caplog.at_level(logging.INFO, "orca_jax.student.attention_kernels"):
         assert [choose("auto", head_dim) for _ in range(3)] == [name] * 3
     assert len(caplog.messages) == 1
     assert f"attention: {name}, by auto on {platform}: " in caplog.messages[0]
     assert why in caplog.messages[0]
+
+
+def test_auto_takes_no_kernel_that_an_old_gpu_lacks(monkeypatch):
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("T4", (), {"compute_capability": "7.5"})])
+    assert choose("auto", 128) == "blockwise"
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones():

@@ -1,6 +1,9 @@
 """The mesh: a rule for every parameter, errors that name sizes, and the same numbers on eight devices."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -194,3 +197,95 @@ def test_eight_devices_compute_what_one_does(mesh_config, scan):
 @jax.jit(static_argnames="config")
 def forward(params, tokens, positions, segment_ids, config):
     return llama.apply(params, tokens, positions, segment_ids, config=config)[0]
+
+
+def many_of_one_id():
+    """Ids int32 [8, 2048] of which id 0 is half, and gradients bfloat16 [8, 2048, 16] that do not cancel."""
+    random = np.random.default_rng(0)
+    ids = np.where(random.random((8, 2048)) < 0.5, 0, random.integers(0, 64, (8, 2048))).astype(np.int32)
+    gradients = jnp.asarray(random.random((8, 2048, 16)), jnp.bfloat16)
+    exact = np.zeros((64, 16))
+    np.add.at(exact, ids.ravel(), np.asarray(gradients, np.float64).reshape(-1, 16))
+    return ids, gradients, exact
+
+
+def relative(found, exact):
+    return np.abs(np.asarray(found, np.float64) - exact).max() / np.abs(exact).max()
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=8, fsdp=1), CUBE], ids=str)
+def test_an_embeddings_gradient_in_bfloat16_is_summed_in_float32(mesh_config):
+    ids, gradients, exact = many_of_one_id()
+
+    @jax.jit
+    def backward(table):
+        rows, gradient = jax.vjp(
+            lambda table: sharding.lookup(table, ids, "embed/embedding", jnp.bfloat16), table
+        )
+        assert rows.dtype == jnp.bfloat16
+        return gradient(gradients)[0]
+
+    table = jnp.ones((64, 16), jnp.float32)
+    _, naive = jax.vjp(lambda table: jnp.take(table.astype(jnp.bfloat16), ids, axis=0), table)
+    assert relative(naive(gradients)[0], exact) > 0.1
+    assert relative(backward(table), exact) < 1e-5
+    with jax.set_mesh(make_mesh(mesh_config)):
+        assert relative(backward(table), exact) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "mesh_config", [MeshConfig(), CUBE, MeshConfig(data=8, fsdp=1)], ids=["fsdp", "cube", "data"]
+)
+def test_a_kernels_gradient_is_summed_over_the_mesh_in_the_type_that_is_asked_for(mesh_config):
+    random = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(random.random((8, 100, 16)), jnp.bfloat16) for _ in range(2))
+    exact = np.einsum("bti,bto->io", *(np.asarray(array, np.float64) for array in (x, gradient)))
+
+    def backward(kernel, reduce_dtype):
+        out, gradients = jax.vjp(
+            lambda kernel: sharding.product(x, kernel, "query/kernel", reduce_dtype), kernel
+        )
+        return gradients(gradient.astype(out.dtype))[0]
+
+    kernel = jnp.ones((16, 16), jnp.float32)
+    with jax.set_mesh(make_mesh(mesh_config)):
+        wide, narrow = (
+            jax.jit(backward, static_argnums=1)(kernel, kind) for kind in (jnp.float32, jnp.bfloat16)
+        )
+    assert wide.dtype == narrow.dtype == jnp.float32
+    assert relative(wide, exact) < 1e-5
+    assert relative(narrow, exact) > 1e-4
+
+
+SUMS = r"""
+import pathlib, re, sys
+import jax, jax.numpy as jnp
+from orca_jax.student import sharding
+
+def backward(kernel, x, gradient, reduce_dtype):
+    product = lambda kernel: sharding.product(x, kernel, "query/kernel", reduce_dtype)
+    return jax.vjp(product, kernel)[1](gradient)[0]
+
+mesh = sharding.make_mesh(sharding.MeshConfig(data=2))
+rows = jax.ShapeDtypeStruct((8, 16, 32), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+kernel = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+for kind in ("float32", "bfloat16"):
+    folder = pathlib.Path(sys.argv[1], kind)
+    options = {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True, "xla_dump_hlo_pass_re": "spmd.*"}
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(backward, static_argnums=3).lower(kernel, rows, rows, jnp.dtype(kind))
+        lowered.compile(compiler_options=options)
+    (path,) = folder.glob("*after_spmd-partitioning*")
+    print(*re.findall(r"= (\w+)\[.* all-reduce\(", path.read_text()))
+"""
+
+
+@pytest.mark.proof
+def test_in_the_partitioned_program_kernels_gradients_are_summed_in_that_type(tmp_path):
+    """As it leaves the partitioner: the CPU's compiler then widens every bfloat16 to float32."""
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-c", SUMS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wide, narrow = (set(line.split()) for line in done.stdout.splitlines())
+    assert (wide, narrow) == ({"f32"}, {"bf16"})

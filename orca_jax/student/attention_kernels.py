@@ -1,9 +1,8 @@
-"""JAX's Pallas attention kernels: splash (TPUs) and pallas_gpu (GPUs), with padding and partitioning.
+"""Attention kernels: splash (TPUs) and cudnn (GPUs), with padding and partitioning.
 
-splash is jax.experimental.pallas.ops.tpu.splash_attention. pallas_gpu is
-jax.experimental.pallas.ops.gpu.attention, which Triton compiles: it is tested in interpret mode on CPUs and
-lowered as far as Triton's input, but has not run on a GPU, where its float32 products are likely of TF32
-precision. JAX 0.11 deprecates it in favour of the package tokamax.
+splash is jax.experimental.pallas.ops.tpu.splash_attention; cudnn is cuDNN's flash attention, as
+jax.nn.dot_product_attention calls it. Neither has run on its chips: splash is interpreted on CPUs, where
+cudnn is the same call in plain XLA.
 
 Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a multiple of k.
 """
@@ -11,23 +10,29 @@ Axis letters as in `llama`: query [b, t, n, h], key and value [b, s, k, h], n a 
 from __future__ import annotations
 
 import functools
+import logging
 import math
-import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash_kernels
 from jax.sharding import PartitionSpec
 
-from orca_jax.student.attention_xla import pad_length
+from orca_jax.student.attention_xla import RESIDUALS, blockwise, causal_mask, pad_length
 from orca_jax.student.sharding import BATCH, batch_shards
+
+log = logging.getLogger(__name__)
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 LANES = 128  # a TPU register's width, of which splash's blocks are multiples
-LARGEST_BLOCK = 512
+LARGEST_BLOCK, LARGEST_PART = 1024, 512  # of queries and keys; of keys whose scores are computed at a time
+# The fused backward kernel writes the queries' gradient once a block of keys, to be summed after it.
+MOST_COPIES = 4
 MAX_HEAD_DIM = 512  # the largest that has been compiled for a TPU; small and odd sizes compile as well
-GPU_BLOCK = 128  # the GPU kernel's default for queries and keys
+CUDNN_BLOCK = 64  # cuDNN's backward pass needs even lengths where it is given a mask
+CUDNN_HEAD_DIMS = (64, 128)
 
 
 def platform() -> str:
@@ -62,7 +67,7 @@ def on_each_device(
 ) -> jax.Array:
     """Runs a kernel on each device's rows and heads of the current mesh; without a mesh, on all of them.
 
-    XLA cannot partition a Pallas call itself: every device would gather and compute everything. Rows or
+    XLA cannot partition a kernel itself: every device would gather and compute everything. Rows or
     heads that the mesh does not divide are computed by all devices of that axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -83,15 +88,23 @@ def on_each_device(
 
 
 def _block_sizes(length: int) -> splash_kernels.BlockSizes:
-    """One size for all loops: the largest power of two that divides a row, from 128 to 512."""
-    block = math.gcd(length, LARGEST_BLOCK)
+    """The largest power of two that divides a row, from 128 to 1024, and one backward kernel in place of two.
+
+    A row of many blocks of keys has two kernels, with blocks of 512 at most.
+    """
+    block, part = math.gcd(length, LARGEST_BLOCK), math.gcd(length, LARGEST_PART)
+    fused = length <= MOST_COPIES * block
+    backward = block if fused else part
     return splash_kernels.BlockSizes(
         block_q=block,
         block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_kv_compute=part,
+        block_q_dkv=backward,
+        block_kv_dkv=backward,
+        block_kv_dkv_compute=part,
+        block_q_dq=None if fused else part,
+        block_kv_dq=None if fused else part,
+        use_fused_bwd_kernel=fused,
     )
 
 
@@ -115,6 +128,7 @@ def _run_splash(
         block_sizes=_block_sizes(length),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=RESIDUALS,
         interpret=interpret,
     )
     heads_first = [x.transpose(0, 2, 1, 3) for x in (query, key, value)]
@@ -145,34 +159,58 @@ def splash(
 # GPUs
 
 
-def _run_gpu(
-    interpret: bool, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+def cudnn_lacks(head_dim: int, dtype: jnp.dtype) -> str:
+    """Why cuDNN's kernel is not used for heads of this size and type; empty: it is."""
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN has no attention in {jnp.dtype(dtype).name}"
+    if head_dim not in CUDNN_HEAD_DIMS:
+        return f"heads of {head_dim} are not among {CUDNN_HEAD_DIMS}"
+    return ""
+
+
+@functools.cache
+def say(message: str) -> None:
+    """Logs a choice once: it is made for every layer of every program that is traced."""
+    log.info(message)
+
+
+def is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy for `jax.checkpoint` that saves the residuals of `cudnn`, which JAX does not let us name."""
+    return bool(primitive.name == "dot_product_attention_fwd_wrapper")
+
+
+def _run_cudnn(
+    window: int,
+    implementation: Any,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
 ) -> jax.Array:
-    """The kernel takes as many key-value heads as query heads."""
-    with warnings.catch_warnings():  # setup.py admits no JAX that may lack the kernel
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from jax.experimental.pallas.ops.gpu import attention as gpu_kernels
+    """One call. Padding is a segment like another here, so that no row of the mask is empty."""
+    mask = segment_ids[:, :, None] == segment_ids[:, None, :]
+    if window:
+        # Not by `local_window_size`: older versions of cuDNN take no window beside a mask.
+        order = jnp.arange(query.shape[1])
+        mask &= causal_mask(order[:, None], order, window)
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], is_causal=True, implementation=implementation
+    )
 
-    share = query.shape[2] // key.shape[2]
-    key, value = (jnp.repeat(x, share, axis=2) for x in (key, value))
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    return gpu_kernels.mha(query, key, value, segment_ids, sm_scale=scale, causal=True, interpret=interpret)
 
-
-def pallas_gpu(
+def cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, window: int
 ) -> jax.Array:
-    """Pallas attention on rows padded to a multiple of 128; interpreted, hence slow, on other platforms.
+    """cuDNN's flash attention, with the mask of segments and window as a bias [b, 1, t, t].
 
-    Raises:
-      ValueError: a window, which the kernel does not support.
+    On GPUs, float32 and heads of other sizes than 64 and 128 are computed by `blockwise`; elsewhere the
+    call is XLA's own implementation, for any type and size.
     """
-    if window:
-        raise ValueError(
-            f"student.attention='pallas_gpu' has no sliding window (got {window}); "
-            "use auto, blockwise, splash, causal_blocks or reference"
-        )
-    kernel = functools.partial(_run_gpu, platform() != "gpu")
+    on_gpu = platform() == "gpu"
+    if on_gpu and (why := cudnn_lacks(query.shape[-1], query.dtype)):
+        say(f"attention: blockwise in place of cudnn: {why}")
+        return blockwise(query, key, value, segment_ids, window)
+    kernel = functools.partial(_run_cudnn, window, "cudnn" if on_gpu else "xla")
     return in_whole_blocks(
-        functools.partial(on_each_device, kernel), query, key, value, segment_ids, GPU_BLOCK
+        functools.partial(on_each_device, kernel), query, key, value, segment_ids, CUDNN_BLOCK
     )
