@@ -5,12 +5,13 @@ parameters and optimizer, whose shapes come from the functions that train runs, 
 
     step = max(products + attention + elementwise, overlapped collectives) + exposed collectives + update
 
-Matrix products reach `product_efficiency` of the peak (chips.csv), and on TPUs those of weight gradients the
-share of it that `GRADIENT_EFFICIENCY` gives. Attention kernels, memory and links reach the shares below.
-Elementwise operations wait for memory while nothing else runs. Gathers and scatters of parameters and gradients
-hide behind computing; sums of activations over the tensor axis, on which the next product waits, do not. These
-are assumptions, the same for every case; docs/scale.md states the errors against published runs. Of a compiled
-TPU program, `compiled_seconds` takes computing from the compiler's cycles instead.
+Matrix products reach `product_efficiency` of the peak (chips.csv), and on TPUs those of weight gradients
+the share of it that `GRADIENT_EFFICIENCY` gives. Attention kernels, memory and links reach the shares
+below. Elementwise operations wait for memory while nothing else runs. Gathers and scatters of parameters
+and gradients hide behind computing; sums of activations over the tensor axis, on which the next product
+waits, do not. These are assumptions, the same for every case; docs/scale.md states the errors against
+published runs. Of a compiled TPU program, `compiled_seconds` takes computing from the compiler's cycles
+instead.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented
 ATTENTION_EFFICIENCY = 0.5
 HBM_EFFICIENCY = 0.8
 LINK_EFFICIENCY = 0.8
-# libtpu splits the products of weight gradients into slices of hidden_size / fsdp columns, and sends one while
-# it computes the next. Width, and the share of the peak by its cycles, on v5p; taken as linear below 64.
+# libtpu splits the products of weight gradients into slices of hidden_size / fsdp columns, and sends one
+# while it computes the next. Width, and the share of the peak by its cycles on v5p; linear below 64.
 GRADIENT_EFFICIENCY = ((0, 0.0), (64, 0.23), (128, 0.42), (160, 0.5), (256, 0.72), (320, 0.78), (640, 0.95))
 BACKWARD_ATTENTION = 7  # products of the kernels for queries' and keys' gradients, which both redo the scores
 # What a policy computes again: shares of a layer's forward products and of its attention.

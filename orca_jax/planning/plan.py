@@ -386,8 +386,9 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
 def _by_the_compiler(values: Mapping[str, Any]) -> list[str]:
     if values["cycles"]:
         return [
-            f"step by the compiler's cycles: {values['step_seconds']:.3g} s, MFU {100 * values['mfu']:.1f} %",
-            f"  {values['cycles']:,} cycles; attention kernels by roofline {values['attention_seconds']:.3g} s",
+            f"step by the compiler: {values['cycles']:,} cycles, and attention kernels by roofline "
+            f"{values['attention_seconds']:.3g} s",
+            f"  {values['step_seconds']:.3g} s, MFU {100 * values['mfu']:.1f} %",
         ]
     kernels = ", ".join(f"{name} {count:,}" for name, count in values["kernels"].items()) or "none"
     launches = f"{values['launches']:,} kernel launches a step; custom calls: {kernels}"
