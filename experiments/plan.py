@@ -5,8 +5,9 @@ python -m experiments.plan --config=configs/orca_13b.py --topology=h100-16 --ana
 python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search
 python -m experiments.plan evaluate --config=configs/orca_13b.py --topology=h200-1 --analytic
 
-Compiling needs the package libtpu (extra `tpu`), or for GPUs the plug-in of the extra `gpu-plan`; without it GPUs
-get the estimate alone, as any chip does with --analytic. Of a GPU's memory, XLA_CLIENT_MEM_FRACTION is planned with.
+Compiling needs the package libtpu (extra `tpu`), or for GPUs the plug-in of the extra `gpu-plan`, without
+which they are estimated alone, as any chip is with --analytic. Of a GPU's memory, the share
+XLA_CLIENT_MEM_FRACTION may be used.
 """
 
 from __future__ import annotations

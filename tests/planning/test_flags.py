@@ -36,3 +36,13 @@ def test_the_lines_are_a_shells():
 def test_another_platform_is_refused():
     with pytest.raises(ValueError, match="write tpu or gpu"):
         flags.environment("cpu")
+
+
+@pytest.mark.parametrize("flag", ["", " --xla_gpu_none_such=1"])
+def test_xla_knows_the_flags_for_gpus(flag):
+    """It ends the process at one that it does not know, on any platform."""
+    given = flags.environment("gpu", {})["XLA_FLAGS"] + flag
+    variables = os.environ | {"XLA_FLAGS": given, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == (not flag), done.stderr
