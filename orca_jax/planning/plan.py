@@ -212,7 +212,7 @@ def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
         row_length=config.data.row_length,
         compute_dtype=config.train.compute_dtype,
         limited=any(stage.skip_spikes for stage in config.curriculum),
-        windowed=WINDOWED not in config.compiler_options,
+        windowed=WINDOWED not in f"{config.compiler_options} {os.environ.get('LIBTPU_INIT_ARGS')}",
     )
 
 
