@@ -93,7 +93,8 @@ def attention_flops(name: str, line: str, products: Mapping[str, int]) -> float:
     """
     count = next((count for word, count in products.items() if f"_{word}_" in name), 0)
     operands = _OPERANDS.search(line)
-    arrays = [dims for _, dims in _ARRAY.findall(operands[1] if operands else "") if dims.count(",") > 2]
+    given = _ARRAY.findall(operands[1] if operands else "")
+    arrays = [dims for kind, dims in given if "f" in kind and dims.count(",") > 1]  # masks are integers
     if not count or not arrays:
         log.warning("the kernel %s is not one whose time is known; it is not counted", name)
         return 0.0

@@ -167,6 +167,13 @@ def test_attention_kernels_have_no_cycles_and_are_counted_by_their_products():
     assert program.work(apart).attention == 3 * (2 + 4 + 3) * PRODUCT
 
 
+def test_the_kernel_of_a_single_row_has_no_axis_of_rows():
+    text = GENERATED.replace(
+        "bf16[4,4,512,128]{3,2,1,0}, bf16[4,2,512,128]{3,2,1,0}}", "bf16[4,512,128]{2,1,0}}"
+    )
+    assert program.work(text).attention == 3 * (2 + 5) * PRODUCT / 4
+
+
 def test_another_kernel_is_said_not_to_be_counted(caplog):
     with caplog.at_level(logging.WARNING):
         assert program.work(GENERATED.replace("splash_mha_fwd", "ragged_dot")).attention == 3 * 5 * PRODUCT
