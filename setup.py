@@ -10,6 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', Path("orca_jax/__init__.py").read_t
 EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    # The compiler for GPUs, without CUDA's libraries, with which `experiments.plan` needs no GPU.
+    "gpu_plan": ["jax==0.11.2", "jax-cuda13-plugin==0.11.2", "jax-cuda13-pjrt==0.11.2"],
     "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1"],
     "dedup": ["datasketch>=2.0,<3"],
     "gcs": ["gcsfs>=2026.9"],

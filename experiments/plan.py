@@ -5,7 +5,9 @@ python -m experiments.plan --config=configs/orca_13b.py --topology=h100-16 --ana
 python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search
 python -m experiments.plan evaluate --config=configs/orca_13b.py --topology=h200-1 --analytic
 
-Compiling needs the package libtpu (extra `tpu`); GPUs, and any chip with --analytic, get the estimate alone.
+Compiling needs the package libtpu (extra `tpu`), or for GPUs the plug-in of the extra `gpu_plan`, without
+which they are estimated alone, as any chip is with --analytic. Of a GPU's memory, the share
+XLA_CLIENT_MEM_FRACTION may be used.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ JSON = cli.Option("json", False, "One JSON line a plan.")
 PRICES = cli.Option("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in.")
 TRAIN = (
     cli.Option("batch_rows", 0, "Rows a step, in place of train.batch_rows.", lower_bound=0),
-    cli.Option("search", False, "Rank alternatives, and compile the best."),
+    cli.Option("search", False, "Compile the best alternatives, and print the fastest first."),
     cli.Option("packing", 2.7, "Examples in 2,048 positions; the default is the paper's.", lower_bound=0.01),
     cli.Option("examples", [], "NAME=COUNT: examples of data sets; default: the paper's two."),
 )
@@ -107,10 +109,10 @@ def run(options: cli.Options) -> None:
     amounts = plan.Amounts(examples_of(options.examples), options.packing, price)
     workload = plan.workload_of(config, options.batch_rows)
     if options.search:
-        plans = plan.searched(config, topology, workload, options.analytic)
+        plans = sorted(plan.searched(config, topology, workload, options.analytic), key=lambda one: one.rank)
     else:
         shape = MeshShape(*sharding.axis_sizes(config.mesh, topology.chips))
-        plans = iter([plan.make_plan(config, topology, workload, shape, options.analytic)])
+        plans = [plan.make_plan(config, topology, workload, shape, options.analytic)]
     for one in plans:
         values = plan.summary(config, one, amounts)
         print(json.dumps(values) if options.json else plan.report(values, one.workload) + "\n", flush=True)

@@ -87,6 +87,8 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 def versions() -> dict[str, str]:
     """Python's and the main packages' versions and the XLA flags: what a number may depend on."""
     found = {"python": platform.python_version(), "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    if "LIBTPU_INIT_ARGS" in os.environ:
+        found["LIBTPU_INIT_ARGS"] = os.environ["LIBTPU_INIT_ARGS"]
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)

@@ -9,10 +9,12 @@ import subprocess
 import pytest
 import yaml
 
+from orca_jax.planning import flags
 from orca_jax.training.hosts import AGAIN
 
 WORKDIR = "--workdir=/share/a run"  # an argument with a space stays one
 SRUN = """#!/usr/bin/env bash
+echo "${FLAGS-}" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >"$HOME/srun.txt"
 [ -z "$SIGNALLED" ] || kill -TERM "$PPID"
 exit "$STATUS"
@@ -38,6 +40,8 @@ esac
 """
 # Ends with one status after the other; a status of 143 is a preemption. Told to wait, it waits for SIGTERM.
 PYTHON = """#!/usr/bin/env bash
+[[ "$*" != "-m orca_jax.planning.flags "* ]] || { echo "export FLAGS='of $3'"; exit; }
+[ -z "${FLAGS-}" ] || echo "$FLAGS" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >>"$HOME/python.txt"
 status=$(head -n 1 "$HOME/statuses")
 sed -i 1d "$HOME/statuses"
@@ -76,10 +80,12 @@ def lines(path):
 @pytest.mark.parametrize("status", [0, 1, AGAIN])
 def test_slurm_requeues_what_is_to_be_started_again(run, tmp_path, status, signalled):
     given = ("--config=configs/mini.py", WORKDIR)
-    variables = {"STATUS": str(status), "SIGNALLED": signalled, "SLURM_JOB_ID": "17"}
+    python = str(tmp_path / "orca_jax/.venv/bin/python")
+    variables = {"STATUS": str(status), "SIGNALLED": signalled, "SLURM_JOB_ID": "17", "PYTHON": python}
     ended = run("slurm.sbatch", *given, **variables)
     assert ended.returncode == status, ended.stderr
     assert lines(tmp_path / "srun.txt")[-5:] == ["-m", "experiments.train", "--hosts=auto", *given]
+    assert lines(tmp_path / "flags.txt") == ["of gpu"]
     assert lines(tmp_path / "scontrol.txt") == (["requeue 17"] if status == AGAIN else [])
 
 
@@ -114,6 +120,7 @@ def test_a_tpu_slice_is_kept_until_training_is_done(run, tmp_path, statuses, sta
     assert ended.returncode == status, ended.stderr
     started = ["-m", "experiments.train", "--hosts=auto", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == started * starts
+    assert lines(tmp_path / "flags.txt") == ["of tpu"]
     asked = lines(tmp_path / "gcloud.txt")
     assert asked.count("queued-resources create") == creations
     assert asked.count("queued-resources delete") == creations - 1
@@ -220,6 +227,7 @@ def test_the_jobset_fills_its_slice_and_finds_its_disk(jobset, repo):
     assert (repo / given["config"].partition(":")[0]).is_file()
     assert given["workdir"].startswith(container["volumeMounts"][0]["mountPath"] + "/")
     assert given["hosts"] == "auto"
+    assert {one["name"]: one["value"] for one in container["env"]} == flags.environment("tpu", {})
 
 
 def test_the_image_holds_what_the_manifest_starts(repo):

@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class Chip:
       node_chips: chips that a node's links join; 0 where that is the whole slice.
       network_gb_per_s: a chip's share of the network between nodes.
       product_efficiency: assumed share of the peak that large matrix products reach.
+      clock_ghz: of TPUs' cores; 0 on GPUs, whose compiler estimates no cycles.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Chip:
     node_chips: int
     network_gb_per_s: float
     product_efficiency: float
+    clock_ghz: float
     source: str
 
     @property
@@ -59,7 +62,24 @@ class Chip:
 
     @property
     def hbm_bytes(self) -> int:
-        return int(self.hbm_gib * GIB)
+        """Bytes that a program may use; on GPUs XLA's share of the memory."""
+        return int(self.hbm_gib * GIB * (memory_fraction() if self.kind == "gpu" else 1))
+
+
+def memory_fraction() -> float:
+    """The share of a GPU's memory that XLA takes: what the environment says, or its default.
+
+    https://docs.jax.dev/en/latest/gpu_memory_allocation.html
+
+    Raises:
+      ValueError: the variable is no number between 0 and 1.
+    """
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        if value := os.environ.get(name, ""):
+            if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value):
+                raise ValueError(f"{name}={value!r} is no share of the memory; write a number such as 0.9")
+            return float(value)
+    return 0.75
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,13 @@ parameters and optimizer, whose shapes come from the functions that train runs, 
 
     step = max(products + attention + elementwise, overlapped collectives) + exposed collectives + update
 
-Matrix products reach `product_efficiency` of the peak (chips.csv). Attention kernels, memory and links reach
-the shares below. Elementwise operations wait for memory while nothing else runs. Gathers and scatters of
-parameters and gradients hide behind computing; sums of activations over the tensor axis, on which the next
-product waits, do not. These are assumptions, the same for every case; docs/scale.md states the errors against
-published runs.
+Matrix products reach `product_efficiency` of the peak (chips.csv), and on TPUs those of weight gradients
+the share of it that `GRADIENT_EFFICIENCY` gives. Attention kernels, memory and links reach the shares
+below. Elementwise operations wait for memory while nothing else runs. Gathers and scatters of parameters
+and gradients hide behind computing; sums of activations over the tensor axis, on which the next product
+waits, do not. These are assumptions, the same for every case; docs/scale.md states the errors against
+published runs. Of a compiled TPU program, `compiled_seconds` takes computing from the compiler's cycles
+instead.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from orca_jax.config import MeshConfig, OptimizerConfig
@@ -35,6 +38,9 @@ USABLE = 0.9  # of the memory, for an estimate: compiled programs are fragmented
 ATTENTION_EFFICIENCY = 0.5
 HBM_EFFICIENCY = 0.8
 LINK_EFFICIENCY = 0.8
+# libtpu splits the products of weight gradients into slices of hidden_size / fsdp columns, and sends one
+# while it computes the next. Width, and the share of the peak by its cycles on v5p; linear below 64.
+GRADIENT_EFFICIENCY = ((0, 0.0), (64, 0.23), (128, 0.42), (160, 0.5), (256, 0.72), (320, 0.78), (640, 0.95))
 BACKWARD_ATTENTION = 5  # products of the fused kernel, which computes the scores again
 # What a policy computes again: shares of a layer's forward products and of its attention.
 RECOMPUTED = {"none": (0.0, 0.0), "full": (1.0, 1.0), "products": (0.0, 0.0)}
@@ -79,6 +85,7 @@ class Workload:
     compute_dtype: str = "bfloat16"
     reduce_dtype: str = "float32"
     limited: bool = False  # steps whose gradient spikes are skipped
+    windowed: bool = True  # on TPUs, weight gradients in slices; see GRADIENT_EFFICIENCY
 
     @property
     def tokens(self) -> int:
@@ -297,6 +304,27 @@ def bandwidth(topology: Topology, size: int, kind: str = "all-gather") -> float:
     return chip.link_gb_per_s * 1e9 * min(1.0, dimensions / chip.torus) * closed
 
 
+def gradient_slowdown(workload: Workload, shape: MeshShape, topology: Topology) -> float:
+    """How much longer all matrix products take because those of weight gradients run in narrow slices."""
+    if topology.chip.kind != "tpu" or not workload.windowed or workload.student.lora.rank or shape.fsdp == 1:
+        return 1.0
+    widths, shares = zip(*GRADIENT_EFFICIENCY)
+    share = float(np.interp(workload.student.hidden_size / shape.fsdp, widths, shares)) / shares[-1]
+    gradients = model_flops(workload).products / 3 / executed_flops(workload).products
+    return 1 + gradients * (1 / share - 1)
+
+
+def transfer_seconds(
+    shape: MeshShape, topology: Topology, traffic: Sequence[Collective]
+) -> tuple[float, float]:
+    """Seconds of the transfers that hide behind computing, and of those that do not."""
+    seconds = {True: 0.0, False: 0.0}
+    for one in traffic:
+        size = math.prod(getattr(shape, axis) for axis in one.axes)
+        seconds[one.axes == ("tensor",)] += one.sent / (bandwidth(topology, size, one.kind) * LINK_EFFICIENCY)
+    return seconds[False], seconds[True]
+
+
 def step_seconds(
     workload: Workload,
     shape: MeshShape,
@@ -304,7 +332,7 @@ def step_seconds(
     traffic: Sequence[Collective],
     state_bytes: int,
 ) -> Seconds:
-    """Seconds of one optimizer step.
+    """Seconds of one optimizer step by roofline.
 
     Args:
       traffic: `collectives`, or those of the compiled program.
@@ -312,18 +340,31 @@ def step_seconds(
     """
     chip, executed = topology.chip, executed_flops(workload)
     power, memory = chip.peak * topology.chips, chip.hbm_gb_per_s * 1e9 * HBM_EFFICIENCY
-    seconds = {True: 0.0, False: 0.0}
-    for one in traffic:
-        size = math.prod(getattr(shape, axis) for axis in one.axes)
-        seconds[one.axes == ("tensor",)] += one.sent / (bandwidth(topology, size, one.kind) * LINK_EFFICIENCY)
+    products = executed.products / (power * chip.product_efficiency)
+    overlapped, exposed = transfer_seconds(shape, topology, traffic)
     return Seconds(
-        products=executed.products / (power * chip.product_efficiency),
+        products=products * gradient_slowdown(workload, shape, topology),
         attention=executed.attention / (power * ATTENTION_EFFICIENCY),
         elementwise=elementwise_bytes(workload, shape) / memory,
-        overlapped=seconds[False],
-        exposed=seconds[True],
+        overlapped=overlapped,
+        exposed=exposed,
         update=2 * state_bytes / memory,
     )
+
+
+def compiled_seconds(
+    shape: MeshShape, topology: Topology, traffic: Sequence[Collective], cycles: int, attention: float
+) -> Seconds:
+    """Seconds of one optimizer step by the compiler's cycles; attention kernels and transfers by roofline.
+
+    Args:
+      traffic: of the compiled program.
+      cycles: of one chip, for all that is computed outside of attention kernels.
+      attention: FLOPs of one chip's attention kernels.
+    """
+    overlapped, exposed = transfer_seconds(shape, topology, traffic)
+    kernels = attention / (topology.chip.peak * ATTENTION_EFFICIENCY)
+    return Seconds(cycles / (topology.chip.clock_ghz * 1e9), kernels, 0.0, overlapped, exposed, 0.0)
 
 
 def mfu(workload: Workload, topology: Topology, step_seconds: float) -> float:

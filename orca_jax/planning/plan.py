@@ -1,7 +1,8 @@
 """Plans of a training step on given chips: estimated, compiled, ranked, and what would make one fit.
 
-`make_plan` estimates and compiles one way to run a config's step, `searched` ranks meshes, batches and remat
-policies first; `summary` and `report` say what a plan costs, as JSON values and in words.
+`make_plan` estimates and compiles one way to run a config's step, and names a faster one; `searched` ranks
+meshes, batches and remat policies first; `summary` and `report` say what a plan costs, as JSON values and in
+words.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import jax
 
 from orca_jax import hub
 from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
-from orca_jax.planning import estimate
-from orca_jax.planning.chips import GIB, Topology, larger
-from orca_jax.planning.compile import Compiled, PlanError, compile_step
+from orca_jax.planning import estimate, flags
+from orca_jax.planning.chips import GIB, Topology, larger, memory_fraction
+from orca_jax.planning.compile import ENVIRONMENT, Compiled, PlanError, can_compile, compile_step
 from orca_jax.planning.estimate import MeshShape, Workload
+from orca_jax.planning.program import Work
 from orca_jax.student import presets
 from orca_jax.student.huggingface_folder import read_config
 from orca_jax.training import students
@@ -31,7 +33,9 @@ PAPER_PACKING, PAPER_ROW = 2.7, 2048  # examples in a row of so many positions, 
 COMPILED_BEST = 5
 TENSOR_SIZES = (1, 2, 4, 8)
 BATCH_FACTORS = (1, 2, 4)
-GAIN = 1.02  # in speed, for which a larger batch is worth naming
+# The option with which libtpu computes weight gradients whole, where it is set to more MiB than they have.
+WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+GAIN = 1.02  # in speed, for which a larger batch or other settings are worth naming
 
 
 class Candidate(NamedTuple):
@@ -162,7 +166,13 @@ class Amounts(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A step on a slice: as estimated, and where it was compiled by what the compiler says."""
+    """A step on a slice: as estimated, and where it was compiled by what the compiler says.
+
+    Attributes:
+      roofline: seconds by roofline, with the compiled program's transfers.
+      time: seconds by the compiler's cycles, or else the same as `roofline`.
+      faster: what to set for a faster step of the same rows on these chips; "" if this is the fastest.
+    """
 
     name: str
     topology: Topology
@@ -171,12 +181,19 @@ class Plan(NamedTuple):
     bytes_per_chip: int
     fits: bool
     collectives: tuple[estimate.Collective, ...]
+    roofline: estimate.Seconds
     time: estimate.Seconds
     remedies: list[str]
+    faster: str
 
     @property
     def workload(self) -> Workload:
         return self.candidate.workload
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Plans that fit come first, then those that take less time a token."""
+        return not self.fits, self.time.step / self.workload.tokens
 
 
 def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
@@ -196,13 +213,16 @@ def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
         compute_dtype=config.train.compute_dtype,
         reduce_dtype=config.train.reduce_dtype,
         limited=any(stage.skip_spikes for stage in config.curriculum),
+        windowed=WINDOWED not in f"{config.compiler_options} {os.environ.get('LIBTPU_INIT_ARGS')}",
     )
 
 
 def make_plan(
     config: ExperimentConfig, topology: Topology, workload: Workload, shape: MeshShape, analytic: bool
 ) -> Plan:
-    """Estimates a step, compiles it (TPUs', unless `analytic`), and looks for a remedy where it does not fit.
+    """Estimates a step, compiles it unless `analytic`, and says what fits or is faster.
+
+    GPUs' steps are compiled where their compiler is installed, and estimated otherwise.
 
     Raises:
       ValueError: the rows do not divide over the mesh; PlanError: the step cannot be compiled here.
@@ -210,21 +230,37 @@ def make_plan(
     state = estimate.abstract_state(workload.student, workload.optimizer)
     candidate, compiled = assess(workload, shape, topology, state), None
     size, seconds, traffic = candidate.bytes.total, candidate.time, estimate.collectives(workload, shape)
-    enough = fits(size, topology)
-    if not analytic and topology.chip.kind == "tpu":
+    enough, roofline = fits(size, topology), candidate.time
+    if not analytic and (topology.chip.kind == "tpu" or can_compile(topology)):
         kept = candidate.bytes.parameters + candidate.bytes.optimizer
         options = config.compiler_options
         compiled = compile_step(workload, shape, topology, state_bytes=kept, options=options)
         size, enough, traffic = compiled.total, compiled.fits, compiled.collectives or traffic
-        seconds = estimate.step_seconds(workload, shape, topology, traffic, kept)
+        seconds = roofline = estimate.step_seconds(workload, shape, topology, traffic, kept)
+        if compiled.work.cycles:
+            work = compiled.work
+            seconds = estimate.compiled_seconds(shape, topology, traffic, work.cycles, work.attention)
     ways = [] if enough else remedies(workload, topology)
-    return Plan(config.name, topology, candidate, compiled, size, enough, traffic, seconds, ways)
+    if not enough and size < topology.chip.hbm_gib * GIB * flags.memory_fraction():
+        ways.insert(0, f"with {flags.MEMORY}={flags.memory_fraction()} in the environment")
+    better = faster(candidate, topology, state) if enough else ""
+    return Plan(
+        config.name, topology, candidate, compiled, size, enough, traffic, roofline, seconds, ways, better
+    )
+
+
+def faster(than: Candidate, topology: Topology, state: TrainState) -> str:
+    """The fastest mesh and policy for the same rows, by estimate; "" where they gain less than `GAIN`."""
+    ranked = rank(than.workload, topology, state, batch_factors=(1,))
+    if not ranked or ranked[0].time.step * GAIN > than.time.step:
+        return ""
+    return f"{ranked[0].name}: {than.time.step / ranked[0].time.step:.2f} times as fast by estimate"
 
 
 def searched(
     config: ExperimentConfig, topology: Topology, workload: Workload, analytic: bool
 ) -> Iterator[Plan]:
-    """The best candidates by estimate, each compiled unless `analytic`; what is compiled may rank otherwise.
+    """The best candidates by estimate, each planned by `make_plan`; what is compiled may rank otherwise.
 
     Raises:
       PlanError: not one of them fits by estimate.
@@ -263,11 +299,12 @@ def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str,
     work, hours, sizes = plan.workload, stage_hours(config, plan, amounts), plan.candidate.bytes
     known = [h for h in hours.values() if h is not None]
     chip_hours = sum(known) * plan.topology.chips if len(known) == len(hours) else None
-    price = amounts.usd_per_chip_hour
+    price, done = amounts.usd_per_chip_hour, plan.compiled.work if plan.compiled else Work()
     return {
         "config": plan.name,
         "topology": plan.topology.name,
         "chips": plan.topology.chips,
+        "gpu": plan.topology.chip.kind == "gpu",
         "mesh": plan.candidate.shape._asdict(),
         "batch_rows": work.batch_rows,
         "accumulation": work.accumulation,
@@ -282,12 +319,19 @@ def summary(config: ExperimentConfig, plan: Plan, amounts: Amounts) -> dict[str,
         "working_bytes": plan.bytes_per_chip - sizes.parameters - sizes.optimizer,
         "hbm_bytes": plan.topology.chip.hbm_bytes,
         "remedies": plan.remedies,
+        "faster": plan.faster,
         "model_flops": estimate.model_flops(work).total,
         "step_seconds": plan.time.step,
-        "step_parts": plan.time._asdict(),
-        "bound": plan.time.bound,
         "tokens_per_second": work.tokens / plan.time.step,
         "mfu": estimate.mfu(work, plan.topology, plan.time.step),
+        "roofline_seconds": plan.roofline.step,
+        "roofline_mfu": estimate.mfu(work, plan.topology, plan.roofline.step),
+        "roofline_parts": plan.roofline._asdict(),
+        "bound": plan.time.bound,
+        "cycles": done.cycles,
+        "attention_seconds": plan.time.attention,
+        "launches": done.launches,
+        "kernels": dict(done.kernels),
         "collectives": [
             {"kind": one.kind, "axes": one.axes, "times": one.times, "bytes": one.sent}
             for one in plan.collectives
@@ -307,6 +351,7 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
     how = f"compiled in {values['compile_seconds']} s" if values["compiled"] else "estimated, not compiled"
     mesh = " ".join(f"{axis}={size}" for axis, size in values["mesh"].items())
     spare = values["hbm_bytes"] - values["bytes_per_chip"]
+    share = f" ({memory_fraction():.0%} of the memory, {flags.MEMORY})" if values["gpu"] else ""
     verdict = f"fits, {gib(spare)} free" if values["fits"] else f"does not fit: {gib(-spare)} too much"
     if not values["fits"] and spare >= 0:
         kept = 100 * (1 - estimate.USABLE)
@@ -315,7 +360,7 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
         f"{values['config']} on {values['topology']} ({values['chips']} chips): {how}",
         f"mesh {mesh}, {values['batch_rows']} rows of {values['row_length']} in {values['accumulation']} "
         f"part(s), remat {values['remat']}",
-        f"a chip needs {gib(values['bytes_per_chip'])} of {gib(values['hbm_bytes'])}: {verdict}",
+        f"a chip needs {gib(values['bytes_per_chip'])} of {gib(values['hbm_bytes'])}{share}: {verdict}",
         f"  parameters {gib(values['parameter_bytes'])}, optimizer {gib(values['optimizer_bytes'])}, "
         f"gradients and activations {gib(values['working_bytes'])}",
         *[f"  would fit {way}" for way in values["remedies"]],
@@ -323,9 +368,12 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
         "collectives a step, sent by a chip:" + ("" if values["collectives"] else " none"),
         *[f"  {one['kind']} over {'+'.join(one['axes'])}: {one['times']} of {gib(one['bytes'])} together"
           for one in values["collectives"]],
-        "step by roofline: " + ", ".join(f"{name} {s:.3g} s" for name, s in values["step_parts"].items()),
-        f"  {values['step_seconds']:.3g} s, bound by {values['bound']}; "
-        f"{values['tokens_per_second']:,.0f} tokens/s, MFU at most {100 * values['mfu']:.1f} %",
+        "step by roofline: "
+        + ", ".join(f"{name} {s:.3g} s" for name, s in values["roofline_parts"].items()),
+        f"  {values['roofline_seconds']:.3g} s, MFU {100 * values['roofline_mfu']:.1f} %",
+        *_by_the_compiler(values),
+        f"{values['tokens_per_second']:,.0f} tokens/s, bound by {values['bound']}",
+        *([f"faster: {values['faster']}"] if values["faster"] else []),
         *[f"stage {name}: " + (f"unknown; give --examples={name}=COUNT" if h is None else f"{h:,.1f} h")
           for name, h in values["stage_hours"].items()],
     ]  # fmt: skip
@@ -336,8 +384,20 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
     return "\n".join([*lines, no_price if cost is None else f"{cost:,.0f} US dollars"])
 
 
+def _by_the_compiler(values: Mapping[str, Any]) -> list[str]:
+    if values["cycles"]:
+        return [
+            f"step by the compiler: {values['cycles']:,} cycles, and attention kernels by roofline "
+            f"{values['attention_seconds']:.3g} s",
+            f"  {values['step_seconds']:.3g} s, MFU {100 * values['mfu']:.1f} %",
+        ]
+    kernels = ", ".join(f"{name} {count:,}" for name, count in values["kernels"].items()) or "none"
+    launches = f"{values['launches']:,} kernel launches a step; custom calls: {kernels}"
+    return [launches] if values["launches"] else []
+
+
 def use_no_chips() -> None:
     """Keeps JAX on the CPU: steps are compiled for chips that are described, and those attached stay free."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.update({"JAX_PLATFORMS": "cpu"} | ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # it would keep programs that run nowhere

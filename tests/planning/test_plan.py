@@ -9,7 +9,7 @@ import pytest
 
 from orca_jax.config import load
 from orca_jax.configs import orca_13b, orca_70b
-from orca_jax.planning import chips, estimate, plan
+from orca_jax.planning import chips, compile, estimate, plan, program
 from orca_jax.planning.estimate import MeshShape
 from orca_jax.student.sharding import axis_sizes
 from tests.planning.workloads import large, small
@@ -169,6 +169,58 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(orca):
     assert f"does not fit: {over:.2f} GiB too much" in text
     assert "would fit on these chips: " in text
     assert "would fit on v5e:" in text
+
+
+def test_a_plan_names_the_fastest_setting_for_the_same_rows(orca, made):
+    """Here one whose weight gradients are not cut into slices of 5120 / 32 columns."""
+    assert "fsdp=32" not in made.faster
+    assert "batch_rows=128 " in made.faster
+    assert f"faster: {made.faster}" in plan.report(plan.summary(orca, made, AMOUNTS), made.workload)
+    state = estimate.abstract_state(made.workload.student, made.workload.optimizer)
+    fastest = plan.rank(made.workload, SLICE, state, batch_factors=(1,))[0]
+    assert made.faster.startswith(fastest.name)
+    assert not plan.faster(fastest, SLICE, state)
+
+
+def test_whole_weight_gradients_need_no_wide_slices():
+    options = {plan.WINDOWED: "1000000"}
+    whole = dataclasses.replace(load(orca_13b.get_config()), compiler_options=options)
+    assert "fsdp=32" in analytic(whole, "v5p:2x4x4").faster
+
+
+def test_the_compilers_cycles_are_the_time_of_a_compiled_step(orca, made, monkeypatch):
+    """The roofline stays beside them. v5p runs 1.75e9 cycles a second; attention's kernels come on top."""
+    work = program.Work(1_750_000_000, attention=459e12 * estimate.ATTENTION_EFFICIENCY / 4)
+    compiled = compile.Compiled(True, 2**30, made.collectives, 1.0, work)
+    monkeypatch.setattr(plan, "compile_step", lambda *a, **k: compiled)
+    found = plan.make_plan(orca, SLICE, made.workload, made.candidate.shape, analytic=False)
+    values = plan.summary(orca, found, AMOUNTS)
+    assert values["step_seconds"] == pytest.approx(1.25)
+    assert values["mfu"] == pytest.approx(values["model_flops"] / (32 * 459e12 * 1.25))
+    assert values["roofline_seconds"] == made.time.step
+    hours = plan.stage_hours(orca, made, AMOUNTS)["gpt4"]
+    assert values["stage_hours"]["gpt4"] == pytest.approx(hours * 1.25 / made.time.step)
+    assert "1,750,000,000 cycles" in plan.report(values, found.workload)
+
+
+def test_a_gpu_program_is_planned_within_xlas_share_of_the_memory(orca, monkeypatch):
+    """By default three quarters of it; what launch scripts set is named where it would be enough."""
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    there = chips.topology("h100-16")
+    work = dataclasses.replace(plan.workload_of(orca), accumulation=4)
+    compiled = compile.Compiled(False, 65 * 2**30, (), 1.0, program.Work(launches=12, kernels={"fmha": 2}))
+    monkeypatch.setattr(plan, "compile_step", lambda *a, **k: compiled)
+    monkeypatch.setattr(plan, "can_compile", lambda topology: True)
+    found = plan.make_plan(orca, there, work, MeshShape(1, 16, 1), analytic=False)
+    text = plan.report(plan.summary(orca, found, AMOUNTS), work)
+    assert "of 59.70 GiB (75% of the memory, XLA_CLIENT_MEM_FRACTION)" in text
+    assert found.remedies[0] == "with XLA_CLIENT_MEM_FRACTION=0.9 in the environment"
+    assert "12 kernel launches a step; custom calls: fmha 2" in text
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
+    assert there.chip.hbm_bytes == int(79.6 * 0.9 * 2**30)
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "90%")
+    with pytest.raises(ValueError, match="XLA_CLIENT_MEM_FRACTION='90%'"):
+        assert there.chip.hbm_bytes
 
 
 def test_a_search_names_what_to_set(orca):
