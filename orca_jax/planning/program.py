@@ -186,9 +186,9 @@ def _constant(computation: Computation, name: str) -> int | None:
 def _payload(line: str, size: int) -> float:
     """Bytes of the whole: of what was gathered or sent on, or is to be scattered or summed."""
     result, kind, start = _OPERATION.findall(line)[0]
-    # Started operations carry contexts, and gathers and permutations their operands before their results.
+    # Started operations carry contexts, and all but sums their operands before their results.
     arrays = [found for found in _ARRAY.findall(result) if not (start and found == ("u32", ""))]
-    if start and kind in ("all-gather", "collective-permute"):
+    if start and kind != "all-reduce":
         arrays = arrays[len(arrays) // 2 :]
     total = 0.0
     for element, dims in arrays:

@@ -1,6 +1,7 @@
 """What a compiled program's text says: transfers, the compiler's cycles, kernels and launches."""
 
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,15 @@ def test_loops_groups_and_scatters_are_read():
         ("reduce-scatter", ("fsdp",)): (10, 10 * 256 * 3 // 4),
         ("collective-permute", ("fsdp",)): (10 * 8, 10 * 8 * 16),
     }
+
+
+def test_a_started_scatter_carries_its_operand_before_its_result():
+    started = (
+        "((f32[64]{0}), f32[16]{0}) reduce-scatter-start(%input), replica_groups=mesh['a'=4,'b'=2] {'a'}"
+    )
+    text = re.sub(r"f32\[16\]\{0\} reduce-scatter\(.*", lambda _: started, TEXT)
+    assert text != TEXT
+    assert program.collectives(text, SHAPE) == program.collectives(TEXT, SHAPE)
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_reported(caplog):
