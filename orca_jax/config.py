@@ -41,7 +41,8 @@ Filter = Literal[
 ]  # fmt: skip
 VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
 TeacherKind = Literal["oracle", "file", "student", "api", "targets", "rationales"]
-Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "template"]
+TraceStyle = Literal["", "restate", "changes", "pointer", "bare"]
+Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "plain", "template"]
 Supervise = Literal["all", "last", "everything"]
 Preset = Literal[
     "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
@@ -244,6 +245,11 @@ class TeacherConfig:
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
     bare_reply: str = "{answer}"  # of an oracle: how it gives an answer alone
+    # Of an oracle: the form of its steps, see queries.puzzles.base; empty: each family's usual one; `bare`:
+    # none.
+    style: TraceStyle = ""
+    # Of an oracle: the steps before its answer; `placebo`: another puzzle's, `filler`: as many dots as words.
+    steps: Literal["own", "placebo", "filler"] = "own"
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
 
@@ -277,8 +283,9 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows."""
 
-    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; empty: the
-    # tokenizer of `student.init`, or without that a new one, trained on the traces.
+    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new one
+    # of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one, trained on
+    # the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.
@@ -603,8 +610,17 @@ class ArmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """A condition under which all arms of a set are compared, with items of its own."""
+
+    name: str  # of the condition, and its folder
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the base, before those of an arm
+    stage: Mapping[str, object] = field(default_factory=dict)  # of every stage of every arm's curriculum
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmSetConfig:
-    """Arms over one base config, each run under every seed."""
+    """Arms over one base config, each run under every seed, and under every condition if there are some."""
 
     name: str  # of the set
     question: str  # that the set answers
@@ -613,8 +629,11 @@ class ArmSetConfig:
     results: tuple[ResultConfig, ...]  # the first is the set's outcome
     base: Mapping[str, object]  # an experiment's config
     arms: tuple[ArmConfig, ...]
+    conditions: tuple[ConditionConfig, ...] = ()  # each a set of its own, in a folder of the workdir
 
     def __post_init__(self) -> None:
+        if len({condition.name for condition in self.conditions}) < len(self.conditions):
+            raise ValueError(f"conditions need distinct names; got {', '.join(c.name for c in self.conditions)}")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or self.baseline not in names:
             raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
@@ -633,6 +652,30 @@ class ArmSetConfig:
             return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.name}", "seed": seed}))
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name!r}: {error}") from error
+
+    def under(self, condition: ConditionConfig) -> ArmSetConfig:
+        """The set under one of its conditions."""
+
+        def changed(changes: Mapping[str, Any]) -> dict[str, Any]:
+            stages = [{**stage, **condition.stage} for stage in changes.get("curriculum", ())]
+            return {**changes, "curriculum": stages} if stages else dict(changes)
+
+        return replace(
+            self,
+            name=f"{self.name}-{condition.name}",
+            base=changed(merged(self.base, condition.changes)),
+            arms=tuple(replace(arm, changes=changed(arm.changes)) for arm in self.arms),
+            conditions=(),
+        )
+
+    def chosen(self, conditions: Sequence[str] | None) -> list[ConditionConfig]:
+        """The conditions of these names, or all.
+
+        Raises:
+          ValueError: there is no such condition.
+        """
+        _check_known(f"{self.name} has no condition", conditions or (), [one.name for one in self.conditions])
+        return [one for one in self.conditions if not conditions or one.name in conditions]
 
     def runs(self, arms: Sequence[str] | None, seeds: Sequence[str] | None) -> list[tuple[ArmConfig, int]]:
         """Arms and seeds in the order they are run: all arms of a seed first.
