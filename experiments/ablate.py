@@ -59,7 +59,9 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
             log.info("condition %s", condition.name)
             own = cli.Options(**vars(options) | {"conditions": None})
             ablate(arm_set.under(condition), workdir / condition.name, own)
-        return ""
+        text = arm_runs.write_conditions(arm_set, workdir)
+        print(text)
+        return text
     if options.bbh:
         arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
     asked = arm_set.runs(options.arms, options.seeds)

@@ -614,8 +614,8 @@ class ConditionConfig:
     """A condition under which all arms of a set are compared, with items of its own."""
 
     name: str  # of the condition, and its folder
-    changes: Mapping[str, object] = field(default_factory=dict)  # of the base, before those of an arm
-    stage: Mapping[str, object] = field(default_factory=dict)  # of every stage of every arm's curriculum
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the base
+    arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # an arm to more changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -641,6 +641,9 @@ class ArmSetConfig:
         for arm in self.arms:
             _check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
             self.config(arm, self.seeds[0])
+        for condition in self.conditions:
+            _check_known(f"condition {condition.name!r} changes arm", condition.arms, names)
+            self.under(condition)
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
         """The experiment that an arm is under a seed.
@@ -655,18 +658,12 @@ class ArmSetConfig:
 
     def under(self, condition: ConditionConfig) -> ArmSetConfig:
         """The set under one of its conditions."""
-
-        def changed(changes: Mapping[str, Any]) -> dict[str, Any]:
-            stages = [{**stage, **condition.stage} for stage in changes.get("curriculum", ())]
-            return {**changes, "curriculum": stages} if stages else dict(changes)
-
-        return replace(
-            self,
-            name=f"{self.name}-{condition.name}",
-            base=changed(merged(self.base, condition.changes)),
-            arms=tuple(replace(arm, changes=changed(arm.changes)) for arm in self.arms),
-            conditions=(),
-        )
+        arms = [
+            replace(arm, changes=merged(arm.changes, condition.arms.get(arm.name, {}))) for arm in self.arms
+        ]
+        base = merged(self.base, condition.changes)
+        name = f"{self.name}-{condition.name}"
+        return replace(self, name=name, base=base, arms=tuple(arms), conditions=())
 
     def chosen(self, conditions: Sequence[str] | None) -> list[ConditionConfig]:
         """The conditions of these names, or all.
