@@ -127,7 +127,7 @@ def plain(messages: Sequence[Message]) -> list[Piece]:
         if message.role == "assistant":
             pieces.append(Piece(message.content, "assistant", message.weight))
             pieces.append(Piece(EOS, "assistant", message.weight, control=True))
-        elif message.content:
+        elif message.role == "user" or message.content:
             pieces.append(Piece(f"{message.content}\n", message.role))
     return pieces
 
