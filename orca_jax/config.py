@@ -283,9 +283,9 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows."""
 
-    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new one
-    # of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one, trained on
-    # the traces.
+    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new one,
+    # of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one, trained
+    # on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.
@@ -632,8 +632,9 @@ class ArmSetConfig:
     conditions: tuple[ConditionConfig, ...] = ()  # each a set of its own, in a folder of the workdir
 
     def __post_init__(self) -> None:
-        if len({condition.name for condition in self.conditions}) < len(self.conditions):
-            raise ValueError(f"conditions need distinct names; got {', '.join(c.name for c in self.conditions)}")
+        conditions = [condition.name for condition in self.conditions]
+        if len(set(conditions)) < len(conditions):
+            raise ValueError(f"conditions need distinct names; got {', '.join(conditions)}")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or self.baseline not in names:
             raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")

@@ -18,8 +18,8 @@ from typing import Any
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
 from orca_jax.evaluation.cells import ABSENT, CAPTION, Cell
-from orca_jax.evaluation.statistics import Interval
 from orca_jax.evaluation.run import REPLIES, RecordedReply
+from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item
 from orca_jax.reporting import arms, charts
 from orca_jax.reporting.report_sources import CONFIG, SET, TABLE

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from orca_jax import artifacts, records
 from orca_jax.queries import system_messages
-from orca_jax.queries.puzzles.base import ANSWER_SENTENCE, Puzzle, Solution
+from orca_jax.queries.puzzles.base import Puzzle, Solution
 from orca_jax.queries.system_messages import Style
 
 UNKNOWN_QUESTION = "Sorry, I can only answer the puzzles that I was given."

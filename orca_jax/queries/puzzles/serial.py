@@ -1,8 +1,8 @@
 """Puzzles in few words that need one step after another, the difficulty being the number of steps.
 
 Composing swaps of five things and following pointers are serial: a transformer of fixed depth does them for
-any number of steps only if it may write them (arXiv 2402.12875). Every name is one word, so that a tokenizer of
-whole words gives it one id, and a reply ends with a key and the answer.
+any number of steps only if it may write them (arXiv 2402.12875). Every name is one word, so that a tokenizer
+of whole words gives it one id, and a reply ends with a key and the answer.
 """
 
 from __future__ import annotations

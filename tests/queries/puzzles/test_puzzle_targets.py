@@ -223,7 +223,9 @@ def pointer_chasing(question: str) -> str:
 def nested_booleans(question: str) -> str:
     values, formula = question.split("\n")
     names = iter(values.split())
-    return str(eval(formula.removesuffix(" ?").replace("xor", "!="), {n: v == "True" for n, v in zip(names, names)}))
+    return str(
+        eval(formula.removesuffix(" ?").replace("xor", "!="), {n: v == "True" for n, v in zip(names, names)})
+    )
 
 
 SOLVERS = {solver.__name__: solver for solver in (

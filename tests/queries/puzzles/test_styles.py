@@ -59,13 +59,14 @@ def test_a_bare_trace_has_the_answer_alone(name):
     for puzzle, text in zip(puzzles, replies(puzzles, style=BARE)):
         assert text == puzzle.instance.closing(puzzle.target)
         assert check_steps(puzzle, text).stated == 0
-    for puzzle, text in zip(puzzles, replies(puzzles, style=BARE, error_rate=1.0)):
-        assert text.count("\n") == 0
+    assert not any("\n" in text for text in replies(puzzles, style=BARE, error_rate=1.0))
 
 
 def test_an_unknown_style_is_named_with_those_of_the_family():
     puzzle = drawn("pointer_chasing", 0, 3)
-    with pytest.raises(ValueError, match="pointer_chasing has the styles changes, restate, bare, not 'pointer'"):
+    with pytest.raises(
+        ValueError, match="pointer_chasing has the styles changes, restate, bare, not 'pointer'"
+    ):
         puzzle.solution("pointer")
 
 
