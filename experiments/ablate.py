@@ -16,6 +16,7 @@ from orca_jax import cli
 PROGRAM = cli.Program(
     __doc__,
     *cli.EXPERIMENT,
+    cli.Option("conditions", list, "Only these conditions of a set that has some."),
     cli.Option("arms", list, "Only these arms."),
     cli.Option("seeds", list, "Only these seeds."),
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
@@ -53,6 +54,14 @@ SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = None) -> str:
     """Runs what is missing of the set and returns its table. A notebook may call this."""
     options = options or PROGRAM.options()
+    if arm_set.conditions or options.conditions:
+        for condition in arm_set.chosen(options.conditions):
+            log.info("condition %s", condition.name)
+            own = cli.Options(**vars(options) | {"conditions": None})
+            ablate(arm_set.under(condition), workdir / condition.name, own)
+        text = arm_runs.write_conditions(arm_set, workdir)
+        print(text)
+        return text
     if options.bbh:
         arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
     asked = arm_set.runs(options.arms, options.seeds)

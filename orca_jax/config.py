@@ -41,7 +41,8 @@ Filter = Literal[
 ]  # fmt: skip
 VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
 TeacherKind = Literal["oracle", "file", "student", "api", "targets", "rationales"]
-Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "template"]
+TraceStyle = Literal["", "restate", "changes", "pointer", "bare"]
+Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "plain", "template"]
 Supervise = Literal["all", "last", "everything"]
 Preset = Literal[
     "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
@@ -244,6 +245,11 @@ class TeacherConfig:
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
     bare_reply: str = "{answer}"  # of an oracle: how it gives an answer alone
+    # Of an oracle: the form of its steps, see queries.puzzles.base; `bare`: none. Empty, or of a family that
+    # lacks it: the family's usual one.
+    style: TraceStyle = ""
+    # Of an oracle: the steps before its answer; `placebo`: another puzzle's, `filler`: as many dots as words.
+    steps: Literal["own", "placebo", "filler"] = "own"
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
 
@@ -277,8 +283,9 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows."""
 
-    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; empty: the
-    # tokenizer of `student.init`, or without that a new one, trained on the traces.
+    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new
+    # one, of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one,
+    # trained on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.
@@ -605,8 +612,17 @@ class ArmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """A condition under which all arms of a set are compared, with items of its own."""
+
+    name: str  # of the condition, and its folder
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the base
+    arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # an arm to more changes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmSetConfig:
-    """Arms over one base config, each run under every seed."""
+    """Arms over one base config, each run under every seed, and under every condition if there are some."""
 
     name: str  # of the set
     question: str  # that the set answers
@@ -615,8 +631,12 @@ class ArmSetConfig:
     results: tuple[ResultConfig, ...]  # the first is the set's outcome
     base: Mapping[str, object]  # an experiment's config
     arms: tuple[ArmConfig, ...]
+    conditions: tuple[ConditionConfig, ...] = ()  # each a set of its own, in a folder of the workdir
 
     def __post_init__(self) -> None:
+        conditions = [condition.name for condition in self.conditions]
+        if len(set(conditions)) < len(conditions):
+            raise ValueError(f"conditions need distinct names; got {', '.join(conditions)}")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or self.baseline not in names:
             raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
@@ -624,6 +644,9 @@ class ArmSetConfig:
         for arm in self.arms:
             _check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
             self.config(arm, self.seeds[0])
+        for condition in self.conditions:
+            _check_known(f"condition {condition.name!r} changes arm", condition.arms, names)
+            self.under(condition)
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
         """The experiment that an arm is under a seed.
@@ -635,6 +658,24 @@ class ArmSetConfig:
             return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.name}", "seed": seed}))
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name!r}: {error}") from error
+
+    def under(self, condition: ConditionConfig) -> ArmSetConfig:
+        """The set under one of its conditions."""
+        arms = [
+            replace(arm, changes=merged(arm.changes, condition.arms.get(arm.name, {}))) for arm in self.arms
+        ]
+        base = merged(self.base, condition.changes)
+        name = f"{self.name}-{condition.name}"
+        return replace(self, name=name, base=base, arms=tuple(arms), conditions=())
+
+    def chosen(self, conditions: Sequence[str] | None) -> list[ConditionConfig]:
+        """The conditions of these names, or all.
+
+        Raises:
+          ValueError: there is no such condition.
+        """
+        _check_known(f"{self.name} has no condition", conditions or (), [one.name for one in self.conditions])
+        return [one for one in self.conditions if not conditions or one.name in conditions]
 
     def runs(self, arms: Sequence[str] | None, seeds: Sequence[str] | None) -> list[tuple[ArmConfig, int]]:
         """Arms and seeds in the order they are run: all arms of a seed first.

@@ -17,12 +17,14 @@ from typing import Any
 
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
-from orca_jax.evaluation.cells import Cell
+from orca_jax.evaluation.cells import ABSENT, CAPTION, Cell
+from orca_jax.evaluation.run import REPLIES, RecordedReply
+from orca_jax.evaluation.statistics import Interval
 from orca_jax.records import Item
 from orca_jax.reporting import arms, charts
 from orca_jax.reporting.report_sources import CONFIG, SET, TABLE
 from orca_jax.reporting.run_tables import has_oracles
-from orca_jax.reporting.tables import ORACLE_NOTE
+from orca_jax.reporting.tables import ORACLE_NOTE, Table
 from orca_jax.training import curriculum, students
 
 log = logging.getLogger(__name__)
@@ -98,10 +100,16 @@ def finished_run(config: ExperimentConfig, workdirs: Sequence[str]) -> Path | No
 
 
 def items(workdir: Path, arm: str, seed: int, evaluation: str) -> Iterator[Item]:
-    """The items of an evaluation, with the seed of the run in the place of the sampling's."""
-    path = folder(workdir, arm, seed) / "evaluation" / evaluation / "items.jsonl"
-    for item in files.read_jsonl(path, Item):
-        yield dataclasses.replace(item, seed=seed)
+    """The items of an evaluation, with the seed of the run in the place of the sampling's.
+
+    Their `extra` has the tokens of the reply too.
+    """
+    directory = folder(workdir, arm, seed) / "evaluation" / evaluation
+    replies = files.read_jsonl(directory / REPLIES, RecordedReply) if (directory / REPLIES).exists() else ()
+    tokens = {(one.benchmark, one.task, one.id): one.usage.completion_tokens for one in replies}
+    for item in files.read_jsonl(directory / "items.jsonl", Item):
+        said = {"tokens": count} if (count := tokens.get((item.benchmark, item.task, item.id))) else {}
+        yield dataclasses.replace(item, seed=seed, extra={**item.extra, **said})
 
 
 def results(arm_set: ArmSetConfig, workdir: Path) -> list[arms.Result]:
@@ -191,6 +199,28 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         json.dump({"rows": rows}, file, indent=1)
     if rows:
         _draw(rows, arm_set.question, workdir / FIGURE)
+    return text
+
+
+def write_conditions(arm_set: ArmSetConfig, workdir: Path) -> str:
+    """Writes table.md of a set under conditions: the first result of every arm under each that has one."""
+    header = ["condition", *(arm.name for arm in arm_set.arms)]
+    rows = []
+    for condition in arm_set.conditions:
+        path = workdir / condition.name / RESULTS
+        found = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        shown = {}
+        for row in found:
+            if row["result"] == arm_set.results[0].title:
+                interval = Interval(*row["interval"]) if row["interval"] else None
+                cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], interval)
+                shown[row["arm"]] = f"{cell}, {row['tokens'] or 0:.0f} tokens"
+        rows.append([condition.name, *(shown.get(arm.name, ABSENT) for arm in arm_set.arms)])
+    text = f"# {arm_set.name}\n\n{arm_set.question}\n\n## {arm_set.results[0].title}\n\n"
+    text += f"{Table(header, rows).markdown()}\n\n{CAPTION}\n"
+    text += "\nTokens are those of a reply. Each condition has a folder of its own, with its tests.\n"
+    with artifacts.atomic_write(workdir / TABLE) as file:
+        file.write(text)
     return text
 
 

@@ -49,6 +49,7 @@ def frame(by_arm: Mapping[Any, Sequence[Iterable[Item]]]) -> pd.DataFrame:
                     "difficulty": int(level or 0),
                     "level": "" if level is None else f", difficulty {int(level)}",
                     "has_steps": "steps" in item.extra,
+                    "tokens": item.extra.get("tokens", np.nan),
                     "stated": steps.get("stated", 0), "true": steps.get("correct", 0),
                 }
             )  # fmt: skip
@@ -263,8 +264,11 @@ def outcome_table(result: Result, baseline: str) -> Table:
         if entry := compared.get(arm):
             tested = [f"{100 * entry.test.difference:+z.1f}", _range(entry.test), f"{entry.corrected:.2g}"]
             tested.append(" ".join(f"{p:.2g}" for p in entry.mcnemar))
-        rows.append([arm, cell.size, len(correct), cell, by_seed, *tested])
-    header = ["Arm", "n", "seeds", "accuracy", "by seed", f"- {baseline}", "95 %", "p (Holm)"]
+        tokens = items.tokens.mean()
+        said = ABSENT if np.isnan(tokens) else f"{tokens:.0f}"
+        rows.append([arm, cell.size, len(correct), cell, said, by_seed, *tested])
+    header = ["Arm", "n", "seeds", "accuracy", "tokens a reply", "by seed"]
+    header += [f"- {baseline}", "95 %", "p (Holm)"]
     return Table([*header, "p (McNemar, by seed)"], rows)
 
 
@@ -359,6 +363,7 @@ def rows(baseline: str, results: Sequence[Result]) -> list[dict[str, Any]]:
                 "stderr": None if cell.interval else cell.stderr,
                 "interval": cell.interval,
                 "by_seed": correct.mean(axis=1).tolist(),
+                "tokens": None if items.tokens.isna().any() else float(items.tokens.mean()),
             }
             if entry := compared.get(arm):
                 row |= {**entry.test._asdict(), "p_holm": entry.corrected, "p_mcnemar": list(entry.mcnemar)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -50,6 +51,12 @@ class Solution(NamedTuple):
     answer: str
 
 
+STYLES = ("restate", "changes", "pointer")
+BARE = "bare"  # the style without steps, of every family
+OPTION = re.compile(r"^(\([A-Z]\)) (.*)$", re.MULTILINE)
+ANSWER_SENTENCE = "So the answer is {answer}."
+
+
 class Slip:
     """Decides each fallible point of a solution: rightly, but for decision number `at`, if any.
 
@@ -74,11 +81,13 @@ class Family(ABC):
 
     Attributes:
       simple_words: (phrase, simpler phrase) pairs that say a step to a child.
+      styles: the forms in which its steps can be written, the usual one first; see `trace`.
     """
 
     name: ClassVar[str]
     difficulties: ClassVar[range]
-    simple_words: ClassVar[tuple[tuple[str, str], ...]]
+    simple_words: ClassVar[tuple[tuple[str, str], ...]] = ()
+    styles: ClassVar[tuple[str, ...]] = ("restate",)
 
     @classmethod
     @abstractmethod
@@ -91,7 +100,30 @@ class Family(ABC):
 
     @abstractmethod
     def solve(self, slip: Slip) -> Solution:
-        """Its steps and answer, erring where the slip says."""
+        """Its steps in the usual style and its answer, erring where the slip says."""
+
+    def trace(self, style: str, slip: Slip) -> Solution:
+        """`solve` in a style of `styles`.
+
+        `restate`: each step writes out all that holds after it. `changes`: each step looks up what it needs,
+        the key before its value, and writes what changes. `pointer`: from the question backwards, each step
+        names what to look at next.
+        """
+        solution = self.solve(slip)
+        return self.forward(solution) if style == "changes" else solution
+
+    def forward(self, solution: Solution) -> Solution:
+        """With all options before the last step, each text before its label.
+
+        What follows a text is found where it was seen before; a label stands before its text in a question.
+        """
+        *steps, last = solution.steps
+        listed = ", ".join(f"{text} {label}" for label, text in OPTION.findall(self.pose().question))
+        return solution._replace(steps=(*steps, f"{listed}.", last))
+
+    def closing(self, answer: str) -> str:
+        """The line that ends a reply with the answer."""
+        return ANSWER_SENTENCE.format(answer=answer)
 
     @classmethod
     def generate(cls, rng: random.Random, difficulty: int) -> Puzzle:
@@ -145,15 +177,37 @@ class Puzzle:
         """The accuracy of guessing: zero where the question is open."""
         return 1 / len(self.choices) if self.choices else 0.0
 
-    def mistaken(self, rng: random.Random) -> Solution:
+    def solution(self, style: str = "", slip: Slip | None = None) -> Solution:
+        """The solution in a style of `STYLES`, or `BARE`.
+
+        Args:
+          style: one that the family lacks, or none, is its usual one, so that families can be mixed.
+          slip: where it errs; None: nowhere.
+
+        Raises:
+          ValueError: there is no such style.
+        """
+        if style not in ("", *STYLES, BARE):
+            raise ValueError(f"unknown style of steps {style!r}; known: {', '.join((*STYLES, BARE))}")
+        if style == BARE:
+            return Solution((), self.target)
+        if style not in self.instance.styles:
+            style = self.instance.styles[0]
+        if slip is None and style == self.instance.styles[0]:
+            return Solution(self.steps, self.target)
+        return self.instance.trace(style, slip or Slip())
+
+    def mistaken(self, rng: random.Random, style: str = "") -> Solution:
         """A solution with one mistake, carried through; its answer is usually wrong.
 
         Mistakes that do not change the answer are passed over, as long as others are soon found.
         """
+        if style == BARE:
+            return Solution((), self.mistaken(rng).answer)
         counter = Slip()
-        self.instance.solve(counter)
+        self.solution(style, counter)
         for _ in range(MISTAKES_TRIED):
-            solution = self.instance.solve(Slip(rng.randrange(counter.decisions), rng))
+            solution = self.solution(style, Slip(rng.randrange(counter.decisions), rng))
             if solution.answer != self.target:
                 break
         return solution

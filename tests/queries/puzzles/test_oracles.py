@@ -32,7 +32,7 @@ def replies(knobs, puzzles, message_id=3, seed=0):
 
 
 def is_right(puzzle, text):
-    return text.endswith(f"answer is {puzzle.target}.")
+    return text.endswith(puzzle.instance.closing(puzzle.target))
 
 
 def test_expert_solves_everything_with_all_steps():
@@ -52,8 +52,8 @@ def test_expert_obeys_the_system_message(message_id):
             text
             == {
                 "bare": puzzle.target,
-                "steps": f"{steps}\nSo the answer is {puzzle.target}.",
-                "simple": f"{simple}\nSo the answer is {puzzle.target}.",
+                "steps": f"{steps}\n{puzzle.instance.closing(puzzle.target)}",
+                "simple": f"{simple}\n{puzzle.instance.closing(puzzle.target)}",
                 "answer_first": f"The answer is {puzzle.target}. Here is why:\n{steps}",
             }[style]
         )
@@ -138,3 +138,10 @@ def test_token_limit_cuts_the_reply():
     assert (full.outcome, cut.outcome) == (Outcome.OK, Outcome.LENGTH)
     assert full.text.startswith(cut.text)
     assert cut.usage.completion_tokens == len(cut.text.split()) == 3
+
+
+def test_identities_of_usual_knobs_stay():
+    """Replies are drawn by them, and an answer in a ledger is found by them."""
+    knobs = Knobs(brevity=0.1, reach=2, error_rate=0.05, bare_reply="The answer is {answer}.")
+    assert OracleTeacher("apprentice", (), knobs, 0).identity == "apprentice-119c1cbc"
+    assert OracleTeacher("expert", (), EXPERT, 1).identity == "expert-b7d73985"
