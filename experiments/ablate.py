@@ -2,6 +2,7 @@
 
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --seeds=0
+    python -m experiments.ablate plan --config=configs/ablations/main.py --difference=3
 
 Every arm and seed is a workdir of its own, WORKDIR/ARM/seed-N, whose data are links into WORKDIR/data, where
 what several of them need is made once; `--reuse=runs/main` takes runs of the same config that another set has
@@ -13,18 +14,34 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(
-    __doc__,
+JOBS = cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
+RUN = cli.Command(
+    "Runs what is missing of the set, and writes its table.",
     *cli.EXPERIMENT,
-    cli.Option("arms", list, "Only these arms."),
+    cli.Option("arms", list, "Only these arms: names, or CONDITION-NAME."),
     cli.Option("seeds", list, "Only these seeds."),
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
     cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
-    cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1),
+    JOBS,
     cli.WORKERS,
     *cli.TRAIN,
-    load="load_set",
-    parts=None,
+)
+PLAN = cli.Command(
+    """Says what the set can find, and how long it takes here.
+
+    For each hypothesis (or each arm against the baseline), the smallest difference that is found with a power of
+    80 %, alone and with Holm's correction; and the hours of training, from a timed step.""",
+    cli.CONFIG,
+    cli.Option("difference", 0.0, "Points: also the seeds, or items, that find it.", lower_bound=0.0),
+    cli.Option("items", 0, "Of each hypothesis; 0: the puzzles of the config.", lower_bound=0),
+    cli.Option("seed_count", 0, "How many seeds; 0: the set's.", lower_bound=0),
+    cli.Option("seed_deviation", 2.0, "Points between seeds of an arm; see docs/findings.md.", lower_bound=0.0),
+    cli.Option("measured", "", "A set's workdir: take the variances of its finished arms."),
+    cli.Option("seconds_per_student", 0.0, "In place of a timed step.", lower_bound=0.0),
+    JOBS,
+)
+PROGRAM = cli.Program(
+    __doc__, commands={"run": RUN, "plan": PLAN}, default="run", load="load_set", parts=None
 )
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
@@ -60,14 +77,14 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     chosen = [one for one in asked if one not in taken]
     if options.jobs > 1:
         for arm, seed in chosen:
-            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), options)
+            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.label, seed), options)
         _in_processes(workdir, chosen, options.jobs)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
-            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
+            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.label, seed)
             run_one(arm_set, arm, seed, workdir, options)
     for arm, seed in taken if options.bbh else ():
-        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
+        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.label, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
     text = arm_runs.write(arm_set, workdir)
     print(text)
@@ -76,7 +93,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
 
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
     """Runs one arm under one seed, from its data to its table."""
-    config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
+    config, directory = arm_set.config(arm, seed), folder(workdir, arm.label, seed)
     shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
@@ -110,11 +127,11 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
 
     def work(one: tuple[ArmConfig, int]) -> None:
         arm, seed = one
-        mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
+        mine, log_file = free.pop(), folder(workdir, arm.label, seed) / "log.txt"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orca_jax.experiments.ablate", *sys.argv[1:]]
-        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1"]
-        log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
+        command += [f"--arms={arm.label}", f"--seeds={seed}", "--jobs=1"]
+        log.info("%s, seed %d: started; see %s", arm.label, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
             if hasattr(os, "sched_setaffinity"):
@@ -124,16 +141,45 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         if status:
             last = log_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
             raise ChildProcessError(
-                f"{arm.name}, seed {seed} ended with status {status}: {last} (see {log_file})"
+                f"{arm.label}, seed {seed} ended with status {status}: {last} (see {log_file})"
             )
-        log.info("%s, seed %d: finished", arm.name, seed)
+        log.info("%s, seed %d: finished", arm.label, seed)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, chosen))
 
 
-def main() -> None:
-    PROGRAM.main(lambda options: ablate(options.config, options.workdir, options))
+def plan(arm_set: ArmSetConfig, options: cli.Options) -> str:
+    """Prints what the set can find and the hours that it takes, and returns it."""
+    if options.measured:
+        variances = measured_variances(arm_set, Path(options.measured))
+        source = f"variances of the finished arms in {options.measured}"
+    else:
+        variances = {arms: ablation.assumed(options.seed_deviation, arms) for arms in (1, 2)}
+        source = f"a standard deviation of {options.seed_deviation:g} points between seeds"
+    table = ablation.table(
+        arm_set,
+        variances,
+        seeds=options.seed_count,
+        items=options.items,
+        difference=options.difference,
+    )
+    text = (
+        f"The smallest differences, in points, that are found with a power of 80 %, from {source}:\n\n"
+        f"{table.markdown()}\n{ablation.hours(arm_set, options)}"
+    )
+    print(text)
+    return text
+
+
+def measured_variances(arm_set: ArmSetConfig, workdir: Path) -> dict[int, ablation.Variances]:
+    """Of an accuracy (1) and of a difference of two arms (2), from a set's first result.
+
+    Raises:
+      ValueError: no two arms are finished under two seeds.
+    """
+    title = arm_set.results[0].title
+    found = [arms.right(one.items) for one in arm_set_results(arm_set, workdir) if one.title == title]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ must hold between keys is checked by `__post_init__`.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "wizardlm_prompts": ("open_ended",), "own_prompts": ("open_ended",),
 }  # fmt: skip
 CHOICES_MODES = ("orca", "orca_cot", "robust")  # of multiple-choice sets of a config's own
+CHANCE = "chance"  # in a hypothesis, in the place of an arm
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
 
 
@@ -591,15 +593,59 @@ class ResultConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """One arm of a set."""
+    """One arm of a set, or of one condition of it."""
 
-    name: str  # of the arm
+    name: str  # of the arm; the same in every condition
+    # What arms are compared within, such as `tracking-5`; a number after the last hyphen is the place on the
+    # x axis of the set's charts. Empty: all arms of the set are compared.
+    condition: str = ""
     note: str = ""  # what it is, in a few words, for the table
     changes: Mapping[str, object] = field(default_factory=dict)  # of the base; lists are replaced whole
     evaluations: Mapping[str, str] = field(default_factory=dict)  # title of a result to another evaluation
 
+    @property
+    def label(self) -> str:
+        """The arm among all of the set; the folder of its runs."""
+        return f"{self.condition}-{self.name}" if self.condition else self.name
+
     def evaluation(self, result: ResultConfig) -> str:
         return self.evaluations.get(result.title, result.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypothesisConfig:
+    """A prediction, kept in set.json when the set starts: an accuracy, or a difference of two, in points."""
+
+    name: str  # a few words, for the table
+    arm: str  # whose accuracy it is
+    minus: str = ""  # from which this is subtracted: another arm, or `chance`; empty: nothing is
+    conditions: tuple[str, ...] = ()  # of the set, their items taken together; empty: all
+    tasks: tuple[str, ...] = ()  # of the evaluation's items, or how their names begin; empty: all
+    difficulties: tuple[int, ...] = ()  # of the evaluation's items; empty: all
+    result: str = ""  # title of the result that it is about; empty: the first
+    at_least: float | None = None  # points; None: no bound
+    at_most: float | None = None  # points; None: no bound
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"hypothesis {self.name!r} predicts nothing; give at_least, at_most or both")
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"hypothesis {self.name!r}: at_least={low} must be below at_most={high}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which the value is predicted, in points; infinite where there is no bound."""
+        low, high = self.at_least, self.at_most
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    def nearest(self, points: float) -> float:
+        """The bound that a value is nearest to."""
+        return min(filter(math.isfinite, self.bounds), key=lambda bound: abs(bound - points))
+
+    def is_about(self, task: str) -> bool:
+        """Whether items of a task count; the tasks of a family begin with its name."""
+        return not self.tasks or task.startswith(self.tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -611,17 +657,42 @@ class ArmSetConfig:
     baseline: str  # the arm that every other is compared with
     seeds: tuple[int, ...] = (0, 1, 2)  # of data, student and order; the evaluation is the same under all
     results: tuple[ResultConfig, ...]  # the first is the set's outcome
+    hypotheses: tuple[HypothesisConfig, ...] = ()  # tested together, corrected by Holm for their number
     base: Mapping[str, object]  # an experiment's config
     arms: tuple[ArmConfig, ...]
 
     def __post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names) or self.baseline not in names:
-            raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
+        labels = [arm.label for arm in self.arms]
+        for condition in self.conditions:
+            names = [arm.name for arm in self.arms if arm.condition == condition]
+            if len(set(labels)) < len(labels) or self.baseline not in names:
+                where = f" in condition {condition!r}" if condition else ""
+                raise ValueError(
+                    f"arms need distinct names, the baseline's among them{where}; got {', '.join(names)}"
+                )
         titles = [result.title for result in self.results]
         for arm in self.arms:
-            _check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
+            _check_known(f"arm {arm.label!r} names the result", arm.evaluations, titles)
             self.config(arm, self.seeds[0])
+        self._check_hypotheses(titles)
+
+    def _check_hypotheses(self, titles: Sequence[str]) -> None:
+        names = [one.name for one in self.hypotheses]
+        if len(set(names)) < len(names):
+            raise ValueError(f"hypotheses need distinct names; got {', '.join(names)}")
+        for one in self.hypotheses:
+            where = f"hypothesis {one.name!r} names"
+            _check_known(f"{where} the condition", one.conditions, self.conditions)
+            _check_known(f"{where} the result", [one.result] if one.result else [], titles)
+            for condition in one.conditions or self.conditions:
+                arms = [arm.name for arm in self.arms if arm.condition == condition]
+                _check_known(f"{where} the arm", [one.arm], arms)
+                _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions of the arms, in their order; one without a name where arms have none."""
+        return tuple(dict.fromkeys(arm.condition for arm in self.arms))
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
         """The experiment that an arm is under a seed.
@@ -630,22 +701,26 @@ class ArmSetConfig:
           ConfigError: base and changes make no config.
         """
         try:
-            return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.name}", "seed": seed}))
+            return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.label}", "seed": seed}))
         except ConfigError as error:
-            raise ConfigError(f"arm {arm.name!r}: {error}") from error
+            raise ConfigError(f"arm {arm.label!r}: {error}") from error
 
     def runs(self, arms: Sequence[str] | None, seeds: Sequence[str] | None) -> list[tuple[ArmConfig, int]]:
         """Arms and seeds in the order they are run: all arms of a seed first.
 
+        Args:
+          arms: names, which mean the arm in all conditions, or labels.
+
         Raises:
           ValueError: there is no such arm or seed.
         """
-        _check_known(f"{self.name} has no arm", arms or (), [arm.name for arm in self.arms])
+        known = [name for arm in self.arms for name in (arm.name, arm.label)]
+        _check_known(f"{self.name} has no arm", arms or (), dict.fromkeys(known))
         _check_known(f"{self.name} has no seed", seeds or (), self.seeds)
         return [
             (arm, seed)
             for seed, arm in itertools.product(self.seeds, self.arms)
-            if (not arms or arm.name in arms) and (not seeds or str(seed) in seeds)
+            if (not arms or {arm.name, arm.label} & set(arms)) and (not seeds or str(seed) in seeds)
         ]
 
 

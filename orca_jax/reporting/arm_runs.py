@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -18,9 +19,10 @@ from typing import Any
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
 from orca_jax.evaluation.cells import Cell
+from orca_jax.evaluation.scoring import SCORES
 from orca_jax.records import Item
-from orca_jax.reporting import arms, charts
-from orca_jax.reporting.report_sources import CONFIG, SET, TABLE
+from orca_jax.reporting import arms, charts, hypotheses
+from orca_jax.reporting.report_sources import CONFIG, SET, TABLE, read_json
 from orca_jax.reporting.run_tables import has_oracles
 from orca_jax.reporting.tables import ORACLE_NOTE
 from orca_jax.training import curriculum, students
@@ -60,9 +62,29 @@ def link(link: Path, target: Path) -> None:
 
 
 def keep_set(arm_set: ArmSetConfig, workdir: Path) -> None:
-    """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none."""
+    """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none.
+
+    Raises:
+      ArtifactError: the set began with other hypotheses.
+    """
+    check_hypotheses(arm_set, workdir)
     with artifacts.atomic_write(workdir / SET) as file:
         json.dump(plain(arm_set), file, indent=1)
+
+
+def check_hypotheses(arm_set: ArmSetConfig, workdir: Path) -> None:
+    """Raises ArtifactError where the set in `workdir` began with other hypotheses."""
+    if not (about := read_json(workdir / SET)):
+        return
+    kept, now = (
+        {one["name"]: one for one in found}
+        for found in (about.get("hypotheses", ()), plain(arm_set)["hypotheses"])
+    )
+    if changed := list(artifacts.differences(kept, now, "hypotheses")):
+        raise artifacts.ArtifactError(
+            f"the hypotheses of {workdir} were written down when the set began, and differ now: "
+            f"{'; '.join(changed)}. Restore them, or begin a new set in another --workdir"
+        )
 
 
 def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, reuse: Sequence[str]) -> bool:
@@ -71,14 +93,14 @@ def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, reuse:
     Raises:
       ArtifactError: there is a link already, to a run that is gone.
     """
-    directory = folder(workdir, arm.name, seed)
+    directory = folder(workdir, arm.label, seed)
     if directory.is_symlink() and not directory.exists():
         raise artifacts.ArtifactError(
             f"{directory} links to a run that is gone; remove it to run the arm here"
         )
     config = arm_set.config(arm, seed)
     if not directory.exists() and (same := finished_run(config, reuse)):
-        log.info("%s, seed %d: taken from %s", arm.name, seed, same)
+        log.info("%s, seed %d: taken from %s", arm.label, seed, same)
         link(directory, same)
     return directory.is_symlink()
 
@@ -105,16 +127,21 @@ def items(workdir: Path, arm: str, seed: int, evaluation: str) -> Iterator[Item]
 
 
 def results(arm_set: ArmSetConfig, workdir: Path) -> list[arms.Result]:
-    """What is finished of every result of the set: arms of which a seed is missing are left out."""
+    """What is finished of every result and condition: arms of which a seed is missing are left out."""
     found = []
-    for result in arm_set.results:
-        by_arm = {
-            arm.name: [items(workdir, arm.name, seed, arm.evaluation(result)) for seed in arm_set.seeds]
-            for arm in arm_set.arms
-            if all(_is_evaluated(workdir, arm.name, s, arm.evaluation(result)) for s in arm_set.seeds)
-        }
+    for result, condition in itertools.product(arm_set.results, arm_set.conditions):
+        by_arm, chance = {}, dict[str, float | None]()
+        for arm in arm_set.arms:
+            name = arm.evaluation(result)
+            there = all(_is_evaluated(workdir, arm.label, seed, name) for seed in arm_set.seeds)
+            if arm.condition == condition and there:
+                by_arm[arm.name] = [items(workdir, arm.label, seed, name) for seed in arm_set.seeds]
+                scores = folder(workdir, arm.label, arm_set.seeds[0]) / "evaluation" / name / SCORES
+                chance |= {task: of.get("chance") for task, of in read_json(scores).get("tasks", {}).items()}
         if by_arm:
-            found.append(arms.Result(result.title, arms.frame(by_arm)))
+            frame = arms.frame(by_arm)
+            frame["chance"] = frame.task.map(chance).astype(float)
+            found.append(arms.Result(result.title, frame, condition))
     return found
 
 
@@ -123,8 +150,8 @@ def missing_runs(arm_set: ArmSetConfig, workdir: Path) -> dict[str, list[int]]:
     missing = collections.defaultdict(list)
     for arm, seed in arm_set.runs(None, None):
         wanted = filter(None, map(arm.evaluation, arm_set.results))
-        if not all(_is_evaluated(workdir, arm.name, seed, name) for name in wanted):
-            missing[arm.name].append(seed)
+        if not all(_is_evaluated(workdir, arm.label, seed, name) for name in wanted):
+            missing[arm.label].append(seed)
     return dict(missing)
 
 
@@ -136,10 +163,10 @@ def training_facts(arm_set: ArmSetConfig, workdir: Path) -> list[dict[str, Any]]
     """What every arm was trained on, under its first seed that is finished."""
     facts: dict[str, dict[str, Any]] = {}
     for arm, seed in arm_set.runs(None, None):
-        directory = folder(workdir, arm.name, seed) / "training"
-        if arm.name not in facts and (directory / artifacts.MANIFEST).exists():
+        directory = folder(workdir, arm.label, seed) / "training"
+        if arm.label not in facts and (directory / artifacts.MANIFEST).exists():
             counts = artifacts.read_manifest(directory)["counts"]
-            facts[arm.name] = {"arm": arm.name, "note": arm.note, **seen(arm_set.config(arm, seed), counts)}
+            facts[arm.label] = {"arm": arm.label, "note": arm.note, **seen(arm_set.config(arm, seed), counts)}
     return list(facts.values())
 
 
@@ -172,6 +199,11 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
 def write(arm_set: ArmSetConfig, workdir: Path) -> str:
     """Writes table.md, results.json and arms.png of what is finished, and returns the table."""
     found = results(arm_set, workdir)
+    judged = hypotheses.judge(arm_set, found)
+    first = ["## Hypotheses", hypotheses.table(judged).markdown(), hypotheses.CAPTION] if judged else []
+    for title in [result.title for result in arm_set.results] if any(arm_set.conditions) else ():
+        if shown := [result for result in found if result.title == title]:
+            first += [f"## {title}", arms.condition_table(shown).markdown(), arms.CAPTION]
     text = arms.render(
         arm_set.name,
         arm_set.question,
@@ -179,6 +211,7 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         found,
         training_facts(arm_set, workdir),
         note=ORACLE_NOTE if has_oracles(arm_set.config(arm_set.arms[0], arm_set.seeds[0])) else "",
+        first=first,
     )
     if missing := missing_runs(arm_set, workdir):
         lines = [f"- {arm}: seed {', '.join(map(str, seeds))}" for arm, seeds in missing.items()]
@@ -188,14 +221,21 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         file.write(text)
     rows = arms.rows(arm_set.baseline, found)
     with artifacts.atomic_write(workdir / RESULTS) as file:
-        json.dump({"rows": rows}, file, indent=1)
+        about = {"hypotheses": [one.row() for one in judged]} if judged else {}
+        json.dump({"rows": rows, **about}, file, indent=1)
     if rows:
         _draw(rows, arm_set.question, workdir / FIGURE)
     return text
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """The accuracy of every arm, a bar for each result, with a dot a seed."""
+    """The accuracy of every arm, a bar for each result, with a dot a seed; of conditions the first result."""
+    if any("condition" in row for row in rows):
+        rows = [
+            {**row, "arm": row["condition"], "result": row["arm"]}
+            for row in rows
+            if row["result"] == rows[0]["result"]
+        ]
     shown: dict[str, dict[str, Cell]] = {row["arm"]: {} for row in rows}
     for row in rows:
         cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], row["interval"])

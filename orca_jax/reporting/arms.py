@@ -211,10 +211,15 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """One evaluation of every arm: the `frame` of its items, whose runs are the seeds."""
+    """One evaluation of every arm (of a condition): the `frame` of its items, whose runs are the seeds."""
 
     title: str
     items: pd.DataFrame
+    condition: str = ""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}: {self.condition}" if self.condition else self.title
 
     @property
     def arms(self) -> dict[str, pd.DataFrame]:
@@ -240,7 +245,7 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
     try:
         correct = right(result.items.sort_values(KEY, kind="stable"))
     except PairError as error:
-        raise PairError(f"{result.title}: {error}") from error
+        raise PairError(f"{result.heading}: {error}") from error
     base = correct.pop(baseline, None)
     if base is None:
         return []
@@ -290,6 +295,18 @@ def group_table(result: Result) -> Table:
     return Table(["task", "n", *chosen], rows)
 
 
+def condition_table(results: Sequence[Result]) -> Table:
+    """Accuracy of every arm by condition; n is of one seed."""
+    names = dict.fromkeys(arm for result in results for arm in result.arms)
+    rows = []
+    for result in results:
+        found = {arm: cells.of_items(items.itertuples()) for arm, items in result.arms.items()}
+        shown = [found.get(name, ABSENT) for name in names]
+        chance = result.items.drop_duplicates(KEY).chance.mean(skipna=False)
+        rows.append([result.condition, next(iter(found.values())).size, percent(chance), *shown])
+    return Table(["condition", "n", "chance", *names], rows)
+
+
 def step_table(result: Result) -> Table:
     """Scores of the stated steps of every arm, by difficulty; without rows where no item has any."""
     rows = [
@@ -327,13 +344,19 @@ def render(
     facts: Sequence[Mapping[str, Any]],
     *,
     note: str = "",
+    first: Sequence[str] = (),
 ) -> str:
-    """The set's page in Markdown; unfinished results are left out."""
-    parts = [f"# {name}", question, note]
+    """The set's page in Markdown; unfinished results are left out.
+
+    Args:
+      first: paragraphs that stand before the tables.
+    """
+    parts = [f"# {name}", question, note, *first]
     if facts:
         parts += ["## What each arm was trained on", training_table(facts).markdown()]
     for result in results:
-        parts += [f"## {result.title}", outcome_table(result, baseline).markdown(), CAPTION]
+        parts += [f"## {result.heading}", outcome_table(result, baseline).markdown()]
+        parts += [] if result.condition else [CAPTION]  # which stands with the table of conditions
         parts.append("\n".join(f"- {sentence(entry, baseline)}" for entry in compare(result, baseline)))
         parts += ["### By task", group_table(result).markdown()]
         if (steps := step_table(result)).rows:
@@ -352,6 +375,7 @@ def rows(baseline: str, results: Sequence[Result]) -> list[dict[str, Any]]:
             cell, (correct,) = cells.of_items(items.itertuples()), right(items).values()
             row = {
                 "result": result.title,
+                **({"condition": result.condition} if result.condition else {}),
                 "arm": arm,
                 "n": cell.n,
                 "of": cell.of,
