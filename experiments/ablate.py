@@ -27,15 +27,16 @@ RUN = cli.Command(
     *cli.TRAIN,
 )
 PLAN = cli.Command(
-    """Says what the set can find, and how long it takes here.
-
-    For each hypothesis (or each arm against the baseline), the smallest difference that is found with a power of
-    80 %, alone and with Holm's correction; and the hours of training, from a timed step.""",
+    "What the set can find, and how long it takes here.\n\n"
+    "Of each hypothesis (or each arm against the baseline), the smallest difference that is found with a "
+    "power of 80 %, alone and with Holm's correction; and the hours of training, from steps timed here.",
     cli.CONFIG,
     cli.Option("difference", 0.0, "Points: also the seeds, or items, that find it.", lower_bound=0.0),
     cli.Option("items", 0, "Of each hypothesis; 0: the puzzles of the config.", lower_bound=0),
     cli.Option("seed_count", 0, "How many seeds; 0: the set's.", lower_bound=0),
-    cli.Option("seed_deviation", 2.0, "Points between seeds of an arm; see docs/findings.md.", lower_bound=0.0),
+    cli.Option(
+        "seed_deviation", 2.0, "Points between seeds of an arm; see docs/findings.md.", lower_bound=0.0
+    ),
     cli.Option("measured", "", "A set's workdir: take the variances of its finished arms."),
     cli.Option("seconds_per_student", 0.0, "In place of a timed step.", lower_bound=0.0),
     JOBS,
@@ -58,6 +59,7 @@ from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
 from orca_jax.data import tokens
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import collect, prepare, run, tables
+from orca_jax.planning import ablation
 from orca_jax.reporting import arm_runs
 from orca_jax.reporting.arm_runs import data_folder, folder, keep_set, link, take
 from orca_jax.reporting.report_sources import SET
@@ -149,37 +151,23 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         list(pool.map(work, chosen))
 
 
-def plan(arm_set: ArmSetConfig, options: cli.Options) -> str:
-    """Prints what the set can find and the hours that it takes, and returns it."""
-    if options.measured:
-        variances = measured_variances(arm_set, Path(options.measured))
-        source = f"variances of the finished arms in {options.measured}"
-    else:
-        variances = {arms: ablation.assumed(options.seed_deviation, arms) for arms in (1, 2)}
-        source = f"a standard deviation of {options.seed_deviation:g} points between seeds"
-    table = ablation.table(
-        arm_set,
-        variances,
-        seeds=options.seed_count,
-        items=options.items,
-        difference=options.difference,
+def plan(options: cli.Options) -> None:
+    """Prints what the set can find, and the hours that it takes here."""
+    print(
+        ablation.report(
+            options.config,
+            seeds=options.seed_count,
+            items=options.items,
+            difference=options.difference,
+            deviation=options.seed_deviation,
+            workdir=Path(options.measured) if options.measured else None,
+        )
     )
-    text = (
-        f"The smallest differences, in points, that are found with a power of 80 %, from {source}:\n\n"
-        f"{table.markdown()}\n{ablation.hours(arm_set, options)}"
-    )
-    print(text)
-    return text
+    print(ablation.hours(options.config, options.seed_count, options.seconds_per_student, options.jobs))
 
 
-def measured_variances(arm_set: ArmSetConfig, workdir: Path) -> dict[int, ablation.Variances]:
-    """Of an accuracy (1) and of a difference of two arms (2), from a set's first result.
-
-    Raises:
-      ValueError: no two arms are finished under two seeds.
-    """
-    title = arm_set.results[0].title
-    found = [arms.right(one.items) for one in arm_set_results(arm_set, workdir) if one.title == title]
+def main() -> None:
+    PROGRAM.main(run=lambda options: ablate(options.config, options.workdir, options), plan=plan)
 
 
 if __name__ == "__main__":

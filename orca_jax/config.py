@@ -688,6 +688,17 @@ class ArmSetConfig:
                 arms = [arm.name for arm in self.arms if arm.condition == condition]
                 _check_known(f"{where} the arm", [one.arm], arms)
                 _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
+                self._check_items(one, next(arm for arm in self.arms if arm.condition == condition))
+
+    def _check_items(self, one: HypothesisConfig, arm: ArmConfig) -> None:
+        """Raises ValueError where a hypothesis is about puzzles that its condition's arms are not asked."""
+        results = {result.title: result for result in self.results}
+        if arm.evaluation(results[one.result or self.results[0].title]).startswith("puzzles"):
+            config = self.config(arm, self.seeds[0])
+            families, levels = config.puzzles.families, config.evaluation.difficulties
+            unknown = [task for task in one.tasks if not any(name.startswith(task) for name in families)]
+            _check_known(f"hypothesis {one.name!r} names the task", unknown, families)
+            _check_known(f"hypothesis {one.name!r} names the difficulty", one.difficulties, levels)
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, pla
 from orca_jax.evaluation.cells import Cell
 from orca_jax.evaluation.scoring import SCORES
 from orca_jax.records import Item
-from orca_jax.reporting import arms, charts, hypotheses
+from orca_jax.reporting import arms, charts, condition_charts, hypotheses
 from orca_jax.reporting.report_sources import CONFIG, SET, TABLE, read_json
 from orca_jax.reporting.run_tables import has_oracles
 from orca_jax.reporting.tables import ORACLE_NOTE
@@ -225,7 +225,28 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         json.dump({"rows": rows, **about}, file, indent=1)
     if rows:
         _draw(rows, arm_set.question, workdir / FIGURE)
+    for name, chart in _over_conditions(arm_set, found, workdir):
+        for suffix in ("png", "svg"):
+            chart.save(workdir / f"{name}.{suffix}", suffix=suffix, title=chart.caption)
     return text
+
+
+def _over_conditions(
+    arm_set: ArmSetConfig, found: Sequence[arms.Result], workdir: Path
+) -> Iterator[tuple[str, charts.Chart]]:
+    """Names and charts of the first result's conditions that have numbers."""
+    finished = {result.condition: result for result in found if result.title == arm_set.results[0].title}
+    folders = {
+        (arm.condition, arm.name): [folder(workdir, arm.label, seed) for seed in arm_set.seeds]
+        for arm in arm_set.arms
+    }
+    for name, places in condition_charts.families(arm_set.conditions).items():
+        there = {place: finished[at] for place, at in places.items() if at in finished}
+        if chart := condition_charts.accuracy(name, there):
+            yield f"accuracy-{name}", chart
+        curves, pair = condition_charts.curves(arm_set, folders), condition_charts.compared(arm_set)
+        if pair and (chart := condition_charts.difference_map(name, places, pair, curves)):
+            yield f"map-{name}", chart
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
