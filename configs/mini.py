@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.variant == "full":
         config.name = "mini-full"
         config.student.vocab_size = 2048
-        config.puzzles.update(families=tuple(puzzles.FAMILIES), difficulties=(1, 2, 3), per_family=6000)
+        config.puzzles.update(families=tuple(puzzles.BBH_FAMILIES), difficulties=(1, 2, 3), per_family=6000)
         config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
     if args.runlocal:
         config.puzzles.per_family = 40

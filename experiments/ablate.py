@@ -18,7 +18,8 @@ JOBS = cli.Option("jobs", 1, "Arms that run at once, each on its part of the cor
 RUN = cli.Command(
     "Runs what is missing of the set, and writes its table.",
     *cli.EXPERIMENT,
-    cli.Option("arms", list, "Only these arms: names, or CONDITION-NAME."),
+    cli.Option("conditions", list, "Only these conditions of a set that has some."),
+    cli.Option("arms", list, "Only these arms."),
     cli.Option("seeds", list, "Only these seeds."),
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
     cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
@@ -60,7 +61,7 @@ from orca_jax.data import tokens
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import collect, prepare, run, tables
 from orca_jax.planning import ablation
-from orca_jax.reporting import arm_runs
+from orca_jax.reporting import arm_runs, conditions
 from orca_jax.reporting.arm_runs import data_folder, folder, keep_set, link, take
 from orca_jax.reporting.report_sources import SET
 from orca_jax.teachers.collection import LEDGER
@@ -72,6 +73,18 @@ SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = None) -> str:
     """Runs what is missing of the set and returns its table. A notebook may call this."""
     options = options or PROGRAM.options()
+    chosen = arm_set.chosen(options.conditions)
+    arm_runs.keep_hypotheses(arm_set, workdir)
+    for condition in chosen:
+        log.info("condition %s", condition.name)
+        _run(arm_set.under(condition), workdir / condition.name, options, [f"--conditions={condition.name}"])
+    text = conditions.write(arm_set, workdir) if chosen else _run(arm_set, workdir, options)
+    print(text)
+    return text
+
+
+def _run(arm_set: ArmSetConfig, workdir: Path, options: cli.Options, condition: Sequence[str] = ()) -> str:
+    """Runs what is missing of a set, or of a set's condition that is named by an option."""
     if options.bbh:
         arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
     asked = arm_set.runs(options.arms, options.seeds)
@@ -79,23 +92,21 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     chosen = [one for one in asked if one not in taken]
     if options.jobs > 1:
         for arm, seed in chosen:
-            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.label, seed), options)
-        _in_processes(workdir, chosen, options.jobs)
+            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), options)
+        _in_processes(workdir, chosen, options.jobs, condition)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
-            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.label, seed)
+            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
             run_one(arm_set, arm, seed, workdir, options)
     for arm, seed in taken if options.bbh else ():
-        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.label, seed), Path(options.bbh))
+        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
-    text = arm_runs.write(arm_set, workdir)
-    print(text)
-    return text
+    return arm_runs.write(arm_set, workdir)
 
 
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
     """Runs one arm under one seed, from its data to its table."""
-    config, directory = arm_set.config(arm, seed), folder(workdir, arm.label, seed)
+    config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
     shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
@@ -123,17 +134,19 @@ def shares_of_cores(jobs: int) -> list[list[int]]:
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 
 
-def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
+def _in_processes(
+    workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int, condition: Sequence[str]
+) -> None:
     """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
     free = shares_of_cores(jobs)
 
     def work(one: tuple[ArmConfig, int]) -> None:
         arm, seed = one
-        mine, log_file = free.pop(), folder(workdir, arm.label, seed) / "log.txt"
+        mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orca_jax.experiments.ablate", *sys.argv[1:]]
-        command += [f"--arms={arm.label}", f"--seeds={seed}", "--jobs=1"]
-        log.info("%s, seed %d: started; see %s", arm.label, seed, log_file)
+        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1", *condition]
+        log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
             if hasattr(os, "sched_setaffinity"):
@@ -143,9 +156,9 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         if status:
             last = log_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
             raise ChildProcessError(
-                f"{arm.label}, seed {seed} ended with status {status}: {last} (see {log_file})"
+                f"{arm.name}, seed {seed} ended with status {status}: {last} (see {log_file})"
             )
-        log.info("%s, seed %d: finished", arm.label, seed)
+        log.info("%s, seed %d: finished", arm.name, seed)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(work, chosen))

@@ -44,7 +44,10 @@ def run(config: ExperimentConfig, workdir: Path, *, workers: int = 0, kept: bool
         stores[VALIDATION] = inputs
     for name, used in stores.items():
         prepared.make_store(config, workdir, name, tokenizer, used, workers, remake=remake)
+    trained = {name for stage in config.curriculum for name in stage.names}
     for teacher in config.teachers:
+        if kept and teacher.name not in trained:  # its card is made by an arm that it trains
+            continue
         # A student's data card is of the rows that it was trained on.
         if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
             part = functools.partial(prepared.part, config, workdir, teacher.name)

@@ -42,7 +42,8 @@ Filter = Literal[
 ]  # fmt: skip
 VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
 TeacherKind = Literal["oracle", "file", "student", "api", "targets", "rationales"]
-Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "template"]
+TraceStyle = Literal["", "restate", "changes", "pointer", "bare"]
+Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "plain", "template"]
 Supervise = Literal["all", "last", "everything"]
 Preset = Literal[
     "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
@@ -246,6 +247,11 @@ class TeacherConfig:
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
     bare_reply: str = "{answer}"  # of an oracle: how it gives an answer alone
+    # Of an oracle: the form of its steps, see queries.puzzles.base; empty: each family's usual one; `bare`:
+    # none.
+    style: TraceStyle = ""
+    # Of an oracle: the steps before its answer; `placebo`: another puzzle's, `filler`: as many dots as words.
+    steps: Literal["own", "placebo", "filler"] = "own"
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
 
@@ -279,8 +285,9 @@ class TeacherConfig:
 class DataConfig:
     """From traces to rows."""
 
-    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; empty: the
-    # tokenizer of `student.init`, or without that a new one, trained on the traces.
+    # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new
+    # one, of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one, trained
+    # on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.
@@ -593,23 +600,24 @@ class ResultConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """One arm of a set, or of one condition of it."""
+    """One arm of a set."""
 
-    name: str  # of the arm; the same in every condition
-    # What arms are compared within, such as `tracking-5`; a number after the last hyphen is the place on the
-    # x axis of the set's charts. Empty: all arms of the set are compared.
-    condition: str = ""
+    name: str  # of the arm
     note: str = ""  # what it is, in a few words, for the table
     changes: Mapping[str, object] = field(default_factory=dict)  # of the base; lists are replaced whole
     evaluations: Mapping[str, str] = field(default_factory=dict)  # title of a result to another evaluation
 
-    @property
-    def label(self) -> str:
-        """The arm among all of the set; the folder of its runs."""
-        return f"{self.condition}-{self.name}" if self.condition else self.name
-
     def evaluation(self, result: ResultConfig) -> str:
         return self.evaluations.get(result.title, result.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionConfig:
+    """A condition under which all arms of a set are compared, with items of its own."""
+
+    name: str  # of the condition, and its folder
+    changes: Mapping[str, object] = field(default_factory=dict)  # of the base
+    arms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # an arm to more changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -650,60 +658,63 @@ class HypothesisConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSetConfig:
-    """Arms over one base config, each run under every seed."""
+    """Arms over one base config, each run under every seed, and under every condition if there are some."""
 
     name: str  # of the set
     question: str  # that the set answers
     baseline: str  # the arm that every other is compared with
     seeds: tuple[int, ...] = (0, 1, 2)  # of data, student and order; the evaluation is the same under all
     results: tuple[ResultConfig, ...]  # the first is the set's outcome
-    hypotheses: tuple[HypothesisConfig, ...] = ()  # tested together, corrected by Holm for their number
     base: Mapping[str, object]  # an experiment's config
     arms: tuple[ArmConfig, ...]
+    conditions: tuple[ConditionConfig, ...] = ()  # each a set of its own, in a folder of the workdir
+    hypotheses: tuple[HypothesisConfig, ...] = ()  # tested together, corrected by Holm for their number
 
     def __post_init__(self) -> None:
-        labels = [arm.label for arm in self.arms]
-        for condition in self.conditions:
-            names = [arm.name for arm in self.arms if arm.condition == condition]
-            if len(set(labels)) < len(labels) or self.baseline not in names:
-                where = f" in condition {condition!r}" if condition else ""
-                raise ValueError(
-                    f"arms need distinct names, the baseline's among them{where}; got {', '.join(names)}"
-                )
+        conditions = [condition.name for condition in self.conditions]
+        if len(set(conditions)) < len(conditions):
+            raise ValueError(f"conditions need distinct names; got {', '.join(conditions)}")
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names) or self.baseline not in names:
+            raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
         titles = [result.title for result in self.results]
         for arm in self.arms:
-            _check_known(f"arm {arm.label!r} names the result", arm.evaluations, titles)
+            _check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
             self.config(arm, self.seeds[0])
-        self._check_hypotheses(titles)
+        for condition in self.conditions:
+            _check_known(f"condition {condition.name!r} changes arm", condition.arms, names)
+            self.under(condition)
+        self._check_hypotheses(names, titles)
 
-    def _check_hypotheses(self, titles: Sequence[str]) -> None:
-        names = [one.name for one in self.hypotheses]
+    def _check_hypotheses(self, arms: Sequence[str], titles: Sequence[str]) -> None:
+        names, conditions = [one.name for one in self.hypotheses], [one.name for one in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"hypotheses need distinct names; got {', '.join(names)}")
         for one in self.hypotheses:
             where = f"hypothesis {one.name!r} names"
-            _check_known(f"{where} the condition", one.conditions, self.conditions)
+            _check_known(f"{where} the arm", [one.arm], arms)
+            _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
+            _check_known(f"{where} the condition", one.conditions, conditions)
             _check_known(f"{where} the result", [one.result] if one.result else [], titles)
-            for condition in one.conditions or self.conditions:
-                arms = [arm.name for arm in self.arms if arm.condition == condition]
-                _check_known(f"{where} the arm", [one.arm], arms)
-                _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
-                self._check_items(one, next(arm for arm in self.arms if arm.condition == condition))
+            for part in self.parts(one.conditions):
+                config, evaluation = part.asked(one)
+                if evaluation.startswith("puzzles"):
+                    families, levels = config.puzzles.families, config.evaluation.difficulties
+                    unknown = [
+                        task for task in one.tasks if not any(name.startswith(task) for name in families)
+                    ]
+                    _check_known(f"{where} the task", unknown, families)
+                    _check_known(f"{where} the difficulty", one.difficulties, levels)
 
-    def _check_items(self, one: HypothesisConfig, arm: ArmConfig) -> None:
-        """Raises ValueError where a hypothesis is about puzzles that its condition's arms are not asked."""
-        results = {result.title: result for result in self.results}
-        if arm.evaluation(results[one.result or self.results[0].title]).startswith("puzzles"):
-            config = self.config(arm, self.seeds[0])
-            families, levels = config.puzzles.families, config.evaluation.difficulties
-            unknown = [task for task in one.tasks if not any(name.startswith(task) for name in families)]
-            _check_known(f"hypothesis {one.name!r} names the task", unknown, families)
-            _check_known(f"hypothesis {one.name!r} names the difficulty", one.difficulties, levels)
+    def parts(self, conditions: Sequence[str] | None = None) -> list[ArmSetConfig]:
+        """The set under each of these conditions, or all; the set itself where it has none."""
+        return [self.under(one) for one in self.chosen(conditions)] or [self]
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """The conditions of the arms, in their order; one without a name where arms have none."""
-        return tuple(dict.fromkeys(arm.condition for arm in self.arms))
+    def asked(self, one: HypothesisConfig) -> tuple[ExperimentConfig, str]:
+        """The first seed's config of a hypothesis' arm, and the evaluation that it is about."""
+        arm = next(arm for arm in self.arms if arm.name == one.arm)
+        result = next(result for result in self.results if one.result in ("", result.title))
+        return self.config(arm, self.seeds[0]), arm.evaluation(result)
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
         """The experiment that an arm is under a seed.
@@ -712,26 +723,40 @@ class ArmSetConfig:
           ConfigError: base and changes make no config.
         """
         try:
-            return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.label}", "seed": seed}))
+            return load(merged(self.base, {**arm.changes, "name": f"{self.name}-{arm.name}", "seed": seed}))
         except ConfigError as error:
-            raise ConfigError(f"arm {arm.label!r}: {error}") from error
+            raise ConfigError(f"arm {arm.name!r}: {error}") from error
+
+    def under(self, condition: ConditionConfig) -> ArmSetConfig:
+        """The set under one of its conditions."""
+        arms = [
+            replace(arm, changes=merged(arm.changes, condition.arms.get(arm.name, {}))) for arm in self.arms
+        ]
+        base = merged(self.base, condition.changes)
+        name = f"{self.name}-{condition.name}"
+        return replace(self, name=name, base=base, arms=tuple(arms), conditions=(), hypotheses=())
+
+    def chosen(self, conditions: Sequence[str] | None) -> list[ConditionConfig]:
+        """The conditions of these names, or all.
+
+        Raises:
+          ValueError: there is no such condition.
+        """
+        _check_known(f"{self.name} has no condition", conditions or (), [one.name for one in self.conditions])
+        return [one for one in self.conditions if not conditions or one.name in conditions]
 
     def runs(self, arms: Sequence[str] | None, seeds: Sequence[str] | None) -> list[tuple[ArmConfig, int]]:
         """Arms and seeds in the order they are run: all arms of a seed first.
 
-        Args:
-          arms: names, which mean the arm in all conditions, or labels.
-
         Raises:
           ValueError: there is no such arm or seed.
         """
-        known = [name for arm in self.arms for name in (arm.name, arm.label)]
-        _check_known(f"{self.name} has no arm", arms or (), dict.fromkeys(known))
+        _check_known(f"{self.name} has no arm", arms or (), [arm.name for arm in self.arms])
         _check_known(f"{self.name} has no seed", seeds or (), self.seeds)
         return [
             (arm, seed)
             for seed, arm in itertools.product(self.seeds, self.arms)
-            if (not arms or {arm.name, arm.label} & set(arms)) and (not seeds or str(seed) in seeds)
+            if (not arms or arm.name in arms) and (not seeds or str(seed) in seeds)
         ]
 
 

@@ -116,7 +116,25 @@ def vicuna(messages: Sequence[Message]) -> list[Piece]:
     return pieces
 
 
-LAYOUTS: dict[str, Layout] = {"orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna}
+def plain(messages: Sequence[Message]) -> list[Piece]:
+    """Nothing but the turns, each question on lines of its own and each answer before an end of sequence.
+
+    For small students, to whom headers would be most of a sequence. A missing system message, or an empty
+    one, leaves nothing.
+    """
+    pieces = [Piece(BOS, "system", control=True)]
+    for message in messages:
+        if message.role == "assistant":
+            pieces.append(Piece(message.content, "assistant", message.weight))
+            pieces.append(Piece(EOS, "assistant", message.weight, control=True))
+        elif message.role == "user" or message.content:
+            pieces.append(Piece(f"{message.content}\n", message.role))
+    return pieces
+
+
+LAYOUTS: dict[str, Layout] = {
+    "orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna, "plain": plain
+}  # fmt: skip
 TEMPLATE = "template"  # a Hugging Face tokenizer's own
 PAPER = "orca"
 CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
@@ -124,6 +142,7 @@ CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
     "chatml": (PAD, IM_START, IM_END),
     "llama2": (PAD,),
     "vicuna": (PAD,),
+    "plain": (PAD,),
     TEMPLATE: (PAD,),
 }
 ROLE_NAMES = ("system", "user", "assistant")

@@ -151,7 +151,7 @@ def make_tokenizer(
     controls = layouts.CONTROL_TOKENS[layout]
     unpinned = hub.unpinned(source)
     provenance = {"program": "tokenizer", "source": unpinned, "vocab_size": size, "control": controls}
-    if not source:  # what texts it is trained on
+    if source in ("", tokenizers.WORDS):  # what texts it is trained on
         texts = artifacts.section(config.data, ("layout", "validation_fraction"))
         provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
     places: dict[str, object] = {name: workdir / "quality" / name for name in inputs}
@@ -161,6 +161,8 @@ def make_tokenizer(
     finished = artifact.finished(remake=remake)
     if finished:
         made = tokenizers.load(directory)
+    elif source == tokenizers.WORDS:
+        made = tokenizers.of_words(_texts(config, workdir), size, controls)
     elif source:
         made = tokenizers.load(source, controls)
         layouts.check(layout, made)

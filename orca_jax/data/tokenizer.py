@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from orca_jax import artifacts, hub, storage
 from orca_jax.data import tokenizer_files, tokenizer_gguf
 from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError
 
+WORDS = "words"  # in the place of a tokenizer's path: one of the traces' whole words
 BOS = "<s>"
 EOS = "</s>"
 MODEL_FILE = "tokenizer.model"
@@ -315,6 +317,35 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str] = (PAD,)) -> 
     """
     files = tokenizer_files.from_sentencepiece(model, control_tokens)
     return Tokenizer(tuple(sorted(files.items())), model, tuple(control_tokens))
+
+
+def of_words(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:
+    """A tokenizer whose ids are the texts' whole words and line breaks; spaces are between them.
+
+    Ids that no word takes have names of their own, so that students of several sets of words have one shape.
+    A word that is none of the texts' is `<unk>`.
+
+    Raises:
+      TokenizerError: the texts have more words than that vocabulary holds.
+    """
+    special = ["<unk>", BOS, EOS, *control_tokens]
+    words = sorted({word for text in texts for word in text.replace("\n", " ").split(" ") if word})
+    names = [*special, "\n", *words]
+    if len(names) > vocab_size:
+        raise TokenizerError(
+            f"the traces have {len(words)} words, which with control tokens make {len(names)} ids; set "
+            f"student.vocab_size to at least that, not {vocab_size}"
+        )
+    names += [f"<unused {number}>" for number in range(vocab_size - len(names))]
+    made = tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
+    split = [pre_tokenizers.Split(at, how) for at, how in (("\n", "isolated"), (" ", "removed"))]
+    made.pre_tokenizer = pre_tokenizers.Sequence(split)
+    breaks = [decoders.Replace(at, "\n") for at in (" \n", "\n ")]
+    made.decoder = decoders.Sequence([decoders.WordPiece("<##>", cleanup=False), decoders.Fuse(), *breaks])
+    made.add_special_tokens(special)
+    named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": "<unk>"}
+    files = {TOKENIZER_FILE: made.to_str(), tokenizer_files.CONFIG_FILE: json.dumps(named)}
+    return Tokenizer(tuple(sorted(tokenizer_files.completed(files, control_tokens).items())))
 
 
 def train(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str] = (PAD,)) -> Tokenizer:

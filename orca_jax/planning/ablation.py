@@ -38,7 +38,7 @@ SEED_DEVIATION = 2.0  # points: of an arm's accuracy between seeds, from the tab
 BETWEEN, WITHIN = 0.099, 0.141
 SHARED = 0.75  # share of the variance between items that two arms have in common: assumed
 MOST_SEEDS, TRIED_ITEMS = 300, range(50, 50_000, 50)  # in search of a difference's seeds and items
-TIMED, LEAST = 60.0, 5  # seconds for which steps are timed, and the fewest steps
+TIMED, LEAST = 20.0, 5  # seconds for which the steps of a shape are timed, and the fewest steps
 
 
 class Variances(NamedTuple):
@@ -97,14 +97,11 @@ def smallest(variances: Variances, seeds: int, items: int, tests: int = 1, *, no
 
 def items_of(arm_set: ArmSetConfig, one: HypothesisConfig) -> int:
     """The puzzles that a hypothesis is about; 0 where its result is of other questions."""
-    results = {result.title: result for result in arm_set.results}
-    result = results[one.result or arm_set.results[0].title]
     total = 0
-    for condition in one.conditions or arm_set.conditions:
-        arm = next(arm for arm in arm_set.arms if (arm.name, arm.condition) == (one.arm, condition))
-        if not arm.evaluation(result).startswith("puzzles"):
+    for part in arm_set.parts(one.conditions):
+        config, evaluation = part.asked(one)
+        if not evaluation.startswith("puzzles"):
             return 0
-        config = arm_set.config(arm, arm_set.seeds[0])
         families = [name for name in config.puzzles.families if one.is_about(name)]
         levels = config.evaluation.difficulties
         drawn = [levels[number % len(levels)] for number in range(config.evaluation.per_family)]
@@ -114,16 +111,9 @@ def items_of(arm_set: ArmSetConfig, one: HypothesisConfig) -> int:
 
 def hypotheses_of(arm_set: ArmSetConfig) -> tuple[HypothesisConfig, ...]:
     """Those of the set, or of one that has none: every arm against the baseline."""
-    names = dict.fromkeys(arm.name for arm in arm_set.arms if arm.name != arm_set.baseline)
+    others = [arm.name for arm in arm_set.arms if arm.name != arm_set.baseline]
     return arm_set.hypotheses or tuple(
-        HypothesisConfig(
-            name=name,
-            arm=name,
-            minus=arm_set.baseline,
-            conditions=tuple(arm.condition for arm in arm_set.arms if arm.name == name),
-            at_least=0.0,
-        )
-        for name in names
+        HypothesisConfig(name=name, arm=name, minus=arm_set.baseline, at_least=0.0) for name in others
     )
 
 
@@ -219,8 +209,11 @@ def measured_in(arm_set: ArmSetConfig, workdir: Path) -> dict[int, Variances]:
     Raises:
       ValueError: no two arms are finished under two seeds.
     """
-    title = arm_set.results[0].title
-    found = [arms.right(one.items) for one in arm_runs.results(arm_set, workdir) if one.title == title]
+    title, names = arm_set.results[0].title, [one.name for one in arm_set.conditions] or [""]
+    results = [
+        one for part, name in zip(arm_set.parts(), names) for one in arm_runs.results(part, workdir / name)
+    ]
+    found = [arms.right(one.items) for one in results if one.title == title]
     singles = [right.astype(float) for by_arm in found for right in by_arm.values()]
     pairs = [
         one - other.astype(float)
@@ -260,24 +253,22 @@ def report(
 def hours(arm_set: ArmSetConfig, seeds: int = 0, seconds_per_student: float = 0.0, jobs: int = 1) -> str:
     """The hours of all students in words; without `seconds_per_student`, of their steps, timed here."""
     seeds = seeds or len(arm_set.seeds)
-    students = seeds * len(arm_set.arms)
+    students = seeds * len(arm_set.arms) * len(arm_set.parts())
     if seconds_per_student:
         spent = students * seconds_per_student / jobs / 3600
         return f"{students} students of {seconds_per_student:g} s, {jobs} at once: {spent:.1f} hours."
     timed: dict[str, float] = {}
     seconds, lines = 0.0, []
-    for arm in arm_set.arms:
-        config = arm_set.config(arm, arm_set.seeds[0])
-        steps = sum(stage.steps for stage in config.curriculum)
+    for of, arm in ((of, arm) for of in arm_set.parts() for arm in of.arms):
+        config = of.config(arm, arm_set.seeds[0])
         if not all(stage.steps for stage in config.curriculum):
-            raise ValueError(f"arm {arm.label!r} is measured in epochs; give --seconds_per_student")
-        step = config.student, config.optimizer, config.train, config.data.row_length, config.mesh
-        if repr(step) not in timed:
-            timed[repr(step)] = step_seconds(config)
-            lines.append(
-                f"{arm.label}: {1000 * timed[repr(step)]:.0f} ms a step of {config.train.batch_rows} rows."
-            )
-        seconds += seeds * steps * timed[repr(step)]
+            raise ValueError(f"arm {arm.name!r} is measured in epochs; give --seconds_per_student")
+        shape = repr((config.student, config.optimizer, config.train, config.data.row_length, config.mesh))
+        if shape not in timed:
+            timed[shape] = step_seconds(config)
+            rows = f"{config.train.batch_rows} rows of {config.data.row_length}"
+            lines.append(f"{config.name}: {1000 * timed[shape]:.0f} ms a step of {rows}.")
+        seconds += seeds * sum(stage.steps for stage in config.curriculum) * timed[shape]
     lines.append(
         f"{students} students, one at a time: {seconds / 3600:.1f} hours of training steps here; data, "
         "compiling and evaluation come on top."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import glob
 import hashlib
 import itertools
@@ -70,12 +71,7 @@ def training_puzzles(
     config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
     """The training puzzles, without those of a benchmark file, and how many were left out for that."""
-    made = (
-        puzzles.make_puzzles(
-            family, difficulties=config.difficulties, count=config.per_family, seed=seed, split="train"
-        )
-        for family in config.families
-    )
+    made = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
     kept, dropped = puzzles.drop_known(itertools.chain.from_iterable(made), evaluated)
     return kept, len(dropped)
 
@@ -86,6 +82,11 @@ def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -
     if "examined" in there:
         return {"examined": artifacts.digest([text for _, text in texts])}
     return {f"benchmarks.{name}": digest for name, digest in artifacts.digests(texts).items()}
+
+
+@functools.lru_cache(maxsize=16)  # every oracle makes them again
+def _made(family: str, difficulties: tuple[int, ...], count: int, seed: int) -> Sequence[Puzzle]:
+    return puzzles.make_puzzles(family, difficulties=difficulties, count=count, seed=seed, split="train")
 
 
 @dataclasses.dataclass

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -19,16 +18,17 @@ from typing import Any
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
 from orca_jax.evaluation.cells import Cell
+from orca_jax.evaluation.run import REPLIES, RecordedReply
 from orca_jax.evaluation.scoring import SCORES
 from orca_jax.records import Item
-from orca_jax.reporting import arms, charts, condition_charts, hypotheses
+from orca_jax.reporting import arms, charts, hypotheses
 from orca_jax.reporting.report_sources import CONFIG, SET, TABLE, read_json
 from orca_jax.reporting.run_tables import has_oracles
 from orca_jax.reporting.tables import ORACLE_NOTE
 from orca_jax.training import curriculum, students
 
 log = logging.getLogger(__name__)
-RESULTS, FIGURE = "results.json", "arms.png"
+RESULTS, FIGURE, HYPOTHESES = "results.json", "arms.png", "hypotheses.json"
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
 
 
@@ -62,27 +62,25 @@ def link(link: Path, target: Path) -> None:
 
 
 def keep_set(arm_set: ArmSetConfig, workdir: Path) -> None:
-    """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none.
-
-    Raises:
-      ArtifactError: the set began with other hypotheses.
-    """
-    check_hypotheses(arm_set, workdir)
+    """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none."""
     with artifacts.atomic_write(workdir / SET) as file:
         json.dump(plain(arm_set), file, indent=1)
 
 
-def check_hypotheses(arm_set: ArmSetConfig, workdir: Path) -> None:
-    """Raises ArtifactError where the set in `workdir` began with other hypotheses."""
-    if not (about := read_json(workdir / SET)):
-        return
-    kept, now = (
-        {one["name"]: one for one in found}
-        for found in (about.get("hypotheses", ()), plain(arm_set)["hypotheses"])
-    )
-    if changed := list(artifacts.differences(kept, now, "hypotheses")):
+def keep_hypotheses(arm_set: ArmSetConfig, workdir: Path) -> None:
+    """Writes hypotheses.json as the set begins.
+
+    Raises:
+      ArtifactError: it began with other hypotheses.
+    """
+    path, now = workdir / HYPOTHESES, {one.name: plain(one) for one in arm_set.hypotheses}
+    begun = (workdir / SET).exists() or any(workdir.glob(f"*/{SET}"))
+    if arm_set.hypotheses and not path.exists() and not begun:
+        with artifacts.atomic_write(path) as file:
+            json.dump(now, file, indent=1)
+    if changed := list(artifacts.differences(read_json(path), now)):
         raise artifacts.ArtifactError(
-            f"the hypotheses of {workdir} were written down when the set began, and differ now: "
+            f"the hypotheses of {workdir} were written down when the set began, and are others now: "
             f"{'; '.join(changed)}. Restore them, or begin a new set in another --workdir"
         )
 
@@ -93,14 +91,14 @@ def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, reuse:
     Raises:
       ArtifactError: there is a link already, to a run that is gone.
     """
-    directory = folder(workdir, arm.label, seed)
+    directory = folder(workdir, arm.name, seed)
     if directory.is_symlink() and not directory.exists():
         raise artifacts.ArtifactError(
             f"{directory} links to a run that is gone; remove it to run the arm here"
         )
     config = arm_set.config(arm, seed)
     if not directory.exists() and (same := finished_run(config, reuse)):
-        log.info("%s, seed %d: taken from %s", arm.label, seed, same)
+        log.info("%s, seed %d: taken from %s", arm.name, seed, same)
         link(directory, same)
     return directory.is_symlink()
 
@@ -120,28 +118,33 @@ def finished_run(config: ExperimentConfig, workdirs: Sequence[str]) -> Path | No
 
 
 def items(workdir: Path, arm: str, seed: int, evaluation: str) -> Iterator[Item]:
-    """The items of an evaluation, with the seed of the run in the place of the sampling's."""
-    path = folder(workdir, arm, seed) / "evaluation" / evaluation / "items.jsonl"
-    for item in files.read_jsonl(path, Item):
-        yield dataclasses.replace(item, seed=seed)
+    """The items of an evaluation, with the seed of the run in the place of the sampling's.
+
+    Their `extra` has the tokens of the reply too.
+    """
+    directory = folder(workdir, arm, seed) / "evaluation" / evaluation
+    replies = files.read_jsonl(directory / REPLIES, RecordedReply) if (directory / REPLIES).exists() else ()
+    tokens = {(one.benchmark, one.task, one.id): one.usage.completion_tokens for one in replies}
+    for item in files.read_jsonl(directory / "items.jsonl", Item):
+        said = {"tokens": count} if (count := tokens.get((item.benchmark, item.task, item.id))) else {}
+        yield dataclasses.replace(item, seed=seed, extra={**item.extra, **said})
 
 
 def results(arm_set: ArmSetConfig, workdir: Path) -> list[arms.Result]:
-    """What is finished of every result and condition: arms of which a seed is missing are left out."""
+    """What is finished of every result of the set: arms of which a seed is missing are left out."""
     found = []
-    for result, condition in itertools.product(arm_set.results, arm_set.conditions):
+    for result in arm_set.results:
         by_arm, chance = {}, dict[str, float | None]()
         for arm in arm_set.arms:
             name = arm.evaluation(result)
-            there = all(_is_evaluated(workdir, arm.label, seed, name) for seed in arm_set.seeds)
-            if arm.condition == condition and there:
-                by_arm[arm.name] = [items(workdir, arm.label, seed, name) for seed in arm_set.seeds]
-                scores = folder(workdir, arm.label, arm_set.seeds[0]) / "evaluation" / name / SCORES
+            if all(_is_evaluated(workdir, arm.name, seed, name) for seed in arm_set.seeds):
+                by_arm[arm.name] = [items(workdir, arm.name, seed, name) for seed in arm_set.seeds]
+                scores = folder(workdir, arm.name, arm_set.seeds[0]) / "evaluation" / name / SCORES
                 chance |= {task: of.get("chance") for task, of in read_json(scores).get("tasks", {}).items()}
         if by_arm:
             frame = arms.frame(by_arm)
             frame["chance"] = frame.task.map(chance).astype(float)
-            found.append(arms.Result(result.title, frame, condition))
+            found.append(arms.Result(result.title, frame))
     return found
 
 
@@ -150,8 +153,8 @@ def missing_runs(arm_set: ArmSetConfig, workdir: Path) -> dict[str, list[int]]:
     missing = collections.defaultdict(list)
     for arm, seed in arm_set.runs(None, None):
         wanted = filter(None, map(arm.evaluation, arm_set.results))
-        if not all(_is_evaluated(workdir, arm.label, seed, name) for name in wanted):
-            missing[arm.label].append(seed)
+        if not all(_is_evaluated(workdir, arm.name, seed, name) for name in wanted):
+            missing[arm.name].append(seed)
     return dict(missing)
 
 
@@ -163,10 +166,10 @@ def training_facts(arm_set: ArmSetConfig, workdir: Path) -> list[dict[str, Any]]
     """What every arm was trained on, under its first seed that is finished."""
     facts: dict[str, dict[str, Any]] = {}
     for arm, seed in arm_set.runs(None, None):
-        directory = folder(workdir, arm.label, seed) / "training"
-        if arm.label not in facts and (directory / artifacts.MANIFEST).exists():
+        directory = folder(workdir, arm.name, seed) / "training"
+        if arm.name not in facts and (directory / artifacts.MANIFEST).exists():
             counts = artifacts.read_manifest(directory)["counts"]
-            facts[arm.label] = {"arm": arm.label, "note": arm.note, **seen(arm_set.config(arm, seed), counts)}
+            facts[arm.name] = {"arm": arm.name, "note": arm.note, **seen(arm_set.config(arm, seed), counts)}
     return list(facts.values())
 
 
@@ -199,11 +202,7 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
 def write(arm_set: ArmSetConfig, workdir: Path) -> str:
     """Writes table.md, results.json and arms.png of what is finished, and returns the table."""
     found = results(arm_set, workdir)
-    judged = hypotheses.judge(arm_set, found)
-    first = ["## Hypotheses", hypotheses.table(judged).markdown(), hypotheses.CAPTION] if judged else []
-    for title in [result.title for result in arm_set.results] if any(arm_set.conditions) else ():
-        if shown := [result for result in found if result.title == title]:
-            first += [f"## {title}", arms.condition_table(shown).markdown(), arms.CAPTION]
+    judged = hypotheses.judge(arm_set, {"": found})
     text = arms.render(
         arm_set.name,
         arm_set.question,
@@ -211,7 +210,7 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         found,
         training_facts(arm_set, workdir),
         note=ORACLE_NOTE if has_oracles(arm_set.config(arm_set.arms[0], arm_set.seeds[0])) else "",
-        first=first,
+        first=hypotheses.paragraphs(judged),
     )
     if missing := missing_runs(arm_set, workdir):
         lines = [f"- {arm}: seed {', '.join(map(str, seeds))}" for arm, seeds in missing.items()]
@@ -221,42 +220,14 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         file.write(text)
     rows = arms.rows(arm_set.baseline, found)
     with artifacts.atomic_write(workdir / RESULTS) as file:
-        about = {"hypotheses": [one.row() for one in judged]} if judged else {}
-        json.dump({"rows": rows, **about}, file, indent=1)
+        json.dump({"rows": rows, "hypotheses": [one.row() for one in judged]}, file, indent=1)
     if rows:
         _draw(rows, arm_set.question, workdir / FIGURE)
-    for name, chart in _over_conditions(arm_set, found, workdir):
-        for suffix in ("png", "svg"):
-            chart.save(workdir / f"{name}.{suffix}", suffix=suffix, title=chart.caption)
     return text
 
 
-def _over_conditions(
-    arm_set: ArmSetConfig, found: Sequence[arms.Result], workdir: Path
-) -> Iterator[tuple[str, charts.Chart]]:
-    """Names and charts of the first result's conditions that have numbers."""
-    finished = {result.condition: result for result in found if result.title == arm_set.results[0].title}
-    folders = {
-        (arm.condition, arm.name): [folder(workdir, arm.label, seed) for seed in arm_set.seeds]
-        for arm in arm_set.arms
-    }
-    for name, places in condition_charts.families(arm_set.conditions).items():
-        there = {place: finished[at] for place, at in places.items() if at in finished}
-        if chart := condition_charts.accuracy(name, there):
-            yield f"accuracy-{name}", chart
-        curves, pair = condition_charts.curves(arm_set, folders), condition_charts.compared(arm_set)
-        if pair and (chart := condition_charts.difference_map(name, places, pair, curves)):
-            yield f"map-{name}", chart
-
-
 def _draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """The accuracy of every arm, a bar for each result, with a dot a seed; of conditions the first result."""
-    if any("condition" in row for row in rows):
-        rows = [
-            {**row, "arm": row["condition"], "result": row["arm"]}
-            for row in rows
-            if row["result"] == rows[0]["result"]
-        ]
+    """The accuracy of every arm, a bar for each result, with a dot a seed."""
     shown: dict[str, dict[str, Cell]] = {row["arm"]: {} for row in rows}
     for row in rows:
         cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], row["interval"])

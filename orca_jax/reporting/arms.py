@@ -49,6 +49,7 @@ def frame(by_arm: Mapping[Any, Sequence[Iterable[Item]]]) -> pd.DataFrame:
                     "difficulty": int(level or 0),
                     "level": "" if level is None else f", difficulty {int(level)}",
                     "has_steps": "steps" in item.extra,
+                    "tokens": item.extra.get("tokens", np.nan),
                     "stated": steps.get("stated", 0), "true": steps.get("correct", 0),
                 }
             )  # fmt: skip
@@ -211,15 +212,10 @@ CAPTION = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """One evaluation of every arm (of a condition): the `frame` of its items, whose runs are the seeds."""
+    """One evaluation of every arm: the `frame` of its items, whose runs are the seeds."""
 
     title: str
     items: pd.DataFrame
-    condition: str = ""
-
-    @property
-    def heading(self) -> str:
-        return f"{self.title}: {self.condition}" if self.condition else self.title
 
     @property
     def arms(self) -> dict[str, pd.DataFrame]:
@@ -245,7 +241,7 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
     try:
         correct = right(result.items.sort_values(KEY, kind="stable"))
     except PairError as error:
-        raise PairError(f"{result.heading}: {error}") from error
+        raise PairError(f"{result.title}: {error}") from error
     base = correct.pop(baseline, None)
     if base is None:
         return []
@@ -268,8 +264,11 @@ def outcome_table(result: Result, baseline: str) -> Table:
         if entry := compared.get(arm):
             tested = [f"{100 * entry.test.difference:+z.1f}", _range(entry.test), f"{entry.corrected:.2g}"]
             tested.append(" ".join(f"{p:.2g}" for p in entry.mcnemar))
-        rows.append([arm, cell.size, len(correct), cell, by_seed, *tested])
-    header = ["Arm", "n", "seeds", "accuracy", "by seed", f"- {baseline}", "95 %", "p (Holm)"]
+        tokens = items.tokens.mean()
+        said = ABSENT if np.isnan(tokens) else f"{tokens:.0f}"
+        rows.append([arm, cell.size, len(correct), cell, said, by_seed, *tested])
+    header = ["Arm", "n", "seeds", "accuracy", "tokens a reply", "by seed"]
+    header += [f"- {baseline}", "95 %", "p (Holm)"]
     return Table([*header, "p (McNemar, by seed)"], rows)
 
 
@@ -293,18 +292,6 @@ def group_table(result: Result) -> Table:
         found = [cells.of_items(parts[name].itertuples()) for parts in chosen.values()]
         rows.append([name, found[0].size, *found])
     return Table(["task", "n", *chosen], rows)
-
-
-def condition_table(results: Sequence[Result]) -> Table:
-    """Accuracy of every arm by condition; n is of one seed."""
-    names = dict.fromkeys(arm for result in results for arm in result.arms)
-    rows = []
-    for result in results:
-        found = {arm: cells.of_items(items.itertuples()) for arm, items in result.arms.items()}
-        shown = [found.get(name, ABSENT) for name in names]
-        chance = result.items.drop_duplicates(KEY).chance.mean(skipna=False)
-        rows.append([result.condition, next(iter(found.values())).size, percent(chance), *shown])
-    return Table(["condition", "n", "chance", *names], rows)
 
 
 def step_table(result: Result) -> Table:
@@ -355,8 +342,7 @@ def render(
     if facts:
         parts += ["## What each arm was trained on", training_table(facts).markdown()]
     for result in results:
-        parts += [f"## {result.heading}", outcome_table(result, baseline).markdown()]
-        parts += [] if result.condition else [CAPTION]  # which stands with the table of conditions
+        parts += [f"## {result.title}", outcome_table(result, baseline).markdown(), CAPTION]
         parts.append("\n".join(f"- {sentence(entry, baseline)}" for entry in compare(result, baseline)))
         parts += ["### By task", group_table(result).markdown()]
         if (steps := step_table(result)).rows:
@@ -375,7 +361,6 @@ def rows(baseline: str, results: Sequence[Result]) -> list[dict[str, Any]]:
             cell, (correct,) = cells.of_items(items.itertuples()), right(items).values()
             row = {
                 "result": result.title,
-                **({"condition": result.condition} if result.condition else {}),
                 "arm": arm,
                 "n": cell.n,
                 "of": cell.of,
@@ -383,6 +368,7 @@ def rows(baseline: str, results: Sequence[Result]) -> list[dict[str, Any]]:
                 "stderr": None if cell.interval else cell.stderr,
                 "interval": cell.interval,
                 "by_seed": correct.mean(axis=1).tolist(),
+                "tokens": None if items.tokens.isna().any() else float(items.tokens.mean()),
             }
             if entry := compared.get(arm):
                 row |= {**entry.test._asdict(), "p_holm": entry.corrected, "p_mcnemar": list(entry.mcnemar)}

@@ -257,8 +257,8 @@ def lines(
         marker = "o" if marks or len(points) == 1 else ""
         style: Any = {"marker": marker, "color": colour(at), "ls": "--" if name in dashed else "-"}
         axes.plot(*np.reshape(points, (-1, 2)).T, **style, lw=1.8, clip_on=False)
-        for (at_x, at_y), error in zip(points, (errors or {}).get(name, ())):
-            axes.vlines(at_x, at_y - error, at_y + error, color=style["color"], lw=1.2, clip_on=False)
+        for (place, value), error in zip(points, (errors or {}).get(name, ())):
+            axes.vlines(place, value - error, value + error, color=style["color"], lw=1.2, clip_on=False)
     _scale(axes, "x", (a for a, _ in every), log="x" in log)
     _scale(axes, "y", (b for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,38 +54,42 @@ class Judged(NamedTuple):
         }
 
 
-def values(arm_set: ArmSetConfig, results: Sequence[Result], one: HypothesisConfig) -> np.ndarray | None:
+def values(
+    arm_set: ArmSetConfig, results: Mapping[str, Sequence[Result]], one: HypothesisConfig
+) -> np.ndarray | None:
     """What a hypothesis is about at every seed and item, float [seeds, items] of -1 to 1.
 
     None where an arm that it needs is not finished, its items are not there, or chance is not known.
+
+    Args:
+      results: of the set by condition; of a set without conditions, that of no name.
 
     Raises:
       PairError: an arm or a run was evaluated on other items.
     """
     title, parts = one.result or arm_set.results[0].title, []
-    finished = {result.condition: result for result in results if result.title == title}
-    for condition in one.conditions or arm_set.conditions:
-        if condition not in finished:
+    for condition in one.conditions or tuple(part.name for part in arm_set.conditions) or ("",):
+        found = [result.items for result in results.get(condition, ()) if result.title == title]
+        if not found:
             return None
-        items = finished[condition].items
+        [items] = found
         chosen = items.arm.isin([one.arm, one.minus]) & items.task.map(one.is_about)
         if one.difficulties:
             chosen &= items.difficulty.isin(one.difficulties)
-        chosen_items = items[chosen]
-        by_arm = right(chosen_items)
+        by_arm = right(items[chosen])
         if one.arm not in by_arm or (one.minus not in by_arm and one.minus not in ("", CHANCE)):
             return None
         part = by_arm[one.arm].astype(float)
         if one.minus == CHANCE:
-            part -= chosen_items.drop_duplicates(KEY).chance.to_numpy(float)
+            part -= items[chosen].drop_duplicates(KEY).chance.to_numpy(float)
         elif one.minus:
             part -= by_arm[one.minus]
         parts.append(part)
-    found = np.concatenate(parts, axis=1)
-    return found if np.isfinite(found).all() and found.shape[1] > 1 else None
+    every = np.concatenate(parts, axis=1)
+    return every if np.isfinite(every).all() and every.shape[1] > 1 else None
 
 
-def judge(arm_set: ArmSetConfig, results: Sequence[Result]) -> list[Judged]:
+def judge(arm_set: ArmSetConfig, results: Mapping[str, Sequence[Result]]) -> list[Judged]:
     """Every hypothesis of the set, in its order; p is corrected for all, also those not finished."""
     every = [values(arm_set, results, one) for one in arm_set.hypotheses]
     found = [None if one is None else statistics.crossed_mean(one) for one in every]
@@ -98,6 +102,11 @@ def judge(arm_set: ArmSetConfig, results: Sequence[Result]) -> list[Judged]:
         Judged(*entry)
         for entry in zip(arm_set.hypotheses, found, shapes, p_values, statistics.holm(p_values))
     ]
+
+
+def paragraphs(judged: Sequence[Judged]) -> list[str]:
+    """The table with its heading and caption in Markdown; nothing of a set without hypotheses."""
+    return ["## Hypotheses", table(judged).markdown(), CAPTION] if judged else []
 
 
 def predicted(one: HypothesisConfig) -> str:

@@ -116,9 +116,6 @@ def _open_set(directory: Path, about: Mapping[str, Any]) -> RunSet:
         results = [{"title": one["title"], "evaluation": one["examination"]} for one in about["examined"]]
         arms = [{**arm, "evaluations": arm.get("examined", {})} for arm in about["arms"]]
         about = {**about, "results": results, "arms": arms}
-    # As `ArmConfig.label` names an arm of a condition.
-    labels = ["-".join(filter(None, (arm.get("condition"), arm["name"]))) for arm in about["arms"]]
-    about = {**about, "arms": [{**arm, "name": label} for arm, label in zip(about["arms"], labels)]}
     runs, columns = [], []
     for arm in about["arms"]:
         for seed in about["seeds"]:

@@ -289,7 +289,7 @@ def _answer(kind: str, query: Query) -> str:
 
 def oracle(config: ExperimentConfig, teacher: TeacherConfig) -> OracleTeacher:
     made, _ = training_puzzles(config.puzzles, config.seed)
-    names = ("brevity", "reach", "error_rate", "bare_reply")
+    names = ("brevity", "reach", "error_rate", "bare_reply", "style", "steps")
     knobs = Knobs(**{name: getattr(teacher, name) for name in names})
     return OracleTeacher(teacher.name, made, knobs, config.seed)
 

@@ -28,8 +28,10 @@ SPELLINGS = [
     "assistant",
 ]
 TEXT = st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=4).map("".join)
-STOP_TOKENS = {"orca": EOS, "chatml": "<|im_end|>", "llama2": EOS, "vicuna": EOS}
-ANSWER_FRAMES = {"orca": ("", ""), "chatml": ("", ""), "llama2": (" ", " "), "vicuna": (" ", "")}
+STOP_TOKENS = {"orca": EOS, "chatml": "<|im_end|>", "llama2": EOS, "vicuna": EOS, "plain": EOS}
+ANSWER_FRAMES = {
+    "orca": ("", ""), "chatml": ("", ""), "llama2": (" ", " "), "vicuna": (" ", ""), "plain": ("", "")
+}  # fmt: skip
 EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
@@ -233,6 +235,11 @@ def test_vicuna_writes_its_sentence_and_headers():
     assert text == f"{BOS}{layouts.VICUNA_SYSTEM} USER: What is it? ASSISTANT: blue{EOS}"
 
 
+def test_plain_writes_the_turns_alone():
+    text = "".join(piece.text for piece in LAYOUTS["plain"]([*exchange(), Message("user", "Sure?")]))
+    assert text == f"{BOS}Be brief.\nWhat is it?\nblue{EOS}Sure?\n"
+
+
 @EVERY_LAYOUT
 @given(messages=conversations())
 @settings(max_examples=40)
@@ -310,7 +317,7 @@ def test_turns_out_of_order_are_refused(layout, tokenizer, roles):
 
 
 def test_an_unknown_layout_is_named_with_the_known_ones(tokenizer):
-    with pytest.raises(LayoutError, match="'alpaca'; known: orca, chatml, llama2, vicuna, template"):
+    with pytest.raises(LayoutError, match="'alpaca'; known: orca, chatml, llama2, vicuna, plain, template"):
         encode(exchange(), "alpaca", tokenizer)
 
 

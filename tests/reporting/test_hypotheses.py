@@ -20,18 +20,16 @@ A = dict(arm="answers", conditions=("tracking-5",))
 def small(*found, conditions=CONDITIONS):
     """Two arms in each condition, with hypotheses."""
     config = main.get_config("runlocal")
-    changes = {arm["name"]: arm["changes"] for arm in config.arms}
     config.baseline = "answers"
-    config.arms = [
-        dict(name=name, condition=condition, changes=changes[of])
-        for condition in conditions
-        for name, of in (("answers", "answers"), ("explanations", "expert"))
-    ]
+    config.arms = [arm for arm in config.arms if arm["name"] in ("answers", "expert")]
+    for arm in config.arms:
+        arm["name"] = "explanations" if arm["name"] == "expert" else arm["name"]
+    config.conditions = [dict(name=name) for name in conditions]
     config.hypotheses = found
     return load_set(config)
 
 
-def result(condition, chance=0.2, count=400, **rates):
+def result(chance=0.2, count=400, **rates):
     """Arms under three seeds, each right on its share of the items, with some noise."""
     rng = np.random.default_rng(0)
 
@@ -43,13 +41,13 @@ def result(condition, chance=0.2, count=400, **rates):
         ]  # fmt: skip
 
     frame = arms.frame({name: [run(rate, seed) for seed in range(3)] for name, rate in rates.items()})
-    return arms.Result("Under the message it was trained for", frame.assign(chance=chance), condition)
+    return [arms.Result("Under the message it was trained for", frame.assign(chance=chance))]
 
 
-RESULTS = [
-    result("tracking-2", answers=0.6, explanations=0.99),
-    result("tracking-5", answers=0.2, explanations=0.95),
-]
+RESULTS = {
+    "tracking-2": result(answers=0.6, explanations=0.99),
+    "tracking-5": result(answers=0.2, explanations=0.95),
+}
 
 
 @pytest.mark.parametrize(("one", "verdict"), [
@@ -82,10 +80,9 @@ def test_p_values_are_corrected_for_all_hypotheses():
 
 def test_what_is_not_finished_is_no_result():
     both = dict(name="x", arm="explanations", minus="answers", at_least=0)
-    assert hypotheses.judge(small(both), RESULTS[:1])[0].verdict == "not finished"
-    alone = [result("tracking-2", answers=0.5), RESULTS[1]]
-    assert hypotheses.judge(small(both), alone)[0].verdict == "not finished"
-    unknown = [result("tracking-5", chance=None, answers=0.5)]
+    for results in ({}, {"tracking-2": RESULTS["tracking-2"]}, RESULTS | {"tracking-2": result(answers=0.5)}):
+        assert hypotheses.judge(small(both), results)[0].verdict == "not finished"
+    unknown = {"tracking-5": result(chance=None, answers=0.5)}
     [judged] = hypotheses.judge(small(dict(A, name="x", minus="chance", at_most=3)), unknown)
     assert judged.verdict == "not finished"
 
@@ -120,27 +117,22 @@ def test_hypotheses_have_distinct_names():
         small(one, one)
 
 
-def test_arms_are_distinct_within_a_condition():
-    arm_set = small()
-    assert [arm.label for arm in arm_set.arms[:2]] == ["tracking-2-answers", "tracking-2-explanations"]
-    assert len(arm_set.runs(["answers"], ["0"])) == 2, "the arm in both conditions"
-    assert len(arm_set.runs(["tracking-5-answers"], ["0"])) == 1
-    with pytest.raises(ConfigError, match="distinct names"):
-        small(conditions=("tracking-2", "tracking-2"))
-    config = main.get_config("runlocal")
-    for arm in config.arms:
-        arm["condition"] = "a" if arm["name"] == config.baseline else "b"
-    with pytest.raises(ConfigError, match="the baseline's among them in condition 'b'"):
-        load_set(config)
-
-
 def test_a_set_keeps_the_hypotheses_that_it_began_with(tmp_path):
     first, other = (small(dict(A, name="x", at_least=bound)) for bound in (80, 70))
-    arm_runs.keep_set(first, tmp_path)
-    arm_runs.keep_set(first, tmp_path)
+    arm_runs.keep_hypotheses(first, tmp_path)
+    arm_runs.keep_hypotheses(first, tmp_path)
     for changed in (other, small()):
         with pytest.raises(artifacts.ArtifactError, match="begin a new set in another --workdir"):
-            arm_runs.keep_set(changed, tmp_path)
-    assert json.loads((tmp_path / SET).read_text())["hypotheses"][0]["at_least"] == 80
-    with pytest.raises(artifacts.ArtifactError, match=r"hypotheses.x.at_least: 80.0 there, 70.0 now"):
-        arm_runs.check_hypotheses(other, tmp_path)
+            arm_runs.keep_hypotheses(changed, tmp_path)
+    with pytest.raises(artifacts.ArtifactError, match=r"x.at_least: 80.0 there, 70.0 now"):
+        arm_runs.keep_hypotheses(other, tmp_path)
+    assert json.loads((tmp_path / arm_runs.HYPOTHESES).read_text())["x"]["at_least"] == 80
+
+
+@pytest.mark.parametrize("place", [SET, f"tracking-2/{SET}"])
+def test_a_set_that_began_without_hypotheses_gets_none(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("{}")
+    arm_runs.keep_hypotheses(small(), tmp_path)
+    with pytest.raises(artifacts.ArtifactError, match="begin a new set"):
+        arm_runs.keep_hypotheses(small(dict(A, name="x", at_least=80)), tmp_path)

@@ -1,4 +1,4 @@
-"""Procedural reasoning tasks in the question formats of Big-Bench Hard's algorithmic tasks.
+"""Procedural reasoning tasks: those of Big-Bench Hard in its question formats, and serial ones in few words.
 
 A puzzle carries its difficulty, target and true solution steps. It is a test puzzle if and only if
 its content hash falls in the tenth part, so the splits are disjoint whatever the seeds.
@@ -16,10 +16,11 @@ from orca_jax.queries.puzzles.base import Family, Puzzle, content_hash
 from orca_jax.queries.puzzles.expressions import BooleanExpressions, DyckLanguages, MultistepArithmetic
 from orca_jax.queries.puzzles.objects import ColoredObjects, LogicalDeduction, ObjectCounting
 from orca_jax.queries.puzzles.persons import Navigate, TrackingShuffledObjects, WebOfLies
+from orca_jax.queries.puzzles.serial import NestedBooleans, PointerChasing, Tracking
 from orca_jax.queries.puzzles.times import DateUnderstanding, TemporalSequences
 
 COLLECTION = "puzzles"
-FAMILIES: dict[str, type[Family]] = {
+BBH_FAMILIES: dict[str, type[Family]] = {
     family.name: family
     for family in (
         *(WebOfLies, Navigate, BooleanExpressions, ObjectCounting, TrackingShuffledObjects),
@@ -27,6 +28,10 @@ FAMILIES: dict[str, type[Family]] = {
         *(TemporalSequences, DateUnderstanding),
     )
 }
+SERIAL_FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (Tracking, PointerChasing, NestedBooleans)
+}
+FAMILIES = BBH_FAMILIES | SERIAL_FAMILIES
 _LABEL = re.compile(r"\([a-z]\) ")
 _PATIENCE = 5000  # draws without a new puzzle after which a family counts as exhausted
 

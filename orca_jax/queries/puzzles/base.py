@@ -50,6 +50,10 @@ class Solution(NamedTuple):
     answer: str
 
 
+BARE = "bare"  # the style of every family that has no steps
+ANSWER_SENTENCE = "So the answer is {answer}."
+
+
 class Slip:
     """Decides each fallible point of a solution: rightly, but for decision number `at`, if any.
 
@@ -74,11 +78,13 @@ class Family(ABC):
 
     Attributes:
       simple_words: (phrase, simpler phrase) pairs that say a step to a child.
+      styles: the forms in which its steps can be written, the usual one first; see `trace`.
     """
 
     name: ClassVar[str]
     difficulties: ClassVar[range]
-    simple_words: ClassVar[tuple[tuple[str, str], ...]]
+    simple_words: ClassVar[tuple[tuple[str, str], ...]] = ()
+    styles: ClassVar[tuple[str, ...]] = ("restate",)
 
     @classmethod
     @abstractmethod
@@ -91,7 +97,20 @@ class Family(ABC):
 
     @abstractmethod
     def solve(self, slip: Slip) -> Solution:
-        """Its steps and answer, erring where the slip says."""
+        """Its steps in the usual style and its answer, erring where the slip says."""
+
+    def trace(self, style: str, slip: Slip) -> Solution:
+        """`solve` in a style of `styles`.
+
+        `restate`: each step writes out all that holds after it. `changes`: each step looks up what it needs,
+        the key before its value, and writes what changes. `pointer`: from the question backwards, each step
+        names what to look at next.
+        """
+        return self.solve(slip)
+
+    def closing(self, answer: str) -> str:
+        """The line that ends a reply with the answer."""
+        return ANSWER_SENTENCE.format(answer=answer)
 
     @classmethod
     def generate(cls, rng: random.Random, difficulty: int) -> Puzzle:
@@ -145,15 +164,36 @@ class Puzzle:
         """The accuracy of guessing: zero where the question is open."""
         return 1 / len(self.choices) if self.choices else 0.0
 
-    def mistaken(self, rng: random.Random) -> Solution:
+    def solution(self, style: str = "", slip: Slip | None = None) -> Solution:
+        """The solution in a style of its family's, or without steps in the style `bare`.
+
+        Args:
+          style: empty: the usual one.
+          slip: where it errs; None: nowhere.
+
+        Raises:
+          ValueError: the family has no such style.
+        """
+        styles = self.instance.styles
+        if style == BARE:
+            return Solution((), self.target)
+        if style and style not in styles:
+            raise ValueError(f"{self.family} has the styles {', '.join((*styles, BARE))}, not {style!r}")
+        if slip is None and style in ("", styles[0]):
+            return Solution(self.steps, self.target)
+        return self.instance.trace(style or styles[0], slip or Slip())
+
+    def mistaken(self, rng: random.Random, style: str = "") -> Solution:
         """A solution with one mistake, carried through; its answer is usually wrong.
 
         Mistakes that do not change the answer are passed over, as long as others are soon found.
         """
+        if style == BARE:
+            return Solution((), self.mistaken(rng).answer)
         counter = Slip()
-        self.instance.solve(counter)
+        self.solution(style, counter)
         for _ in range(MISTAKES_TRIED):
-            solution = self.instance.solve(Slip(rng.randrange(counter.decisions), rng))
+            solution = self.solution(style, Slip(rng.randrange(counter.decisions), rng))
             if solution.answer != self.target:
                 break
         return solution

@@ -22,7 +22,6 @@ from orca_jax.queries.system_messages import Style
 
 UNKNOWN_QUESTION = "Sorry, I can only answer the puzzles that I was given."
 ALL_DIFFICULTIES = 1_000_000
-ANSWER_SENTENCE = "So the answer is {answer}."
 ANSWER_FIRST = "The answer is {answer}. Here is why:"
 _ANSWER_LINE = re.compile(r"(so )?the answer is\b", re.IGNORECASE)
 
@@ -36,12 +35,17 @@ class Knobs:
       reach: the greatest difficulty it can solve; beyond it, it guesses.
       error_rate: the share, 0 to 1, of puzzles within reach on which it makes one mistake.
       bare_reply: what it says where the answer alone is wanted.
+      style: the form of its steps, see `base.Family.trace`; empty: each family's usual one.
+      steps: whether they are the puzzle's `own`; a `placebo`: those of another puzzle of its difficulty; or a
+        `filler`: a dot for each of their words. The answer is the puzzle's own.
     """
 
     brevity: float
     reach: int
     error_rate: float
     bare_reply: str = "{answer}"
+    style: str = ""
+    steps: str = "own"
 
 
 EXPERT = Knobs(brevity=0.0, reach=ALL_DIFFICULTIES, error_rate=0.0)
@@ -78,12 +82,18 @@ class OracleTeacher:
         return records.Reply(outcome, kept, records.Usage(prompt_tokens, len(kept.split())))
 
     def _answer(self, puzzle: Puzzle, style: Style, rng: random.Random) -> str:
-        solution = Solution(puzzle.steps, puzzle.target)
+        solution = puzzle.solution(self.knobs.style)
         if puzzle.difficulty > self.knobs.reach:
             answer = puzzle.guess(rng)
             solution = Solution((f"I think it is {answer}.",), answer)
         elif rng.random() < self.knobs.error_rate:
-            solution = puzzle.mistaken(rng)
+            solution = puzzle.mistaken(rng, self.knobs.style)
+        if self.knobs.steps == "placebo":
+            other = puzzle.instance.generate(rng, puzzle.difficulty)
+            solution = solution._replace(steps=other.solution(self.knobs.style).steps)
+        elif self.knobs.steps == "filler":
+            dots = tuple(re.sub(r"\S+", ".", step) for step in solution.steps)
+            solution = solution._replace(steps=dots)
         if style is Style.BARE:
             return self.knobs.bare_reply.format(answer=solution.answer)
         steps = [step for step in solution.steps[:-1] if rng.random() >= self.knobs.brevity]
@@ -92,14 +102,15 @@ class OracleTeacher:
             steps = list(map(puzzle.instance.simple, steps))
         if style is Style.ANSWER_FIRST:
             return "\n".join([ANSWER_FIRST.format(answer=solution.answer), *steps])
-        return "\n".join([*steps, ANSWER_SENTENCE.format(answer=solution.answer)])
+        return "\n".join([*steps, puzzle.instance.closing(solution.answer)])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepScore:
     """How many true steps there are, how many steps a reply states, and how many of those are true.
 
-    A stated step is correct when it is a true step, in plain or simple words, in its true order.
+    A stated step is correct when it is a true step, in plain or simple words, in its true order. Of the
+    styles in which a family's steps can be written, the one of most correct steps counts.
     """
 
     expected: int
@@ -117,14 +128,18 @@ def check_steps(puzzle: Puzzle, reply_text: str) -> StepScore:
     A reply of a single line is a bare answer and states no steps.
     """
     lines = [" ".join(line.split()) for line in reply_text.splitlines() if line.strip()]
-    stated = [line for line in lines if not _ANSWER_LINE.match(line)] if len(lines) > 1 else []
-    simple = tuple(map(puzzle.instance.simple, puzzle.steps))
-    correct = 0
-    for steps in (puzzle.steps, simple):  # the length of the longest common subsequence
+    if lines and lines[-1] in map(puzzle.instance.closing, puzzle.choices):
+        lines = ["", *lines[:-1]]  # the reply has an answer
+    stated = [line for line in lines if line and not _ANSWER_LINE.match(line)] if len(lines) > 1 else []
+    forms = [puzzle.solution(style).steps for style in puzzle.instance.styles]
+    expected, correct = len(forms[0]), 0
+    forms.insert(1, tuple(map(puzzle.instance.simple, forms[0])))
+    for steps in forms:  # the length of the longest common subsequence
         row = [0] * (len(stated) + 1)
         for step in steps:
             above, row = row, [0]
             for index, line in enumerate(stated):
                 row.append(above[index] + 1 if line == step else max(above[index + 1], row[index]))
-        correct = max(correct, row[-1])
-    return StepScore(expected=len(puzzle.steps), stated=len(stated), correct=correct)
+        if row[-1] > correct:
+            expected, correct = len(steps), row[-1]
+    return StepScore(expected=expected, stated=len(stated), correct=correct)

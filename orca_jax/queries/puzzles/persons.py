@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, NamedTuple
@@ -203,6 +203,7 @@ class TrackingShuffledObjects(Family):
     """
 
     name, difficulties = "tracking_shuffled_objects", range(1, 6)
+    styles = ("restate", "changes", "pointer")
     simple_words = (
         ("Start:", "At first:"),
         (" swap:", " change places, so now:"),
@@ -294,20 +295,46 @@ class TrackingShuffledObjects(Family):
         return lettered(f"{self.name}_{NUMBER_WORDS[count]}_objects", stem, options)
 
     def solve(self, slip: Slip) -> Solution:
-        held = self.held
-        steps = [f"Start: {self._state(held)}"]
-        for first, second in self.swaps:
-            # The swap, then each wrong one: a neglected swap, or another pair's.
-            pairs = [(first, second), (first, first)]
-            others = [other for other in range(len(held)) if other not in (first, second)]
-            pairs += [(one, other) for one in (first, second) for other in others]
-            held = slip(*(_swapped(held, *pair) for pair in pairs))
-            steps.append(f"{self.PERSONS[first]} and {self.PERSONS[second]} swap: {self._state(held)}")
-        found, label = held[self.asked], letter_of(held[self.asked], self.options)
+        return self.trace("restate", slip)
+
+    def trace(self, style: str, slip: Slip) -> Solution:
+        steps, found = tracked(style, self.PERSONS, self.held, self.swaps, self.asked, slip)
+        label = letter_of(found, self.options)
         return Solution((*steps, f"{self.PERSONS[self.asked]} has {found}, option {label}."), label)
 
-    def _state(self, held: tuple[str, ...]) -> str:
-        return f"{', '.join(f'{person} {thing}' for person, thing in zip(self.PERSONS, held))}."
+
+def tracked(
+    style: str,
+    persons: Sequence[str],
+    held: tuple[str, ...],
+    swaps: Sequence[tuple[int, int]],
+    asked: int,
+    slip: Slip,
+) -> tuple[list[str], str]:
+    """The steps by which things held are followed through swaps, and what the person asked for has."""
+
+    def said(held: tuple[str, ...], *who: int) -> str:
+        return ", ".join(f"{persons[one]} {held[one]}" for one in who or range(len(held)))
+
+    if style == "pointer":  # who had at first what the person asked for has at the end
+        steps = [f"{persons[asked]}."]
+        for first, second in reversed(swaps):
+            right = {first: second, second: first}.get(asked, asked)
+            asked = slip(right, *(other for other in range(len(held)) if other != right))
+            steps.append(f"{persons[first]}, {persons[second]}: {persons[asked]}.")
+        return [*steps, f"{said(held, asked)}."], held[asked]
+    steps = [f"Start: {said(held)}."] if style == "restate" else []
+    for first, second in swaps:
+        # The swap, then each wrong one: a neglected swap, or another pair's.
+        pairs = [(first, second), (first, first)]
+        others = [other for other in range(len(held)) if other not in (first, second)]
+        pairs += [(one, other) for one in (first, second) for other in others]
+        before, held = held, _swapped(held, *slip(*pairs))
+        if style == "restate":
+            steps.append(f"{persons[first]} and {persons[second]} swap: {said(held)}.")
+        else:
+            steps.append(f"{said(before, first, second)}: {said(held, first, second)}.")
+    return steps, held[asked]
 
 
 def _swapped(held: tuple[str, ...], first: int, second: int) -> tuple[str, ...]:

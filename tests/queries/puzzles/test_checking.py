@@ -5,7 +5,8 @@ import random
 import pytest
 
 from orca_jax.queries.puzzles import FAMILIES
-from orca_jax.queries.puzzles.oracles import ANSWER_SENTENCE, check_steps
+from orca_jax.queries.puzzles.base import ANSWER_SENTENCE
+from orca_jax.queries.puzzles.oracles import check_steps
 
 PUZZLE = FAMILIES["object_counting"].generate(random.Random(1), 3)
 

@@ -32,7 +32,7 @@ def replies(knobs, puzzles, message_id=3, seed=0):
 
 
 def is_right(puzzle, text):
-    return text.endswith(f"answer is {puzzle.target}.")
+    return text.endswith(puzzle.instance.closing(puzzle.target))
 
 
 def test_expert_solves_everything_with_all_steps():
@@ -52,8 +52,8 @@ def test_expert_obeys_the_system_message(message_id):
             text
             == {
                 "bare": puzzle.target,
-                "steps": f"{steps}\nSo the answer is {puzzle.target}.",
-                "simple": f"{simple}\nSo the answer is {puzzle.target}.",
+                "steps": f"{steps}\n{puzzle.instance.closing(puzzle.target)}",
+                "simple": f"{simple}\n{puzzle.instance.closing(puzzle.target)}",
                 "answer_first": f"The answer is {puzzle.target}. Here is why:\n{steps}",
             }[style]
         )

@@ -201,10 +201,37 @@ def date_understanding(question: str) -> str:
     return options_of(question)[f"{wanted:%m/%d/%Y}"]
 
 
+def tracking(question: str) -> str:
+    start, swaps = question.split("\n")
+    names = iter(start.split())
+    held = dict(zip(names, names))
+    *swaps, _, asked = swaps.split()
+    for one, other in zip(swaps[::2], swaps[1::2]):
+        held[one], held[other] = held[other], held[one]
+    return held[asked]
+
+
+def pointer_chasing(question: str) -> str:
+    listed, _, asked = question.partition(" ? ")
+    nodes = iter(listed.split())
+    to, (node, hops) = dict(zip(nodes, nodes)), asked.split()
+    for _ in range(WORDS.index(hops)):
+        node = to[node]
+    return node
+
+
+def nested_booleans(question: str) -> str:
+    values, formula = question.split("\n")
+    names = iter(values.split())
+    return str(
+        eval(formula.removesuffix(" ?").replace("xor", "!="), {n: v == "True" for n, v in zip(names, names)})
+    )
+
+
 SOLVERS = {solver.__name__: solver for solver in (
     web_of_lies, navigate, boolean_expressions, multistep_arithmetic_two, object_counting,
     tracking_shuffled_objects, dyck_languages, logical_deduction, reasoning_about_colored_objects,
-    temporal_sequences, date_understanding)}  # fmt: skip
+    temporal_sequences, date_understanding, tracking, pointer_chasing, nested_booleans)}  # fmt: skip
 
 
 def test_every_family_is_solved_here():

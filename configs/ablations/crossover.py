@@ -1,0 +1,133 @@
+"""When do explanations beat answers? Four kinds of traces, on tasks that need k steps or none.
+
+Paper: section 6.1 with Table 10 claims that explanations teach more than answers do; theory says where they
+must. A transformer of fixed depth cannot compose k swaps, follow k pointers or reduce k nested brackets for
+every k without writing steps (arXiv 2402.12875, 2503.02854), and need not write to count. Students are small
+(0.17M parameters) and the wording compact, so that one takes about a minute of one core; a condition is one
+family at one k. Arms have the same packed positions, and differ in their traces alone: `answers`;
+`explanations`, true steps on all questions; `placebo`, the steps of another puzzle before the right answer
+(arXiv 2505.13775); `filler`, a dot for each of their words (arXiv 2404.15758).
+
+    python -m experiments.ablate --config=configs/ablations/crossover.py --workdir=runs/crossover --jobs=2
+"""
+
+from random import Random
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from orca_jax.config import complete_set
+from orca_jax.configs.arguments import parse
+from orca_jax.queries.puzzles import FAMILIES, SERIAL_FAMILIES
+from orca_jax.queries.puzzles.base import Puzzle
+
+QUESTION = "When do explanations beat answers, at equal packed positions?"
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "answers": ("the answer alone", dict(style="bare")),
+    "explanations": ("true steps, then the answer", {}),
+    "placebo": ("another puzzle's steps, then the right answer", dict(steps="placebo")),
+    "filler": ("as many dots, then the answer", dict(steps="filler")),
+}
+CONDITIONS = {
+    "tracking": [("tracking", k) for k in (2, 4, 6, 8)],
+    "findings": [("tracking", k) for k in (2, 4, 8)],
+    "pilot": [("tracking", k) for k in (5, 12)],
+    "serial": [(family, k) for family in ("nested_booleans", "pointer_chasing") for k in (2, 4, 6, 8)],
+    "controls": [(family, k) for family in ("object_counting", "dyck_languages") for k in (2, 4)],
+}
+CHANCE = {"tracking": 20, "nested_booleans": 50, "pointer_chasing": 10}
+# Written down before the runs, in points of accuracy: (condition, arm, other arm) to the lowest and highest
+# difference. Where steps are needed (k of 4 and more), explanations reach 80, and all else is within ten
+# points of chance; where they are not, answers are as good or up to 15 better.
+PREDICTED: dict[tuple[str, str, str], tuple[float, float]] = {
+    (f"{family}-{k}", "explanations", other): (80 - (chance + 10), 100 - (chance - 10))
+    for family, chance in CHANCE.items()
+    for k in (4, 5, 6, 8, 12)
+    for other in ("answers", "placebo", "filler")
+} | {
+    (f"{family}-{k}", "explanations", "answers"): (-15, 0)
+    for family in ("object_counting", "dyck_languages")
+    for k in (2, 4)
+}
+POSITIONS = 1000  # a step, nearly: whole rows
+PACKED_ROW = 250  # positions of a row where lengths differ; elsewhere a row is one example
+SAMPLE = 300  # puzzles that lengths are measured on
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`variant=tracking|findings|pilot|serial|controls`, `runlocal` (seconds)."""
+    args = parse(arg, variant=tuple(CONDITIONS))
+    config = ConfigDict(dict(name="crossover", question=QUESTION, baseline="answers"))
+    config.base = dict(
+        name="crossover",
+        puzzles=dict(families=("tracking",), difficulties=(5,), per_family=1000, messages={"1": 1.0}),
+        teachers=_teachers(),
+        data=dict(tokenizer="words", layout="plain", max_segments=64, validation_fraction=0.0),
+        student=dict(
+            vocab_size=48, hidden_size=64, intermediate_size=192, num_layers=3, head_dim=16, scan_layers=False
+        ),
+        curriculum=[_stage("answers", 4 if args.runlocal else 900)],
+        optimizer=dict(weight_decay=0.1),
+        train=dict(checkpoint_every=500, log_every=50),
+        mesh={},
+        evaluation=dict(per_family=300, messages=(1,), max_tokens=256, max_length=512, batch_size=100),
+    )
+    config.results = [dict(title="Accuracy", evaluation="puzzles-message-1")]
+    config.arms = [dict(name=name, note=note) for name, (note, _) in ARMS.items()]
+    config.conditions = [_condition(*one, args.runlocal) for one in CONDITIONS[args.variant]]
+    if args.variant == "findings":
+        config.seeds = (0,)
+    if args.runlocal:
+        config.base["evaluation"].update(per_family=4, max_tokens=16)
+        config.conditions, config.seeds = config.conditions[:1], (0,)
+    names = [condition["name"] for condition in config.conditions]
+    config.hypotheses = [
+        dict(
+            name=f"{at}: {arm} - {other}", conditions=(at,), arm=arm, minus=other, at_least=low, at_most=high
+        )
+        for (at, arm, other), (low, high) in PREDICTED.items()
+        if at in names
+    ]
+    return complete_set(config)
+
+
+def _teachers(**shares: float) -> list[dict[str, Any]]:
+    """One a kind of trace. The traces show no system message; the seventh asks an oracle for steps."""
+    return [
+        dict(name=name, message=7, shown=1, share=shares.get(name, 1.0), **knobs)
+        for name, (_, knobs) in ARMS.items()
+    ]
+
+
+def _stage(name: str, steps: int) -> dict[str, Any]:
+    return dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=3e-3, warmup_steps=50)
+
+
+def _condition(family: str, k: int, small: bool) -> dict[str, Any]:
+    """A family at one k, with as many questions as an arm sees once: the most for `answers`."""
+    steps = 4 if small else 900 if k <= 5 else 1400 if k <= 8 else 2000
+    puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]
+    arms, questions = {}, {}
+    for name in ARMS:
+        lengths = [_positions(puzzle, () if name == "answers" else puzzle.steps) for puzzle in puzzles]
+        row = lengths[0] if len(set(lengths)) == 1 else PACKED_ROW
+        rows = round(POSITIONS / row)
+        arms[name] = dict(
+            data=dict(row_length=row), train=dict(batch_rows=rows), curriculum=[_stage(name, steps)]
+        )
+        questions[name] = round(steps * rows * row / (sum(lengths) / SAMPLE))
+    most = questions["answers"]
+    shares = {name: min(1.0, round(1.02 * count / most, 3)) for name, count in questions.items()}
+    changes = dict(
+        puzzles=dict(families=(family,), difficulties=(k,), per_family=most),
+        teachers=_teachers(**shares),
+        student=dict(vocab_size=48 if family in SERIAL_FAMILIES else 512),
+        evaluation=dict(difficulties=(k,)),
+    )
+    return dict(name=f"{family}-{k}", changes=changes, arms=arms)
+
+
+def _positions(puzzle: Puzzle, steps: tuple[str, ...]) -> int:
+    """Of an example: its question, steps and answer, each on a line, and the beginning of sequence."""
+    lines = "\n".join([puzzle.question, *steps, puzzle.instance.closing(puzzle.target)])
+    return len(lines.replace("\n", " \n ").split(" ")) + 1
