@@ -286,8 +286,8 @@ class DataConfig:
     """From traces to rows."""
 
     # A SentencePiece file, a folder with one or with tokenizer.json, or `hf://OWNER/NAME`; `words`: a new
-    # one, of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one, trained
-    # on the traces.
+    # one, of the traces' whole words; empty: the tokenizer of `student.init`, or without that a new one,
+    # trained on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
     # tokenizer's chat template, else `orca`.

@@ -259,8 +259,8 @@ def hours(arm_set: ArmSetConfig, seeds: int = 0, seconds_per_student: float = 0.
         return f"{students} students of {seconds_per_student:g} s, {jobs} at once: {spent:.1f} hours."
     timed: dict[str, float] = {}
     seconds, lines = 0.0, []
-    for of, arm in ((of, arm) for of in arm_set.parts() for arm in of.arms):
-        config = of.config(arm, arm_set.seeds[0])
+    for under, arm in ((one, arm) for one in arm_set.parts() for arm in one.arms):
+        config = under.config(arm, arm_set.seeds[0])
         if not all(stage.steps for stage in config.curriculum):
             raise ValueError(f"arm {arm.name!r} is measured in epochs; give --seconds_per_student")
         shape = repr((config.student, config.optimizer, config.train, config.data.row_length, config.mesh))
