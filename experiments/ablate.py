@@ -24,6 +24,7 @@ RUN = cli.Command(
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
     cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
     JOBS,
+    cli.Option("table", True, "Write the set's tables and charts at the end."),
     cli.WORKERS,
     *cli.TRAIN,
 )
@@ -78,7 +79,10 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     for condition in chosen:
         log.info("condition %s", condition.name)
         _run(arm_set.under(condition), workdir / condition.name, options, [f"--conditions={condition.name}"])
-    text = conditions.write(arm_set, workdir) if chosen else _run(arm_set, workdir, options)
+    if not chosen:
+        text = _run(arm_set, workdir, options)
+    else:
+        text = conditions.write(arm_set, workdir) if options.table else ""
     print(text)
     return text
 
@@ -101,7 +105,7 @@ def _run(arm_set: ArmSetConfig, workdir: Path, options: cli.Options, condition: 
     for arm, seed in taken if options.bbh else ():
         arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
-    return arm_runs.write(arm_set, workdir)
+    return arm_runs.write(arm_set, workdir) if options.table else ""
 
 
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
@@ -145,7 +149,7 @@ def _in_processes(
         mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orca_jax.experiments.ablate", *sys.argv[1:]]
-        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1", *condition]
+        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1", "--table=false", *condition]
         log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)

@@ -622,7 +622,7 @@ class ConditionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HypothesisConfig:
-    """A prediction, kept in hypotheses.json when the set begins: an accuracy, or a difference of two, in points."""
+    """A prediction, kept in hypotheses.json when the set begins: an accuracy or a difference, in points."""
 
     name: str  # a few words, for the table
     arm: str  # whose accuracy it is
