@@ -232,6 +232,7 @@ def lines(
     dashed: Collection[str] = (),
     starts: Mapping[str, float] | None = None,
     errors: Mapping[str, Sequence[float]] | None = None,
+    ticks: Sequence[float] = (),
 ) -> Chart | None:
     """A line a series; None where no series has a point.
 
@@ -241,6 +242,7 @@ def lines(
       dashed: the series that are drawn so.
       starts: stage to the step at which it begins, drawn as upright lines.
       errors: of the points of a series, drawn as whiskers to both sides.
+      ticks: of the x axis, which then spans them alone.
     """
     kept: dict[str, list[Point]] = {}
     for name, points in series.items():
@@ -260,7 +262,12 @@ def lines(
         for (place, value), error in zip(points, (errors or {}).get(name, ())):
             axes.vlines(place, value - error, value + error, color=style["color"], lw=1.2, clip_on=False)
     _scale(axes, "x", (a for a, _ in every), log="x" in log)
-    _scale(axes, "y", (b for _, b in every), log="y" in log)
+    if ticks:
+        beyond = 0.04 * (max(ticks) - min(ticks)) or 1.0
+        axes.set_xlim(min(ticks) - beyond, max(ticks) + beyond)
+        axes.set_xticks(ticks, [number(tick) for tick in ticks])
+    widest = [max(found, default=0.0) for found in (errors or {}).values()]
+    _scale(axes, "y", (b + max(widest, default=0.0) for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)
     for stage, step in (starts or {}).items():
         axes.axvline(step, color=SOFT, lw=1, ls=(0, (3, 3)))

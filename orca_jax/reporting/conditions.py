@@ -112,7 +112,14 @@ def accuracy(name: str, results: Mapping[float, Result]) -> Chart | None:
     caption = f"{name}: accuracy by arm, with one standard error over seeds and items; dashed: chance."
     series = {**lines, CHANCE: chance}
     return charts.lines(
-        series, caption=caption, x=X, y="per cent", marks=True, dashed=(CHANCE,), errors=errors
+        series,
+        caption=caption,
+        x=X,
+        y="per cent",
+        marks=True,
+        dashed=(CHANCE,),
+        errors=errors,
+        ticks=[*results],
     )
 
 
