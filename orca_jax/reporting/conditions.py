@@ -145,8 +145,8 @@ def curves(arm_set: ArmSetConfig, workdir: Path) -> Curves:
 def difference_map(name: str, trained: Mapping[float, Curves], pair: tuple[str, str]) -> Chart | None:
     """One arm minus another in points over conditions and positions trained on; None without such points.
 
-    Arms whose steps differ a little are compared at the first one's positions, the other's being read from
-    the line between its points.
+    Arms whose steps differ a little are compared at the first one's positions, the others' accuracies being
+    read from the lines between their points, and at their ends up to a twentieth beyond.
 
     Args:
       trained: as `curves` gives them, by the number of the condition.
@@ -158,7 +158,7 @@ def difference_map(name: str, trained: Mapping[float, Curves], pair: tuple[str, 
     first = next(iter(shown.values()))[0]
     least = max(min(of) for both in shown.values() for of in both)
     most = min(max(of) for both in shown.values() for of in both)
-    tokens = [at for at in first if least <= at <= most] or [most]
+    tokens = [at for at in first if 0.95 * least <= at <= 1.05 * most] or [most]
     columns = [
         np.subtract(*[np.interp(tokens, [*of], [*of.values()]) for of in both]) for both in shown.values()
     ]
