@@ -247,8 +247,8 @@ class TeacherConfig:
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
     bare_reply: str = "{answer}"  # of an oracle: how it gives an answer alone
-    # Of an oracle: the form of its steps, see queries.puzzles.base; empty: each family's usual one; `bare`:
-    # none.
+    # Of an oracle: the form of its steps, see queries.puzzles.base; `bare`: none. Empty, or of a family that
+    # lacks it: the family's usual one.
     style: TraceStyle = ""
     # Of an oracle: the steps before its answer; `placebo`: another puzzle's, `filler`: as many dots as words.
     steps: Literal["own", "placebo", "filler"] = "own"

@@ -328,21 +328,22 @@ def of_words(texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str
     Raises:
       TokenizerError: the texts have more words than that vocabulary holds.
     """
-    special = ["<unk>", BOS, EOS, *control_tokens]
+    special = [BOS, EOS, *control_tokens]  # outside the model, so that no text spells one
     words = sorted({word for text in texts for word in text.replace("\n", " ").split(" ") if word})
-    names = [*special, "\n", *words]
-    if len(names) > vocab_size:
+    names = ["<unk>", "\n", *words]
+    unused = vocab_size - len(names) - len(special)
+    if unused < 0:
         raise TokenizerError(
-            f"the traces have {len(words)} words, which with control tokens make {len(names)} ids; set "
-            f"student.vocab_size to at least that, not {vocab_size}"
+            f"the traces have {len(words)} words, which with control tokens make {vocab_size - unused} ids; "
+            f"set student.vocab_size to at least that, not {vocab_size}"
         )
-    names += [f"<unused {number}>" for number in range(vocab_size - len(names))]
+    names += [f"<unused {number}>" for number in range(unused)]
     made = tokenizers.Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
     split = [pre_tokenizers.Split(at, how) for at, how in (("\n", "isolated"), (" ", "removed"))]
     made.pre_tokenizer = pre_tokenizers.Sequence(split)
     breaks = [decoders.Replace(at, "\n") for at in (" \n", "\n ")]
     made.decoder = decoders.Sequence([decoders.WordPiece("<##>", cleanup=False), decoders.Fuse(), *breaks])
-    made.add_special_tokens(special)
+    made.add_special_tokens(["<unk>", *special])
     named = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": "<unk>"}
     files = {TOKENIZER_FILE: made.to_str(), tokenizer_files.CONFIG_FILE: json.dumps(named)}
     return Tokenizer(tuple(sorted(tokenizer_files.completed(files, control_tokens).items())))

@@ -395,3 +395,30 @@ def test_real_conversations_are_decoded_as_they_were(mistral, shared_data):
 def test_a_real_model_spells_no_control_token_either(mistral, spelling):
     ids = mistral.encode(f"a {spelling} b", first=False)
     assert not set(ids) & set(mistral.control_ids.values())
+
+
+WORDY = ("ant bee ? ant\nant bee : 1\n\nbee", "owl - bee")
+
+
+@given(texts=st.lists(st.sampled_from(["ant", "bee", "owl", ":", "?", "1"]), min_size=1).map(" ".join))
+def test_of_words_gives_each_word_and_line_break_one_id(texts):
+    made = tokenizers.of_words(WORDY, 20)
+    text = f"{texts}\n{texts}"
+    ids = made.encode(text, first=True)
+    assert len(ids) == 2 * len(texts.split(" ")) + 1
+    assert made.decode(ids) == text
+    assert ids == made.encode(text, first=False)
+
+
+def test_of_words_fills_the_vocabulary_and_is_loaded_unchanged(tmp_path):
+    made = tokenizers.of_words(WORDY, 20, (PAD, "<|im_end|>"))
+    assert made.vocab_size == 20
+    assert made == tokenizers.of_words(reversed(WORDY), 20, (PAD, "<|im_end|>"))
+    made.save(tmp_path)
+    assert tokenizers.load(tmp_path) == made
+    assert made.control_id("<|im_end|>") == 19
+    assert made.encode("elk </s>", first=True) == [made.control_ids["<unk>"]] * 2
+    with pytest.raises(
+        TokenizerError, match=r"have 7 words.* 12 ids; set student\.vocab_size to at least that, not 11"
+    ):
+        tokenizers.of_words(WORDY, 11)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from orca_jax import artifacts
 from orca_jax.config import load_set, merged, plain
 from orca_jax.config_check import ConfigError
-from orca_jax.configs.ablations import main, segments, stages
+from orca_jax.configs.ablations import crossover, main, segments, stages
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import ablate, run
 from orca_jax.queries.make import training_puzzles
@@ -246,7 +247,7 @@ def test_what_another_set_has_run_is_taken(tmp_path):
 
 
 FOLDER = Path(__file__).parents[2] / "configs/ablations"
-SETS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "main", "miniature"})
+SETS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "crossover", "main", "miniature"})
 QUICK = ("agreement", "few_shot", "order")  # what no other test runs: votes, shots, annealing
 EVERY_SET = [name if name in QUICK else pytest.param(name, marks=pytest.mark.proof) for name in SETS]
 
@@ -262,6 +263,64 @@ def test_every_set_runs(name, tmp_path):
     text = ablate.ablate(load_set(config), tmp_path, given(arms=[arm["name"]], seeds=["0"]))
     assert f"| {arm['name']} " in text
     assert (arm_runs.folder(tmp_path, arm["name"], 0) / "table.md").is_file()
+
+
+def under_conditions():
+    """Two conditions of the crossover, one step each, with rows for the tests' eight devices."""
+    config = crossover.get_config("variant=findings")
+    config.conditions, config.seeds = config.conditions[:2], (0,)
+    config.base.evaluation.update(per_family=4, max_tokens=8, max_length=64, batch_size=8)
+    config.base.student.update(
+        num_layers=1, hidden_size=16, intermediate_size=16, num_heads=2, num_kv_heads=2
+    )
+    for condition in config.conditions:
+        condition["changes"]["puzzles"]["per_family"] = 40
+        for changes in condition["arms"].values():
+            changes["train"]["batch_rows"] = 8
+            changes["data"]["row_length"] = 80  # one shape, which is compiled once
+            changes["curriculum"][0].update(steps=1, warmup_steps=0)
+    return config
+
+
+def test_a_set_under_conditions_runs_each_in_a_folder_of_its_own(tmp_path):
+    arm_set, options = load_set(under_conditions()), given(conditions=["tracking-4"], arms=["answers"])
+    text = ablate.ablate(arm_set, tmp_path, options)
+    assert text == (tmp_path / "table.md").read_text()
+    assert re.search(r"\| tracking-4 +\| +\d+\.\d \[.*\], \d tokens \| +– \|", text)
+    assert re.search(r"\| tracking-2 +\| +– \| +– \|", text)
+    (question, *_) = arm_runs.items(tmp_path / "tracking-4", "answers", 0, "puzzles-message-1")
+    assert question.extra["difficulty"] == 4
+    assert question.extra["tokens"] <= 8
+    about = json.loads((tmp_path / "tracking-4" / SET).read_text())
+    assert (about["name"], about["conditions"]) == ("crossover-tracking-4", [])
+    before = stamps(tmp_path)
+    assert ablate.ablate(arm_set, tmp_path, options) == text
+    assert stamps(tmp_path) == before
+    with pytest.raises(ValueError, match="crossover has no condition 'tracking-3'; known: tracking-2, track"):
+        ablate.ablate(arm_set, tmp_path, given(conditions=["tracking-3"]))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: c.conditions[1].update(name="tracking-2"), "conditions need distinct names; got tracking"),
+    (lambda c: c.conditions[0]["arms"].update(guess={}), "'tracking-2' changes arm 'guess'; known: answers"),
+    (lambda c: c.conditions[0]["changes"].update(data=dict(rows=1)), "arm 'answers': unknown config key"),
+])  # fmt: skip
+def test_conditions_that_cannot_be_are_refused(change, message):
+    config = under_conditions()
+    change(config)
+    with pytest.raises(ConfigError, match=message):
+        load_set(config)
+
+
+def test_arms_of_the_crossover_have_equal_positions_and_see_a_question_once():
+    for variant in crossover.CONDITIONS:
+        arm_set = load_set(crossover.get_config(f"variant={variant}"))
+        for condition in arm_set.conditions:
+            for arm in (own := arm_set.under(condition)).arms:
+                config = own.config(arm, 0)
+                positions = config.data.row_length * config.train.batch_rows
+                assert positions == pytest.approx(crossover.POSITIONS, rel=0.05)
+                assert config.curriculum[0].names == (arm.name,)
 
 
 @pytest.mark.proof

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -50,7 +51,9 @@ class Solution(NamedTuple):
     answer: str
 
 
-BARE = "bare"  # the style of every family that has no steps
+STYLES = ("restate", "changes", "pointer")
+BARE = "bare"  # the style without steps, of every family
+OPTION = re.compile(r"^(\([A-Z]\)) (.*)$", re.MULTILINE)
 ANSWER_SENTENCE = "So the answer is {answer}."
 
 
@@ -106,7 +109,17 @@ class Family(ABC):
         the key before its value, and writes what changes. `pointer`: from the question backwards, each step
         names what to look at next.
         """
-        return self.solve(slip)
+        solution = self.solve(slip)
+        return self.forward(solution) if style == "changes" else solution
+
+    def forward(self, solution: Solution) -> Solution:
+        """With all options before the last step, each text before its label.
+
+        What follows a text is found where it was seen before; a label stands before its text in a question.
+        """
+        *steps, last = solution.steps
+        listed = ", ".join(f"{text} {label}" for label, text in OPTION.findall(self.pose().question))
+        return solution._replace(steps=(*steps, f"{listed}.", last))
 
     def closing(self, answer: str) -> str:
         """The line that ends a reply with the answer."""
@@ -165,23 +178,24 @@ class Puzzle:
         return 1 / len(self.choices) if self.choices else 0.0
 
     def solution(self, style: str = "", slip: Slip | None = None) -> Solution:
-        """The solution in a style of its family's, or without steps in the style `bare`.
+        """The solution in a style of `STYLES`, or `BARE`.
 
         Args:
-          style: empty: the usual one.
+          style: one that the family lacks, or none, is its usual one, so that families can be mixed.
           slip: where it errs; None: nowhere.
 
         Raises:
-          ValueError: the family has no such style.
+          ValueError: there is no such style.
         """
-        styles = self.instance.styles
+        if style not in ("", *STYLES, BARE):
+            raise ValueError(f"unknown style of steps {style!r}; known: {', '.join((*STYLES, BARE))}")
         if style == BARE:
             return Solution((), self.target)
-        if style and style not in styles:
-            raise ValueError(f"{self.family} has the styles {', '.join((*styles, BARE))}, not {style!r}")
-        if slip is None and style in ("", styles[0]):
+        if style not in self.instance.styles:
+            style = self.instance.styles[0]
+        if slip is None and style == self.instance.styles[0]:
             return Solution(self.steps, self.target)
-        return self.instance.trace(style or styles[0], slip or Slip())
+        return self.instance.trace(style, slip or Slip())
 
     def mistaken(self, rng: random.Random, style: str = "") -> Solution:
         """A solution with one mistake, carried through; its answer is usually wrong.

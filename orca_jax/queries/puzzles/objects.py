@@ -123,6 +123,7 @@ class ColoredObjects(Family):
     """
 
     name, difficulties = "reasoning_about_colored_objects", range(1, 6)
+    styles = ("restate", "changes")
     simple_words = (
         ("We look for", "Let us find"),
         ("We count", "Let us count"),
@@ -325,6 +326,7 @@ class LogicalDeduction(Family):
     """
 
     name, difficulties = "logical_deduction", range(1, 7)
+    styles = ("restate", "changes")
     simple_words = (
         ("In order:", "One after another:"),
         ("All:", "Now the whole line:"),

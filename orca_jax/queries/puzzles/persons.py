@@ -300,7 +300,9 @@ class TrackingShuffledObjects(Family):
     def trace(self, style: str, slip: Slip) -> Solution:
         steps, found = tracked(style, self.PERSONS, self.held, self.swaps, self.asked, slip)
         label = letter_of(found, self.options)
-        return Solution((*steps, f"{self.PERSONS[self.asked]} has {found}, option {label}."), label)
+        last = f"{self.PERSONS[self.asked]} has {found}, option {label}."
+        solution = Solution((*steps, last), label)
+        return self.forward(solution) if style == "changes" else solution
 
 
 def tracked(

@@ -40,6 +40,7 @@ class TemporalSequences(Family):
     """
 
     name, difficulties = "temporal_sequences", range(1, 7)
+    styles = ("restate", "changes")
     simple_words = (
         ("Woke up", "Got out of bed"),
         ("Seen", "Busy"),
@@ -149,6 +150,7 @@ class DateUnderstanding(Family):
     """
 
     name, difficulties = "date_understanding", range(1, 5)
+    styles = ("restate", "changes")
     simple_words = ((" = ", " makes "), ("That is", "So we get"), ("is option", "goes with"))
     OPTIONS = 6
     LAST_DAY = 28  # of any month, so that months and years can be taken away from today

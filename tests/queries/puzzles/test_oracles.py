@@ -138,3 +138,10 @@ def test_token_limit_cuts_the_reply():
     assert (full.outcome, cut.outcome) == (Outcome.OK, Outcome.LENGTH)
     assert full.text.startswith(cut.text)
     assert cut.usage.completion_tokens == len(cut.text.split()) == 3
+
+
+def test_identities_of_usual_knobs_stay():
+    """Replies are drawn by them, and an answer in a ledger is found by them."""
+    knobs = Knobs(brevity=0.1, reach=2, error_rate=0.05, bare_reply="The answer is {answer}.")
+    assert OracleTeacher("apprentice", (), knobs, 0).identity == "apprentice-119c1cbc"
+    assert OracleTeacher("expert", (), EXPERT, 1).identity == "expert-b7d73985"

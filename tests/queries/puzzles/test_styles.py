@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.queries.puzzles import FAMILIES, SERIAL_FAMILIES, make_puzzles
+from orca_jax.queries.puzzles import BBH_FAMILIES, FAMILIES, SERIAL_FAMILIES, make_puzzles
 from orca_jax.queries.puzzles.base import BARE, Slip
 from orca_jax.queries.puzzles.oracles import EXPERT, OracleTeacher, check_steps
 from orca_jax.records import Message, Sampling
@@ -62,12 +62,26 @@ def test_a_bare_trace_has_the_answer_alone(name):
     assert not any("\n" in text for text in replies(puzzles, style=BARE, error_rate=1.0))
 
 
-def test_an_unknown_style_is_named_with_those_of_the_family():
+def test_a_style_that_a_family_lacks_is_its_usual_one_and_an_unknown_one_is_named():
     puzzle = drawn("pointer_chasing", 0, 3)
+    assert puzzle.solution("pointer") == puzzle.solution()
     with pytest.raises(
-        ValueError, match="pointer_chasing has the styles changes, restate, bare, not 'pointer'"
+        ValueError, match="unknown style of steps 'points'; known: restate, changes, pointer, bare"
     ):
-        puzzle.solution("pointer")
+        puzzle.solution("points")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, style in STYLES if style == "changes" and name in BBH_FAMILIES]
+)
+def test_options_are_restated_forward(name):
+    for seed in range(10):
+        puzzle = drawn(name, seed, seed)
+        *_, options, last = puzzle.solution("changes").steps
+        assert last == puzzle.steps[-1]
+        for line in puzzle.question.partition("Options:\n")[2].splitlines():
+            label, _, text = line.partition(" ")
+            assert f"{text} {label}" in options
 
 
 @EVERY_STYLE
