@@ -2,6 +2,7 @@
 
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main
     python -m experiments.ablate --config=configs/ablations/main.py --workdir=runs/main --seeds=0
+    python -m experiments.ablate plan --config=configs/ablations/main.py --difference=3
 
 Every arm and seed is a workdir of its own, WORKDIR/ARM/seed-N, whose data are links into WORKDIR/data, where
 what several of them need is made once; `--reuse=runs/main` takes runs of the same config that another set has
@@ -13,19 +14,37 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(
-    __doc__,
+JOBS = cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
+RUN = cli.Command(
+    "Runs what is missing of the set, and writes its table.",
     *cli.EXPERIMENT,
     cli.Option("conditions", list, "Only these conditions of a set that has some."),
     cli.Option("arms", list, "Only these arms."),
     cli.Option("seeds", list, "Only these seeds."),
     cli.Option("bbh", "", "A folder of Big-Bench Hard: every student answers the files of its families."),
     cli.Option("reuse", [], "Workdirs of other sets, whose finished runs of the same config are taken."),
-    cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1),
+    JOBS,
+    cli.Option("table", True, "Write the set's tables and charts at the end."),
     cli.WORKERS,
     *cli.TRAIN,
-    load="load_set",
-    parts=None,
+)
+PLAN = cli.Command(
+    "What the set can find, and how long it takes here.\n\n"
+    "Of each hypothesis (or each arm against the baseline), the smallest difference that is found with a "
+    "power of 80 %, alone and with Holm's correction; and the hours of training, from steps timed here.",
+    cli.CONFIG,
+    cli.Option("difference", 0.0, "Points: also the seeds, or items, that find it.", lower_bound=0.0),
+    cli.Option("items", 0, "Of each hypothesis; 0: the puzzles of the config.", lower_bound=0),
+    cli.Option("seed_count", 0, "How many seeds; 0: the set's.", lower_bound=0),
+    cli.Option(
+        "seed_deviation", 2.0, "Points between seeds of an arm; see docs/findings.md.", lower_bound=0.0
+    ),
+    cli.Option("measured", "", "A set's workdir: take the variances of its finished arms."),
+    cli.Option("seconds_per_student", 0.0, "In place of a timed step.", lower_bound=0.0),
+    JOBS,
+)
+PROGRAM = cli.Program(
+    __doc__, commands={"run": RUN, "plan": PLAN}, default="run", load="load_set", parts=None
 )
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
@@ -42,7 +61,8 @@ from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
 from orca_jax.data import tokens
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import collect, prepare, run, tables
-from orca_jax.reporting import arm_runs
+from orca_jax.planning import ablation
+from orca_jax.reporting import arm_runs, conditions
 from orca_jax.reporting.arm_runs import data_folder, folder, keep_set, link, take
 from orca_jax.reporting.report_sources import SET
 from orca_jax.teachers.collection import LEDGER
@@ -54,14 +74,21 @@ SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = None) -> str:
     """Runs what is missing of the set and returns its table. A notebook may call this."""
     options = options or PROGRAM.options()
-    if arm_set.conditions or options.conditions:
-        for condition in arm_set.chosen(options.conditions):
-            log.info("condition %s", condition.name)
-            own = cli.Options(**vars(options) | {"conditions": None})
-            ablate(arm_set.under(condition), workdir / condition.name, own)
-        text = arm_runs.write_conditions(arm_set, workdir)
-        print(text)
-        return text
+    chosen = arm_set.chosen(options.conditions)
+    arm_runs.keep_hypotheses(arm_set, workdir)
+    for condition in chosen:
+        log.info("condition %s", condition.name)
+        _run(arm_set.under(condition), workdir / condition.name, options, [f"--conditions={condition.name}"])
+    if not chosen:
+        text = _run(arm_set, workdir, options)
+    else:
+        text = conditions.write(arm_set, workdir) if options.table else ""
+    print(text)
+    return text
+
+
+def _run(arm_set: ArmSetConfig, workdir: Path, options: cli.Options, condition: Sequence[str] = ()) -> str:
+    """Runs what is missing of a set, or of a set's condition that is named by an option."""
     if options.bbh:
         arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
     asked = arm_set.runs(options.arms, options.seeds)
@@ -70,7 +97,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     if options.jobs > 1:
         for arm, seed in chosen:
             make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), options)
-        _in_processes(workdir, chosen, options.jobs)
+        _in_processes(workdir, chosen, options.jobs, condition)
     else:
         for number, (arm, seed) in enumerate(chosen, 1):
             log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
@@ -78,9 +105,7 @@ def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = N
     for arm, seed in taken if options.bbh else ():
         arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
     keep_set(arm_set, workdir)
-    text = arm_runs.write(arm_set, workdir)
-    print(text)
-    return text
+    return arm_runs.write(arm_set, workdir) if options.table else ""
 
 
 def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
@@ -113,7 +138,9 @@ def shares_of_cores(jobs: int) -> list[list[int]]:
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 
 
-def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int) -> None:
+def _in_processes(
+    workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int, condition: Sequence[str]
+) -> None:
     """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
     free = shares_of_cores(jobs)
 
@@ -122,7 +149,7 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orca_jax.experiments.ablate", *sys.argv[1:]]
-        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1"]
+        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1", "--table=false", *condition]
         log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
@@ -141,8 +168,23 @@ def _in_processes(workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: 
         list(pool.map(work, chosen))
 
 
+def plan(options: cli.Options) -> None:
+    """Prints what the set can find, and the hours that it takes here."""
+    print(
+        ablation.report(
+            options.config,
+            seeds=options.seed_count,
+            items=options.items,
+            difference=options.difference,
+            deviation=options.seed_deviation,
+            workdir=Path(options.measured) if options.measured else None,
+        )
+    )
+    print(ablation.hours(options.config, options.seed_count, options.seconds_per_student, options.jobs))
+
+
 def main() -> None:
-    PROGRAM.main(lambda options: ablate(options.config, options.workdir, options))
+    PROGRAM.main(run=lambda options: ablate(options.config, options.workdir, options), plan=plan)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ must hold between keys is checked by `__post_init__`.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,6 +68,7 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "wizardlm_prompts": ("open_ended",), "own_prompts": ("open_ended",),
 }  # fmt: skip
 CHOICES_MODES = ("orca", "orca_cot", "robust")  # of multiple-choice sets of a config's own
+CHANCE = "chance"  # in a hypothesis, in the place of an arm
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
 
 
@@ -621,6 +623,42 @@ class ConditionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HypothesisConfig:
+    """A prediction, kept in hypotheses.json when the set begins: an accuracy or a difference, in points."""
+
+    name: str  # a few words, for the table
+    arm: str  # whose accuracy it is
+    minus: str = ""  # from which this is subtracted: another arm, or `chance`; empty: nothing is
+    conditions: tuple[str, ...] = ()  # of the set, their items taken together; empty: all
+    tasks: tuple[str, ...] = ()  # of the evaluation's items, or how their names begin; empty: all
+    difficulties: tuple[int, ...] = ()  # of the evaluation's items; empty: all
+    result: str = ""  # title of the result that it is about; empty: the first
+    at_least: float | None = None  # points; None: no bound
+    at_most: float | None = None  # points; None: no bound
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"hypothesis {self.name!r} predicts nothing; give at_least, at_most or both")
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"hypothesis {self.name!r}: at_least={low} must be below at_most={high}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which the value is predicted, in points; infinite where there is no bound."""
+        low, high = self.at_least, self.at_most
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    def nearest(self, points: float) -> float:
+        """The bound that a value is nearest to."""
+        return min(filter(math.isfinite, self.bounds), key=lambda bound: abs(bound - points))
+
+    def is_about(self, task: str) -> bool:
+        """Whether items of a task count; the tasks of a family begin with its name."""
+        return not self.tasks or task.startswith(self.tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArmSetConfig:
     """Arms over one base config, each run under every seed, and under every condition if there are some."""
 
@@ -632,6 +670,7 @@ class ArmSetConfig:
     base: Mapping[str, object]  # an experiment's config
     arms: tuple[ArmConfig, ...]
     conditions: tuple[ConditionConfig, ...] = ()  # each a set of its own, in a folder of the workdir
+    hypotheses: tuple[HypothesisConfig, ...] = ()  # tested together, corrected by Holm for their number
 
     def __post_init__(self) -> None:
         conditions = [condition.name for condition in self.conditions]
@@ -647,6 +686,37 @@ class ArmSetConfig:
         for condition in self.conditions:
             _check_known(f"condition {condition.name!r} changes arm", condition.arms, names)
             self.under(condition)
+        self._check_hypotheses(names, titles)
+
+    def _check_hypotheses(self, arms: Sequence[str], titles: Sequence[str]) -> None:
+        names, conditions = [one.name for one in self.hypotheses], [one.name for one in self.conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"hypotheses need distinct names; got {', '.join(names)}")
+        for one in self.hypotheses:
+            where = f"hypothesis {one.name!r} names"
+            _check_known(f"{where} the arm", [one.arm], arms)
+            _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
+            _check_known(f"{where} the condition", one.conditions, conditions)
+            _check_known(f"{where} the result", [one.result] if one.result else [], titles)
+            for part in self.parts(one.conditions):
+                config, evaluation = part.asked(one)
+                if evaluation.startswith("puzzles"):
+                    families, levels = config.puzzles.families, config.evaluation.difficulties
+                    unknown = [
+                        task for task in one.tasks if not any(name.startswith(task) for name in families)
+                    ]
+                    _check_known(f"{where} the task", unknown, families)
+                    _check_known(f"{where} the difficulty", one.difficulties, levels)
+
+    def parts(self, conditions: Sequence[str] | None = None) -> list[ArmSetConfig]:
+        """The set under each of these conditions, or all; the set itself where it has none."""
+        return [self.under(one) for one in self.chosen(conditions)] or [self]
+
+    def asked(self, one: HypothesisConfig) -> tuple[ExperimentConfig, str]:
+        """The first seed's config of a hypothesis' arm, and the evaluation that it is about."""
+        arm = next(arm for arm in self.arms if arm.name == one.arm)
+        result = next(result for result in self.results if one.result in ("", result.title))
+        return self.config(arm, self.seeds[0]), arm.evaluation(result)
 
     def config(self, arm: ArmConfig, seed: int) -> ExperimentConfig:
         """The experiment that an arm is under a seed.
@@ -666,7 +736,7 @@ class ArmSetConfig:
         ]
         base = merged(self.base, condition.changes)
         name = f"{self.name}-{condition.name}"
-        return replace(self, name=name, base=base, arms=tuple(arms), conditions=())
+        return replace(self, name=name, base=base, arms=tuple(arms), conditions=(), hypotheses=())
 
     def chosen(self, conditions: Sequence[str] | None) -> list[ConditionConfig]:
         """The conditions of these names, or all.

@@ -80,6 +80,14 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.runlocal:
         config.base["evaluation"].update(per_family=4, max_tokens=16)
         config.conditions, config.seeds = config.conditions[:1], (0,)
+    names = [condition["name"] for condition in config.conditions]
+    config.hypotheses = [
+        dict(
+            name=f"{at}: {arm} - {other}", conditions=(at,), arm=arm, minus=other, at_least=low, at_most=high
+        )
+        for (at, arm, other), (low, high) in PREDICTED.items()
+        if at in names
+    ]
     return complete_set(config)
 
 

@@ -45,6 +45,24 @@ class Bootstrap(NamedTuple):
     p_value: float
 
 
+class Crossed(NamedTuple):
+    """A mean over seeds and items with its standard error; `freedom`: degrees of Student's t."""
+
+    value: float
+    stderr: float
+    freedom: float
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval."""
+        half = self.stderr * float(special.stdtrit(self.freedom, ENDS_95[1]))
+        return Interval(self.value - half, self.value + half)
+
+    def p_value(self, expected: float) -> float:
+        """Of the two-sided t test against `expected`."""
+        return min(1.0, 2 * float(special.stdtr(self.freedom, -abs(self.value - expected) / self.stderr)))
+
+
 def binomial_standard_error(accuracy: float, n: int) -> float:
     """sqrt(p (1 - p) / n): the sampling error of `n` independent items."""
     if n < 1 or not 0 <= accuracy <= 1:
@@ -203,3 +221,36 @@ def paired_bootstrap(
         low, high = combined_interval(shares, bounds, (1, -1))
         p_value = max(p_value, min(1.0, 2.0 ** (1 - n))) if difference else 1.0
     return Bootstrap(difference, float(low), float(high), p_value)
+
+
+def satterthwaite(seeds: int, items: int, of_seeds: float, of_items: float, residual: float) -> float:
+    """Degrees of freedom of a mean over seeds and items, from the mean squares of their crossed design."""
+    squares = [(of_seeds, seeds - 1), (of_items, items - 1), (-residual, (seeds - 1) * (items - 1))]
+    total = sum(square for square, _ in squares)
+    return total**2 / max(sum(square**2 / max(degrees, 1) for square, degrees in squares), 1e-300)
+
+
+def crossed_mean(values: ArrayLike) -> Crossed:
+    """The mean of values, float [seeds, items], of which both the seeds and the items are drawn.
+
+    Every seed meets all items, so the variance is (MS_seeds + MS_items - MS_residual) / (seeds * items), with
+    Satterthwaite's degrees of freedom: the quasi-F test of Clark (Journal of Verbal Learning and Verbal
+    Behavior 12, 1973). No component counts as negative, and the error is at least that of one item that
+    differs from all others. With one seed the error is that of drawing items alone.
+    """
+    array = np.atleast_2d(np.asarray(values, float))
+    seeds, items = array.shape
+    if items < 2:
+        raise ValueError(f"need two items or more, got shape {array.shape}")
+    by_seed, by_item, mean = array.mean(axis=1), array.mean(axis=0), array.mean()
+    of_items = seeds * float(by_item.var(ddof=1))
+    of_seeds = residual = 0.0
+    variance, freedom = of_items, float(items - 1)
+    if seeds > 1:
+        of_seeds = items * float(by_seed.var(ddof=1))
+        rest = array - by_seed[:, None] - by_item + mean
+        residual = float(np.sum(rest**2)) / ((seeds - 1) * (items - 1))
+        variance = max(of_items + max(of_seeds - residual, 0.0), of_seeds)
+        freedom = max(satterthwaite(seeds, items, of_seeds, of_items, residual), seeds - 1.0)
+    least = math.sqrt(1 - 1 / items) / items
+    return Crossed(float(mean), max(math.sqrt(variance / (seeds * items)), least), freedom)

@@ -17,18 +17,18 @@ from typing import Any
 
 from orca_jax import artifacts, files
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
-from orca_jax.evaluation.cells import ABSENT, CAPTION, Cell
+from orca_jax.evaluation.cells import Cell
 from orca_jax.evaluation.run import REPLIES, RecordedReply
-from orca_jax.evaluation.statistics import Interval
+from orca_jax.evaluation.scoring import SCORES
 from orca_jax.records import Item
-from orca_jax.reporting import arms, charts
-from orca_jax.reporting.report_sources import CONFIG, SET, TABLE
+from orca_jax.reporting import arms, charts, hypotheses
+from orca_jax.reporting.report_sources import CONFIG, SET, TABLE, read_json
 from orca_jax.reporting.run_tables import has_oracles
-from orca_jax.reporting.tables import ORACLE_NOTE, Table
+from orca_jax.reporting.tables import ORACLE_NOTE
 from orca_jax.training import curriculum, students
 
 log = logging.getLogger(__name__)
-RESULTS, FIGURE = "results.json", "arms.png"
+RESULTS, FIGURE, HYPOTHESES = "results.json", "arms.png", "hypotheses.json"
 DATA_KEYS = ("seed", "benchmarks", "puzzles", "flan", "teachers")
 
 
@@ -65,6 +65,24 @@ def keep_set(arm_set: ArmSetConfig, workdir: Path) -> None:
     """Writes set.json: as a first arm begins, and when all have run; a set that is refused changes none."""
     with artifacts.atomic_write(workdir / SET) as file:
         json.dump(plain(arm_set), file, indent=1)
+
+
+def keep_hypotheses(arm_set: ArmSetConfig, workdir: Path) -> None:
+    """Writes hypotheses.json as the set begins.
+
+    Raises:
+      ArtifactError: it began with other hypotheses.
+    """
+    path, now = workdir / HYPOTHESES, {one.name: plain(one) for one in arm_set.hypotheses}
+    begun = (workdir / SET).exists() or any(workdir.glob(f"*/{SET}"))
+    if arm_set.hypotheses and not path.exists() and not begun:
+        with artifacts.atomic_write(path) as file:
+            json.dump(now, file, indent=1)
+    if changed := list(artifacts.differences(read_json(path), now)):
+        raise artifacts.ArtifactError(
+            f"the hypotheses of {workdir} were written down when the set began, and are others now: "
+            f"{'; '.join(changed)}. Restore them, or begin a new set in another --workdir"
+        )
 
 
 def take(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, reuse: Sequence[str]) -> bool:
@@ -116,13 +134,17 @@ def results(arm_set: ArmSetConfig, workdir: Path) -> list[arms.Result]:
     """What is finished of every result of the set: arms of which a seed is missing are left out."""
     found = []
     for result in arm_set.results:
-        by_arm = {
-            arm.name: [items(workdir, arm.name, seed, arm.evaluation(result)) for seed in arm_set.seeds]
-            for arm in arm_set.arms
-            if all(_is_evaluated(workdir, arm.name, s, arm.evaluation(result)) for s in arm_set.seeds)
-        }
+        by_arm, chance = {}, dict[str, float | None]()
+        for arm in arm_set.arms:
+            name = arm.evaluation(result)
+            if all(_is_evaluated(workdir, arm.name, seed, name) for seed in arm_set.seeds):
+                by_arm[arm.name] = [items(workdir, arm.name, seed, name) for seed in arm_set.seeds]
+                scores = folder(workdir, arm.name, arm_set.seeds[0]) / "evaluation" / name / SCORES
+                chance |= {task: of.get("chance") for task, of in read_json(scores).get("tasks", {}).items()}
         if by_arm:
-            found.append(arms.Result(result.title, arms.frame(by_arm)))
+            frame = arms.frame(by_arm)
+            frame["chance"] = frame.task.map(chance).astype(float)
+            found.append(arms.Result(result.title, frame))
     return found
 
 
@@ -180,6 +202,7 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
 def write(arm_set: ArmSetConfig, workdir: Path) -> str:
     """Writes table.md, results.json and arms.png of what is finished, and returns the table."""
     found = results(arm_set, workdir)
+    judged = hypotheses.judge(arm_set, {"": found})
     text = arms.render(
         arm_set.name,
         arm_set.question,
@@ -187,6 +210,7 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         found,
         training_facts(arm_set, workdir),
         note=ORACLE_NOTE if has_oracles(arm_set.config(arm_set.arms[0], arm_set.seeds[0])) else "",
+        first=hypotheses.paragraphs(judged),
     )
     if missing := missing_runs(arm_set, workdir):
         lines = [f"- {arm}: seed {', '.join(map(str, seeds))}" for arm, seeds in missing.items()]
@@ -196,31 +220,9 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
         file.write(text)
     rows = arms.rows(arm_set.baseline, found)
     with artifacts.atomic_write(workdir / RESULTS) as file:
-        json.dump({"rows": rows}, file, indent=1)
+        json.dump({"rows": rows, "hypotheses": [one.row() for one in judged]}, file, indent=1)
     if rows:
         _draw(rows, arm_set.question, workdir / FIGURE)
-    return text
-
-
-def write_conditions(arm_set: ArmSetConfig, workdir: Path) -> str:
-    """Writes table.md of a set under conditions: the first result of every arm under each that has one."""
-    header = ["condition", *(arm.name for arm in arm_set.arms)]
-    rows = []
-    for condition in arm_set.conditions:
-        path = workdir / condition.name / RESULTS
-        found = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-        shown = {}
-        for row in found:
-            if row["result"] == arm_set.results[0].title:
-                interval = Interval(*row["interval"]) if row["interval"] else None
-                cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], interval)
-                shown[row["arm"]] = f"{cell}, {row['tokens'] or 0:.0f} tokens"
-        rows.append([condition.name, *(shown.get(arm.name, ABSENT) for arm in arm_set.arms)])
-    text = f"# {arm_set.name}\n\n{arm_set.question}\n\n## {arm_set.results[0].title}\n\n"
-    text += f"{Table(header, rows).markdown()}\n\n{CAPTION}\n"
-    text += "\nTokens are those of a reply. Each condition has a folder of its own, with its tests.\n"
-    with artifacts.atomic_write(workdir / TABLE) as file:
-        file.write(text)
     return text
 
 

@@ -331,9 +331,14 @@ def render(
     facts: Sequence[Mapping[str, Any]],
     *,
     note: str = "",
+    first: Sequence[str] = (),
 ) -> str:
-    """The set's page in Markdown; unfinished results are left out."""
-    parts = [f"# {name}", question, note]
+    """The set's page in Markdown; unfinished results are left out.
+
+    Args:
+      first: paragraphs that stand before the tables.
+    """
+    parts = [f"# {name}", question, note, *first]
     if facts:
         parts += ["## What each arm was trained on", training_table(facts).markdown()]
     for result in results:

@@ -231,6 +231,8 @@ def lines(
     marks: bool = False,
     dashed: Collection[str] = (),
     starts: Mapping[str, float] | None = None,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    ticks: Sequence[float] = (),
 ) -> Chart | None:
     """A line a series; None where no series has a point.
 
@@ -239,6 +241,8 @@ def lines(
       marks: a mark at each point.
       dashed: the series that are drawn so.
       starts: stage to the step at which it begins, drawn as upright lines.
+      errors: of the points of a series, drawn as whiskers to both sides.
+      ticks: of the x axis, which then spans them alone.
     """
     kept: dict[str, list[Point]] = {}
     for name, points in series.items():
@@ -255,8 +259,15 @@ def lines(
         marker = "o" if marks or len(points) == 1 else ""
         style: Any = {"marker": marker, "color": colour(at), "ls": "--" if name in dashed else "-"}
         axes.plot(*np.reshape(points, (-1, 2)).T, **style, lw=1.8, clip_on=False)
+        for (place, value), error in zip(points, (errors or {}).get(name, ())):
+            axes.vlines(place, value - error, value + error, color=style["color"], lw=1.2, clip_on=False)
     _scale(axes, "x", (a for a, _ in every), log="x" in log)
-    _scale(axes, "y", (b for _, b in every), log="y" in log)
+    if ticks:
+        beyond = 0.04 * (max(ticks) - min(ticks)) or 1.0
+        axes.set_xlim(min(ticks) - beyond, max(ticks) + beyond)
+        axes.set_xticks(ticks, [number(tick) for tick in ticks])
+    widest = [max(found, default=0.0) for found in (errors or {}).values()]
+    _scale(axes, "y", (b + max(widest, default=0.0) for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)
     for stage, step in (starts or {}).items():
         axes.axvline(step, color=SOFT, lw=1, ls=(0, (3, 3)))
@@ -265,12 +276,43 @@ def lines(
     axes.set_xlabel(x, loc="right", **SMALL)
     beside = ((step, stage) for stage, step in (starts or {}).items())
     _place(axes, bottom=TICKS + XLABEL, top=36 if starts else 24, beside=beside)
+    at_x = "step" if x == "training step" else x
     ends = (
-        f"{name}: {points[0][1]:.4g} at step {points[0][0]:g}, {points[-1][1]:.4g} at step {points[-1][0]:g}."
+        f"{name}: {points[0][1]:.4g} at {at_x} {points[0][0]:g}, "
+        f"{points[-1][1]:.4g} at {at_x} {points[-1][0]:g}."
         for name, points in kept.items()
         if points
     )
     return Chart(axes.figure, caption, f"{caption} {' '.join(ends)}", [*kept], lines=kept)
+
+
+def difference_map(
+    values: np.ndarray, columns: Sequence[float], rows: Sequence[float], *, caption: str, x: str, y: str
+) -> Chart:
+    """Differences in points as colours, float [rows, columns], with the line where they are zero.
+
+    Args:
+      columns, rows: places on the axes `x` and `y`; the cells are drawn equally wide and high.
+    """
+    axes = _axes(120 + 26 * len(rows))
+    across, up = np.arange(len(columns)), np.arange(len(rows))
+    most = max(1.0, float(np.max(np.abs(values))))
+    axes.imshow(values, cmap="PuOr_r", vmin=-most, vmax=most, origin="lower", aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        shade = CARD if abs(value) > 0.6 * most else INK
+        axes.text(column, row, f"{value:+z.0f}", ha="center", va="center", color=shade, fontsize=12)
+    if min(values.shape) > 1 and values.min() < 0 < values.max():
+        axes.contour(across, up, values, levels=[0], colors=INK, linewidths=2)
+    axes.set_xticks(across, [number(value) for value in columns])
+    axes.set_yticks(up, [number(value) for value in rows])
+    axes.set_title(_text(y), loc="left", pad=8, **SMALL)
+    axes.set_xlabel(_text(x), loc="right", **SMALL)
+    _place(axes, bottom=TICKS + XLABEL, top=24)
+    cells = (
+        f"{value:+z.1f} at {x} {columns[column]:g} and {number(rows[row])} {y}"
+        for (row, column), value in np.ndenumerate(values)
+    )
+    return Chart(axes.figure, caption, f"{caption} {'; '.join(cells)}.")
 
 
 def bars(

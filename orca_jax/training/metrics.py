@@ -9,6 +9,7 @@ import collections
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,13 @@ class Metrics:
     """
 
     def __init__(self, directory: str | os.PathLike[str], step: int):
-        from tensorboardX import SummaryWriter
+        # tensorboardX imports torch where that is installed, a second of each start that nothing here needs.
+        hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        try:
+            from tensorboardX import SummaryWriter
+        finally:
+            if hidden is None:
+                del sys.modules["torch"]
 
         self.path = Path(directory) / FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)

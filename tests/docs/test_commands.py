@@ -48,7 +48,7 @@ NOT_RUN = {
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",
     r"python -m experiments\.generate chat --model=SmolLM2": "needs weights; tests/proofs/test_smollm2.py",
-    r"python -m benchmarks\.(train|generate|start)\b": "needs a quiet machine; checklist: benchmark",
+    r"python -m benchmarks\.(train|generate|start|students)\b": "needs a quiet machine; checklist: benchmark",
     r"python -m benchmarks\.gpu$": "stands with its options in docs/performance.md",
     r"python -m benchmarks\.parity (families|memory)": "minutes; checklist: benchmarks.parity memory",
     r"python -m benchmarks\.scale ": "compiles for TPUs, an hour; checklist: benchmarks.scale",

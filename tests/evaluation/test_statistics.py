@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.evaluation import statistics
-from orca_jax.evaluation.statistics import Estimate
+from orca_jax.evaluation.statistics import Estimate, crossed_mean
 
 few = settings(max_examples=40, deadline=None)
 outcomes = st.lists(st.booleans(), min_size=1, max_size=60)
@@ -157,3 +157,30 @@ def test_bootstrap_intervals_hold_the_mean_and_the_ratio():
     low, high = statistics.bootstrap_interval(pairs)
     assert low < 0.55 < high
     assert statistics.bootstrap_interval(values) == statistics.bootstrap_interval(values)
+
+
+def test_a_mean_over_seeds_and_items_has_the_error_of_both():
+    rng = np.random.default_rng(0)
+    seeds, items = (0.03, 0.2)  # standard deviations
+
+    def draw():
+        return rng.normal(0, seeds, (4, 1)) + rng.normal(0, items, (1, 100)) + rng.normal(0, 0.3, (4, 100))
+
+    found = [crossed_mean(draw()) for _ in range(500)]
+    true = (seeds**2 / 4 + items**2 / 100 + 0.3**2 / 400) ** 0.5
+    assert np.mean([one.stderr**2 for one in found]) ** 0.5 == pytest.approx(true, rel=0.1)
+    assert np.mean([one.p_value(0) < 0.05 for one in found]) < 0.08
+    assert np.mean([one.interval.low < 0 < one.interval.high for one in found]) > 0.92
+
+
+def test_one_seed_has_the_error_of_items_alone():
+    values = np.array([1.0, 0.0, 1.0, 1.0])
+    assert crossed_mean(values).stderr == pytest.approx(values.std(ddof=1) / 2)
+    assert crossed_mean(values).freedom == 3
+
+
+def test_equal_values_are_no_certainty():
+    found = crossed_mean(np.ones((3, 100)))
+    assert found.stderr == pytest.approx(0.01, rel=0.01)
+    with pytest.raises(ValueError, match="two items or more"):
+        crossed_mean(np.ones((3, 1)))

@@ -63,6 +63,21 @@ def test_run_again_it_makes_nothing(workdir):
     assert text == (workdir / "table.md").read_text()
 
 
+def test_a_part_may_leave_the_table_to_others(workdir):
+    table = workdir / "table.md"
+    before = table.stat().st_mtime_ns
+    assert ablate.ablate(small(), workdir, given(arms=["answers"], table=False)) == ""
+    assert table.stat().st_mtime_ns == before
+
+
+def test_hypotheses_that_changed_are_refused_before_anything_runs(workdir):
+    config = merged(
+        plain(small()), {"hypotheses": [dict(name="x", arm="answers", minus="chance", at_least=0.0)]}
+    )
+    with pytest.raises(artifacts.ArtifactError, match=r"x: absent there.*begin a new set"):
+        ablate.ablate(load_set(config), workdir)
+
+
 def test_a_refused_set_leaves_what_describes_the_one_that_ran(workdir):
     about = [workdir / SET, *workdir.glob(f"*/*/{CONFIG}")]
     before = [path.read_text() for path in about]

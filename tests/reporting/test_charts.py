@@ -5,6 +5,7 @@ import math
 import re
 import xml.etree.ElementTree as xml
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,3 +160,28 @@ def test_a_chart_is_a_picture_with_its_legend_and_title(tmp_path):
     assert {"$_a^$", "_b"} <= {*words}
     with pytest.raises(ValueError, match="nonsense"):
         charts.bars(rows, {}, caption="").save(tmp_path / "a.nonsense")
+
+
+def test_errors_of_points_are_whiskers():
+    def upright(**more):
+        chart = charts.lines({"a": [(1, 40), (2, 60)]}, caption="c", y="per cent", x="k", **more)
+        return sum(len(part.get_segments()) for part in chart.figure.axes[0].collections)
+
+    assert (upright(), upright(errors={"a": [3, 5]})) == (0, 2)
+
+
+@pytest.mark.parametrize(("values", "drawn"), [
+    ([[-10.0, 5.0], [-5.0, 30.0]], 1),
+    ([[1.0, 5.0], [2.0, 30.0]], 0),
+    ([[-1.0, 5.0]], 0),
+])  # fmt: skip
+def test_a_map_shows_differences_and_the_line_of_zero(values, drawn):
+    places, tokens = [2, 5], [1e5, 2e5][: len(values)]
+    chart = charts.difference_map(
+        np.array(values), places, tokens, caption="c", x="k", y="positions trained on"
+    )
+    [axes] = chart.figure.axes
+    lines = [part for part in axes.collections if part.get_paths()]
+    assert len(lines) == drawn
+    assert {f"{value:+.0f}" for row in values for value in row} <= set(texts(chart))
+    assert f"{values[0][1]:+.1f} at k 5 and 100k positions trained on" in chart.alt

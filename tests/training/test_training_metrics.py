@@ -1,6 +1,8 @@
 """Metrics as JSON lines: a resumed run cuts off what it will make again."""
 
 import json
+import subprocess
+import sys
 import time
 import types
 
@@ -97,3 +99,14 @@ def test_memory_is_that_of_the_fullest_device():
     devices = [device({"peak_bytes_in_use": 5}), device({"peak_bytes_in_use": 7}), device(None)]
     assert metrics.device_bytes(devices) == {"device_bytes": 7}
     assert metrics.device_bytes([device(None), device({"other": 1})]) == {}
+
+
+def test_metrics_start_without_torch(tmp_path):
+    """It takes a second to import, and each of many small students would pay it."""
+    program = f"""
+import sys
+from orca_jax.training.metrics import Metrics
+Metrics({str(tmp_path)!r}, 0).close()
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
