@@ -514,7 +514,9 @@ class ExperimentConfig:
     # questions reaches training.
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[ChoicesConfig, ...] = ()
-    compiler_options: Mapping[str, str] = field(default_factory=dict)  # of XLA, for the training step
+    # Of XLA, for the training step, by name; `auto`: those that are fastest on the platform, and that the XLA
+    # at hand knows. A run that goes on keeps what it began with.
+    compiler_options: Literal["auto"] | Mapping[str, str] = "auto"
     puzzles: PuzzlesConfig
     flan: tuple[FlanConfig, ...] = ()
     teachers: tuple[TeacherConfig, ...]

@@ -175,7 +175,7 @@ class Trainer:
           The steps done, the state, and whether the run stopped before validation and evaluation of the last
           step.
         """
-        step = [plain(part) for part in (self.student, self.optimizer, self.train)]
+        step = [plain(part) for part in (self.student, self.optimizer, self.train, self.compiler_options)]
         newest = max(self.checkpoints.steps(), default=0)
         values = {"the newest checkpoint": str(newest), "the training step": artifacts.digest(step)}
         hosts.compare("step", values)
