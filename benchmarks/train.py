@@ -55,7 +55,10 @@ def dense(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
     ones, positions = np.ones((size, ROW), np.int32), np.tile(np.arange(ROW, dtype=np.int32), (size, 1))
     rows = Row(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
     automatic = compiler_options.resolved("auto")
-    found = [ours("orca_jax, no XLA options", config, [rows], {}), ours("orca_jax", config, [rows], automatic)]
+    found = [
+        ours("orca_jax, no XLA options", config, [rows], {}),
+        ours("orca_jax", config, [rows], automatic),
+    ]
     if not alone:
         ids = rows.tokens.astype(np.int64)  # transformers shifts the labels itself
         batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}

@@ -93,7 +93,11 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
 
 
 def _path(where: str, steps: Iterable[str | int]) -> str:
-    places = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps if step != "[key]" and not MEMBER.fullmatch(str(step))]
+    places = [
+        f"[{step}]" if isinstance(step, int) else f".{step}"
+        for step in steps
+        if step != "[key]" and not MEMBER.fullmatch(str(step))
+    ]
     return (where + "".join(places)).removeprefix(".")
 
 

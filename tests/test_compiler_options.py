@@ -1,4 +1,4 @@
-"""What `compiler_options` becomes: the platform's options, of which the XLA at hand knows not all, or a table."""
+"""What `compiler_options` becomes: the platform's options that the XLA at hand knows, or a table."""
 
 import logging
 

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import mmap
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +16,7 @@ from orca_jax.training.hosts import AGAIN
 WORKDIR = "--workdir=/share/a run"  # an argument with a space stays one
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$HOME/srun.txt"
+env >"$HOME/env.txt"
 [ -z "$SIGNALLED" ] || kill -TERM "$PPID"
 exit "$STATUS"
 """
@@ -39,6 +42,7 @@ esac
 # Ends with one status after the other; a status of 143 is a preemption. Told to wait, it waits for SIGTERM.
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >>"$HOME/python.txt"
+env >"$HOME/env.txt"
 status=$(head -n 1 "$HOME/statuses")
 sed -i 1d "$HOME/statuses"
 [ "$status" != 143 ] || echo SUSPENDED >"$HOME/state"
@@ -65,6 +69,28 @@ def run(repo, tmp_path):
     return start
 
 
+# The values are those that jax sets on TPU VMs (its cloud_tpu_init.py).
+STALLS = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "60", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "256"}
+
+
+def assert_platform(variables, platforms):
+    """The variables are those that make jax refuse a fall back to the CPU, and Orbax a stalled connection."""
+    assert variables["JAX_PLATFORMS"] == platforms
+    assert {name: variables[name] for name in STALLS} == STALLS
+
+
+def environment(folder):
+    return dict(line.split("=", 1) for line in lines(folder / "env.txt") if "=" in line)
+
+
+def test_the_names_are_those_that_tensorstore_reads():
+    import tensorstore
+
+    (library,) = Path(tensorstore.__file__).parent.glob("_tensorstore*.so")
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        assert all(text.find(name.encode()) >= 0 for name in STALLS)
+
+
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
@@ -76,10 +102,11 @@ def lines(path):
 @pytest.mark.parametrize("status", [0, 1, AGAIN])
 def test_slurm_requeues_what_is_to_be_started_again(run, tmp_path, status, signalled):
     given = ("--config=configs/mini.py", WORKDIR)
-    variables = {"STATUS": str(status), "SIGNALLED": signalled, "SLURM_JOB_ID": "17"}
+    variables = {"STATUS": str(status), "SIGNALLED": signalled, "SLURM_JOB_ID": "17", "JAX_PLATFORMS": ""}
     ended = run("slurm.sbatch", *given, **variables)
     assert ended.returncode == status, ended.stderr
     assert lines(tmp_path / "srun.txt")[-5:] == ["-m", "experiments.train", "--hosts=auto", *given]
+    assert_platform(environment(tmp_path), "cuda,cpu")
     assert lines(tmp_path / "scontrol.txt") == (["requeue 17"] if status == AGAIN else [])
 
 
@@ -114,6 +141,7 @@ def test_a_tpu_slice_is_kept_until_training_is_done(run, tmp_path, statuses, sta
     assert ended.returncode == status, ended.stderr
     started = ["-m", "experiments.train", "--hosts=auto", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == started * starts
+    assert_platform(environment(tmp_path), "tpu,cpu")
     asked = lines(tmp_path / "gcloud.txt")
     assert asked.count("queued-resources create") == creations
     assert asked.count("queued-resources delete") == creations - 1
@@ -138,6 +166,7 @@ def test_a_slice_evaluates_in_parts_and_scores_once(run, tmp_path):
     assert ended.returncode == 0, ended.stderr
     program = ["-m", "experiments.evaluate", "run", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == [*program, "--part=auto", *program]
+    assert_platform(environment(tmp_path), "tpu,cpu")
 
 
 @pytest.mark.parametrize("missing", ["NAME", "SHARE"])
@@ -220,6 +249,7 @@ def test_the_jobset_fills_its_slice_and_finds_its_disk(jobset, repo):
     assert (repo / given["config"].partition(":")[0]).is_file()
     assert given["workdir"].startswith(container["volumeMounts"][0]["mountPath"] + "/")
     assert given["hosts"] == "auto"
+    assert_platform({one["name"]: one["value"] for one in container["env"]}, "tpu,cpu")
 
 
 def test_the_image_holds_what_the_manifest_starts(repo):

@@ -83,8 +83,8 @@ def check_platform() -> None:
     if wanted or seen:
         why = f"JAX_PLATFORMS asks for {wanted}" if wanted else f"this machine has {seen[0]}"
         raise HostsError(
-            f"{why}, and jax finds only the CPU. End the process that holds the devices, install the extra for them "
-            "(tpu or cuda) and their driver, or set JAX_PLATFORMS=cpu to train on the CPU"
+            f"{why}, and jax finds only the CPU. End the process that holds the devices, install the extra "
+            "for them (tpu or cuda) and their driver, or set JAX_PLATFORMS=cpu to train on the CPU"
         )
 
 
@@ -169,7 +169,7 @@ class DeferredSignals(contextlib.AbstractContextManager["DeferredSignals"]):
     thread this does nothing.
 
     Attributes:
-      at_once: the first one ends the program too, even while XLA compiles. For as long as nothing would be lost.
+      at_once: the first one ends the program too, even while XLA compiles; while nothing would be lost.
     """
 
     received: signal.Signals | None = None
