@@ -1,6 +1,6 @@
-"""What our programs reach on one GPU, beside torch; few packages are needed. Three calls of half an hour in all:
+"""What our programs reach on one GPU, beside torch; few packages are needed. Half an hour in three calls:
 
-python -m benchmarks.gpu --part=truth       # versions, ceilings, every backend beside the reference, and alone
+python -m benchmarks.gpu --part=truth       # versions, ceilings, backends beside the reference and alone
 python -m benchmarks.gpu --part=headline    # training steps of 1.26B and 6.74B parameters; torch; a profile
 python -m benchmarks.gpu --part=rest        # decoding, losses beside the CPU's, a second start
 
@@ -153,15 +153,16 @@ def main(
     child: str = "",
 ) -> None:
     if child:
-        case = Case(*json.loads(child))
-        print(json.dumps(gpu_cases.KINDS[case.kind](case)), flush=True)
+        one = Case(*json.loads(child))
+        print(json.dumps(gpu_cases.KINDS[one.kind](one)), flush=True)
         return
     if part not in PARTS or shapes not in SIZES:
         raise SystemExit(f"--part is one of {', '.join(PARTS)}, and --shapes one of {', '.join(SIZES)}")
     path, deadline = Path(out), time.monotonic() + seconds
     text = path.read_text() if path.exists() else ""
     results = {one["case"]: one for one in map(json.loads, text.splitlines())}
-    while case := next((one for one in cases(part, SIZES[shapes], results) if one.name not in results), None):
+    while todo := [one for one in cases(part, SIZES[shapes], results) if one.name not in results][:1]:
+        (case,) = todo
         left = deadline - time.monotonic()
         try:
             found = run(case, path, min(limit, max(left, 0)))

@@ -59,9 +59,8 @@ def train(
     student = students.shape(config, workdir, source)
     usable = compiler_options.known if config.compiler_options == "auto" else compiler_options.check
     begun = artifacts.recorded(directory)["provenance"].get("compiler_options")
-    config = dataclasses.replace(
-        config, compiler_options=compiler_options.resolved(config.compiler_options, begun)
-    )
+    options = compiler_options.resolved(config.compiler_options, begun)
+    config = dataclasses.replace(config, compiler_options=options)
     made = provenance(config, student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
     if source:
@@ -71,7 +70,7 @@ def train(
     artifact = artifacts.Artifact(directory, made, inputs, places)
     if artifact.finished():
         return
-    options = usable(config.compiler_options)
+    options = usable(options)
     for first in (True, False):  # the first host before all others: it removes what other settings began
         if first == (jax.process_index() == 0):
             fingerprint = artifact.begin(costly=students.CHECKPOINTS)

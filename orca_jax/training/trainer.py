@@ -302,8 +302,9 @@ class Trainer:
         except hosts.Interrupted:
             self.plateau, self.curriculum = before
             raise
-        for kind, values in measured if self.metrics else ():
-            self.metrics.write(kind, done, values)
+        if self.metrics:
+            for kind, values in measured:
+                self.metrics.write(kind, done, values)
         self.speed.restart()
 
     def _measure(self, state: TrainState, done: int) -> Iterator[tuple[str, Mapping[str, float]]]:
