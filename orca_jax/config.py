@@ -365,7 +365,7 @@ class StageConfig:
     learning_rate: float = 1e-3  # the peak, after the warm-up
     warmup_steps: Count = 0  # over which the rate rises in a straight line
     # After the warm-up: `cosine` and `linear` fall to `final_fraction` over all steps, `wsd` (warm-up,
-    # stable, decay, arXiv 2404.06395) in a straight line over the last tenth of them; `constant` does not fall.
+    # stable, decay, arXiv 2404.06395) in a line over the last tenth of them; `constant` does not fall.
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     final_fraction: float = 0.1  # of the peak, to which the rate falls
     reset_optimizer: bool = False  # start the stage with fresh optimizer moments
