@@ -76,7 +76,8 @@ def check_platform() -> None:
     jax does so with a warning, or without one: where another process holds the TPU, the driver or the plug-in
     fails, and with `JAX_PLATFORMS=cuda,cpu` where no GPU is seen.
     """
-    wanted = str(jax.config.read("jax_platforms") or "").partition(",")[0]
+    settings: Any = jax.config  # whose attributes a type checker does not know
+    wanted = str(settings.jax_platforms or "").partition(",")[0]
     if jax.default_backend() != "cpu" or wanted == "cpu":
         return
     seen = [path for pattern in ACCELERATORS for path in sorted(glob.glob(pattern))]
