@@ -1,123 +1,119 @@
-"""Training steps at full size on one GPU, beside torch; few packages are needed.
+"""What our programs reach on one GPU, beside torch; few packages are needed. Half an hour in three calls:
 
-python -m benchmarks.gpu --case=7B --out=benchmark_gpu.jsonl    # cases with 7B in their names; a line a case
+python -m benchmarks.gpu --part=truth       # versions, ceilings, backends beside the reference and alone
+python -m benchmarks.gpu --part=headline    # training steps of 1.26B and 6.74B parameters; torch; a profile
+python -m benchmarks.gpu --part=rest        # decoding, losses beside the CPU's, a second start
 
-Packed rows of 2,048 positions, segments kept apart, bfloat16 products over float32 parameters. Every case
-runs in a process of its own, so that its peak memory is its own and running out of it ends no other. Where
-transformers and torch are installed, the same step runs in them, with flex attention over the same segments.
+Results are lines of `--out` as they come; a case that has one is not measured again, so that a call goes on
+where another ended. Every case runs in a process of its own, with a limit of time: its peak memory is its
+own, and running out of it ends no other. A backend that failed the gate is timed nowhere.
+`--shapes=cpu` tries all of it in minutes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+from benchmarks import gpu_cases, racing
+from benchmarks.gpu_cases import CAUSAL, Case
+from orca_jax.student.attention import BACKENDS
 
-from benchmarks import racing
-from orca_jax.config import Remat
-from orca_jax.data.rows import Row, stack
-from orca_jax.planning import chips
-from orca_jax.student.presets import PRESETS, LlamaConfig
-
-EXAMPLES_A_ROW = 2.7  # the paper's packing (ORCA, 3.2)
-SIZE_1B: Any = dict(hidden_size=2048, intermediate_size=5632, num_layers=22, num_heads=16, num_kv_heads=16)
-SHAPES = {
-    "1B": dataclasses.replace(PRESETS["llama2-7b"], **SIZE_1B),
-    "7B": PRESETS["llama2-7b"],
-    "tiny": racing.student(256, 64, 128, 2, 4),  # for tests
-}
-COLUMNS = ("step_ms", "tokens_per_second", "model_tflops", "mfu", "peak_gib")
-
-
-class Case(NamedTuple):
-    """One thing to time; `software` is orca_jax or torch."""
-
-    shape: str
-    software: str
-    attention: str
-    remat: Remat
-    rows: int
-    row_length: int = 2048
-
-    @property
-    def config(self) -> LlamaConfig:
-        attention: Any = self.attention if self.software == "orca_jax" else "auto"
-        return dataclasses.replace(SHAPES[self.shape], attention=attention, remat=self.remat)
-
-
-CASES = (  # in the order of their worth, since the time may end before the list does
-    Case("1B", "orca_jax", "blockwise", "products", 8),
-    Case("1B", "orca_jax", "cudnn", "products", 8),
-    Case("1B", "torch", "flex_attention", "none", 8),
-    Case("7B", "orca_jax", "cudnn", "full", 4),
-    Case("7B", "torch", "flex_attention", "full", 4),
-    Case("1B", "orca_jax", "cudnn", "none", 8),
-    Case("1B", "orca_jax", "cudnn", "full", 16),
-    Case("7B", "orca_jax", "blockwise", "full", 4),
-    Case("1B", "orca_jax", "causal_blocks", "full", 8),
-    Case("1B", "orca_jax", "reference", "full", 4),
+COLUMNS = (
+    "ms",
+    "tokens_per_second",
+    "mfu",
+    "peak_gib",
+    "product_tflops",
+    "copy_gbps",
+    "error",
+    "float32_off",
+    "first_s",
 )
+PARTS = ("truth", "headline", "rest")
+# Backends that are made for one platform.
+ONLY = {"splash": "tpu", "cudnn": "gpu", "cudnn_packed": "gpu", "pallas_gpu": "gpu"}
+QUADRATIC = (
+    "reference",
+    "causal_blocks",
+)  # all scores are in memory: too slow at full size to be worth a case
+Results = Mapping[str, Mapping[str, Any]]
 
 
-def packed(case: Case) -> Row:
-    """A batch of packed rows of uneven examples."""
-    count, median = int(4 * EXAMPLES_A_ROW * case.rows) + 8, 0.85 * case.row_length / EXAMPLES_A_ROW
-    examples = racing.uneven_examples(count, case.config.vocab_size, case.row_length, median, spread=0.6)
-    return stack(racing.packed_rows(examples, case.row_length)[: case.rows])
+class Sizes(NamedTuple):
+    large: str
+    small: str
+    compared: str  # trained on the CPU too
+    row_length: int
+    rows: tuple[int, int]
+    product: int  # a side of the matrices
+    decoded: tuple[int, ...]  # rows
+    decoded_length: int
 
 
-def model_flops(config: LlamaConfig, batch: Row) -> float:
-    """FLOPs of a step that the mathematics needs: 6 a weight and token, and causal attention in segments."""
-    rows = np.asarray(batch.segment_ids)
-    sizes = np.concatenate([np.unique(row[row > 0], return_counts=True)[1] for row in rows]).astype(float)
-    a_position = config.training_flops(2) - config.training_flops(0)  # with one position seen on average
-    return config.training_flops(0) * sizes.sum() + a_position * float((sizes * sizes / 2).sum())
+SIZES = {
+    "gpu": Sizes("7B", "1B", "30M", 2048, (4, 8), 8192, (1, 16, 64), 1024),
+    "cpu": Sizes("tiny", "tiniest", "tiniest", 64, (1, 2), 128, (1, 2), 16),
+}
 
 
-def arguments(batch: Row) -> dict[str, np.ndarray]:
-    """Packed rows for transformers, which keeps segments apart by positions that begin anew."""
-    labels = np.where(batch.loss_weights > 0, batch.targets, -100).astype(np.int64)
-    tokens, positions = batch.tokens.astype(np.int64), batch.positions.astype(np.int64)
-    return {"input_ids": tokens, "position_ids": positions, "labels": labels, "shift_labels": labels}
+def ok(results: Results, case: Case) -> bool:
+    return results.get(case.name, {}).get("outcome") == "ok"
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Times a case in this process; seconds are the median of ten turns of two steps."""
-    batch, config = packed(case), case.config
-    if case.software == "torch":
-        import torch
-
-        run = racing.transformers_step(config, [arguments(batch)], case.attention, autocast=True)
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    else:
-        run = racing.training_step(config, [batch], "bfloat16", "adamw_bf16")
-        device = jax.devices()[0].device_kind
-    losses: list[float] = []
-    contestant = racing.Contestant("", lambda: losses.append(run()), 0, 0)
-    seconds = racing.race([contestant], rounds=10, seconds=0)
-    if case.software == "torch":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    median, flops, chip = float(np.median(seconds)), model_flops(config, batch), chips.of_device(device)
-    return {
-        "device": device,
-        "step_ms": 1e3 * median,
-        "step_ms_range": [1e3 * float(seconds.min()), 1e3 * float(seconds.max())],
-        "tokens_per_second": np.count_nonzero(batch.segment_ids) / median,
-        "model_tflops": flops / median / 1e12,
-        "mfu": flops / median / chip.peak if chip else None,
-        "peak_gib": peak / 2**30,
-        "losses": [losses[0], losses[-1]],
+def cases(part: str, sizes: Sizes, results: Results) -> Iterator[Case]:
+    """What a part measures, in the order of its worth; what came before decides over what follows."""
+    few, many = sizes.rows
+    length = sizes.row_length
+    ceiling = Case("ceilings", row_length=sizes.product)
+    yield ceiling
+    if not ok(results, ceiling):
+        return
+    platform = results[ceiling.name]["platform"]
+    gates = {
+        name: Case("gate", name, rows=2, row_length=min(512, length))
+        for name in BACKENDS
+        if ONLY.get(name, platform) == platform
     }
+    yield from gates.values()
+    passed = [name for name, one in gates.items() if ok(results, one)]
+    timed = [name for name in passed if name not in QUADRATIC or platform == "cpu"]
+    alone = {name: Case("attention", name, sizes.small, many, length) for name in (*timed, CAUSAL)}
+    yield from alone.values()
+    ranked = sorted(
+        (name for name in timed if ok(results, alone[name])), key=lambda name: results[alone[name].name]["ms"]
+    )
+    if not ranked:
+        return
+    best = ranked[0]
+    small = {name: Case("step", name, sizes.small, many, length, "products") for name in ranked[:2]}
+    if part == "truth":
+        yield from small.values()
+        if "blockwise" in ranked[2:]:
+            yield Case("step", "blockwise", sizes.small, many, length, "products")
+    elif part == "headline":
+        yield Case("step", best, sizes.large, few, length, "products")
+        yield Case("step", best, sizes.large, many, length, "full")
+        yield Case("step", best, sizes.small, many, length, "none")
+        yield small[best]
+        torch = "flex_attention" if platform == "gpu" else "sdpa"
+        yield Case("torch", torch, sizes.small, many, length)
+        yield Case("torch", torch, sizes.large, few, length, "full")
+        yield Case("profile", best, sizes.large, few, length, "products")
+    else:
+        for dtype in ("bfloat16", "float32"):
+            for rows in sizes.decoded:
+                yield Case("decode", "", sizes.large, rows, sizes.decoded_length, dtype=dtype)
+        yield Case("losses", best, sizes.compared, few, min(512, length))
+        for kind in ("start", "start again"):
+            yield Case(kind, best, sizes.small, few, length, "products")
 
 
 def reason(errors: str) -> str:
@@ -127,26 +123,69 @@ def reason(errors: str) -> str:
     return (re.findall(".*Error.*", errors) or ["no error message"])[-1].strip()[:200]
 
 
-def main(case: str = "", out: str = "benchmark_gpu.jsonl", child: str = "") -> None:
+def run(case: Case, out: Path, seconds: float) -> dict[str, Any]:
+    """Measures a case in a process of its own.
+
+    Raises:
+      subprocess.TimeoutExpired: it takes longer.
+    """
+    environment = {**os.environ, "XLA_CLIENT_MEM_FRACTION": "0.95"}
+    if case.kind == "torch":
+        environment["JAX_PLATFORMS"] = "cpu"
+    if case.kind.startswith("start"):
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(out.absolute().with_suffix(".cache")),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+    command = [sys.executable, "-m", "benchmarks.gpu", "--child", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds)
+    if done.returncode:
+        return {"outcome": reason(done.stderr)}
+    return {"outcome": "ok", **json.loads(done.stdout.splitlines()[-1])}
+
+
+def main(
+    part: str = "truth",
+    shapes: str = "gpu",
+    out: str = "benchmark_gpu.jsonl",
+    seconds: float = 540.0,
+    limit: float = 180.0,
+    child: str = "",
+) -> None:
     if child:
-        print(json.dumps(measure(Case(*json.loads(child)))), flush=True)
+        one = Case(*json.loads(child))
+        print(json.dumps(gpu_cases.KINDS[one.kind](one)), flush=True)
         return
-    results: list[dict[str, Any]] = []
-    for name, one in ((" ".join(map(str, one)), one) for one in CASES):
-        if case not in name:
-            continue
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
-        if one.software == "torch":
-            environment["JAX_PLATFORMS"] = "cpu"
-        command = [sys.executable, "-m", "benchmarks.gpu", "--child", json.dumps(one)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        found = {} if done.returncode else json.loads(done.stdout.splitlines()[-1])
-        outcome = reason(done.stderr) if done.returncode else "ok"
-        results.append({"case": name, **one._asdict(), "outcome": outcome, **found})
-        Path(out).write_text("".join(json.dumps(result) + "\n" for result in results))
-    cells = [[f"{one[key]:.5g}" if one.get(key) else "-" for key in COLUMNS] for one in results]
-    table = [[one["case"], one["outcome"], *row] for one, row in zip(results, cells)]
-    print(racing.markdown(["case", "outcome", *COLUMNS], table))
+    if part not in PARTS or shapes not in SIZES:
+        raise SystemExit(f"--part is one of {', '.join(PARTS)}, and --shapes one of {', '.join(SIZES)}")
+    path, deadline = Path(out), time.monotonic() + seconds
+    text = path.read_text() if path.exists() else ""
+    results = {one["case"]: one for one in map(json.loads, text.splitlines())}
+    while todo := [one for one in cases(part, SIZES[shapes], results) if one.name not in results][:1]:
+        (case,) = todo
+        left = deadline - time.monotonic()
+        try:
+            found = run(case, path, min(limit, max(left, 0)))
+        except subprocess.TimeoutExpired:
+            if left < limit:
+                print(f"the time is over before {case.name}; the same command goes on")
+                break
+            found = {"outcome": f"over {limit:.0f} s"}
+        results[case.name] = {"case": case.name, **found}
+        with path.open("a") as file:
+            file.write(json.dumps(results[case.name]) + "\n")
+        print(case.name, found["outcome"], file=sys.stderr, flush=True)
+    shown = [results[one.name] for one in cases(part, SIZES[shapes], results) if one.name in results]
+    cells = [[f"{one[key]:.4g}" if one.get(key) else "-" for key in COLUMNS] for one in shown]
+    print(
+        racing.markdown(
+            ["case", "outcome", *COLUMNS], [[o["case"], o["outcome"], *c] for o, c in zip(shown, cells)]
+        )
+    )
+    for one in shown:
+        if kernels := one.get("kernels"):
+            rows = [[name[:80], f"{ms:.3f}", f"{launches:.0f}"] for name, ms, launches in kernels]
+            print(f"\n{one['case']}\n" + racing.markdown(["kernel", "ms a step", "launches"], rows))
 
 
 if __name__ == "__main__":

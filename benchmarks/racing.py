@@ -127,9 +127,10 @@ def training_step(
     dtype: str = "float32",
     kind: OptimizerKind = "adamw",
     options: Mapping[str, Any] | None = None,
+    device: jax.Device | None = None,
 ) -> Callable[[], float]:
     """The step that `train` runs, over `batches` in turn, on one device; a call returns its mean loss."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = sharding.make_mesh(MeshConfig(), [device or jax.devices()[0]])
     transform = make_optimizer(OptimizerConfig(kind=kind))
     settings: dict[str, Any] = dict(dtype=jnp.dtype(dtype), accumulation=1, compiler_options=options or {})
     steps = make_steps(config, transform, mesh, **settings)

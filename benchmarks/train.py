@@ -1,5 +1,7 @@
 """The training step beside transformers and torch: the same model, optimizer and rows, float32, in turns.
 
+`orca_jax` is the step as `train` compiles it by default (`compiler_options: auto`); one row is without.
+
 python -m benchmarks.train            # median of 5 rounds
 python -m benchmarks.train --alone    # without transformers and torch
 python -m benchmarks.train --preset=smollm2-135m --lora=8 --seconds=0.1    # adapters, beside peft
@@ -15,6 +17,7 @@ import numpy as np
 
 from benchmarks import racing
 from benchmarks.racing import Contestant, packed_rows, padded, student
+from orca_jax import compiler_options
 from orca_jax.config import LoraConfig
 from orca_jax.data.rows import Row, stack
 from orca_jax.student.presets import PRESETS, LlamaConfig
@@ -22,7 +25,6 @@ from orca_jax.student.presets import PRESETS, LlamaConfig
 ROW = 512
 # Rows of a step, and the student.
 SHAPES = {"1.6M": (8, student(2048, 128, 512, 4, 4)), "30M": (4, student(8192, 512, 1408, 7, 8))}
-YNN = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}  # XLA's faster CPU matrix products
 
 
 def ours(name: str, config: LlamaConfig, batches: list[Row], options: dict[str, str]) -> Contestant:
@@ -52,7 +54,11 @@ def dense(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
     tokens = np.random.default_rng(0).integers(3, config.vocab_size, (size, ROW + 1), dtype=np.int32)
     ones, positions = np.ones((size, ROW), np.int32), np.tile(np.arange(ROW, dtype=np.int32), (size, 1))
     rows = Row(tokens[:, :-1], tokens[:, 1:], ones.astype(np.float32), ones, positions)
-    found = [ours("orca_jax", config, [rows], {}), ours("orca_jax, ynn dots", config, [rows], YNN)]
+    automatic = compiler_options.resolved("auto")
+    found = [
+        ours("orca_jax, no XLA options", config, [rows], {}),
+        ours("orca_jax", config, [rows], automatic),
+    ]
     if not alone:
         ids = rows.tokens.astype(np.int64)  # transformers shifts the labels itself
         batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
@@ -65,7 +71,7 @@ def uneven(size: int, config: LlamaConfig, alone: bool) -> list[Contestant]:
     examples = racing.uneven_examples(24 * size, config.vocab_size, ROW, median=150, spread=0.7)
     rows = packed_rows(examples, ROW)
     packed = [stack(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
-    found = [ours("orca_jax packed, ynn dots", config, packed, YNN)]
+    found = [ours("orca_jax packed", config, packed, compiler_options.resolved("auto"))]
     if not alone:
         many = round(size * len(examples) / len(rows))
         starts = range(0, len(examples) - many + 1, many)

@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """`variant=default|full`, `runlocal` (seconds instead of minutes)."""
     args = parse(arg, variant=("default", "full"))
     config = ConfigDict(dict(name="mini", optimizer={}, mesh={}))
-    config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(
         families=FAMILIES,
         difficulties=(1, 2),

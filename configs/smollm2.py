@@ -32,7 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     args = parse(arg, variant=("puzzles", "openorca"), init=True)
     config = ConfigDict(dict(name=f"smollm2-{args.variant}", puzzles={}, optimizer={}, mesh={}))
-    config.compiler_options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     config.puzzles = dict(families=FAMILIES, difficulties=(1, 2, 3), per_family=300)
     config.puzzles.messages = {str(STEP_BY_STEP): 1.0}
     config.teachers = [dict(name="expert")]

@@ -72,8 +72,8 @@ def shown(hint: Any) -> str:
         return ", ".join(f"`{choice!r}`" for choice in arguments)
     if origin is tuple:
         return f"list of {shown(arguments[0])}"
-    if origin is types.UnionType:
-        return f"{shown(arguments[0])} or None"
+    if origin in (types.UnionType, typing.Union):
+        return f"{shown(arguments[0])} or {'None' if arguments[1] is types.NoneType else shown(arguments[1])}"
     if origin is not None:
         return f"mapping of {shown(arguments[0])} to {shown(arguments[1])}"
     return "section" if dataclasses.is_dataclass(hint) else "anything" if hint is object else hint.__name__

@@ -62,6 +62,7 @@ def run(
     options = options or PROGRAM.options()
     profile = profiled(options.profile_steps)
     hosts.join(options.hosts)
+    hosts.check_platform()
     if options.hosts:
         cli.keep_log(workdir / "logs" / f"host{jax.process_index()}.log")
         if jax.process_index():

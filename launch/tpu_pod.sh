@@ -13,6 +13,9 @@ set -euo pipefail
 : "${NAME:?} ${ZONE:?} ${TYPE:?} ${RUNTIME:?} ${SHARE:?}"
 again=75          # exit status of the program: saved, run again
 poll=${POLL:-30}  # seconds
+# jax stops where it gets no TPU. Orbax's writer to buckets gives a connection up that stalls, and tries again.
+set_up="export JAX_PLATFORMS=tpu,cpu"
+set_up="$set_up TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS=60 TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES=256"
 
 queued() { gcloud compute tpus queued-resources "$1" "$NAME" --zone="$ZONE" "${@:2}"; }
 on() { gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker="$1" --command="$2"; }
@@ -50,7 +53,7 @@ setup() {
 # Training continues when the connection is lost: output, process id and status are in files on the worker.
 start() {
     local command
-    command="cd orca_jax; eval \"\$(.venv/bin/python -m orca_jax.planning.flags tpu)\""
+    command="$set_up; cd orca_jax; eval \"\$(.venv/bin/python -m orca_jax.planning.flags tpu)\""
     command="$command; .venv/bin/python -m experiments.train --hosts=auto$(printf ' %q' "$@") &"
     command="$command echo \$! >~/train.pid; wait \$!; echo \$? >~/train.status"
     on all "rm -f train.status; nohup setsid bash -c $(printf %q "$command") >>train.log 2>&1 </dev/null &"
@@ -90,7 +93,7 @@ keep() {
 
 evaluate() {
     local program
-    program="cd orca_jax && .venv/bin/python -m experiments.evaluate run$(printf ' %q' "$@")"
+    program="$set_up && cd orca_jax && .venv/bin/python -m experiments.evaluate run$(printf ' %q' "$@")"
     on all "$program --part=auto"
     on 0 "$program"
 }

@@ -328,7 +328,7 @@ def _value(text: str, now: Any) -> Any:
     value: Any = text
     if isinstance(now, bool) and text in ("0", "1"):
         return text == "1"
-    if not isinstance(now, str):
+    if not isinstance(now, str) or re.match(r"\{\s*('|\"|\})", text):  # a mapping may take a word's place
         with contextlib.suppress(SyntaxError, ValueError):
             value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     if isinstance(now, list) and not isinstance(value, list | tuple):

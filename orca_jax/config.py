@@ -371,9 +371,12 @@ class StageConfig:
     ]  # data set to its weight: rows are drawn in these shares
     epochs: Count = 1  # passes over all rows of the data sets; not used where `steps` is given
     steps: Count = 0  # optimizer steps; 0: `epochs`
-    learning_rate: float = 1e-3  # the peak, after the warm-up; then a cosine
+    learning_rate: float = 1e-3  # the peak, after the warm-up
     warmup_steps: Count = 0  # over which the rate rises in a straight line
-    final_fraction: float = 0.1  # of the peak, to which the cosine falls
+    # After the warm-up: `cosine` and `linear` fall to `final_fraction` over all steps, `wsd` (warm-up,
+    # stable, decay, arXiv 2404.06395) in a line over the last tenth of them; `constant` does not fall.
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    final_fraction: float = 0.1  # of the peak, to which the rate falls
     reset_optimizer: bool = False  # start the stage with fresh optimizer moments
     # Weights at the stage's end, reached from `datasets` in a straight line; a data set that is left out has
     # weight 0. Empty: `datasets` holds throughout.
@@ -525,7 +528,9 @@ class ExperimentConfig:
     # questions reaches training.
     benchmarks: Mapping[str, str] = field(default_factory=dict)
     choices: tuple[ChoicesConfig, ...] = ()
-    compiler_options: Mapping[str, str] = field(default_factory=dict)  # of XLA, for the training step
+    # Of XLA, for the training step, by name; `auto`: those that are fastest on the platform, and that the XLA
+    # at hand knows. A run that goes on keeps what it began with.
+    compiler_options: Literal["auto"] | Mapping[str, str] = "auto"
     puzzles: PuzzlesConfig
     flan: tuple[FlanConfig, ...] = ()
     teachers: tuple[TeacherConfig, ...]

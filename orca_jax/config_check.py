@@ -19,6 +19,8 @@ EXPECTED = {
     "tuple_type": "a list", "dict_type": "a mapping", "dataclass_type": "a mapping",
     "too_short": "not empty", "string_too_short": "not empty", "too_long": "shorter",
 }  # fmt: skip
+# Of `Literal[...] | Mapping[...]`: pydantic tries both, and says in the place which one an error is of.
+MEMBER = re.compile(r"(literal|dict)\[.*\]")
 WORDS = {"greater than or equal to": "at least", "less than or equal to": "at most", "greater than": "above"}
 
 
@@ -41,7 +43,7 @@ def build(kind: type[T], values: Any, where: str = "") -> T:
     try:
         return _adapter(typing.cast(Any, kind)).validate_json(to_json(), strict=True, extra="forbid")
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        found = list(filter(_meant, error.errors(include_url=False)))
     missing = [f"'{_path(where, one['loc'])}'" for one in found if one["type"] == "missing"]
     lines = [_explained(kind, where, one) for one in found if one["type"] != "missing"]
     if missing:
@@ -55,6 +57,14 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter  # 0.1 s, which programs without a config need not spend
 
     return TypeAdapter(kind)
+
+
+def _meant(error: Mapping[str, Any]) -> bool:
+    """Whether an error is of the member of a union that was meant: a mapping is meant for one."""
+    member = next(filter(MEMBER.fullmatch, map(str, error["loc"])), "")
+    if member.startswith("literal"):
+        return not isinstance(error["input"], Mapping)
+    return not (member and error["type"] == "dict_type")
 
 
 def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
@@ -76,12 +86,18 @@ def _explained(kind: Any, where: str, error: Mapping[str, Any]) -> str:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     kind_of = "mapping" if isinstance(got, Mapping) else "list" if isinstance(got, list) else ""
     given = f"{'a' if got else 'an empty'} {kind_of}" if kind_of else f"{got!r:.60}"
+    if any(MEMBER.fullmatch(str(step)) for step in error["loc"][-1:]):
+        expected += " or a mapping"
     place = f"config key '{path}'" if path else "the config"
     return f"{place} must be {expected}, got {given}{hint}"
 
 
 def _path(where: str, steps: Iterable[str | int]) -> str:
-    places = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps if step != "[key]"]
+    places = [
+        f"[{step}]" if isinstance(step, int) else f".{step}"
+        for step in steps
+        if step != "[key]" and not MEMBER.fullmatch(str(step))
+    ]
     return (where + "".join(places)).removeprefix(".")
 
 

@@ -210,8 +210,10 @@ def test_keys_are_set_from_texts(configured):
         "name=7", "seed=3", "student.tie_embeddings=true", "optimizer.clip_norm=1e-1", "train.keep=3",
         "curriculum[0].steps=9", "curriculum[1].datasets.apprentice=0.5", "evaluation.messages=1,2",
         "puzzles.difficulties=2", "puzzles.families=navigate,web_of_lies", "evaluation.modes.bbh=('orca',)",
-        "benchmarks.bbh=", "data.layout=chatml",
+        "benchmarks.bbh=", "data.layout=chatml", "compiler_options={'xla_a': '1'}",
     )  # fmt: skip
+    assert config.compiler_options == {"xla_a": "1"}
+    assert configured("compiler_options={}", "name={seven}").compiler_options == {}
     assert (config.name, config.seed, config.student.tie_embeddings) == ("7", 3, True)
     assert (config.optimizer.clip_norm, config.train.keep, config.curriculum[0].steps) == (0.1, 3, 9)
     assert config.curriculum[1].datasets == {"expert": 1.0, "apprentice": 0.5}

@@ -14,7 +14,7 @@ import typing
 
 import pytest
 
-from orca_jax import artifacts
+from orca_jax import artifacts, compiler_options
 from orca_jax import config as config_module
 from orca_jax.config import ExperimentConfig, TrainConfig, load, plain
 from orca_jax.config_check import ConfigError
@@ -45,6 +45,7 @@ OTHER = {
     "student.init": "{path}",
     "data.tokenizer": "{path}/tokenizer",
     "data.layout": "llama2",
+    "compiler_options": {"xla_llvm_disable_expensive_passes": "true"},
     "teachers[0].path": "{path}/../other.jsonl",
     "benchmarks.own_prompts": "{path}/../others.jsonl",
     "teachers[0].api.endpoints[0].base_url": "http://127.0.0.1:1/v1",
@@ -223,7 +224,9 @@ def another(values, path, folder):
     general = shown(path, "[]")
     if shown(path) not in OTHER and alone(folder.name, general):
         return None
-    candidates = [OTHER[shown(path)].format(path=folder)] if shown(path) in OTHER else others(before, values)
+    other = OTHER.get(shown(path))
+    other = other.format(path=folder) if isinstance(other, str) else other
+    candidates = others(before, values) if other is None else [other]
     for value in candidates:
         for one in (value, *choices(values, path, value)):
             try:
@@ -401,6 +404,24 @@ def test_another_endpoint_counts_by_its_parameters_alone(finished, tmp_path, sec
     error, made = outcome(now, tmp_path / "workdir")
     assert not made
     assert ("api.endpoints[1]: absent there" in error) == ("parameters" in second)
+
+
+def test_automatic_options_are_those_the_run_began_with(finished, tmp_path, monkeypatch):
+    """On another platform, or with another XLA, the run is the same one; in a config's table they count."""
+    values, folder = finished("mini")
+    assert values["compiler_options"] == "auto"
+    shutil.copytree(folder, tmp_path / "workdir")
+    workdir, before = tmp_path / "workdir", state(tmp_path / "workdir")
+    table = artifacts.read_manifest(workdir / "training")["provenance"]["compiler_options"]
+    assert table == compiler_options.FASTEST["cpu"]
+    monkeypatch.setattr(compiler_options, "FASTEST", {})
+    assert outcome(load(values), workdir) == ("", set())
+    assert outcome(load(values | {"compiler_options": table}), workdir) == ("", set())
+    error, _ = outcome(load(values | {"compiler_options": {}}), workdir)
+    assert "compiler_options.xla_cpu_experimental_ynn_fusion_type" in error
+    without(workdir / "training" / artifacts.MANIFEST, "compiler_options")  # of a time before the key
+    train.run(load(values), workdir)
+    assert state(workdir).keys() == before.keys()
 
 
 def elsewhere(finished, monkeypatch):

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import mmap
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ WORKDIR = "--workdir=/share/a run"  # an argument with a space stays one
 SRUN = """#!/usr/bin/env bash
 echo "${FLAGS-}" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >"$HOME/srun.txt"
+env >"$HOME/env.txt"
 [ -z "$SIGNALLED" ] || kill -TERM "$PPID"
 exit "$STATUS"
 """
@@ -43,6 +46,7 @@ PYTHON = """#!/usr/bin/env bash
 [[ "$*" != "-m orca_jax.planning.flags "* ]] || { echo "export FLAGS='of $3'"; exit; }
 [ -z "${FLAGS-}" ] || echo "$FLAGS" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >>"$HOME/python.txt"
+env >"$HOME/env.txt"
 status=$(head -n 1 "$HOME/statuses")
 sed -i 1d "$HOME/statuses"
 [ "$status" != 143 ] || echo SUSPENDED >"$HOME/state"
@@ -69,6 +73,28 @@ def run(repo, tmp_path):
     return start
 
 
+# The values are those that jax sets on TPU VMs (its cloud_tpu_init.py).
+STALLS = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "60", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "256"}
+
+
+def assert_platform(variables, platforms):
+    """The variables are those that make jax refuse a fall back to the CPU, and Orbax a stalled connection."""
+    assert variables["JAX_PLATFORMS"] == platforms
+    assert {name: variables[name] for name in STALLS} == STALLS
+
+
+def environment(folder):
+    return dict(line.split("=", 1) for line in lines(folder / "env.txt") if "=" in line)
+
+
+def test_the_names_are_those_that_tensorstore_reads():
+    import tensorstore
+
+    (library,) = Path(tensorstore.__file__).parent.glob("_tensorstore*.so")
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        assert all(text.find(name.encode()) >= 0 for name in STALLS)
+
+
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
@@ -82,10 +108,11 @@ def test_slurm_requeues_what_is_to_be_started_again(run, tmp_path, status, signa
     given = ("--config=configs/mini.py", WORKDIR)
     python = str(tmp_path / "orca_jax/.venv/bin/python")
     variables = {"STATUS": str(status), "SIGNALLED": signalled, "SLURM_JOB_ID": "17", "PYTHON": python}
-    ended = run("slurm.sbatch", *given, **variables)
+    ended = run("slurm.sbatch", *given, **variables, JAX_PLATFORMS="")
     assert ended.returncode == status, ended.stderr
     assert lines(tmp_path / "srun.txt")[-5:] == ["-m", "experiments.train", "--hosts=auto", *given]
     assert lines(tmp_path / "flags.txt") == ["of gpu"]
+    assert_platform(environment(tmp_path), "cuda,cpu")
     assert lines(tmp_path / "scontrol.txt") == (["requeue 17"] if status == AGAIN else [])
 
 
@@ -121,6 +148,7 @@ def test_a_tpu_slice_is_kept_until_training_is_done(run, tmp_path, statuses, sta
     started = ["-m", "experiments.train", "--hosts=auto", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == started * starts
     assert lines(tmp_path / "flags.txt") == ["of tpu"]
+    assert_platform(environment(tmp_path), "tpu,cpu")
     asked = lines(tmp_path / "gcloud.txt")
     assert asked.count("queued-resources create") == creations
     assert asked.count("queued-resources delete") == creations - 1
@@ -145,6 +173,7 @@ def test_a_slice_evaluates_in_parts_and_scores_once(run, tmp_path):
     assert ended.returncode == 0, ended.stderr
     program = ["-m", "experiments.evaluate", "run", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == [*program, "--part=auto", *program]
+    assert_platform(environment(tmp_path), "tpu,cpu")
 
 
 @pytest.mark.parametrize("missing", ["NAME", "SHARE"])
@@ -227,7 +256,9 @@ def test_the_jobset_fills_its_slice_and_finds_its_disk(jobset, repo):
     assert (repo / given["config"].partition(":")[0]).is_file()
     assert given["workdir"].startswith(container["volumeMounts"][0]["mountPath"] + "/")
     assert given["hosts"] == "auto"
-    assert {one["name"]: one["value"] for one in container["env"]} == flags.environment("tpu", {})
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    assert_platform(variables, "tpu,cpu")
+    assert variables.items() >= flags.environment("tpu", {}).items()
 
 
 def test_the_image_holds_what_the_manifest_starts(repo):

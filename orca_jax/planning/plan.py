@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 
 from orca_jax import hub
+from orca_jax.compiler_options import FASTEST
 from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
 from orca_jax.planning import estimate, flags
 from orca_jax.planning.chips import GIB, Topology, larger, memory_fraction
@@ -233,7 +234,8 @@ def make_plan(
     enough, roofline = fits(size, topology), candidate.time
     if not analytic and (topology.chip.kind == "tpu" or can_compile(topology)):
         kept = candidate.bytes.parameters + candidate.bytes.optimizer
-        options = config.compiler_options
+        given = config.compiler_options
+        options = FASTEST.get("tpu", {}) if isinstance(given, str) else given
         compiled = compile_step(workload, shape, topology, state_bytes=kept, options=options)
         size, enough, traffic = compiled.total, compiled.fits, compiled.collectives or traffic
         seconds = roofline = estimate.step_seconds(workload, shape, topology, traffic, kept)

@@ -20,6 +20,7 @@ import numpy as np
 from orca_jax.config import BLOCK, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
 
+DECAY = 0.1  # share of the steps after the warm-up in which `wsd` falls
 PIECES = 64  # the least number of blocks of a stage whose shares change
 # Epochs of a data set's plans for each stage that uses it, so that stages do not repeat an order of rows.
 EPOCHS = 1000
@@ -43,12 +44,17 @@ def expected(stage: StageConfig, rows: int, total: int) -> np.ndarray:
 
 
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
-    """Learning rate at step `step` of the stage's `steps`."""
+    """Learning rate at step `step` of the stage's `steps`, see `StageConfig.schedule`."""
     if step < stage.warmup_steps:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
-    done = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return stage.learning_rate * (stage.final_fraction + (1 - stage.final_fraction) * cosine)
+    done = min(1.0, (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps))
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "wsd": min(1.0, (1 - done) / DECAY),
+        "constant": 1.0,
+    }[stage.schedule]
+    return stage.learning_rate * (stage.final_fraction + (1 - stage.final_fraction) * left)
 
 
 class RowRef(NamedTuple):

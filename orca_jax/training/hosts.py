@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import glob
 import itertools
 import json
 import logging
@@ -14,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -23,12 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from orca_jax.cli import EXIT_INTERRUPTED
 from orca_jax.student import sharding
 
 log = logging.getLogger(__name__)
 SECONDS = 300.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = os.EX_TEMPFAIL  # 75: nothing is wrong; run the same command again
+# Device files of TPUs and GPUs (Linux's drivers).
+ACCELERATORS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")
 _NUMBER = itertools.count()  # of comparisons, which all processes make in the same order
 
 
@@ -64,6 +68,25 @@ def join(hosts: str) -> None:
     else:
         raise HostsError(f"hosts={hosts!r} is neither empty, 'auto' nor ADDRESS:PORT,PROCESSES,PROCESS")
     log.info("process %d of %d, on %s", jax.process_index(), jax.process_count(), platform.node())
+
+
+def check_platform() -> None:
+    """Raises HostsError if this process is to use a TPU or GPU, and jax has fallen back to the CPU.
+
+    jax does so with a warning, or without one: where another process holds the TPU, the driver or the plug-in
+    fails, and with `JAX_PLATFORMS=cuda,cpu` where no GPU is seen.
+    """
+    settings: Any = jax.config  # whose attributes a type checker does not know
+    wanted = str(settings.jax_platforms or "").partition(",")[0]
+    if jax.default_backend() != "cpu" or wanted == "cpu":
+        return
+    seen = [path for pattern in ACCELERATORS for path in sorted(glob.glob(pattern))]
+    if wanted or seen:
+        why = f"JAX_PLATFORMS asks for {wanted}" if wanted else f"this machine has {seen[0]}"
+        raise HostsError(
+            f"{why}, and jax finds only the CPU. End the process that holds the devices, install the extra "
+            "for them (tpu or cuda) and their driver, or set JAX_PLATFORMS=cpu to train on the CPU"
+        )
 
 
 def _wait_for(address: str) -> None:
@@ -132,28 +155,74 @@ def differences(found: Mapping[str, Mapping[str, str]]) -> list[str]:
     return faults
 
 
+class Interrupted(BaseException):
+    """Work that can be done again is given up, since `signal` was received."""
+
+    def __init__(self, received: signal.Signals):
+        super().__init__(received.name)
+        self.signal = received
+
+
 class DeferredSignals(contextlib.AbstractContextManager["DeferredSignals"]):
     """Inside, the first Ctrl-C or SIGTERM is only noted in `received`, so that no step is left half done.
 
     A second one ends the program at once. The previous handlers are restored afterwards. Outside the main
     thread this does nothing.
+
+    Attributes:
+      at_once: the first one ends the program too, even while XLA compiles; while nothing would be lost.
     """
 
     received: signal.Signals | None = None
+    at_once = False
+    _interrupts = False
 
     def __enter__(self) -> DeferredSignals:
         main = threading.current_thread() is threading.main_thread()
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS if main}
+        if main:
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
+    def _watch(self, reader: int) -> None:
+        """Sees signals when they come; Python's handlers wait until the main thread is back from XLA."""
+        while number := os.read(reader, 1):
+            if self.at_once and number[0] in SIGNALS:
+                self._leave(signal.Signals(number[0]))
+        os.close(reader)
+
+    def _leave(self, received: signal.Signals) -> None:
+        log.warning("%s: no step was begun; run the same command again to go on", received.name)
+        logging.shutdown()
+        os._exit(AGAIN if received == signal.SIGTERM else EXIT_INTERRUPTED)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.at_once:  # where another loop, like Orbax's, took what `_watch` reads
+            self._leave(signal.Signals(number))
         if self.received is not None:
             raise KeyboardInterrupt(signal.Signals(number).name)
         self.received = signal.Signals(number)
+        if self._interrupts:
+            raise Interrupted(self.received)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises `Interrupted`, for work that changes nothing until it is done."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._writer)
 
 
 class PreemptionSync:

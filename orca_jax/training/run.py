@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, hub
+from orca_jax import artifacts, compiler_options, hub
 from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
@@ -56,6 +57,10 @@ def train(
     config = students.as_made(config, next(iter(builder.stores.values())).manifest)
     students.check_tokenizer(config, workdir)
     student = students.shape(config, workdir, source)
+    usable = compiler_options.known if config.compiler_options == "auto" else compiler_options.check
+    begun = artifacts.recorded(directory)["provenance"].get("compiler_options")
+    options = compiler_options.resolved(config.compiler_options, begun)
+    config = dataclasses.replace(config, compiler_options=options)
     made = provenance(config, student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
     if source:
@@ -65,6 +70,7 @@ def train(
     artifact = artifacts.Artifact(directory, made, inputs, places)
     if artifact.finished():
         return
+    options = usable(options)
     for first in (True, False):  # the first host before all others: it removes what other settings began
         if first == (jax.process_index() == 0):
             fingerprint = artifact.begin(costly=students.CHECKPOINTS)
@@ -92,7 +98,7 @@ def train(
         seed=config.seed,
         fingerprint=fingerprint,
         validation=VALIDATION if VALIDATION in builder.stores else None,
-        compiler_options=config.compiler_options,
+        compiler_options=options,
         init=functools.partial(students.initial, source, student, mesh, config.seed) if source else None,
         peak_flops=peak_flops,
         profile=profile,
@@ -119,6 +125,7 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
         # Manifests without a layout are of a time when it was `orca`.
         artifacts.Section({"layout": config.data.layout}, {"layout": "orca"}),
         artifacts.section(config, without=(*config.NO_NUMBER, *config.BESIDE)),
+        artifacts.unrecorded({"compiler_options": config.compiler_options}),
         {
             "data": artifacts.section(config.data, without=config.data.STORED),
             "train": artifacts.section(config.train, without=quiet),

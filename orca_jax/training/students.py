@@ -139,7 +139,9 @@ def _restore(
 def run_settings(config: ExperimentConfig, source: SavedStudent) -> artifacts.Section:
     """The settings of an experiment that replies of a student depend on that it did not train."""
     layout = source.layout or config.data.layout or source.own_layout or layouts.PAPER
-    given = {"layout": layout, "compiler_options": config.compiler_options}
+    # `auto` is of training: the same options do not make decoding faster (docs/generation.md).
+    options = {} if config.compiler_options == "auto" else config.compiler_options
+    given = {"layout": layout, "compiler_options": options}
     return artifacts.joined(artifacts.unrecorded(given), dtype_setting(config))
 
 

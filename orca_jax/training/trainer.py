@@ -142,7 +142,7 @@ class Trainer:
         """Trains to the end of the curriculum and returns the last metrics.
 
         On Ctrl-C or SIGTERM the steps done are saved first; then KeyboardInterrupt is raised, or SystemExit
-        with the code for "run again".
+        with the code for "run again". Before the first step is compiled the process ends at once.
 
         Raises:
           ArtifactError: the directory holds another run's checkpoints.
@@ -150,14 +150,15 @@ class Trainer:
           FloatingPointError: too many steps in a row were skipped.
           HostsError: the hosts are not about to run the same thing.
         """
-        self.tracing = False
-        with jax.set_mesh(self.mesh), hosts.DeferredSignals() as signals:
+        self.tracing, self.preemption = False, hosts.PreemptionSync(self.mesh)
+        with jax.set_mesh(self.mesh), hosts.DeferredSignals() as self.signals:
+            self.signals.at_once = True
             done, state, owed = self._start()
             self.metrics = Metrics(self.directory, done) if jax.process_index() == 0 else None
             try:
                 if owed:
                     self._assess(state, done)
-                last = self._loop(done, state, signals)
+                last = self._loop(done, state)
             finally:
                 if self.tracing:
                     jax.profiler.stop_trace()
@@ -176,7 +177,7 @@ class Trainer:
           The steps done, the state, and whether the run stopped before validation and evaluation of the last
           step.
         """
-        step = [plain(part) for part in (self.student, self.optimizer, self.train)]
+        step = [plain(part) for part in (self.student, self.optimizer, self.train, self.compiler_options)]
         newest = max(self.checkpoints.steps(), default=0)
         values = {"the newest checkpoint": str(newest), "the training step": artifacts.digest(step)}
         hosts.compare("step", values)
@@ -202,12 +203,11 @@ class Trainer:
         where = jax.tree.map(lambda leaf: leaf.sharding, self.steps.abstract.params)
         return jax.jit(lambda: llama.init(self.student, self.seed), out_shardings=where)()
 
-    def _loop(self, done: int, state: TrainState, signals: hosts.DeferredSignals) -> dict[str, Any]:
+    def _loop(self, done: int, state: TrainState) -> dict[str, Any]:
         """Runs the steps after the first `done`; returns the last metrics that were recorded."""
         last: dict[str, Any] = {}
         pending: collections.deque[_Pending] = collections.deque()
         curriculum, batches = self.curriculum, self._batches(done)
-        preemption = hosts.PreemptionSync(self.mesh)
         first_traced, last_traced = self.profile or (0, 0)
         self.first = done + 1
         self.speed.restart()
@@ -230,6 +230,7 @@ class Trainer:
                 limit = self.guard.limit(done, stage.skip_spikes)
                 limits = [jnp.float32(limit)] if self.limited else []
                 state, measured = self.steps.update(state, rows, jnp.float32(position.learning_rate), *limits)
+                self.signals.at_once = False
                 pending.append(_Pending(done, position, measured, waited, limit))
                 if self.tracing and done == last_traced:
                     jax.block_until_ready(measured)
@@ -238,7 +239,7 @@ class Trainer:
 
                 # Record the step before, or also this one if validation or a checkpoint comes next:
                 # validation's time is not the step's, and a saved step has its metrics written.
-                stop = preemption.exchange(signals.received)
+                stop = self.preemption.exchange(self.signals.received)
                 assess = any(self._due(kind, done) for kind in DECIDING.values())
                 save = bool(stop) or done % self.train.checkpoint_every == 0
                 save |= done == self.curriculum.total_steps
@@ -248,7 +249,10 @@ class Trainer:
                     report(done, text.format(**last) if last else "")
 
                 if assess and not stop:
-                    self._assess(state, done)
+                    try:
+                        self._assess(state, done)
+                    except hosts.Interrupted as interrupted:
+                        stop, save = interrupted.signal, True
                     save |= done == self.curriculum.total_steps  # a plateau may end the run here
                 if save:
                     began = time.perf_counter()
@@ -288,7 +292,24 @@ class Trainer:
         )
 
     def _assess(self, state: TrainState, done: int) -> None:
-        """Records validation losses and evaluation where due, and ends the stage if it is at its plateau."""
+        """Records validation losses and evaluation where due, and ends the stage if it is at its plateau.
+
+        Raises:
+          Interrupted: a signal came; nothing is recorded or ended.
+        """
+        before = self.plateau, self.curriculum
+        try:
+            measured = list(self._measure(state, done))
+        except hosts.Interrupted:
+            self.plateau, self.curriculum = before
+            raise
+        if self.metrics:
+            for kind, values in measured:
+                self.metrics.write(kind, done, values)
+        self.speed.restart()
+
+    def _measure(self, state: TrainState, done: int) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """What is due, by kind, and sets `plateau` and `curriculum` to those after it."""
         index = self.curriculum.stage_at(done - 1)
         stage = self.curriculum.stages[index]
         deciding = DECIDING[stage.plateau_of]
@@ -297,8 +318,7 @@ class Trainer:
             if not self._due(kind, done):
                 continue
             values = self._validate(state, done) if kind == "validation" else self._evaluate(state, done)
-            if self.metrics:
-                self.metrics.write(kind, done, values)
+            yield kind, values
             if kind != deciding:
                 continue
             value = values[stage.plateau_of]
@@ -313,24 +333,27 @@ class Trainer:
                 self.curriculum = self.curriculum.ending({index: steps})
         if done == self.curriculum.starts[index + 1]:
             self.plateau = Plateau()
-        self.speed.restart()
 
     def _validate(self, state: TrainState, done: int) -> Mapping[str, float]:
         assert self.validation, "validation is due only where there is some"
         values = validation_losses(
-            state.params,
-            self.steps.token_losses,
-            self.validation,
-            self.rows,
-            batch_rows=self.train.batch_rows,
-            placement=self.placement,
-        )
+            state.params, self.steps.token_losses, self.validation, self.rows,
+            batch_rows=self.train.batch_rows, placement=self.placement, after_batch=self._stop_if_told,
+        )  # fmt: skip
         log.info("validation after step %d: loss %.4f", done, values["loss"])
         return values
 
+    def _stop_if_told(self) -> None:
+        """Raises Interrupted if any host has received a signal; all hosts call it alike."""
+        if stop := self.preemption.exchange(self.signals.received):
+            raise hosts.Interrupted(stop)
+
     def _evaluate(self, state: TrainState, done: int) -> Mapping[str, float]:
         assert self.evaluate, "evaluation is due only where there is some"
-        began, values = time.perf_counter(), self.evaluate(state.params)
+        began = time.perf_counter()
+        self._stop_if_told()
+        with self.signals.interrupting():  # it is made on one host only
+            values = self.evaluate(state.params)
         log.info(
             "evaluation after step %d: accuracy %.1f ± %.1f %% of %d questions, in %.1f s",
             done, 100 * values["accuracy"], 100 * values["stderr"], values["n"], time.perf_counter() - began,
@@ -441,6 +464,7 @@ def validation_losses(
     *,
     batch_rows: int,
     placement: NamedSharding,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count.
 
@@ -452,6 +476,7 @@ def validation_losses(
         built = [rows.row(dataset, 0, start + i) for i in range(batch_rows)]
         batch = loader.Batch(0, tuple(range(batch_rows)), stack(built))
         losses = token_losses(params, loader.on_devices(batch, batch_rows, placement))
+        after_batch()
         for i, (row, row_losses) in enumerate(zip(built, np.asarray(losses, np.float64))):
             add_by_segment(sums, plan.row(start + i), row.segment_ids, row_losses)
             add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)

@@ -42,6 +42,11 @@ os.environ["JAX_PLATFORMS"] = "cuda"
 import jax
 jax.config.update("jax_platforms", "cuda")  # as jax does when it is imported
 """
+FALLEN_BACK = """
+import jax
+jax.devices()
+jax.config.update("jax_platforms", "cuda,cpu")  # as the environment may have it: jax says nothing
+"""
 LITTLE_MEMORY = """
 import resource
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -277,6 +282,17 @@ MemoryFileSystem.find = refuse
         MINI + "{tokens}",
         ("jax has no devices of 'cuda'", "Unset JAX_PLATFORMS, or install the extra"),
         NO_DEVICES,
+    ),
+    "a fall back to the CPU": Case(
+        "train",
+        MINI + "{tokens}",
+        ("asks for cuda, and jax finds only the CPU", "JAX_PLATFORMS=cpu"),
+        FALLEN_BACK,
+    ),
+    "a compiler option that XLA does not know": Case(
+        "train",
+        MINI + "{tokens} --config.compiler_options={{'xla_made_up':'1'}}" + ROWS,
+        ("'compiler_options.xla_made_up': No such compile option", "set compiler_options=auto"),
     ),
     "no cluster": Case(
         "train", MINI + "{tokens} --hosts=auto", ("finds no cluster", "give ADDRESS:PORT,PROCESSES,PROCESS")

@@ -275,6 +275,26 @@ def test_a_stage_that_ended_early_moves_the_later_ones_and_nothing_else():
 # --- Learning rate
 
 
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("cosine", {2: 1.0, 12: 0.55, 17: 0.55 - 0.45 * math.sqrt(0.5)}),
+        ("linear", {2: 1.0, 12: 0.55, 17: 0.325}),
+        ("wsd", {2: 1.0, 12: 1.0, 19: 1.0, 20: 1.0, 21: 0.55}),
+        ("constant", {2: 1.0, 12: 1.0, 21: 1.0}),
+    ],
+)
+def test_a_schedule_after_a_warm_up_of_two_of_22_steps(schedule, rates):
+    settings = dict(learning_rate=1.0, warmup_steps=2, final_fraction=0.1, schedule=schedule)
+    stage = StageConfig(name="s", datasets={"a": 1.0}, steps=22, **settings)
+    found = {step: learning_rate(stage, step, 22) for step in rates}
+    assert found == pytest.approx(rates)
+    assert learning_rate(stage, 0, 22) == 0.5
+    assert make([stage], {"a": 4}).position(12).learning_rate == found[12]
+    after = learning_rate(stage, 30, 22)  # a stage that is longer than planned: never below its end
+    assert after == pytest.approx(1.0 if schedule == "constant" else 0.1)
+
+
 def test_learning_rate_warms_up_and_follows_a_cosine_down():
     stage = StageConfig(
         name="s", datasets={"a": 1.0}, steps=110, learning_rate=2.0, warmup_steps=10, final_fraction=0.1

@@ -1,5 +1,6 @@
 """Two processes on one machine: compared, named where they differ, and stopping at the same step."""
 
+import contextlib
 import json
 import os
 import signal
@@ -172,6 +173,28 @@ def test_auto_without_a_cluster_says_what_to_give(monkeypatch):
         hosts.join("auto")
 
 
+@pytest.mark.parametrize(
+    ("platforms", "devices", "why"),
+    [
+        ("cuda,cpu", [], "JAX_PLATFORMS asks for cuda, and jax finds only the CPU"),
+        ("", ["nvidia0"], "this machine has .*nvidia0, and jax finds only the CPU"),
+        ("", [], ""),
+        ("cpu", ["nvidia0"], ""),
+    ],
+)
+def test_a_fall_back_to_the_cpu_is_refused(platforms, devices, why, monkeypatch, tmp_path):
+    for name in devices:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(hosts, "ACCELERATORS", (f"{tmp_path}/nvidia[0-9]*",))
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", platforms)
+    try:
+        with pytest.raises(HostsError, match=why) if why else contextlib.nullcontext():
+            hosts.check_platform()
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
 @pytest.mark.parametrize("number", hosts.SIGNALS, ids=lambda number: number.name)
 def test_a_signal_is_noted_and_the_handler_comes_back(number):
     before = signal.getsignal(number)
@@ -187,6 +210,13 @@ def test_a_second_signal_ends_the_program():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_work_that_can_be_done_again_is_interrupted():
+    with hosts.DeferredSignals() as signals:
+        with pytest.raises(hosts.Interrupted) as interrupted, signals.interrupting():
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted.value.signal is signals.received is signal.SIGTERM
 
 
 def test_handlers_come_back_after_an_error():

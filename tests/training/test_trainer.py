@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 import logging
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -476,6 +479,74 @@ def test_sigterm_leaves_with_the_code_that_says_again(tmp_path):
         stopping(tmp_path, at=3, act=functools.partial(signal.raise_signal, signal.SIGTERM)).run()
     assert left.value.code == 75
     assert load_params(tmp_path / "checkpoints")[0] == 3
+
+
+@pytest.mark.parametrize("where", ["validation", "evaluation"])
+def test_a_signal_while_it_validates_or_evaluates_leaves_both_to_the_next_start(tmp_path, monkeypatch, where):
+    """At step 4, where both are due: a stage whose end the first decided ends with the next start."""
+    stages = [dataclasses.replace(FLAT[0], until_plateau=1)]
+    settings = {"stages": stages, "train": {"validate_every": 2, "evaluate_every": 2}}
+    told, real = [], trainer.validation_losses
+
+    def tell(kind):
+        told.append(kind)
+        if told.count(where) == 2 and kind == where:
+            signal.raise_signal(signal.SIGTERM)
+
+    def validated(*given, after_batch, **named):
+        tell("validation")
+        return real(*given, after_batch=after_batch, **named)
+
+    def evaluated(params):
+        tell("evaluation")
+        return accuracy(params)
+
+    synthetic.trainer(tmp_path / "unbroken", **settings, evaluate=accuracy).run()
+    monkeypatch.setattr(trainer, "validation_losses", validated)
+    with pytest.raises(SystemExit) as left:
+        synthetic.trainer(tmp_path / "stopped", **settings, evaluate=evaluated).run()
+    assert left.value.code == 75
+    assert load_params(tmp_path / "stopped/checkpoints")[0] == 4
+    assert [row["step"] for row in records(tmp_path / "stopped", "validation")] == [2]
+    again = synthetic.trainer(tmp_path / "stopped", **settings, evaluate=evaluated)
+    again.run()
+    assert again.curriculum.ended == {0: 4}
+    for kind in ("train", "validation", "evaluation"):
+        assert records(tmp_path / "stopped", kind) == records(tmp_path / "unbroken", kind)
+
+
+COMPILING = """
+import logging, os, signal, sys, threading
+from pathlib import Path
+import jax
+from tests.training import synthetic
+
+def sorted_often(x):
+    for _ in range(400):
+        x = jax.numpy.sort(x * 1.5)
+    return x
+
+def compiled_slowly(*given):  # in C++, for many seconds
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    program.compile()
+    print("compiled")
+
+logging.basicConfig()
+jax.config.update("jax_enable_compilation_cache", False)
+program = jax.jit(sorted_often).lower(jax.numpy.ones(100))
+trainer = synthetic.trainer(Path(sys.argv[1]))
+trainer.steps = trainer.steps._replace(update=compiled_slowly)
+trainer.run()
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_while_xla_compiles_ends_the_process_at_once(repo, tmp_path):
+    command = [sys.executable, "-c", COMPILING, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(repo), "XLA_FLAGS": ""}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr
+    assert "SIGTERM: no step was begun; run the same command again" in ended.stderr
 
 
 def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
