@@ -87,12 +87,14 @@ def on_each_device(
 # TPUs
 
 
-def _block_sizes(length: int) -> splash_kernels.BlockSizes:
+def _block_sizes(length: int, head_bytes: int) -> splash_kernels.BlockSizes:
     """The largest power of two that divides a row, from 128 to 1024, and one backward kernel in place of two.
 
-    A row of many blocks of keys has two kernels, with blocks of 512 at most.
+    A row of many blocks of keys has two backward kernels, with blocks of 512 at most. Heads of over 512 bytes
+    have no larger blocks anywhere: they do not fit into the scoped memory that libtpu allows.
     """
-    block, part = math.gcd(length, LARGEST_BLOCK), math.gcd(length, LARGEST_PART)
+    part = math.gcd(length, LARGEST_PART)
+    block = math.gcd(length, LARGEST_BLOCK) if head_bytes <= 512 else part
     fused = length <= MOST_COPIES * block
     backward = block if fused else part
     return splash_kernels.BlockSizes(
@@ -125,7 +127,7 @@ def _run_splash(
         mask = splash_kernels.CausalMask(shape)
     kernel = splash_kernels.make_splash_mha(
         splash_kernels.MultiHeadMask([mask] * heads),
-        block_sizes=_block_sizes(length),
+        block_sizes=_block_sizes(length, query.shape[-1] * query.dtype.itemsize),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=RESIDUALS,

@@ -166,19 +166,20 @@ def test_what_cudnn_lacks_is_blockwise_and_said_once(head_dim, dtype, why, gpu, 
 
 
 @pytest.mark.parametrize(
-    ("length", "block", "fused"),
+    ("length", "head_bytes", "block", "fused"),
     [
-        (128, 128, True),
-        (384, 128, True),
-        (640, 128, False),
-        (2048, 1024, True),
-        (4096, 1024, True),
-        (8192, 1024, False),
+        (128, 256, 128, True),
+        (384, 256, 128, True),
+        (640, 256, 128, False),
+        (2048, 256, 1024, True),
+        (2048, 2048, 512, True),
+        (4096, 256, 1024, True),
+        (8192, 256, 1024, False),
     ],
 )
-def test_blocks_divide_the_row(length, block, fused):
+def test_blocks_divide_the_row(length, head_bytes, block, fused):
     """Few blocks of keys have one backward kernel; many would need much memory for its results."""
-    sizes = attention_kernels._block_sizes(length)
+    sizes = attention_kernels._block_sizes(length, head_bytes)
     assert sizes.block_q == sizes.block_kv == block
     assert sizes.use_fused_bwd_kernel == fused
     assert sizes.block_kv_dkv == (block if fused else min(block, 512))
