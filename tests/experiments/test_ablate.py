@@ -269,6 +269,7 @@ def under_conditions():
     """Two conditions of the crossover, one step each, with rows for the tests' eight devices."""
     config = crossover.get_config("variant=findings")
     config.conditions, config.seeds = config.conditions[:2], (0,)
+    config.hypotheses = [one for one in config.hypotheses if "tracking-4" in one["conditions"]]
     config.base.evaluation.update(per_family=4, max_tokens=8, max_length=64, batch_size=8)
     config.base.student.update(
         num_layers=1, hidden_size=16, intermediate_size=16, num_heads=2, num_kv_heads=2
@@ -286,13 +287,15 @@ def test_a_set_under_conditions_runs_each_in_a_folder_of_its_own(tmp_path):
     arm_set, options = load_set(under_conditions()), given(conditions=["tracking-4"], arms=["answers"])
     text = ablate.ablate(arm_set, tmp_path, options)
     assert text == (tmp_path / "table.md").read_text()
-    assert re.search(r"\| tracking-4 +\| +\d+\.\d \[.*\], \d tokens \| +– \|", text)
-    assert re.search(r"\| tracking-2 +\| +– \| +– \|", text)
+    assert re.search(r"\| tracking-4 +\| +4 \| +20.0 \| +\d+\.\d \[.*\], \d tokens \| +– \|", text)
+    assert re.search(r"\| tracking-2 +\| +– \| +– \| +– \| +– \|", text)
     (question, *_) = arm_runs.items(tmp_path / "tracking-4", "answers", 0, "puzzles-message-1")
     assert question.extra["difficulty"] == 4
     assert question.extra["tokens"] <= 8
     about = json.loads((tmp_path / "tracking-4" / SET).read_text())
     assert (about["name"], about["conditions"]) == ("crossover-tracking-4", [])
+    kept = json.loads((tmp_path / arm_runs.HYPOTHESES).read_text())
+    assert text.count("not finished") == len(kept) == len(arm_set.hypotheses) > 0
     before = stamps(tmp_path)
     assert ablate.ablate(arm_set, tmp_path, options) == text
     assert stamps(tmp_path) == before

@@ -79,7 +79,7 @@ def test_other_items_are_refused():
 
 def test_without_the_baseline_arms_are_shown_and_not_compared():
     table = arms.outcome_table(result(a=[3], b=[4]), "missing")
-    assert cells(table, "a")[5:] == cells(table, "b")[5:] == ["–"] * 4
+    assert cells(table, "a")[6:] == cells(table, "b")[6:] == ["–"] * 4
     assert arms.compare(result(a=[3], b=[4]), "missing") == []
 
 
