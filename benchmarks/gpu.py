@@ -39,7 +39,7 @@ COLUMNS = (
 )
 PARTS = ("truth", "headline", "rest")
 # Backends that are made for one platform.
-ONLY = {"splash": "tpu", "cudnn": "gpu", "cudnn_packed": "gpu", "pallas_gpu": "gpu"}
+ONLY = {"splash": "tpu", "cudnn": "gpu", "cudnn_packed": "gpu"}
 QUADRATIC = (
     "reference",
     "causal_blocks",
