@@ -62,13 +62,13 @@ def get_config(arg: str = "") -> ConfigDict:
         name="crossover",
         puzzles=dict(families=("tracking",), difficulties=(5,), per_family=1000, messages={"1": 1.0}),
         teachers=_teachers(),
-        data=dict(tokenizer="words", layout="plain", max_segments=64, validation_fraction=0.0),
+        data=dict(tokenizer="words", layout="plain", max_segments=64, validation_fraction=0.02),
         student=dict(
             vocab_size=48, hidden_size=64, intermediate_size=192, num_layers=3, head_dim=16, scan_layers=False
         ),
         curriculum=[_stage("answers", 4 if args.runlocal else 900)],
         optimizer=dict(weight_decay=0.1),
-        train=dict(checkpoint_every=500, log_every=50),
+        train=dict(checkpoint_every=500, log_every=50, evaluate_every=300, evaluate_per_family=100),
         mesh={},
         evaluation=dict(per_family=300, messages=(1,), max_tokens=256, max_length=512, batch_size=100),
     )
