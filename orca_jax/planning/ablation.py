@@ -168,6 +168,7 @@ def step_seconds(config: ExperimentConfig, seconds: float = TIMED) -> float:
     import jax
     import jax.numpy as jnp
 
+    from orca_jax import compiler_options
     from orca_jax.data.rows import Row
     from orca_jax.student import llama, presets, sharding
     from orca_jax.training.step import make_optimizer, make_steps
@@ -182,7 +183,7 @@ def step_seconds(config: ExperimentConfig, seconds: float = TIMED) -> float:
         mesh,
         dtype=jnp.dtype(config.train.compute_dtype),
         accumulation=config.train.accumulation,
-        compiler_options=config.compiler_options,
+        compiler_options=compiler_options.resolved(config.compiler_options),
     )
     shape = config.train.batch_rows, config.data.row_length
     tokens = np.random.default_rng(0).integers(3, student.vocab_size, shape, dtype=np.int32)
