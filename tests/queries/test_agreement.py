@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.queries.agreement import agrees, final_answer, majority
-from orca_jax.queries.puzzles import FAMILIES, make_puzzles
+from orca_jax.queries.puzzles import BBH_FAMILIES, make_puzzles
 from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
 from orca_jax.queries.quality import TraceChecker
 from orca_jax.queries.system_messages import get
@@ -81,7 +81,7 @@ def test_answers_that_say_the_same_come_to_the_same(question, answers, found):
 MESSAGES = (1, 3, 4, 8)  # a bare answer, steps, simple words, the answer first
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BBH_FAMILIES)
 def test_right_answers_to_a_puzzle_come_to_one_and_wrong_ones_to_others(family):
     puzzles = make_puzzles(family, difficulties=(1, 2, 3), count=30, seed=0, split="train")
     right, wrong = (
