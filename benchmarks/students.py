@@ -33,7 +33,12 @@ def together(batches: list[Row]) -> Contestant:
     """As many students as batches, each on its own."""
     optimizer = make_optimizer(OptimizerConfig())
     step = functools.partial(
-        update, config=STUDENT, optimizer=optimizer, dtype=jnp.dtype("float32"), accumulation=1
+        update,
+        config=STUDENT,
+        optimizer=optimizer,
+        dtype=jnp.dtype("float32"),
+        accumulation=1,
+        reduce_dtype=jnp.dtype("float32"),
     )
 
     def fresh(seed: int) -> TrainState:
