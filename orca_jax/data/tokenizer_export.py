@@ -19,8 +19,8 @@ from orca_jax.data.tokenizer import BOS, EOS, Tokenizer
 from orca_jax.data.tokenizer_files import CLASS, CONFIG_FILE, SPACE, TEMPLATE_FILE, to_text
 from orca_jax.records import Message
 
-# Answers begin with a piece, with a character that is none, and with what pieces seldom go on with; in a layout
-# without headers a question is the first text, and may begin with spaces.
+# Answers begin with a piece, with a character that is none, and with what pieces seldom go on with. In a
+# layout without headers a question is the first text, and may begin with spaces.
 PROBES = (
     [Message("user", "Is 2 + 2 = 4?")],
     [Message("user", " two  spaces")],
