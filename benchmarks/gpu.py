@@ -39,11 +39,9 @@ COLUMNS = (
 )
 PARTS = ("truth", "headline", "rest")
 # Backends that are made for one platform.
-ONLY = {"splash": "tpu", "cudnn": "gpu", "cudnn_packed": "gpu"}
-QUADRATIC = (
-    "reference",
-    "causal_blocks",
-)  # all scores are in memory: too slow at full size to be worth a case
+ONLY = {"splash": "tpu", "cudnn": "gpu"}
+# All scores are in memory: too slow at full size to be worth a case.
+QUADRATIC = ("reference", "causal_blocks")
 Results = Mapping[str, Mapping[str, Any]]
 
 

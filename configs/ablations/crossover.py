@@ -3,7 +3,7 @@
 Paper: section 6.1 with Table 10 claims that explanations teach more than answers do; theory says where they
 must. A transformer of fixed depth cannot compose k swaps, follow k pointers or reduce k nested brackets for
 every k without writing steps (arXiv 2402.12875, 2503.02854), and need not write to count. Students are small
-(0.17M parameters) and the wording compact, so that one takes about a minute of one core; a condition is one
+(0.17M parameters) and the wording compact, so that one takes a minute or two of one core; a condition is one
 family at one k. Arms have the same packed positions, and differ in their traces alone: `answers`;
 `explanations`, true steps on all questions; `placebo`, the steps of another puzzle before the right answer
 (arXiv 2505.13775); `filler`, a dot for each of their words (arXiv 2404.15758).
@@ -36,9 +36,10 @@ CONDITIONS = {
     "controls": [(family, k) for family in ("object_counting", "dyck_languages") for k in (2, 4)],
 }
 CHANCE = {"tracking": 20, "nested_booleans": 50, "pointer_chasing": 10}
-# Written down before the runs, in points of accuracy: (condition, arm, other arm) to the lowest and highest
-# difference. Where steps are needed (k of 4 and more), explanations reach 80, and all else is within ten
-# points of chance; where they are not, answers are as good or up to 15 better.
+# Written down before the runs of docs/findings.md (students of tracking-5 had been looked at), in points of
+# accuracy: (condition, arm, other arm) to the lowest and highest difference. Where steps are needed (k of 4
+# and more), explanations reach 80, and all else is within ten points of chance; where they are not, answers
+# are as good or up to 15 better.
 PREDICTED: dict[tuple[str, str, str], tuple[float, float]] = {
     (f"{family}-{k}", "explanations", other): (80 - (chance + 10), 100 - (chance - 10))
     for family, chance in CHANCE.items()

@@ -41,7 +41,7 @@ def items(workdir: str | Path) -> pd.DataFrame:
       ArtifactError: nothing is finished there.
     """
     found = []
-    root = Path(storage.local(str(workdir))) / "evaluation"
+    root = Path(storage.local(f"{workdir}/evaluation"))
     for path in sorted(root.rglob(scoring.ITEMS)):
         if (path.parent / artifacts.MANIFEST).exists():
             name = str(path.parent.relative_to(root))

@@ -57,11 +57,9 @@ def train(
     config = students.as_made(config, next(iter(builder.stores.values())).manifest)
     students.check_tokenizer(config, workdir)
     student = students.shape(config, workdir, source)
-    usable = compiler_options.known if config.compiler_options == "auto" else compiler_options.check
     begun = artifacts.recorded(directory)["provenance"].get("compiler_options")
     options = compiler_options.resolved(config.compiler_options, begun)
-    config = dataclasses.replace(config, compiler_options=options)
-    made = provenance(config, student)
+    made = provenance(dataclasses.replace(config, compiler_options=options), student)
     places: dict[str, object] = {name: workdir / "tokens" / name for name in inputs}
     if source:
         inputs["init"], places["init"] = source.fingerprint, config.student.init
@@ -70,7 +68,8 @@ def train(
     artifact = artifacts.Artifact(directory, made, inputs, places)
     if artifact.finished():
         return
-    options = usable(options)
+    take = compiler_options.known if config.compiler_options == "auto" else compiler_options.check
+    options = take(options)
     for first in (True, False):  # the first host before all others: it removes what other settings began
         if first == (jax.process_index() == 0):
             fingerprint = artifact.begin(costly=students.CHECKPOINTS)

@@ -104,6 +104,19 @@ def test_table_has_every_family_and_says_what_the_teachers_are(finished, mini, c
     assert "step by step" in text
 
 
+def test_items_of_a_run_are_a_frame_of_all_that_is_finished(finished, tmp_path):
+    found = run_tables.items(finished)
+    folders = [path.parent for path in (finished / "evaluation").rglob("items.jsonl")]
+    assert set(found.evaluation) == {folder.name for folder in folders}
+    assert len(found) == sum((folder / "items.jsonl").read_text().count("\n") for folder in folders)
+    begun = tmp_path / "evaluation" / folders[0].name
+    shutil.copytree(folders[0], begun)
+    assert len(run_tables.items(tmp_path)) == (found.evaluation == begun.name).sum()
+    (begun / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="no evaluation that is finished"):
+        run_tables.items(tmp_path)
+
+
 def test_table_without_scores_says_what_is_missing(copied, mini):
     workdir = copied(NAME)
     with pytest.raises(ArtifactError, match=r"puzzles-message-7 has no manifest\.json"):
