@@ -10,33 +10,38 @@ from ml_collections import ConfigDict
 class Arguments(NamedTuple):
     """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds.
 
-    `init` is the folder of released weights to start from, where a config takes one.
+    `init` is the released student to start from, `data` the trace file, where a config takes them.
     """
 
     variant: str
     runlocal: bool
     init: str = ""
+    data: str = ""
 
 
-def parse(arg: str | None, *, variant: tuple[str, ...] = ("default",), init: bool = False) -> Arguments:
-    """Reads `variant=NAME,init=FOLDER,runlocal`; the first of `variant` is the default.
+def parse(
+    arg: str | None, *, variant: tuple[str, ...] = ("default",), paths: tuple[str, ...] = ()
+) -> Arguments:
+    """Reads `variant=NAME,init=MODEL,data=FILE,runlocal`; the first of `variant` is the default.
+
+    `paths` are the names of `Arguments` that the config takes beside `variant` and `runlocal`.
 
     Raises:
       ValueError: an argument or a variant is unknown.
     """
-    chosen, runlocal, weights = variant[0], False, ""
+    chosen = Arguments(variant[0], False)
     for part in filter(None, (arg or "").split(",")):
         name, _, value = part.partition("=")
-        if name == "variant" and value in variant:
-            chosen = value
-        elif init and name == "init" and value:
-            weights = value
+        if (name == "variant" and value in variant) or (name in paths and value):
+            chosen = chosen._replace(**{name: value})
         elif part == "runlocal":
-            runlocal = True
+            chosen = chosen._replace(runlocal=True)
         else:
-            known = f"runlocal, {'init=FOLDER, ' if init else ''}variant={'|'.join(variant)}"
+            known = ", ".join(
+                ["runlocal", *(f"{path}=PATH" for path in paths), f"variant={'|'.join(variant)}"]
+            )
             raise ValueError(f"unknown config argument {part!r}; known: {known}")
-    return Arguments(chosen, runlocal, weights)
+    return chosen
 
 
 def shrink(config: ConfigDict) -> None:

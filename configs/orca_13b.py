@@ -45,7 +45,7 @@ def orca(
     batch_rows: int = 128,
 ) -> ConfigDict:
     """The experiment with a student of one of the presets."""
-    args = parse(arg, variant=("two_stages", "gpt4_only"), init=True)
+    args = parse(arg, variant=("two_stages", "gpt4_only"), paths=("init",))
     stages = STAGES[1:] if args.variant == "gpt4_only" else STAGES
     config = ConfigDict(dict(name=f"orca-{size}-{args.variant}", puzzles={}, mesh={}))
     config.teachers = [dict(name=name, kind="file", path=f"{name}.jsonl") for name, _ in stages]

@@ -11,8 +11,8 @@ same on a trace file with BBH's files:
 `init` names another student, whose tokenizer and chat template are used.
 
 Predicted before the run: untuned below chance, for most replies do not come to an answer; tuned over 90 % on
-web_of_lies, 80 on object_counting, 60 on dyck_languages. It gave 50 (chance), 58 and 2 (README.md), in 30
-minutes on 2 cores beside other work.
+web_of_lies, 80 on object_counting, 60 on dyck_languages. It gave 50 (chance), 58 and 2 (docs/students.md), in
+30 minutes on 2 cores beside other work.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `openorca` trains on a trace file and is evaluated on the same puzzles.
     """
-    args = parse(arg, variant=("puzzles", "openorca"), init=True)
+    args = parse(arg, variant=("puzzles", "openorca"), paths=("init",))
     config = ConfigDict(dict(name=f"smollm2-{args.variant}", puzzles={}, optimizer={}, mesh={}))
     config.puzzles = dict(families=FAMILIES, difficulties=(1, 2, 3), per_family=300)
     config.puzzles.messages = {str(STEP_BY_STEP): 1.0}

@@ -22,11 +22,11 @@ def test_read(text, expected):
     assert parse(text, variant=VARIANTS) == expected
 
 
-def test_weights_to_start_from():
-    found = parse("init=/share/llama-13b,runlocal", variant=VARIANTS, init=True)
-    assert found == Arguments("small", True, "/share/llama-13b")
-    with pytest.raises(ValueError, match="known: runlocal, init=FOLDER, variant="):
-        parse("init=", variant=VARIANTS, init=True)
+def test_paths_that_a_config_takes():
+    found = parse("init=/share/llama-13b,runlocal,data=gpt4.jsonl", variant=VARIANTS, paths=("init", "data"))
+    assert found == Arguments("small", True, "/share/llama-13b", "gpt4.jsonl")
+    with pytest.raises(ValueError, match="known: runlocal, init=PATH, variant="):
+        parse("init=", variant=VARIANTS, paths=("init",))
     with pytest.raises(ValueError, match=r"unknown config argument 'init=x'; known: runlocal, variant="):
         parse("init=x", variant=VARIANTS)
 

@@ -110,3 +110,12 @@ def test_released_weights_bring_shape_and_tokenizer(name, local):
     assert (config.student.vocab_size, config.data.tokenizer) == (0, "")
     row_length = load_one(module(name).get_config(local.strip(","))).data.row_length
     assert config.data.row_length == row_length, "what else it says is as without"
+
+
+def test_a_trace_file_and_a_released_student_are_two_words():
+    config = load_one(module("openorca").get_config("data=rows.jsonl,init=owner/name"))
+    assert (config.student.init, config.student.vocab_size, config.data.tokenizer) == ("owner/name", 0, "")
+    assert config.student.lora.rank > 0
+    assert [teacher.path for teacher in config.teachers] == ["rows.jsonl"]
+    both = load_one(module("openorca").get_config("variant=two_teachers,data=rows.jsonl"))
+    assert [teacher.path for teacher in both.teachers] == ["rows.jsonl", "gpt4.jsonl"]
