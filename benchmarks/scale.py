@@ -2,7 +2,7 @@
 
 python -m benchmarks.scale --out=docs/scale.md --rows=scale.jsonl
 
-takes minutes a slice and no chip. TPUs need libtpu, GPUs the plug-in of the extra `gpu_plan`. Where one
+takes minutes a slice and no chip. TPUs need libtpu, GPUs the plug-in of the extra `gpu-plan`. Where one
 environment has not both, run it in each with the same --rows: what is compiled is kept there.
 """
 

@@ -76,7 +76,7 @@ scores.json. Run again, it pays for no review twice.""",
     cli.Option("orders", ["reference_first", "candidate_first"], "Which of the two orders."),
 )
 LM_EVAL = cli.Command(
-    """Runs tasks of lm-eval (lm-evaluation-harness, extra `lm_eval`) on a student.
+    """Runs tasks of lm-eval (lm-evaluation-harness, extra `lm-eval`) on a student.
 
     python -m experiments.evaluate lm_eval --model=runs/mini --tasks=bbh_zeroshot --out=DIR
 
@@ -185,7 +185,7 @@ def lm_eval(given: cli.Options) -> None:
     try:
         from orca_jax.evaluation import lm_eval as adapter
     except ImportError as error:
-        raise ValueError(f"lm-eval is missing ({error}); install the extra lm_eval") from error
+        raise ValueError(f"lm-eval is missing ({error}); install the extra lm-eval") from error
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 

@@ -5,7 +5,7 @@ python -m experiments.plan --config=configs/orca_13b.py --topology=h100-16 --ana
 python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128 --search
 python -m experiments.plan evaluate --config=configs/orca_13b.py --topology=h200-1 --analytic
 
-Compiling needs the package libtpu (extra `tpu`), or for GPUs the plug-in of the extra `gpu_plan`, without
+Compiling needs the package libtpu (extra `tpu`), or for GPUs the plug-in of the extra `gpu-plan`, without
 which they are estimated alone, as any chip is with --analytic. Of a GPU's memory, the share
 XLA_CLIENT_MEM_FRACTION may be used.
 """

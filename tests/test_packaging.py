@@ -99,6 +99,13 @@ def test_an_installed_package_finds_its_configs_and_data(tree, tmp_path):
     assert done.stdout.strip() == orca_jax.__version__, done.stderr[-2000:]
 
 
+def test_every_pip_finds_the_extras(repo):
+    """The pip of a new environment of Python 3.12.1 takes extras as typed, and the metadata has no `_`."""
+    extras = re.findall(r'^    "(.+)": \[', (repo / "setup.py").read_text(), re.M)
+    assert "gpu-plan" in extras
+    assert all(re.fullmatch("[a-z0-9-]+", name) for name in extras)
+
+
 def test_changelog_and_citation_are_of_this_version(repo):
     newest = re.search(r"^## \[(\d.*?)\] - (\S+)$", (repo / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     citation = yaml.safe_load((repo / "CITATION.cff").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The student as a model of lm-eval (lm-evaluation-harness, extra `lm_eval`), which runs its own tasks on it.
+"""The student as a model of lm-eval (lm-evaluation-harness, extra `lm-eval`), which runs its own tasks on it.
 
 A context is a user's turn in the layout that the student was trained in; with lm-eval's `apply_chat_template`
 its roles are kept, so that a task's description is the system message.

@@ -1,6 +1,6 @@
 """Compiles the training step that train runs for chips that are not there, and reads what it needs and does.
 
-libtpu has the compiler for TPUs, the CUDA plug-in of JAX the one for GPUs (extras `tpu` and `gpu_plan`).
+libtpu has the compiler for TPUs, the CUDA plug-in of JAX the one for GPUs (extras `tpu` and `gpu-plan`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GPUS: dict[str, dict[str, Any]] = {
     "h100": _HOPPER | {"bandwidth": 3352320000000, "l2": 52428800, "memory": 84942979072},
     "h200": _HOPPER | {"bandwidth": 4800000000000, "l2": 52428800, "memory": 151397597184},
 }
-COMPILERS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda13_plugin", "gpu_plan")}  # package, extra
+COMPILERS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda13_plugin", "gpu-plan")}  # package, extra
 CUDNN = 91500  # 9.15, the version that the description gives
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -86,7 +86,7 @@ def devices(topology: Topology) -> list[jax.Device]:
     """
     if not can_compile(topology):
         package, extra = (
-            ("libtpu", "tpu") if topology.chip.kind == "tpu" else ("jax-cuda13-plugin", "gpu_plan")
+            ("libtpu", "tpu") if topology.chip.kind == "tpu" else ("jax-cuda13-plugin", "gpu-plan")
         )
         raise PlanError(
             f"{package} is missing: pip install -e '.[{extra}]', or add --analytic for an estimate without it"

@@ -19,7 +19,7 @@ required for HLO temporaries (23.40G) exceeds available HBM (15.75G). HLO module
 """
 
 
-@pytest.mark.parametrize(("name", "extra"), [("v5p:2x4x4", "tpu"), ("h100-32", "gpu_plan")])
+@pytest.mark.parametrize(("name", "extra"), [("v5p:2x4x4", "tpu"), ("h100-32", "gpu-plan")])
 def test_a_missing_compiler_is_named_with_its_extra(name, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None)
     with pytest.raises(compile.PlanError, match=rf"pip install -e '\.\[{extra}\]', or add --analytic"):

@@ -1,6 +1,6 @@
 """Steps of paper-sized students compiled here for slices of TPUs, in minutes, and small ones for GPUs.
 
-TPUs need the package libtpu, GPUs the plug-in of the extra `gpu_plan`; each is skipped without.
+TPUs need the package libtpu, GPUs the plug-in of the extra `gpu-plan`; each is skipped without.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.proof
 tpus = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: the extra `tpu`")
 gpus = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs the extra `gpu_plan`"
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs the extra `gpu-plan`"
 )
 GIB = 2**30
 
