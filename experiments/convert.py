@@ -56,7 +56,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, config_check, hub
+from orca_jax import artifacts, config_check, hub, plugins
 from orca_jax.artifacts import Artifact, read_manifest
 from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
@@ -78,6 +78,7 @@ def import_student(source: str | Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
     provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
+    provenance |= plugins.provenance((plugins.LAYOUTS, opened.layout))
     artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
     if artifact.finished():
         log.info("%s is imported already", out)
@@ -110,6 +111,7 @@ def export_student(
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
         )
     provenance = {"program": "export", "dtype": dtype, "layout": layout}
+    provenance |= plugins.provenance((plugins.LAYOUTS, layout))
     if form != FORM.default:
         provenance["form"] = form
     artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})

@@ -45,8 +45,8 @@ from typing import Any, NoReturn, get_args
 
 from absl import flags
 
-from orca_jax import config, storage
-from orca_jax.config import ConfigError, DType, Layout
+from orca_jax import config, plugins, storage
+from orca_jax.config import ConfigError, DType
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Option:
     help: str
     _: dataclasses.KW_ONLY
     required: bool = False
-    choices: Sequence[str] = ()
+    choices: Sequence[str] | plugins.Table = ()
     lower_bound: float | None = None
     upper_bound: float | None = None
 
@@ -96,10 +96,15 @@ class Option:
         """The value where it is not given."""
         return None if isinstance(self.default, type) else self.default
 
+    @property
+    def known(self) -> Sequence[str]:
+        """The choices; empty: it takes any value."""
+        return self.choices.names if isinstance(self.choices, plugins.Table) else self.choices
+
     def define(self, values: flags.FlagValues) -> None:
         kind = self.default if isinstance(self.default, type) else type(self.default)
         more: dict[str, Any] = {"flag_values": values}
-        if self.choices:
+        if self.choices and not isinstance(self.choices, plugins.Table):
             absent = None if self.required else self.absent  # "" is none of the choices
             flags.DEFINE_enum(self.name, absent, self.choices, self.help, **more)
         else:
@@ -109,7 +114,7 @@ class Option:
 
     def line(self) -> str:
         """The option in the help."""
-        text = f"{self.help} One of: {', '.join(filter(None, self.choices))}." if self.choices else self.help
+        text = f"{self.help} One of: {', '.join(filter(None, self.known))}." if self.known else self.help
         shown = ",".join(self.absent) if isinstance(self.absent, list | tuple) else self.absent
         usual = " [required]" if self.required else f" [{shown}]" if shown not in (None, "", False) else ""
         return _row(f"--{self.name}", text + usual)
@@ -129,7 +134,7 @@ MODEL = Option(
     "A workdir, an imported student, a Hugging Face folder, a GGUF file, or hf://OWNER/NAME.",
     required=True,
 )
-LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
+LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=plugins.LAYOUTS)
 DTYPE = Option(
     "dtype",
     "auto",
@@ -143,6 +148,7 @@ TRAIN = (
     Option("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv."),
     Option("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler."),
 )
+PLUGINS = Option("plugins", [], "Files with names of your own, see docs/extending.md.")
 TRACEBACK = Option("traceback", False, "Show the traceback of errors in config or input.")
 
 
@@ -151,7 +157,8 @@ class Command:
 
     def __init__(self, help: str, *options: Option):
         self.help = help
-        self.options = (*options, TRACEBACK)
+        listed = () if any(option.name == "config" for option in options) else (PLUGINS,)
+        self.options = (*options, *listed, TRACEBACK)  # a config lists them itself
         self.names = {option.name: option for option in self.options}
 
 
@@ -223,8 +230,15 @@ class Program:
         missing = [name for name, option in command.names.items() if option.required and not given[name]]
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
-        if file := given.get("config"):
-            load = getattr(config, self.load)
+        load, file = getattr(config, self.load), given.get("config")
+        checked(lambda: plugins.load(given.get("plugins", ())), traceback=given["traceback"])
+        for option in command.options:
+            if isinstance(option.choices, plugins.Table) and given[option.name] not in option.known:
+                known = ", ".join(filter(None, option.known))
+                _refuse(
+                    f"--{option.name}={given[option.name]}: unknown {option.choices.kind}; known: {known}"
+                )
+        if file:
             given["config"] = checked(lambda: load(_config(file, keys)), traceback=given["traceback"])
         self.given = Options(**given)
 
@@ -287,15 +301,19 @@ def _refuse(text: str) -> NoReturn:
 def _config(given: str, changes: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The values of a config `FILE.py` or `FILE.py:ARGUMENT`, with each (key, text) of the command line set.
 
-    The package's own configs/NAME.py is taken where the working folder has no such file.
+    The package's own configs/NAME.py is taken where the working folder has no such file; NAME is enough.
     """
-    name, _, argument = given.partition(".py:")
+    name, _, argument = given.partition(".py:" if ".py:" in given else ":")
     file = Path(f"{name.removesuffix('.py')}.py")
-    if file.parts[0] == "configs" and not file.exists():
-        spec = importlib.util.find_spec("orca_jax.configs")
-        file = Path(str(spec and spec.origin)).parents[1] / file
+    spec = importlib.util.find_spec("orca_jax.configs")
+    own = Path(str(spec and spec.origin)).parent
+    if not file.exists() and not file.is_absolute():
+        file = own / (Path(*file.parts[1:]) if file.parts[0] == own.name else file)
     if not file.is_file():
-        raise ConfigError(f"no config file {given}")
+        known = sorted({path.stem for path in own.glob("*.py")} - {"__init__", "arguments"})
+        hint = "" if file.parent != own else f"; the package has {', '.join(known)}"
+        raise ConfigError(f"no config file {given}{hint}")
+    plugins.folder = file.parent
     try:
         made = runpy.run_path(str(file))["get_config"](*[argument] if argument else [])
     except (AttributeError, IndexError, KeyError, TypeError) as error:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orca_jax import artifacts, config_check, files, storage
+from orca_jax import artifacts, config_check, files, hub, plugins, storage
 from orca_jax.artifacts import atomic_write
 from orca_jax.config import ApiConfig, ExperimentConfig, Limits, TeacherConfig
 from orca_jax.progress import progress
@@ -249,7 +249,26 @@ def endpoint(job: Job) -> Endpoint:
     """Answers as a teacher that needs neither an API nor a student."""
     if job.teacher.kind == "oracle":
         return oracle(job.config, job.teacher)
+    if job.teacher.kind in plugins.TEACHERS.entries:
+        return PluginTeacher(job)
     return RecordedTeacher(job.teacher.kind, job.queries())
+
+
+def asked_as(teacher: TeacherConfig) -> artifacts.Section:
+    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
+    teacher = dataclasses.replace(teacher, path=hub.unpinned(teacher.path))
+    return artifacts.section(teacher, without=(*teacher.NO_NUMBER, *teacher.LATER, "api"))
+
+
+class PluginTeacher:
+    """A teacher of a plugin's; its identity changes with its settings and source, as its answers may."""
+
+    def __init__(self, job: Job):
+        kind, path = job.teacher.kind, Path(job.teacher.path)
+        made = [asked_as(job.teacher), plugins.provenance((plugins.TEACHERS, kind)), job.config.seed]
+        made += [artifacts.file_digest(path)] if path.is_file() else []
+        self.identity = f"{kind}-{artifacts.digest(made)[:16]}"
+        self.reply = plugins.TEACHERS.entries[kind](job.config, job.teacher, job.queries()).reply
 
 
 class RecordedTeacher:
