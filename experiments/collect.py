@@ -21,19 +21,38 @@ EXPORT = (
     cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl")),
     cli.Option("kept", False, "Leaves out what `prepare` left out by the teacher's filters."),
 )
+TRACES_MADE = ("{workdir}/traces",)
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "run": cli.Command("Collects what is missing, and writes the traces.", *cli.EXPERIMENT),
-        "plan": cli.Command("Writes plan/TEACHER.jsonl, and counts the requests.", *cli.EXPERIMENT),
-        "estimate": cli.Command("Prints money and hours of the models behind APIs.", *cli.EXPERIMENT),
-        "retry": cli.Command("Collects again what ended in an error, and what is missing.", *cli.EXPERIMENT),
+        "run": cli.Command(
+            "Collects what is missing, and writes the traces.",
+            *cli.EXPERIMENT,
+            made=TRACES_MADE,
+            then="prepare {same}",
+        ),
+        "plan": cli.Command(
+            "Writes plan/TEACHER.jsonl, and counts the requests.",
+            *cli.EXPERIMENT,
+            made=("{workdir}/plan",),
+            then="collect run {same}",
+        ),
+        "estimate": cli.Command(
+            "Prints money and hours of the models behind APIs.", *cli.EXPERIMENT, then="collect run {same}"
+        ),
+        "retry": cli.Command(
+            "Collects again what ended in an error, and what is missing.",
+            *cli.EXPERIMENT,
+            made=TRACES_MADE,
+            then="prepare {same}",
+        ),
         "status": cli.Command("Shows how the collections of a workdir stand.", cli.WORKDIR, cli.SCRATCH),
         "export": cli.Command(
             "Writes traces as Parquet or JSON lines, with their data cards.\n\n"
             "With --input, the suffix of --out says the form: .jsonl, .json, .ndjson, .parquet.\n"
             "The schemas other than `native` take the traces that ended well.",
             *EXPORT,
+            made=("{out}",),
         ),
     },
     default="run",

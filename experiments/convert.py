@@ -27,7 +27,13 @@ PUBLIC = cli.Option("public", False, "The repository may be public; else it is p
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "import": cli.Command("A model folder as a checkpoint with checksums.", cli.MODEL, cli.OUT),
+        "import": cli.Command(
+            "A model folder as a checkpoint with checksums.",
+            cli.MODEL,
+            cli.OUT,
+            made=("{out}",),
+            then="generate chat --model={out}",
+        ),
         "export": cli.Command(
             "A student as a Hugging Face model folder or a GGUF file.",
             cli.MODEL,
@@ -35,8 +41,10 @@ PROGRAM = cli.Program(
             FORM,
             DTYPE,
             cli.LAYOUT,
+            made=("{out}",),
+            then="generate chat --model={out}",
         ),
-        "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
+        "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT, made=("{out}",)),
         "push": cli.Command(
             "Uploads an export and its model card to the Hugging Face hub, in one commit.\n\n"
             "The token is that of HF_TOKEN or of `hf auth login`. The export is made in TMPDIR.",

@@ -35,6 +35,8 @@ import logging
 import os
 import re
 import runpy
+import shlex
+import shutil
 import sys
 import textwrap
 import types
@@ -51,10 +53,10 @@ from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
-WIDTH = 100  # columns of help
+WIDTH, NARROW = 100, 60  # columns of help, at most; in fewer than NARROW what a name is stands below it
 NO_OPTION = "options begin with --"
 OVERRIDE = re.compile(r"--?config\.([^=]+)=(.*)", re.DOTALL)
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # all statuses: docs/troubleshooting.md#exit-codes
 COMPILED_BYTES = 2 << 30  # of compiled programs that are kept
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
@@ -121,7 +123,15 @@ class Option:
 
 
 def _row(name: str, text: str) -> str:
-    return textwrap.fill(f"  {name:21} {text}", WIDTH, subsequent_indent=" " * 24)
+    if (width := _width()) < NARROW:
+        below = {"initial_indent": " " * 4, "subsequent_indent": " " * 4}
+        return f"  {name}\n{textwrap.fill(text, width, **below)}"
+    return textwrap.fill(f"  {name:21} {text}", width, subsequent_indent=" " * 24)
+
+
+def _width() -> int:
+    """Columns of the terminal, as COLUMNS says where it is set."""
+    return max(20, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 CONFIG = Option("config", "", "The experiment, for example configs/mini.py.", required=True)
@@ -153,10 +163,22 @@ TRACEBACK = Option("traceback", False, "Show the traceback of errors in config o
 
 
 class Command:
-    """A command: its help, of which the first line stands in the program's, and its options."""
+    """A command.
 
-    def __init__(self, help: str, *options: Option):
-        self.help = help
+    Args:
+      help: of which the first line stands in the program's.
+      made: what it leaves, as "{workdir}/tokens" of its options, and `then`: what to run next, as
+        "train {same}", which is config and workdir again. Both are said at its end.
+    """
+
+    def __init__(
+        self,
+        help: str,
+        *options: Option,
+        made: Sequence[str] = (),
+        then: str | Callable[[Options], str] = "",
+    ):
+        self.help, self.made, self.then = help, made, then
         listed = () if any(option.name == "config" for option in options) else (PLUGINS,)
         self.options = (*options, *listed, TRACEBACK)  # a config lists them itself
         self.names = {option.name: option for option in self.options}
@@ -171,6 +193,7 @@ class Program:
       commands: the commands by name, `default` the one that may be left out.
       load: the function of orca_jax.config that turns the config into dataclasses.
       parts: top-level names of a bucket's workdir that are copied; empty: all; None: no bucket is taken.
+      made, then: of a program without commands, see `Command`.
     """
 
     def __init__(
@@ -181,10 +204,12 @@ class Program:
         default: str = "",
         load: str = "load",
         parts: Collection[str] | None = (),
+        made: Sequence[str] = (),
+        then: str = "",
     ):
         self.doc, self.default, self.load, self.parts = doc or "", default, load, parts
-        self.commands = commands or {"": Command("", *options)}
-        self.name, self.given = default, Options()
+        self.commands = commands or {"": Command("", *options, made=made, then=then)}
+        self.name, self.given, self.same = default, Options(), ""
 
     def options(self, **values: Any) -> Options:
         """The options where only these are given: for notebooks and tests, which have no command line."""
@@ -230,6 +255,8 @@ class Program:
         missing = [name for name, option in command.names.items() if option.required and not given[name]]
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
+        same = [f"--{name}={given[name]}" for name in ("config", "workdir") if given.get(name)]
+        self.same = shlex.join(same + [f"--config.{key}={value}" for key, value in keys])
         load, file = getattr(config, self.load), given.get("config")
         checked(lambda: plugins.load(given.get("plugins", ())), traceback=given["traceback"])
         for option in command.options:
@@ -258,17 +285,32 @@ class Program:
                 checked(lambda: chosen(options), traceback=given.traceback)
 
         checked(within, traceback=given.traceback)
+        if said := self.summary():
+            print(scrub(said), file=sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        """The line that ends a program: where things are, and what to run next; empty: it left nothing."""
+        command, given = self.commands[self.name], vars(self.given)
+        made = list(filter(None, (one.format(**given) for one in command.made)))
+        then = command.then(self.given) if callable(command.then) else command.then
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        package = spec.name.rpartition(".")[0] if spec else "orca_jax.experiments"
+        quoted = {name: shlex.quote(str(value)) for name, value in given.items()} | {"same": self.same}
+        parts = [f"done: {', '.join(made)}"] if made else []
+        parts += [f"next: python -m {package}.{then.format(**quoted)}"] if then else []
+        return "; ".join(parts)
 
     def help(self, word: str = "") -> str:
         """The help of the program, or of one of its commands."""
         command = self.commands.get(word or self.default, Command(""))
         paragraphs = (command.help if word else self.doc).strip().split("\n\n")
         parts = [
-            text if text.startswith((" ", "python")) else textwrap.fill(text, WIDTH) for text in paragraphs
+            text if text.startswith((" ", "python")) else textwrap.fill(text, _width()) for text in paragraphs
         ]
         if not word and "" not in self.commands:
             lines = [_row(name, each.help.splitlines()[0]) for name, each in self.commands.items()]
-            parts.append("\n".join(["Commands, which have a --help of their own:", *lines]))
+            title = textwrap.fill("Commands, which have a --help of their own:", _width())
+            parts.append("\n".join([title, *lines]))
         if word or self.default or "" in self.commands:
             lines = [option.line() for option in command.options]
             if "config" in command.names:
@@ -408,10 +450,13 @@ class _Formatter(logging.Formatter):
 
 def set_up_logging() -> None:
     """Logs to the terminal, without the noise of libraries and without secrets."""
+    from rich.console import Console
     from rich.logging import RichHandler
 
     terminal = sys.stderr.isatty()
-    handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
+    handler: logging.Handler = logging.StreamHandler()
+    if terminal:
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setLevel(logging.INFO)
     handler.setFormatter(_Formatter("%(message)s" if terminal else FORMAT, "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -8,7 +8,7 @@ in `plugins`, and may then use its names wherever it may use the package's:
     plugins.layout("brackets", brackets)
 
 What a plugin makes depends on its source, so the manifest of what is made with one of its names has the
-source's sha256. Of a package it is that of all its .py files; other modules that a plugin imports do not count.
+source's sha256. Of a package it is that of all its .py files; what else a plugin imports does not count.
 docs/extending.md has an example of each function.
 """
 
@@ -199,11 +199,11 @@ def curriculum(
     weights: Callable[[Any, float], Mapping[str, float]] | None = None,
     rate: Callable[[Any, float], float] | None = None,
 ) -> None:
-    """A kind of curriculum, named in `curriculum[].kind`: what a stage trains on as it proceeds, and how fast.
+    """A kind of curriculum, named in `curriculum[].kind`: what a stage trains on, and at which rate.
 
     Args:
-      weights: (stage, share of the stage's rows before, 0 to 1) to the weights of its data sets at that point,
-        in place of `datasets` and `anneal_to`, which still say which data sets there are.
+      weights: (stage, share of its rows that are done, 0 to 1) to the weights of its data sets then, in place
+        of `datasets` and `anneal_to`, which still say which data sets there are.
       rate: (stage, share of its steps after the warm-up, 0 to 1) to a factor of the stage's `learning_rate`,
         in place of `schedule` and `final_fraction`.
     """
@@ -233,7 +233,7 @@ def load(places: Iterable[str]) -> None:
         there = _loaded.get(name)
         if there and there.digest == made.digest:
             continue
-        if there and there.place != place:
+        if there and os.path.abspath(there.place) != os.path.abspath(place):
             raise PluginError(f"two plugins are called {name!r}: {there.place} and {place}; rename one")
         _forget(name)
         before, _importing = _importing, made
@@ -243,9 +243,8 @@ def load(places: Iterable[str]) -> None:
             _forget(name)
             if isinstance(error, PluginError) or not isinstance(error, Exception):
                 raise
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                     if frame.filename == str(files[0])]  # fmt: skip
-            line = f":{lines[-1]}" if lines else ""
+            frames = traceback.extract_tb(error.__traceback__)
+            line = next((f":{one.lineno}" for one in frames[::-1] if one.filename == str(files[0])), "")
             raise PluginError(f"plugin {place}{line} fails: {type(error).__name__}: {error}") from error
         finally:
             _importing = before

@@ -44,6 +44,7 @@ TRACES = "traces.jsonl"
 CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
 POLL_SECONDS = 60.0
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0  # between two looks at how it stands
+NARROW = 100  # columns of a terminal, below which a teacher's figures stand below one another
 LOOKING = 0.05  # most of the time that may go into looking: reading a great ledger takes a while
 CHUNK = 500  # answers read from the ledger at a time
 
@@ -441,8 +442,16 @@ def _status(workdir: Path, path: Path) -> Progress:
 
 
 def table(stands: Iterable[Progress]) -> Table:
-    """One row a teacher, for a terminal."""
+    """One row a teacher, for a terminal; on a narrow one a line for each of its columns."""
     rows = [stand.columns() for stand in stands]
+    if Console().width < NARROW:
+        made = Table(show_header=False)
+        for row in rows:
+            for title, text in row.items():
+                if text:
+                    made.add_row(title, text)
+            made.add_section()
+        return made
     made = Table(*(rows[0] if rows else ()))
     for row in rows:
         made.add_row(*row.values())
