@@ -124,8 +124,7 @@ class Option:
 
 def _row(name: str, text: str) -> str:
     if (width := _width()) < NARROW:
-        below = {"initial_indent": " " * 4, "subsequent_indent": " " * 4}
-        return f"  {name}\n{textwrap.fill(text, width, **below)}"
+        return f"  {name}\n{textwrap.indent(textwrap.fill(text, width - 4), ' ' * 4)}"
     return textwrap.fill(f"  {name:21} {text}", width, subsequent_indent=" " * 24)
 
 
@@ -261,10 +260,8 @@ class Program:
         checked(lambda: plugins.load(given.get("plugins", ())), traceback=given["traceback"])
         for option in command.options:
             if isinstance(option.choices, plugins.Table) and given[option.name] not in option.known:
-                known = ", ".join(filter(None, option.known))
-                _refuse(
-                    f"--{option.name}={given[option.name]}: unknown {option.choices.kind}; known: {known}"
-                )
+                wrong = f"--{option.name}={given[option.name]}: unknown {option.choices.kind}"
+                _refuse(f"{wrong}; known: {', '.join(filter(None, option.known))}")
         if file:
             given["config"] = checked(lambda: load(_config(file, keys)), traceback=given["traceback"])
         self.given = Options(**given)
