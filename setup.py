@@ -20,6 +20,7 @@ EXTRAS = {
     # uses. `make student` installs it alone, with this extra, which reads its file.
     "gguf": ["gguf>=0.19,<0.20"],
     "lm-eval": ["lm-eval>=0.4.13,<0.5"],
+    "wandb": ["wandb>=0.31,<1"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "parity": ["torch==2.13.0", "transformers>=5.17,<6", "peft>=0.17,<1"],
     "dev": ["ruff>=0.9", "mypy>=1.14", "pytest-cov>=6"],

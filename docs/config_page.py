@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orca_jax import config
+from orca_jax import config, plugins
 
 PAGE = Path(__file__).with_name("config.md")
 HEAD = """# Config keys
@@ -67,6 +67,8 @@ def shown(hint: Any) -> str:
             for name, word in BOUNDS.items()
             if (limit := getattr(bound, name, None)) is not None
         ]
+        if tables := [bound for bound in arguments[1:] if isinstance(bound, plugins.Table)]:
+            return ", ".join([*(f"`{name!r}`" for name in tables[0].own), "a plugin's"])
         return ", ".join([shown(arguments[0]), *found])
     if origin is typing.Literal:
         return ", ".join(f"`{choice!r}`" for choice in arguments)

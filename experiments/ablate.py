@@ -27,6 +27,8 @@ RUN = cli.Command(
     cli.Option("table", True, "Write the set's tables and charts at the end."),
     cli.WORKERS,
     *cli.TRAIN,
+    made=("{workdir}",),
+    then="report --workdir={workdir}",
 )
 PLAN = cli.Command(
     "What the set can find, and how long it takes here.\n\n"
@@ -42,6 +44,7 @@ PLAN = cli.Command(
     cli.Option("measured", "", "A set's workdir: take the variances of its finished arms."),
     cli.Option("seconds_per_student", 0.0, "In place of a timed step.", lower_bound=0.0),
     JOBS,
+    then="ablate run {same} --workdir=WORKDIR",
 )
 PROGRAM = cli.Program(
     __doc__, commands={"run": RUN, "plan": PLAN}, default="run", load="load_set", parts=None

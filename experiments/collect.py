@@ -21,19 +21,38 @@ EXPORT = (
     cli.Option("form", "parquet", "The kind of file.", choices=("parquet", "jsonl")),
     cli.Option("kept", False, "Leaves out what `prepare` left out by the teacher's filters."),
 )
+TRACES_MADE = ("{workdir}/traces",)
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "run": cli.Command("Collects what is missing, and writes the traces.", *cli.EXPERIMENT),
-        "plan": cli.Command("Writes plan/TEACHER.jsonl, and counts the requests.", *cli.EXPERIMENT),
-        "estimate": cli.Command("Prints money and hours of the models behind APIs.", *cli.EXPERIMENT),
-        "retry": cli.Command("Collects again what ended in an error, and what is missing.", *cli.EXPERIMENT),
+        "run": cli.Command(
+            "Collects what is missing, and writes the traces.",
+            *cli.EXPERIMENT,
+            made=TRACES_MADE,
+            then="prepare {same}",
+        ),
+        "plan": cli.Command(
+            "Writes plan/TEACHER.jsonl, and counts the requests.",
+            *cli.EXPERIMENT,
+            made=("{workdir}/plan",),
+            then="collect run {same}",
+        ),
+        "estimate": cli.Command(
+            "Prints money and hours of the models behind APIs.", *cli.EXPERIMENT, then="collect run {same}"
+        ),
+        "retry": cli.Command(
+            "Collects again what ended in an error, and what is missing.",
+            *cli.EXPERIMENT,
+            made=TRACES_MADE,
+            then="prepare {same}",
+        ),
         "status": cli.Command("Shows how the collections of a workdir stand.", cli.WORKDIR, cli.SCRATCH),
         "export": cli.Command(
             "Writes traces as Parquet or JSON lines, with their data cards.\n\n"
             "With --input, the suffix of --out says the form: .jsonl, .json, .ndjson, .parquet.\n"
             "The schemas other than `native` take the traces that ended well.",
             *EXPORT,
+            made=("{out}",),
         ),
     },
     default="run",
@@ -44,7 +63,6 @@ if __name__ == "__main__":
 
 import collections
 import contextlib
-import dataclasses
 import logging
 import os
 import shutil
@@ -54,7 +72,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orca_jax import artifacts, files, hub, storage
+from orca_jax import artifacts, files, hub, plugins, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import prepared
@@ -135,6 +153,8 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
             source = students.open_source(teacher.path)
             inputs["student"] = source.fingerprint
             provenance = artifacts.joined(provenance, students.run_settings(config, source))
+        if teacher.kind in plugins.TEACHERS.entries and Path(teacher.path).is_file():
+            inputs["file"] = artifacts.file_digest(teacher.path)
         found = collection.traces(Job(config, teacher, workdir), endpoint)
     artifact = artifacts.Artifact(directory, provenance, inputs, places)
     if manifest := artifact.finished():
@@ -158,16 +178,13 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     return artifact.finish(counts, revisions)
 
 
-def asked_as(teacher: TeacherConfig) -> artifacts.Section:
-    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
-    teacher = dataclasses.replace(teacher, path=hub.unpinned(teacher.path))
-    return artifacts.section(teacher, without=(*teacher.NO_NUMBER, *teacher.LATER, "api"))
-
-
 def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> artifacts.Section:
     """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
     own = artifacts.section(config, ("seed",))
-    provenance = artifacts.joined({"program": "collect"}, own, {"teacher": asked_as(teacher)})
+    made_by = plugins.provenance((plugins.TEACHERS, teacher.kind))
+    provenance = artifacts.joined(
+        {"program": "collect"}, own, {"teacher": collection.asked_as(teacher)}, made_by
+    )
     if teacher.api:
         own = artifacts.section(teacher.api, without=teacher.api.NO_NUMBER)
         every = [artifacts.section(one, without=one.NO_NUMBER) for one in teacher.api.endpoints]

@@ -27,7 +27,13 @@ PUBLIC = cli.Option("public", False, "The repository may be public; else it is p
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "import": cli.Command("A model folder as a checkpoint with checksums.", cli.MODEL, cli.OUT),
+        "import": cli.Command(
+            "A model folder as a checkpoint with checksums.",
+            cli.MODEL,
+            cli.OUT,
+            made=("{out}",),
+            then="generate chat --model={out}",
+        ),
         "export": cli.Command(
             "A student as a Hugging Face model folder or a GGUF file.",
             cli.MODEL,
@@ -35,8 +41,10 @@ PROGRAM = cli.Program(
             FORM,
             DTYPE,
             cli.LAYOUT,
+            made=("{out}",),
+            then="generate chat --model={out}",
         ),
-        "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT),
+        "adapter": cli.Command("Trained adapters in PEFT's format.", TRAINED, cli.OUT, made=("{out}",)),
         "push": cli.Command(
             "Uploads an export and its model card to the Hugging Face hub, in one commit.\n\n"
             "The token is that of HF_TOKEN or of `hf auth login`. The export is made in TMPDIR.",
@@ -56,7 +64,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, config_check, hub
+from orca_jax import artifacts, config_check, hub, plugins
 from orca_jax.artifacts import Artifact, read_manifest
 from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
@@ -78,6 +86,7 @@ def import_student(source: str | Path, out: Path) -> None:
     """A model folder as a checkpoint with checksums, its tokenizer beside: what `student.init` takes too."""
     opened = students.open_source(source)
     provenance = {"program": students.IMPORT, "student": plain(opened.config), "layout": opened.layout}
+    provenance |= plugins.provenance((plugins.LAYOUTS, opened.layout))
     artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})
     if artifact.finished():
         log.info("%s is imported already", out)
@@ -110,6 +119,7 @@ def export_student(
             f"layout {layout!r} of {source}: give --layout, one of {', '.join(layouts.CONTROL_TOKENS)}"
         )
     provenance = {"program": "export", "dtype": dtype, "layout": layout}
+    provenance |= plugins.provenance((plugins.LAYOUTS, layout))
     if form != FORM.default:
         provenance["form"] = form
     artifact = Artifact(out, provenance, {"source": opened.fingerprint}, {"source": source})

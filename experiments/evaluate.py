@@ -28,6 +28,8 @@ RUN = cli.Command(
     LIMIT,
     cli.Option("part", "", "I/N: only answers the I-th part of N, as one of N hosts; auto: found by JAX."),
     cli.Option("toxicity_classifier", "", "A folder with a toxicity classifier."),
+    made=("{workdir}/evaluation",),
+    then=lambda given: "evaluate {same}" if given.part else "tables {same}",
 )
 SCORE = cli.Command(
     """Scores replies made anywhere.
@@ -43,6 +45,7 @@ Vicuna's reviews have them (see orca_jax/evaluation/judging.py). DIR gets items.
     OUT,
     cli.Option("path", "", "The benchmark's folder or file, if it is at hand."),
     ROWS,
+    made=("{out}",),
 )
 COMPARE = cli.Command(
     """Pairs two evaluations of the same items: which is right more often, and by which steps.
@@ -74,6 +77,7 @@ scores.json. Run again, it pays for no review twice.""",
     OUT,
     cli.Option("prompts", "", "Prompts in the format of FastChat's prompt.jsonl; empty: one of our own."),
     cli.Option("orders", ["reference_first", "candidate_first"], "Which of the two orders."),
+    made=("{out}",),
 )
 LM_EVAL = cli.Command(
     """Runs tasks of lm-eval (lm-evaluation-harness, extra `lm-eval`) on a student.
@@ -91,6 +95,7 @@ DIR gets lm-eval's results and samples.""",
     cli.DTYPE,
     cli.Option("batch_size", 32, "Replies decoded together, at most.", lower_bound=1),
     cli.Option("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2),
+    made=("{out}",),
 )
 PROGRAM = cli.Program(
     __doc__,

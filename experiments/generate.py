@@ -38,6 +38,7 @@ PROGRAM = cli.Program(
             cli.Option("out", "", "The file to write: JSON lines of replies.", required=True),
             *OPTIONS,
             cli.Option("batch_size", 32, "Replies decoded together, at most.", lower_bound=1),
+            made=("{out}",),
         ),
     },
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, cli.WORKERS)
+PROGRAM = cli.Program(
+    __doc__, *cli.EXPERIMENT, cli.WORKERS, made=("{workdir}/tokens", "{workdir}/cards"), then="train {same}"
+)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 

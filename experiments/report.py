@@ -9,7 +9,7 @@ from __future__ import annotations
 from orca_jax import cli
 
 OUT = cli.Option("out", "", "The file to write; empty: WORKDIR/report.html.")
-PROGRAM = cli.Program(__doc__, cli.WORKDIR, cli.SCRATCH, OUT)
+PROGRAM = cli.Program(__doc__, cli.WORKDIR, cli.SCRATCH, OUT, made=("{out}",))
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 

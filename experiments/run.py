@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, cli.WORKERS, *cli.TRAIN)
+PROGRAM = cli.Program(
+    __doc__,
+    *cli.EXPERIMENT,
+    cli.WORKERS,
+    *cli.TRAIN,
+    made=("{workdir}/table.md",),
+    then="report --workdir={workdir}",
+)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 

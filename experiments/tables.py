@@ -14,8 +14,15 @@ RUNS = cli.Option("runs", [], "Workdirs or sets of arms, whose scores stand besi
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "run": cli.Command("Prints and writes the tables of a run.", *cli.EXPERIMENT),
-        "paper": cli.Command("Writes all tables and figures of the Orca paper.", cli.OUT, RUNS),
+        "run": cli.Command(
+            "Prints and writes the tables of a run.",
+            *cli.EXPERIMENT,
+            made=("{workdir}/table.md",),
+            then="report --workdir={workdir}",
+        ),
+        "paper": cli.Command(
+            "Writes all tables and figures of the Orca paper.", cli.OUT, RUNS, made=("{out}",)
+        ),
     },
     default="run",
 )

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-PROGRAM = cli.Program(__doc__, *cli.EXPERIMENT, *cli.TRAIN, parts=("tokenizer", "tokens", "training", "logs"))
+PROGRAM = cli.Program(
+    __doc__,
+    *cli.EXPERIMENT,
+    *cli.TRAIN,
+    parts=("tokenizer", "tokens", "training", "logs"),
+    made=("{workdir}/training",),
+    then="evaluate {same}",
+)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 

@@ -24,6 +24,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from orca_jax import plugins
+
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STARTED = ".started.json"
@@ -196,14 +198,18 @@ class Artifact:
     def finish(self, counts: Mapping[str, Any], revisions: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Writes the manifest, which marks the artifact as whole, and returns it.
 
+        Neither `revisions` nor where plugins are is compared; their contents are.
+
         Args:
-          revisions: what was taken from the hub, see `hub.revisions`; it is not compared, contents are.
+          revisions: what was taken from the hub, see `hub.revisions`.
         """
         manifest = self._noted() | {"counts": dict(counts), "versions": versions()}
         if (begun := _read(self.directory / STARTED)) and not self._changes(begun):
             manifest["fingerprint"] = begun["fingerprint"]
         if revisions:
             manifest["revisions"] = dict(revisions)
+        if found := plugins.places(self.provenance):
+            manifest["plugins"] = found
         with atomic_write(self.directory / MANIFEST) as file:
             json.dump(manifest, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")

@@ -35,6 +35,8 @@ import logging
 import os
 import re
 import runpy
+import shlex
+import shutil
 import sys
 import textwrap
 import types
@@ -45,16 +47,16 @@ from typing import Any, NoReturn, get_args
 
 from absl import flags
 
-from orca_jax import config, storage
-from orca_jax.config import ConfigError, DType, Layout
+from orca_jax import config, plugins, storage
+from orca_jax.config import ConfigError, DType
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
-WIDTH = 100  # columns of help
+WIDTH, NARROW = 100, 60  # columns of help, at most; in fewer than NARROW what a name is stands below it
 NO_OPTION = "options begin with --"
 OVERRIDE = re.compile(r"--?config\.([^=]+)=(.*)", re.DOTALL)
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130  # all statuses: docs/troubleshooting.md#exit-codes
 COMPILED_BYTES = 2 << 30  # of compiled programs that are kept
 # What to do about an error of a library, by its words; the first that fits counts.
 ADVICE = {
@@ -87,7 +89,7 @@ class Option:
     help: str
     _: dataclasses.KW_ONLY
     required: bool = False
-    choices: Sequence[str] = ()
+    choices: Sequence[str] | plugins.Table = ()
     lower_bound: float | None = None
     upper_bound: float | None = None
 
@@ -96,10 +98,15 @@ class Option:
         """The value where it is not given."""
         return None if isinstance(self.default, type) else self.default
 
+    @property
+    def known(self) -> Sequence[str]:
+        """The choices; empty: it takes any value."""
+        return self.choices.names if isinstance(self.choices, plugins.Table) else self.choices
+
     def define(self, values: flags.FlagValues) -> None:
         kind = self.default if isinstance(self.default, type) else type(self.default)
         more: dict[str, Any] = {"flag_values": values}
-        if self.choices:
+        if self.choices and not isinstance(self.choices, plugins.Table):
             absent = None if self.required else self.absent  # "" is none of the choices
             flags.DEFINE_enum(self.name, absent, self.choices, self.help, **more)
         else:
@@ -109,14 +116,21 @@ class Option:
 
     def line(self) -> str:
         """The option in the help."""
-        text = f"{self.help} One of: {', '.join(filter(None, self.choices))}." if self.choices else self.help
+        text = f"{self.help} One of: {', '.join(filter(None, self.known))}." if self.known else self.help
         shown = ",".join(self.absent) if isinstance(self.absent, list | tuple) else self.absent
         usual = " [required]" if self.required else f" [{shown}]" if shown not in (None, "", False) else ""
         return _row(f"--{self.name}", text + usual)
 
 
 def _row(name: str, text: str) -> str:
-    return textwrap.fill(f"  {name:21} {text}", WIDTH, subsequent_indent=" " * 24)
+    if (width := _width()) < NARROW:
+        return f"  {name}\n{textwrap.indent(textwrap.fill(text, width - 4), ' ' * 4)}"
+    return textwrap.fill(f"  {name:21} {text}", width, subsequent_indent=" " * 24)
+
+
+def _width() -> int:
+    """Columns of the terminal, as COLUMNS says where it is set."""
+    return max(20, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
 
 
 CONFIG = Option("config", "", "The experiment, for example configs/mini.py.", required=True)
@@ -129,7 +143,7 @@ MODEL = Option(
     "A workdir, an imported student, a Hugging Face folder, a GGUF file, or hf://OWNER/NAME.",
     required=True,
 )
-LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=get_args(Layout))
+LAYOUT = Option("layout", "", "The prompt layout; empty: the model's own.", choices=plugins.LAYOUTS)
 DTYPE = Option(
     "dtype",
     "auto",
@@ -143,15 +157,29 @@ TRAIN = (
     Option("peak_tflops", 0.0, "Of one device, for the metric mfu; 0: of chips.csv."),
     Option("profile_steps", "", "FIRST:LAST, to trace for TensorBoard's profiler."),
 )
+PLUGINS = Option("plugins", [], "Files with names of your own, see docs/extending.md.")
 TRACEBACK = Option("traceback", False, "Show the traceback of errors in config or input.")
 
 
 class Command:
-    """A command: its help, of which the first line stands in the program's, and its options."""
+    """A command.
 
-    def __init__(self, help: str, *options: Option):
-        self.help = help
-        self.options = (*options, TRACEBACK)
+    Args:
+      help: of which the first line stands in the program's.
+      made: what it leaves, as "{workdir}/tokens" of its options, and `then`: what to run next, as
+        "train {same}", which is config and workdir again. Both are said at its end.
+    """
+
+    def __init__(
+        self,
+        help: str,
+        *options: Option,
+        made: Sequence[str] = (),
+        then: str | Callable[[Options], str] = "",
+    ):
+        self.help, self.made, self.then = help, made, then
+        listed = () if any(option.name == "config" for option in options) else (PLUGINS,)
+        self.options = (*options, *listed, TRACEBACK)  # a config lists them itself
         self.names = {option.name: option for option in self.options}
 
 
@@ -164,6 +192,7 @@ class Program:
       commands: the commands by name, `default` the one that may be left out.
       load: the function of orca_jax.config that turns the config into dataclasses.
       parts: top-level names of a bucket's workdir that are copied; empty: all; None: no bucket is taken.
+      made, then: of a program without commands, see `Command`.
     """
 
     def __init__(
@@ -174,10 +203,12 @@ class Program:
         default: str = "",
         load: str = "load",
         parts: Collection[str] | None = (),
+        made: Sequence[str] = (),
+        then: str = "",
     ):
         self.doc, self.default, self.load, self.parts = doc or "", default, load, parts
-        self.commands = commands or {"": Command("", *options)}
-        self.name, self.given = default, Options()
+        self.commands = commands or {"": Command("", *options, made=made, then=then)}
+        self.name, self.given, self.same = default, Options(), ""
 
     def options(self, **values: Any) -> Options:
         """The options where only these are given: for notebooks and tests, which have no command line."""
@@ -223,8 +254,15 @@ class Program:
         missing = [name for name, option in command.names.items() if option.required and not given[name]]
         if missing:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
-        if file := given.get("config"):
-            load = getattr(config, self.load)
+        same = [f"--{name}={given[name]}" for name in ("config", "workdir") if given.get(name)]
+        self.same = shlex.join(same + [f"--config.{key}={value}" for key, value in keys])
+        load, file = getattr(config, self.load), given.get("config")
+        checked(lambda: plugins.load(given.get("plugins", ())), traceback=given["traceback"])
+        for option in command.options:
+            if isinstance(option.choices, plugins.Table) and given[option.name] not in option.known:
+                wrong = f"--{option.name}={given[option.name]}: unknown {option.choices.kind}"
+                _refuse(f"{wrong}; known: {', '.join(filter(None, option.known))}")
+        if file:
             given["config"] = checked(lambda: load(_config(file, keys)), traceback=given["traceback"])
         self.given = Options(**given)
 
@@ -244,17 +282,32 @@ class Program:
                 checked(lambda: chosen(options), traceback=given.traceback)
 
         checked(within, traceback=given.traceback)
+        if said := self.summary():
+            print(scrub(said), file=sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        """The line that ends a program: where things are, and what to run next; empty: it left nothing."""
+        command, given = self.commands[self.name], vars(self.given)
+        made = list(filter(None, (one.format(**given) for one in command.made)))
+        then = command.then(self.given) if callable(command.then) else command.then
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        package = spec.name.rpartition(".")[0] if spec else "orca_jax.experiments"
+        quoted = {name: shlex.quote(str(value)) for name, value in given.items()} | {"same": self.same}
+        parts = [f"done: {', '.join(made)}"] if made else []
+        parts += [f"next: python -m {package}.{then.format(**quoted)}"] if then else []
+        return "; ".join(parts)
 
     def help(self, word: str = "") -> str:
         """The help of the program, or of one of its commands."""
         command = self.commands.get(word or self.default, Command(""))
         paragraphs = (command.help if word else self.doc).strip().split("\n\n")
         parts = [
-            text if text.startswith((" ", "python")) else textwrap.fill(text, WIDTH) for text in paragraphs
+            text if text.startswith((" ", "python")) else textwrap.fill(text, _width()) for text in paragraphs
         ]
         if not word and "" not in self.commands:
             lines = [_row(name, each.help.splitlines()[0]) for name, each in self.commands.items()]
-            parts.append("\n".join(["Commands, which have a --help of their own:", *lines]))
+            title = textwrap.fill("Commands, which have a --help of their own:", _width())
+            parts.append("\n".join([title, *lines]))
         if word or self.default or "" in self.commands:
             lines = [option.line() for option in command.options]
             if "config" in command.names:
@@ -287,15 +340,19 @@ def _refuse(text: str) -> NoReturn:
 def _config(given: str, changes: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The values of a config `FILE.py` or `FILE.py:ARGUMENT`, with each (key, text) of the command line set.
 
-    The package's own configs/NAME.py is taken where the working folder has no such file.
+    The package's own configs/NAME.py is taken where the working folder has no such file; NAME is enough.
     """
-    name, _, argument = given.partition(".py:")
+    name, _, argument = given.partition(".py:" if ".py:" in given else ":")
     file = Path(f"{name.removesuffix('.py')}.py")
-    if file.parts[0] == "configs" and not file.exists():
-        spec = importlib.util.find_spec("orca_jax.configs")
-        file = Path(str(spec and spec.origin)).parents[1] / file
+    spec = importlib.util.find_spec("orca_jax.configs")
+    own = Path(str(spec and spec.origin)).parent
+    if not file.exists() and not file.is_absolute():
+        file = own / (Path(*file.parts[1:]) if file.parts[0] == own.name else file)
     if not file.is_file():
-        raise ConfigError(f"no config file {given}")
+        known = sorted({path.stem for path in own.glob("*.py")} - {"__init__", "arguments"})
+        hint = "" if file.parent != own else f"; the package has {', '.join(known)}"
+        raise ConfigError(f"no config file {given}{hint}")
+    plugins.folder = file.parent
     try:
         made = runpy.run_path(str(file))["get_config"](*[argument] if argument else [])
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -390,10 +447,13 @@ class _Formatter(logging.Formatter):
 
 def set_up_logging() -> None:
     """Logs to the terminal, without the noise of libraries and without secrets."""
+    from rich.console import Console
     from rich.logging import RichHandler
 
     terminal = sys.stderr.isatty()
-    handler: logging.Handler = RichHandler(show_path=False) if terminal else logging.StreamHandler()
+    handler: logging.Handler = logging.StreamHandler()
+    if terminal:
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
     handler.setLevel(logging.INFO)
     handler.setFormatter(_Formatter("%(message)s" if terminal else FORMAT, "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

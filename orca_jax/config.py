@@ -11,13 +11,14 @@ import itertools
 import math
 import re
 import typing
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
-from orca_jax import files, storage
+from orca_jax import files, plugins, storage
 from orca_jax.artifacts import plain
 from orca_jax.config_check import ConfigError, build, check_url
 from orca_jax.records import Sampling, Usage
@@ -41,9 +42,11 @@ Filter = Literal[
     "repetitive", "disagrees", "unchecked", "outvoted", "spare",
 ]  # fmt: skip
 VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
-TeacherKind = Literal["oracle", "file", "student", "api", "targets", "rationales"]
+TeacherKind = Annotated[
+    str, plugins.TEACHERS.beside("oracle", "file", "student", "api", "targets", "rationales")
+]
 TraceStyle = Literal["", "restate", "changes", "pointer", "bare"]
-Layout = Literal["", "orca", "chatml", "llama2", "vicuna", "plain", "template"]
+Layout = Annotated[str, plugins.LAYOUTS.beside("", "orca", "chatml", "llama2", "vicuna", "plain", "template")]
 Supervise = Literal["all", "last", "everything"]
 Preset = Literal[
     "", "llama-7b", "llama-13b", "llama-33b", "llama-65b", "llama2-7b", "llama2-13b", "llama2-70b",
@@ -56,8 +59,9 @@ Attention = Literal["auto", "reference", "causal_blocks", "blockwise", "splash",
 Remat = Literal["none", "products", "full"]
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerKind = Literal["adamw", "adamw_bf16", "adafactor"]
+CurriculumKind = Annotated[str, plugins.CURRICULA.beside("")]
 # The modes of each benchmark, see evaluation.scoring; the first one is used where a config names none.
-BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
+OWN_BENCHMARKS: dict[str, tuple[str, ...]] = {
     "bbh": ("orca", "orca_cot", "robust", "answer_is"),
     "bbeh": ("bbeh",),
     "agieval": ("orca", "orca_cot", "robust"),
@@ -67,6 +71,9 @@ BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = {
     "vicuna_prompts": ("open_ended",), "awesome_prompts": ("open_ended",),
     "wizardlm_prompts": ("open_ended",), "own_prompts": ("open_ended",),
 }  # fmt: skip
+BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = ChainMap(plugins.MODES_OF.entries, OWN_BENCHMARKS)
+plugins.BENCHMARKS.beside(*OWN_BENCHMARKS, "puzzles", "judged")
+plugins.PARSERS.beside(*dict.fromkeys(mode for modes in OWN_BENCHMARKS.values() for mode in modes))
 CHOICES_MODES = ("orca", "orca_cot", "robust")  # of multiple-choice sets of a config's own
 CHANCE = "chance"  # in a hypothesis, in the place of an arm
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
@@ -230,11 +237,12 @@ class TeacherConfig:
     name: str  # of the teacher and its data set
     # `oracle` (procedural, see queries.puzzles.oracles), `file` (traces from a file), `student` (a finished
     # workdir, an imported student or a model's folder, decoded greedily), `api` (a model behind an API),
-    # `targets` or `rationales` (FLAN's own answers, the second with people's reasons before them).
+    # `targets` or `rationales` (FLAN's own answers, the second with people's reasons before them), or a
+    # plugin's.
     kind: TeacherKind = "oracle"
-    path: str = ""  # of the file (also `hf://datasets/OWNER/NAME/FILE`) or the student
+    path: str = ""  # of the file (also `hf://datasets/OWNER/NAME/FILE`) or the student; what a plugin wants
     share: Part = 1.0  # of the queries; a smaller share is a part of every greater one
-    samples: Positive = 1  # replies a query, of an oracle; a model behind an API has `api.samples`
+    samples: Positive = 1  # replies a query, of an oracle or a plugin; of an API see `api.samples`
     filters: tuple[Filter, ...] = ()  # flags of traces that are not trained on, see queries.quality
     max_tokens: Positive = 512  # of a student's or an API's reply; a longer one does not train
     api: ApiConfig | None = None  # of kind `api`
@@ -260,12 +268,13 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         where = f"teacher {self.name!r}"
-        if (self.kind in ("file", "student")) != bool(self.path):
+        of_plugin = self.kind in plugins.TEACHERS.entries
+        if not of_plugin and (self.kind in ("file", "student")) != bool(self.path):
             raise ValueError(f"{where}: kind {self.kind!r} {'takes no' if self.path else 'needs a'} path")
         if (self.kind == "api") != (self.api is not None):
             needs = "takes no" if self.api else "needs"
             raise ValueError(f"{where}: kind {self.kind!r} {needs} `api` settings")
-        if self.samples > 1 and self.kind != "oracle":
+        if self.samples > 1 and self.kind != "oracle" and not of_plugin:
             more = "set api.samples" if self.api else "only an oracle's may be more"
             raise ValueError(f"{where}: samples={self.samples} must be 1; {more}")
         voted = [name for name in self.filters if name in VOTED]
@@ -290,7 +299,7 @@ class DataConfig:
     # trained on the traces.
     tokenizer: str = ""
     # How conversations are written, see data.layouts; empty: as `student.init` was trained, else the
-    # tokenizer's chat template, else `orca`.
+    # tokenizer's chat template, else `orca`. A plugin may have more.
     layout: Layout = ""
     supervise: Supervise = "all"  # answers with loss; `everything`: prompts too
     row_length: Positive = 512  # tokens
@@ -366,6 +375,7 @@ class StageConfig:
     """One stage of the curriculum: which data sets, for how long, at which learning rate."""
 
     name: str  # of the stage
+    kind: CurriculumKind = ""  # a plugin's, which decides shares or learning rate; empty: the keys here do
     datasets: Annotated[
         Mapping[str, float], MinLen(1)
     ]  # data set to its weight: rows are drawn in these shares
@@ -436,12 +446,13 @@ class TrainConfig:
     checkpoint_every: Positive = 100  # steps
     keep: Positive = 2  # checkpoints preserved
     log_every: Positive = 10  # steps
+    wandb: str = ""  # project of Weights & Biases that gets the metrics too; empty: none
     validate_every: Count = 0  # steps; 0: only at the end of a stage
     # Steps after which the student answers validation puzzles, as it does at the end of a stage; 0: never.
     evaluate_every: Count = 0
     evaluate_per_family: Positive = 50  # validation puzzles of a family
 
-    NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every")
+    NO_NUMBER: ClassVar = ("checkpoint_every", "keep", "log_every", "wandb")
     PLATEAU: ClassVar = ("validate_every",)  # counts where a stage ends at a plateau
     # Count where a stage ends at a plateau of accuracy.
     EVALUATED: ClassVar = ("evaluate_every", "evaluate_per_family")
@@ -492,7 +503,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name, modes in self.modes.items():
             _check_known(f"{name} has no mode", modes, BENCHMARK_MODES.get(name, modes))
-        every = {name: modes[:1] for name, modes in BENCHMARK_MODES.items()} | dict(self.modes)
+        every = {name: modes[:1] for name, modes in OWN_BENCHMARKS.items()} | dict(self.modes)
         object.__setattr__(self, "modes", every)
 
 
@@ -524,6 +535,9 @@ class ExperimentConfig:
 
     name: str  # of the experiment
     seed: int = 0  # of queries, order, new weights and teachers' draws
+    # Files (.py) or modules with names of your own, see docs/extending.md. A path is relative to the config
+    # file or to the working folder.
+    plugins: tuple[str, ...] = ()
     # Benchmark to its folder or file, also `hf://datasets/OWNER/NAME/FILE`, empty: not at hand; none of its
     # questions reaches training.
     benchmarks: Mapping[str, str] = field(default_factory=dict)
@@ -542,23 +556,28 @@ class ExperimentConfig:
     mesh: MeshConfig
     evaluation: EvaluationConfig
 
-    NO_NUMBER: ClassVar = ("name", "mesh")
+    # Of plugins the sources of what is used count, see plugins.provenance.
+    NO_NUMBER: ClassVar = ("name", "mesh", "plugins")
     # Count in the inputs of training, part by part in training, or after it.
     BESIDE: ClassVar = (
         "benchmarks", "choices", "puzzles", "flan", "teachers", "data", "student", "train", "evaluation"
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        own = {one.name: CHOICES_MODES[:1] for one in self.choices}
+        object.__setattr__(self, "plugins", tuple(map(plugins.resolved, self.plugins)))
+        own: dict[str, tuple[str, ...]] = {one.name: CHOICES_MODES[:1] for one in self.choices}
         if len(own) < len(self.choices):
             raise ValueError(f"sets of choices need distinct names; got {', '.join(own)}")
         _check_known("unknown benchmark", self.benchmarks, BENCHMARK_MODES)
         _check_known("unknown benchmark", self.evaluation.modes, (*BENCHMARK_MODES, *own))
         for name in own:
             _check_known(f"{name} has no mode", self.evaluation.modes.get(name, ()), CHOICES_MODES)
+        own |= {
+            name: BENCHMARK_MODES[name][:1] for name in self.benchmarks if name in plugins.BENCHMARKS.entries
+        }
         evaluation = replace(self.evaluation, modes={**own, **self.evaluation.modes})
         object.__setattr__(self, "evaluation", evaluation)
-        every = {name: self.benchmarks.get(name, "") for name in BENCHMARK_MODES}
+        every = dict.fromkeys(OWN_BENCHMARKS, "") | dict(self.benchmarks)
         object.__setattr__(self, "benchmarks", every)
         names = [teacher.name for teacher in self.teachers]
         if len(set(names)) < len(names) or "validation" in names:
@@ -780,7 +799,9 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def load(config: ConfigDict | Mapping[str, Any]) -> ExperimentConfig:
-    """Raises ConfigError where a key is unknown, missing or wrong."""
+    """Imports the config's plugins. Raises ConfigError where one, or a key, is unknown, missing or wrong."""
+    listed = config.get("plugins", ())
+    plugins.load(one for one in (listed if isinstance(listed, list | tuple) else ()) if isinstance(one, str))
     return build(ExperimentConfig, config)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 Report = Callable[..., None]
 PLAIN_SECONDS = 15.0
+NARROW = 100  # columns of a terminal, below which there is no bar
 
 
 @contextlib.contextmanager
@@ -21,14 +22,25 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Report]:
     if not console.is_terminal:
         yield _plain(title, total, done)
         return
+    narrow, bar = console.width < NARROW, rich_progress.BarColumn()
     columns = [
-        rich_progress.TextColumn("{task.description}"), rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(), rich_progress.TimeElapsedColumn(),
-        rich_progress.TimeRemainingColumn(), rich_progress.TextColumn("{task.fields[note]}"),
-    ]  # fmt: skip
+        rich_progress.TextColumn("{task.description}"),
+        *([] if narrow else [bar]),
+        rich_progress.MofNCompleteColumn(),
+        *([] if narrow else [rich_progress.TimeElapsedColumn()]),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}"),
+    ]
+    # Texts are cut to what numbers leave, since rich would cut the numbers too.
+    room = console.width - 2 * len(f"{total or 0} ") - len(" 0:00:00  ") - (0 if narrow else 20)
+    title = _cut(title, room)
     with rich_progress.Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": bars.update(task, completed=done, note=note)
+        yield lambda done, note="": bars.update(task, completed=done, note=_cut(note, room - len(title) - 1))
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: max(0, room - 1)]}…"[: max(0, room)]
 
 
 def _plain(title: str, total: int | None, done: int) -> Report:

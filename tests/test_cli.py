@@ -1,6 +1,7 @@
 """Options, commands, help and errors of programs that are made for these tests."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from orca_jax import cli
 from orca_jax.artifacts import ArtifactError
 from orca_jax.teachers.endpoint import CollectionStopped
 from orca_jax.teachers.limits import BudgetSpent
+from orca_jax.training import hosts
 
 ONE = cli.Program(
     "Does one thing.",
@@ -118,6 +120,57 @@ def test_help_has_the_docstring_the_commands_and_the_options(capsys):
     assert "--" not in helped(capsys, NEEDS).replace("--help", "")
 
 
+def test_help_fits_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for program, *words in ((ONE,), (MANY,), (MANY, "score")):
+        lines = helped(capsys, program, *words).splitlines()
+        assert max(map(len, lines)) <= 40
+    assert "  --traceback\n    Show the traceback" in helped(capsys, ONE)
+
+
+# How a program ends
+
+
+@pytest.fixture
+def ended(capsys, monkeypatch):
+    """`ended(command, *arguments)`: what a program says at its end."""
+    monkeypatch.setattr(cli, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cli, "keep_compiled", lambda: None)
+
+    def run(command, *arguments):
+        program = cli.Program("Does one thing.", commands={"run": command}, default="run")
+        program.start(arguments)
+        program.main(run=lambda options: None)
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_a_program_ends_with_where_things_are_and_what_to_run_next(ended, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = cli.Command("Makes.", *cli.EXPERIMENT, made=("{workdir}/tokens",), then="train {same}")
+    said = ended(command, "--config=mini:runlocal", "--workdir=a b", "--config.seed=3")
+    package = sys.modules["__main__"].__spec__.name.rpartition(".")[0]
+    assert said == (
+        f"done: a b/tokens; next: python -m {package}.train --config=mini:runlocal '--workdir=a b' "
+        "--config.seed=3\n"
+    )
+
+
+def test_a_program_that_leaves_nothing_says_nothing(ended):
+    assert ended(cli.Command("Shows.", cli.OUT), "--out=x") == ""
+    assert ended(cli.Command("Makes.", cli.Option("out", "", "A file."), made=("{out}",))) == ""
+
+
+def test_every_exit_code_is_in_the_table(repo):
+    page = (repo / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    section = page.partition("## Exit codes")[2].partition("\n## ")[0]
+    listed = {int(code) for code in re.findall(r"^\| (\d+)", section, re.M)}
+    assert listed == {0, cli.EXIT_ERROR, BudgetSpent.exit_status, hosts.AGAIN, cli.EXIT_INTERRUPTED, 128}
+    for other in set((repo / "docs").glob("*.md")) - {repo / "docs/troubleshooting.md"}:
+        assert not re.search(r"^\| exit code", other.read_text(encoding="utf-8"), re.M), other
+
+
 # Errors that end a program
 
 
@@ -202,7 +255,20 @@ def test_configs_of_the_package_serve_where_there_are_none(configured, tmp_path,
         configured(file="configs/mini.py")
     with pytest.raises(SystemExit):
         configured(file="configs/none.py")
-    assert capsys.readouterr().err == "error: configs/mini.py: own\nerror: no config file configs/none.py\n"
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "error: configs/mini.py: own\nerror: no config file configs/none.py; the package has"
+    )
+
+
+def test_a_name_alone_is_a_config_of_the_package(configured, tmp_path, capsys):
+    assert configured(file="mini:runlocal").puzzles.per_family == 40
+    assert configured(file="mini").puzzles.per_family == 3500
+    (tmp_path / "mini.py").write_text("def get_config(): return {}['own']")
+    for name, said in (("mini", "mini.py: own"), ("minny", "no config file minny; the package has api")):
+        with pytest.raises(SystemExit):
+            configured(file=name)
+        assert f"error: {said}" in capsys.readouterr().err
 
 
 def test_keys_are_set_from_texts(configured):

@@ -65,6 +65,8 @@ ALONE = {
     "student.lora.rank": "needs student.init",
     "openorca train.evaluate_every": "needs puzzles",
     "flan": "needs FLAN's files; tests/experiments/test_queries.py has some",
+    "plugins": "needs a file; tests/test_plugins.py has some",
+    "curriculum[].kind": "a plugin's; tests/test_plugins.py has one",
     "choices": "needs a file; tests/evaluation/benchmarks/test_choices.py has some",
     "benchmarks.": "needs a benchmark's file; own_prompts stands for all",
 }

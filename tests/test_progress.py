@@ -1,5 +1,7 @@
 """Progress: seldom and plain where nobody watches, a bar on a terminal."""
 
+import re
+
 import pytest
 
 from orca_jax import progress as module
@@ -61,3 +63,19 @@ def test_a_terminal_shows_a_bar(monkeypatch, capsys):
     shown = capsys.readouterr().err
     for part in ("packing", "40/40", "a note"):
         assert part in shown
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal_shows_the_numbers_whole_in_one_line_and_no_colour_where_none_is_wanted(
+    monkeypatch, capsys, columns
+):
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "COLUMNS": str(columns)}.items():
+        monkeypatch.setenv(name, value)
+    with progress("evaluating puzzles under system message 16, step by step", 3000) as report:
+        report(3000, "a note that is as long as the notes of training are")
+    said = capsys.readouterr().err
+    last = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", said).splitlines()[-1]
+    assert "3000/3000 0:00:00" in last
+    assert last.startswith("evaluating")
+    assert len(last) <= columns
+    assert not re.search(r"\x1b\[[\d;]*m", said)

@@ -14,12 +14,13 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from orca_jax import hub, records, storage
+from orca_jax import hub, plugins, records, storage
 from orca_jax.data import chat_template, tokenizer_files
 from orca_jax.data.chat_template import LayoutError, Piece
 from orca_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, TokenizerError, folder_files
@@ -132,19 +133,23 @@ def plain(messages: Sequence[Message]) -> list[Piece]:
     return pieces
 
 
-LAYOUTS: dict[str, Layout] = {
-    "orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna, "plain": plain
-}  # fmt: skip
+LAYOUTS: Mapping[str, Layout] = ChainMap(
+    plugins.LAYOUTS.entries,
+    {"orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna, "plain": plain},
+)
 TEMPLATE = "template"  # a Hugging Face tokenizer's own
 PAPER = "orca"
-CONTROL_TOKENS: dict[str, tuple[str, ...]] = {
-    "orca": (PAD,),
-    "chatml": (PAD, IM_START, IM_END),
-    "llama2": (PAD,),
-    "vicuna": (PAD,),
-    "plain": (PAD,),
-    TEMPLATE: (PAD,),
-}
+CONTROL_TOKENS: Mapping[str, tuple[str, ...]] = ChainMap(
+    plugins.CONTROL_TOKENS.entries,
+    {
+        "orca": (PAD,),
+        "chatml": (PAD, IM_START, IM_END),
+        "llama2": (PAD,),
+        "vicuna": (PAD,),
+        "plain": (PAD,),
+        TEMPLATE: (PAD,),
+    },
+)
 ROLE_NAMES = ("system", "user", "assistant")
 
 

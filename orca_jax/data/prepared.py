@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orca_jax import artifacts, files, hub
+from orca_jax import artifacts, files, hub, plugins
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
@@ -153,7 +153,9 @@ def make_tokenizer(
     provenance = {"program": "tokenizer", "source": unpinned, "vocab_size": size, "control": controls}
     if source in ("", tokenizers.WORDS):  # what texts it is trained on
         texts = artifacts.section(config.data, ("layout", "validation_fraction"))
-        provenance = artifacts.joined(provenance, artifacts.unrecorded(texts))
+        provenance = artifacts.joined(
+            provenance, artifacts.unrecorded(texts), plugins.provenance((plugins.LAYOUTS, layout))
+        )
     places: dict[str, object] = {name: workdir / "quality" / name for name in inputs}
     if hub.reference(source):  # whose content may be another next time
         inputs, places["source"] = {**inputs, "source": tokenizers.load(source).fingerprint}, source
@@ -214,6 +216,7 @@ def make_store(
         artifacts.section(config, ("seed",)),
         artifacts.section(config.data, set(config.data.STORED) - {"tokenizer"}),  # which is among the inputs
         {"supervise": supervise},
+        plugins.provenance((plugins.LAYOUTS, config.data.layout)),
     )
     places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}

@@ -76,13 +76,13 @@ def _template_of(layout: str, tokenizer: Tokenizer) -> str:
     Raises:
       LayoutError: no known template does.
     """
-    plain = CHAT_TEMPLATES[layout]
-    for template in filter(None, (tokenizer.chat_template, plain, plain.replace(SPACE, ""))):
+    own = template(layout)
+    for found in filter(None, (tokenizer.chat_template, own, own.replace(SPACE, ""))):
         if all(
-            _ids(probe, template, tokenizer) == layouts.encode(probe, layout, tokenizer).tokens.tolist()
+            _ids(probe, found, tokenizer) == layouts.encode(probe, layout, tokenizer).tokens.tolist()
             for probe in PROBES
         ):
-            return template
+            return found
     raise LayoutError(
         f"no chat template gives the ids of layout {layout!r} with this tokenizer; train with another "
         f"layout, or with {TEMPLATE!r} if it has a chat template"
@@ -128,7 +128,7 @@ TURNS = """\
 AFTER_USER = {"chatml": layouts.IM_END, "llama2": " [/INST]", "vicuna": " ASSISTANT:"}
 
 
-def _template(layout: str) -> str:
+def template(layout: str) -> str:
     """A layout as jinja: what it writes around what is said in a conversation of marks.
 
     The first text begins with SentencePiece's leading space in writing.
@@ -151,12 +151,9 @@ def _template(layout: str) -> str:
         "PROMPT": prompt,
         "AFTER_USER": AFTER_USER.get(layout, ""),
     }
-    template = TURNS
+    made = TURNS
     for name, text in written.items():
         names = {BOS: "begin_again" if name == "BETWEEN" else "begin", EOS: "eos_token"}
         parts = [names.get(part, repr(part)) for part in re.split(f"({BOS}|{EOS})", text) if part]
-        template = re.sub(rf"\b{name}\b", lambda _: " + ".join(parts) or "''", template)  # noqa: B023
-    return template
-
-
-CHAT_TEMPLATES = {layout: _template(layout) for layout in layouts.LAYOUTS}
+        made = re.sub(rf"\b{name}\b", lambda _: " + ".join(parts) or "''", made)  # noqa: B023
+    return made

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import artifacts, files
+from orca_jax import artifacts, files, plugins
 from orca_jax.data import layouts
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.data.traces import Traces
@@ -234,8 +234,9 @@ def shard_count(traces: int) -> int:
     return max(1, math.ceil(traces / SHARD_SIZE))
 
 
-def _leave_with_parent() -> None:
-    """Ends a worker with the program that started it; one whose program is killed waits for work for ever."""
+def _begin_worker(places: Sequence[str]) -> None:
+    """Imports plugins, and ends a worker with its program; else that of a killed one would wait for ever."""
+    plugins.load(places)
     parent: Any = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -252,7 +253,7 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
         yield from map(work, jobs)
         return
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_leave_with_parent
+        workers, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(plugins.loaded(),)
     )
     with pool:
         yield from pool.map(work, jobs)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
-from orca_jax import artifacts
+from orca_jax import artifacts, plugins
 from orca_jax.evaluation import statistics
 from orca_jax.evaluation.benchmarks import agieval, bbeh, bbh, gsm8k, open_ended, puzzles, toxigen, truthfulqa
 from orca_jax.evaluation.statistics import Interval
@@ -182,4 +182,7 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
             return (toxigen.SIZE,)
         case open_ended.BENCHMARK if task in open_ended.SOURCES:
             return open_ended.SOURCES[task].sizes
+        case name if name in plugins.BENCHMARKS.entries:
+            sizes = plugins.BENCHMARKS.entries[name].sizes
+            return (sizes[task],) if task in sizes else ()
     return ()

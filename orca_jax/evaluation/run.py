@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import artifacts, files, hub
+from orca_jax import artifacts, files, hub, plugins
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
 from orca_jax.evaluation import cells, model, scoring
@@ -190,7 +190,12 @@ class Evaluator:
             if self.options.classifier:
                 given["classifier"] = toxigen.fingerprint(self.options.classifier)
             provenance["options"] = given
-        return artifacts.joined(provenance, self.model.settings)
+        benchmark, mode = questions[0].benchmark, questions[0].mode
+        families = [(plugins.PUZZLES, family) for family in self.config.puzzles.families]
+        used = [(plugins.BENCHMARKS, benchmark), (plugins.PARSERS, mode)]
+        used += [(plugins.LAYOUTS, self.model.settings.get("layout", ""))]
+        used += families if benchmark == puzzle_benchmark.BENCHMARK else []
+        return artifacts.joined(provenance, self.model.settings, plugins.provenance(*used))
 
     def _met(self, benchmark: str) -> set[str] | None:
         """The ids of a benchmark's texts that training queries met; None where these were not compared."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from orca_jax import files
+from orca_jax import files, plugins
 from orca_jax.artifacts import atomic_write
 from orca_jax.evaluation import extraction, statistics
 from orca_jax.evaluation.benchmarks.base import Group, Question
@@ -53,13 +53,16 @@ def _robust(question: Question, reply: Reply) -> str | None:
 
 
 # By mode: the answer of a reply, None where it has none.
-MODES: Mapping[str, Callable[[Question, Reply], str | None]] = {
+OWN_MODES: dict[str, Callable[[Question, Reply], str | None]] = {
     "orca": _first_capital,
     "orca_cot": _robust,
     "robust": _robust,
     "answer_is": lambda question, reply: extraction.answer_is(reply.text),
     "bbeh": lambda question, reply: extraction.bbeh(reply.text),
 }
+MODES: Mapping[str, Callable[[Question, Reply], str | None]] = collections.ChainMap(
+    plugins.PARSERS.entries, OWN_MODES
+)
 
 
 def parser(mode: str) -> Callable[[Question, Reply], str | None]:

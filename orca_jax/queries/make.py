@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, files, hub, storage
+from orca_jax import artifacts, files, hub, plugins, storage
 from orca_jax.config import ExperimentConfig, FlanConfig, Message, PuzzlesConfig
 from orca_jax.files import Tally
 from orca_jax.progress import progress
@@ -267,6 +267,7 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
         artifacts.section(config, ("seed", "puzzles")),
         {"flan": [artifacts.joined(artifacts.section(part), counted) for part in config.flan]},
         benchmark_digests(documents, artifacts.recorded(directory)["provenance"]),
+        plugins.provenance(*((plugins.PUZZLES, family) for family in config.puzzles.families)),
     )
     artifact = artifacts.Artifact(directory, provenance, inputs)
     if manifest := artifact.finished():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orca_jax import __version__, artifacts, hub
+from orca_jax import __version__, artifacts, hub, plugins
 from orca_jax.config import ExperimentConfig, TeacherConfig, load
 from orca_jax.data import chat_template
 from orca_jax.data import tokenizer as tokenizers
@@ -117,6 +117,9 @@ def described(
             return what, "as its page says, and those of the models that wrote it"
         sha256 = collected["inputs"][teacher.kind][:12]
         return f"{what}, sha256 {sha256}", "not known to the run; those of the models that wrote it"
+    if source := plugins.TEACHERS.sources.get(teacher.kind):
+        what = f"`{teacher.kind}` of the plugin {source.name}, sha256 {source.digest[:12]}"
+        return what, "not known to the run; those of whatever the plugin asks"
     kinds = sorted({kind for draw in config.flan for kind, path in draw.sources.items() if path})
     return f"FLAN's own {teacher.kind}", "; ".join(flan.LICENCES[kind] for kind in kinds)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orca_jax import artifacts, config_check, files, storage
+from orca_jax import artifacts, config_check, files, hub, plugins, storage
 from orca_jax.artifacts import atomic_write
 from orca_jax.config import ApiConfig, ExperimentConfig, Limits, TeacherConfig
 from orca_jax.progress import progress
@@ -44,6 +44,7 @@ TRACES = "traces.jsonl"
 CONCURRENCY = 64  # twice a student's rows, so that none waits for the next request
 POLL_SECONDS = 60.0
 LIVE_SECONDS, PLAIN_SECONDS = 2.0, 15.0  # between two looks at how it stands
+NARROW = 100  # columns of a terminal, below which a teacher's figures stand below one another
 LOOKING = 0.05  # most of the time that may go into looking: reading a great ledger takes a while
 CHUNK = 500  # answers read from the ledger at a time
 
@@ -249,7 +250,26 @@ def endpoint(job: Job) -> Endpoint:
     """Answers as a teacher that needs neither an API nor a student."""
     if job.teacher.kind == "oracle":
         return oracle(job.config, job.teacher)
+    if job.teacher.kind in plugins.TEACHERS.entries:
+        return PluginTeacher(job)
     return RecordedTeacher(job.teacher.kind, job.queries())
+
+
+def asked_as(teacher: TeacherConfig) -> artifacts.Section:
+    """The settings that a teacher's traces depend on, its API's apart; the others are for later."""
+    teacher = dataclasses.replace(teacher, path=hub.unpinned(teacher.path))
+    return artifacts.section(teacher, without=(*teacher.NO_NUMBER, *teacher.LATER, "api"))
+
+
+class PluginTeacher:
+    """A teacher of a plugin's; its identity changes with its settings and source, as its answers may."""
+
+    def __init__(self, job: Job):
+        kind, path = job.teacher.kind, Path(job.teacher.path)
+        made = [asked_as(job.teacher), plugins.provenance((plugins.TEACHERS, kind)), job.config.seed]
+        made += [artifacts.file_digest(path)] if path.is_file() else []
+        self.identity = f"{kind}-{artifacts.digest(made)[:16]}"
+        self.reply = plugins.TEACHERS.entries[kind](job.config, job.teacher, job.queries()).reply
 
 
 class RecordedTeacher:
@@ -422,8 +442,16 @@ def _status(workdir: Path, path: Path) -> Progress:
 
 
 def table(stands: Iterable[Progress]) -> Table:
-    """One row a teacher, for a terminal."""
+    """One row a teacher, for a terminal; on a narrow one a line for each of its columns."""
     rows = [stand.columns() for stand in stands]
+    if Console().width < NARROW:
+        made = Table(show_header=False)
+        for row in rows:
+            for title, text in row.items():
+                if text:
+                    made.add_row(title, text)
+            made.add_section()
+        return made
     made = Table(*(rows[0] if rows else ()))
     for row in rows:
         made.add_row(*row.values())

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from orca_jax import plugins
 from orca_jax.config import BLOCK, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
 
@@ -43,11 +44,37 @@ def expected(stage: StageConfig, rows: int, total: int) -> np.ndarray:
     return first * inside + (last - first) * moved + last * (rows - inside)
 
 
+def _of_plugin(stage: StageConfig) -> plugins.Curriculum:
+    """What a plugin decides of a stage; nothing where the stage names none."""
+    if stage.kind:
+        found: plugins.Curriculum = plugins.CURRICULA.entries[stage.kind]
+        return found
+    return plugins.Curriculum(None, None)
+
+
+def shares(stage: StageConfig, done: float) -> np.ndarray:
+    """The shares of the data sets, in the order of `stage.names`, that a plugin gives for a point of a stage.
+
+    Raises:
+      ValueError: it gives other data sets or a negative weight, or all are 0.
+    """
+    weights = _of_plugin(stage).weights
+    given = dict(weights(stage, done)) if weights else {}
+    if not given.keys() <= set(stage.names) or min(given.values(), default=0) < 0 or not sum(given.values()):
+        raise ValueError(
+            f"curriculum {stage.kind!r} gives the weights {given} at {done:.2f} of stage {stage.name!r}; it "
+            f"must give weights of 0 or more to some of its data sets: {', '.join(stage.names)}"
+        )
+    return np.array([normalized(given).get(name, 0.0) for name in stage.names])
+
+
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
     """Learning rate at step `step` of the stage's `steps`, see `StageConfig.schedule`."""
     if step < stage.warmup_steps:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
     done = min(1.0, (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps))
+    if rate := _of_plugin(stage).rate:
+        return stage.learning_rate * rate(stage, done)
     left = {
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         "linear": 1 - done,
@@ -115,14 +142,23 @@ class _Annealed:
         self._stage = stage
         self._total = total
         self._counts = [np.zeros(len(stage.names), np.int64)]
+        self._expected = np.zeros(len(stage.names))
         self._lock = threading.Lock()
 
     def drawn(self, blocks: int) -> list[int]:
         with self._lock:
             while len(self._counts) <= blocks:
-                wanted = expected(self._stage, len(self._counts) * self.size, self._total) - self._counts[-1]
+                self._expected = self._expect(len(self._counts) * self.size)
+                wanted = self._expected - self._counts[-1]
                 self._counts.append(self._counts[-1] + _whole(wanted, self.size))
             return [int(count) for count in self._counts[blocks]]
+
+    def _expect(self, rows: int) -> np.ndarray:
+        """Expected rows of each data set among the first `rows`, which end with the block after the last."""
+        if _of_plugin(self._stage).weights:
+            middle = min(1.0, (rows - self.size / 2) / self._total)
+            return self._expected + self.size * shares(self._stage, middle)
+        return expected(self._stage, rows, self._total)
 
 
 def _whole(wanted: np.ndarray, total: int) -> np.ndarray:
@@ -164,7 +200,7 @@ class Curriculum:
         self._annealed = {
             index: _Annealed(stage, steps * batch_rows)
             for index, (stage, steps) in enumerate(zip(self.stages, self.planned))
-            if stage.anneal_to
+            if stage.anneal_to or _of_plugin(stage).weights
         }
         self.ended: dict[int, int] = {}
         self.starts = self._starts()

@@ -1,4 +1,4 @@
-"""Metrics: throughput and memory, and records of a run as JSON lines and TensorBoard files.
+"""Metrics: throughput and memory, and records of a run: JSON lines, TensorBoard files, Weights & Biases.
 
 Imports no jax, so that reports can read metrics without it.
 """
@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from orca_jax import artifacts
 if TYPE_CHECKING:
     import jax
 
-FILE = "metrics.jsonl"
+FILE, RUN_ID = "metrics.jsonl", "wandb_run_id"
 # Metrics that differ from run to run.
 TIMED = (
     "tokens_per_second",
@@ -77,13 +78,48 @@ def device_bytes(devices: Sequence[jax.Device]) -> dict[str, int]:
     return {"device_bytes": max(peaks)} if peaks else {}
 
 
+def wandb_run(project: str, directory: Path) -> Any:
+    """The run of a training directory at Weights & Biases: the one that was begun there, or a new one.
+
+    WANDB_MODE, WANDB_ENTITY and others count as wandb documents them; offline files are in `directory`.
+
+    Raises:
+      ValueError: the extra is not installed, or wandb refuses, for want of a key for example.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(f"train.wandb needs an extra: pip install -e '.[wandb]' ({error})") from error
+    kept = directory / RUN_ID
+    if not kept.exists():
+        with artifacts.atomic_write(kept) as file:
+            file.write(uuid.uuid4().hex[:12])
+    try:
+        run = wandb.init(
+            project=project,
+            id=kept.read_text(encoding="utf-8"),
+            name=directory.resolve().parent.name,
+            dir=directory,
+            resume="allow",
+            config=dict(artifacts.recorded(directory)["provenance"]),
+            settings=wandb.Settings(console="off"),
+        )
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"train.wandb: {error}. Run wandb login, set WANDB_MODE=offline, or leave train.wandb empty"
+        ) from error
+    # Not wandb's own step, behind which a run that goes on from a checkpoint may not fall.
+    run.define_metric("*", step_metric="step")
+    return run
+
+
 class Metrics:
-    """Writes records as JSON lines, and their numbers to TensorBoard.
+    """Writes records as JSON lines, and their numbers to TensorBoard and to the project `wandb`, if given.
 
     A run that resumes at `step` first removes the records of later steps, which it will make again.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], step: int):
+    def __init__(self, directory: str | os.PathLike[str], step: int, wandb: str = ""):
         # tensorboardX imports torch where that is installed, a second of each start that nothing here needs.
         hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         try:
@@ -99,16 +135,25 @@ class Metrics:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._board = SummaryWriter(os.fspath(directory), purge_step=step + 1 if step else None)
+        self._run = wandb_run(wandb, Path(directory)) if wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One record of `kind` (train, validation, evaluation) after `step` steps."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        if self._run:
+            self._run.log({"step": step, **numbers})
 
     def close(self) -> None:
+        if self._run:
+            self._run.finish()
         self._file.close()
         self._board.close()
 

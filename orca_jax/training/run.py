@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, compiler_options, hub
+from orca_jax import artifacts, compiler_options, hub, plugins
 from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.loader import RowBuilder
@@ -130,6 +130,11 @@ def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Sect
             "train": artifacts.section(config.train, without=quiet),
         },
         evaluated(config) if "accuracy" in plateaus else {},
+        plugins.provenance(
+            (plugins.LAYOUTS, config.data.layout),
+            *((plugins.CURRICULA, stage.kind) for stage in config.curriculum),
+            *((plugins.PUZZLES, family) for family in config.puzzles.families if "accuracy" in plateaus),
+        ),
     )
 
 

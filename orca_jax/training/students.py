@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from orca_jax import artifacts, config_check, hub, storage
+from orca_jax import artifacts, config_check, hub, plugins, storage
 from orca_jax.artifacts import ArtifactError
 from orca_jax.config import ExperimentConfig, LoraConfig
 from orca_jax.data import layouts
@@ -93,6 +93,7 @@ def open_source(path: str | Path) -> SavedStudent:
         provenance = manifest["provenance"]
         if provenance.get("program") not in (IMPORT, "train"):
             raise ArtifactError(f"{path} was made by {provenance.get('program')!r} and holds no student")
+        plugins.reopen_layout(folder, manifest)
         config = config_check.build(LlamaConfig, provenance["student"])
         return SavedStudent(
             config=dataclasses.replace(config, lora=LoraConfig()),

@@ -154,7 +154,9 @@ class Trainer:
         with jax.set_mesh(self.mesh), hosts.DeferredSignals() as self.signals:
             self.signals.at_once = True
             done, state, owed = self._start()
-            self.metrics = Metrics(self.directory, done) if jax.process_index() == 0 else None
+            self.metrics = (
+                Metrics(self.directory, done, self.train.wandb) if jax.process_index() == 0 else None
+            )
             try:
                 if owed:
                     self._assess(state, done)

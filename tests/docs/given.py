@@ -11,6 +11,7 @@ import pyarrow.parquet
 
 from orca_jax.experiments import convert
 from orca_jax.queries import puzzles
+from tests.docs import pages
 
 FAMILIES = ("boolean_expressions", "dyck_languages", "navigate", "object_counting")
 # Runs of other pages; of some no more than what is made before the parts that are named here.
@@ -117,5 +118,6 @@ def write(folder: Path, mini: Path, judge: str) -> None:
         shutil.copy(mini / "tokenizer/tokenizer.model", folder / name)
     replies(folder, mini, judge)
     weights(folder, mini)
+    shutil.copytree(pages.REPOSITORY / "docs/examples", folder / "docs/examples")
     for name, without in RUNS.items():
         shutil.copytree(mini, folder / "runs" / name, ignore=shutil.ignore_patterns(*without))

@@ -55,6 +55,7 @@ NOT_RUN = {
 STEPS = "--config.curriculum[0].steps=100 --config.curriculum[1].steps=100"
 # What is put in the place of what: sizes, ports, and where a page's examples would meet in one workdir.
 CHANGES = (
+    (r"^python -m orca_jax\.experiments", "python -m experiments"),
     (r"^launch/tpu_pod\.sh keep", "python -m experiments.train"),
     (r"^launch/tpu_pod\.sh evaluate", "python -m experiments.evaluate run"),
     (r"/share/orca-13b", "runs/orca-13b"),

@@ -122,9 +122,8 @@ def test_an_oracle_asked_several_times_errs_apart(mini, tmp_path):
 
 def test_filters_and_shots_are_no_setting_of_traces(mini):
     teacher = mini().teachers[0]
-    assert collect.asked_as(dataclasses.replace(teacher, shots=2, filters=("refusal",))) == collect.asked_as(
-        teacher
-    )
+    changed = dataclasses.replace(teacher, shots=2, filters=("refusal",))
+    assert collection.asked_as(changed) == collection.asked_as(teacher)
 
 
 def paid(workdir):

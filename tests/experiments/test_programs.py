@@ -1,6 +1,7 @@
 """What the programs say on the command line of what a user can mend: one message, no traceback, status 1."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -80,7 +81,8 @@ HELPS = {
 def test_help_names_the_options_and_needs_no_jax(repo, program):
     name, *words = program.split()
     command = [sys.executable, "-X", "importtime", "-m", f"orca_jax.experiments.{name}", *words, "--help"]
-    done = subprocess.run(command, cwd=repo, capture_output=True, text=True)
+    wide = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, env=wide)
     assert done.returncode == 0, done.stderr
     for option in HELPS[program]:
         assert option in done.stdout

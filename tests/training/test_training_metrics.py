@@ -110,3 +110,46 @@ Metrics({str(tmp_path)!r}, 0).close()
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+# Weights & Biases
+
+
+def leveldb_log(block):
+    """The records of one block: each a checksum of 4 bytes, a length of 2, a type of 1 and the record."""
+    while len(block) > 7:
+        length, whole = int.from_bytes(block[4:6], "little"), block[6] == 1
+        assert whole
+        assert length
+        yield block[7 : 7 + length]
+        block = block[7 + length :]
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"train.wandb needs an extra: pip install -e '.\[wandb\]'"):
+        metrics.Metrics(tmp_path, 0, "project")
+
+
+def test_a_run_that_goes_on_has_its_id_and_all_numbers_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    ids, logged = set(), []
+    for start in (0, 2):
+        writer = metrics.Metrics(tmp_path / "run/training", start, "project")
+        writer.write("train", start + 1, {"loss": start / 10, "stage": "one"})
+        writer.close()
+    for path in sorted(tmp_path.glob("run/training/wandb/offline-run-*/*.wandb")):
+        for data in leveldb_log(path.read_bytes()[7:]):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                ids.add((record.run.run_id, record.run.project, record.run.display_name))
+            if record.HasField("history"):
+                found = {(one.key or ".".join(one.nested_key)): one.value_json for one in record.history.item}
+                logged.append((int(found["step"]), float(found["train/loss"]), "train/stage" in found))
+    assert ids == {((tmp_path / "run/training/wandb_run_id").read_text(), "project", "run")}
+    assert sorted(logged) == [(1, 0.0, False), (3, 0.2, False)]

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from orca_jax import plugins
 from orca_jax.config import BENCHMARK_MODES, CHOICES_MODES, ChoicesConfig
 from orca_jax.evaluation.benchmarks import agieval, bbeh, bbh, choices, gsm8k, open_ended, toxigen, truthfulqa
-from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
+from orca_jax.plugins import Benchmark
 
-
-class Benchmark(NamedTuple):
-    """A benchmark by its functions, which take its folder, or its file where it is one file."""
-
-    questions: Callable[..., list[Question]]  # in a `mode`
-    documents: Callable[..., Iterator[Document]]  # its texts, not to be trained on
-    groups: tuple[Group, ...] = ()  # its named aggregates
-    scored: bool = True  # replies are right or wrong; else a judge or a classifier reads them
-    part: bool = False  # its file may be a part of the published one, if its `size` is given
-
-
-BENCHMARKS: Mapping[str, Benchmark] = {
+OWN: dict[str, Benchmark] = {
     "bbh": Benchmark(bbh.questions, bbh.documents, bbh.GROUPS),
     "bbeh": Benchmark(bbeh.questions, bbeh.documents, bbeh.GROUPS),
     "agieval": Benchmark(agieval.questions, agieval.documents, agieval.GROUPS),
@@ -39,6 +30,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         for source in open_ended.SOURCES
     },
 }
+BENCHMARKS: Mapping[str, Benchmark] = ChainMap(plugins.BENCHMARKS.entries, OWN)
 
 
 def questions(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-from orca_jax import records
+from orca_jax import plugins, records
 from orca_jax.queries.puzzles.base import Family, Puzzle, content_hash
 from orca_jax.queries.puzzles.expressions import BooleanExpressions, DyckLanguages, MultistepArithmetic
 from orca_jax.queries.puzzles.objects import ColoredObjects, LogicalDeduction, ObjectCounting
@@ -31,7 +32,8 @@ BBH_FAMILIES: dict[str, type[Family]] = {
 SERIAL_FAMILIES: dict[str, type[Family]] = {
     family.name: family for family in (Tracking, PointerChasing, NestedBooleans)
 }
-FAMILIES = BBH_FAMILIES | SERIAL_FAMILIES
+FAMILIES: Mapping[str, type[Family]] = ChainMap(plugins.PUZZLES.entries, BBH_FAMILIES | SERIAL_FAMILIES)
+plugins.PUZZLES.beside(*BBH_FAMILIES, *SERIAL_FAMILIES)
 _LABEL = re.compile(r"\([a-z]\) ")
 _PATIENCE = 5000  # draws without a new puzzle after which a family counts as exhausted
 
