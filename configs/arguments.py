@@ -10,33 +10,39 @@ from ml_collections import ConfigDict
 class Arguments(NamedTuple):
     """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds.
 
-    `init` is the folder of released weights to start from, where a config takes one.
+    `init` is the folder of released weights to start from and `data` where the data are, where a config
+    takes them.
     """
 
     variant: str
     runlocal: bool
     init: str = ""
+    data: str = ""
 
 
-def parse(arg: str | None, *, variant: tuple[str, ...] = ("default",), init: bool = False) -> Arguments:
-    """Reads `variant=NAME,init=FOLDER,runlocal`; the first of `variant` is the default.
+def parse(
+    arg: str | None, *, variant: tuple[str, ...] = ("default",), init: bool = False, data: bool = False
+) -> Arguments:
+    """Reads `variant=NAME,init=FOLDER,data=PATH,runlocal`; the first of `variant` is the default.
 
     Raises:
       ValueError: an argument or a variant is unknown.
     """
-    chosen, runlocal, weights = variant[0], False, ""
+    chosen, runlocal, paths = variant[0], False, dict[str, str]()
+    taken = {name: of for name, of, takes in (("init", "FOLDER", init), ("data", "PATH", data)) if takes}
     for part in filter(None, (arg or "").split(",")):
         name, _, value = part.partition("=")
         if name == "variant" and value in variant:
             chosen = value
-        elif init and name == "init" and value:
-            weights = value
+        elif name in taken and value:
+            paths[name] = value
         elif part == "runlocal":
             runlocal = True
         else:
-            known = f"runlocal, {'init=FOLDER, ' if init else ''}variant={'|'.join(variant)}"
+            known = ", ".join(["runlocal", *(f"{name}={of}" for name, of in taken.items())])
+            known += f", variant={'|'.join(variant)}"
             raise ValueError(f"unknown config argument {part!r}; known: {known}")
-    return Arguments(chosen, runlocal, weights)
+    return Arguments(chosen, runlocal, **paths)
 
 
 def shrink(config: ConfigDict) -> None:
