@@ -1,13 +1,14 @@
 """Two real teachers' explanations at three granularities beside answers alone, on the same questions.
 
 Paper: sections 3.1.3 and 6.1 with Table 10, with teachers that are language models and equal questions, which
-the paper has not. Data: EIT-NLP/Distilling-CoT-Reasoning (Apache-2.0), joined by question into a Parquet file
-with a column a teacher and level: 4,949 training questions of OpenBookQA (`answers`, LLaMA-3-70B, GPT-4o at
-levels 1, 3 and 6) and 1,997 of StrategyQA (`answers`, GPT-4o), and the two test sets, which nothing is trained
-on. `data` is their folder, `init` SmolLM2-135M-Instruct (`make student` fetches it). All arms have the same
-steps and packed positions, and differ in curriculum alone.
+the paper has not. Data: EIT-NLP/Distilling-CoT-Reasoning (Apache-2.0), joined by question into a Parquet
+file with a column a teacher and level: 4,949 training questions of OpenBookQA (`answers`, LLaMA-3-70B, GPT-4o
+at levels 1, 3 and 6) and 1,997 of StrategyQA (`answers`, GPT-4o), and the two test sets, which nothing is
+trained on. `data` is their folder, `init` SmolLM2-135M-Instruct (`make student` fetches it). All arms have
+the same steps and packed positions, and differ in curriculum alone.
 
-    python -m experiments.ablate --config=configs/granularity.py:variant=laptop,data=FOLDER --workdir=runs/levels
+    python -m experiments.ablate --workdir=runs/levels \\
+        --config=configs/granularity.py:variant=laptop,data=FOLDER
 
 `laptop` has level 1, three arms, one seed, and 16,384 packed positions an arm: about 25 minutes on two cores
 by the 130 tokens a second that a LoRA step of this student trains there. `openbookqa` and `strategyqa` have
@@ -49,7 +50,10 @@ POSITIONS = 2048  # a step
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`variant=openbookqa|strategyqa|laptop`, `data=FOLDER`, `init=FOLDER` (weights), `runlocal` (seconds)."""
+    """`variant=openbookqa|strategyqa|laptop`, `data=FOLDER`, `init=FOLDER` (weights), `runlocal` (seconds).
+
+    With `runlocal` and no `init` the student is a tiny new one.
+    """
     args = parse(arg, variant=("openbookqa", "strategyqa", "laptop"), init=True, data=True)
     laptop = args.variant == "laptop"
     name = "openbookqa" if laptop else args.variant
@@ -64,9 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.base.update(
         teachers=_teachers(f"{folder}/{train}", models, LEVELS[0]),
         choices=[
-            dict(
-                name=name, path=f"{folder}/{test}", question=["instruction"], answer="label", labels=labels
-            )
+            dict(name=name, path=f"{folder}/{test}", question=["instruction"], answer="label", labels=labels)
         ],
         curriculum=curricula["answers"],
     )
@@ -114,9 +116,7 @@ def base(init: str, small: bool) -> ConfigDict:
     config = ConfigDict(dict(name="base", puzzles={}, optimizer={}, mesh={}))
     # Of every arm's traces few are held out: on two cores they would take as long as half of the steps.
     config.data = dict(row_length=512, max_segments=64, overlong="drop", validation_fraction=0.002)
-    config.student = dict(
-        init=init or INIT, vocab_size=0, scan_layers=False, lora=dict(rank=16, alpha=32.0)
-    )
+    config.student = dict(init=init or INIT, vocab_size=0, scan_layers=False, lora=dict(rank=16, alpha=32.0))
     config.train = dict(batch_rows=POSITIONS // 512, checkpoint_every=50, log_every=5)
     config.evaluation = dict(messages=(1,), max_tokens=192, max_length=512, batch_size=32)
     if small:

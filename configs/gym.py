@@ -1,11 +1,12 @@
 """Three real teachers' first replies to the same procedural questions, beside the known answers alone.
 
 Paper: sections 3.1.3 and 6.1 with Table 10, with language models as teachers and equal questions. Data:
-open-thought/reasoning-gym-eval (Apache-2.0), one Parquet file of 3,918 questions of 95 families with `expected`
-and each model's reply and score: Mistral-Small-24B (the weaker teacher, 33 of 100 right) and Llama-4-Maverick
-(the stronger, 58). A tenth of the questions, by hash, is the test; no teacher's answer to them is trained on.
-A reply is right if it gives `expected`: where a question has several right answers (graph_color, group_anagrams)
-only that one counts. `data` is the file, `init` SmolLM2-135M-Instruct (`make student` fetches it).
+open-thought/reasoning-gym-eval (Apache-2.0), one Parquet file of 3,918 questions of 95 families with
+`expected` and each model's reply and score: Mistral-Small-24B (the weaker teacher, 33 of 100 right) and
+Llama-4-Maverick (the stronger, 58). A tenth of the questions, by hash, is the test; no teacher's answer to
+them is trained on. A reply is right if it gives `expected`: where a question has several right answers
+(graph_color, group_anagrams) only that one counts. `data` is the file, `init` SmolLM2-135M-Instruct (`make
+student` fetches it).
 
     python -m experiments.ablate --config=configs/gym.py:data=FILE --workdir=runs/gym
 

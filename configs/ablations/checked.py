@@ -1,11 +1,10 @@
 """Which of a teacher's samples to keep: the first, one that most agree with, or one whose steps check?
 
-Judges of steps (arXiv 2305.20050) and self-consistency (arXiv 2203.11171) as filters on what is trained on, at
-equal packed positions. The teacher makes a slip on half of the questions, independently a sample, as a model
-does not; what it writes after the slip follows from it. One in twelve of the slips on this family leads to the
-right answer, which agreement lets through and the check of steps does not. `agreed` and `checked` keep one of
-three samples, or none of the question. Students, family (`tracking`, four swaps) and wording are those of
-`crossover`.
+Judges of steps (arXiv 2305.20050) and self-consistency (arXiv 2203.11171) as filters on what is trained on,
+at equal packed positions. The teacher makes a slip on half of the questions, in each sample on its own, as a
+model does not; what it writes after the slip follows from it. Some slips lead to the right answer, which
+agreement lets through and the check of steps does not. `agreed` and `checked` keep one of three samples, or
+none of the question. Students, family (`tracking`, four swaps) and wording are those of `crossover`.
 
     python -m experiments.ablate --config=configs/ablations/checked.py --workdir=runs/checked --jobs=2
 """
@@ -16,7 +15,9 @@ from orca_jax.config import complete_set, merged
 from orca_jax.configs.ablations import crossover
 from orca_jax.configs.arguments import parse
 
-QUESTION = "Which of a teacher's samples to train on, when half of them have a slip, at equal packed positions?"
+QUESTION = (
+    "Which of a teacher's samples to train on, when half of them have a slip, at equal packed positions?"
+)
 SLIPS = 0.5
 ARMS = {
     "first": ("the first sample", {}),

@@ -84,7 +84,9 @@ def make_flags(
         return manifest
     checked_against = list(documents) if teacher.kind == "file" else []
     index = contamination.Index(checked_against) if checked_against else None
-    asked = [] if WITH_PUZZLES.isdisjoint(teacher.filters) else training_puzzles(config.puzzles, config.seed)[0]
+    asked = (
+        [] if WITH_PUZZLES.isdisjoint(teacher.filters) else training_puzzles(config.puzzles, config.seed)[0]
+    )
     checker = TraceChecker(teacher.filters, index, {puzzle.question: puzzle for puzzle in asked})
     placed = files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
 

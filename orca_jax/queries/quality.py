@@ -11,16 +11,16 @@
   repetitive           half of its runs of eight words were said before in it
   disagrees            it does not give the target
   unchecked            it has no target, or one too long to be looked for
-  missteps             it states a step that is none of its puzzle's, or no step; looked for only where it is a
-                       filter, and found in every trace that asks none of the config's puzzles
+  missteps             it states a step that is none of its puzzle's, or no step; looked for only where it is
+                       a filter, and found in every trace that asks none of the config's puzzles
   outvoted             it does not give the answer that more than half of its query's samples give
   spare                it gives that answer, and so does an earlier sample that no filter leaves out
   later                an earlier sample of its query is kept
 
 The pair `outvoted`, `spare` keeps one trace of each query on which most samples agree, with a target or
-without; the two are looked for only where one of them is a filter, as `later` is. The pair `missteps`, `later`
-keeps the first sample whose steps check: a verifier of steps (arXiv 2305.20050) as a filter, which procedural
-puzzles have.
+without; the two are looked for only where one of them is a filter, as `later` is. The pair `missteps`,
+`later` keeps the first sample whose steps check: a verifier of steps (arXiv 2305.20050) as a filter, which
+procedural puzzles have.
 SlimOrca's rule, to keep what agrees with FLAN's target, is the pair `disagrees`, `unchecked`, by rules in the
 place of its GPT-4 judge; `disagrees` alone keeps what cannot be checked.
 """

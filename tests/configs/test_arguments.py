@@ -31,6 +31,13 @@ def test_weights_to_start_from():
         parse("init=x", variant=VARIANTS)
 
 
+def test_where_the_data_are():
+    found = parse("data=../levels,init=smollm2", variant=VARIANTS, init=True, data=True)
+    assert found == Arguments("small", False, "smollm2", "../levels")
+    with pytest.raises(ValueError, match="known: runlocal, data=PATH, variant="):
+        parse("init=x", variant=VARIANTS, data=True)
+
+
 @pytest.mark.parametrize("text", ["variant=huge", "runlocl", "variant", "runlocal=1", "large"])
 def test_unknown_arguments_are_refused_with_the_known_ones(text):
     with pytest.raises(ValueError, match=rf"unknown config argument '{text}'; known: .*small\|large"):

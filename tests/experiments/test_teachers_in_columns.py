@@ -136,6 +136,18 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path):
         collect.run(load(config.base), tmp_path / "w")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("answer", "llama4_maverick"), ("task", ""), ("min_score", 0.5), ("score", "llama4_maverick_score")],
+)
+def test_traces_of_other_columns_are_refused_by_name(tmp_path, key, value):
+    config = experiment(tmp_path)
+    collected(config, tmp_path / "w")
+    config.base.teachers[1]["columns"][key] = value
+    with pytest.raises(artifacts.ArtifactError, match=rf"columns\.{key}: .* there, .* now"):
+        collect.run(load(config.base), tmp_path / "w")
+
+
 @pytest.mark.proof
 def test_arms_run_to_their_table(tmp_path):
     config = experiment(tmp_path)
