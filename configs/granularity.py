@@ -10,9 +10,9 @@ the same steps and packed positions, and differ in curriculum alone.
     python -m experiments.ablate --workdir=runs/levels \\
         --config=configs/granularity.py:variant=laptop,data=FOLDER
 
-`laptop` has level 1, three arms, one seed, and 16,384 packed positions an arm: about 25 minutes on two cores
-by the 130 tokens a second that a LoRA step of this student trains there. `openbookqa` and `strategyqa` have
-three levels, three seeds and 1,048,576 positions an arm, for a GPU: docs/ablations.md.
+`laptop` has level 1, three arms, one seed, and 24,576 packed positions an arm; it is planned for 25 minutes on
+two cores. `openbookqa` and `strategyqa` have three levels, three seeds and 1,048,576 positions an arm, for a
+GPU: docs/ablations.md.
 
 Predicted before any run: a student of this size answers the test at chance (25 of 100) whatever it is taught
 in so few tokens, so that no arm of `laptop` is 10 points from chance, or from another.
@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     name = "openbookqa" if laptop else args.variant
     train, test, labels, models = SETS[name]
     folder = args.data or "granularity"
-    curricula = two_teachers(4 if args.runlocal else 8 if laptop else 512)
+    curricula = two_teachers(4 if args.runlocal else 12 if laptop else 512)
     known = {"answers", *models} | ({"progressive", "reversed"} if len(models) > 1 else set())
     arms = [one for one in (LAPTOP if laptop else NOTES) if one in known]
     config = ConfigDict(dict(name=f"granularity-{args.variant}", question=QUESTION, baseline="answers"))
