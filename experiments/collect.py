@@ -90,6 +90,7 @@ from orca_jax.teachers.endpoint import Endpoint
 from orca_jax.training import students
 
 log = logging.getLogger(__name__)
+ASKS_A_BENCHMARK, LOW_SCORE = "asks_a_benchmark", "below_min_score"  # why traces of a file are left out
 RETRIED = "retried"  # a file: how often failed requests were sent again after the traces were written
 
 
@@ -98,30 +99,39 @@ def queries(config: ExperimentConfig, workdir: Path) -> dict[str, Any]:
     return make_queries(config, workdir, registry.documents(config.given_benchmarks))
 
 
-def read_teacher(teacher: TeacherConfig, evaluated: list[str], tally: Tally) -> Iterator[Trace]:
-    """The traces of a file, without those whose question is one of `evaluated`.
+def read_teacher(
+    teacher: TeacherConfig, evaluated: list[str], tally: Tally, left_out: collections.Counter[str]
+) -> Iterator[Trace]:
+    """The traces of a file, without those whose question is one of `evaluated`, or whose score is too low.
 
     Args:
       tally: counts the rows, and those that are left out as malformed.
+      left_out: counts the others that are left out, by reason.
 
     Raises:
       RecordError: too many rows are malformed, or no trace is left.
     """
-    known, kept = set(map(puzzles.question_key, evaluated)), 0
+    known, kept, columns = set(map(puzzles.question_key, evaluated)), 0, teacher.columns
+    least = columns.min_score if columns else None
     for trace in conversations.read_traces(
         storage.local(teacher.path),
         teacher=teacher.name,
         recognise=system_messages.recognise,
         tally=tally,
         join_turns=teacher.join_turns,
+        columns=artifacts.section(columns, without=("min_score",)) if columns else None,
     ):
         asked = (message.content for message in trace.messages if message.role == "user")
         if known and any(puzzles.question_key(text) in known for text in asked):
+            left_out[ASKS_A_BENCHMARK] += 1
+            continue
+        if least is not None and (trace.extra["score"] is None or trace.extra["score"] < least):
+            left_out[LOW_SCORE] += 1
             continue
         kept += 1
         yield trace
-    if kept < tally.read:
-        log.info("%s: left out %d traces with a benchmark's question", teacher.name, tally.read - kept)
+    for reason, count in left_out.items():
+        log.info("%s: left out %d traces: %s", teacher.name, count, reason)
     if not kept:
         raise RecordError(f"{teacher.path}: no traces in it; give another file as the teacher's path")
 
@@ -141,12 +151,13 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
     """Writes traces/NAME/traces.jsonl and its manifest, which counts the outcomes."""
     directory = workdir / "traces" / teacher.name
     provenance, tally = _provenance(config, teacher, directory), Tally(teacher.malformed)
+    left_out: collections.Counter[str] = collections.Counter()
     places = {"file": teacher.path, "student": teacher.path, "queries": workdir / "queries"}
     if teacher.kind == "file":
         inputs = {"file": artifacts.file_digest(storage.local(teacher.path))}
         documents = list(registry.documents(config.given_benchmarks))
         inputs |= benchmark_digests(documents, artifacts.recorded(directory)["inputs"])
-        found = read_teacher(teacher, [document.text for document in documents], tally)
+        found = read_teacher(teacher, [document.text for document in documents], tally, left_out)
     else:
         inputs = {"queries": queries(config, workdir)["fingerprint"]}
         if teacher.kind == "student":
@@ -173,7 +184,7 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
         log.warning("%s: to send what ended in an error again: experiments.collect retry", teacher.name)
     counts: dict[str, Any] = {"traces": count, "outcomes": dict(outcomes)}
     if teacher.kind == "file":
-        counts |= {**tally.summary(), "asks_a_benchmark": tally.read - count}
+        counts |= {**tally.summary(), ASKS_A_BENCHMARK: 0, **left_out}
     revisions = hub.revisions(teacher.path, *config.benchmark_paths.values())
     return artifact.finish(counts, revisions)
 

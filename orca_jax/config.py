@@ -39,9 +39,10 @@ Message = Literal[
 FlanKind = Literal["submix", "cot", "niv2", "t0", "raw"]
 Filter = Literal[
     "duplicate", "near_duplicate", "contaminated", "refusal", "self_identification", "truncated",
-    "repetitive", "disagrees", "unchecked", "outvoted", "spare",
+    "repetitive", "disagrees", "unchecked", "missteps", "outvoted", "spare", "later",
 ]  # fmt: skip
-VOTED = ("outvoted", "spare")  # filters that compare the samples of a query
+VOTED = ("outvoted", "spare")  # filters that count the samples of a query that say the same
+COMPARED = (*VOTED, "later")  # filters that compare the samples of a query
 TeacherKind = Annotated[
     str, plugins.TEACHERS.beside("oracle", "file", "student", "api", "targets", "rationales")
 ]
@@ -74,7 +75,8 @@ OWN_BENCHMARKS: dict[str, tuple[str, ...]] = {
 BENCHMARK_MODES: Mapping[str, tuple[str, ...]] = ChainMap(plugins.MODES_OF.entries, OWN_BENCHMARKS)
 plugins.BENCHMARKS.beside(*OWN_BENCHMARKS, "puzzles", "judged")
 plugins.PARSERS.beside(*dict.fromkeys(mode for modes in OWN_BENCHMARKS.values() for mode in modes))
-CHOICES_MODES = ("orca", "orca_cot", "robust")  # of multiple-choice sets of a config's own
+CHOICES_MODES = ("orca", "orca_cot", "robust")  # of sets of a config's own, with options
+AS_IT_STANDS = ("robust",)  # of such without
 CHANCE = "chance"  # in a hypothesis, in the place of an arm
 BLOCK = 256  # rows over which the shares of a curriculum's stage are exact
 
@@ -231,6 +233,24 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColumnsConfig:
+    """Columns of a file with several teachers' answers beside each question, whose hash is a trace's id."""
+
+    question: str = "question"  # its text
+    answer: Annotated[str, MinLen(1)]  # this teacher's answer; where it is null or empty there is none
+    target: str = ""  # the known answer, which the filters `disagrees` and `unchecked` compare; empty: none
+    task: str = ""  # the task that the question belongs to; empty: none
+    score: str = ""  # the score of this teacher's answer, a number; empty: none
+    min_score: float | None = None  # answers of a lower score, or of none, are left out; None: all are kept
+
+    def __post_init__(self) -> None:
+        if self.min_score is not None and not self.score:
+            raise ValueError(
+                f"columns.min_score={self.min_score} needs columns.score, the column it is about"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """One teacher, and the data set of its traces, which has its name."""
 
@@ -262,6 +282,9 @@ class TeacherConfig:
     steps: Literal["own", "placebo", "filler"] = "own"
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
+    columns: ColumnsConfig | None = (
+        None  # of a file with several teachers' answers; None: one teacher's traces
+    )
 
     NO_NUMBER: ClassVar = ("malformed",)  # too many are an error, and all are left out
     LATER: ClassVar = ("filters", "shots")  # count in what is made of the traces
@@ -271,15 +294,17 @@ class TeacherConfig:
         of_plugin = self.kind in plugins.TEACHERS.entries
         if not of_plugin and (self.kind in ("file", "student")) != bool(self.path):
             raise ValueError(f"{where}: kind {self.kind!r} {'takes no' if self.path else 'needs a'} path")
+        if self.columns and self.kind != "file":
+            raise ValueError(f"{where}: kind {self.kind!r} takes no columns; a file does")
         if (self.kind == "api") != (self.api is not None):
             needs = "takes no" if self.api else "needs"
             raise ValueError(f"{where}: kind {self.kind!r} {needs} `api` settings")
         if self.samples > 1 and self.kind != "oracle" and not of_plugin:
             more = "set api.samples" if self.api else "only an oracle's may be more"
             raise ValueError(f"{where}: samples={self.samples} must be 1; {more}")
-        voted = [name for name in self.filters if name in VOTED]
-        if voted and self.kind != "file" and self.asked < 2:
-            raise ValueError(f"{where}: filter {voted[0]!r} needs several samples a query")
+        compared = [name for name in self.filters if name in COMPARED]
+        if compared and self.kind != "file" and self.asked < 2:
+            raise ValueError(f"{where}: filter {compared[0]!r} needs several samples a query")
 
     @property
     def asked(self) -> int:
@@ -509,24 +534,42 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoicesConfig:
-    """A multiple-choice benchmark of your own; `a.b` is field b in field a, or in each entry of a list a."""
+    """A benchmark of your own; `a.b` is field b in field a, or in each entry of a list a.
+
+    With `options` they are written below the question, in the modes `orca`, `orca_cot` and `robust`. Without,
+    the question is asked as it stands in mode `robust`, and answered by one of `labels`, or freely if there
+    are none.
+    """
 
     name: str  # of the benchmark, among `evaluation.modes` too
     path: Annotated[str, MinLen(1)]  # a .jsonl, .json, .parquet or .csv, also `hf://datasets/OWNER/NAME/FILE`
     question: Annotated[tuple[str, ...], MinLen(1)]  # fields of the question's text, joined by line breaks
-    options: Annotated[tuple[str, ...], MinLen(1)]  # the field with the list of options, or a field for each
+    options: tuple[str, ...] = ()  # the field with the list of options, or a field for each; empty: see above
     # Field of the right option: its label, its number from 0 or its text; empty: the first one is right, and
-    # the order is drawn.
+    # the order is drawn. Without options, the field of the right answer.
     answer: str = ""
-    labels: tuple[str, ...] = ()  # the field with the options' labels, or the labels; empty: A, B, ...
+    # The field with the options' labels, or the labels; empty: A, B, ... Without options, what is answered.
+    labels: tuple[str, ...] = ()
     task: str = ""  # field of the task that a question belongs to; empty: all are one
+    share: Part = 1.0  # of the questions, by hash of their text; the others may be trained on
 
     def __post_init__(self) -> None:
+        if not self.options and not self.answer:
+            raise ValueError(f"choices {self.name!r}: give options, or answer for questions without them")
+        if not self.options and len(self.labels) == 1:
+            raise ValueError(
+                f"choices {self.name!r}: a question with one label has one answer; give labels or none"
+            )
         if not re.fullmatch(r"\w+", self.name) or self.name in (*BENCHMARK_MODES, "puzzles"):
             raise ValueError(
                 f"a set of choices is called {self.name!r}: give it a name of letters, digits and _ that no "
                 "benchmark has"
             )
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes it may be asked in, the first by default."""
+        return CHOICES_MODES if self.options else AS_IT_STANDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -565,17 +608,16 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", tuple(map(plugins.resolved, self.plugins)))
-        own: dict[str, tuple[str, ...]] = {one.name: CHOICES_MODES[:1] for one in self.choices}
+        own: dict[str, tuple[str, ...]] = {one.name: one.modes for one in self.choices}
         if len(own) < len(self.choices):
             raise ValueError(f"sets of choices need distinct names; got {', '.join(own)}")
         _check_known("unknown benchmark", self.benchmarks, BENCHMARK_MODES)
         _check_known("unknown benchmark", self.evaluation.modes, (*BENCHMARK_MODES, *own))
-        for name in own:
-            _check_known(f"{name} has no mode", self.evaluation.modes.get(name, ()), CHOICES_MODES)
-        own |= {
-            name: BENCHMARK_MODES[name][:1] for name in self.benchmarks if name in plugins.BENCHMARKS.entries
-        }
-        evaluation = replace(self.evaluation, modes={**own, **self.evaluation.modes})
+        for name, modes in own.items():
+            _check_known(f"{name} has no mode", self.evaluation.modes.get(name, ()), modes)
+        own |= {name: BENCHMARK_MODES[name] for name in self.benchmarks if name in plugins.BENCHMARKS.entries}
+        first = {name: modes[:1] for name, modes in own.items()}
+        evaluation = replace(self.evaluation, modes={**first, **self.evaluation.modes})
         object.__setattr__(self, "evaluation", evaluation)
         every = dict.fromkeys(OWN_BENCHMARKS, "") | dict(self.benchmarks)
         object.__setattr__(self, "benchmarks", every)

@@ -12,6 +12,7 @@ What else changes a prompt or the loss (tools, images, weights of other turns) i
 and other keys of turns, are kept as `extra`.
 
 Traces are read from JSON lines, a JSON array or Parquet, in these columns or the fields of `Trace` (native).
+Of a file with several teachers' answers beside each question, one teacher's are read by the columns' names.
 They are written in four schemas, as JSON lines or Parquet:
 
   native      the fields of `Trace`; keeps everything
@@ -25,6 +26,7 @@ The last three hold the conversation and `extra` only. A turn has a `weight` too
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -291,6 +293,37 @@ def _number(values: Mapping[str, Any], name: str, default: float) -> float:
     return float(value)
 
 
+# Rows with several teachers' answers
+
+
+def _of_teacher(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A row with one teacher's answer, and the `target` and `task` beside it where they are named.
+
+    The id is a hash of the question, so that every teacher's traces have the same. White space at the ends of
+    question and answer goes. A system message is read as in any row; other columns are not kept.
+    """
+    for name in filter(None, columns.values()):
+        if name not in row:
+            raise RecordError(f"column {name!r} is missing, among {', '.join(row) or 'none'}")
+    _refuse(row)
+    question, answer = (_said(row, columns[name]) for name in ("question", "answer"))
+    system = {name: row[name] for name in SYSTEM if name in row} or {"system_prompt": ""}
+    identity = hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    chosen: dict[str, Any] = {"id": identity, **system, "question": question, "response": answer}
+    if column := columns.get("score"):
+        score = row[column]
+        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+            raise RecordError(f"column {column!r} must be a number, not {score!r:.60}")
+        chosen["score"] = score
+    return chosen, {name: _said(row, column) for name in ("target", "task") if (column := columns.get(name))}
+
+
+def _said(row: Mapping[str, Any], column: str) -> str:
+    """A text without white space at its ends; of a number or a truth value what Python writes."""
+    value = row[column]
+    return str(value) if isinstance(value, int | float) else _text(row, column).strip()
+
+
 # Files of traces
 
 
@@ -301,6 +334,7 @@ def read_traces(
     recognise: Recognise = lambda text: None,
     tally: files.Tally | None = None,
     join_turns: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Trace]:
     """Reads traces of any schema, row by row, from JSON lines, a JSON array or Parquet.
 
@@ -312,6 +346,8 @@ def read_traces(
       recognise: gives a system text's id; called with the empty string where there is none.
       tally: counts the malformed rows, which are left out, and says how many there may be.
       join_turns: consecutive turns of one role become one.
+      columns: of a file with several teachers' answers, the columns of `question` and `answer`, and of
+        `target`, `task` and `score` where there are such; a score is kept in `extra`.
 
     Raises:
       RecordError: too many rows are malformed, or the file is damaged; names file, row, column.
@@ -321,12 +357,13 @@ def read_traces(
     def trace(row: files.Row) -> Trace:
         if not isinstance(row.values, dict):
             raise RecordError(f"a row must be a JSON object, not {row.values!r:.60}; {ACCEPTED}")
-        if "query_id" in row.values and "outcome" in row.values:
-            found = from_json(Trace, row.values)
+        values, named = _of_teacher(row.values, columns) if columns else (row.values, dict[str, str]())
+        if "query_id" in values and "outcome" in values:
+            found = from_json(Trace, values)
             found = dataclasses.replace(found, messages=checked(found.messages, join_turns=join_turns))
         else:
-            messages, columns, extra = read(row.values, join_turns=join_turns)
-            id = row.values.get("id")
+            messages, held, extra = read(values, join_turns=join_turns)
+            id = values.get("id")
             id = f"{path.stem}-{row.number}" if id is None else str(id)
             system = messages[0].content if messages[0].role == "system" else ""
             answered = messages[-1].role == "assistant" and messages[-1].content.strip()
@@ -335,12 +372,13 @@ def read_traces(
                 query_id=id,
                 sample=0,
                 messages=messages,
-                collection=id.split(".")[0] if "question" in columns and "." in id else "",
-                task="",
+                collection=id.split(".")[0] if "question" in held and "." in id else "",
+                task=named.get("task", ""),
                 system_message_id=recognise(system),
                 teacher=teacher,
                 sampling=Sampling(),
                 outcome=Outcome.OK if answered else Outcome.EMPTY,
+                target=named.get("target") or None,
                 extra=extra,
             )
         if half := half_pair(f"{found.id}{found.query_id}{found.collection}{found.task}{found.teacher}"):

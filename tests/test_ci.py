@@ -24,7 +24,9 @@ WHOLE_FILE = "import pytest\npytest.importorskip('not_there')\n\ndef test_one():
 
 
 def test_ci_runs_the_readmes_command_unchanged_in_a_new_environment(repo):
-    readme = re.search(r"## The whole road in minutes.*?```\n(.*?)```", (repo / "README.md").read_text(), re.S)[1]
+    readme = re.search(
+        r"## The whole road in minutes.*?```\n(.*?)```", (repo / "README.md").read_text(), re.S
+    )[1]
     commands = [line.partition("#")[0].strip() for line in readme.splitlines()]
     assert commands == ["make mini", "make test", "make student", "make findings"]
     script = (repo / ".ci/run").read_text().splitlines()

@@ -82,6 +82,9 @@ def test_lists_become_tuples_of_dataclasses():
         (("teachers", 0, "kind"), "gpt4", r"'teachers\[0\].kind' must be 'oracle', 'file', .*, got 'gpt4'"),
         (("teachers", 0, "kind"), "file", "kind 'file' needs a path"),
         (("teachers", 0, "path"), "x.jsonl", "kind 'oracle' takes no path"),
+        (("teachers", 0, "columns"), {"answer": "a"}, "kind 'oracle' takes no columns; a file does"),
+        (("teachers", 0, "columns"), {"answer": "a", "min_score": 1.0}, "needs columns.score, the column"),
+        (("teachers", 0, "filters"), ["later"], "filter 'later' needs several samples a query"),
         (
             ("teachers", 0, "shown"),
             17,

@@ -59,6 +59,7 @@ ALONE = {
     "api teachers[].kind": "a section must go with it",
     "teachers[].name": "the curriculum names it too",
     "teachers[].api": "a section, which the kind must go with",
+    "teachers[].columns": "a section; tests/experiments/test_teachers_in_columns.py changes it",
     "teachers[].path": "an oracle and an API have none",
     "teachers[].samples": "an API has its own, and a file none",
     "teachers[].api.batch": "the server of this test has no Batch API",

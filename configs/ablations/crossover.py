@@ -86,11 +86,11 @@ def get_config(arg: str = "") -> ConfigDict:
         config.seeds = (0,)
     if args.variant == "confirm":
         config.seeds, predicted, longer = (3, 4, 5, 6, 7, 8), CONFIRMED, 1.5
-    config.conditions = [_condition(*one, longer, args.runlocal) for one in CONDITIONS[args.variant]]
+    config.conditions = [condition(*one, args.runlocal, longer) for one in CONDITIONS[args.variant]]
     if args.runlocal:
         config.base["evaluation"].update(per_family=4, max_tokens=16)
         config.conditions, config.seeds = config.conditions[:1], (0,)
-    names = [condition["name"] for condition in config.conditions]
+    names = [one["name"] for one in config.conditions]
     config.hypotheses = [
         dict(
             name=f"{at}: {arm} - {other}", conditions=(at,), arm=arm, minus=other, at_least=low, at_most=high
@@ -113,7 +113,7 @@ def _stage(name: str, steps: int) -> dict[str, Any]:
     return dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=3e-3, warmup_steps=50)
 
 
-def _condition(family: str, k: int, longer: float, small: bool) -> dict[str, Any]:
+def condition(family: str, k: int, small: bool, longer: float = 1.0) -> dict[str, Any]:
     """A family at one k, with as many questions as an arm sees once: the most for `answers`."""
     steps = 4 if small else round(longer * (900 if k <= 5 else 1400 if k <= 8 else 2000))
     puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]

@@ -24,8 +24,8 @@ from orca_jax.data.tokenizer import Tokenizer, TokenizerError
 from orca_jax.data.traces import Candidate, PlacedTraces
 from orca_jax.progress import progress
 from orca_jax.queries import contamination
-from orca_jax.queries.make import Document, unit_hash
-from orca_jax.queries.quality import TraceChecker
+from orca_jax.queries.make import Document, training_puzzles, unit_hash
+from orca_jax.queries.quality import WITH_PUZZLES, TraceChecker
 from orca_jax.records import Outcome, Trace, half_pair
 from orca_jax.teachers.collection import TRACES
 
@@ -83,7 +83,11 @@ def make_flags(
     if manifest := artifact.finished(remake=remake):
         return manifest
     checked_against = list(documents) if teacher.kind == "file" else []
-    checker = TraceChecker(teacher.filters, contamination.Index(checked_against) if checked_against else None)
+    index = contamination.Index(checked_against) if checked_against else None
+    asked = (
+        [] if WITH_PUZZLES.isdisjoint(teacher.filters) else training_puzzles(config.puzzles, config.seed)[0]
+    )
+    checker = TraceChecker(teacher.filters, index, {puzzle.question: puzzle for puzzle in asked})
     placed = files.read_placed(workdir / "traces" / teacher.name / TRACES, Trace)
 
     def entries() -> Iterator[Flagged]:

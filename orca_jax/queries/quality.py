@@ -11,11 +11,16 @@
   repetitive           half of its runs of eight words were said before in it
   disagrees            it does not give the target
   unchecked            it has no target, or one too long to be looked for
+  missteps             it states a step that is none of its puzzle's, or no step; looked for only where it is
+                       a filter, and found in every trace that asks none of the config's puzzles
   outvoted             it does not give the answer that more than half of its query's samples give
   spare                it gives that answer, and so does an earlier sample that no filter leaves out
+  later                an earlier sample of its query is kept
 
 The pair `outvoted`, `spare` keeps one trace of each query on which most samples agree, with a target or
-without; the two are looked for only where one of them is a filter.
+without; the two are looked for only where one of them is a filter, as `later` is. The pair `missteps`,
+`later` keeps the first sample whose steps check: a verifier of steps (arXiv 2305.20050) as a filter, which
+procedural puzzles have.
 SlimOrca's rule, to keep what agrees with FLAN's target, is the pair `disagrees`, `unchecked`, by rules in the
 place of its GPT-4 judge; `disagrees` alone keeps what cannot be checked.
 """
@@ -31,9 +36,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from orca_jax.config import VOTED
+from orca_jax.config import COMPARED, VOTED
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.contamination import Hit, Index, tokens
+from orca_jax.queries.puzzles.base import Puzzle
+from orca_jax.queries.puzzles.oracles import check_steps
 from orca_jax.records import Outcome, Query, Trace
 
 NEAR_SIMILARITY = 0.8
@@ -149,7 +156,8 @@ _JUDGES: Mapping[str, Callable[[str], bool]] = {
     "repetitive": is_repetitive,
 }
 ALWAYS = ("duplicate",)
-FLAGS = (*ALWAYS, "near_duplicate", "contaminated", *_JUDGES, "disagrees", "unchecked", *VOTED)
+FLAGS = (*ALWAYS, "near_duplicate", "contaminated", *_JUDGES, "disagrees", "unchecked", "missteps", *COMPARED)
+WITH_PUZZLES = frozenset(("missteps", *VOTED))  # filters that look at the puzzle of a trace
 
 
 @dataclasses.dataclass
@@ -159,12 +167,14 @@ class TraceChecker:
     Attributes:
       filters: flags that leave a trace out, besides those of `ALWAYS`.
       evaluated: the benchmarks' texts; None: no trace is checked against them.
+      puzzles: by question, those that traces may be of.
       flags: traces by flag.
       left_out: traces by the first flag that leaves them out, in the order of `FLAGS`.
     """
 
     filters: tuple[str, ...] = ()
     evaluated: Index | None = None
+    puzzles: Mapping[str, Puzzle] = dataclasses.field(default_factory=dict)
     traces: int = 0
     flags: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -186,20 +196,32 @@ class TraceChecker:
         for _, group in itertools.groupby(zip(placed, met), lambda entry: entry[0][1].query_id):
             samples = list(group)
             answers = [
-                final_answer(trace.answer, _question(trace))
-                if self._votes and trace.outcome is Outcome.OK
-                else None
+                self._vote(trace) if self._votes and trace.outcome is Outcome.OK else None
                 for (_, trace), _ in samples
             ]
-            elected, taken = majority(answers), False
+            elected, taken, kept = majority(answers), False, False
             for ((place, trace), (_, hits)), answer in zip(samples, answers):
                 known = ["contaminated"] if hits else []
                 agreed = elected is not None and answer == elected
                 if self._votes and (taken or not agreed):
                     known.append("spare" if agreed else "outvoted")
+                if kept and "later" in self.filters:
+                    known.append("later")
                 found = self.check(trace, known)
+                kept |= self.reason(found) is None
                 taken |= agreed and self.reason(found) is None
                 yield place, trace, found
+
+    def _vote(self, trace: Trace) -> str | None:
+        """The answer that a sample ends in, also the last line of a puzzle's usual form."""
+        puzzle, last = self.puzzles.get(_question(trace)), trace.answer.rstrip().rpartition("\n")[2]
+        closes = puzzle is not None and last in map(puzzle.instance.closing, puzzle.choices)
+        return final_answer(trace.answer, _question(trace)) or (last if closes else None)
+
+    def _misses(self, trace: Trace) -> bool:
+        puzzle = self.puzzles.get(_question(trace))
+        steps = check_steps(puzzle, trace.answer) if puzzle else None
+        return steps is None or not steps.stated or steps.wrong > 0
 
     def check(self, trace: Trace, known: Collection[str] = ()) -> list[str]:
         """The flags of a trace, in the order of `FLAGS`; none for one without an answer.
@@ -233,11 +255,14 @@ class TraceChecker:
         agreed = agrees(trace.answer, trace.target, _question(trace)) if trace.target else None
         if not agreed:
             yield "unchecked" if agreed is None else "disagrees"
+        if "missteps" in self.filters and self._misses(trace):
+            yield "missteps"
 
     def summary(self) -> dict[str, object]:
         """The counts, every flag among them, for a manifest."""
         skipped = {"near_duplicate": self._near is None, "contaminated": self.evaluated is None}
         skipped |= dict.fromkeys(VOTED, not self._votes)
+        skipped |= {name: name not in self.filters for name in ("missteps", "later")}
         flags = {flag: self.flags[flag] for flag in FLAGS if not skipped.get(flag)}
         return {
             "traces": self.traces,

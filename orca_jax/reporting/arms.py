@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pandas as pd
 from orca_jax.evaluation import cells, statistics
 from orca_jax.evaluation.cells import ABSENT
 from orca_jax.evaluation.replies import read_items
+from orca_jax.evaluation.scoring import SCORES
 from orca_jax.records import Item
 from orca_jax.reporting.tables import Table, percent
 
@@ -129,12 +131,14 @@ def accuracy_table(paired: pd.DataFrame, names: Names, whole: int | None = None)
 
     p (Holm) corrects for the table's rows of single tasks being tests as many. Errors of rows over several
     tasks are pooled within tasks, as in the tables of scores. Under several seeds an item counts with its
-    mean, the bootstrap draws seeds too, and McNemar's test is that of the first seed.
+    mean, the bootstrap draws seeds too, and McNemar's test is that of the first seed. Chance stands in a
+    frame with a column `chance`.
 
     Args:
       whole: the number of questions of each task, where no published file has it.
     """
-    header = ["", "n", *names, f"{names[1]} - {names[0]}", "right in one only", "p (McNemar)"]
+    known = ["chance"] if "chance" in paired else []
+    header = ["", "n", *known, *names, f"{names[1]} - {names[0]}", "right in one only", "p (McNemar)"]
     header += ["p (Holm)", "95 % of the difference"]
     found = groups(paired)
     correct = {name: right(group) for name, group in found.items()}
@@ -150,6 +154,7 @@ def accuracy_table(paired: pd.DataFrame, names: Names, whole: int | None = None)
             [
                 name,
                 shown[0].size,
+                *(percent(_chance(group)) for _ in known),
                 *map(str, shown),
                 f"{100 * drawn.difference:+z.1f}",
                 f"{tests[name].only_first} / {tests[name].only_second}",
@@ -185,14 +190,26 @@ def paired_sentence(paired: pd.DataFrame, names: Names) -> str:
         f"{names[0]} {100 * one.mean():.1f} %, {names[1]} {100 * other.mean():.1f} %, n = {one.shape[1]}, "
         f"{seeds}, McNemar p = {test.p_value:.2g}"
     )
+    if np.isfinite(chance := _chance(paired)):
+        figures += f", chance {100 * chance:.1f} %"
     if test.p_value >= SIGNIFICANT:
         return f"No significant difference between {names[0]} and {names[1]} ({figures})."
+    if max(one.mean(), other.mean()) <= chance:
+        return f"Neither {names[0]} nor {names[1]} is above chance ({figures})."
     return f"{names[int(test.only_second > test.only_first)]} is right more often ({figures})."
 
 
 def compare_folders(first: Path, second: Path, names: Names, metric: str = "") -> str:
-    """The paired tables of two evaluations, as `replies.read_items` reads them, as Markdown."""
+    """The paired tables of two evaluations, as `replies.read_items` reads them, as Markdown.
+
+    Chance stands in them where the first has the scores of its tasks beside its items.
+    """
     paired = pair(read_items(first, metric), read_items(second, metric))
+    if (scores := first / SCORES).is_file():
+        tasks = json.loads(scores.read_text(encoding="utf-8"))["tasks"]
+        chance = paired.task.map({task: of.get("chance") for task, of in tasks.items()}).astype(float)
+        if chance.notna().any():
+            paired["chance"] = chance
     parts = [accuracy_table(paired, names, cells.puzzles_per_family(first)).markdown(), cells.CAPTION]
     if paired.has_steps[paired.arm == 0].any():
         parts.append(paired_step_table(paired, names).markdown())
@@ -223,12 +240,17 @@ class Result:
 
 
 class Comparison(NamedTuple):
-    """An arm against the baseline: `test` is arm minus baseline, `corrected` its p over all arms."""
+    """An arm against the baseline: `test` is arm minus baseline, `corrected` its p over all arms.
+
+    `best` is the higher of the two accuracies, and `chance` NaN where it is not known.
+    """
 
     arm: str
     test: statistics.Bootstrap
     corrected: float
     mcnemar: tuple[float, ...]
+    best: float
+    chance: float
 
 
 @functools.lru_cache(maxsize=16)
@@ -250,11 +272,20 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
     by_seed = [
         tuple(statistics.mcnemar(*seeds).p_value for seeds in zip(base, one)) for one in correct.values()
     ]
-    return [Comparison(*entry) for entry in zip(correct, tests, corrected, by_seed)]
+    best = [max(one.mean(), base.mean()) for one in correct.values()]
+    guess = [_chance(result.items)] * len(best)
+    return [Comparison(*entry) for entry in zip(correct, tests, corrected, by_seed, best, guess)]
+
+
+def _chance(items: pd.DataFrame) -> float:
+    """Of a frame whose column `chance` is known; else NaN."""
+    return items.drop_duplicates(KEY).chance.mean(skipna=False) if "chance" in items else np.nan
 
 
 def outcome_table(result: Result, baseline: str) -> Table:
-    """Accuracies and tests, one row per arm, the baseline first."""
+    """Accuracies and tests, one row per arm, the baseline first; `chance` stands in a frame that knows it."""
+    known = ["chance"] if "chance" in result.items else []
+    guess = [percent(_chance(result.items)) for _ in known]
     compared = {entry.arm: entry for entry in compare(result, baseline)}
     rows = []
     for arm, items in sorted(result.arms.items(), key=lambda one: one[0] != baseline):
@@ -266,8 +297,8 @@ def outcome_table(result: Result, baseline: str) -> Table:
             tested.append(" ".join(f"{p:.2g}" for p in entry.mcnemar))
         tokens = items.tokens.mean()
         said = ABSENT if np.isnan(tokens) else f"{tokens:.0f}"
-        rows.append([arm, cell.size, len(correct), cell, said, by_seed, *tested])
-    header = ["Arm", "n", "seeds", "accuracy", "tokens a reply", "by seed"]
+        rows.append([arm, cell.size, len(correct), *guess, cell, said, by_seed, *tested])
+    header = ["Arm", "n", "seeds", *known, "accuracy", "tokens a reply", "by seed"]
     header += [f"- {baseline}", "95 %", "p (Holm)"]
     return Table([*header, "p (McNemar, by seed)"], rows)
 
@@ -280,18 +311,26 @@ def sentence(entry: Comparison, baseline: str) -> str:
             f"No significant difference between {entry.arm} and {baseline} ({figures}, "
             f"Holm's p = {entry.corrected:.2g})."
         )
+    figures += f", Holm's p = {entry.corrected:.2g}"
     more = "more" if entry.test.difference > 0 else "less"
-    return f"{entry.arm} is right {more} often than {baseline} ({figures}, Holm's p = {entry.corrected:.2g})."
+    if entry.best <= entry.chance:
+        return (
+            f"Neither {entry.arm} nor {baseline} is above chance ({100 * entry.chance:.1f} %); "
+            f"{entry.arm} is right {more} often ({figures})."
+        )
+    return f"{entry.arm} is right {more} often than {baseline} ({figures})."
 
 
 def group_table(result: Result) -> Table:
-    """Accuracy of every arm by task and difficulty; n is of one seed."""
+    """Accuracy of every arm by task and difficulty, beside chance where it is known; n is of one seed."""
     chosen = {arm: groups(items) for arm, items in result.arms.items()}
+    known = ["chance"] if "chance" in result.items else []
     rows = []
     for name in next(iter(chosen.values())):
         found = [cells.of_items(parts[name].itertuples()) for parts in chosen.values()]
-        rows.append([name, found[0].size, *found])
-    return Table(["task", "n", *chosen], rows)
+        guess = [percent(_chance(next(iter(chosen.values()))[name])) for _ in known]
+        rows.append([name, found[0].size, *guess, *found])
+    return Table(["task", "n", *known, *chosen], rows)
 
 
 def step_table(result: Result) -> Table:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.puzzles import BBH_FAMILIES, make_puzzles
-from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
+from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher, check_steps
 from orca_jax.queries.quality import TraceChecker
 from orca_jax.queries.system_messages import get
 from orca_jax.records import Message, Outcome, Sampling, Trace
@@ -127,8 +127,8 @@ def test_another_vote_for_the_majority_keeps_it_and_none_helps_nobody(answers):
 AGREED = ("outvoted", "spare")
 
 
-def trace(query, sample, answer, *, outcome=Outcome.OK, target=None):
-    messages = (Message("user", f"What is {query}?"), Message("assistant", answer))
+def trace(query, sample, answer, *, outcome=Outcome.OK, target=None, question=""):
+    messages = (Message("user", question or f"What is {query}?"), Message("assistant", answer))
     return Trace(f"{query}/t/{sample}", query, sample, messages, "", "", None, "t", Sampling(), outcome,
                  target=target)  # fmt: skip
 
@@ -206,3 +206,50 @@ def test_samples_of_an_oracle_err_apart():
     assert 0.2 < wrong < 0.4
     assert wrong_kept < wrong / 2
     assert len(kept) > 0.6 * len(puzzles)
+
+
+CHECKED = ("missteps", "later")
+
+
+def of_puzzles(puzzles, knobs, samples=3):
+    """An oracle's samples, each query's one after the other."""
+    teacher, asks = OracleTeacher("t", puzzles, knobs), Message("system", get(7).text)
+    return [
+        trace(p.id, sample, reply.text, target=p.target, question=p.question)
+        for p in puzzles
+        for sample in range(samples)
+        for reply in [asyncio.run(teacher.reply([asks, Message("user", p.question)], Sampling(seed=sample)))]
+    ]
+
+
+@pytest.mark.parametrize("family", ["tracking", "object_counting"])
+def test_the_first_sample_whose_steps_check_is_kept_of_each_query(family):
+    puzzles = make_puzzles(family, difficulties=(4,), count=60, seed=0, split="train")
+    every = of_puzzles(puzzles, Knobs(brevity=0, reach=9, error_rate=0.5))
+    by_question = {puzzle.question: puzzle for puzzle in puzzles}
+    checker = TraceChecker(CHECKED, puzzles=by_question)
+    kept = [one for _, one, flags in checker.stream(enumerate(every)) if checker.reason(flags) is None]
+    true = [one for one in every if not check_steps(by_question[one.messages[0].content], one.answer).wrong]
+    assert [one.id for one in kept] == [next(t.id for t in true if t.query_id == q) for q in by_query(true)]
+    assert 0.8 < len(kept) / len(puzzles) < 1
+    assert checker.summary()["flags"]["later"] > 0
+
+
+def by_query(traces):
+    return dict.fromkeys(one.query_id for one in traces)
+
+
+def test_the_usual_last_line_of_a_puzzle_is_its_answer():
+    puzzles = make_puzzles("tracking", difficulties=(4,), count=60, seed=0, split="train")
+    every = of_puzzles(puzzles, Knobs(brevity=0, reach=9, error_rate=0.3))
+    checker = TraceChecker(AGREED, puzzles={puzzle.question: puzzle for puzzle in puzzles})
+    kept = [one for _, one, flags in checker.stream(enumerate(every)) if checker.reason(flags) is None]
+    right = [one.answer.endswith(f" {one.target}") for one in kept]
+    assert len(kept) > 0.6 * len(puzzles)
+    assert sum(right) / len(right) > 0.9
+    assert not [reason for reason in reasons(every)[0] if reason is None], "without the puzzles none is read"
+
+
+def test_what_asks_no_puzzle_does_not_check():
+    assert reasons(samples("55"), ("missteps",))[0] == ["missteps"] * 2
+    assert reasons(samples("555"), ("later",))[0] == [None, "later", "later"]

@@ -219,3 +219,35 @@ def test_the_sentence_follows_the_test(evaluated):
     same = arms.paired_sentence(arms.pair(first, first), names)
     assert same.startswith("No significant difference")
     assert "n = 10" in same
+
+
+def with_chance(found, chance):
+    found.items["chance"] = chance
+    return found
+
+
+def test_chance_stands_beside_the_accuracies_and_below_it_nothing_wins():
+    low = with_chance(result(base=[4], other=[9]), 0.25)
+    assert cells(arms.outcome_table(low, "base"), "other")[3] == "25.0"
+    assert cells(arms.group_table(low), "all")[2] == "25.0"
+    [entry] = arms.compare(low, "base")
+    significant = entry._replace(corrected=0.01)
+    assert arms.sentence(significant, "base").startswith(
+        "Neither other nor base is above chance (25.0 %); other is right more often (+12.5 points"
+    )
+    high = with_chance(result(base=[4], other=[30]), 0.25)
+    assert arms.sentence(arms.compare(high, "base")[0], "base").startswith(
+        "other is right more often than base"
+    )
+    unknown = with_chance(result(base=[4], other=[30]), math.nan)
+    assert cells(arms.outcome_table(unknown, "base"), "base")[3] == "–"
+
+
+def test_chance_of_two_evaluations():
+    paired = arms.pair(items(range(2), seed=0), items(range(10), seed=0))
+    paired["chance"] = 0.25
+    assert cells(arms.accuracy_table(paired, ("one", "other")), "all")[2] == "25.0"
+    said = arms.paired_sentence(paired, ("one", "other"))
+    assert said.startswith("Neither one nor other is above chance (one 5.0 %, other 25.0 %")
+    paired["chance"] = 0.2
+    assert arms.paired_sentence(paired, ("one", "other")).startswith("other is right more often")

@@ -1,7 +1,8 @@
-"""Any multiple-choice questions in JSON lines, JSON, Parquet or CSV; `ChoicesConfig` names the fields.
+"""Any questions with a known answer in JSON lines, JSON, Parquet or CSV; `ChoicesConfig` names the fields.
 
 Options are lettered in the file's order. Where the first one is the right one, their order is drawn by a hash
-of the question, so that the right one has no fixed place. Modes and prompts are AGIEval's.
+of the question, so that the right one has no fixed place. Modes and prompts are AGIEval's. A question without
+options is asked as it stands.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from orca_jax.config import ChoicesConfig
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Question
+from orca_jax.queries.make import unit_hash
 
 LETTERS = string.ascii_uppercase
 
@@ -24,10 +26,13 @@ class _Parsed(NamedTuple):
     id: str
     question: str
     options: list[str]
-    right: int
+    choices: tuple[str, ...]
+    target: str
 
     @property
     def text(self) -> str:
+        if not self.options:
+            return self.question
         shown = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, self.options))
         return f"{self.question} Answer Choices: {shown}"
 
@@ -41,26 +46,30 @@ def questions(config: ChoicesConfig, *, mode: str) -> list[Question]:
     """
     made = []
     for row in _rows(config):
-        letters = LETTERS[: len(row.options)]
-        cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {letters[-1]}, the answer is"
+        text, extra = row.text, dict[str, Any]()
+        if row.options:
+            cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {row.choices[-1]}, the answer is"
+            text = f"Q: {text}\nA: {cue}"
+            letters = max("".join(row.choices), extraction.PAPER_LETTERS, key=len)
+            extra = {"letters": letters, "options": row.options}
         made.append(
             Question(
                 benchmark=config.name,
                 task=row.task,
                 id=row.id,
-                text=f"Q: {row.text}\nA: {cue}",
-                target=letters[row.right],
-                choices=tuple(letters),
-                chance=1 / len(letters),
+                text=text,
+                target=row.target,
+                choices=row.choices,
+                chance=1 / len(row.choices) if row.choices else None,
                 mode=mode,
-                extra={"letters": max(letters, extraction.PAPER_LETTERS, key=len), "options": row.options},
+                extra=extra,
             )
         )
     return base.with_majority(made)
 
 
 def documents(config: ChoicesConfig) -> Iterator[Document]:
-    """Each question with its options."""
+    """Each question that is asked, with its options."""
     for row in _rows(config):
         yield Document(config.name, row.id, row.text)
 
@@ -69,12 +78,25 @@ def _rows(config: ChoicesConfig) -> Iterator[_Parsed]:
     found = base.rows(config.path)
     if not found:
         raise BenchmarkError(f"{config.path}: no question in it; correct the path of {config.name!r}")
+    asked = 0
     for number, (where, row) in enumerate(found):
-        yield _parsed(config, f"{config.name}-{number}", row, where)
+        parsed = _parsed(config, f"{config.name}-{number}", row, where)
+        if unit_hash("asked", parsed.question) < config.share:
+            asked += 1
+            yield parsed
+    if not asked:
+        raise BenchmarkError(f"{config.path}: the share {config.share} of {config.name!r} has no question")
 
 
 def _parsed(config: ChoicesConfig, id: str, row: Mapping[str, Any], where: str) -> _Parsed:
     question = "\n".join(_text(_field(row, name, where), name, where) for name in config.question)
+    task = str(_field(row, config.task, where)) if config.task else config.name
+    if not config.options:
+        target = _text(_field(row, config.answer, where), config.answer, where)
+        if config.labels and target not in config.labels:
+            known = ", ".join(config.labels)
+            raise BenchmarkError(f"{where}: {config.answer} {target!r:.60} is none of the labels {known}")
+        return _Parsed(task, id, question, [], config.labels, target)
     listed = [_field(row, name, where) for name in config.options]
     given = listed[0] if len(listed) == 1 else listed
     if not isinstance(given, list):
@@ -89,7 +111,7 @@ def _parsed(config: ChoicesConfig, id: str, row: Mapping[str, Any], where: str) 
     options = [_text(given[place], "an option", where) for place in kept]
     if not 2 <= len(options) <= len(LETTERS):
         raise BenchmarkError(f"{where}: {len(options)} options; a question needs 2 to {len(LETTERS)}")
-    task = str(_field(row, config.task, where)) if config.task else config.name
+    letters = tuple(LETTERS[: len(options)])
     if config.answer:
         answer = _field(row, config.answer, where)
         right = _place(answer, [str(labels[place]) for place in kept], kept, options, bool(config.labels))
@@ -99,9 +121,9 @@ def _parsed(config: ChoicesConfig, id: str, row: Mapping[str, Any], where: str) 
                 f"{where}: {config.answer} {answer!r:.60} names not one option, by label ({names}), number "
                 "from 0 or text; correct `answer`, or give the options' `labels`"
             )
-        return _Parsed(task, id, question, options, right)
+        return _Parsed(task, id, question, options, letters, letters[right])
     drawn = sorted(range(len(options)), key=lambda place: _rank(question, options[place], place))
-    return _Parsed(task, id, question, [options[place] for place in drawn], drawn.index(0))
+    return _Parsed(task, id, question, [options[place] for place in drawn], letters, letters[drawn.index(0)])
 
 
 def _place(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from orca_jax import plugins
-from orca_jax.config import BENCHMARK_MODES, CHOICES_MODES, ChoicesConfig
+from orca_jax.config import BENCHMARK_MODES, ChoicesConfig
 from orca_jax.evaluation.benchmarks import agieval, bbeh, bbh, choices, gsm8k, open_ended, toxigen, truthfulqa
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 from orca_jax.plugins import Benchmark
@@ -46,7 +46,7 @@ def questions(
       BenchmarkError: name or mode is unknown, or a file is absent, truncated, damaged or has a target that is
         none of its options (BBH's known faults apart); names file and row.
     """
-    modes = CHOICES_MODES if isinstance(path, ChoicesConfig) else BENCHMARK_MODES[_known(name)]
+    modes = path.modes if isinstance(path, ChoicesConfig) else BENCHMARK_MODES[_known(name)]
     if mode not in modes:
         raise BenchmarkError(f"{name} has no mode {mode!r}; its modes: {', '.join(modes)}")
     if isinstance(path, ChoicesConfig):

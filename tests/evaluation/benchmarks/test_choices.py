@@ -209,3 +209,64 @@ def test_a_published_set_of_other_fields(shared_data):
     found = asked(agieval, question=("question",), options=("options",), answer="label")
     theirs = registry.questions("agieval", shared_data / "agieval", mode="orca")
     assert [q.target for q in found] == [q.target for q in theirs if q.task == "aqua-rat"]
+
+
+# --- Questions without options, asked as they stand
+
+STATED = dict(question=("instruction",), answer="label")
+STATED_ROW = {"instruction": "Q: Which is a metal? Answer choices: A: tin, B: tea", "label": "A"}
+
+
+def replied(questions, text):
+    return scoring.score(
+        questions, [Reply(Outcome.OK, text)] * len(questions), seed=0, mode="robust", system_message_id=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "label", "right", "wrong", "chance"),
+    [
+        (("A", "B"), "A", "It is a metal. The answer is A", "The answer is B", 0.5),
+        (("True", "False"), True, "The answer is True", "The answer is False.", 0.5),
+        ((), "12", "Six and six. <answer>12.0</answer>", "<answer>13</answer>", None),
+    ],
+)
+def test_a_question_with_its_options_in_its_text_or_none(of_row, labels, label, right, wrong, chance):
+    question = of_row({**STATED_ROW, "label": label}, mode="robust", labels=labels, **STATED)
+    assert question.text == STATED_ROW["instruction"]
+    assert (question.chance, question.target) == (chance, str(label))
+    assert [replied([question], text)[0].correct for text in (right, wrong)] == [True, False]
+
+
+def test_a_label_that_is_none_is_named(tmp_path):
+    path = lines(tmp_path / "one.jsonl", [STATED_ROW, {**STATED_ROW, "label": "C"}])
+    with pytest.raises(BenchmarkError, match=r"one\.jsonl:2: label 'C' is none of the labels A, B"):
+        asked(path, mode="robust", labels=("A", "B"), **STATED)
+    with pytest.raises(BenchmarkError, match="own has no mode 'orca'; its modes: robust"):
+        asked(path, **STATED)
+
+
+def test_a_share_is_asked_and_kept_out_of_training_by_the_question_alone(tmp_path):
+    rows = [{"instruction": f"What is {n} + 1?", "label": str(n + 1)} for n in range(200)]
+    some = asked(lines(tmp_path / "all.jsonl", rows), mode="robust", share=0.3, **STATED)
+    assert 40 < len(some) < 80
+    again = asked(lines(tmp_path / "back.jsonl", rows[::-1]), mode="robust", share=0.3, **STATED)
+    assert {question.text for question in again} == {question.text for question in some}
+    documents = registry.documents({"own": config(tmp_path / "all.jsonl", share=0.3, **STATED)})
+    assert [document.text for document in documents] == [question.text for question in some]
+    with pytest.raises(BenchmarkError, match=r"the share 0\.001 of 'own' has no question"):
+        asked(lines(tmp_path / "one.jsonl", rows[:1]), mode="robust", share=0.001, **STATED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (dict(question=["q"]), "give options, or answer for questions without them"),
+        (dict(question=["q"], answer="a", labels=["A"]), "a question with one label has one answer"),
+    ],
+)
+def test_a_set_that_cannot_be_asked_is_refused(fields, reason):
+    own = mini.get_config("runlocal")
+    own.choices = [dict(name="own", path="x.jsonl", **fields)]
+    with pytest.raises(ConfigError, match=reason):
+        load(complete(own))
