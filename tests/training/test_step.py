@@ -13,7 +13,6 @@ import optax
 import pytest
 
 from orca_jax.data import loader
-from orca_jax.data.rows import Row
 from orca_jax.student import llama, sharding
 from orca_jax.training import loss as loss_module
 from orca_jax.training.step import (
@@ -63,7 +62,7 @@ def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
     """So that the test above would notice."""
     batch = uneven(synthetic.batch())
     _, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
-    halves = [Row(*(array[i::2] for array in batch)) for i in range(2)]
+    halves = [jax.tree.map(lambda array, i=i: array[i::2], batch) for i in range(2)]
     each = [take(params(), half, STUDENT, jnp.float32, 1)[1] for half in halves]
     assert distance(jax.tree.map(lambda a, b: (a + b) / 2, *each), gradient) > 1e-3
 
@@ -72,7 +71,8 @@ def test_loss_pairs_of_parts_add_up():
     batch = synthetic.batch()
     whole = loss_of(params(), batch, STUDENT, jnp.float32)
     parts = [
-        loss_of(params(), Row(*(a[i : i + 2] for a in batch)), STUDENT, jnp.float32) for i in range(0, 8, 2)
+        loss_of(params(), jax.tree.map(lambda a, i=i: a[i : i + 2], batch), STUDENT, jnp.float32)
+        for i in range(0, 8, 2)
     ]
     assert sum(float(part.weight) for part in parts) == float(whole.weight) == batch.loss_weights.sum()
     np.testing.assert_allclose(sum(float(part.total) for part in parts), whole.total, rtol=1e-6)
@@ -90,8 +90,8 @@ def test_empty_rows_change_neither_loss_nor_gradient():
     batch = synthetic.batch()
     empty = synthetic.row_builder().row("a", 0, 10_000)
     assert not empty.loss_weights.any()
-    half = Row(*(array[:6] for array in batch))
-    filled = Row(*(np.concatenate([array, [blank] * 2]) for array, blank in zip(half, empty)))
+    half = jax.tree.map(lambda array: array[:6], batch)
+    filled = jax.tree.map(lambda array, blank: np.concatenate([array, [blank] * 2]), half, empty)
     loss, gradient = take(params(), half, STUDENT, jnp.float32, 1)
     filled_loss, filled_gradient = take(params(), filled, STUDENT, jnp.float32, 1)
     np.testing.assert_allclose(filled_loss, loss, rtol=1e-6)
