@@ -6,13 +6,14 @@ here; or a student on disk scores the traces, see `training.rescoring`.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,37 +54,35 @@ class Alternatives(NamedTuple):
         return int(np.isfinite(self.log_probs).any(axis=-1).sum())
 
 
-class Source(Protocol):
-    """Gives the alternatives of the supervised tokens of each trace, or says why it has none."""
+@dataclasses.dataclass
+class Source(abc.ABC):
+    """Gives the `top` likeliest tokens in the place of each supervised one, in ids of `tokenizer`."""
+
+    tokenizer: Tokenizer
+    top: int
+
+    @abc.abstractmethod
+    def __call__(self, traces: Sequence[Trace], encoded: Sequence[Encoded]) -> Iterator[Alternatives | str]:
+        """Of the supervised tokens of each trace; or why there are none."""
 
     @property
-    def top(self) -> int: ...
+    def id_type(self) -> Any:
+        """The type of ids on disk."""
+        return np.uint16 if self.tokenizer.vocab_size <= 1 << 16 else np.int32
 
-    def __call__(
-        self, traces: Sequence[Trace], encoded: Sequence[Encoded]
-    ) -> Iterator[Alternatives | str]: ...
-
-
-def id_type(tokenizer: Tokenizer) -> Any:
-    """The smallest type of ids on disk that TFDS knows."""
-    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    @property
+    def bytes_a_token(self) -> int:
+        """Of a supervised token's alternatives in a store, before compression."""
+        return self.top * np.dtype(self.id_type).itemsize + (self.top + 1) * np.dtype(np.float16).itemsize
 
 
-def bytes_a_token(tokenizer: Tokenizer, top: int) -> int:
-    """Of a supervised token's alternatives in a store, before compression."""
-    return top * np.dtype(id_type(tokenizer)).itemsize + (top + 1) * np.dtype(np.float16).itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Collected:
+@dataclasses.dataclass
+class Collected(Source):
     """The alternatives that came with traces: in `extra["logprobs"]`, as OpenAI's API has them.
 
     The teacher's tokens must cut the answer as the student's do; its first and last token, where a chat
     template and a layout may differ in white space, have alternatives only where they are the same.
     """
-
-    tokenizer: Tokenizer
-    top: int
 
     @functools.cached_property
     def _ids(self) -> Mapping[bytes, int]:

@@ -253,7 +253,10 @@ def make_store(
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
     title, total = f"tokenising {name}, shards", tokens.shard_count(len(chosen))
     if scored:
-        title, total = f"scoring {name}, traces", len(chosen)
+        title, total = (
+            f"scoring {name}, traces",
+            sum(len(job) for _, job in tokens.missing_shards(directory, chosen)),
+        )
     with progress(title, total) as report:
         counts = tokens.write_store(
             directory,

@@ -62,14 +62,11 @@ def features(teacher_ids: Any = None) -> Any:
     def vector(dtype: Any) -> Any:
         return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
 
-    own = {
-        "id": tfds.features.Text(),
-        "tokens": vector(np.int32),
-        "weights": vector(np.float32),
-        "roles": vector(np.uint8),
-    }
-    teacher = {"teacher_ids": vector(teacher_ids), "teacher_log_probs": vector(np.float16)}
-    return tfds.features.FeaturesDict(own if teacher_ids is None else {**own, **teacher})
+    arrays = {"tokens": np.int32, "weights": np.float32, "roles": np.uint8}
+    if teacher_ids is not None:
+        arrays |= {"teacher_ids": teacher_ids, "teacher_log_probs": np.float16}
+    vectors = {name: vector(kind) for name, kind in arrays.items()}
+    return tfds.features.FeaturesDict({"id": tfds.features.Text(), **vectors})
 
 
 def serializer(teacher_ids: Any = None) -> Callable[[dict[str, Any]], bytes]:
@@ -155,7 +152,7 @@ def write_shard(
     index, traces = job
     columns, dropped = collections.defaultdict[str, list[Any]](list), list[str]()
     misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
-    id_type = alternatives.id_type(encode.tokenizer) if source else None
+    id_type = source.id_type if source else None
     serialize, every, unmatched, known = serializer(id_type), iter(traces), list[str](), 0
     with shard_writer(shard_path(directory, index, shards)) as writer:
         while batch := list(itertools.islice(every, BATCH)):
@@ -242,18 +239,22 @@ def write_store(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    shards, jobs = shard_count(len(traces)), missing_shards(directory, traces)
+    work = functools.partial(write_shard, directory, shards, encode, malformed=malformed, source=source)
+    for finished, _ in enumerate(in_processes(workers, work, jobs), 1 + shards - len(jobs)):
+        if on_shard:
+            on_shard(finished, shards)
+    return _finish(directory, shards, malformed, source)
+
+
+def missing_shards(directory: Path, traces: Traces) -> list[Job]:
+    """The shards of a store that are not written, with their traces."""
     shards = shard_count(len(traces))
-    missing = [
-        index
+    return [
+        (index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE])
         for index in range(shards)
         if not (_sidecar(directory, index).exists() and shard_path(directory, index, shards).exists())
     ]
-    jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
-    work = functools.partial(write_shard, directory, shards, encode, malformed=malformed, source=source)
-    for finished, _ in enumerate(in_processes(workers, work, jobs), 1 + shards - len(missing)):
-        if on_shard:
-            on_shard(finished, shards)
-    return _finish(directory, shards, malformed, encode.tokenizer, source.top if source else 0)
 
 
 def shard_count(traces: int) -> int:
@@ -284,7 +285,9 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
         yield from pool.map(work, jobs)
 
 
-def _finish(directory: Path, shards: int, malformed: float, tokenizer: Tokenizer, top: int) -> dict[str, Any]:
+def _finish(
+    directory: Path, shards: int, malformed: float, source: alternatives.Source | None
+) -> dict[str, Any]:
     """Joins the sidecars and writes TFDS's metadata.
 
     Raises:
@@ -317,7 +320,7 @@ def _finish(directory: Path, shards: int, malformed: float, tokenizer: Tokenizer
     split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
-        features=features(alternatives.id_type(tokenizer) if top else None),
+        features=features(source.id_type if source else None),
         split_infos=[split],
         check_data=False,
     )
@@ -327,13 +330,13 @@ def _finish(directory: Path, shards: int, malformed: float, tokenizer: Tokenizer
         "dropped": dict(sorted(dropped.items())),
         "answers_without_loss": int(columns["answers_without_loss"].sum()),
     }
-    if top:
+    if source:
         unmatched = collections.Counter(why for part in parts for why in part["unmatched"].tolist())
         counts["alternatives"] = {
-            "top": top,
+            "top": source.top,
             "examples": sum(lengths) - unmatched.total(),
             "tokens": sum(int(part["known"]) for part in parts),
-            "bytes_a_token": alternatives.bytes_a_token(tokenizer, top),
+            "bytes_a_token": source.bytes_a_token,
             "left_out": dict(sorted(unmatched.items())),
         }
     return counts

@@ -13,7 +13,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -200,12 +200,14 @@ class Curriculum:
         rate = learning_rate(self.stages[stage], stage_step, self.planned[stage])
         return Position(stage, stage_step, rows[0].epoch % EPOCHS, rate, rows)
 
-    def refs(self, step: int) -> list[tuple[str, int, int, Distillation | None]]:
+    def refs(self, step: int) -> Sequence[tuple[Any, ...]]:
         """What `RowBuilder.row` takes for each row of a step's global batch."""
         position = self.position(step)
         stage = self.stages[position.stage]
+        if not stage.distill_weight:
+            return position.rows
         distillation = Distillation(stage.distill_weight, stage.distill_temperature)
-        return [(*ref, distillation if stage.distill_weight else None) for ref in position.rows]
+        return [(*ref, distillation) for ref in position.rows]
 
     def _row(self, stage: int, index: int) -> RowRef:
         streams = self._streams[stage]

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from orca_jax import artifacts, hub
-from orca_jax.config import ExperimentConfig, MeshConfig, TeacherConfig
+from orca_jax.config import EvaluationConfig, ExperimentConfig, MeshConfig, TeacherConfig
 from orca_jax.data import tokenizer as tokenizers
-from orca_jax.data.alternatives import Alternatives
+from orca_jax.data.alternatives import Alternatives, Source
 from orca_jax.data.layouts import Encoded
 from orca_jax.data.prepared import Scored
 from orca_jax.data.tokenizer import Tokenizer, TokenizerError
@@ -46,30 +46,29 @@ def scored(config: ExperimentConfig, teacher: TeacherConfig, tokenizer: Tokenize
         settings,
         source.fingerprint,
         teacher.scorer,
-        lambda report: Rescored(config, source, tokenizer, report),
+        lambda report: Rescored(tokenizer, config.data.top_logprobs, config.evaluation, source, report),
     )
 
 
-@dataclasses.dataclass(eq=False)
-class Rescored:
-    """Scores traces in batches, in `evaluation.dtype`, each layer over `evaluation.tensor` devices.
+@dataclasses.dataclass
+class Rescored(Source):
+    """Scores traces in batches by a student.
 
     Args:
+      how: its type, and over how many devices each layer is split.
       report: called with the number of traces done so far.
     """
 
-    config: ExperimentConfig
-    source: SavedStudent
-    tokenizer: Tokenizer
+    how: EvaluationConfig
+    student: SavedStudent
     report: Callable[[int], None]
 
     def __post_init__(self) -> None:
-        self.top, own = self.config.data.top_logprobs, self.config.evaluation
-        self.done, dtype = 0, compute_dtype(own.dtype)
-        shape = dataclasses.replace(self.source.config, scan_layers=False)
-        mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=own.tensor), jax.local_devices()[: own.tensor])
+        self.done, dtype, tensor = 0, compute_dtype(self.how.dtype), self.how.tensor
+        shape = dataclasses.replace(self.student.config, scan_layers=False)
+        mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=tensor), jax.local_devices()[:tensor])
         self.ids = min(self.tokenizer.vocab_size, shape.vocab_size)
-        self.scorer = Scorer(self.source.load(shape, mesh, dtype), shape, dtype=dtype, mesh=mesh)
+        self.scorer = Scorer(self.student.load(shape, mesh, dtype), shape, dtype=dtype, mesh=mesh)
 
     def __call__(self, traces: Sequence[Trace], encoded: Sequence[Encoded]) -> Iterator[Alternatives | str]:
         """Of the supervised tokens of each trace in the student's layout; see `data.alternatives.Source`."""
