@@ -108,7 +108,8 @@ def soft_targets(
             targets = np.flatnonzero(example["weights"])
             inside = (targets > 0) & (targets <= length)
             at, log_probs = start - 1 + targets[inside], example["teacher_log_probs"][inside]
-            found.ids[at] = np.where(np.isfinite(log_probs[:, :-1]), example["teacher_ids"][inside], -1)
+            ids = example["teacher_ids"][inside].astype(np.int32)  # a uint16 would hold no -1
+            found.ids[at] = np.where(np.isfinite(log_probs[:, :-1]), ids, -1)
             found.weights[at] = weight * tempered(log_probs, temperature)
         start += length
     return found

@@ -118,7 +118,7 @@ def test_stacked_rows_are_a_batch():
 def taught(tokens, weights, top=2, seed=0):
     """An example whose supervised tokens have alternatives; the first id of each is its number."""
     known = np.log(np.random.default_rng(seed).dirichlet(np.ones(top + 1), int(np.count_nonzero(weights))))
-    ids = np.arange(len(known))[:, None] + [[0, 50]]
+    ids = (np.arange(len(known))[:, None] + [[0, 50]]).astype(np.uint16)
     return {"tokens": tokens, "weights": weights, "teacher_ids": ids, "teacher_log_probs": known}
 
 
