@@ -48,6 +48,7 @@ from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import ROLE_NAMES
 from orca_jax.data.loader import RowBuilder
 from orca_jax.data.prepared import flagged
+from orca_jax.data.rows import Distillation
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.queries.make import unit_hash
 from orca_jax.records import Trace
@@ -152,13 +153,17 @@ def running_text(example: dict[str, Any], tokenizer: Tokenizer) -> Text:
 
 
 def token_lines(rows: RowBuilder, dataset: str, epoch: int, row: int, tokenizer: Tokenizer) -> Text:
-    """The row's arrays, a position a line."""
-    arrays = rows.row(dataset, epoch, row)
-    text = Text("position  segment  input            target           weight\n", "bold")
+    """The row's arrays, a position a line; in the place of each target, what the teacher holds likely."""
+    arrays = rows.row(dataset, epoch, row, Distillation(1.0, 1.0) if rows.top else None)
+    soft, title = arrays.soft_targets, "  teacher" if rows.top else ""
+    text = Text(f"position  segment  input            target           weight{title}\n", "bold")
     for i in range(len(arrays.tokens)):
         names = [repr(tokenizer.token_text(int(ids[i])))[1:-1] for ids in (arrays.tokens, arrays.targets)]
         line = f"{arrays.positions[i]:8}  {arrays.segment_ids[i]:7}  {names[0]:15}  {names[1]:15}  "
-        text.append(f"{line}{arrays.loss_weights[i]:g}\n", "green" if arrays.loss_weights[i] else "dim")
+        likely = zip(soft.ids[i], soft.weights[i]) if soft else ()
+        said = [f"{tokenizer.token_text(int(one))!r} {share:.3f}" for one, share in likely if one >= 0]
+        line = f"{line}{arrays.loss_weights[i]:<6g}  {', '.join(said)}".rstrip()
+        text.append(f"{line}\n", "green" if arrays.loss_weights[i] else "dim")
     return text
 
 

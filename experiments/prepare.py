@@ -20,7 +20,7 @@ from orca_jax.data import prepared, tokens
 from orca_jax.data.prepared import VALIDATION
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.reporting.data_card import make_card, untrained
-from orca_jax.training import students
+from orca_jax.training import rescoring, students
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,13 @@ def run(config: ExperimentConfig, workdir: Path, *, workers: int = 0, kept: bool
         inputs[teacher.name] = flags["fingerprint"]
     source = students.tokenizer_path(config)
     tokenizer = prepared.make_tokenizer(config, workdir, source, inputs, remake=remake)
-    stores = {teacher.name: {teacher.name: inputs[teacher.name]} for teacher in config.teachers}
+    store = functools.partial(prepared.make_store, config, workdir, remake=remake)
+    for teacher in config.teachers:
+        scored = rescoring.scored(config, teacher, tokenizer)
+        used = {teacher.name: inputs[teacher.name]}
+        store(teacher.name, tokenizer, used, workers, scored=scored)
     if config.data.validation_fraction > 0:
-        stores[VALIDATION] = inputs
-    for name, used in stores.items():
-        prepared.make_store(config, workdir, name, tokenizer, used, workers, remake=remake)
+        store(VALIDATION, tokenizer, inputs, workers)
     trained = {name for stage in config.curriculum for name in stage.names}
     for teacher in config.teachers:
         if kept and teacher.name not in trained:  # its card is made by an arm that it trains
@@ -54,8 +56,8 @@ def run(config: ExperimentConfig, workdir: Path, *, workers: int = 0, kept: bool
         if remake or not (workdir / "cards" / teacher.name / artifacts.MANIFEST).exists():
             part = functools.partial(prepared.part, config, workdir, teacher.name)
             make_card(config, teacher, workdir, part)
-        store = tokens.TokenStore(workdir / "tokens" / teacher.name)
-        if said := untrained(config, teacher, workdir, store):
+        rows = tokens.TokenStore(workdir / "tokens" / teacher.name)
+        if said := untrained(config, teacher, workdir, rows):
             log.warning("%s: %s", teacher.name, said)
 
 

@@ -271,6 +271,9 @@ class TeacherConfig:
     # instructed (Orca 2's prompt erasing, arXiv 2311.11045); 0: the same one.
     shown: OtherMessage = 0
     shots: Count = 0  # solved examples that its traces show before the question, see data.traces
+    # A student or model's folder, with the student's tokenizer, that gives the `data.top_logprobs` likeliest
+    # tokens in the place of each supervised one of the traces; empty: those that the traces came with.
+    scorer: str = ""
     brevity: float = 0.0  # of an oracle: share of explanations that are left short
     reach: int = 1_000_000  # of an oracle: the hardest puzzle that it solves
     error_rate: float = 0.0  # of an oracle: share of wrong answers
@@ -287,7 +290,7 @@ class TeacherConfig:
     )
 
     NO_NUMBER: ClassVar = ("malformed",)  # too many are an error, and all are left out
-    LATER: ClassVar = ("filters", "shots")  # count in what is made of the traces
+    LATER: ClassVar = ("filters", "shots", "scorer")  # count in what is made of the traces
 
     def __post_init__(self) -> None:
         where = f"teacher {self.name!r}"
@@ -333,8 +336,10 @@ class DataConfig:
     validation_fraction: Share = 0.02  # of the queries, held out of training
     # Whether the examples of a row are kept apart; `leaking`: each sees those packed before it.
     segments: Literal["separated", "leaking"] = "separated"
+    top_logprobs: Count = 0  # the teachers' likeliest tokens that token stores keep in each place; 0: none
 
-    STORED: ClassVar = ("tokenizer", "layout", "supervise", "validation_fraction")  # count in token stores
+    # Count in token stores.
+    STORED: ClassVar = ("tokenizer", "layout", "supervise", "validation_fraction", "top_logprobs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +428,10 @@ class StageConfig:
     # The loss of held-out traces, see `train.validate_every`, or accuracy, see `train.evaluate_every`.
     plateau_of: Literal["loss", "accuracy"] = "loss"
     skip_spikes: float = 0.0  # skips steps of a gradient norm over so many running means; 0: none
+    # Weight of the cross-entropy to the teachers' distributions, which `data.top_logprobs` keeps, beside the
+    # one to their tokens, see training.loss; 0: without.
+    distill_weight: Amount = 0.0
+    distill_temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student in it
 
     def __post_init__(self) -> None:
         where = f"curriculum stage {self.name!r}"
@@ -631,6 +640,12 @@ class ExperimentConfig:
             )
         for stage in self.curriculum:
             _check_known(f"curriculum stage {stage.name!r} names data set", stage.names, names)
+        if not self.data.top_logprobs:
+            needing = [f"teacher {one.name!r} has a scorer" for one in self.teachers if one.scorer]
+            stages = [one for one in self.curriculum if one.distill_weight]
+            needing += [f"curriculum stage {one.name!r} has a distill_weight" for one in stages]
+            if needing:
+                raise ValueError(f"{needing[0]}: set data.top_logprobs, the likeliest tokens that are kept")
         if self.train.evaluate_every and not (self.puzzles.families and self.data.validation_fraction):
             raise ValueError(
                 "train.evaluate_every asks the puzzles that data.validation_fraction holds out: set "

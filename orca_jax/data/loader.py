@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from orca_jax.data.packing import PackingPlan, make_plan
-from orca_jax.data.rows import Row, as_leaking, build_row, stack
+from orca_jax.data.rows import Distillation, Row, as_leaking, build_row, stack
 from orca_jax.data.tokens import TokenStore
 
 
@@ -38,6 +38,7 @@ class RowBuilder:
             name: store.effective_lengths(self.row_length, self.overlong)
             for name, store in self.stores.items()
         }
+        self.top = max(store.top for store in self.stores.values())
         self.plan_of = functools.lru_cache(maxsize=8)(self._plan)
 
     def _plan(self, dataset: str, epoch: int) -> PackingPlan:
@@ -52,11 +53,11 @@ class RowBuilder:
             epoch=epoch,
         )
 
-    def row(self, dataset: str, epoch: int, row: int) -> Row:
+    def row(self, dataset: str, epoch: int, row: int, distillation: Distillation | None = None) -> Row:
         """A row of a data set's epoch; empty past the plan's end."""
         store = self.stores[dataset]
         examples = [store[index] for index in self.plan_of(dataset, epoch).row(row)]
-        built = build_row(examples, self.row_length, self.pad_id)
+        built = build_row(examples, self.row_length, self.pad_id, distillation, self.top)
         return as_leaking(built) if dataset in self.leaking else built
 
 
@@ -88,7 +89,7 @@ def batches(
     """Batches of steps `start` to `stop`, in order, built `ahead` of their use.
 
     Args:
-      refs: the global batch's (data set, epoch, row) triples of a step.
+      refs: of a step, what `builder.row` takes for each row of the global batch.
       rows: rows in a global batch.
       placement: how a global batch is laid over the devices.
     """
@@ -114,4 +115,4 @@ def on_devices(batch: Batch, rows: int, placement: NamedSharding) -> Row:
 
         return jax.make_array_from_callback((rows, *local.shape[1:]), placement, part)
 
-    return Row(*map(array, batch.rows))
+    return Row(*jax.tree.map(array, tuple(batch.rows)))

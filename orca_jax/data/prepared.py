@@ -9,7 +9,7 @@ import dataclasses
 import heapq
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from orca_jax import artifacts, files, hub, plugins
 from orca_jax.config import ExperimentConfig, TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
+from orca_jax.data.alternatives import Collected, Source
 from orca_jax.data.tokenizer import Tokenizer, TokenizerError
 from orca_jax.data.traces import Candidate, PlacedTraces
 from orca_jax.progress import progress
@@ -201,6 +202,21 @@ def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:
         yield "".join(piece.text for piece in pieces if not piece.control)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What gives the alternatives of a data set's tokens in the place of those of its traces.
+
+    Attributes:
+      settings: what they depend on beside `fingerprint`, that of the weights at `path`.
+      open: makes it; takes what is called with the number of traces done.
+    """
+
+    settings: artifacts.Section
+    fingerprint: str
+    path: str
+    open: Callable[[Callable[[int], None]], Source]
+
+
 def make_store(
     config: ExperimentConfig,
     workdir: Path,
@@ -209,35 +225,62 @@ def make_store(
     inputs: dict[str, str],
     workers: int,
     *,
+    scored: Scored | None = None,
     remake: bool = False,
 ) -> dict[str, Any]:
-    """Writes tokens/NAME, or goes on with its missing shards."""
+    """Writes tokens/NAME, or goes on with its missing shards.
+
+    With `data.top_logprobs` it holds the teacher's alternatives, but in validation, whose losses are of
+    tokens alone: those that came with the traces, or `scored` ones, which are made in this process.
+    """
     directory, supervise = workdir / "tokens" / name, config.data.supervise
-    if name == VALIDATION and supervise == "everything":
-        supervise = "all"  # so that losses are of the same tokens, however the student was trained
+    stored, top = {*config.data.STORED} - {"tokenizer"}, config.data.top_logprobs  # it is among the inputs
+    if name == VALIDATION:
+        stored, top = stored - {"top_logprobs"}, 0
+        if supervise == "everything":
+            supervise = "all"  # so that losses are of the same tokens, however the student was trained
     provenance = artifacts.joined(
         {"program": "prepare", "data set": name},
         artifacts.section(config, ("seed",)),
-        artifacts.section(config.data, set(config.data.STORED) - {"tokenizer"}),  # which is among the inputs
+        artifacts.section(config.data, stored),
         {"supervise": supervise},
         plugins.provenance((plugins.LAYOUTS, config.data.layout)),
+        scored.settings if scored else {},
     )
-    places = {name: workdir / "quality" / name for name in inputs} | {"tokenizer": workdir / "tokenizer"}
+    places: dict[str, object] = {name: workdir / "quality" / name for name in inputs}
+    places["tokenizer"] = workdir / "tokenizer"
     inputs = {**inputs, "tokenizer": tokenizer.fingerprint}
+    if scored:
+        inputs["scorer"], places["scorer"] = scored.fingerprint, scored.path
     artifact = artifacts.Artifact(directory, provenance, inputs, places)
     if manifest := artifact.finished(remake=remake):
         return manifest
     artifact.begin()
     chosen = part(config, workdir, name)
     encode = tokens.Encoder(tokenizer, config.data.layout, supervise)
-    with progress(f"tokenising {name}, shards", tokens.shard_count(len(chosen))) as report:
+    title, total = f"tokenising {name}, shards", tokens.shard_count(len(chosen))
+    if scored:
+        title, total = (
+            f"scoring {name}, traces",
+            sum(len(job) for _, job in tokens.missing_shards(directory, chosen)),
+        )
+    with progress(title, total) as report:
         counts = tokens.write_store(
             directory,
             chosen,
             encode,
-            workers=workers,
+            workers=1 if scored else workers,
             malformed=max(t.malformed for t in config.teachers if name in (t.name, VALIDATION)),
-            on_shard=lambda done, shards: report(done),
+            source=scored.open(report) if scored else Collected(tokenizer, top) if top else None,
+            on_shard=None if scored else lambda done, shards: report(done),
         )
     log.info("%s: %d examples, left out: %s", name, counts["examples"], counts["dropped"] or "none")
-    return artifact.finish(counts)
+    if top:
+        found = counts["alternatives"]
+        log.info(
+            "%s: %d alternatives of %d tokens of %d examples", name, top, found["tokens"], found["examples"]
+        )
+        if found["left_out"]:
+            listed = ", ".join(f"{count} with {why}" for why, count in found["left_out"].items())
+            log.warning("%s: examples without alternatives: %s", name, listed)
+    return artifact.finish(counts, hub.revisions(scored.path) if scored else None)

@@ -40,8 +40,14 @@ TORN = "\ufffd"  # what bytes decode to that are no whole character
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
+BYTE = "<0x([0-9A-F]{2})>"  # a piece of SentencePiece's kind that stands for one byte
 WORD = re.compile("[ ▁]*[^ ▁]+|[ ▁]+")
 KNOWN_WORDS, KNOWN_IDS = 1 << 16, 1 << 19  # of a text without spaces, all is one word
+# The letters that byte-level BPE writes bytes in: printable ones themselves, then those from U+0100 on.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+STAND_INS = {chr(byte): byte for byte in PRINTABLE} | {
+    chr(0x100 + place): byte for place, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))
+}
 STEPS_OF = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 # Where several cores are to encode, `prepare` has a process for each.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -185,7 +191,7 @@ class Tokenizer:
             return text
         # Of a run of bytes that ends within a character the library would keep nothing.
         pieces = [str(self._continuing.id_to_token(i)) for i in kept]
-        runs = itertools.groupby(pieces, key=lambda piece: bool(re.fullmatch("<0x[0-9A-F]{2}>", piece)))
+        runs = itertools.groupby(pieces, key=lambda piece: bool(re.fullmatch(BYTE, piece)))
         spelled = [
             [bytes(int(piece[3:5], 16) for piece in run).decode(errors="replace")] if are_bytes else [*run]
             for are_bytes, run in runs
@@ -202,6 +208,21 @@ class Tokenizer:
             return str(piece)
         text = self.decode([token_id])
         return str(piece) if TORN in text else text.replace(" ", "▁").replace("\n", "<0x0A>")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id is within a text; none for control tokens and ids without a piece."""
+        piece = None if token_id in self._controls else self._first.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if "ByteLevel" not in self._decoders:
+            byte = re.fullmatch(BYTE, piece)
+            return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+        known = all(letter in STAND_INS for letter in piece)  # an added token is spelled as it is
+        return bytes(map(STAND_INS.__getitem__, piece)) if known else piece.encode()
+
+    @functools.cached_property
+    def _controls(self) -> frozenset[int]:
+        return frozenset(self.control_ids.values())
 
     @functools.cached_property
     def chat_template(self) -> str | None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from orca_jax import artifacts, files, plugins
-from orca_jax.data import layouts
+from orca_jax.data import alternatives, layouts
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.data.traces import Traces
 from orca_jax.records import Message, Outcome, Trace, half_pair
@@ -51,28 +51,29 @@ COLUMNS = {
 }
 
 
-def features() -> Any:
-    """The TFDS features of one example; tokens and weights as raw little-endian bytes."""
+def features(teacher_ids: Any = None) -> Any:
+    """The TFDS features of one example; tokens and weights as raw little-endian bytes.
+
+    Args:
+      teacher_ids: the type of the teacher's alternatives; None: the store has none.
+    """
     import tensorflow_datasets as tfds
 
     def vector(dtype: Any) -> Any:
         return tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
 
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "tokens": vector(np.int32),
-            "weights": vector(np.float32),
-            "roles": vector(np.uint8),
-        }
-    )
+    arrays = {"tokens": np.int32, "weights": np.float32, "roles": np.uint8}
+    if teacher_ids is not None:
+        arrays |= {"teacher_ids": teacher_ids, "teacher_log_probs": np.float16}
+    vectors = {name: vector(kind) for name, kind in arrays.items()}
+    return tfds.features.FeaturesDict({"id": tfds.features.Text(), **vectors})
 
 
-def serializer() -> Callable[[dict[str, Any]], bytes]:
-    """TFDS's `serialize_example`, with equal bytes for equal examples in every process."""
+def serializer(teacher_ids: Any = None) -> Callable[[dict[str, Any]], bytes]:
+    """TFDS's `serialize_example`, with equal bytes for equal examples in every process; see `features`."""
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    spec = features()
+    spec = features(teacher_ids)
     serial = ExampleSerializer(spec.get_serialized_info())
     return lambda example: serial.get_tf_example(spec.encode_example(example)).SerializeToString(
         deterministic=True
@@ -132,7 +133,13 @@ def reason(trace: Trace) -> str:
 
 
 def write_shard(
-    directory: Path, shards: int, encode: Encoder, job: Job, *, malformed: float = files.MALFORMED
+    directory: Path,
+    shards: int,
+    encode: Encoder,
+    job: Job,
+    *,
+    malformed: float = files.MALFORMED,
+    source: alternatives.Source | None = None,
 ) -> int:
     """Writes one shard and its sidecar, each whole or not at all; returns the number of examples.
 
@@ -145,13 +152,17 @@ def write_shard(
     index, traces = job
     columns, dropped = collections.defaultdict[str, list[Any]](list), list[str]()
     misfits, pairs, seen = files.Tally(malformed), list[tuple[str, str]](), 0
-    serialize, source = serializer(), iter(traces)
+    id_type = source.id_type if source else None
+    serialize, every, unmatched, known = serializer(id_type), iter(traces), list[str](), 0
     with shard_writer(shard_path(directory, index, shards)) as writer:
-        while batch := list(itertools.islice(source, BATCH)):
+        while batch := list(itertools.islice(every, BATCH)):
             reasons = [reason(trace) for trace in batch]
             dropped += filter(None, reasons)
             kept = [trace for trace, why in zip(batch, reasons) if not why]
-            for trace, encoded in zip(kept, encode(kept)):
+            encoded_all = encode(kept)
+            fitting = [(t, e) for t, e in zip(kept, encoded_all) if not isinstance(e, layouts.LayoutError)]
+            likely = source(*zip(*fitting)) if source and fitting else iter(())
+            for trace, encoded in zip(kept, encoded_all):
                 seen += 1
                 if isinstance(encoded, layouts.LayoutError):
                     pairs.append((f"trace {trace.id!r}", str(encoded)))
@@ -160,6 +171,14 @@ def write_shard(
                     continue
                 roles = encoded.roles.astype(np.uint8)
                 arrays = {"tokens": encoded.tokens, "weights": encoded.weights, "roles": roles}
+                if source:
+                    found = next(likely)
+                    if isinstance(found, str):
+                        unmatched.append(found)
+                        found = alternatives.Alternatives.unknown(0, source.top)
+                    known += found.known
+                    arrays["teacher_ids"] = found.ids.astype(id_type).ravel()
+                    arrays["teacher_log_probs"] = found.log_probs.astype(np.float16).ravel()
                 writer.write(serialize({"id": trace.id, **arrays}))
                 supervised = np.flatnonzero(encoded.weights[1:])  # positions of a row, see `rows`
                 answers = (message for message in learnt(trace) if message.role == "assistant")
@@ -173,6 +192,8 @@ def write_shard(
                     columns[name].append(getattr(trace, name))
     about = {name: np.array(columns[name]) for name in COLUMNS if columns}
     about |= {"dropped": np.array(sorted(dropped)), "misfits": np.array(pairs).reshape(-1, 2)}
+    if source:
+        about |= {"unmatched": np.array(sorted(unmatched), np.str_), "known": np.array(known)}
     with artifacts.atomic_write(_sidecar(directory, index), "wb") as file:
         np.savez(file, **about)  # type: ignore[arg-type]
     return len(columns["length"])
@@ -203,6 +224,7 @@ def write_store(
     *,
     workers: int = 1,
     malformed: float = files.MALFORMED,
+    source: alternatives.Source | None = None,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes the shards that are missing, then the store's metadata; returns its counts.
@@ -212,22 +234,27 @@ def write_store(
     Args:
       workers: processes that write shards; 0: one a core, or fewer where their start would take longer.
       malformed: the share of traces that may not fit the layout; they are left out.
+      source: of the teacher's alternatives; None: the store has none.
       on_shard: called with (shards done, shards) as they are written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    shards, jobs = shard_count(len(traces)), missing_shards(directory, traces)
+    work = functools.partial(write_shard, directory, shards, encode, malformed=malformed, source=source)
+    for finished, _ in enumerate(in_processes(workers, work, jobs), 1 + shards - len(jobs)):
+        if on_shard:
+            on_shard(finished, shards)
+    return _finish(directory, shards, malformed, source)
+
+
+def missing_shards(directory: Path, traces: Traces) -> list[Job]:
+    """The shards of a store that are not written, with their traces."""
     shards = shard_count(len(traces))
-    missing = [
-        index
+    return [
+        (index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE])
         for index in range(shards)
         if not (_sidecar(directory, index).exists() and shard_path(directory, index, shards).exists())
     ]
-    jobs = [(index, traces[index * SHARD_SIZE : (index + 1) * SHARD_SIZE]) for index in missing]
-    work = functools.partial(write_shard, directory, shards, encode, malformed=malformed)
-    for finished, _ in enumerate(in_processes(workers, work, jobs), 1 + shards - len(missing)):
-        if on_shard:
-            on_shard(finished, shards)
-    return _finish(directory, shards, malformed)
 
 
 def shard_count(traces: int) -> int:
@@ -259,7 +286,9 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
         yield from pool.map(work, jobs)
 
 
-def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
+def _finish(
+    directory: Path, shards: int, malformed: float, source: alternatives.Source | None
+) -> dict[str, Any]:
     """Joins the sidecars and writes TFDS's metadata.
 
     Raises:
@@ -291,14 +320,27 @@ def _finish(directory: Path, shards: int, malformed: float) -> dict[str, Any]:
     size = sum(shard_path(directory, index, shards).stat().st_size for index in range(shards))
     split = tfds.core.SplitInfo(name=SPLIT, shard_lengths=lengths, num_bytes=size)
     tfds.folder_dataset.write_metadata(
-        data_dir=directory, features=features(), split_infos=[split], check_data=False
+        data_dir=directory,
+        features=features(source.id_type if source else None),
+        split_infos=[split],
+        check_data=False,
     )
-    return {
+    counts = {
         "examples": sum(lengths),
         "shards": shards,
         "dropped": dict(sorted(dropped.items())),
         "answers_without_loss": int(columns["answers_without_loss"].sum()),
     }
+    if source:
+        unmatched = collections.Counter(why for part in parts for why in part["unmatched"].tolist())
+        counts["alternatives"] = {
+            "top": source.top,
+            "examples": sum(lengths) - unmatched.total(),
+            "tokens": sum(int(part["known"]) for part in parts),
+            "bytes_a_token": source.bytes_a_token,
+            "left_out": dict(sorted(unmatched.items())),
+        }
+    return counts
 
 
 class TokenStore:
@@ -307,13 +349,17 @@ class TokenStore:
     Attributes:
       lengths: int64 [n], positions an example fills in a row (its tokens less one).
       columns: arrays [n] by the other names in COLUMNS.
+      top: the teacher's likeliest tokens that it holds for each supervised one; 0: it holds none.
     """
+
+    top = 0
 
     def __init__(self, directory: str | os.PathLike[str]):
         import tensorflow_datasets as tfds
 
         self.directory = Path(directory)
         self.manifest = artifacts.read_manifest(directory)
+        self.top = self.manifest.get("counts", {}).get("alternatives", {}).get("top", 0)
         self.lengths = np.load(self.directory / "lengths.npy")
         with np.load(self.directory / "columns.npz") as columns:
             self.columns = {name: columns[name] for name in columns.files}
@@ -325,9 +371,17 @@ class TokenStore:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`id` (str), `tokens` int32 [n], `weights` float32 [n], `roles` uint8 [n]."""
+        """`id` (str), `tokens` int32 [n], `weights` float32 [n], `roles` uint8 [n].
+
+        With alternatives, of m supervised tokens or of none: `teacher_ids` [m, top], and float16
+        `teacher_log_probs` [m, top + 1], see `alternatives.Alternatives`.
+        """
         example = self._source[int(index)]
-        return {**example, "id": example["id"].decode()}
+        example = {**example, "id": example["id"].decode()}
+        if self.top:
+            lines = {"teacher_ids": self.top, "teacher_log_probs": self.top + 1}
+            example |= {name: example[name].reshape(-1, width) for name, width in lines.items()}
+        return example
 
     def effective_lengths(self, row_length: int, overlong: str) -> np.ndarray:
         """Lengths int64 [n] as they are packed: 0 for what is left out.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from orca_jax.config import MeshConfig
-from orca_jax.data.rows import Row
+from orca_jax.data.rows import Row, SoftTargets
 from orca_jax.planning.chips import Topology
 from orca_jax.planning.estimate import Collective, MeshShape, Workload
 from orca_jax.planning.program import Work, collectives, work
@@ -156,9 +156,15 @@ def compile_step(
     except NotImplementedError as error:
         raise PlanError(f"mesh {shape} cannot be laid on {topology.name}: {error}") from error
     place = sharding.batch_sharding(mesh)
-    types = Row(jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
-    size = (workload.batch_rows, workload.row_length)
-    batch = Row(*(jax.ShapeDtypeStruct(size, kind, sharding=place) for kind in types))
+
+    def array(kind: Any, *more: int) -> Any:
+        size = (workload.batch_rows, workload.row_length, *more)
+        return jax.ShapeDtypeStruct(size, kind, sharding=place)
+
+    batch = Row(*map(array, (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)))
+    if top := workload.soft_targets:
+        soft = SoftTargets(array(jnp.int32, top), array(jnp.float32, top + 1), array(jnp.float32))
+        batch = batch._replace(soft_targets=soft)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     scalars = (rate, rate) if workload.limited else (rate,)
     began = time.perf_counter()

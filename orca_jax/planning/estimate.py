@@ -85,6 +85,7 @@ class Workload:
     compute_dtype: str = "bfloat16"
     reduce_dtype: str = "float32"
     limited: bool = False  # steps whose gradient spikes are skipped
+    soft_targets: int = 0  # ids of a teacher's distribution in each place; 0: there are none
     windowed: bool = True  # on TPUs, weight gradients in slices; see GRADIENT_EFFICIENCY
 
     @property

@@ -214,6 +214,7 @@ def workload_of(config: ExperimentConfig, batch_rows: int = 0) -> Workload:
         compute_dtype=config.train.compute_dtype,
         reduce_dtype=config.train.reduce_dtype,
         limited=any(stage.skip_spikes for stage in config.curriculum),
+        soft_targets=config.data.top_logprobs if any(s.distill_weight for s in config.curriculum) else 0,
         windowed=WINDOWED not in f"{config.compiler_options} {os.environ.get('LIBTPU_INIT_ARGS')}",
     )
 

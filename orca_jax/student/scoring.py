@@ -119,8 +119,12 @@ class Scorer:
         self._dtype = jnp.dtype(dtype)
         self._options = tuple(sorted((compiler_options or {}).items()))
 
-    def score(self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray]) -> list[Score]:
+    def score(
+        self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], top: int = 1
+    ) -> list[Score]:
         """Scores `continuations` (int32 [n], n >= 1), each after its prompt (int32 [m], m >= 1), in order.
+
+        `top` is how many likeliest ids are wanted in each place.
 
         Raises:
           ValueError: the numbers of prompts and continuations differ, or one is empty.
@@ -129,7 +133,7 @@ class Scorer:
         for index, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
             if not len(prompt) or not len(continuation):
                 raise ValueError(f"prompt {index} or its continuation is empty; each needs a token at least")
-            rows.append(ScoreRequest(np.concatenate([prompt, continuation[:-1]]), continuation))
+            rows.append(ScoreRequest(np.concatenate([prompt, continuation[:-1]]), continuation, top))
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
         found: dict[int, Score] = {}
         while order:

@@ -13,13 +13,14 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from orca_jax import plugins
 from orca_jax.config import BLOCK, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
+from orca_jax.data.rows import Distillation
 
 DECAY = 0.1  # share of the steps after the warm-up in which `wsd` falls
 PIECES = 64  # the least number of blocks of a stage whose shares change
@@ -234,6 +235,15 @@ class Curriculum:
         rows = tuple(self._row(stage, index) for index in range(first, first + self.batch_rows))
         rate = learning_rate(self.stages[stage], stage_step, self.planned[stage])
         return Position(stage, stage_step, rows[0].epoch % EPOCHS, rate, rows)
+
+    def refs(self, step: int) -> Sequence[tuple[Any, ...]]:
+        """What `RowBuilder.row` takes for each row of a step's global batch."""
+        position = self.position(step)
+        stage = self.stages[position.stage]
+        if not stage.distill_weight:
+            return position.rows
+        distillation = Distillation(stage.distill_weight, stage.distill_temperature)
+        return [(*ref, distillation) for ref in position.rows]
 
     def _row(self, stage: int, index: int) -> RowRef:
         streams = self._streams[stage]

@@ -79,6 +79,7 @@ def train(
     curriculum = Curriculum(
         config.curriculum, builder.plan_of, batch_rows=config.train.batch_rows, seed=config.seed
     )
+    check_distilled(config, builder)
     described = describe(builder, config.data.overlong)
     mesh = sharding.make_mesh(config.mesh)
     log.info(
@@ -165,6 +166,18 @@ def row_builder(config: ExperimentConfig, workdir: Path) -> RowBuilder:
         seed=config.seed,
         leaking={"separated": [], "leaking": [t.name for t in config.teachers]}[config.data.segments],
     )
+
+
+def check_distilled(config: ExperimentConfig, rows: RowBuilder) -> None:
+    """Raises ValueError if a stage distils data sets that hold no teacher's distributions."""
+    for stage in config.curriculum if rows.top else ():
+        counts = {name: rows.stores[name].manifest["counts"]["alternatives"] for name in stage.names}
+        if stage.distill_weight and not any(found["tokens"] for found in counts.values()):
+            why = "; ".join(f"{name}: {found['left_out']}" for name, found in counts.items())
+            raise ValueError(
+                f"curriculum stage {stage.name!r} has a distill_weight, and its data sets hold no "
+                f"alternatives ({why}): collect them with api.top_logprobs, or name a teacher's `scorer`"
+            )
 
 
 def describe(rows: RowBuilder, overlong: str) -> dict[str, dict[str, float]]:

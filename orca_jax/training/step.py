@@ -15,7 +15,7 @@ from orca_jax.config import OptimizerConfig
 from orca_jax.data.rows import Row
 from orca_jax.student import llama, lora, sharding
 from orca_jax.student.presets import LlamaConfig
-from orca_jax.training.loss import Loss, chunk_size, token_cross_entropy, total_loss
+from orca_jax.training.loss import Loss, chunk_size, token_cross_entropy, total_losses
 
 
 def decayed(params: Any) -> Any:
@@ -71,8 +71,8 @@ def batch_loss(
     arguments = batch.tokens, batch.positions, batch.segment_ids
     hidden, _ = llama.hidden(params, *arguments, config=config, dtype=dtype, reduce_dtype=reduce_dtype)
     head, chunk = llama.head(params, config), chunk_size(config, *batch.tokens.shape)
-    total = total_loss(hidden, head, batch, config.vocab_size, chunk)
-    return Loss(total, jnp.sum(batch.loss_weights))
+    total, distillation = total_losses(hidden, head, batch, config.vocab_size, chunk)
+    return Loss(total, jnp.sum(batch.loss_weights), distillation)
 
 
 def gradients(
@@ -111,7 +111,8 @@ def _accumulated(gradient: Callable[..., Any], trained: Any, batch: Row, parts: 
     def add(carry: Any, part: Row) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, carry, gradient(trained, part)), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, trained), Loss(jnp.zeros(()), jnp.zeros(())))
+    second = None if batch.soft_targets is None else jnp.zeros(())
+    zeros = (jax.tree.map(jnp.zeros_like, trained), Loss(jnp.zeros(()), jnp.zeros(()), second))
     (summed, loss), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
     return summed, loss
 

@@ -283,11 +283,10 @@ class Trainer:
         return there and (done in self.curriculum.starts or (every > 0 and done % every == 0))
 
     def _batches(self, start: int) -> Iterator[loader.Batch]:
-        curriculum = self.curriculum  # the loader's threads must not see it replaced
         return loader.batches(
-            lambda step: curriculum.position(step).rows,
+            self.curriculum.refs,  # of this one: the loader's threads must not see it replaced
             start=start,
-            stop=curriculum.total_steps,
+            stop=self.curriculum.total_steps,
             rows=self.train.batch_rows,
             builder=self.rows,
             placement=self.placement,
@@ -392,7 +391,7 @@ class Trainer:
         values = {
             "stage": stage.name,
             "epoch": position.epoch,
-            "loss": float(measured.loss.mean),
+            **measured.loss.metrics(),
             "gradient_norm": float(measured.gradient_norm),
             "learning_rate": position.learning_rate,
             "supervised_tokens": supervised,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orca_jax.data.layouts import LAYOUTS, encode, stop_ids
-from orca_jax.data.rows import Row, as_leaking, build_row, stack
+from orca_jax.data.rows import Distillation, Row, as_leaking, build_row, stack
 from orca_jax.records import Message
 
 PAD = 999
@@ -51,7 +51,7 @@ def test_what_is_no_segment_is_padding_at_the_end(case):
     filled = sum(len(example["tokens"]) - 1 for example in examples)
     assert (row.segment_ids[:filled] > 0).all()
     assert (np.diff(row.segment_ids[:filled]) >= 0).all()
-    padding = Row(*(array[filled:] for array in row))
+    padding = Row(*(array[filled:] for array in row[:-1]))
     assert set(padding.tokens) | set(padding.targets) <= {PAD}
     for array in (padding.loss_weights, padding.segment_ids, padding.positions):
         np.testing.assert_array_equal(array, 0)
@@ -62,8 +62,8 @@ def test_what_is_no_segment_is_padding_at_the_end(case):
 def test_rows_have_one_shape_and_type(case):
     examples, row_length = case
     row = build_row(examples, row_length, PAD)
-    assert {array.shape for array in row} == {(row_length,)}
-    assert [array.dtype for array in row] == [np.int32, np.int32, np.float32, np.int32, np.int32]
+    assert {array.shape for array in row[:-1]} == {(row_length,)}
+    assert [array.dtype for array in row[:-1]] == [np.int32, np.int32, np.float32, np.int32, np.int32]
 
 
 @given(size=st.integers(2, 40), row_length=st.integers(1, 20))
@@ -111,8 +111,45 @@ def test_stacked_rows_are_a_batch():
     batch = stack(rows)
     assert batch.tokens.shape == (3, 6)
     for index, row in enumerate(rows):
-        for one, many in zip(row, batch, strict=True):
+        for one, many in zip(row[:-1], batch, strict=False):
             np.testing.assert_array_equal(many[index], one)
+
+
+def taught(tokens, weights, top=2, seed=0):
+    """An example whose supervised tokens have alternatives; the first id of each is its number."""
+    known = np.log(np.random.default_rng(seed).dirichlet(np.ones(top + 1), int(np.count_nonzero(weights))))
+    ids = (np.arange(len(known))[:, None] + [[0, 50]]).astype(np.uint16)
+    return {"tokens": tokens, "weights": weights, "teacher_ids": ids, "teacher_log_probs": known}
+
+
+def test_soft_targets_stand_where_their_tokens_are_predicted():
+    """Of two turns with loss; a token without alternatives, and an example without, have none."""
+    weights = np.array([0, 0, 1, 1, 0, 0, 0.5, 1], np.float32)
+    first, second = taught(np.arange(8), weights), {"tokens": np.arange(3), "weights": np.ones(3)}
+    first["teacher_log_probs"][1] = -np.inf
+    row = build_row([second, first, first], 14, PAD, Distillation(0.25, 1.0), top=2)
+    soft = row.soft_targets
+    places = np.flatnonzero(soft.weights.any(-1))
+    assert places.tolist() == [3, 7, 8, 10]  # the last example is cut after five positions
+    assert soft.ids[places, 0].tolist() == [0, 2, 3, 0]
+    np.testing.assert_allclose(soft.weights[places].sum(-1), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(soft.weights[3], 0.25 * np.exp(first["teacher_log_probs"][0]), rtol=1e-6)
+    assert (soft.ids[soft.weights[:, 0] == 0] == -1).all()
+    plain = build_row([second, first, first], 14, PAD)
+    assert plain.soft_targets is None
+    for mine, theirs in zip(row[:-1], plain, strict=False):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_at_a_temperature_soft_targets_are_flatter_and_unknown_ids_have_no_share():
+    example = taught(np.arange(3), np.array([0, 1, 1], np.float32))
+    example["teacher_log_probs"] = np.log(np.array([[0.81, 0.01, 0.18], [0.9, 1e-300, 0.1]]))
+    example["teacher_log_probs"][1, 1] = -np.inf
+    soft = build_row([example], 2, PAD, Distillation(1.0, 2.0), top=2).soft_targets
+    roots = np.sqrt([[0.81, 0.01, 0.18], [0.9, 0, 0.1]])
+    np.testing.assert_allclose(soft.weights, roots / roots.sum(-1, keepdims=True), rtol=1e-6)
+    assert soft.ids.tolist() == [[0, 50], [1, -1]]
+    assert soft.inverse_temperature.tolist() == [0.5, 0.5]
 
 
 CONVERSATIONS = (
@@ -141,7 +178,7 @@ def golden_row(layout, tokenizer):
     encoded = [encode(messages, layout, tokenizer) for messages in CONVERSATIONS]
     examples = [{"tokens": e.tokens, "weights": e.weights} for e in encoded]
     row = build_row(examples, 240, tokenizer.pad_id)
-    columns = (array.tolist() for array in row)
+    columns = (array.tolist() for array in row[:-1])
     texts = (tokenizer.token_text(int(token)) for token in row.targets)
     return [[text, *values] for text, values in zip(texts, zip(*columns))]
 

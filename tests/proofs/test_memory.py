@@ -39,7 +39,7 @@ FIGURES = {
 
 def analysed(*, axes=(1, 1, 1), kind="adamw", accumulation=1, dtype=jnp.float32, **student):
     config, mesh = dataclasses.replace(STUDENT, **student), synthetic.mesh(*axes)
-    batch = Row(*(jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32) for _ in Row._fields))
+    batch = Row(*(jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32) for _ in Row._fields[:-1]))
     batch = batch._replace(loss_weights=jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32))
     with jax.set_mesh(mesh):
         optimizer = make_optimizer(OptimizerConfig(kind=kind))

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from orca_jax.config import StageConfig
+from orca_jax.data.alternatives import Alternatives
 from orca_jax.data.loader import RowBuilder
-from orca_jax.data.rows import Row, stack
+from orca_jax.data.rows import Distillation, Row, stack
 from orca_jax.data.tokens import TokenStore
 from orca_jax.student import sharding
 from orca_jax.student.presets import LlamaConfig
@@ -39,12 +40,25 @@ STAGES = (
 
 
 class MemoryStore(TokenStore):
-    """Examples of counting tokens: the prompt is the first third, the rest is supervised."""
+    """Examples of counting tokens: the prompt is the first third, the rest is supervised.
 
-    def __init__(self, count: int, seed: int):
-        random = np.random.default_rng(seed)
+    Every third example lacks the `top` alternatives.
+    """
+
+    def __init__(self, count: int, seed: int, top: int = 0):
+        random, self.top = np.random.default_rng(seed), top
         sizes = random.integers(6, 40, count)
         self._examples = [self._example(random, f"{seed}-{i}", size) for i, size in enumerate(sizes)]
+        teacher = np.random.default_rng(seed)
+        for number, example in enumerate(self._examples if top else ()):
+            supervised = int(example["weights"].sum())
+            scores = teacher.normal(size=(supervised, STUDENT.vocab_size)) * 2
+            ids = np.argsort(-scores)[:, :top]
+            known = scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True)
+            found = Alternatives.unknown(supervised, top)
+            found.set(slice(None), ids, np.take_along_axis(known, ids, -1))
+            if number % 3:
+                example |= {"teacher_ids": found.ids, "teacher_log_probs": found.log_probs}
         self.lengths = sizes.astype(np.int64) - 1
         self.columns = {
             "first_supervised": np.array([np.flatnonzero(e["weights"][1:])[0] for e in self._examples]),
@@ -68,17 +82,17 @@ class MemoryStore(TokenStore):
         return self._examples[int(index)]
 
 
-def row_builder(**counts: int) -> RowBuilder:
+def row_builder(top: int = 0, **counts: int) -> RowBuilder:
     """Rows of stores with so many examples each; by default data sets a and b, and validation."""
     counts = counts or {"a": 90, "b": 70, "validation": 20}
-    stores = {name: MemoryStore(count, seed) for seed, (name, count) in enumerate(counts.items())}
+    stores = {name: MemoryStore(count, seed, top) for seed, (name, count) in enumerate(counts.items())}
     return RowBuilder(stores, row_length=ROW_LENGTH, max_segments=6, overlong="truncate", pad_id=60, seed=5)
 
 
-def batch(index: int = 0, rows: int = BATCH_ROWS) -> Row:
+def batch(index: int = 0, rows: int = BATCH_ROWS, distillation: Distillation | None = None) -> Row:
     """A batch [rows, ROW_LENGTH] of data set a, as numpy arrays."""
-    builder = row_builder()
-    return stack([builder.row("a", index, i) for i in range(rows)])
+    builder = row_builder(top=4 if distillation else 0)
+    return stack([builder.row("a", index, i, distillation) for i in range(rows)])
 
 
 def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:

@@ -2,15 +2,24 @@
 
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.data.rows import Row
+from orca_jax.data.alternatives import Alternatives
+from orca_jax.data.rows import Row, SoftTargets, tempered
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import loss
-from orca_jax.training.loss import Loss, chunk_size, pick, token_cross_entropy, total_loss
+from orca_jax.training.loss import (
+    Loss,
+    chunk_size,
+    distillation_loss,
+    pick,
+    token_cross_entropy,
+    total_loss,
+)
 from tests.training import synthetic
 
 ROWS, LENGTH, WIDTH, PADDED = 2, 7, 12, 32
@@ -181,3 +190,120 @@ def test_devices_share_the_logits():
     with jax.set_mesh(synthetic.mesh(2, 2, 2)):
         together = chunk_size(config, 16, 2048)
     assert (alone, together) == (128, 1024)
+
+
+# --- Soft targets
+
+
+second = jax.jit(distillation_loss)
+
+
+def soft_inputs(seed, top, vocab_size=29, temperature=1.0, weight=1.0):
+    """Inputs with the `top` likeliest ids of a random teacher, and the whole distributions of that."""
+    hidden, head, batch = inputs(seed, vocab_size)
+    teacher = np.random.default_rng(seed + 1).normal(size=(ROWS, LENGTH, vocab_size)) * 2
+    teacher -= np.logaddexp.reduce(teacher, axis=-1, keepdims=True)
+    found = Alternatives.unknown(ROWS * LENGTH, top)
+    ids = np.argsort(-teacher, axis=-1)[..., :top].reshape(-1, top)
+    found.set(slice(None), ids, np.take_along_axis(teacher.reshape(-1, vocab_size), ids, -1))
+    weights = weight * tempered(found.log_probs, temperature)
+    soft = SoftTargets(
+        jnp.asarray(found.ids.reshape(ROWS, LENGTH, top)),
+        jnp.asarray(weights.reshape(ROWS, LENGTH, top + 1), jnp.float32),
+        jnp.full((ROWS, LENGTH), 1 / temperature, jnp.float32),
+    )
+    return hidden, head, batch._replace(soft_targets=soft), teacher
+
+
+def buckets(log_probs, ids):
+    """Log-probabilities [..., k + 1] of ids [..., k] and of all others together, in float64."""
+    log_probs = np.asarray(log_probs, np.float64)
+    rest = log_probs.copy()
+    np.put_along_axis(rest, ids, -np.inf, -1)
+    with np.errstate(divide="ignore"):
+        rest = np.log(np.exp(rest).sum(-1, keepdims=True))
+    return np.concatenate([np.take_along_axis(log_probs, ids, -1), rest], -1)
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_with_the_whole_vocabulary_it_is_dense_kl_and_the_teachers_entropy(temperature):
+    hidden, head, batch, teacher = soft_inputs(1, 29, temperature=temperature, weight=0.7)
+    scores = hidden @ head[:, :29]
+    p, q = (softmax(np.asarray(one, np.float64) / temperature) for one in (teacher, scores))
+    dense = (p * np.log(p / q)).sum(-1) - (p * np.log(p)).sum(-1)
+    found = second(scores, batch.soft_targets)
+    np.testing.assert_allclose(found, 0.7 * dense, rtol=1e-5, atol=1e-5)
+    both, alone = (jax.jit(loss.token_loss)(scores, b) for b in (batch, batch._replace(soft_targets=None)))
+    np.testing.assert_allclose(both - alone, found, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_of_few_ids_all_others_are_one_outcome(temperature):
+    hidden, head, batch, teacher = soft_inputs(2, 4, temperature=temperature)
+    scores = np.asarray(hidden @ head[:, :29], np.float64)
+    ids = np.asarray(batch.soft_targets.ids)
+    log_q = buckets(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True), ids)
+    p, q = softmax(buckets(teacher, ids) / temperature), softmax(log_q / temperature)
+    found = second(jnp.asarray(scores, jnp.float32), batch.soft_targets)
+    np.testing.assert_allclose(found, -(p * np.log(q)).sum(-1), rtol=1e-5)
+
+
+def test_the_rest_of_a_student_that_is_sure_is_exact():
+    """1 - the sum of probabilities would be 0 in float32, and its logarithm infinite."""
+    scores = jnp.zeros((1, 1, 29)).at[0, 0, 3].set(60.0)
+    soft = SoftTargets(jnp.array([[[3]]]), jnp.array([[[0.5, 0.5]]]), jnp.ones((1, 1)))
+    value, gradient = jax.jit(jax.value_and_grad(lambda s: distillation_loss(s, soft).sum()))(scores)
+    assert value == pytest.approx(0.5 * (60 - np.log(28)), rel=1e-6)
+    assert gradient[0, 0, 3] == pytest.approx(0.5)
+
+
+def test_gradients_of_soft_targets_are_those_of_differences():
+    hidden, head, batch, _ = soft_inputs(3, 4, temperature=1.5, weight=0.5)
+    with jax.enable_x64(True):
+        floats = lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a  # noqa: E731
+        hidden_64, head_64, batch_64 = jax.tree.map(floats, (hidden, head, batch))
+
+        @jax.jit
+        def value(hidden, head):
+            losses = loss.token_loss(hidden @ head[:, :29], batch_64)
+            return jnp.sum(losses * batch_64.loss_weights)
+
+        jax.test_util.check_grads(value, (hidden_64, head_64), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+        expected = jax.jit(jax.grad(value, (0, 1)))(hidden_64, head_64)
+    gradients = jax.grad(total_loss, (0, 1))(hidden, head, batch, 29, 3)
+    for mine, theirs in zip(gradients, expected):
+        assert relative(mine, theirs) < 1e-5
+
+
+def test_where_nothing_is_known_of_the_teacher_there_is_no_second_term():
+    hidden, head, batch, _ = soft_inputs(4, 4)
+    soft = batch.soft_targets
+    unknown = jnp.arange(LENGTH) % 2 == 0
+    soft = soft._replace(
+        ids=jnp.where(unknown[:, None], -1, soft.ids), weights=jnp.where(unknown[:, None], 0, soft.weights)
+    )
+    scores = hidden @ head[:, :29]
+    found = second(scores, soft)
+    assert (found[:, unknown] == 0).all()
+    assert (found[:, ~unknown] > 0).all()
+    without = batch._replace(soft_targets=None)
+    plain_loss = jax.jit(jax.grad(lambda s, b: loss.token_loss(s, b).sum()))
+    mixed, alone = plain_loss(scores, batch._replace(soft_targets=soft)), plain_loss(scores, without)
+    np.testing.assert_allclose(mixed[:, unknown], alone[:, unknown], atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk", [2, LENGTH])
+def test_the_second_term_is_measured_apart(chunk):
+    hidden, head, batch, _ = soft_inputs(5, 4)
+    total, added = loss.total_losses(hidden, head, batch, 29, chunk)
+    expected = jnp.sum(second(hidden @ head[:, :29], batch.soft_targets) * batch.loss_weights)
+    assert relative(added, expected) < 1e-6
+    alone = total_loss(hidden, head, batch._replace(soft_targets=None), 29, chunk)
+    assert relative(total - added, alone) < 1e-6
+    metrics = Loss(total, batch.loss_weights.sum(), added).metrics()
+    assert metrics["loss"] == pytest.approx(float(alone / batch.loss_weights.sum()), rel=1e-6)

@@ -172,6 +172,30 @@ def test_last_metrics_are_returned_and_a_finished_run_does_nothing(unbroken, tmp
     assert_same_end(directory, unbroken)
 
 
+@pytest.mark.parametrize("at", [4, 8])
+def test_a_stage_that_distils_goes_on_to_the_same_end(at, tmp_path):
+    """The second stage distils: its steps have the second term, wherever the run stops."""
+    first, second = synthetic.STAGES
+    stages = first, dataclasses.replace(second, distill_weight=0.5, distill_temperature=2.0)
+
+    def make(directory, make=synthetic.trainer, **options):
+        rows = synthetic.row_builder(top=4)
+        kind = StoppingCurriculum if options else Curriculum
+        curriculum = kind(stages, rows.plan_of, batch_rows=synthetic.BATCH_ROWS, seed=5)
+        vars(curriculum).update(options)
+        return make(directory, rows=rows, curriculum=curriculum, validation="validation")
+
+    make(tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "other", at=at, act=functools.partial(signal.raise_signal, signal.SIGINT)).run()
+    make(tmp_path / "other").run()
+    assert_same_end(tmp_path / "other", tmp_path / "whole")
+    assert_same_records(tmp_path / "other", tmp_path / "whole")
+    rows = records(tmp_path / "whole")
+    assert ["distillation" in row for row in rows] == [False] * first.steps + [True] * second.steps
+    assert all(row["distillation"] > 0 for row in rows[first.steps :])
+
+
 def test_log_and_validation_intervals(tmp_path):
     last = synthetic.trainer(tmp_path, train={"log_every": 4, "validate_every": 3}).run()
     assert [row["step"] for row in records(tmp_path)] == [1, 4, 8, TOTAL]
