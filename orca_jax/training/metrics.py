@@ -101,7 +101,7 @@ class Metrics:
         self._board = SummaryWriter(os.fspath(directory), purge_step=step + 1 if step else None)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record of `kind` (train, validation, evaluation) after `step` steps."""
+        """One record of `kind` (train, validation, evaluation, round) after `step` steps."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
