@@ -84,7 +84,7 @@ def teacher(noise: int) -> dict[str, Any]:
 
 def _condition(family: str, k: int, noise: int, small: bool) -> dict[str, Any]:
     """With as many questions as an arm sees once, and rounds of as many as their rows hold."""
-    steps = ROUNDS if small else crossover.steps_at(k)
+    steps = ROUNDS * (1 if small else round(crossover.steps_at(k) / ROUNDS))
     row, rows, examples = crossover.packed(family, k, explained=True)
     arms: dict[str, Any] = {}
     for name, (_, share) in ARMS.items():

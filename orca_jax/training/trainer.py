@@ -304,6 +304,7 @@ class Trainer:
         begins = done in self._round_starts()
         self.checkpoints.wait()  # what the round begins with is on the disk, so it can be made again
         try:
+            self._stop_if_told()
             with self.signals.interrupting():
                 store = self.make_round(state.params if begins else None, stage)
         except hosts.Interrupted as interrupted:
