@@ -10,6 +10,7 @@ import pytest
 
 from orca_jax import artifacts, files
 from orca_jax.config import load
+from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import crossover
 from orca_jax.data import loader
 from orca_jax.experiments import collect, prepare, train
@@ -19,8 +20,13 @@ from orca_jax.queries.system_messages import Style
 from orca_jax.records import Outcome, Reply, Trace
 from orca_jax.serving import on_policy
 from orca_jax.serving.local import LocalStudent
+from orca_jax.student.presets import shape
+from orca_jax.teachers.limits import BudgetSpent
 from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
+from orca_jax.training.curriculum import with_rounds
+from tests.teachers.server import Server, completion
+from tests.training import synthetic
 
 ROUNDS, STEPS = 3, 6
 SMALL = dict(num_layers=1, hidden_size=16, intermediate_size=16, num_heads=2, num_kv_heads=2)
@@ -113,7 +119,8 @@ def test_traces_are_the_students_where_it_is_right_and_the_teachers_after_that(u
             errs += not right_lines(puzzle, Style.STEPS, trace.answer).whole
             assert trace.answer == reply.text or not found.whole
         right = sum(trace.extra["right"] for trace in traces)
-        assert right == 4 and 0 < errs <= 8, "the teacher errs where it writes"
+        assert right == 4
+        assert 0 < errs <= 8, "the teacher errs where it writes"
         row = next(row for row in records(unbroken) if row["kind"] == "round" and row["round"] == number)
         assert row["mended"] == round(1 - right / len(traces), 4)
         assert row["step"] == number * STEPS / ROUNDS
@@ -177,3 +184,75 @@ def test_more_questions_than_there_are(prepared, tmp_path):
     stage = {**crossover.stage("teacher", STEPS), "on_policy": {**RULES, "questions": 61}}
     with pytest.raises(ValueError, match=r"'teacher': on_policy.questions=61, .* is trained on 60 puzzles"):
         train.run(make(curriculum=[stage]), workdir)
+
+
+def test_an_api_goes_on_from_the_right_lines_and_is_paid_once(prepared, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    workdir, puzzles = copy(prepared, tmp_path / "run"), training_puzzles(make().puzzles, 0)[0]
+    (round,) = with_rounds([config_of_api("").curriculum[0]])[:1]
+
+    def answer(call):
+        puzzle = next(puzzle for puzzle in puzzles if call.question.startswith(puzzle.question))
+        shown = call.question.removeprefix(puzzle.question).partition("nothing else.\n\n")[2]
+        lines = [*puzzle.steps, puzzle.instance.closing(puzzle.target)]
+        given = shown.split("\n") if shown else []
+        assert given == lines[: len(given)]
+        return completion("\n".join(lines[len(given) :]), (50, 20))
+
+    with Server(answer) as server:
+        rounds = on_policy.Rounds(config_of_api(server.url), *nobody(), workdir, "training")
+        asked, replies = rounds.questions(round), []
+        for number, one in enumerate(asked):  # right, wrong after `number` lines, or from the beginning
+            steps = [*one.puzzle.steps[: number % 4], *(["It rains."] if number % 4 < 3 else [])]
+            closing = one.puzzle.instance.closing(one.puzzle.target)
+            replies.append(Reply(Outcome.OK, "\n".join([*steps, closing])))
+        there = workdir / "training" / on_policy.FOLDER / "0"
+        files.write_jsonl(there / on_policy.REPLIES, replies)
+        store = rounds({}, round)
+        traces = list(files.read_jsonl(there / "traces.jsonl", Trace))
+        for one, trace in zip(asked, traces):
+            assert right_lines(one.puzzle, Style.STEPS, trace.answer).whole
+        assert [trace.extra["kept_lines"] for trace in traces] == [0, 1, 2, 3] * 3
+        assert store.manifest["counts"]["replies"] == {
+            "replies": 12, "mended": 0.75, "kept_lines": 1.5, "cut_off": 0.0
+        }  # fmt: skip
+        assert len(server.calls) == 9
+        assert all(
+            call.body["messages"][0]["content"].startswith("Carry out the task") for call in server.calls
+        )
+        first = (there / "traces.jsonl").read_bytes()
+        for path in there.iterdir():
+            if path.name != on_policy.REPLIES:
+                path.unlink()
+        rounds({}, round)
+        assert len(server.calls) == 9, "the ledger has the answers"
+        assert (there / "traces.jsonl").read_bytes() == first
+        tight = on_policy.Rounds(config_of_api(server.url, budget_tokens=100), *nobody(), workdir, "training")
+        files.write_jsonl(there / on_policy.REPLIES, [Reply(Outcome.OK, "It rains.")] * 12)
+        (there / artifacts.MANIFEST).unlink()
+        with pytest.raises(BudgetSpent):
+            tight({}, round)
+
+
+def config_of_api(url, **changes):
+    """The same data set, whose teacher is behind an API."""
+    end = dict(model="m", base_url=url or "http://127.0.0.1:9/v1", key_variable="")
+    teacher = dict(name="teacher", kind="api", message=7, shown=1, api=dict(endpoints=[end], **changes))
+    return make(teachers=[teacher])
+
+
+def nobody():
+    """A student's shape and a mesh."""
+    return shape(make().student, 48), synthetic.mesh(1, 1, 1)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (dict(brevity=0.5), "must write all steps of puzzles: brevity=0, steps='own', reach of at least 2"),
+    (dict(reach=1), "reach of at least 2"),
+    (dict(steps="filler"), "must write all steps"),
+    (dict(shots=2), "must have shots=0 and api.batch=False"),
+    (dict(kind="file", path="t.jsonl"), "it needs puzzles, whose steps are checked, and an oracle or an API"),
+])  # fmt: skip
+def test_teachers_that_cannot_go_on_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=f"curriculum stage 'teacher' is on policy: .*{message}"):
+        make(teachers=[dict(name="teacher", message=7, shown=1, **changes)])
