@@ -1,7 +1,6 @@
 """Puzzles as a taskset of Prime Intellect's `verifiers` (version 0.4), which is installed apart.
 
-It imports tasksets by a top-level name: a file `orca_puzzles.py` that says
-`from orca_jax.evaluation.puzzle_taskset import *` makes them known as `orca_puzzles`.
+It finds tasksets by a top-level name and by `__all__`: docs/data.md has the file that makes these known.
 """
 
 from __future__ import annotations
