@@ -117,6 +117,7 @@ def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, opt
     shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
+    link(directory / LEDGER, workdir / LEDGER)  # for rounds on policy
     if not (workdir / SET).exists():
         keep_set(arm_set, workdir)
     run.run(config, directory, options)

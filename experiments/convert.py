@@ -5,6 +5,7 @@ python -m experiments.convert export --model=runs/openorca --out=exported --dtyp
 python -m experiments.convert export --model=runs/openorca --out=exported --form=gguf --dtype=q8_0
 python -m experiments.convert adapter --model=runs/lora --out=adapter
 python -m experiments.convert push --model=runs/openorca --to=OWNER/NAME
+python -m experiments.convert puzzles --out=puzzles.jsonl --families=tracking --difficulties=2,4 --count=100
 """
 
 from __future__ import annotations
@@ -54,6 +55,16 @@ PROGRAM = cli.Program(
             cli.LAYOUT,
             PUBLIC,
         ),
+        "puzzles": cli.Command(
+            "Puzzles as JSON lines for other codebases: prompt, answer, and what checks a reply.",
+            cli.Option("out", "", "The file.", required=True),
+            cli.Option("families", list, "Of puzzles; empty: the serial ones."),
+            cli.Option("difficulties", list, "Taken in turn; empty: 2, 4 and 8."),
+            cli.Option("count", 1000, "Puzzles of a family.", lower_bound=1),
+            cli.Option("seed", 0, "Of the draws."),
+            cli.Option("split", "train", "`test`: those that no training sees.", choices=("train", "test")),
+            cli.Option("message", 7, "System message, 1 to 16.", lower_bound=1),
+        ),
     },
 )
 if __name__ == "__main__":
@@ -64,12 +75,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from orca_jax import artifacts, config_check, hub, plugins
+from orca_jax import artifacts, config_check, files, hub, plugins
 from orca_jax.artifacts import Artifact, read_manifest
 from orca_jax.config import MeshConfig, plain
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer
+from orca_jax.evaluation import puzzle_rewards
+from orca_jax.queries.puzzles import SERIAL_FAMILIES
 from orca_jax.reporting import model_card
 from orca_jax.student import gguf_export, huggingface
 from orca_jax.student.parameters import compute_dtype
@@ -133,10 +146,10 @@ def export_student(
     read_as = "bfloat16" if (form, dtype) == (FORM.default, "bfloat16") else "float32"
     params = opened.load(config, make_mesh(MeshConfig()), compute_dtype(read_as))
     if form == "gguf":
-        files = tokenizer_export.files(tokenizer, layout, model_max_length=length)
+        described = tokenizer_export.files(tokenizer, layout, model_max_length=length)
         stop = layouts.stop_ids(layout, tokenizer)
         count = gguf_export.export(
-            params, config, out / "model.gguf", tokenizer=files, dtype=dtype, stop=stop
+            params, config, out / "model.gguf", tokenizer=described, dtype=dtype, stop=stop
         )
     else:
         tokenizer_export.write(tokenizer, layout, out, model_max_length=length)
@@ -187,6 +200,17 @@ def push(given: cli.Options) -> None:
         log.info("uploaded to %s", hub.push(out, given.to, f"Student of {Path(given.model).resolve().name}"))
 
 
+def write_puzzles(given: cli.Options) -> None:
+    """Writes puzzles as JSON lines."""
+    levels = [int(level) for level in given.difficulties or (2, 4, 8)]
+    chosen = given.families or list(SERIAL_FAMILIES)
+    made = puzzle_rewards.rows(
+        chosen, levels, given.count, seed=given.seed, split=given.split, message=given.message
+    )
+    count = files.write_json_rows(given.out, made)
+    log.info("%d puzzles in %s; a reply is checked by %s", count, given.out, puzzle_rewards.CHECKER)
+
+
 def main() -> None:
     PROGRAM.main(
         **{"import": lambda given: import_student(given.model, Path(given.out))},
@@ -195,6 +219,7 @@ def main() -> None:
         ),
         adapter=lambda given: export_adapter(Path(given.model), Path(given.out)),
         push=push,
+        puzzles=write_puzzles,
     )
 
 

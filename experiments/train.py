@@ -31,7 +31,7 @@ from orca_jax.planning import chips
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts
 from orca_jax.training.run import train
-from orca_jax.training.trainer import Evaluate
+from orca_jax.training.trainer import Evaluate, MakeRound
 
 
 def profiled(steps: str) -> tuple[int, int] | None:
@@ -81,7 +81,13 @@ def run(
 
         return StudentEvaluation(made, student, mesh, workdir)
 
-    train(config, workdir, peak_flops=peak, profile=profile, on_begin=on_begin, evaluation=evaluation)
+    def rounds(made: ExperimentConfig, student: LlamaConfig, mesh: Mesh, fingerprint: str) -> MakeRound:
+        from orca_jax.serving.on_policy import Rounds
+
+        return Rounds(made, student, mesh, workdir, fingerprint)
+
+    extra = dict(evaluation=evaluation, rounds=rounds)
+    train(config, workdir, peak_flops=peak, profile=profile, on_begin=on_begin, **extra)
 
 
 def main() -> None:

@@ -309,6 +309,18 @@ class TeacherConfig:
         if compared and self.kind != "file" and self.asked < 2:
             raise ValueError(f"{where}: filter {compared[0]!r} needs several samples a query")
 
+    def check_continues(self, where: str, hardest: int) -> None:
+        """Raises ValueError unless it can go on from a reply's right steps, to puzzles up to the hardest."""
+        if self.kind not in ("oracle", "api") or not hardest:
+            raise ValueError(f"{where}: it needs puzzles, whose steps are checked, and an oracle or an API")
+        if self.shots or (self.api and self.api.batch):
+            raise ValueError(f"{where}: teacher {self.name!r} must have shots=0 and api.batch=False")
+        if self.brevity or self.steps != "own" or self.reach < hardest:
+            raise ValueError(
+                f"{where}: teacher {self.name!r} must write all steps of puzzles: brevity=0, steps='own', "
+                f"reach of at least {hardest}"
+            )
+
     @property
     def asked(self) -> int:
         """Replies a query."""
@@ -401,6 +413,17 @@ class StudentConfig(Sizes):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig:
+    """Rounds in which the student answers and a teacher goes on where it goes wrong, see docs/training.md."""
+
+    rounds: Positive = 4  # of equal steps; in each, the student answers as it is when the round begins
+    questions: Positive = 1000  # a round, drawn from the puzzles that the stage's data set is trained on
+    share: Part = 1.0  # of rows from the round's traces; the others are the stage's data set
+    temperature: Amount = 1.0  # of the student's replies
+    max_tokens: Positive = 256  # of a student's reply
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage of the curriculum: which data sets, for how long, at which learning rate."""
 
@@ -432,9 +455,12 @@ class StageConfig:
     # one to their tokens, see training.loss; 0: without.
     distill_weight: Amount = 0.0
     distill_temperature: Annotated[float, Gt(0)] = 1.0  # of teacher and student in it
+    on_policy: OnPolicyConfig | None = None  # trains on the student's replies, mended by its teacher
 
     def __post_init__(self) -> None:
         where = f"curriculum stage {self.name!r}"
+        if self.on_policy:
+            self._check_on_policy(where, self.on_policy)
         if self.skip_spikes and not self.skip_spikes > 1:
             raise ValueError(f"{where}: skip_spikes={self.skip_spikes} must be over 1, or 0 to skip none")
         if not self.steps and not self.epochs:
@@ -443,9 +469,26 @@ class StageConfig:
         if low := [name for name, share in shares if share < 1 / BLOCK]:
             raise ValueError(f"{where}: the share of {', '.join(low)} is below 1/{BLOCK}; leave it out")
 
+    def _check_on_policy(self, where: str, own: OnPolicyConfig) -> None:
+        others = [
+            name for name in ("anneal_to", "until_plateau", "kind", "distill_weight") if getattr(self, name)
+        ]
+        if len(self.names) > 1 or others:
+            wrong = ", ".join(others) or "several data sets"
+            raise ValueError(f"{where}: on_policy takes one data set, and not {wrong}")
+        if not self.steps or self.steps % own.rounds:
+            raise ValueError(
+                f"{where}: steps={self.steps} must be a multiple of on_policy.rounds={own.rounds}, which "
+                "share them equally"
+            )
+        if min(own.share, 1 - own.share or 1) < 1 / BLOCK:
+            raise ValueError(
+                f"{where}: on_policy.share={own.share} must be 1, or 1/{BLOCK} away from 0 and 1"
+            )
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Every data set that the stage draws from."""
+        """Every data set that the stage draws from, but for rounds on policy."""
         return tuple(dict.fromkeys([*self.datasets, *self.anneal_to]))
 
 
@@ -640,6 +683,9 @@ class ExperimentConfig:
             )
         for stage in self.curriculum:
             _check_known(f"curriculum stage {stage.name!r} names data set", stage.names, names)
+            if stage.on_policy:
+                teacher = self.teachers[names.index(stage.names[0])]
+                teacher.check_continues(f"curriculum stage {stage.name!r} is on policy", self.hardest)
         if not self.data.top_logprobs:
             needing = [f"teacher {one.name!r} has a scorer" for one in self.teachers if one.scorer]
             stages = [one for one in self.curriculum if one.distill_weight]
@@ -651,6 +697,11 @@ class ExperimentConfig:
                 "train.evaluate_every asks the puzzles that data.validation_fraction holds out: set "
                 "puzzles.families and data.validation_fraction, or train.evaluate_every=0"
             )
+
+    @property
+    def hardest(self) -> int:
+        """The greatest difficulty of the training puzzles; 0: there are none."""
+        return max(self.puzzles.difficulties, default=0) if self.puzzles.families else 0
 
     @property
     def asked_shares(self) -> set[float]:

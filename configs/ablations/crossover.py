@@ -65,20 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`variant=tracking|findings|confirm|pilot|serial|controls`, `runlocal` (seconds)."""
     args = parse(arg, variant=tuple(CONDITIONS))
     config = ConfigDict(dict(name="crossover", question=QUESTION, baseline="answers"))
-    config.base = dict(
-        name="crossover",
-        puzzles=dict(families=("tracking",), difficulties=(5,), per_family=1000, messages={"1": 1.0}),
-        teachers=_teachers(),
-        data=dict(tokenizer="words", layout="plain", max_segments=64, validation_fraction=0.02),
-        student=dict(
-            vocab_size=48, hidden_size=64, intermediate_size=192, num_layers=3, head_dim=16, scan_layers=False
-        ),
-        curriculum=[_stage("answers", 4 if args.runlocal else 900)],
-        optimizer=dict(weight_decay=0.1),
-        train=dict(checkpoint_every=500, log_every=50, evaluate_every=300, evaluate_per_family=100),
-        mesh={},
-        evaluation=dict(per_family=300, messages=(1,), max_tokens=256, max_length=512, batch_size=100),
-    )
+    config.base = base(teachers=_teachers(), curriculum=[stage("answers", 4 if args.runlocal else 900)])
     config.results = [dict(title="Accuracy", evaluation="puzzles-message-1")]
     config.arms = [dict(name=name, note=note) for name, (note, _) in ARMS.items()]
     predicted, longer = PREDICTED, 1.0
@@ -101,6 +88,23 @@ def get_config(arg: str = "") -> ConfigDict:
     return complete_set(config)
 
 
+def base(**keys: Any) -> dict[str, Any]:
+    """What small students of compact traces share; `keys`: teachers and curriculum."""
+    return dict(
+        name="crossover",
+        puzzles=dict(families=("tracking",), difficulties=(5,), per_family=1000, messages={"1": 1.0}),
+        data=dict(tokenizer="words", layout="plain", max_segments=64, validation_fraction=0.02),
+        student=dict(
+            vocab_size=48, hidden_size=64, intermediate_size=192, num_layers=3, head_dim=16, scan_layers=False
+        ),
+        optimizer=dict(weight_decay=0.1),
+        train=dict(checkpoint_every=500, log_every=50, evaluate_every=300, evaluate_per_family=100),
+        mesh={},
+        evaluation=dict(per_family=300, messages=(1,), max_tokens=256, max_length=512, batch_size=100),
+        **keys,
+    )
+
+
 def _teachers(**shares: float) -> list[dict[str, Any]]:
     """One a kind of trace. The traces show no system message; the seventh asks an oracle for steps."""
     return [
@@ -109,23 +113,21 @@ def _teachers(**shares: float) -> list[dict[str, Any]]:
     ]
 
 
-def _stage(name: str, steps: int) -> dict[str, Any]:
+def stage(name: str, steps: int) -> dict[str, Any]:
+    """A stage on one data set."""
     return dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=3e-3, warmup_steps=50)
 
 
 def condition(family: str, k: int, small: bool, longer: float = 1.0) -> dict[str, Any]:
     """A family at one k, with as many questions as an arm sees once: the most for `answers`."""
-    steps = 4 if small else round(longer * (900 if k <= 5 else 1400 if k <= 8 else 2000))
-    puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]
+    steps = 4 if small else round(longer * steps_at(k))
     arms, questions = {}, {}
     for name in ARMS:
-        lengths = [_positions(puzzle, () if name == "answers" else puzzle.steps) for puzzle in puzzles]
-        row = lengths[0] if len(set(lengths)) == 1 else PACKED_ROW
-        rows = round(POSITIONS / row)
+        row, rows, examples = packed(family, k, explained=name != "answers")
         arms[name] = dict(
-            data=dict(row_length=row), train=dict(batch_rows=rows), curriculum=[_stage(name, steps)]
+            data=dict(row_length=row), train=dict(batch_rows=rows), curriculum=[stage(name, steps)]
         )
-        questions[name] = round(steps * rows * row / (sum(lengths) / SAMPLE))
+        questions[name] = round(steps * examples)
     most = questions["answers"]
     shares = {name: min(1.0, round(1.02 * count / most, 3)) for name, count in questions.items()}
     changes = dict(
@@ -135,6 +137,20 @@ def condition(family: str, k: int, small: bool, longer: float = 1.0) -> dict[str
         evaluation=dict(difficulties=(k,)),
     )
     return dict(name=f"{family}-{k}", changes=changes, arms=arms)
+
+
+def steps_at(k: int) -> int:
+    """Optimizer steps of a student."""
+    return 900 if k <= 5 else 1400 if k <= 8 else 2000
+
+
+def packed(family: str, k: int, *, explained: bool) -> tuple[int, int, float]:
+    """Positions of a row, rows of a step, and examples of a step."""
+    puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]
+    lengths = [_positions(puzzle, puzzle.steps if explained else ()) for puzzle in puzzles]
+    row = lengths[0] if len(set(lengths)) == 1 else PACKED_ROW
+    rows = round(POSITIONS / row)
+    return row, rows, rows * row / (sum(lengths) / SAMPLE)
 
 
 def _positions(puzzle: Puzzle, steps: tuple[str, ...]) -> int:

@@ -41,6 +41,13 @@ class RowBuilder:
         self.top = max(store.top for store in self.stores.values())
         self.plan_of = functools.lru_cache(maxsize=8)(self._plan)
 
+    def add(self, name: str, store: TokenStore, like: str) -> None:
+        """Adds a data set, whose rows are built as those of another are."""
+        self.stores = {**self.stores, name: store}
+        self.lengths[name] = store.effective_lengths(self.row_length, self.overlong)
+        if like in self.leaking:
+            self.leaking = [*self.leaking, name]
+
     def _plan(self, dataset: str, epoch: int) -> PackingPlan:
         """The packing plan of a data set's epoch."""
         if dataset not in self.stores:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from orca_jax.config import ExperimentConfig, LoraConfig
+from orca_jax.config import ExperimentConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.prepared import held_out
 from orca_jax.evaluation import scoring
@@ -20,8 +18,8 @@ from orca_jax.evaluation.run import EMPTY_MESSAGE, system_message
 from orca_jax.queries import puzzles
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Reply, Sampling
-from orca_jax.serving.local import LocalStudent
-from orca_jax.student import llama, lora, parameters, sharding
+from orca_jax.serving.local import InTraining
+from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 
 
@@ -73,15 +71,7 @@ class StudentEvaluation:
         self.questions = puzzle_benchmark.questions(validation_puzzles(config))
         self.system = system_message(str([*own.messages, EMPTY_MESSAGE][0]))
         self.sampling = Sampling(max_tokens=own.max_tokens)
-        self.dtype = parameters.compute_dtype(own.dtype)
-        self.decoded = dataclasses.replace(student, lora=LoraConfig(), scan_layers=False)
-
-        def convert(params: Any) -> Any:
-            merged, _ = parameters.per_layer(lora.merge(params, student.lora), student)
-            return parameters.cast(merged, self.dtype)
-
-        shapes = jax.eval_shape(lambda: convert(llama.init(student, 0)))
-        self.convert = jax.jit(convert, out_shardings=sharding.shardings(shapes, mesh))
+        self.student = InTraining(student, mesh, compute_dtype(own.dtype))
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Accuracy, its standard error, chance and unparsed as fractions, and `n` questions.
@@ -97,15 +87,8 @@ class StudentEvaluation:
 
     def replies(self, params: Any) -> list[Reply]:
         """The replies to all questions by parameters as the training step has them, which do not change."""
-        student = LocalStudent(
-            self.convert(params),
-            self.decoded,
-            self.tokenizer,
-            self.config.data.layout,
-            checkpoint="being trained",
-            dtype=self.dtype.name,
-            batch_size=self.config.evaluation.batch_size,
-            max_length=self.config.evaluation.max_length,
-        )
+        own = self.config.evaluation
+        sizes = dict(batch_size=own.batch_size, max_length=own.max_length)
+        student = self.student(params, self.tokenizer, self.config.data.layout, **sizes)
         asked = [conversation(question, self.system.text) for question in self.questions]
         return student.answer(asked, self.sampling)

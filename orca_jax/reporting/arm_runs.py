@@ -180,9 +180,9 @@ def seen(config: ExperimentConfig, counts: Mapping[str, Any]) -> dict[str, Any]:
     def plan(name: str, epoch: int) -> Any:
         return types.SimpleNamespace(rows=data[name]["rows"])
 
-    planned = curriculum.Curriculum(config.curriculum, plan, batch_rows=batch_rows, seed=config.seed).planned
-    rows = collections.Counter[str]()
-    for stage, steps in zip(config.curriculum, [*planned[:-1], counts["steps"] - sum(planned[:-1])]):
+    whole = curriculum.Curriculum(config.curriculum, plan, batch_rows=batch_rows, seed=config.seed)
+    planned, rows = whole.planned, collections.Counter[str]()
+    for stage, steps in zip(whole.stages, [*planned[:-1], counts["steps"] - sum(planned[:-1])]):
         total = steps * batch_rows
         rows.update(dict(zip(stage.names, map(float, curriculum.expected(stage, total, total)))))
     examples = {name: count * data[name]["examples_per_row"] for name, count in rows.items()}

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from orca_jax import artifacts
-from orca_jax.config import MeshConfig
+from orca_jax.config import LoraConfig, MeshConfig
 from orca_jax.data import layouts
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.layouts import LayoutError
 from orca_jax.data.tokenizer import Tokenizer
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.serving.worker import Worker
-from orca_jax.student import sharding
+from orca_jax.student import llama, lora, parameters, sharding
 from orca_jax.student.engine import Generated, Generator, Request
 from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
@@ -234,6 +237,28 @@ def engine_settings(sampling: Sampling, detokenizer: Detokenizer, top_k: int = 0
 def prompt_number(prompt: np.ndarray) -> int:
     """By which the prompts of one seed draw differently, and each always alike."""
     return zlib.crc32(prompt.tobytes())
+
+
+class InTraining:
+    """Makes students of parameters as a training step has them, adapters and stacked layers included."""
+
+    def __init__(self, student: LlamaConfig, mesh: Mesh, dtype: DTypeLike):
+        self.config = dataclasses.replace(student, lora=LoraConfig(), scan_layers=False)
+        self.dtype = jnp.dtype(dtype)
+
+        def convert(params: Any) -> Any:
+            merged, _ = parameters.per_layer(lora.merge(params, student.lora), student)
+            return parameters.cast(merged, self.dtype)
+
+        shapes = jax.eval_shape(lambda: convert(llama.init(student, 0)))
+        self._convert = jax.jit(convert, out_shardings=sharding.shardings(shapes, mesh))
+
+    def __call__(self, params: Any, tokenizer: Tokenizer, layout: str, **options: Any) -> LocalStudent:
+        """A student with a copy of the parameters; options as of `LocalStudent`."""
+        kept, kind = self._convert(params), self.dtype.name
+        return LocalStudent(
+            kept, self.config, tokenizer, layout, checkpoint="being trained", dtype=kind, **options
+        )
 
 
 class StudentEndpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import dataclasses
 import functools
 import math
 import threading
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orca_jax import plugins
-from orca_jax.config import BLOCK, StageConfig, normalized
+from orca_jax.config import BLOCK, OnPolicyConfig, StageConfig, normalized
 from orca_jax.data.packing import PackingPlan
 from orca_jax.data.rows import Distillation
 
@@ -26,6 +27,7 @@ DECAY = 0.1  # share of the steps after the warm-up in which `wsd` falls
 PIECES = 64  # the least number of blocks of a stage whose shares change
 # Epochs of a data set's plans for each stage that uses it, so that stages do not repeat an order of rows.
 EPOCHS = 1000
+ROUND = "round/{}"  # the data set of a round's traces
 
 Plans = Callable[[str, int], PackingPlan]
 
@@ -69,8 +71,60 @@ def shares(stage: StageConfig, done: float) -> np.ndarray:
     return np.array([normalized(given).get(name, 0.0) for name in stage.names])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round(StageConfig):
+    """A round of a stage on policy: a stage of its own, on the one learning-rate schedule of all its rounds.
+
+    Attributes:
+      number: of all the curriculum's rounds.
+      source: the data set whose questions are answered, and whose teacher mends the replies.
+      before: steps of the stage's earlier rounds.
+      whole: steps of all its rounds.
+      rules: how its traces are made.
+    """
+
+    number: int
+    source: str
+    before: int
+    whole: int
+    rules: OnPolicyConfig
+
+    @property
+    def dataset(self) -> str:
+        """The data set of the round's traces."""
+        return ROUND.format(self.number)
+
+
+def with_rounds(stages: Sequence[StageConfig]) -> list[StageConfig]:
+    """The stages, each one on policy as its rounds."""
+    laid: list[StageConfig] = []
+    number = 0
+    for stage in stages:
+        if (rules := stage.on_policy) is None:
+            laid.append(stage)
+            continue
+        given = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+        steps, (source,) = stage.steps // rules.rounds, stage.names
+        for index in range(rules.rounds):
+            shares = {source: 1 - rules.share, ROUND.format(number): rules.share}
+            given |= {
+                "datasets": {name: share for name, share in shares.items() if share > 0},
+                "steps": steps,
+                "on_policy": None,
+                "reset_optimizer": stage.reset_optimizer and index == 0,
+            }
+            one = Round(
+                **given, number=number, source=source, before=index * steps, whole=stage.steps, rules=rules
+            )
+            laid.append(one)
+            number += 1
+    return laid
+
+
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
     """Learning rate at step `step` of the stage's `steps`, see `StageConfig.schedule`."""
+    if isinstance(stage, Round):
+        step, steps = stage.before + step, stage.whole
     if step < stage.warmup_steps:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
     done = min(1.0, (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps))
@@ -176,7 +230,7 @@ class Curriculum:
     """Stages laid end to end.
 
     Args:
-      stages: in the order they are trained.
+      stages: in the order they are trained; each one on policy becomes its rounds.
       plans: the packing plan of (data set, epoch).
       batch_rows: rows a step, over all hosts and accumulation steps.
       seed: of the order of data sets in a mixture.
@@ -185,7 +239,7 @@ class Curriculum:
     def __init__(self, stages: Sequence[StageConfig], plans: Plans, *, batch_rows: int, seed: int):
         if not stages:
             raise ValueError("curriculum is empty: give at least one stage")
-        self.stages = tuple(stages)
+        self.stages = tuple(stages := with_rounds(stages))
         self.batch_rows = batch_rows
         self.seed = seed
         self._streams: list[dict[str, _Stream]] = []

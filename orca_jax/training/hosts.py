@@ -155,8 +155,11 @@ def differences(found: Mapping[str, Mapping[str, str]]) -> list[str]:
     return faults
 
 
-class Interrupted(BaseException):
-    """Work that can be done again is given up, since `signal` was received."""
+class Interrupted(KeyboardInterrupt):
+    """Work that can be done again is given up, since `signal` was received.
+
+    A KeyboardInterrupt, as event loops pass no other exception on at once.
+    """
 
     def __init__(self, received: signal.Signals):
         super().__init__(received.name)

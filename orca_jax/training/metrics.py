@@ -138,7 +138,7 @@ class Metrics:
         self._run = wandb_run(wandb, Path(directory)) if wandb else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One record of `kind` (train, validation, evaluation) after `step` steps."""
+        """One record of `kind` (train, validation, evaluation, round) after `step` steps."""
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         numbers = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -21,8 +21,8 @@ from orca_jax.student import sharding
 from orca_jax.student.parameters import compute_dtype
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts, students
-from orca_jax.training.curriculum import Curriculum
-from orca_jax.training.trainer import Evaluate, Trainer
+from orca_jax.training.curriculum import Curriculum, Round
+from orca_jax.training.trainer import Evaluate, MakeRound, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def train(
     profile: tuple[int, int] | None = None,
     on_begin: Callable[[], None] | None = None,
     evaluation: Callable[[ExperimentConfig, LlamaConfig, Mesh], Evaluate] | None = None,
+    rounds: Callable[[ExperimentConfig, LlamaConfig, Mesh, str], MakeRound] | None = None,
 ) -> None:
     """Runs the curriculum, or goes on with it; with several hosts, each calls it after `hosts.join`.
 
@@ -43,14 +44,18 @@ def train(
       profile: the first and the last step to trace.
       on_begin: called once it is known that no other settings have trained here.
       evaluation: makes what evaluates the student for `train.evaluate_every`, see `Trainer.evaluate`.
+      rounds: makes what makes rounds on policy, given the training's fingerprint, see `Trainer.make_round`.
 
     Raises:
-      HostsError: the student is to be evaluated on several hosts.
+      HostsError: the student is to answer on several hosts, for an evaluation or a round on policy.
     """
+    on_policy = any(stage.on_policy for stage in config.curriculum)
     if config.train.evaluate_every and jax.process_count() > 1:
         raise hosts.HostsError(
             "train.evaluate_every works on one host: on several, set it to 0 and evaluate the trained student"
         )
+    if on_policy and jax.process_count() > 1:
+        raise hosts.HostsError("a curriculum stage on policy works on one host: its student answers there")
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
@@ -80,13 +85,14 @@ def train(
         config.curriculum, builder.plan_of, batch_rows=config.train.batch_rows, seed=config.seed
     )
     check_distilled(config, builder)
-    described = describe(builder, config.data.overlong)
+    described = describe(builder, config.data.overlong, builder.stores)
     mesh = sharding.make_mesh(config.mesh)
     log.info(
         "student of %d parameters from %s, %d steps of %d rows, mesh %s",
         student.parameter_count, config.student.init or "random weights",
         curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
+    make_round = rounds(config, student, mesh, fingerprint) if rounds and on_policy else None
     trainer = Trainer(
         directory=directory,
         student=student,
@@ -103,10 +109,15 @@ def train(
         peak_flops=peak_flops,
         profile=profile,
         evaluate=evaluation(config, student, mesh) if evaluation and config.train.evaluate_every else None,
+        make_round=make_round,
     )
     last = trainer.run()
+    for stage in trainer.curriculum.stages if make_round else ():
+        if make_round and isinstance(stage, Round):
+            builder.add(stage.dataset, make_round(None, stage), like=stage.source)
+            described |= describe(builder, config.data.overlong, [stage.dataset])
     counts: dict[str, object] = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
-    stages = ((config.curriculum[index], steps) for index, steps in trainer.curriculum.ended.items())
+    stages = ((trainer.curriculum.stages[index], steps) for index, steps in trainer.curriculum.ended.items())
     if ended := [{"stage": s.name, "steps": steps, "plateau_of": s.plateau_of} for s, steps in stages]:
         counts["ended"] = ended
     artifact.finish(counts, hub.revisions(config.student.init))
@@ -180,11 +191,11 @@ def check_distilled(config: ExperimentConfig, rows: RowBuilder) -> None:
             )
 
 
-def describe(rows: RowBuilder, overlong: str) -> dict[str, dict[str, float]]:
-    """What packing makes of every data set's first epoch: the figures to look at before training."""
+def describe(rows: RowBuilder, overlong: str, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """What packing makes of data sets' first epochs: the figures to look at before training."""
     described = {}
-    for name, store in rows.stores.items():
-        plan = rows.plan_of(name, 0)
+    for name in names:
+        store, plan = rows.stores[name], rows.plan_of(name, 0)
         fates = store.fates(rows.row_length, overlong)
         described[name] = {
             **fates,

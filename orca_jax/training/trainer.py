@@ -14,25 +14,25 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from orca_jax import artifacts
 from orca_jax.config import OptimizerConfig, TrainConfig, plain
 from orca_jax.data import loader
-from orca_jax.data.rows import Row, stack
+from orca_jax.data.tokens import TokenStore
 from orca_jax.progress import progress
 from orca_jax.student import llama, sharding
 from orca_jax.student.presets import LlamaConfig
 from orca_jax.training import hosts
 from orca_jax.training.checkpoints import Checkpoints
-from orca_jax.training.curriculum import Curriculum, Position
+from orca_jax.training.curriculum import Curriculum, Position, Round
 from orca_jax.training.metrics import FILE, Metrics, Speed, device_bytes, read
 from orca_jax.training.step import StepMetrics, TrainState, make_optimizer, make_steps
+from orca_jax.training.validation import validation_losses
 
 log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 5
@@ -44,7 +44,8 @@ NEEDED = {
     "accuracy": "train.evaluate_every",
 }
 Evaluate = Callable[[Any], Mapping[str, float]]
-GROUPED = ("collection", "teacher", "system_message_id")  # of the columns, for validation
+# The traces of a round on policy, made by parameters as the step has them; None: they must be there.
+MakeRound = Callable[[Any, Round], TokenStore]
 
 
 class _Pending(NamedTuple):
@@ -69,10 +70,12 @@ class Trainer:
       profile: the first and the last step to trace for TensorBoard's profiler.
       evaluate: the metrics of an evaluation by the parameters: `accuracy`, `stderr` and `n` among them. It
         depends on them alone. Called every `train.evaluate_every` steps and at the end of a stage.
+      make_round: makes the traces of a round on policy as it begins, or opens those that are there.
 
     Raises:
       ValueError: rows do not divide over the mesh, a stage that ends at a plateau has no validation or
-        evaluation, evaluations are to be made and there is no `evaluate`, or `profile` is no range of steps.
+        evaluation, evaluations or rounds are to be made and there is no `evaluate` or `make_round`, or
+        `profile` is no range of steps.
     """
 
     directory: Path
@@ -90,6 +93,7 @@ class Trainer:
     peak_flops: float = 0.0
     profile: tuple[int, int] | None = None
     evaluate: Evaluate | None = None
+    make_round: MakeRound | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -127,6 +131,8 @@ class Trainer:
             )
         if self.train.evaluate_every and not self.evaluate:
             raise ValueError("train.evaluate_every is set, and the trainer is given nothing to evaluate with")
+        if not self.make_round and any(isinstance(stage, Round) for stage in self.curriculum.stages):
+            raise ValueError("a stage is on policy, and the trainer is given nothing to make its rounds with")
         validated, evaluated = self.validation and self.train.validate_every, self.train.evaluate_every
         for stage in self.curriculum.stages:
             if stage.until_plateau and not (validated if stage.plateau_of == "loss" else evaluated):
@@ -209,7 +215,7 @@ class Trainer:
         """Runs the steps after the first `done`; returns the last metrics that were recorded."""
         last: dict[str, Any] = {}
         pending: collections.deque[_Pending] = collections.deque()
-        curriculum, batches = self.curriculum, self._batches(done)
+        curriculum, batches = self.curriculum, self._batches(done, state)
         first_traced, last_traced = self.profile or (0, 0)
         self.first = done + 1
         self.speed.restart()
@@ -244,7 +250,7 @@ class Trainer:
                 stop = self.preemption.exchange(self.signals.received)
                 assess = any(self._due(kind, done) for kind in DECIDING.values())
                 save = bool(stop) or done % self.train.checkpoint_every == 0
-                save |= done == self.curriculum.total_steps
+                save |= done == self.curriculum.total_steps or done in self._round_starts()
                 while len(pending) > (0 if assess or save else 1):
                     last = self._record(pending.popleft()) or last
                     text = "{stage} loss {loss:.3f} {tokens_per_second:.0f} tokens/s"
@@ -261,14 +267,18 @@ class Trainer:
                     self.checkpoints.save(done, state, self._resume_note(assess and bool(stop)))
                     self.speed.add(save_wait=time.perf_counter() - began)
                 if stop:
-                    self.checkpoints.wait()
-                    log.warning("%s: saved step %d; run the same command again to go on", stop.name, done)
-                    if stop == signal.SIGTERM:
-                        raise SystemExit(hosts.AGAIN)
-                    raise KeyboardInterrupt(stop.name)
-                if self.curriculum is not curriculum:  # a stage ended at a plateau: the rows change
-                    curriculum, batches = self.curriculum, self._batches(done)
+                    self._leave(stop, done)
+                # A stage ended at a plateau, or a round begins: the rows change.
+                if self.curriculum is not curriculum or done in self._round_starts():
+                    curriculum, batches = self.curriculum, self._batches(done, state)
         return last
+
+    def _leave(self, stop: signal.Signals, done: int) -> NoReturn:
+        self.checkpoints.wait()
+        log.warning("%s: saved step %d; run the same command again to go on", stop.name, done)
+        if stop == signal.SIGTERM:
+            raise SystemExit(hosts.AGAIN)
+        raise KeyboardInterrupt(stop.name)
 
     def _resume_note(self, owed: bool) -> dict[str, Any]:
         ended = [list(pair) for pair in self.curriculum.ended.items()]
@@ -282,11 +292,44 @@ class Trainer:
             every, there = self.train.evaluate_every, self.train.evaluate_every > 0
         return there and (done in self.curriculum.starts or (every > 0 and done % every == 0))
 
-    def _batches(self, start: int) -> Iterator[loader.Batch]:
+    def _round_starts(self) -> list[int]:
+        """The steps done when each round on policy begins."""
+        stages = zip(self.curriculum.stages, self.curriculum.starts)
+        return [start for stage, start in stages if isinstance(stage, Round)]
+
+    def _open_round(self, state: TrainState, done: int) -> None:
+        """Adds the traces of the round that the next step is of, if any; the first step of it makes them."""
+        stage = self.curriculum.stages[self.curriculum.stage_at(done)]
+        if not isinstance(stage, Round):
+            return
+        assert self.make_round, "checked at the beginning"
+        begins = done in self._round_starts()
+        self.checkpoints.wait()  # what the round begins with is on the disk, so it can be made again
+        try:
+            self._stop_if_told()
+            with self.signals.interrupting():
+                store = self.make_round(state.params if begins else None, stage)
+        except hosts.Interrupted as interrupted:
+            self._leave(interrupted.signal, done)
+        self.rows.add(stage.dataset, store, like=stage.source)
+        measured = {"stage": stage.name, "round": stage.number, **store.manifest["counts"]["replies"]}
+        log.info("round %d after step %d: %s", stage.number, done, measured)
+        written = read(self.directory / FILE) if self.metrics else []
+        known = any(row["kind"] == "round" and row["round"] == stage.number for row in written)
+        if self.metrics and begins and not known:
+            self.metrics.write("round", done, measured)
+        self.speed.restart()
+
+    def _batches(self, start: int, state: TrainState) -> Iterator[loader.Batch]:
+        """Batches from a step on, up to the next round on policy, whose rows are not there yet."""
+        curriculum = self.curriculum  # the loader's threads must not see it replaced
+        if start < curriculum.total_steps:
+            self._open_round(state, start)
+        later = [step for step in self._round_starts() if step > start]
         return loader.batches(
             self.curriculum.refs,  # of this one: the loader's threads must not see it replaced
             start=start,
-            stop=self.curriculum.total_steps,
+            stop=min(later, default=curriculum.total_steps),
             rows=self.train.batch_rows,
             builder=self.rows,
             placement=self.placement,
@@ -455,47 +498,3 @@ class Plateau(NamedTuple):
     def after(self, loss: float) -> Plateau:
         lowest = math.inf if self.best is None else self.best
         return Plateau(loss, 0) if loss < lowest else Plateau(self.best, self.stale + 1)
-
-
-def validation_losses(
-    params: Any,
-    token_losses: Callable[[Any, Row], Any],
-    dataset: str,
-    rows: loader.RowBuilder,
-    *,
-    batch_rows: int,
-    placement: NamedSharding,
-    after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Mean nats per supervised token: `loss`, and `loss/GROUP=NAME` by group; and `examples`, a count.
-
-    The examples of the data set are in the rows of its first packing plan.
-    """
-    plan, columns = rows.plan_of(dataset, 0), rows.stores[dataset].columns
-    sums, weights = np.zeros((2, len(rows.lengths[dataset])))  # of every example
-    for start in range(0, plan.rows, batch_rows):
-        built = [rows.row(dataset, 0, start + i) for i in range(batch_rows)]
-        batch = loader.Batch(0, tuple(range(batch_rows)), stack(built))
-        losses = token_losses(params, loader.on_devices(batch, batch_rows, placement))
-        after_batch()
-        for i, (row, row_losses) in enumerate(zip(built, np.asarray(losses, np.float64))):
-            add_by_segment(sums, plan.row(start + i), row.segment_ids, row_losses)
-            add_by_segment(weights, plan.row(start + i), row.segment_ids, row.loss_weights)
-
-    def mean(examples: np.ndarray) -> float:
-        return float(sums[examples].sum() / max(weights[examples].sum(), 1e-30))
-
-    values = {"loss": mean(plan.examples), "examples": float(len(plan.examples))}
-    for group in GROUPED:
-        of_group = columns[group][plan.examples]
-        for name in np.unique(of_group):
-            values[f"loss/{group}={name}"] = mean(plan.examples[of_group == name])
-    return values
-
-
-def add_by_segment(
-    sums: np.ndarray, examples: np.ndarray, segment_ids: np.ndarray, values: np.ndarray
-) -> None:
-    """Adds a row's values [row_length] to the sums [n] of the examples in its segments."""
-    if len(examples):
-        sums[examples] += np.bincount(segment_ids, weights=values, minlength=len(examples) + 1)[1:]

@@ -14,7 +14,7 @@ import pytest
 from orca_jax import artifacts
 from orca_jax.config import load_set, merged, plain
 from orca_jax.config_check import ConfigError
-from orca_jax.configs.ablations import crossover, main, segments, stages
+from orca_jax.configs.ablations import crossover, main, onpolicy, segments, stages
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import ablate, run
 from orca_jax.queries.make import training_puzzles
@@ -247,7 +247,9 @@ def test_what_another_set_has_run_is_taken(tmp_path):
 
 
 FOLDER = Path(__file__).parents[2] / "configs/ablations"
-SETS = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "crossover", "main", "miniature"})
+SETS = sorted(
+    {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "crossover", "main", "miniature", "onpolicy"}
+)
 QUICK = ("agreement", "few_shot", "order")  # what no other test runs: votes, shots, annealing
 EVERY_SET = [name if name in QUICK else pytest.param(name, marks=pytest.mark.proof) for name in SETS]
 
@@ -324,6 +326,20 @@ def test_arms_of_the_crossover_have_equal_positions_and_see_a_question_once():
                 positions = config.data.row_length * config.train.batch_rows
                 assert positions == pytest.approx(crossover.POSITIONS, rel=0.05)
                 assert config.curriculum[0].names == (arm.name,)
+
+
+@pytest.mark.parametrize("variant", onpolicy.CONDITIONS)
+def test_arms_of_onpolicy_have_equal_positions_and_see_a_question_about_once(variant):
+    arm_set = load_set(onpolicy.get_config(f"variant={variant}"))
+    for condition in arm_set.conditions:
+        configs = [own.config(arm, 0) for own in [arm_set.under(condition)] for arm in own.arms]
+        shapes = {(one.train.batch_rows, one.data.row_length, one.curriculum[0].steps) for one in configs}
+        assert len(shapes) == 1
+        answered = [one.curriculum[0].on_policy for one in configs]
+        seen = [own.rounds * own.questions / own.share for own in answered if own]
+        assert len(seen) == 2
+        kept = 1 - configs[0].data.validation_fraction
+        assert all(0.9 < count / (kept * configs[0].puzzles.per_family) <= 1 for count in seen)
 
 
 @pytest.mark.proof

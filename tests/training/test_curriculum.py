@@ -369,3 +369,47 @@ def test_a_data_set_without_rows_is_named():
 def test_steps_outside(step):
     with pytest.raises(IndexError, match=f"step {step} is outside the curriculum's 8 steps"):
         make(TWO, {"a": 8, "b": 100}).position(step)
+
+
+# --- On policy
+
+
+def on_policy(**rules):
+    rules = {"rounds": 3, "share": 0.25, **rules}
+    return {"name": "s", "datasets": {"a": 1.0}, "steps": 96, "warmup_steps": 5, "on_policy": rules}
+
+
+def test_rounds_are_stages_on_one_schedule_each_with_its_own_rows():
+    first = StageConfig(name="first", datasets={"a": 1.0}, steps=8)
+    stage = build(StageConfig, on_policy())
+    curriculum = make([first, stage], {"a": 50, "round/0": 7, "round/1": 9, "round/2": 11}, batch_rows=8)
+    assert curriculum.starts == [0, 8, 40, 72, 104]
+    rates = [curriculum.position(8 + step).learning_rate for step in range(96)]
+    assert rates == [learning_rate(stage, step, 96) for step in range(96)]
+    for number, start in enumerate(curriculum.starts[1:-1]):
+        rows = [row for step in range(start, start + 32) for row in curriculum.position(step).rows]
+        counts = collections.Counter(row.dataset for row in rows)
+        assert counts == {"a": 192, f"round/{number}": 64}
+        assert all(curriculum.position(step).stage_step == step - start for step in (start, start + 31))
+    orders = [curriculum.position(start).rows for start in curriculum.starts[:-1]]
+    epochs = [{row.epoch for row in rows if row.dataset == "a"} for rows in orders]
+    assert epochs == [{0}, {1000}, {2000}, {3000}], "the teacher's rows come in another order each time"
+
+
+def test_rounds_of_several_stages_are_counted_on_and_may_be_all_of_a_stage():
+    stages = [build(StageConfig, on_policy(rounds=2, share=1.0)) for _ in range(2)]
+    names = [stage.datasets for stage in make(stages, {f"round/{n}": 5 for n in range(4)}).stages]
+    assert names == [{f"round/{n}": 1.0} for n in range(4)]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"steps": 95}, "steps=95 must be a multiple of on_policy.rounds=3"),
+    ({"steps": 0}, "steps=0 must be a multiple"),
+    ({"datasets": {"a": 1.0, "b": 1.0}}, "on_policy takes one data set, and not several data sets"),
+    ({"until_plateau": 2}, "on_policy takes one data set, and not until_plateau"),
+    ({"distill_weight": 0.5}, "and not distill_weight"),
+    ({"on_policy": {"share": 0.001}}, "on_policy.share=0.001 must be 1, or 1/256 away"),
+])  # fmt: skip
+def test_a_stage_on_policy_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(StageConfig, {**on_policy(), **changes})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orca_jax.student import sharding
-from orca_jax.training.trainer import add_by_segment, validation_losses
+from orca_jax.training.validation import add_by_segment, validation_losses
 from tests.training import synthetic
 
 BATCH = synthetic.BATCH_ROWS

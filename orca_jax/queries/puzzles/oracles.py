@@ -5,7 +5,8 @@ skips steps, errs now and then and only guesses beyond its reach. Lengths differ
 that Orca reports (arXiv 2306.02707, Figure 9): the expert's answers are the shorter under the messages
 that want a bare answer, and the longer ones under the others.
 
-`check_steps` holds the steps of any reply against a puzzle's true ones.
+`check_steps` holds the steps of any reply against a puzzle's true ones; `right_lines` finds those before its
+first wrong one, and `OracleTeacher.continued` goes on from there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from orca_jax import artifacts, records
 from orca_jax.queries import system_messages
@@ -75,9 +77,7 @@ class OracleTeacher:
             usage = records.Usage(prompt_tokens, len(UNKNOWN_QUESTION.split()))
             return records.Reply(records.Outcome.REFUSED, UNKNOWN_QUESTION, usage)
         rng = random.Random(repr((self.identity, tuple(messages), sampling.seed)))
-        system = next((m.content for m in messages if m.role == "system"), None)
-        message_id = system_messages.recognise(system)
-        style = Style.STEPS if message_id is None else system_messages.get(message_id).style
+        style = wanted_style(messages)
         text, limit = self._answer(puzzle, style, rng), sampling.max_tokens
         ends = [match.end() for match in re.finditer(r"\S+", text)]
         kept = text if len(ends) <= limit else text[: ends[limit - 1]] if limit > 0 else ""
@@ -97,15 +97,84 @@ class OracleTeacher:
         elif self.knobs.steps == "filler":
             dots = tuple(re.sub(r"\S+", ".", step) for step in solution.steps)
             solution = solution._replace(steps=dots)
-        if style is Style.BARE:
-            return self.knobs.bare_reply.format(answer=solution.answer)
         steps = [step for step in solution.steps[:-1] if rng.random() >= self.knobs.brevity]
         steps += solution.steps[-1:]
-        if style is Style.SIMPLE:
-            steps = list(map(puzzle.instance.simple, steps))
-        if style is Style.ANSWER_FIRST:
-            return "\n".join([ANSWER_FIRST.format(answer=solution.answer), *steps])
-        return "\n".join([*steps, puzzle.instance.closing(solution.answer)])
+        solution = solution._replace(steps=tuple(steps))
+        return "\n".join(reply_lines(puzzle, style, solution, self.knobs.bare_reply))
+
+    def continued(self, puzzle: Puzzle, messages: Sequence[records.Message], written: str) -> Mended:
+        """A reply that is right as it is; else its lines before the first wrong one, and the teacher's after.
+
+        The teacher errs as in replies of its own: a mistake that it would have made in the lines that are
+        there already is not made. The same arguments give the same lines.
+        """
+        style = wanted_style(messages)
+        found = right_lines(puzzle, style, written, self.knobs.bare_reply, self.knobs.style)
+        if found.whole:
+            return Mended(written, found.kept, True)
+        rng, lines = random.Random(repr((self.identity, tuple(messages), written))), found.lines
+        if rng.random() < self.knobs.error_rate:
+            mistaken = puzzle.mistaken(rng, found.style)
+            erring = tuple(reply_lines(puzzle, style, mistaken, self.knobs.bare_reply))
+            lines = erring if erring[: found.kept] == lines[: found.kept] else lines
+        return Mended("\n".join(lines), found.kept, False)
+
+
+class Mended(NamedTuple):
+    """A reply that was gone on with after `kept` of its lines, or that was `right`."""
+
+    text: str
+    kept: int
+    right: bool
+
+
+def wanted_style(messages: Sequence[records.Message]) -> Style:
+    """How the system message of a conversation wants it answered."""
+    system = next((m.content for m in messages if m.role == "system"), None)
+    message_id = system_messages.recognise(system)
+    return Style.STEPS if message_id is None else system_messages.get(message_id).style
+
+
+def reply_lines(puzzle: Puzzle, style: Style, solution: Solution, bare_reply: str = "{answer}") -> list[str]:
+    """The lines in which a solution is told."""
+    if style is Style.BARE:
+        return bare_reply.format(answer=solution.answer).split("\n")
+    steps = list(map(puzzle.instance.simple, solution.steps)) if style is Style.SIMPLE else solution.steps
+    if style is Style.ANSWER_FIRST:
+        return [ANSWER_FIRST.format(answer=solution.answer), *steps]
+    return [*steps, puzzle.instance.closing(solution.answer)]
+
+
+class RightLines(NamedTuple):
+    """How far a reply is right: its first `kept` lines are the first of `lines`, the true solution's.
+
+    `style` is the one of `base.STYLES` that the solution is written in; `whole`: it is right to its end.
+    """
+
+    kept: int
+    lines: tuple[str, ...]
+    style: str
+    whole: bool
+
+
+def right_lines(
+    puzzle: Puzzle, style: Style, written: str, bare_reply: str = "{answer}", first: str = ""
+) -> RightLines:
+    """The lines of a reply before the first wrong one; empty lines and white space do not count.
+
+    Of the styles in which the steps can be written, the one in which most lines are right counts; `first` and
+    then the family's order decide where several are.
+    """
+    said = [" ".join(line.split()) for line in written.splitlines() if line.strip()]
+    best = None
+    for form in dict.fromkeys([first or puzzle.instance.styles[0], *puzzle.instance.styles]):
+        lines = tuple(reply_lines(puzzle, style, puzzle.solution(form), bare_reply))
+        pairs = enumerate(zip(lines, said))
+        count = next((n for n, (one, other) in pairs if one != other), min(len(lines), len(said)))
+        if best is None or count > best.kept:
+            best = RightLines(count, lines, form, count == len(lines) == len(said))
+    assert best, "a family has a style"
+    return best
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

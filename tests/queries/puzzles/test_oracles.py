@@ -8,7 +8,15 @@ import pytest
 
 from orca_jax.queries import system_messages
 from orca_jax.queries.puzzles import FAMILIES, make_puzzles
-from orca_jax.queries.puzzles.oracles import APPRENTICE, EXPERT, Knobs, OracleTeacher, check_steps
+from orca_jax.queries.puzzles.oracles import (
+    APPRENTICE,
+    EXPERT,
+    Knobs,
+    OracleTeacher,
+    check_steps,
+    right_lines,
+    wanted_style,
+)
 from orca_jax.records import Message, Outcome, Sampling
 
 PUZZLES = [
@@ -145,3 +153,51 @@ def test_identities_of_usual_knobs_stay():
     knobs = Knobs(brevity=0.1, reach=2, error_rate=0.05, bare_reply="The answer is {answer}.")
     assert OracleTeacher("apprentice", (), knobs, 0).identity == "apprentice-119c1cbc"
     assert OracleTeacher("expert", (), EXPERT, 1).identity == "expert-b7d73985"
+
+
+# --- Going on from a reply's right lines
+
+
+def prompt(puzzle, message_id=3):
+    text = system_messages.get(message_id).text
+    return ([Message("system", text)] if text else []) + [Message("user", puzzle.question)]
+
+
+@pytest.mark.parametrize("message_id", [1, 3, 7, 10, 12])
+def test_an_expert_goes_on_from_the_first_wrong_line_to_its_own_reply(message_id):
+    """In every family and form; a mistake, a line too many and a reply that breaks off are all mended."""
+    teacher = OracleTeacher("t", PUZZLES, EXPERT)
+    for number, puzzle in enumerate(PUZZLES[::11]):
+        own, messages = ask(teacher, puzzle, message_id).text, prompt(puzzle, message_id)
+        assert teacher.continued(puzzle, messages, own) == (own, len(own.split("\n")), True)
+        lines = own.split("\n")
+        cut = number % len(lines)
+        for written in ([*lines[:cut], "It rains."], lines[:cut], [*lines[:cut], "It rains.", *lines[cut:]]):
+            assert teacher.continued(puzzle, messages, "\n".join(written)) == (own, cut, False)
+        assert teacher.continued(puzzle, messages, f"{own}\nIt rains.") == (own, len(lines), False)
+
+
+def test_a_form_that_the_student_began_is_gone_on_with():
+    puzzle = next(puzzle for puzzle in PUZZLES if puzzle.family == "tracking" and puzzle.difficulty == 3)
+    lines = [*puzzle.solution("restate").steps, puzzle.instance.closing(puzzle.target)]
+    teacher = OracleTeacher("t", [], EXPERT)
+    mended = teacher.continued(puzzle, prompt(puzzle), "\n".join(lines[:2]))
+    assert (mended.text.split("\n"), mended.kept) == (lines, 2)
+
+
+def test_a_teacher_that_errs_does_so_after_the_right_lines_only_and_as_often_there():
+    puzzles = [puzzle for puzzle in PUZZLES if puzzle.family == "tracking" and puzzle.difficulty == 4]
+    teacher = OracleTeacher("t", [], Knobs(brevity=0, reach=9, error_rate=1.0))
+    errs = []
+    for kept in range(5):
+        right = 0
+        for puzzle in puzzles:
+            for seed in range(20):  # another text after the right lines is another draw
+                written = "\n".join([*puzzle.steps[:kept], f"wrong {seed}"])
+                mended = teacher.continued(puzzle, prompt(puzzle), written)
+                found = right_lines(puzzle, wanted_style(prompt(puzzle)), mended.text)
+                assert mended.kept == kept <= found.kept
+                right += found.whole
+        errs.append(1 - right / len(puzzles) / 20)
+    assert (errs[0], errs[4]) == (1, 0), "its mistake is in one of the four steps"
+    assert errs[0] > errs[1] > errs[2] > errs[3] > errs[4]
