@@ -66,10 +66,13 @@ def distillation_loss(scores: jax.Array, soft: SoftTargets) -> jax.Array:
     over them are tempered (probabilities to the power 1 / T, normalised), the teacher's in the rows. With
     k = v this is weight * (KL(p || q) + entropy of p) of the whole distributions softmax(logits / T).
     """
-    known = soft.ids[..., None] == jnp.arange(scores.shape[-1])
+    # One id after the other: together they would be an array [..., k, v] in memory.
+    ids = [soft.ids[..., place] for place in range(soft.ids.shape[-1])]
+    every = jnp.arange(scores.shape[-1])
+    known = functools.reduce(jnp.logical_or, [one[..., None] == every for one in ids])
     # By logarithms of the others' sum: 1 - the sum of the known ones has no digits where that is close to 1.
-    others = jax.nn.logsumexp(jnp.where(known.any(axis=-2), NEVER, scores), axis=-1, keepdims=True)
-    picked = jax.vmap(pick, (None, -1), -1)(scores, soft.ids)
+    others = jax.nn.logsumexp(jnp.where(known, NEVER, scores), axis=-1, keepdims=True)
+    picked = jnp.stack([pick(scores, one) for one in ids], axis=-1)
     outcomes = jnp.concatenate([jnp.where(soft.ids < 0, NEVER, picked), others], axis=-1)
     log_q = jax.nn.log_softmax(outcomes * soft.inverse_temperature[..., None], axis=-1)
     return -jnp.sum(soft.weights * log_q, axis=-1)
