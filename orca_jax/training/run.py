@@ -43,14 +43,7 @@ def train(
       profile: the first and the last step to trace.
       on_begin: called once it is known that no other settings have trained here.
       evaluation: makes what evaluates the student for `train.evaluate_every`, see `Trainer.evaluate`.
-
-    Raises:
-      HostsError: the student is to be evaluated on several hosts.
     """
-    if config.train.evaluate_every and jax.process_count() > 1:
-        raise hosts.HostsError(
-            "train.evaluate_every works on one host: on several, set it to 0 and evaluate the trained student"
-        )
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None

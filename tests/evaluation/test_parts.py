@@ -30,7 +30,7 @@ def test_parts_are_the_whole_which_asks_nothing_again(tmp_path, count):
     models = [Model() for _ in range(count)]
     for which, one in enumerate(models, 1):
         run(tmp_path, one, (which, count))
-    assert sorted(sum((one.asked for one in models), [])) == list(range(20))
+    assert sorted(number for one in models for number in one.asked) == list(range(20))
     assert run(tmp_path, Model(killed_after=0)) == dict(Model()(range(20)))
     assert run(tmp_path, Model(killed_after=0)) == dict(Model()(range(20)))
 
