@@ -1,7 +1,7 @@
 """README's lines for Orca 13B in small on two processes of four CPU devices each, from weights to tables.
 
-The evaluation is also spread over four processes, and gives the same items. A student that two processes train
-is evaluated meanwhile as on one.
+The evaluation is also spread over four processes, and gives the same items. A student that two processes
+train is evaluated meanwhile as on one.
 """
 
 import json
