@@ -15,7 +15,7 @@ Launch, from LLaMA-13B's folder and two trace files:
 trained that way would start from random weights.
 
 Mesh, remat and accumulation are the fastest that this plan finds: 64 GiB of 95 a chip, 2.5 s a step and an
-MFU of 57 % by libtpu's cycles. For other chips take what `faster:` says there (`--config.mesh.fsdp=4` and so on).
+MFU of 57 % by libtpu's cycles. For other chips take what `faster:` says there.
 
     python -m experiments.plan --config=configs/orca_13b.py --topology=v5p:2x4x4
 

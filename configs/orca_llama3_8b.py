@@ -3,8 +3,9 @@
 Paper: none for this student. Rates and schedule are those of orca_13b.py, whose launch command holds with
 Llama-3-8B's folder; its tokenizer names no padding token, so there are 128,257 ids.
 
-The plan: 31 GiB of 95 a chip, 6.8 s a step and an MFU of 51 % by libtpu's cycles. What it names as faster (mesh
-2 x 4, remat `none` in 8 parts) takes 85 GiB and gains 2 % by cycles, so the setting that fits more chips stays.
+The plan: 31 GiB of 95 a chip, 6.8 s a step and an MFU of 51 % by libtpu's cycles. What it names as faster
+(mesh 2 x 4, remat `none` in 8 parts) takes 85 GiB and gains 2 % by cycles: the setting that fits more chips
+stays.
 
     python -m experiments.plan --config=configs/orca_llama3_8b.py --topology=v5p-16
 

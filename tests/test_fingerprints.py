@@ -63,6 +63,7 @@ ALONE = {
     "teachers[].samples": "an API has its own, and a file none",
     "teachers[].api.batch": "the server of this test has no Batch API",
     "student.lora.rank": "needs student.init",
+    "student.lora.base_dtype": "needs student.lora.rank",
     "openorca train.evaluate_every": "needs puzzles",
     "flan": "needs FLAN's files; tests/experiments/test_queries.py has some",
     "choices": "needs a file; tests/evaluation/benchmarks/test_choices.py has some",
