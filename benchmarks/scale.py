@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.racing import command, markdown
 from orca_jax.config import ExperimentConfig, OptimizerConfig, Remat, load
-from orca_jax.planning import chips, estimate, flags, plan
+from orca_jax.planning import chips, estimate, plan
 from orca_jax.planning.chips import GIB
 from orca_jax.planning.compile import can_compile
 from orca_jax.planning.estimate import MeshShape, Workload
@@ -192,7 +192,7 @@ Hours are those of the paper's two stages, {examples} examples, with
   they are summed over loops. Attention kernels, for which it expects nothing, are added by roofline, and
   transfers hide behind the rest. `by roofline` is the estimate without the cycles.
 * `compiled`: bytes and kernel launches are the compiler's, and seconds the roofline's, which knows neither
-  a kernel nor a launch. GPUs' memory is the {flags.memory_fraction():.0%} that launch scripts give XLA
+  a kernel nor a launch. GPUs' memory is the {chips.LAUNCHED:.0%} that launch scripts give XLA
   (`XLA_CLIENT_MEM_FRACTION`); without it XLA takes 75%.
 * `estimated`: no compiler was there; a margin of {1 - estimate.USABLE:.0%} is kept free.
 
@@ -221,7 +221,7 @@ The paper took {theirs} hours for its stages on 20 A100s; the estimate, for {PAP
 
 def main(out: str = "docs/scale.md", rows: str = "scale.jsonl") -> None:
     plan.use_no_chips()
-    os.environ.setdefault(flags.MEMORY, str(flags.memory_fraction()))
+    os.environ.setdefault(chips.MEMORY, str(chips.LAUNCHED))
     Path(out).write_text(page(Path(rows)), encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ Paper: none at this size; Stable Beluga 70B is a reproduction: AdamW with betas 
 a cosine, 100 steps of warm-up. The rates here are the lower ones of orca_13b.py, whose launch command holds
 with `llama2-70b`'s folder. A step of 64 rows has as many positions as one of the smaller students.
 
-Expected time and memory: docs/scale.md, or for your chips
+Mesh, remat and accumulation are the fastest that this plan finds by roofline; the step was not compiled so.
 
     python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128
 
@@ -18,4 +18,5 @@ from orca_jax.configs import orca_13b
 
 def get_config(arg: str = "") -> ConfigDict:
     """`init=FOLDER`, `variant=two_stages|gpt4_only`, `runlocal`: as orca_13b.py."""
-    return orca_13b.orca(arg, "70b", preset="llama2-70b", row_length=4096, batch_rows=64)
+    shape = dict(preset="llama2-70b", row_length=4096, batch_rows=64)
+    return orca_13b.orca(arg, "70b", **shape, mesh=dict(tensor=4), accumulation=2)

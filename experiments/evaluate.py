@@ -18,6 +18,7 @@ MODE = cli.Option("mode", "", "How questions are put and replies are read; see d
 ROWS = cli.Option("rows", int, "Rows of a benchmark's file that is a part of the published one.")
 OPEN = tuple(name for name, modes in BENCHMARK_MODES.items() if modes == ("open_ended",))
 LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
+PART = cli.Option("part", "", "I/N: only answers the I-th part of N, as one of N hosts; auto: found by JAX.")
 OUT = cli.OUT
 RUN = cli.Command(
     "Evaluates a model: replies, items and scores.",
@@ -26,7 +27,7 @@ RUN = cli.Command(
     cli.Option("system", "", "The system message, by id or in words."),
     cli.Option("samples", 1, "Replies to each question.", lower_bound=1),
     LIMIT,
-    cli.Option("part", "", "I/N: only answers the I-th part of N, as one of N hosts; auto: found by JAX."),
+    PART,
     cli.Option("toxicity_classifier", "", "A folder with a toxicity classifier."),
     made=("{workdir}/evaluation",),
     then=lambda given: "evaluate {same}" if given.part else "tables {same}",
@@ -77,6 +78,7 @@ scores.json. Run again, it pays for no review twice.""",
     OUT,
     cli.Option("prompts", "", "Prompts in the format of FastChat's prompt.jsonl; empty: one of our own."),
     cli.Option("orders", ["reference_first", "candidate_first"], "Which of the two orders."),
+    PART,
     made=("{out}",),
 )
 LM_EVAL = cli.Command(
@@ -91,6 +93,7 @@ DIR gets lm-eval's results and samples.""",
     cli.Option("include_path", str, "A folder with tasks of your own."),
     cli.Option("apply_chat_template", False, "Descriptions become system messages."),
     LIMIT,
+    PART,
     cli.LAYOUT,
     cli.DTYPE,
     cli.Option("batch_size", 32, "Replies decoded together, at most.", lower_bound=1),
@@ -115,9 +118,10 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from orca_jax.evaluation import judging, model, replies, scoring
+from orca_jax.evaluation import judging, model, parts, replies, scoring
 from orca_jax.evaluation.benchmarks import open_ended, registry
 from orca_jax.evaluation.benchmarks.registry import show
+from orca_jax.evaluation.parts import Part
 from orca_jax.evaluation.run import Options, run
 from orca_jax.reporting import arms, tables
 
@@ -134,7 +138,7 @@ def run_command(given: cli.Options) -> None:
     run(given.config, given.workdir, options)
 
 
-def part_of(given: str) -> tuple[int, int]:
+def part_of(given: str) -> Part:
     """What `--part` says.
 
     Raises:
@@ -148,12 +152,12 @@ def part_of(given: str) -> tuple[int, int]:
 
         hosts.join("auto")
         return jax.process_index() + 1, jax.process_count()
-    which, _, parts = given.partition("/")
+    which, _, count = given.partition("/")
     if not given:
-        return Options.part
-    if not (which.isdecimal() and parts.isdecimal() and 1 <= int(which) <= int(parts)):
+        return parts.WHOLE
+    if not (which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
         raise ValueError(f"--part={given} must be auto, or I/N with I from 1 to N, as 2/4")
-    return int(which), int(parts)
+    return int(which), int(count)
 
 
 def score(given: cli.Options) -> None:
@@ -174,6 +178,7 @@ def compare(given: cli.Options) -> None:
 
 
 def judge(given: cli.Options) -> None:
+    part = part_of(given.part)
     scores = judging.judge(
         registry.questions(given.benchmark, given.path, mode=open_ended.MODE),
         judging.read_answers(Path(given.reference)),
@@ -182,8 +187,12 @@ def judge(given: cli.Options) -> None:
         Path(given.out),
         forms=judging.read_forms(given.prompts) if given.prompts else None,
         orders=given.orders,
+        part=part,
     )
-    print(judging.text(scores))
+    if part == parts.WHOLE:
+        print(judging.text(scores))
+    else:
+        print("part {} of {} is reviewed; run without --part to score".format(*part))
 
 
 def lm_eval(given: cli.Options) -> None:
@@ -194,9 +203,10 @@ def lm_eval(given: cli.Options) -> None:
     from orca_jax.serving.local import load_student
     from orca_jax.training import students
 
+    part = part_of(given.part)  # before JAX's devices are used
     sizes = {"batch_size": given.batch_size, "max_length": given.max_length}
     student = load_student(students.open_source(given.model), given.layout, dtype=given.dtype, **sizes)
-    how = {"apply_chat_template": given.apply_chat_template, "limit": given.limit or None}
+    how = {"apply_chat_template": given.apply_chat_template, "limit": given.limit or None, "part": part}
     table = adapter.evaluate(student, given.tasks, Path(given.out), include_path=given.include_path, **how)
     print(table)
 

@@ -53,8 +53,7 @@ setup() {
 # Training continues when the connection is lost: output, process id and status are in files on the worker.
 start() {
     local command
-    command="$set_up; cd orca_jax; eval \"\$(.venv/bin/python -m orca_jax.planning.flags tpu)\""
-    command="$command; .venv/bin/python -m experiments.train --hosts=auto$(printf ' %q' "$@") &"
+    command="$set_up; cd orca_jax; .venv/bin/python -m experiments.train --hosts=auto$(printf ' %q' "$@") &"
     command="$command echo \$! >~/train.pid; wait \$!; echo \$? >~/train.status"
     on all "rm -f train.status; nohup setsid bash -c $(printf %q "$command") >>train.log 2>&1 </dev/null &"
 }

@@ -361,6 +361,11 @@ class LoraConfig:
     rank: Count = 0  # 0: no adapters
     alpha: Annotated[float, Gt(0)] = 16.0  # they are scaled by alpha / rank
     targets: Annotated[tuple[Dense, ...], MinLen(1)] = typing.get_args(Dense)  # the dense layers
+    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights beside adapters, norms left out
+
+    def __post_init__(self) -> None:
+        if self.base_dtype != "float32" and not self.rank:
+            raise ValueError("lora.base_dtype is of weights that are not trained: set lora.rank too")
 
 
 @dataclass(frozen=True, kw_only=True)

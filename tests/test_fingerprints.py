@@ -68,6 +68,7 @@ ALONE = {
     "teachers[].api.batch": "the server of this test has no Batch API",
     "curriculum[].on_policy": "the first stage's teacher leaves steps out, or is a file",
     "student.lora.rank": "needs student.init",
+    "student.lora.base_dtype": "needs student.lora.rank",
     "openorca train.evaluate_every": "needs puzzles",
     "flan": "needs FLAN's files; tests/experiments/test_queries.py has some",
     "plugins": "needs a file; tests/test_plugins.py has some",

@@ -6,17 +6,17 @@ import mmap
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from orca_jax.planning import flags
+from orca_jax.planning import chips
 from orca_jax.training.hosts import AGAIN
 
 WORKDIR = "--workdir=/share/a run"  # an argument with a space stays one
 SRUN = """#!/usr/bin/env bash
-echo "${FLAGS-}" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >"$HOME/srun.txt"
 env >"$HOME/env.txt"
 [ -z "$SIGNALLED" ] || kill -TERM "$PPID"
@@ -43,8 +43,6 @@ esac
 """
 # Ends with one status after the other; a status of 143 is a preemption. Told to wait, it waits for SIGTERM.
 PYTHON = """#!/usr/bin/env bash
-[[ "$*" != "-m orca_jax.planning.flags "* ]] || { echo "export FLAGS='of $3'"; exit; }
-[ -z "${FLAGS-}" ] || echo "$FLAGS" >"$HOME/flags.txt"
 printf '%s\\n' "$@" >>"$HOME/python.txt"
 env >"$HOME/env.txt"
 status=$(head -n 1 "$HOME/statuses")
@@ -111,9 +109,20 @@ def test_slurm_requeues_what_is_to_be_started_again(run, tmp_path, status, signa
     ended = run("slurm.sbatch", *given, **variables, JAX_PLATFORMS="")
     assert ended.returncode == status, ended.stderr
     assert lines(tmp_path / "srun.txt")[-5:] == ["-m", "experiments.train", "--hosts=auto", *given]
-    assert lines(tmp_path / "flags.txt") == ["of gpu"]
+    assert environment(tmp_path)[chips.MEMORY] == str(chips.LAUNCHED)
     assert_platform(environment(tmp_path), "cuda,cpu")
     assert lines(tmp_path / "scontrol.txt") == (["requeue 17"] if status == AGAIN else [])
+
+
+@pytest.mark.parametrize("more", ["", "--xla_gpu_none_such=1"])
+def test_xla_knows_the_flags_for_gpus_and_those_given_come_last(repo, more):
+    """It ends the process at one that it does not know, on any platform."""
+    given = os.environ | {"XLA_FLAGS": more, chips.MEMORY: "0.8", "JAX_PLATFORMS": "cpu"}
+    code = f'import jax, os; jax.devices(); print(os.environ["XLA_FLAGS"], os.environ["{chips.MEMORY}"])'
+    command = ["bash", "-c", f"source launch/gpu_flags.sh && {sys.executable} -c '{code}'"]
+    done = subprocess.run(command, cwd=repo, env=given, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == (not more), done.stderr
+    assert more or re.fullmatch(r"(--xla_gpu_\S+=\w+ ){3} 0\.8", done.stdout.strip())
 
 
 def test_slurm_reads_all_directives(repo):
@@ -147,7 +156,6 @@ def test_a_tpu_slice_is_kept_until_training_is_done(run, tmp_path, statuses, sta
     assert ended.returncode == status, ended.stderr
     started = ["-m", "experiments.train", "--hosts=auto", "--config=configs/mini.py", WORKDIR]
     assert lines(tmp_path / "python.txt") == started * starts
-    assert lines(tmp_path / "flags.txt") == ["of tpu"]
     assert_platform(environment(tmp_path), "tpu,cpu")
     asked = lines(tmp_path / "gcloud.txt")
     assert asked.count("queued-resources create") == creations
@@ -258,7 +266,6 @@ def test_the_jobset_fills_its_slice_and_finds_its_disk(jobset, repo):
     assert given["hosts"] == "auto"
     variables = {one["name"]: one["value"] for one in container["env"]}
     assert_platform(variables, "tpu,cpu")
-    assert variables.items() >= flags.environment("tpu", {}).items()
 
 
 def test_the_image_holds_what_the_manifest_starts(repo):

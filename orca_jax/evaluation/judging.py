@@ -21,9 +21,10 @@ from scipy import optimize, special
 
 from orca_jax import files
 from orca_jax.config import OpenAIConfig
-from orca_jax.evaluation import model, scoring, statistics
+from orca_jax.evaluation import model, parts, scoring, statistics
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question
+from orca_jax.evaluation.parts import Part
 from orca_jax.progress import progress
 from orca_jax.records import Message, Sampling
 from orca_jax.teachers.endpoint import Request
@@ -283,8 +284,12 @@ def judge(
     *,
     forms: Mapping[str, Form] | None = None,
     orders: Sequence[str] = ORDERS,
+    part: Part = parts.WHOLE,
 ) -> dict[str, Any]:
     """Lets a model behind an API review every question, and writes reviews and scores, which are returned.
+
+    Args:
+      part: of the reviews, which is only asked for, with a ledger of its own; nothing is scored then.
 
     Raises:
       ValueError: an answer is missing.
@@ -293,10 +298,15 @@ def judge(
     asked = comparisons(questions, reference, candidate, forms, orders)
     out.mkdir(parents=True, exist_ok=True)
     requests, counter = [Request(comparison.messages, SAMPLING) for comparison in asked], itertools.count(1)
+    requests = [requests[number] for number in parts.numbers(len(requests), part)]
+    ledger = out / model.LEDGER
     with progress(f"reviews by {endpoint.model}", len(requests)) as report:
         replies = model.endpoint_replies(
-            endpoint, requests, out / "ledger.sqlite", lambda _: report(next(counter))
-        )
+            endpoint, requests, parts.own(ledger, part), parts.others(ledger, part),
+            lambda _: report(next(counter)),
+        )  # fmt: skip
+    if part != parts.WHOLE:
+        return {}
     rows = (
         review_line(one, reply.text) | {"reviewer_id": endpoint.model} for one, reply in zip(asked, replies)
     )

@@ -7,7 +7,7 @@ its roles are kept, so that a task's description is the system message.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,29 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
 from orca_jax.artifacts import atomic_write
+from orca_jax.evaluation import parts
+from orca_jax.evaluation.parts import Part
+from orca_jax.progress import progress
 from orca_jax.records import Message, Sampling
 from orca_jax.serving.local import LocalStudent
 
-RESULTS = "results.json"
+RESULTS, ANSWERS = "results.json", "answers.jsonl"
+CHUNK = 256  # likelihoods computed before they are recorded
 MAX_TOKENS = 256  # lm-eval's default for tasks without a limit
 Tokens = Sequence[int]
 
 
 class StudentLM(LM):
-    """The adapter."""
+    """The adapter.
 
-    def __init__(self, student: LocalStudent):
+    Args:
+      file: keeps every answer as it comes; what is in it is not computed again.
+      part: which requests are answered, and of how many parts; see `parts.answered`.
+    """
+
+    def __init__(self, student: LocalStudent, file: Path, part: Part = parts.WHOLE):
         super().__init__()
-        self._student = student
+        self._student, self._file, self._part = student, file, part
         self._rendered: dict[str, tuple[Message, ...]] = {}
 
     @property
@@ -64,28 +73,57 @@ class StudentLM(LM):
                 stop=(until,) if isinstance(until, str) else tuple(until),
             )
             by_sampling.setdefault(sampling, []).append(index)
-        replies: dict[int, str] = {}
-        for sampling, indices in by_sampling.items():
-            conversations = [self._conversation(requests[index].args[0]) for index in indices]
-            found = self._student.answer(conversations, sampling)
-            replies |= {index: reply.text for index, reply in zip(indices, found)}
-        return [replies[index] for index in range(len(requests))]
+
+        def replies(wanted: Sequence[int]) -> Iterator[tuple[int, str]]:
+            for sampling, every in by_sampling.items():
+                # Draws are numbered among the requests of like settings, whichever of them are asked.
+                places = [place for place, index in enumerate(every) if index in set(wanted)]
+                asked = [self._conversation(requests[every[place]].args[0]) for place in places]
+                for found, reply in self._student.as_finished(asked, sampling, numbers=places):
+                    yield every[places[found]], reply.text
+
+        return self._answers(requests, replies, "")
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (context, continuation)."""
-        conversations = [(self._conversation(request.args[0]), request.args[1]) for request in requests]
-        return [(score.total, score.greedy) for score in self._student.log_likelihoods(conversations)]
+
+        def scores(wanted: Sequence[int]) -> Iterator[tuple[int, tuple[float, bool]]]:
+            by_length = sorted(wanted, key=lambda index: sum(map(len, requests[index].args)))
+            for start in range(0, len(by_length), CHUNK):
+                some = by_length[start : start + CHUNK]
+                pairs = [(self._conversation(requests[i].args[0]), requests[i].args[1]) for i in some]
+                for index, score in zip(some, self._student.log_likelihoods(pairs)):
+                    yield index, (score.total, bool(score.greedy))
+
+        return [(total, greedy) for total, greedy in self._answers(requests, scores, (0.0, False))]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, without any layout, in windows behind the first id of a prompt."""
-        student, totals = self._student, []
+        student = self._student
         prefix = int(student.prompt([Message("user", "?")])[0])
-        for request in requests:
-            tokens = student.tokenizer.encode(request.args[0], first=True)
-            pairs = windows(tokens, prefix, student.generator.max_length)
-            contexts, continuations = zip(*((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs))
-            totals.append(sum(one.total for one in student.generator.scorer.score(contexts, continuations)))
-        return totals
+
+        def totals(wanted: Sequence[int]) -> Iterator[tuple[int, float]]:
+            for index in wanted:
+                tokens = student.tokenizer.encode(requests[index].args[0], first=True)
+                pairs = windows(tokens, prefix, student.generator.max_length)
+                arrays = ((np.array(c, np.int32), np.array(t, np.int32)) for c, t in pairs)
+                yield index, sum(one.total for one in student.generator.scorer.score(*zip(*arrays)))
+
+        return self._answers(requests, totals, 0.0)
+
+    def _answers(
+        self,
+        requests: Sequence[Any],
+        answer: Callable[[Sequence[int]], Iterator[tuple[int, Any]]],
+        unknown: Any,
+    ) -> list[Any]:
+        """The answers to all requests, recorded as they come; `unknown` for those of other parts."""
+        identity = [self._student.identity, self._student.generator.max_length]
+        asked = [[*identity, request.request_type, *request.args] for request in requests]
+        kind = requests[0].request_type
+        with progress(f"lm-eval's {kind}", len(parts.numbers(len(asked), self._part))) as report:
+            found = parts.answered(asked, self._file, self._part, answer, report)
+        return [found.get(index, unknown) for index in range(len(requests))]
 
 
 def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, Tokens]]:
@@ -98,18 +136,33 @@ def windows(tokens: Tokens, prefix: int, length: int) -> Iterator[tuple[Tokens, 
 
 
 def evaluate(
-    student: LocalStudent, tasks: Sequence[str], out: Path, *, include_path: str | None = None, **options: Any
+    student: LocalStudent,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    include_path: str | None = None,
+    part: Part = parts.WHOLE,
+    **options: Any,
 ) -> str:
     """Writes results.json and samples_TASK.jsonl, lm-eval's results of a student, and returns its table.
+
+    Answers are kept in answers.jsonl. A part only answers its requests, in a file of its own, which the whole
+    reads.
 
     Args:
       include_path: a folder with further tasks.
       options: of `lm_eval.simple_evaluate`.
     """
-    tasks_known = TaskManager(include_path=include_path)
     found = lm_eval.simple_evaluate(
-        model=StudentLM(student), tasks=list(tasks), log_samples=True, task_manager=tasks_known, **options
+        model=StudentLM(student, out / ANSWERS, part),
+        tasks=list(tasks),
+        log_samples=True,
+        task_manager=TaskManager(include_path=include_path),
+        predict_only=part != parts.WHOLE,  # there are no metrics of a part
+        **options,
     )
+    if part != parts.WHOLE:
+        return "part {} of {} is answered; run without --part for the results".format(*part)
     found["config"]["model_dtype"] = student.dtype
     for task, samples in found.pop("samples").items():
         with atomic_write(out / f"samples_{task}.jsonl") as file:

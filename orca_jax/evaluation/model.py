@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts, config_check
 from orca_jax.config import ExperimentConfig, OpenAIConfig
+from orca_jax.evaluation import parts
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError
+from orca_jax.evaluation.parts import Part
 from orca_jax.records import Outcome, Reply, Sampling
 from orca_jax.scrubbing import EndpointError
 from orca_jax.teachers.collect import collect_all
-from orca_jax.teachers.endpoint import Fault, Request
+from orca_jax.teachers.endpoint import Fault, Request, request_id
 from orca_jax.teachers.ledger import Ledger
 from orca_jax.teachers.pool import Pool
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 ROUND = 4  # times as many questions as are answered at once
 IN_FLIGHT = 32
+LEDGER = "ledger.sqlite"
 FINAL = (Fault.REQUEST, Fault.TOO_LONG)  # a request that an endpoint refuses so is not sent again
 # Replies to conversations, each with its conversation's index, as they come; the numbers are those that
 # conversations of one seed draw by.
@@ -45,7 +48,7 @@ class Model:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
+def under_test(config: ExperimentConfig, workdir: Path, given: str, part: Part = parts.WHOLE) -> Model:
     """The model that `given` names: a JSON file with an endpoint, or a student; empty: the workdir's own.
 
     Raises:
@@ -53,7 +56,7 @@ def under_test(config: ExperimentConfig, workdir: Path, given: str) -> Model:
       EndpointError: the file is no endpoint's.
     """
     if given.endswith(".json"):
-        return api(read_endpoint(given), workdir / "ledger.sqlite")
+        return api(read_endpoint(given), workdir, part)
     from orca_jax.serving.local import device_groups, load_student
     from orca_jax.training import students
 
@@ -98,25 +101,36 @@ def sizes(config: ExperimentConfig) -> dict[str, Any]:
     return {name: getattr(config.evaluation, name) for name in names}
 
 
-def api(config: OpenAIConfig, ledger: Path) -> Model:
-    """A model behind an OpenAI-compatible API; every answer is in the ledger, and none is paid for twice."""
+def api(config: OpenAIConfig, workdir: Path, part: Part) -> Model:
+    """A model behind an OpenAI-compatible API; every answer is in a ledger, and none is paid for twice.
+
+    The whole has the workdir's, each part one of its own, which the whole takes answers from.
+    """
+    name = _file_name(config.model)
+    of_parts = workdir / "evaluation" / name / LEDGER
+    ledger = workdir / LEDGER if part == parts.WHOLE else parts.own(of_parts, part)
 
     def answer(
         asked: Sequence[Conversation], sampling: Sampling, numbers: Sequence[int]
     ) -> Iterable[tuple[int, Reply]]:
-        return enumerate(endpoint_replies(config, [Request(one, sampling) for one in asked], ledger))
+        requests = [Request(one, sampling) for one in asked]
+        return enumerate(endpoint_replies(config, requests, ledger, parts.others(of_parts, part)))
 
     endpoint = artifacts.digest([config.model, config.base_url, dict(config.parameters)])
-    return Model(_file_name(config.model), answer, ROUND * IN_FLIGHT, {"endpoint": endpoint})
+    return Model(name, answer, ROUND * IN_FLIGHT, {"endpoint": endpoint})
 
 
 def endpoint_replies(
     config: OpenAIConfig,
     requests: Sequence[Request],
     ledger: Path,
+    others: Sequence[Path] = (),
     on_reply: Callable[[Any], None] | None = None,
 ) -> list[Reply]:
     """The replies to all requests, within the endpoint's limits.
+
+    Args:
+      others: further ledgers, whose answers are taken.
 
     Raises:
       EvaluationError: a request got no answer, so that running again asks it again.
@@ -124,7 +138,10 @@ def endpoint_replies(
     from orca_jax.teachers.openai import OpenAIEndpoint  # its client takes a while to import
 
     pool = Pool(config.model, [(OpenAIEndpoint(config), config.limits)])
+    keys = [request_id(pool.identity, request) for request in requests]
     with Ledger(ledger) as opened:
+        for other in others:
+            opened.adopt(other, keys)
         replies = collect_all(pool, requests, opened, concurrency=IN_FLIGHT, on_reply=on_reply)
     failed = [r for r in replies if r.outcome == Outcome.ERROR and r.raw.get("fault") not in FINAL]
     if failed:

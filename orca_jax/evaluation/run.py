@@ -26,18 +26,19 @@ import numpy as np
 from orca_jax import artifacts, files, hub, plugins
 from orca_jax.artifacts import digest
 from orca_jax.config import ExperimentConfig
-from orca_jax.evaluation import cells, model, scoring
+from orca_jax.evaluation import cells, model, parts, scoring
 from orca_jax.evaluation.benchmarks import puzzles as puzzle_benchmark
 from orca_jax.evaluation.benchmarks import registry, toxigen
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError, Question, conversation
 from orca_jax.evaluation.model import Answer
+from orca_jax.evaluation.parts import Part
 from orca_jax.progress import progress
 from orca_jax.queries import puzzles, system_messages
 from orca_jax.queries.puzzles.base import Puzzle
 from orca_jax.records import Outcome, Reply, Sampling, Usage, to_json
 
 log = logging.getLogger(__name__)
-REPLIES, PART = "replies.jsonl", "replies-{}-of-{}.jsonl"
+REPLIES = "replies.jsonl"
 EMPTY_MESSAGE = 1
 
 
@@ -52,10 +53,7 @@ class Options:
     samples: int = 1  # replies to each question, each with a seed of its own
     limit: int = 0  # first questions of each task, 0: all; scores of a part are no benchmark scores
     classifier: str = ""  # a folder with a toxicity classifier; empty: continuations are kept unscored
-    part: tuple[int, int] = (
-        1,
-        1,
-    )  # of the questions, as (2, 4): their second quarter is answered, not scored
+    part: Part = parts.WHOLE  # of the questions, as (2, 4): their second quarter is answered, not scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Evaluator:
         self.config, self.workdir, self.options = config, workdir, options
         if options.samples > 1 and not config.evaluation.temperature:
             raise ValueError("several samples are all the same at temperature 0; set evaluation.temperature")
-        self.model = model.under_test(config, workdir, options.model)
+        self.model = model.under_test(config, workdir, options.model, options.part)
 
     def evaluate(self, name: str, questions: Sequence[Question], system: System) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
@@ -150,7 +148,7 @@ class Evaluator:
                     part=self.options.part,
                     progress=lambda done: report(len(replies) * len(questions) + done),
                 )
-        if self.options.part != Options.part:
+        if self.options.part != parts.WHOLE:
             log.info("%s: part %d of %d is answered; run without --part to score", name, *self.options.part)
             return
         given: dict[str, Any] = {"mode": mode, "system_message_id": system.id}
@@ -263,7 +261,7 @@ def collect_replies(
     system_message_id: int | None,
     system_text: str,
     round_size: int,
-    part: tuple[int, int] = Options.part,
+    part: Part = parts.WHOLE,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Reply]:
     """The replies there are, in the order of the questions: to all of them, unless a part is asked.
@@ -290,11 +288,11 @@ def collect_replies(
         content = [question.key, question.mode, list(map(to_json, messages)), to_json(sampling), seed]
         requests[digest(content)] = question, messages
     by_length = sorted(requests, key=lambda request: (len(requests[request][0].text), request))
-    which, parts = part
-    path = Path(directory) / (REPLIES if parts == 1 else PART.format(*part))
+    whole = Path(directory) / REPLIES
+    path = parts.own(whole, part)
     replies: dict[str, Reply] = {}
     with files.JsonlAppender(path) as file:
-        for there in (path, *(sorted(path.parent.glob(PART.format("*", "*"))) if parts == 1 else ())):
+        for there in (path, *parts.others(whole, part)):
             recorded = {one.request: one for one in files.read_jsonl(there, RecordedReply)}
             if foreign := recorded.keys() - requests:
                 raise EvaluationError(
@@ -307,7 +305,7 @@ def collect_replies(
                     if there != path:
                         file.append(one)
         for number, start in enumerate(range(0, len(by_length), round_size)):
-            places = range(which - 1, len(by_length[start : start + round_size]), parts)
+            places = parts.numbers(len(by_length[start : start + round_size]), part)
             asked = [by_length[start + place] for place in places]
             missing = [request for request in asked if request not in replies]
             if not missing:

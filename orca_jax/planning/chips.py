@@ -66,6 +66,9 @@ class Chip:
         return int(self.hbm_gib * GIB * (memory_fraction() if self.kind == "gpu" else 1))
 
 
+MEMORY, LAUNCHED = "XLA_CLIENT_MEM_FRACTION", 0.9  # what launch/gpu_flags.sh sets
+
+
 def memory_fraction() -> float:
     """The share of a GPU's memory that XLA takes: what the environment says, or its default.
 
@@ -74,7 +77,7 @@ def memory_fraction() -> float:
     Raises:
       ValueError: the variable is no number between 0 and 1.
     """
-    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    for name in (MEMORY, "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         if value := os.environ.get(name, ""):
             if not re.fullmatch(r"0?\.\d+|1(\.0*)?", value):
                 raise ValueError(f"{name}={value!r} is no share of the memory; write a number such as 0.9")

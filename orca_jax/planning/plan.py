@@ -19,8 +19,8 @@ import jax
 from orca_jax import hub
 from orca_jax.compiler_options import FASTEST
 from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
-from orca_jax.planning import estimate, flags
-from orca_jax.planning.chips import GIB, Topology, larger, memory_fraction
+from orca_jax.planning import estimate
+from orca_jax.planning.chips import GIB, LAUNCHED, MEMORY, Topology, larger, memory_fraction
 from orca_jax.planning.compile import ENVIRONMENT, Compiled, PlanError, can_compile, compile_step
 from orca_jax.planning.estimate import MeshShape, Workload
 from orca_jax.planning.program import Work
@@ -244,8 +244,8 @@ def make_plan(
             work = compiled.work
             seconds = estimate.compiled_seconds(shape, topology, traffic, work.cycles, work.attention)
     ways = [] if enough else remedies(workload, topology)
-    if not enough and size < topology.chip.hbm_gib * GIB * flags.memory_fraction():
-        ways.insert(0, f"with {flags.MEMORY}={flags.memory_fraction()} in the environment")
+    if not enough and size < topology.chip.hbm_gib * GIB * LAUNCHED:
+        ways.insert(0, f"with {MEMORY}={LAUNCHED} in the environment")
     better = faster(candidate, topology, state) if enough else ""
     return Plan(
         config.name, topology, candidate, compiled, size, enough, traffic, roofline, seconds, ways, better
@@ -354,7 +354,7 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
     how = f"compiled in {values['compile_seconds']} s" if values["compiled"] else "estimated, not compiled"
     mesh = " ".join(f"{axis}={size}" for axis, size in values["mesh"].items())
     spare = values["hbm_bytes"] - values["bytes_per_chip"]
-    share = f" ({memory_fraction():.0%} of the memory, {flags.MEMORY})" if values["gpu"] else ""
+    share = f" ({memory_fraction():.0%} of the memory, {MEMORY})" if values["gpu"] else ""
     verdict = f"fits, {gib(spare)} free" if values["fits"] else f"does not fit: {gib(-spare)} too much"
     if not values["fits"] and spare >= 0:
         kept = 100 * (1 - estimate.USABLE)

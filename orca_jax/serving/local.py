@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from orca_jax import artifacts
@@ -240,11 +240,16 @@ def prompt_number(prompt: np.ndarray) -> int:
 
 
 class InTraining:
-    """Makes students of parameters as a training step has them, adapters and stacked layers included."""
+    """Makes students of parameters as a training step has them, adapters and stacked layers included.
 
-    def __init__(self, student: LlamaConfig, mesh: Mesh, dtype: DTypeLike):
+    Args:
+      mesh: where the parameters are.
+      here: where the students shall be, this host's devices; a whole parameter is on each device meanwhile.
+    """
+
+    def __init__(self, student: LlamaConfig, mesh: Mesh, dtype: DTypeLike, here: Mesh | None = None):
         self.config = dataclasses.replace(student, lora=LoraConfig(), scan_layers=False)
-        self.dtype = jnp.dtype(dtype)
+        self.dtype, self._here = jnp.dtype(dtype), here if here != mesh else None
 
         def convert(params: Any) -> Any:
             merged, _ = parameters.per_layer(lora.merge(params, student.lora), student)
@@ -252,13 +257,19 @@ class InTraining:
 
         shapes = jax.eval_shape(lambda: convert(llama.init(student, 0)))
         self._convert = jax.jit(convert, out_shardings=sharding.shardings(shapes, mesh))
+        self._replicate = jax.jit(lambda leaf: leaf, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, tokenizer: Tokenizer, layout: str, **options: Any) -> LocalStudent:
         """A student with a copy of the parameters; options as of `LocalStudent`."""
         kept, kind = self._convert(params), self.dtype.name
+        if self._here:
+            kept = jax.tree.map(self._moved, kept, sharding.shardings(kept, self._here))
         return LocalStudent(
             kept, self.config, tokenizer, layout, checkpoint="being trained", dtype=kind, **options
         )
+
+    def _moved(self, leaf: jax.Array, placement: NamedSharding) -> jax.Array:
+        return jax.device_put(self._replicate(leaf).addressable_data(0), placement)
 
 
 class StudentEndpoint:

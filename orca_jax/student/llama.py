@@ -346,11 +346,13 @@ def logits(last: jax.Array, matrix: jax.Array, vocab_size: int) -> jax.Array:
 def init(config: LlamaConfig, seed: int) -> Params:
     """Fresh float32 parameters: kernels normal of variance 1 / fan-in, embeddings normal, norms one.
 
+    Beside adapters, kernels and embeddings are in `lora.base_dtype`.
     Scanned and unrolled students draw different numbers from one seed.
     """
     dummy = jnp.zeros((1, 8), jnp.int32)
     with lora.adapting(config.lora):
-        return Llama(config).init(jax.random.key(seed), dummy, dummy, dummy)["params"]
+        params = Llama(config).init(jax.random.key(seed), dummy, dummy, dummy)["params"]
+    return lora.in_base_dtype(params, config.lora)
 
 
 def apply(

@@ -67,6 +67,14 @@ def split(params: Any, config: LoraConfig) -> Split:
     return Split(part(True), part(False))
 
 
+def in_base_dtype(params: Any, config: LoraConfig) -> Any:
+    """Parameters with what is not trained, but norms, in `config.base_dtype`."""
+    kept = (*ADAPTER, "scale")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path[-1].key in kept else leaf.astype(config.base_dtype), params
+    )
+
+
 def joined(parts: Split) -> Any:
     """The inverse of `split`."""
     return jax.tree.map(

@@ -120,7 +120,7 @@ class Scorer:
         self._options = tuple(sorted((compiler_options or {}).items()))
 
     def score(
-        self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], top: int = 1
+        self, prompts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], *, top: int = 1
     ) -> list[Score]:
         """Scores `continuations` (int32 [n], n >= 1), each after its prompt (int32 [m], m >= 1), in order.
 

@@ -227,6 +227,22 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
         with self._transaction():
             return [self._record(attempt) for attempt in attempts]
 
+    def adopt(self, other: Path, keys: Iterable[bytes]) -> None:
+        """Copies another ledger's answers to those of these requests that have none here."""
+        Ledger(other).close()  # it is a ledger, and up to date
+        columns = ", ".join(row[1] for row in self._rows("PRAGMA table_info(attempts)") if row[1] != "id")
+        self._rows("ATTACH ? AS other", str(other))
+        try:
+            with self._transaction():
+                self._connection.executemany(
+                    f"INSERT INTO main.attempts ({columns}) SELECT {columns} FROM other.attempts WHERE "
+                    "key = ?1 AND answer = 1 AND NOT EXISTS "
+                    "(SELECT 1 FROM main.attempts WHERE key = ?1 AND answer = 1)",
+                    [(key,) for key in keys],
+                )
+        finally:
+            self._rows("DETACH other")
+
     def awaited(self, keys: Iterable[bytes], batch: int) -> dict[bytes, tuple[int, Request]]:
         """The notes of those of the requests that went out with this batch and are not recorded yet."""
         query = (

@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = os.EX_TEMPFAIL  # 75: nothing is wrong; run the same command again
 # Device files of TPUs and GPUs (Linux's drivers).
 ACCELERATORS = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*")
-_NUMBER = itertools.count()  # of comparisons, which all processes make in the same order
+_NUMBER = itertools.count()  # of exchanges, which all processes make in the same order
 
 
 class HostsError(ValueError):
@@ -106,38 +106,46 @@ def _wait_for(address: str) -> None:
             time.sleep(min(1.0, SECONDS))
 
 
-def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> None:
-    """Returns once all processes have called this with equal `values`, which are names and fingerprints.
+def gather(topic: str, value: Any, seconds: float = SECONDS) -> list[tuple[str, Any]]:
+    """The JSON values that all processes call this with, in their order, each with its process and host.
 
     Args:
-      topic: names the comparison in errors.
+      topic: names the exchange in errors.
 
     Raises:
-      HostsError: a process did not call this within `seconds`, or its values differ; names it and its host.
+      HostsError: a process did not call this within `seconds`; names it.
     """
     if jax.process_count() == 1:
-        return
+        return [(f"process 0 ({platform.node()})", value)]
     from jax._src import distributed  # JAX has no public name for its service's client
 
     client: Any = distributed.global_state.client
-    key = f"orca_jax/compare/{next(_NUMBER)}/{topic}"
-    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps([platform.node(), dict(values)]))
+    key = f"orca_jax/gather/{next(_NUMBER)}/{topic}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps([platform.node(), value]))
     deadline = time.monotonic() + seconds
-    found: dict[str, Mapping[str, str]] = {}
-    missing = []
+    found, missing = list[tuple[str, Any]](), list[str]()
     for process in range(jax.process_count()):
         left = max(1, int(1000 * (deadline - time.monotonic())))
         try:
             host, theirs = json.loads(client.blocking_key_value_get(f"{key}/{process}", left))
-            found[f"process {process} ({host})"] = theirs
+            found.append((f"process {process} ({host})", theirs))
         except jax.errors.JaxRuntimeError:
             missing.append(str(process))
     if missing:
         raise HostsError(
             f"no answer on {topic!r} within {seconds:.0f} s from process {', '.join(missing)} of "
-            f"{jax.process_count()}; look at its log. There are: {', '.join(found)}"
+            f"{jax.process_count()}; look at its log. There are: {', '.join(name for name, _ in found)}"
         )
-    if faults := differences(found):
+    return found
+
+
+def compare(topic: str, values: Mapping[str, str], seconds: float = SECONDS) -> None:
+    """Returns once all processes have called this with equal `values`, which are names and fingerprints.
+
+    Raises:
+      HostsError: as `gather`, or a process's values differ; names it and its host.
+    """
+    if faults := differences(dict(gather(topic, dict(values), seconds))):
         raise HostsError(f"the hosts are not about to run the same thing: {'; '.join(faults)}")
 
 

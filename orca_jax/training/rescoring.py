@@ -83,7 +83,9 @@ class Rescored(Source):
         can = [i for i, one in enumerate(group) if len(supervised[i]) and one.tokens.max() < self.ids]
         starts = {i: int(supervised[i][0]) for i in can}
         scores = self.scorer.score(
-            [group[i].tokens[: starts[i]] for i in can], [group[i].tokens[starts[i] :] for i in can], self.top
+            [group[i].tokens[: starts[i]] for i in can],
+            [group[i].tokens[starts[i] :] for i in can],
+            top=self.top,
         )
         by_trace = dict(zip(can, scores))
         for i, one in enumerate(group):

@@ -47,13 +47,9 @@ def train(
       rounds: makes what makes rounds on policy, given the training's fingerprint, see `Trainer.make_round`.
 
     Raises:
-      HostsError: the student is to answer on several hosts, for an evaluation or a round on policy.
+      HostsError: the student is to answer in a round on policy, on several hosts.
     """
     on_policy = any(stage.on_policy for stage in config.curriculum)
-    if config.train.evaluate_every and jax.process_count() > 1:
-        raise hosts.HostsError(
-            "train.evaluate_every works on one host: on several, set it to 0 and evaluate the trained student"
-        )
     if on_policy and jax.process_count() > 1:
         raise hosts.HostsError("a curriculum stage on policy works on one host: its student answers there")
     directory, builder = workdir / "training", row_builder(config, workdir)

@@ -239,7 +239,9 @@ def shape(config: ExperimentConfig, workdir: Path, source: SavedStudent | None) 
 
 def initial(source: SavedStudent, config: LlamaConfig, mesh: Mesh, seed: int) -> llama.Params:
     """A source's parameters, with new adapters if the config has any."""
-    base = source.load(dataclasses.replace(config, lora=LoraConfig()), mesh)
+    base = source.load(
+        dataclasses.replace(config, lora=LoraConfig()), mesh, jnp.dtype(config.lora.base_dtype)
+    )
     if not config.lora.rank:
         return base
     # Only the adapters leave the compiled function, so the rest of it is never computed.

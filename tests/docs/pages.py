@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SHELL = ("", "bash", "sh")
 PROGRAMS = (
     *("apt-get", "bash", "curl", "docker", "export", "gcloud", "jupyter", "kubectl", "lm_eval", "make"),
-    *("mkdocs", "pip", "pip-audit", "playwright", "python", "sbatch", "launch/[a-z_.]+"),
+    *("mkdocs", "pip", "pip-audit", "playwright", "python", "sbatch", "source", "launch/[a-z_.]+"),
 )
 INLINE = re.compile(rf"`(?:time )?(?P<text>(?:{'|'.join(PROGRAMS)}) [^`\n]+(?:\n[^`\n]+)?)`")
 INDENTED = re.compile(r"^    (?P<text>python .+)$", re.M)

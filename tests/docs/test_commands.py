@@ -42,7 +42,7 @@ NOT_RUN = {
     r"jupyter ": "trains for minutes; tests/test_notebooks.py; checklist: docs/notebooks.md's command",
     r"(docker|gcloud|kubectl|sbatch) ": "needs a platform; tests/test_launching.py has stand-ins",
     r"launch/tpu_pod.sh keep \S+ \S+$": "needs a platform; tests/test_launching.py has stand-ins",
-    r"(eval .\$.)?python -m orca_jax\.planning\.flags": "for a shell; tests/planning/test_flags.py",
+    r"source launch/gpu_flags\.sh": "for a shell; tests/test_launching.py",
     r"python -m experiments\.train .*--hosts=": "needs several hosts; tests/proofs/test_elastic.py",
     r"lm_eval ": "needs lm-eval beside a server; tests/serving/test_server_clients.py",
     r"python -m experiments\.evaluate lm_eval ": "lm-eval fetches its tasks; checklist: `lm_eval` in an env",

@@ -63,11 +63,13 @@ def test_an_endpoint_is_asked_once_about_every_benchmark_in_its_modes(mini, benc
     config = in_modes(config, {"bbh": ("orca", "robust"), "agieval": ("orca_cot",)})
     with Server(lambda call: completion("B. No.")) as server:
         options = Options(model=endpoint(server, "gpt"), limit=3)
-        evaluate.run(config, tmp_path / "w", options)
-        asked = len(server.calls)
-        evaluate.run(config, tmp_path / "w", options)
-        assert len(server.calls) == asked == 3 + 3 + 3 + 3
-    folder = tmp_path / "w/evaluation/gpt"
+        folder = tmp_path / "w/evaluation/gpt"
+        for part, calls in (((1, 2), 8), ((2, 2), 12), ((1, 1), 12), ((1, 1), 12)):
+            evaluate.run(config, tmp_path / "w", dataclasses.replace(options, part=part))
+            assert len(server.calls) == calls
+            for replies in folder.glob("bbh-orca/replies-*"):
+                replies.unlink()  # a round that was not recorded; the answers are in the parts' ledgers
+    assert calls == 3 + 3 + 3 + 3
     assert scores(folder / "bbh-orca")["tasks"]["navigate"]["accuracy"] == 1
     assert scores(folder / "bbh-robust")["tasks"]["navigate"]["unparsed"] == 0
     assert scores(folder / "vicuna_prompts-open_ended")["outcomes"] == {"ok": 3}
@@ -210,7 +212,7 @@ def test_what_is_no_endpoint_is_refused_by_name(tmp_path, content):
         model.read_endpoint(path)
 
 
-def test_a_judge_reviews_both_orders_and_is_paid_once(benchmarks, endpoint, tmp_path, capsys):
+def test_a_judge_reviews_both_orders_on_two_hosts_and_is_paid_once(benchmarks, endpoint, tmp_path, capsys):
     def answer(call):
         better = call.question.index("short") > call.question.index("longer")
         return completion("9 7\nSo." if better else "7 9\nSo.")  # always the longer answer
@@ -226,10 +228,11 @@ def test_a_judge_reviews_both_orders_and_is_paid_once(benchmarks, endpoint, tmp_
             f"--model={endpoint(server)}", f"--reference={answers['reference']}",
             f"--candidate={answers['candidate']}", f"--out={tmp_path / 'out'}",
         ]  # fmt: skip
-        for _ in range(2):
-            evaluate.PROGRAM.start(arguments)
+        for part, calls in (("2/2", 80), ("2/2", 80), ("1/2", 160), ("", 160), ("", 160)):
+            assert not (tmp_path / "out/scores.json").exists() or not part
+            evaluate.PROGRAM.start([*arguments, f"--part={part}"])
             evaluate.main()
-        assert len(server.calls) == 160
+            assert len(server.calls) == calls
     assert "candidate over reference, both: 128.6 %" in capsys.readouterr().out
     found = scores(tmp_path / "out")
     assert (found["win"], found["flips"], found["reviews"]) == (1, 0, 160)

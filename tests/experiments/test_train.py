@@ -9,7 +9,7 @@ import pytest
 
 from orca_jax.artifacts import ArtifactError, read_manifest
 from orca_jax.experiments import train
-from orca_jax.training import hosts, metrics
+from orca_jax.training import metrics
 from orca_jax.training.checkpoints import load_params
 
 
@@ -118,12 +118,6 @@ def test_a_stage_that_stops_rising_ends_and_a_killed_run_ends_there_too(copied, 
     jax.tree.map(np.testing.assert_array_equal, load_params(workdir / "training/checkpoints")[1], params)
     assert evaluations(workdir) == rows
     assert read_manifest(workdir / "training")["counts"]["ended"] == manifest["counts"]["ended"]
-
-
-def test_several_hosts_do_not_evaluate_while_training(finished, mini, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(hosts.HostsError, match=r"train\.evaluate_every works on one host"):
-        train.run(evaluating(mini, 2), finished)
 
 
 def test_without_tokens_it_says_what_is_missing(tmp_path, mini):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from orca_jax.config import load
+from orca_jax.config import MeshConfig, load
 from orca_jax.configs import orca_13b, orca_70b
 from orca_jax.planning import chips, compile, estimate, plan, program
 from orca_jax.planning.estimate import MeshShape
@@ -130,6 +130,7 @@ def test_one_line_of_json(orca, made):
     assert {one["kind"]: one["bytes"] > 0 for one in values["collectives"]} == {
         "all-gather": True,
         "reduce-scatter": True,
+        "all-reduce": True,  # over data
     }
     parts = values["parameter_bytes"] + values["optimizer_bytes"] + values["working_bytes"]
     assert parts == values["bytes_per_chip"]
@@ -171,8 +172,9 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(orca):
     assert "would fit on v5e:" in text
 
 
-def test_a_plan_names_the_fastest_setting_for_the_same_rows(orca, made):
+def test_a_plan_names_the_fastest_setting_for_the_same_rows(orca):
     """Here one whose weight gradients are not cut into slices of 5120 / 32 columns."""
+    made = analytic(dataclasses.replace(orca, mesh=MeshConfig()), "v5p:2x4x4")
     assert "fsdp=32" not in made.faster
     assert "batch_rows=128 " in made.faster
     assert f"faster: {made.faster}" in plan.report(plan.summary(orca, made, AMOUNTS), made.workload)

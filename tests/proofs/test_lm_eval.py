@@ -48,9 +48,9 @@ def student(tokenizer):
     )
 
 
-@pytest.fixture(scope="module")
-def model(student):
-    return StudentLM(student)
+@pytest.fixture
+def model(student, tmp_path):
+    return StudentLM(student, tmp_path / "answers.jsonl")
 
 
 def requests(kind, *arguments):
@@ -125,3 +125,23 @@ def test_choices_by_likelihood_are_lm_evals_own_over_local_files(student, shared
         totals = [score.total for score in student.log_likelihoods(choices)]
         assert [float(total) for total, _ in sample["filtered_resps"]] == pytest.approx(totals)
         assert sample["acc"] == (int(np.argmax(totals)) in row["gold"])
+
+
+def test_parts_of_a_task_give_the_results_of_the_whole(student, tmp_path):
+    """Choices by likelihood and replies, on two hosts; the whole then computes nothing."""
+    rows = [{"query": f"Is it {i}?", "choices": ["(A) yes", "(B) no"], "gold": [i % 2]} for i in range(7)]
+    likely = local_task(tmp_path, "agieval/sat-math", rows)
+    rows = [{"input": f"Is it {i}?\nOptions:\n(A) Yes\n(B) No", "target": "(A)"} for i in range(5)]
+    said = local_task(tmp_path, "bbh/zeroshot/snarks", rows)
+    given = dict(include_path=str(tmp_path), bootstrap_iters=0)
+    evaluate(student, [likely, said], tmp_path / "whole", **given)
+    for part in ((1, 2), (2, 2)):
+        assert "of 2 is answered" in evaluate(student, [likely, said], tmp_path / "parts", part=part, **given)
+    lines = [(tmp_path / "parts" / f"answers-{which}-of-2.jsonl").read_text() for which in (1, 2)]
+    assert [len(text.splitlines()) for text in lines] == [7 + 3, 7 + 2]
+    assert not (tmp_path / "parts" / RESULTS).exists()
+    evaluate(student, [likely, said], tmp_path / "parts", **given)
+    assert not (tmp_path / "parts" / "answers.jsonl").read_text()
+    for task in (likely, said):
+        one, other = ((tmp_path / name / f"samples_{task}.jsonl").read_text() for name in ("whole", "parts"))
+        assert one == other

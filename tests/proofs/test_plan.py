@@ -230,33 +230,6 @@ def test_a_layer_more_takes_as_many_cycles_more():
     assert [first, second, third] == pytest.approx([1.0] * 3)
 
 
-FLAGS = """
-import json
-from orca_jax.planning import chips, compile, estimate, flags
-from tests.planning.workloads import small
-
-named = {row["flag"]: row["value"] for row in flags.rows() if row["platform"] == "tpu"}
-work = small(rows=8, hidden_size=256, intermediate_size=512, num_heads=2, head_dim=128)
-for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
-    for more in ({}, {"xla_tpu_none_such": "1"}):
-        try:
-            where = (estimate.MeshShape(1, 4, 1), chips.topology(name))
-            made = compile.compile_step(work, *where, state_bytes=0, options=named | more)
-            print(json.dumps([name, bool(more), made.work.cycles > 0]))
-        except compile.PlanError as error:
-            print(json.dumps([name, bool(more), str(error)]))
-"""
-
-
-@tpus
-def test_libtpu_compiles_a_step_with_the_flags_of_the_table():
-    """A flag that is known may still be refused in a program that is split over chips of some kind."""
-    found = printed(FLAGS)
-    assert len(found) == 6
-    for name, unknown, answer in found:
-        assert ("No such compile option" in answer) if unknown else (answer is True), (name, answer)
-
-
 CUDNN = """
 import json
 import jax, jax.numpy as jnp

@@ -1,10 +1,13 @@
 """README's lines for Orca 13B in small on two processes of four CPU devices each, from weights to tables.
 
-The evaluation is also spread over four processes, and gives the same items.
+The evaluation is also spread over four processes, and gives the same items. A student that two processes
+train is evaluated meanwhile as on one.
 """
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,10 +42,10 @@ CONFIG = (
 EVALUATED = (*CONFIG, "--limit=40")
 
 
-def start(folder, program, *arguments):
+def start(folder, program, *arguments, devices=4):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "NPROC": "16",
     }
     command = [sys.executable, "-m", f"orca_jax.experiments.{program}", *arguments]
@@ -56,8 +59,15 @@ def end(process):
     return said
 
 
-def run(folder, program, *arguments):
-    return end(start(folder, program, *arguments))
+def run(folder, program, *arguments, **options):
+    return end(start(folder, program, *arguments, **options))
+
+
+def train_on_two(folder, *arguments):
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    both = [start(folder, "train", *arguments, f"--hosts=localhost:{port},2,{host}") for host in range(2)]
+    return [end(host) for host in both]
 
 
 def items(folder, name):
@@ -72,10 +82,7 @@ def items(folder, name):
 def test_training_and_evaluation_on_two_hosts(folder):
     run(folder, "collect", *CONFIG)
     run(folder, "prepare", *CONFIG)
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    both = [start(folder, "train", *CONFIG, f"--hosts=localhost:{port},2,{host}") for host in range(2)]
-    assert ["of 2" in end(host) for host in both] == [True, True]
+    assert ["of 2" in said for said in train_on_two(folder, *CONFIG)] == [True, True]
 
     sizes = ("--config.evaluation.tensor=2", "--config.evaluation.copies=2")
     parts = [start(folder, "evaluate", *EVALUATED, *sizes, f"--part={host}/2") for host in (1, 2)]
@@ -106,3 +113,36 @@ def test_training_and_evaluation_on_two_hosts(folder):
     (folder / "whole").rename(evaluation)
     run(folder, "tables", "paper", "--runs=orca", "--out=tables")
     assert "Table" in (folder / "tables" / "README.md").read_text(encoding="utf-8")
+
+
+def test_evaluation_while_training_on_two_hosts(tmp_path):
+    given = (
+        "--config=configs/mini.py:runlocal", "--workdir=w", "--config.train.batch_rows=8",
+        "--config.curriculum[0].steps=60", "--config.curriculum[1].steps=20",
+        "--config.puzzles.per_family=400", "--config.data.validation_fraction=0.1",
+        "--config.train.evaluate_every=60", "--config.train.evaluate_per_family=15",
+        "--config.evaluation.max_tokens=48",
+    )  # fmt: skip
+    for program in ("collect", "prepare"):
+        run(tmp_path, program, *given)
+    run(tmp_path, "train", *given, devices=8)
+    training = tmp_path / "w" / "training"
+    alone = evaluations(training)
+    shutil.rmtree(training)
+    said = train_on_two(tmp_path, *given, "--config.evaluation.tensor=2")
+    results = [re.findall(r"evaluation after step \d+: accuracy (.* questions)", text) for text in said]
+    assert results[0] == results[1]
+    both = evaluations(training)
+    print(json.dumps({"alone": alone, "both": both}))
+    assert [row["step"] for row in both] == [60, 80]
+    assert all(row["unparsed"] < 0.9 for row in both)  # it says something
+    for one, other in zip(alone, both, strict=True):
+        assert one.keys() == other.keys()
+        assert one["n"] == other["n"] >= 45
+        for name in ("accuracy", "unparsed"):
+            assert abs(one[name] - other[name]) <= 2 / one["n"]  # ids of equal score
+
+
+def evaluations(training):
+    rows = map(json.loads, (training / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["kind"] == "evaluation"]

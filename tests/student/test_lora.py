@@ -113,6 +113,29 @@ def test_only_adapters_are_trained_and_have_moments(axes, accumulation):
     assert min(jax.tree.leaves(moved)) > 0
 
 
+def test_frozen_weights_in_bfloat16_train_the_same_in_bfloat16():
+    """Products round weights to bfloat16 anyway; norms and adapters stay float32."""
+    narrow = dataclasses.replace(ADAPTED, lora=dataclasses.replace(LORA, base_dtype="bfloat16"))
+    mesh, batch, found = make_mesh(MeshConfig(fsdp=8)), a_batch(16), []
+    for config in (ADAPTED, narrow):
+        params = lora.in_base_dtype(with_adapters(ADAPTED), config.lora)
+        with jax.set_mesh(mesh):
+            steps = make_steps(config, optax.scale_by_adam(), mesh, dtype=jnp.bfloat16, accumulation=2)
+            types = [jax.tree.map(lambda leaf: leaf.dtype, tree) for tree in (steps.abstract.params, params)]
+            assert types[0] == types[1]
+            state = steps.init(jax.tree.map(jnp.copy, params))
+            for _ in range(3):
+                state, metrics = steps.update(state, batch, jnp.float32(3e-2))
+        found.append((state.params, float(metrics.loss.mean)))
+    (wide, loss), (params, other) = found
+    assert loss == pytest.approx(other, abs=2e-3)
+    query = params["layer_0"]["attention"]["query"]
+    assert (query["kernel"].dtype, query["lora_a"].dtype) == (jnp.bfloat16, jnp.float32)
+    merged = lora.merge(params, narrow.lora)
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), lora.merge(wide, LORA), merged)
+    assert max(jax.tree.leaves(difference)) < 0.05
+
+
 def test_adapters_that_cannot_be():
     for changes in (dict(targets=("query", "gates")), dict(targets=()), dict(rank=-1), dict(alpha=0.0)):
         with pytest.raises(ValueError, match="lora"):

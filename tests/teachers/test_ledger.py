@@ -53,6 +53,20 @@ def ledger(tmp_path):
 
 
 class TestRecords:
+    def test_another_hosts_answers_are_adopted_where_there_is_none(self, ledger, tmp_path):
+        path = tmp_path / "ledger-2-of-2.sqlite"
+        with Ledger(path) as other:
+            other.record([attempt("Why?", "Theirs."), attempt("How?", "Theirs."), attempt("Who?", "Theirs.")])
+            other.record([attempt("When?", outcome=Outcome.ERROR)])
+        ledger.record([attempt("Why?", "Ours."), attempt("How?", outcome=Outcome.ERROR)])
+        for _ in range(2):
+            ledger.adopt(path, map(key, ("Why?", "How?", "When?")))
+        found = ledger.get_many(map(key, ("Why?", "How?", "Who?", "When?")))
+        assert {id_: answer.reply.text for id_, answer in found.items()} == {
+            key("Why?"): "Ours.", key("How?"): "Theirs."
+        }  # fmt: skip
+        assert len(ledger.answered()) == 2
+
     @settings(max_examples=40, deadline=None)
     @given(replies=st.lists(REPLIES, min_size=1, max_size=4), sampling=st.builds(Sampling, st.floats(0, 2)))
     def test_everything_comes_back(self, replies, sampling):
