@@ -100,6 +100,16 @@ DIR gets lm-eval's results and samples.""",
     cli.Option("max_length", 2048, "Prompt and reply together, in tokens.", lower_bound=2),
     made=("{out}",),
 )
+EDITS = cli.Command(
+    "Edits a step of each right reply of a student to puzzles, and counts the answers that follow the edit.",
+    cli.MODEL,
+    cli.LAYOUT,
+    cli.Option("family", "tracking", "Of test puzzles."),
+    cli.Option("difficulty", 4, "Of the puzzles.", lower_bound=1),
+    cli.Option("count", 100, "Puzzles.", lower_bound=1),
+    cli.Option("system", "", "The system message in words."),
+    cli.Option("seed", 0, "Of puzzles and edits."),
+)
 PROGRAM = cli.Program(
     __doc__,
     commands={
@@ -109,6 +119,7 @@ PROGRAM = cli.Program(
         "show": SHOW,
         "judge": JUDGE,
         "lm_eval": LM_EVAL,
+        "edits": EDITS,
     },
     default="run",
     parts=("queries", "tokenizer", "training", "evaluation", "ledger.sqlite", "logs"),
@@ -118,12 +129,34 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from orca_jax.evaluation import judging, model, parts, replies, scoring
+from orca_jax.evaluation import edited_steps, judging, model, parts, replies, scoring
 from orca_jax.evaluation.benchmarks import open_ended, registry
 from orca_jax.evaluation.benchmarks.registry import show
 from orca_jax.evaluation.parts import Part
 from orca_jax.evaluation.run import Options, run
+from orca_jax.queries.puzzles import make_puzzles
+from orca_jax.records import Message, Sampling
 from orca_jax.reporting import arms, tables
+
+EDITED_TOKENS = 512  # of a reply
+
+
+def edits(given: cli.Options) -> None:
+    """Prints what became of edits in a student's own right replies."""
+    from orca_jax.serving.local import load_student
+
+    student, sampling = load_student(given.model, given.layout), Sampling(max_tokens=EDITED_TOKENS)
+    puzzles = make_puzzles(
+        given.family, difficulties=(given.difficulty,), count=given.count, seed=given.seed, split="test"
+    )
+    found = edited_steps.measure(
+        puzzles,
+        [Message("system", given.system)],
+        lambda asked: student.answer(asked, sampling),
+        lambda begun: student.go_on(begun, sampling),
+        seed=given.seed,
+    )
+    print(", ".join(f"{name} {count}" for name, count in found._asdict().items()))
 
 
 def run_command(given: cli.Options) -> None:
@@ -219,6 +252,7 @@ def main() -> None:
         show=lambda given: print(show(given.benchmark, given.path, given.mode, given.task, given.rows)),
         judge=judge,
         lm_eval=lm_eval,
+        edits=edits,
     )
 
 

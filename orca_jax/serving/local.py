@@ -190,14 +190,23 @@ class LocalStudent:
 
         What the layout writes between prompt and answer (a space, say) is counted.
         """
-        prompts, continuations = [], []
-        for messages, text in pairs:
-            prompt = self.prompt(messages)
-            whole = layouts.encode([*messages, Message("assistant", text)], self.layout, self.tokenizer)
-            end = len(prompt) + np.flatnonzero(whole.weights[len(prompt) :])[-1]
-            prompts.append(prompt)
-            continuations.append(whole.tokens[len(prompt) : end])
+        prompts = [self.prompt(messages) for messages, _ in pairs]
+        begun = [self._begun(messages, text) for messages, text in pairs]
+        continuations = [ids[len(prompt) :] for prompt, ids in zip(prompts, begun)]
         return self.generator.scorer.score(prompts, continuations)
+
+    def go_on(self, pairs: Sequence[tuple[Conversation, str]], sampling: Sampling) -> list[Reply]:
+        """What follows each text, with which the next answer of its conversation begins."""
+        prompts = [self._begun(messages, text) for messages, text in pairs]
+        detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
+        settings = engine_settings(sampling, detokenizer)
+        found = dict(self.generator.as_finished(prompts, numbers=range(len(prompts)), **settings))
+        return [self.reply(prompt, found[index], detokenizer) for index, prompt in enumerate(prompts)]
+
+    def _begun(self, messages: Conversation, text: str) -> np.ndarray:
+        """Ids int32 [n] of a conversation and an answer, without the end of its turn."""
+        whole = layouts.encode([*messages, Message("assistant", text)], self.layout, self.tokenizer)
+        return whole.tokens[: np.flatnonzero(whole.weights)[-1]]
 
     def prompt(self, messages: Conversation) -> np.ndarray:
         """Ids int32 [n] of a conversation, up to where the answer begins.

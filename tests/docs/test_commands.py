@@ -130,6 +130,7 @@ SAID = {
     r"benchmarks\.gpu": "tokens",
     r"benchmarks\.load": r"\| bfloat16 +\|",
     r"\.plan ": "a chip needs",
+    r"\.evaluate edits": r"asked 100, right \d+, followed \d+",
     r"\.ablate plan": r"Holm over 4(.|\n)*hours",
     r"\.evaluate compare": r"p \(McNemar\)",
     r"\.evaluate show": "-- target|questions of 1 tasks",

@@ -181,3 +181,14 @@ def test_a_greedy_reply_is_the_likeliest_answer(make_student):
     assert scores[0].greedy == (tokens == drawn.tokens.tolist())
     assert not scores[1].greedy
     assert student.log_likelihoods([]) == []
+
+
+@pytest.mark.parametrize("layout", ["chatml", "plain"])
+def test_going_on_continues_the_answer_before_the_end_of_its_turn(make_student, tokenizer, layout):
+    student = make_student(layout=layout)
+    pairs = [(conversation, "It is") for conversation in CONVERSATIONS]
+    for (conversation, text), reply in zip(pairs, student.go_on(pairs, SAMPLING), strict=True):
+        ids = ids_of([*conversation, Message("assistant", text)], tokenizer, layout).tolist()
+        end = max(place for place, token in enumerate(ids) if token in student.stop_ids)
+        (generated,) = student.generator.generate([np.array(ids[:end], np.int32)], max_tokens=8)
+        assert reply.text == tokenizer.decode(generated.tokens.tolist())
