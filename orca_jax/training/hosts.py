@@ -221,8 +221,11 @@ class DeferredSignals(contextlib.AbstractContextManager["DeferredSignals"]):
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, a signal raises `Interrupted`, for work that changes nothing until it is done."""
-        self._interrupts = True
+        """Inside, a signal raises `Interrupted`, for work that changes nothing until it is done.
+
+        Several hosts await each other's results, so none may leave alone: there it is only noted.
+        """
+        self._interrupts = jax.process_count() == 1
         try:
             yield
         finally:

@@ -7,7 +7,6 @@ that do not follow from the step: skipped steps, and where stages ended at a pla
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import logging
 import math
@@ -397,8 +396,7 @@ class Trainer:
         assert self.evaluate, "evaluation is due only where there is some"
         began = time.perf_counter()
         self._stop_if_told()
-        # Several hosts await each other's results, so none may leave alone: they stop at the next step.
-        with self.signals.interrupting() if jax.process_count() == 1 else contextlib.nullcontext():
+        with self.signals.interrupting():
             values = self.evaluate(state.params)
         log.info(
             "evaluation after step %d: accuracy %.1f ± %.1f %% of %d questions, in %.1f s",
