@@ -5,7 +5,7 @@ python -m experiments.convert export --model=runs/openorca --out=exported --dtyp
 python -m experiments.convert export --model=runs/openorca --out=exported --form=gguf --dtype=q8_0
 python -m experiments.convert adapter --model=runs/lora --out=adapter
 python -m experiments.convert push --model=runs/openorca --to=OWNER/NAME
-python -m experiments.convert puzzles --out=puzzles.jsonl --families=tracking --difficulties=2,4 --count=100
+python -m experiments.convert puzzles --out=puzzles.jsonl --families=tracking --count=100
 """
 
 from __future__ import annotations
