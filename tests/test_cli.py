@@ -148,11 +148,11 @@ def ended(capsys, monkeypatch):
 
 def test_a_program_ends_with_where_things_are_and_what_to_run_next(ended, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # that of another program
     command = cli.Command("Makes.", *cli.EXPERIMENT, made=("{workdir}/tokens",), then="train {same}")
     said = ended(command, "--config=mini:runlocal", "--workdir=a b", "--config.seed=3")
-    package = sys.modules["__main__"].__spec__.name.rpartition(".")[0]
     assert said == (
-        f"done: a b/tokens; next: python -m {package}.train --config=mini:runlocal '--workdir=a b' "
+        "done: a b/tokens; next: python -m orca_jax.experiments.train --config=mini:runlocal '--workdir=a b' "
         "--config.seed=3\n"
     )
 

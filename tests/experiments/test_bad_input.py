@@ -237,7 +237,9 @@ def test_what_never_trains_is_said(config, tmp_path, caplog, changes, said, coun
     card = (tmp_path / "w/cards/gpt4/README.md").read_text()
     assert re.search(rf"\| trained on +\| +{counts['trained']} \|", card)
     assert warned.removeprefix("gpt4: ") in card
-    described = training.describe(training.row_builder(given, tmp_path / "w"), given.data.overlong)["gpt4"]
+    described = training.describe(training.row_builder(given, tmp_path / "w"), given.data.overlong, ["gpt4"])[
+        "gpt4"
+    ]
     assert {name: described[name] for name in counts} == counts
     assert described["left_out"] == 44 - counts["trained"]
 

@@ -41,6 +41,7 @@ def experiment(folder, variant="all"):
     config = gym.get_config(f"variant={variant},data={path},runlocal")
     config.base.data.update(row_length=128, validation_fraction=0.2)
     config.base.train.batch_rows = 8
+    config.base.student.vocab_size = 320
     return config
 
 
