@@ -91,18 +91,18 @@ def test_another_readme_changes_nothing_and_other_weights_are_refused(place, ran
     hub, do, workdir = place
     repository, made = hub.repositories["owner/name"], manifest(workdir, "training")
     repository.commit({**files, "README.md": b"Another."})
-    assert do("run")[0] == 0
+    assert do("train")[0] == 0
     assert manifest(workdir, "training") == made
     weights = bytearray(files["model.safetensors"])
     weights[-1] ^= 1
     repository.commit({**files, "model.safetensors": bytes(weights)})
-    status, said = do("run")
+    status, said = do("train")
     assert status == 1
     assert "init: " in said
     assert "(owner/name)" in said
     assert "Use another workdir" in said
     pinned = f"--config.student.init=hf://owner/name@{ran[1]['owner/name']}"
-    assert do("run", pinned)[0] == 0
+    assert do("train", pinned)[0] == 0
     assert manifest(workdir, "training") == made
     repository.commit(files)
 

@@ -99,6 +99,7 @@ def evaluations(workdir):
     return [row for row in metrics.read(workdir / "training" / metrics.FILE) if row["kind"] == "evaluation"]
 
 
+@pytest.mark.proof
 def test_a_stage_that_stops_rising_ends_and_a_killed_run_ends_there_too(copied, mini):
     workdir = copied("training")
     config = evaluating(mini, 1, until_plateau=1, plateau_of="accuracy")  # three steps teach it nothing
