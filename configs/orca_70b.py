@@ -4,8 +4,8 @@ Paper: none at this size; Stable Beluga 70B is a reproduction: AdamW with betas 
 a cosine, 100 steps of warm-up. The rates here are the lower ones of orca_13b.py, whose launch command holds
 with `llama2-70b`'s folder. A step of 64 rows has as many positions as one of the smaller students.
 
-Mesh, remat and accumulation are the fastest that this plan finds: 67 GiB of 95 a chip, 7.3 s a step and an MFU
-of 52 % by libtpu's cycles (docs/scale.md).
+Mesh, remat and accumulation are the fastest that this plan finds: 67 GiB of 95 a chip, 7.3 s a step and an
+MFU of 52 % by libtpu's cycles (docs/scale.md).
 
     python -m experiments.plan --config=configs/orca_70b.py --topology=v5p-128
 
