@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -37,6 +38,7 @@ from orca_jax.teachers.collection import TRACES, Job
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Answer
 from orca_jax.training.curriculum import Round
+from orca_jax.training.hosts import HostsError
 
 FOLDER, REPLIES = "rounds", "replies.jsonl"
 BATCH = 128  # replies decoded at once
@@ -81,11 +83,16 @@ class Rounds:
       mesh: where they are.
       workdir: holds the tokenizer and the token stores.
       fingerprint: the training's, which settings and data count in.
+
+    Raises:
+      HostsError: there are several hosts.
     """
 
     def __init__(
         self, config: ExperimentConfig, student: LlamaConfig, mesh: Mesh, workdir: Path, fingerprint: str
     ):
+        if jax.process_count() > 1:
+            raise HostsError("a curriculum stage on policy works on one host: its student answers there")
         self.config, self.workdir, self.fingerprint = config, workdir, fingerprint
         self.student = InTraining(student, mesh, jnp.dtype(config.train.compute_dtype))
         self.tokenizer = tokenizers.load(workdir / "tokenizer")

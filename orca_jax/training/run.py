@@ -7,6 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -45,13 +46,7 @@ def train(
       on_begin: called once it is known that no other settings have trained here.
       evaluation: makes what evaluates the student for `train.evaluate_every`, see `Trainer.evaluate`.
       rounds: makes what makes rounds on policy, given the training's fingerprint, see `Trainer.make_round`.
-
-    Raises:
-      HostsError: the student is to answer in a round on policy, on several hosts.
     """
-    on_policy = any(stage.on_policy for stage in config.curriculum)
-    if on_policy and jax.process_count() > 1:
-        raise hosts.HostsError("a curriculum stage on policy works on one host: its student answers there")
     directory, builder = workdir / "training", row_builder(config, workdir)
     inputs = {name: store.manifest["fingerprint"] for name, store in builder.stores.items()}
     source = students.open_source(config.student.init) if config.student.init else None
@@ -88,6 +83,7 @@ def train(
         student.parameter_count, config.student.init or "random weights",
         curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
     )  # fmt: skip
+    on_policy = any(stage.on_policy for stage in config.curriculum)
     make_round = rounds(config, student, mesh, fingerprint) if rounds and on_policy else None
     trainer = Trainer(
         directory=directory,
@@ -112,11 +108,15 @@ def train(
         if make_round and isinstance(stage, Round):
             builder.add(stage.dataset, make_round(None, stage), like=stage.source)
             described |= describe(builder, config.data.overlong, [stage.dataset])
-    counts: dict[str, object] = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
-    stages = ((trainer.curriculum.stages[index], steps) for index, steps in trainer.curriculum.ended.items())
-    if ended := [{"stage": s.name, "steps": steps, "plateau_of": s.plateau_of} for s, steps in stages]:
-        counts["ended"] = ended
-    artifact.finish(counts, hub.revisions(config.student.init))
+    counts = {"steps": trainer.curriculum.total_steps, "data": described, "last": last}
+    artifact.finish(counts | ended(trainer.curriculum), hub.revisions(config.student.init))
+
+
+def ended(curriculum: Curriculum) -> dict[str, Any]:
+    """`ended` of a manifest: the stages that a plateau ended, and their steps; nothing where none was."""
+    stages = [(curriculum.stages[index], steps) for index, steps in curriculum.ended.items()]
+    rows = [{"stage": one.name, "steps": steps, "plateau_of": one.plateau_of} for one, steps in stages]
+    return {"ended": rows} if rows else {}
 
 
 def provenance(config: ExperimentConfig, student: LlamaConfig) -> artifacts.Section:
