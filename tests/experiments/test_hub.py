@@ -87,6 +87,7 @@ def test_no_token_is_kept(ran):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.proof
 def test_another_readme_changes_nothing_and_other_weights_are_refused(place, ran, files, finished):
     hub, do, workdir = place
     repository, made = hub.repositories["owner/name"], manifest(workdir, "training")

@@ -86,9 +86,14 @@ def test_more_seeds_or_items_find_a_smaller_difference():
     assert items == "none", "so few seeds do not find it however many items there are"
 
 
-def test_hours_are_those_of_the_students(monkeypatch):
+def test_hours_are_those_of_the_students():
     arm_set = with_hypotheses()
     assert ablation.hours(arm_set, seeds=4, seconds_per_student=360, jobs=2).endswith("1.0 hours.")
+
+
+@pytest.mark.proof
+def test_hours_are_of_steps_that_are_timed(monkeypatch):
+    arm_set = with_hypotheses()
     monkeypatch.setattr(ablation, "TIMED", 0.0)
     text = ablation.hours(arm_set)
     assert "ms a step of 8 rows" in text

@@ -144,7 +144,7 @@ def of_second_round(rounds, *given):
     return any(getattr(part, "number", 0) == 1 for part in given)
 
 
-@pytest.mark.parametrize("moment", ["_mended", "step"])
+@pytest.mark.parametrize("moment", ["_mended", pytest.param("step", marks=pytest.mark.proof)])
 def test_a_run_that_stops_comes_to_the_same_bytes(moment, prepared, unbroken, tmp_path, monkeypatch):
     """While replies are mended, which are not made again, and at the first step of the second round."""
     workdir, calls = copy(prepared, tmp_path / "run"), itertools.count(1)
