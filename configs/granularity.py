@@ -10,12 +10,13 @@ the same steps and packed positions, and differ in curriculum alone.
     python -m experiments.ablate --workdir=runs/levels \\
         --config=configs/granularity.py:variant=laptop,data=FOLDER
 
-`laptop` has level 1, three arms, one seed, and 24,576 packed positions an arm, which is planned to take 25
-minutes on two cores. `openbookqa` and `strategyqa` have three levels, three seeds and 1,048,576 positions an
-arm, for a GPU: docs/ablations.md.
+`laptop` has level 1, three arms, one seed, and 24,576 packed positions an arm, in 20 minutes on two cores.
+`openbookqa` and `strategyqa` have three levels, three seeds and 1,048,576 positions an arm, for a GPU:
+docs/ablations.md.
 
 Predicted before any run: a student of this size answers the test at chance (25 of 100) whatever it is taught
-in so few tokens, so that no arm of `laptop` is 10 points from chance, or from another.
+in so few tokens, so that no arm of `laptop` is 10 points from chance, or from another. So it came out
+(docs/findings.md).
 """
 
 from typing import Any

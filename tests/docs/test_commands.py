@@ -138,7 +138,7 @@ SAID = {
     r"\.evaluate judge|--benchmark=judged": "candidate over reference",
     r"\.tables .*--workdir": "Mean of 4",
     r"\.generate chat": r"> .+\n",
-    r"\.serve ": "serving mini .* at http://127",
+    r"\.serve ": "serving \\w+ .* at http://127",
     r"^curl ": '"chat.completion"',
 }
 COMMANDS = [command for page in pages.PAGES for command in pages.commands(page)]
