@@ -258,7 +258,7 @@ class InTraining:
 
     def __init__(self, student: LlamaConfig, mesh: Mesh, dtype: DTypeLike, here: Mesh | None = None):
         self.config = dataclasses.replace(student, lora=LoraConfig(), scan_layers=False)
-        self.dtype, self._here = jnp.dtype(dtype), here if here != mesh else None
+        self.dtype, self._mesh, self._here = jnp.dtype(dtype), mesh, here if here != mesh else None
 
         def convert(params: Any) -> Any:
             merged, _ = parameters.per_layer(lora.merge(params, student.lora), student)
@@ -270,12 +270,12 @@ class InTraining:
 
     def __call__(self, params: Any, tokenizer: Tokenizer, layout: str, **options: Any) -> LocalStudent:
         """A student with a copy of the parameters; options as of `LocalStudent`."""
-        kept, kind = self._convert(params), self.dtype.name
-        if self._here:
-            kept = jax.tree.map(self._moved, kept, sharding.shardings(kept, self._here))
-        return LocalStudent(
-            kept, self.config, tokenizer, layout, checkpoint="being trained", dtype=kind, **options
-        )
+        with jax.set_mesh(self._mesh):  # the current one may be that of this host
+            kept = self._convert(params)
+            if self._here:
+                kept = jax.tree.map(self._moved, kept, sharding.shardings(kept, self._here))
+        options |= {"checkpoint": "being trained", "dtype": self.dtype.name}
+        return LocalStudent(kept, self.config, tokenizer, layout, **options)
 
     def _moved(self, leaf: jax.Array, placement: NamedSharding) -> jax.Array:
         return jax.device_put(self._replicate(leaf).addressable_data(0), placement)
