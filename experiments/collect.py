@@ -192,9 +192,9 @@ def collect(config: ExperimentConfig, teacher: TeacherConfig, workdir: Path) -> 
 def _provenance(config: ExperimentConfig, teacher: TeacherConfig, directory: Path) -> artifacts.Section:
     """What a teacher's traces depend on: of an API neither limits, prices, budgets nor addresses."""
     own = artifacts.section(config, ("seed",))
-    made_by = plugins.provenance((plugins.TEACHERS, teacher.kind))
+    of_plugin = plugins.provenance((plugins.TEACHERS, teacher.kind))
     provenance = artifacts.joined(
-        {"program": "collect"}, own, {"teacher": collection.asked_as(teacher)}, made_by
+        {"program": "collect"}, own, {"teacher": collection.asked_as(teacher)}, of_plugin
     )
     if teacher.api:
         own = artifacts.section(teacher.api, without=teacher.api.NO_NUMBER)

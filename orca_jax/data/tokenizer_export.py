@@ -155,5 +155,6 @@ def template(layout: str) -> str:
     for name, text in written.items():
         names = {BOS: "begin_again" if name == "BETWEEN" else "begin", EOS: "eos_token"}
         parts = [names.get(part, repr(part)) for part in re.split(f"({BOS}|{EOS})", text) if part]
-        made = re.sub(rf"\b{name}\b", lambda _: " + ".join(parts) or "''", made)  # noqa: B023
+        spelled = " + ".join(parts) or "''"
+        made = re.sub(rf"\b{name}\b", spelled.replace("\\", r"\\"), made)
     return made

@@ -497,6 +497,4 @@ def _joined(numbers: list[int]) -> int:
 def _plain(text: str) -> str:
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text.casefold())
     text = re.sub(r"[,\"`*$]", " ", text).strip().removesuffix(".")
-    if not re.search(r"\w", text):
-        return re.sub(r"\s", "", text)
-    return " ".join(text.split())
+    return " ".join(text.split()) if re.search(r"\w", text) else re.sub(r"\s", "", text)

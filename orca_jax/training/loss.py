@@ -132,11 +132,6 @@ def token_cross_entropy(
     return _joined(losses, hidden.shape[1])
 
 
-def total_loss(hidden: jax.Array, head: jax.Array, batch: Row, vocab_size: int, chunk: int) -> jax.Array:
-    """The first of `total_losses`."""
-    return total_losses(hidden, head, batch, vocab_size, chunk)[0]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def total_losses(
     hidden: jax.Array, head: jax.Array, batch: Row, vocab_size: int, chunk: int

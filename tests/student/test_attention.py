@@ -20,7 +20,7 @@ from orca_jax.data.rows import Row
 from orca_jax.student import attention, attention_kernels, llama
 from orca_jax.student.attention import BACKENDS, attend, choose
 from orca_jax.student.parameters import per_layer, stacked
-from orca_jax.training.loss import total_loss
+from orca_jax.training.loss import total_losses
 from tests.student.numpy_attention import numpy_attention
 from tests.student.students import SMALL, make_params, make_tokens
 
@@ -67,7 +67,7 @@ def compute(params, batch, config):
     def loss(params):
         hidden, _ = llama.hidden(params, batch.tokens, batch.positions, batch.segment_ids, config=config)
         head = llama.head(params, config)
-        total = total_loss(hidden, head, batch, config.vocab_size, batch.tokens.shape[1])
+        total, _ = total_losses(hidden, head, batch, config.vocab_size, batch.tokens.shape[1])
         return total, llama.logits(hidden, head, config.vocab_size)
 
     gradient, scores = jax.grad(loss, has_aux=True)(params)
