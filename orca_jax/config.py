@@ -767,6 +767,7 @@ class HypothesisConfig:
     arm: str  # whose accuracy it is
     minus: str = ""  # from which this is subtracted: another arm, or `chance`; empty: nothing is
     conditions: tuple[str, ...] = ()  # of the set, their items taken together; empty: all
+    less: tuple[str, ...] = ()  # others, whose value is subtracted: an interaction; empty: nothing is
     tasks: tuple[str, ...] = ()  # of the evaluation's items, or how their names begin; empty: all
     difficulties: tuple[int, ...] = ()  # of the evaluation's items; empty: all
     result: str = ""  # title of the result that it is about; empty: the first
@@ -776,6 +777,8 @@ class HypothesisConfig:
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
             raise ValueError(f"hypothesis {self.name!r} predicts nothing; give at_least, at_most or both")
+        if self.less and (not self.conditions or set(self.less) & set(self.conditions)):
+            raise ValueError(f"hypothesis {self.name!r}: less needs conditions, and others than these")
         low, high = self.bounds
         if not low < high:
             raise ValueError(f"hypothesis {self.name!r}: at_least={low} must be below at_most={high}")
@@ -833,7 +836,7 @@ class ArmSetConfig:
             where = f"hypothesis {one.name!r} names"
             _check_known(f"{where} the arm", [one.arm], arms)
             _check_known(f"{where} the arm", [one.minus] if one.minus else [], [*arms, CHANCE])
-            _check_known(f"{where} the condition", one.conditions, conditions)
+            _check_known(f"{where} the condition", (*one.conditions, *one.less), conditions)
             _check_known(f"{where} the result", [one.result] if one.result else [], titles)
             for part in self.parts(one.conditions):
                 config, evaluation = part.asked(one)

@@ -6,11 +6,13 @@ every k without writing steps (arXiv 2402.12875, 2503.02854), and need not write
 (0.17M parameters) and the wording compact, so that one takes a minute or two of one core; a condition is one
 family at one k. Arms have the same packed positions, and differ in their traces alone: `answers`;
 `explanations`, true steps on all questions; `placebo`, the steps of another puzzle before the right answer
-(arXiv 2505.13775); `filler`, a dot for each of their words (arXiv 2404.15758).
+(arXiv 2505.13775); `filler`, a dot for each of their words (arXiv 2404.15758). `families` asks, of
+answers and explanations alone, whether the difference is one between tasks that need steps and others.
 
     python -m experiments.ablate --config=configs/ablations/crossover.py --workdir=runs/crossover --jobs=2
 """
 
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -34,56 +36,76 @@ CONDITIONS = {
     "confirm": [("tracking", 4)],
     "pilot": [("tracking", k) for k in (5, 12)],
     "serial": [(family, k) for family in ("nested_booleans", "pointer_chasing") for k in (2, 4, 6, 8)],
+    "families": [
+        (family, 4) for family in ("pointer_chasing", "nested_booleans", "object_counting", "dyck_languages")
+    ],
     "controls": [(family, k) for family in ("object_counting", "dyck_languages") for k in (2, 4)],
 }
 CHANCE = {"tracking": 20, "nested_booleans": 50, "pointer_chasing": 10}
-# Written down before the runs of docs/findings.md (students of tracking-5 had been looked at), in points of
-# accuracy: (condition, arm, other arm) to the lowest and highest difference. Where steps are needed (k of 4
-# and more), explanations reach 80, and all else is within ten points of chance; where they are not, answers
-# are as good or up to 15 better.
-PREDICTED: dict[tuple[str, str, str], tuple[float, float | None]] = {
-    (f"{family}-{k}", "explanations", other): (80 - (chance + 10), 100 - (chance - 10))
+SERIAL, CONTROLS = ("pointer_chasing-4", "nested_booleans-4"), ("object_counting-4", "dyck_languages-4")
+
+
+def _predicted(
+    condition: str, other: str, at_least: float, at_most: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """A hypothesis about explanations minus another arm, in points of accuracy."""
+    arms = dict(arm="explanations", minus=other, at_least=at_least, at_most=at_most)
+    return dict(name=f"{condition}: explanations - {other}", conditions=(condition,)) | arms | more
+
+
+# Written down before the runs of docs/findings.md (students of tracking-5 had been looked at). Where steps
+# are needed (k of 4 and more), explanations reach 80, and all else is within ten points of chance; where they
+# are not, answers are as good or up to 15 better.
+PREDICTED = [
+    _predicted(f"{family}-{k}", other, 80 - (chance + 10), 100 - (chance - 10))
     for family, chance in CHANCE.items()
     for k in (4, 5, 6, 8, 12)
     for other in ("answers", "placebo", "filler")
-} | {
-    (f"{family}-{k}", "explanations", "answers"): (-15, 0)
+] + [
+    _predicted(f"{family}-{k}", "answers", -15, 0)
     for family in ("object_counting", "dyck_languages")
     for k in (2, 4)
-}
+]
 # Written down after the table of docs/findings.md, before the runs of `confirm`: new seeds, half as many
 # steps again, and no upper bound, which had been drawn too low for students that come near 100.
-CONFIRMED: dict[tuple[str, str, str], tuple[float, float | None]] = {
-    ("tracking-4", "explanations", other): (50, None) for other in ("answers", "placebo", "filler")
-}
+CONFIRMED = [_predicted("tracking-4", other, 50) for other in ("answers", "placebo", "filler")]
+# Written down after one student an arm of these conditions (seed 0, two thirds of the steps), before the runs
+# of `families`.
+OF_FAMILIES = [
+    _predicted(SERIAL[0], "answers", 40),
+    _predicted(SERIAL[1], "answers", 20),
+    *(_predicted(name, "answers", -15, 15) for name in CONTROLS),
+    _predicted("", "answers", 20, name="interaction", conditions=SERIAL, less=CONTROLS),
+]
 POSITIONS = 1000  # a step, nearly: whole rows
 PACKED_ROW = 250  # positions of a row where lengths differ; elsewhere a row is one example
 SAMPLE = 300  # puzzles that lengths are measured on
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`variant=tracking|findings|confirm|pilot|serial|controls`, `runlocal` (seconds)."""
+    """`variant=tracking|findings|confirm|pilot|serial|controls|families`, `runlocal` (seconds)."""
     args = parse(arg, variant=tuple(CONDITIONS))
+    arms = ("answers", "explanations") if args.variant == "families" else tuple(ARMS)
     config = ConfigDict(dict(name="crossover", question=QUESTION, baseline="answers"))
-    config.base = base(teachers=_teachers(), curriculum=[stage("answers", 4 if args.runlocal else 900)])
+    config.base = base(
+        teachers=_teachers(dict.fromkeys(arms, 1.0)),
+        curriculum=[stage("answers", 4 if args.runlocal else 900)],
+    )
     config.results = [dict(title="Accuracy", evaluation="puzzles-message-1")]
-    config.arms = [dict(name=name, note=note) for name, (note, _) in ARMS.items()]
-    predicted, longer = PREDICTED, 1.0
+    config.arms = [dict(name=name, note=ARMS[name][0]) for name in arms]
+    longer, predicted = 1.0, PREDICTED
     if args.variant == "findings":
         config.seeds = (0,)
-    if args.variant == "confirm":
-        config.seeds, predicted, longer = (3, 4, 5, 6, 7, 8), CONFIRMED, 1.5
-    config.conditions = [condition(*one, args.runlocal, longer) for one in CONDITIONS[args.variant]]
+    if args.variant in ("confirm", "families"):
+        config.seeds, longer = (3, 4, 5, 6, 7, 8), 1.5
+        predicted = CONFIRMED if args.variant == "confirm" else OF_FAMILIES
+    config.conditions = [condition(*one, args.runlocal, longer, arms) for one in CONDITIONS[args.variant]]
     if args.runlocal:
         config.base["evaluation"].update(per_family=4, max_tokens=16)
         config.conditions, config.seeds = config.conditions[:1], (0,)
-    names = [one["name"] for one in config.conditions]
+    names = {one["name"] for one in config.conditions}
     config.hypotheses = [
-        dict(
-            name=f"{at}: {arm} - {other}", conditions=(at,), arm=arm, minus=other, at_least=low, at_most=high
-        )
-        for (at, arm, other), (low, high) in predicted.items()
-        if at in names
+        one for one in predicted if names.issuperset((*one["conditions"], *one.get("less", ())))
     ]
     return complete_set(config)
 
@@ -105,11 +127,10 @@ def base(**keys: Any) -> dict[str, Any]:
     )
 
 
-def _teachers(**shares: float) -> list[dict[str, Any]]:
-    """One a kind of trace. The traces show no system message; the seventh asks an oracle for steps."""
+def _teachers(shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One an arm. The traces show no system message; the seventh asks an oracle for steps."""
     return [
-        dict(name=name, message=7, shown=1, share=shares.get(name, 1.0), **knobs)
-        for name, (_, knobs) in ARMS.items()
+        dict(name=name, message=7, shown=1, share=share, **ARMS[name][1]) for name, share in shares.items()
     ]
 
 
@@ -118,11 +139,13 @@ def stage(name: str, steps: int) -> dict[str, Any]:
     return dict(name=name, datasets={name: 1.0}, steps=steps, learning_rate=3e-3, warmup_steps=50)
 
 
-def condition(family: str, k: int, small: bool, longer: float = 1.0) -> dict[str, Any]:
+def condition(
+    family: str, k: int, small: bool, longer: float = 1.0, names: Sequence[str] = tuple(ARMS)
+) -> dict[str, Any]:
     """A family at one k, with as many questions as an arm sees once: the most for `answers`."""
     steps = 4 if small else round(longer * steps_at(k))
     arms, questions = {}, {}
-    for name in ARMS:
+    for name in names:
         row, rows, examples = packed(family, k, explained=name != "answers")
         arms[name] = dict(
             data=dict(row_length=row), train=dict(batch_rows=rows), curriculum=[stage(name, steps)]
@@ -132,7 +155,7 @@ def condition(family: str, k: int, small: bool, longer: float = 1.0) -> dict[str
     shares = {name: min(1.0, round(1.02 * count / most, 3)) for name, count in questions.items()}
     changes = dict(
         puzzles=dict(families=(family,), difficulties=(k,), per_family=most),
-        teachers=_teachers(**shares),
+        teachers=_teachers(shares),
         student=dict(vocab_size=48 if family in SERIAL_FAMILIES else 512),
         evaluation=dict(difficulties=(k,)),
     )

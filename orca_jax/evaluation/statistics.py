@@ -62,6 +62,13 @@ class Crossed(NamedTuple):
         """Of the two-sided t test against `expected`."""
         return min(1.0, 2 * float(special.stdtr(self.freedom, -abs(self.value - expected) / self.stderr)))
 
+    def minus(self, other: Crossed) -> Crossed:
+        """The difference to a mean over other seeds and items, as in Welch's test (Biometrika 34, 1947)."""
+        parts = [(one.stderr**2, one.freedom) for one in (self, other)]
+        variance = sum(part for part, _ in parts)
+        freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+        return Crossed(self.value - other.value, math.sqrt(variance), freedom)
+
 
 def binomial_standard_error(accuracy: float, n: int) -> float:
     """sqrt(p (1 - p) / n): the sampling error of `n` independent items."""

@@ -19,6 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,10 @@ def smallest(variances: Variances, seeds: int, items: int, tests: int = 1, *, no
 
 
 def items_of(arm_set: ArmSetConfig, one: HypothesisConfig) -> int:
-    """The puzzles that a hypothesis is about; 0 where its result is of other questions."""
+    """The puzzles that a hypothesis is about, the fewer of an interaction's sides; 0: other questions."""
+    if one.less:
+        sides = replace(one, less=()), replace(one, conditions=one.less, less=())
+        return min(items_of(arm_set, side) for side in sides)
     total = 0
     for part in arm_set.parts(one.conditions):
         config, evaluation = part.asked(one)
@@ -143,7 +147,10 @@ def table(
             raise ValueError(
                 f"{one.name}: its items are not puzzles that the config draws; give their number, --items=450"
             )
-        found = functools.partial(smallest, variances[2 if one.minus not in ("", CHANCE) else 1])
+        of_value = variances[2 if one.minus not in ("", CHANCE) else 1]
+        if one.less:  # two sides, of so many items each
+            of_value = Variances(*(2 * part for part in of_value))
+        found = functools.partial(smallest, of_value)
         points = [found(seeds, n), found(seeds, n, tests), found(seeds, n, tests, normal=True)]
         rows.append([one.name, n, seeds, *(f"{100 * value:.1f}" for value in points)])
         if difference:

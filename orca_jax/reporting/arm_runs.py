@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, files
-from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, load, plain
+from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, HypothesisConfig, load, plain
+from orca_jax.config_check import build
 from orca_jax.evaluation.cells import Cell
 from orca_jax.evaluation.run import REPLIES, RecordedReply
 from orca_jax.evaluation.scoring import SCORES
@@ -78,7 +79,9 @@ def keep_hypotheses(arm_set: ArmSetConfig, workdir: Path) -> None:
     if arm_set.hypotheses and not path.exists() and not begun:
         with artifacts.atomic_write(path) as file:
             json.dump(now, file, indent=1)
-    if changed := list(artifacts.differences(read_json(path), now)):
+    # Keys that are newer than the file have their defaults.
+    kept = {name: plain(build(HypothesisConfig, one)) for name, one in read_json(path).items()}
+    if changed := list(artifacts.differences(kept, now)):
         raise artifacts.ArtifactError(
             f"the hypotheses of {workdir} were written down when the set began, and are others now: "
             f"{'; '.join(changed)}. Restore them, or begin a new set in another --workdir"

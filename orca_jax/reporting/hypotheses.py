@@ -18,9 +18,10 @@ from orca_jax.reporting.tables import Table
 CAPTION = (
     "Values in points, with one standard error and the 95 % interval: of a mean over seeds and items, both "
     "drawn at random, differences paired by seed and item (Student's t with Satterthwaite's degrees of "
-    "freedom). p is two-sided, of the value being at the bound of the prediction that is nearest; Holm's "
-    f"correction is for all hypotheses of the set. With a corrected p below {SIGNIFICANT} a value within the "
-    "bounds confirms the hypothesis, and one outside refutes it."
+    "freedom, Welch's where conditions are subtracted). p is two-sided, of the value being at the bound of "
+    "the prediction that is nearest; Holm's correction is for all hypotheses of the set. With a corrected p "
+    f"below {SIGNIFICANT} a value within the bounds confirms the hypothesis, and one outside refutes it. One "
+    "seed decides nothing: its errors and p are over the items of one student an arm."
 )
 
 
@@ -37,6 +38,8 @@ class Judged(NamedTuple):
     def verdict(self) -> str:
         if self.found is None:
             return "not finished"
+        if self.shape[0] < 2:
+            return "undecided: one seed"
         if self.corrected >= SIGNIFICANT:
             return "undecided"
         low, high = self.hypothesis.bounds
@@ -55,9 +58,12 @@ class Judged(NamedTuple):
 
 
 def values(
-    arm_set: ArmSetConfig, results: Mapping[str, Sequence[Result]], one: HypothesisConfig
+    arm_set: ArmSetConfig,
+    results: Mapping[str, Sequence[Result]],
+    one: HypothesisConfig,
+    conditions: Sequence[str],
 ) -> np.ndarray | None:
-    """What a hypothesis is about at every seed and item, float [seeds, items] of -1 to 1.
+    """What a hypothesis is about at every seed and item under conditions, float [seeds, items] of -1 to 1.
 
     None where an arm that it needs is not finished, its items are not there, or chance is not known.
 
@@ -68,7 +74,7 @@ def values(
       PairError: an arm or a run was evaluated on other items.
     """
     title, parts = one.result or arm_set.results[0].title, []
-    for condition in one.conditions or tuple(part.name for part in arm_set.conditions) or ("",):
+    for condition in conditions or tuple(part.name for part in arm_set.conditions) or ("",):
         found = [result.items for result in results.get(condition, ()) if result.title == title]
         if not found:
             return None
@@ -91,17 +97,28 @@ def values(
 
 def judge(arm_set: ArmSetConfig, results: Mapping[str, Sequence[Result]]) -> list[Judged]:
     """Every hypothesis of the set, in its order; p is corrected for all, also those not finished."""
-    every = [values(arm_set, results, one) for one in arm_set.hypotheses]
-    found = [None if one is None else statistics.crossed_mean(one) for one in every]
-    p_values = [
-        1.0 if mean is None else mean.p_value(one.nearest(100 * mean.value) / 100)
-        for one, mean in zip(arm_set.hypotheses, found)
-    ]
-    shapes = [() if one is None else one.shape for one in every]
-    return [
-        Judged(*entry)
-        for entry in zip(arm_set.hypotheses, found, shapes, p_values, statistics.holm(p_values))
-    ]
+    every, p_values = [], []
+    for one in arm_set.hypotheses:
+        found, shape = _found(arm_set, results, one)
+        every.append((one, found, shape))
+        p_values.append(found.p_value(one.nearest(100 * found.value) / 100) if found else 1.0)
+    corrected = statistics.holm(p_values)
+    return [Judged(*entry, *p) for entry, *p in zip(every, p_values, corrected)]
+
+
+def _found(
+    arm_set: ArmSetConfig, results: Mapping[str, Sequence[Result]], one: HypothesisConfig
+) -> tuple[Crossed | None, tuple[int, ...]]:
+    """A hypothesis' value, and of how many seeds and items it is."""
+    first = values(arm_set, results, one, one.conditions)
+    other = values(arm_set, results, one, one.less) if one.less else None
+    if first is None or (one.less and other is None):
+        return None, ()
+    found = statistics.crossed_mean(first)
+    if other is None:
+        return found, first.shape
+    seeds, items = min(len(first), len(other)), first.shape[1] + other.shape[1]
+    return found.minus(statistics.crossed_mean(other)), (seeds, items)
 
 
 def paragraphs(judged: Sequence[Judged]) -> list[str]:
@@ -119,6 +136,7 @@ def about(one: HypothesisConfig) -> str:
     """What a hypothesis is about, in words."""
     parts = [", ".join(one.conditions), ", ".join(one.tasks)]
     parts += [f"difficulty {', '.join(map(str, one.difficulties))}"] if one.difficulties else []
+    parts += [f"less the same of {', '.join(one.less)}"] if one.less else []
     value = f"{one.arm} - {one.minus}" if one.minus else one.arm
     return f"{value}: {'; '.join(filter(None, parts)) or 'all items'}"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orca_jax.config import load_set
-from orca_jax.configs.ablations import main
+from orca_jax.configs.ablations import crossover, main
 from orca_jax.evaluation.statistics import crossed_mean
 from orca_jax.planning import ablation
 from orca_jax.planning.ablation import Variances, assumed, smallest
@@ -75,6 +75,18 @@ def test_items_are_those_of_the_families_and_difficulties():
     config = arm_set.config(arm_set.arms[0], 0)
     each = config.evaluation.per_family
     assert counts == [3 * each, each, 3 * len(range(2, each, 3))]
+
+
+def test_an_interaction_needs_twice_as_much():
+    one = dict(arm="explanations", minus="answers", at_least=0, conditions=("object_counting-4",))
+    config = crossover.get_config("variant=families")
+    config.hypotheses = [
+        dict(one, name="alone"),
+        dict(one, name="interaction", less=("dyck_languages-4",)),
+    ]
+    alone, both = ablation.table(load_set(config), {2: assumed(2.0)}).rows
+    assert alone[1:3] == both[1:3] == [300, 6]
+    assert float(both[3]) == pytest.approx(float(alone[3]) * 2**0.5, abs=0.1)
 
 
 def test_more_seeds_or_items_find_a_smaller_difference():

@@ -29,8 +29,8 @@ def small(*found, conditions=CONDITIONS):
     return load_set(config)
 
 
-def result(chance=0.2, count=400, **rates):
-    """Arms under three seeds, each right on its share of the items, with some noise."""
+def result(chance=0.2, count=400, seeds=3, **rates):
+    """Arms under seeds, each right on its share of the items, with some noise."""
     rng = np.random.default_rng(0)
 
     def run(rate, seed):
@@ -40,7 +40,7 @@ def result(chance=0.2, count=400, **rates):
             for i in range(count)
         ]  # fmt: skip
 
-    frame = arms.frame({name: [run(rate, seed) for seed in range(3)] for name, rate in rates.items()})
+    frame = arms.frame({name: [run(rate, seed) for seed in range(seeds)] for name, rate in rates.items()})
     return [arms.Result("Under the message it was trained for", frame.assign(chance=chance))]
 
 
@@ -69,6 +69,33 @@ def test_a_value_against_its_prediction(one, verdict):
         low, high = judged.found.interval
         bound = judged.hypothesis.nearest(100 * judged.found.value) / 100
         assert (low <= bound <= high) == (judged.p_value >= 0.05), "the interval and the test agree"
+
+
+def test_one_seed_decides_nothing():
+    """A student more may come out otherwise, however sure its items are."""
+    one = dict(name="x", arm="explanations", minus="answers", conditions=("tracking-5",), at_least=50)
+    results = {"tracking-5": result(answers=0.2, explanations=0.99, seeds=1)}
+    [judged] = hypotheses.judge(small(one), results)
+    assert judged.corrected < 1e-9
+    assert judged.verdict == "undecided: one seed"
+    assert "One seed decides nothing" in hypotheses.paragraphs([judged])[-1]
+
+
+def test_an_interaction_is_the_difference_between_conditions():
+    one = dict(name="x", arm="explanations", minus="answers", at_least=10)
+    both = [
+        dict(one, name="5", conditions=("tracking-5",)),
+        dict(one, name="2", conditions=("tracking-2",)),
+        dict(one, name="5 - 2", conditions=("tracking-5",), less=("tracking-2",)),
+    ]
+    high, low, found = hypotheses.judge(small(*both), RESULTS)
+    assert found.found.value == pytest.approx(high.found.value - low.found.value)
+    assert found.found.stderr == pytest.approx(np.hypot(high.found.stderr, low.found.stderr))
+    assert low.found.freedom < found.found.freedom < high.found.freedom + low.found.freedom
+    assert (found.verdict, found.shape) == ("confirmed", (3, 800))
+    assert hypotheses.about(found.hypothesis).endswith("tracking-5; less the same of tracking-2")
+    [half] = hypotheses.judge(small(both[2]), {"tracking-5": RESULTS["tracking-5"]})
+    assert half.verdict == "not finished"
 
 
 def test_p_values_are_corrected_for_all_hypotheses():
@@ -102,6 +129,9 @@ def test_the_table_says_what_was_predicted_and_came_out():
     (dict(arm="answers", at_least=0, conditions=("k-9",)), "names the condition 'k-9'; known: tracking-2"),
     (dict(arm="answers", at_least=0, result="?"), "names the result '?'"),
     (dict(arm="answers"), "predicts nothing; give at_least, at_most or both"),
+    (dict(arm="answers", at_least=0, less=("tracking-2",)), "'x': less needs conditions, and others"),
+    (dict(A, at_least=0, less=("tracking-5",)), "'x': less needs conditions, and others than these"),
+    (dict(A, at_least=0, less=("k-9",)), "names the condition 'k-9'; known: tracking-2"),
     (dict(arm="answers", at_least=5, at_most=5), "at_least=5.0 must be below at_most=5.0"),
     (dict(arm="answers", at_least=0, tasks=("navigate",)), "names the task 'navigate'; known: boolean"),
     (dict(arm="answers", at_least=0, difficulties=(9,)), "names the difficulty '9'; known: 1, 2, 3"),
@@ -126,7 +156,11 @@ def test_a_set_keeps_the_hypotheses_that_it_began_with(tmp_path):
             arm_runs.keep_hypotheses(changed, tmp_path)
     with pytest.raises(artifacts.ArtifactError, match=r"x.at_least: 80.0 there, 70.0 now"):
         arm_runs.keep_hypotheses(other, tmp_path)
-    assert json.loads((tmp_path / arm_runs.HYPOTHESES).read_text())["x"]["at_least"] == 80
+    kept = json.loads((tmp_path / arm_runs.HYPOTHESES).read_text())
+    assert kept["x"]["at_least"] == 80
+    del kept["x"]["less"]  # as of a set that began before there was this key
+    (tmp_path / arm_runs.HYPOTHESES).write_text(json.dumps(kept))
+    arm_runs.keep_hypotheses(first, tmp_path)
 
 
 @pytest.mark.parametrize("place", [SET, f"tracking-2/{SET}"])
