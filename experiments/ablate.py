@@ -52,6 +52,7 @@ PROGRAM = cli.Program(
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -59,6 +60,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
 from orca_jax.data import tokens
@@ -74,64 +76,84 @@ log = logging.getLogger(__name__)
 SHARED = ("queries", "traces", "quality", "cards", "tokenizer", "tokens")
 
 
+class Run(NamedTuple):
+    """One arm under one seed, of a set or of a set's condition, in the set's or the condition's folder."""
+
+    arm_set: ArmSetConfig
+    workdir: Path
+    condition: str  # its name, or empty
+    arm: ArmConfig
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return " ".join(filter(None, [self.condition, f"{self.arm.name}, seed {self.seed}"]))
+
+    @property
+    def directory(self) -> Path:
+        return folder(self.workdir, self.arm.name, self.seed)
+
+
 def ablate(arm_set: ArmSetConfig, workdir: Path, options: cli.Options | None = None) -> str:
     """Runs what is missing of the set and returns its table. A notebook may call this."""
     options = options or PROGRAM.options()
     chosen = arm_set.chosen(options.conditions)
     arm_runs.keep_hypotheses(arm_set, workdir)
-    for condition in chosen:
-        log.info("condition %s", condition.name)
-        _run(arm_set.under(condition), workdir / condition.name, options, [f"--conditions={condition.name}"])
-    if not chosen:
-        text = _run(arm_set, workdir, options)
+    parts = [(arm_set.under(one), workdir / one.name, one.name) for one in chosen]
+    parts = parts or [(arm_set, workdir, "")]
+    if options.bbh:
+        parts = [(arm_files.with_bbh(part, Path(options.bbh)), *rest) for part, *rest in parts]
+    asked = [Run(*part, *one) for part in parts for one in part[0].runs(options.arms, options.seeds)]
+    taken = [one for one in asked if take(one.arm_set, one.arm, one.seed, one.workdir, options.reuse)]
+    missing = [one for one in asked if one not in taken]
+    if options.jobs > 1:
+        _in_processes(missing, options.jobs)
     else:
-        text = conditions.write(arm_set, workdir) if options.table else ""
+        for number, one in enumerate(missing, 1):
+            log.info("run %d of %d: %s", number, len(missing), one.name)
+            run_one(one, options)
+    for one in taken if options.bbh else ():
+        arm_files.evaluate_arm(one.arm_set, one.arm, one.seed, one.directory, Path(options.bbh))
+    text = ""
+    for part, directory, _ in parts:
+        keep_set(part, directory)
+        text = arm_runs.write(part, directory) if options.table else ""
+    if chosen and options.table:
+        text = conditions.write(arm_set, workdir)
     print(text)
     return text
 
 
-def _run(arm_set: ArmSetConfig, workdir: Path, options: cli.Options, condition: Sequence[str] = ()) -> str:
-    """Runs what is missing of a set, or of a set's condition that is named by an option."""
-    if options.bbh:
-        arm_set = arm_files.with_bbh(arm_set, Path(options.bbh))
-    asked = arm_set.runs(options.arms, options.seeds)
-    taken = [one for one in asked if take(arm_set, *one, workdir, options.reuse)]
-    chosen = [one for one in asked if one not in taken]
-    if options.jobs > 1:
-        for arm, seed in chosen:
-            make_data(arm_set.config(arm, seed), workdir, folder(workdir, arm.name, seed), options)
-        _in_processes(workdir, chosen, options.jobs, condition)
-    else:
-        for number, (arm, seed) in enumerate(chosen, 1):
-            log.info("run %d of %d: %s, seed %d", number, len(chosen), arm.name, seed)
-            run_one(arm_set, arm, seed, workdir, options)
-    for arm, seed in taken if options.bbh else ():
-        arm_files.evaluate_arm(arm_set, arm, seed, folder(workdir, arm.name, seed), Path(options.bbh))
-    keep_set(arm_set, workdir)
-    return arm_runs.write(arm_set, workdir) if options.table else ""
-
-
-def run_one(arm_set: ArmSetConfig, arm: ArmConfig, seed: int, workdir: Path, options: cli.Options) -> None:
+def run_one(one: Run, options: cli.Options) -> None:
     """Runs one arm under one seed, from its data to its table."""
-    config, directory = arm_set.config(arm, seed), folder(workdir, arm.name, seed)
+    config, directory, workdir = one.arm_set.config(one.arm, one.seed), one.directory, one.workdir
     shared = make_data(config, workdir, directory, options)
     for name in SHARED:
         link(directory / name, shared / name)
     link(directory / LEDGER, workdir / LEDGER)  # for rounds on policy
     if not (workdir / SET).exists():
-        keep_set(arm_set, workdir)
+        keep_set(one.arm_set, workdir)
     run.run(config, directory, options)
     if options.bbh:
-        arm_files.evaluate_arm(arm_set, arm, seed, directory, Path(options.bbh))
+        arm_files.evaluate_arm(one.arm_set, one.arm, one.seed, directory, Path(options.bbh))
         tables.run(config, directory)
 
 
 def make_data(config: ExperimentConfig, workdir: Path, directory: Path, options: cli.Options) -> Path:
-    """Makes what a run needs, or finds it there, and returns the folder that it shares with other runs."""
+    """Makes what a run needs, or finds it there, and returns the folder that it shares with other runs.
+
+    Waits while another process makes data that may be the same: those of the seed, and of all seeds where a
+    teacher is no oracle.
+    """
     shared = data_folder(config, workdir, directory)
     link(shared / LEDGER, workdir / LEDGER)  # a teacher is paid once for all arms
-    collect.run(config, shared)
-    prepare.run(config, shared, workers=options.workers, kept=True)  # an arm may have been trained on it
+    oracles = all(teacher.kind == "oracle" for teacher in config.teachers)
+    lock_file = workdir / "data" / f"seed-{config.seed if oracles else 'all'}.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock_file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        collect.run(config, shared)
+        prepare.run(config, shared, workers=options.workers, kept=True)  # an arm may have been trained on it
     return shared
 
 
@@ -142,19 +164,20 @@ def shares_of_cores(jobs: int) -> list[list[int]]:
     return [(cores * jobs)[index * share : (index + 1) * share] for index in range(jobs)]
 
 
-def _in_processes(
-    workdir: Path, chosen: Sequence[tuple[ArmConfig, int]], jobs: int, condition: Sequence[str]
-) -> None:
-    """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt."""
+def _in_processes(runs: Sequence[Run], jobs: int) -> None:
+    """Runs arms in processes of their own, each on its share of the cores, with its output in log.txt.
+
+    One arm of all conditions and seeds comes first, so that their data are made at once too.
+    """
     free = shares_of_cores(jobs)
 
-    def work(one: tuple[ArmConfig, int]) -> None:
-        arm, seed = one
-        mine, log_file = free.pop(), folder(workdir, arm.name, seed) / "log.txt"
+    def work(one: Run) -> None:
+        mine, log_file = free.pop(), one.directory / "log.txt"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orca_jax.experiments.ablate", *sys.argv[1:]]
-        command += [f"--arms={arm.name}", f"--seeds={seed}", "--jobs=1", "--table=false", *condition]
-        log.info("%s, seed %d: started; see %s", arm.name, seed, log_file)
+        command += [f"--arms={one.arm.name}", f"--seeds={one.seed}", "--jobs=1", "--table=false"]
+        command += [f"--conditions={one.condition}"] if one.condition else []
+        log.info("%s: started; see %s", one.name, log_file)
         with open(log_file, "a", encoding="utf-8") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
             if hasattr(os, "sched_setaffinity"):
@@ -163,13 +186,12 @@ def _in_processes(
         free.append(mine)
         if status:
             last = log_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
-            raise ChildProcessError(
-                f"{arm.name}, seed {seed} ended with status {status}: {last} (see {log_file})"
-            )
-        log.info("%s, seed %d: finished", arm.name, seed)
+            raise ChildProcessError(f"{one.name} ended with status {status}: {last} (see {log_file})")
+        log.info("%s: finished", one.name)
 
+    arms = [one.arm.name for one in runs]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, chosen))
+        list(pool.map(work, sorted(runs, key=lambda one: arms.index(one.arm.name))))
 
 
 def plan(options: cli.Options) -> None:
