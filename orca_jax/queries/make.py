@@ -71,9 +71,10 @@ def training_puzzles(
     config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
     """The training puzzles, without those of a benchmark file, and how many were left out for that."""
-    made = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
-    kept, dropped = puzzles.drop_known(itertools.chain.from_iterable(made), evaluated)
-    return kept, len(dropped)
+    every = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
+    made = list(itertools.chain.from_iterable(every))
+    kept = puzzles.unknown(made, evaluated)
+    return kept, len(made) - len(kept)
 
 
 def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
