@@ -11,6 +11,7 @@ family at one k. Arms have the same packed positions, and differ in their traces
     python -m experiments.ablate --config=configs/ablations/crossover.py --workdir=runs/crossover --jobs=2
 """
 
+import functools
 from random import Random
 from typing import Any
 
@@ -144,6 +145,7 @@ def steps_at(k: int) -> int:
     return 900 if k <= 5 else 1400 if k <= 8 else 2000
 
 
+@functools.cache
 def packed(family: str, k: int, *, explained: bool) -> tuple[int, int, float]:
     """Positions of a row, rows of a step, and examples of a step."""
     puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]

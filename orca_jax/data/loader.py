@@ -90,10 +90,8 @@ def batches(
     rows: int,
     builder: RowBuilder,
     placement: NamedSharding,
-    threads: int = 2,
-    ahead: int = 8,
 ) -> Iterator[Batch]:
-    """Batches of steps `start` to `stop`, in order, built `ahead` of their use.
+    """Batches of steps `start` to `stop`, in order, built ahead of their use.
 
     Args:
       refs: of a step, what `builder.row` takes for each row of the global batch.
@@ -108,7 +106,7 @@ def batches(
         places = refs(step)
         return Batch(step, held, stack([builder.row(*places[index]) for index in held]))
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))
 
 

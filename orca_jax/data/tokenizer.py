@@ -222,11 +222,7 @@ class Tokenizer:
 
     @functools.cached_property
     def chat_template(self) -> str | None:
-        """The folder's chat template, the one named `default` where there are several.
-
-        Raises:
-          TokenizerError: there are several, and none is named so.
-        """
+        """As `tokenizer_files.chat_template` has it."""
         return tokenizer_files.chat_template(dict(self.files))
 
     def save(self, directory: str | os.PathLike[str]) -> None:

@@ -109,11 +109,7 @@ class Header(NamedTuple):
 
 
 def library() -> Any:
-    """The package `gguf`.
-
-    Raises:
-      GgufError: it is not installed; names the extra.
-    """
+    """The package `gguf`; raises GgufError where it is not installed."""
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:

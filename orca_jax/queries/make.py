@@ -250,15 +250,9 @@ def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
 
 
 def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Document]) -> dict[str, Any]:
-    """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages.
+    """Writes queries/queries.jsonl, puzzles and draws of FLAN-v2 with system messages; returns its manifest.
 
-    Every text of a benchmark that a query of FLAN meets is listed in queries/contamination.jsonl.
-
-    Args:
-      documents: the texts of the benchmarks, none of which becomes a query.
-
-    Returns:
-      The manifest of queries/.
+    Every text of a benchmark (`documents`) that a query of FLAN meets is in queries/contamination.jsonl.
     """
     directory, inputs, documents = workdir / "queries", flan_inputs(config.flan), list(documents)
     expert = min(config.asked_shares, default=1.0)

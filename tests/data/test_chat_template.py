@@ -76,7 +76,6 @@ def tokenizer_of(folder_of):
 
 @EVERY_TEMPLATE
 @given(messages=conversations())
-@settings(max_examples=40)
 def test_pieces_are_what_the_template_writes(name, tokenizer_of, messages):
     tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
     for spoken in (messages, messages[:-1]):
@@ -91,7 +90,7 @@ def test_pieces_are_what_the_template_writes(name, tokenizer_of, messages):
 @EVERY_TEMPLATE
 @EVERY_KIND
 @given(messages=conversations())
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_a_prompts_ids_are_the_start_of_the_ids_trained_on(name, kind, tokenizer_of, messages):
     tokenizer = tokenizer_of(kind, TEMPLATES[name])
     trained = encode(messages, TEMPLATE, tokenizer)
@@ -109,7 +108,7 @@ def test_a_prompts_ids_are_the_start_of_the_ids_trained_on(name, kind, tokenizer
 @EVERY_TEMPLATE
 @EVERY_KIND
 @given(answer=TEXT)
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_a_reply_is_the_answer_again(name, kind, tokenizer_of, answer):
     tokenizer = tokenizer_of(kind, TEMPLATES[name])
     encoded = encode(exchange(answer), TEMPLATE, tokenizer)
@@ -124,7 +123,7 @@ def test_a_reply_is_the_answer_again(name, kind, tokenizer_of, answer):
 
 @EVERY_TEMPLATE
 @given(messages=conversations())
-@settings(max_examples=25)
+@settings(max_examples=8)
 def test_special_tokens_cannot_be_injected(name, tokenizer_of, messages):
     tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
     control = set(tokenizer.control_ids.values())
@@ -137,7 +136,7 @@ def test_special_tokens_cannot_be_injected(name, tokenizer_of, messages):
 
 @EVERY_TEMPLATE
 @given(messages=conversations())
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_loss_on_the_last_answer_only(name, tokenizer_of, messages):
     tokenizer = tokenizer_of("byte_level", TEMPLATES[name])
     every, last = (encode(messages, TEMPLATE, tokenizer, supervise) for supervise in ("all", "last"))
@@ -215,11 +214,6 @@ def test_a_template_whose_answers_cannot_be_found_is_refused(fault, tokenizer_of
     template, message = BROKEN[fault]
     with pytest.raises(LayoutError, match=message):
         encode(exchange(), TEMPLATE, tokenizer_of("byte_level", template))
-
-
-def test_turns_out_of_order_are_refused(tokenizer_of):
-    with pytest.raises(LayoutError, match="turns must be"):
-        encode([Message("assistant", "x")], TEMPLATE, tokenizer_of("byte_level", CHATML))
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer, tokenizer_of):
@@ -316,7 +310,7 @@ def automatic(folder_of):
 @EVERY_TEMPLATE
 @EVERY_KIND
 @given(messages=conversations(text=SAID))
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_ids_are_those_of_transformers(name, kind, tokenizer_of, automatic, messages):
     tokenizer, reference = tokenizer_of(kind, TEMPLATES[name]), automatic(kind, TEMPLATES[name])
     for spoken in (messages, messages[:-1]):

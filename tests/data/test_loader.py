@@ -64,11 +64,6 @@ def test_resumed_stream_is_the_end_of_the_unbroken_one(builder, curriculum, star
     assert_equal(read(builder, curriculum, start), read(builder, curriculum)[start:])
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (4, 16)])
-def test_threads_change_no_batch(builder, curriculum, threads, ahead):
-    assert_equal(read(builder, curriculum, threads=threads, ahead=ahead), read(builder, curriculum))
-
-
 def test_nothing_left_to_do(builder, curriculum):
     assert read(builder, curriculum, start=14) == []
 

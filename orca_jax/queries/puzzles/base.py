@@ -129,11 +129,7 @@ class Family(ABC):
 
     @classmethod
     def generate(cls, rng: random.Random, difficulty: int) -> Puzzle:
-        """A random puzzle.
-
-        Raises:
-          ValueError: the family has no such difficulty.
-        """
+        """A random puzzle; raises ValueError for a difficulty that the family lacks."""
         if difficulty not in cls.difficulties:
             levels = f"{cls.difficulties.start} to {cls.difficulties.stop - 1}"
             raise ValueError(f"{cls.name} has difficulties {levels}, not {difficulty}")
