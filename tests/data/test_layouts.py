@@ -36,14 +36,11 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @st.composite
-def conversations(draw):
+def conversations(draw, text=TEXT):
     """One to three exchanges, with a system message or none."""
-    system = [Message("system", draw(TEXT))] if draw(st.booleans()) else []
-    turns = [
-        (Message("user", draw(TEXT)), Message("assistant", draw(TEXT)))
-        for _ in range(draw(st.integers(1, 3)))
-    ]
-    return [*system, *itertools.chain(*turns)]
+    system = [Message("system", draw(text))] if draw(st.booleans()) else []
+    turns = ("user", "assistant") * draw(st.integers(1, 3))
+    return [*system, *(Message(role, draw(text)) for role in turns)]
 
 
 def exchange(answer="blue", system="Be brief."):

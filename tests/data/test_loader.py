@@ -153,8 +153,3 @@ def test_rows_past_the_plan_have_no_weight(builder):
     assert not row.loss_weights.any()
     assert not row.segment_ids.any()
     assert (row.tokens == builder.pad_id).all()
-
-
-def test_unknown_data_set_is_named(builder):
-    with pytest.raises(ValueError, match="names data set 'c'; known: a, b, validation"):
-        builder.plan_of("c", 0)

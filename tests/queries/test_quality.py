@@ -154,10 +154,3 @@ def test_slimorcas_rule_keeps_what_agrees():
     kept = [each for each in traces if checker.reason(checker.check(each)) is None]
     assert kept == traces[:1]
     assert checker.left_out == {"disagrees": 1, "unchecked": 1}
-
-
-def test_an_unknown_filter_is_named():
-    with pytest.raises(
-        ValueError, match="unknown filter 'refusals'; known: duplicate, near_duplicate, contaminated"
-    ):
-        TraceChecker(("refusal", "refusals"))
