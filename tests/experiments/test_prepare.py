@@ -142,7 +142,6 @@ def untrained(copied):
         ({"data.supervise": "last"}, {"tokens"}),
         ({"data.validation_fraction": 0.1}, {"tokenizer", "tokens"}),  # which is trained on the training part
         ({"data.layout": "chatml"}, {"tokenizer", "tokens"}),
-        ({"student.vocab_size": 448}, {"tokenizer", "tokens"}),
     ],
 )
 def test_until_a_student_is_trained_what_other_settings_prepared_is_made_again(
@@ -165,19 +164,16 @@ def test_what_a_student_was_trained_on_is_refused(copied, mini):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_a_tokenizer_that_does_not_fit_leaves_nothing_in_the_way(copied, finished, mini):
+def test_a_tokenizer_that_does_not_fit_leaves_nothing_in_the_way_of_one_that_is_used_as_it_is(
+    copied, finished, mini
+):
     workdir = copied("training", "evaluation", "tokens", "tokenizer", "cards")
-    given = {"data.tokenizer": str(finished / "tokenizer/tokenizer.model")}
+    model = finished / "tokenizer" / tokenizers.MODEL_FILE
+    given = {"data.tokenizer": str(model)}
     with pytest.raises(TokenizerError, match=r"set student\.vocab_size=512"):
         prepare.run(mini(**given, **{"student.vocab_size": 640}), workdir)
     prepare.run(mini(**given), workdir)
     assert read_manifest(workdir / "tokenizer")["provenance"]["vocab_size"] == 512
-
-
-def test_a_tokenizer_file_is_used_as_it_is(copied, finished, mini):
-    workdir = copied("tokenizer", "tokens")
-    model = finished / "tokenizer" / tokenizers.MODEL_FILE
-    prepare.run(mini(**{"data.tokenizer": str(model)}), workdir)
     assert (workdir / "tokenizer" / tokenizers.MODEL_FILE).read_bytes() == model.read_bytes()
     first, second = (TokenStore(w / "tokens/expert") for w in (workdir, finished))
     np.testing.assert_array_equal(first[0]["tokens"], second[0]["tokens"])
