@@ -15,53 +15,36 @@ status 3, and resumes when `budget_money` is raised. `runlocal` uses a model `mi
 with another name. See docs/collection.md.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
 from orca_jax.configs import mini
 from orca_jax.configs.arguments import parse
 
-LOCAL = "http://127.0.0.1:8000/v1"
+LOCAL = dict(model="mini", base_url="http://127.0.0.1:8000/v1", key_variable="")
+# Model, share of the queries, limits a minute, price of 1,000 tokens, and whose lengths are expected.
+TEACHERS = {
+    "chatgpt": ("gpt-3.5-turbo", 1.0, (300, 120_000), (0.002, 0.002), "chatgpt"),
+    "gpt4": ("gpt-4", 0.2, (18, 10_000), (0.03, 0.06), "gpt-4"),
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`variant=default`, `runlocal` (seconds instead of hours, at no cost)."""
     args = parse(arg)
     config = mini.get_config("runlocal" if args.runlocal else "")
-    config.name = "api"
-    config.teachers = [
-        teacher(
-            "chatgpt",
-            endpoint("gpt-3.5-turbo", requests=300, tokens=120_000, local=args.runlocal),
-            price=dict(prompt=0.002, completion=0.002),
-            lengths="chatgpt",
-        ),
-        teacher(
-            "gpt4",
-            endpoint("gpt-4", requests=18, tokens=10_000, local=args.runlocal),
-            price=dict(prompt=0.03, completion=0.06),
-            lengths="gpt-4",
-            share=0.2,
-        ),
-    ]
-    for stage, name in zip(config.curriculum, ("chatgpt", "gpt4"), strict=True):
+    config.name, config.teachers = "api", []
+    for stage, name in zip(config.curriculum, TEACHERS, strict=True):
         stage["name"], stage["datasets"] = name, {name: 1.0}
+        model, share, (requests, tokens), (prompt, completion), lengths = TEACHERS[name]
+        api = dict(temperature=0.7, top_p=0.95, budget_money=20.0, lengths=lengths)
+        if args.runlocal:
+            api.update(endpoints=[LOCAL], identity=model)  # two teachers, though one model answers for both
+        else:
+            endpoint = dict(model=model, limits=dict(requests=requests, tokens=tokens))
+            api.update(endpoints=[endpoint], price=dict(prompt=prompt, completion=completion))
+        most = 64 if args.runlocal else 1024
+        config.teachers.append(dict(name=name, kind="api", share=share, max_tokens=most, api=api))
     if args.runlocal:
         config.puzzles.per_family = 10
-        for one, model in zip(config.teachers, ("gpt-3.5-turbo", "gpt-4"), strict=True):
-            one["max_tokens"] = 64
-            one["api"].update(price=dict(), identity=model)  # two teachers, though one model answers for both
     return complete(config)
-
-
-def teacher(name: str, endpoint: dict[str, Any], *, share: float = 1.0, **api: Any) -> dict[str, Any]:
-    settings = dict(endpoints=[endpoint], temperature=0.7, top_p=0.95, budget_money=20.0, **api)
-    return dict(name=name, kind="api", share=share, max_tokens=1024, api=settings)
-
-
-def endpoint(model: str, *, requests: int, tokens: int, local: bool) -> dict[str, Any]:
-    if local:
-        return dict(model="mini", base_url=LOCAL, key_variable="")
-    return dict(model=model, limits=dict(requests=requests, tokens=tokens))

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+# A student that trains in seconds.
+TINY = dict(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
+
 
 class Arguments(NamedTuple):
     """`variant` names a version of the experiment; `runlocal` shrinks any version to seconds.
@@ -48,7 +51,7 @@ def shrink(config: ConfigDict) -> None:
     """Shrinks an experiment on files to seconds, with a tokenizer of its own; released weights stay."""
     config.data.update(tokenizer="", row_length=256)
     if not config.student.get("init"):
-        config.student.update(vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8)
+        config.student.update(TINY)
     for stage in config.curriculum:
         stage.update(steps=2, warmup_steps=1)
     config.evaluation.update(max_tokens=8)

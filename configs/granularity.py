@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete_set
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import TINY, parse
 from orca_jax.configs.smollm2 import INIT
 
 QUESTION = "Do real teachers' explanations beat answers, and does their order matter, on the same questions?"
@@ -123,7 +123,5 @@ def base(init: str, small: bool) -> ConfigDict:
     if small:
         config.evaluation.update(max_tokens=16)
         if not init:
-            config.student = dict(
-                vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8
-            )
+            config.student = TINY
     return config

@@ -14,7 +14,7 @@ Result on test puzzles unseen in training, 100 a family, in per cent: empty mess
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import TINY, parse
 from orca_jax.queries import puzzles
 
 FAMILIES = ("web_of_lies", "navigate", "object_counting", "dyck_languages")
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.evaluation.update(difficulties=(1, 2, 3), per_family=150)
     if args.runlocal:
         config.puzzles.per_family = 40
-        config.student.update(hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8, vocab_size=512)
+        config.student.update(TINY)
         for stage in config.curriculum:
             stage.update(steps=3, warmup_steps=1)
         config.evaluation.update(per_family=3, max_tokens=16)

@@ -18,7 +18,7 @@ web_of_lies, 80 on object_counting, 60 on dyck_languages. It gave 50 (chance), 5
 from ml_collections import ConfigDict
 
 from orca_jax.config import complete
-from orca_jax.configs.arguments import parse
+from orca_jax.configs.arguments import TINY, parse
 
 FAMILIES = ("web_of_lies", "object_counting", "dyck_languages")
 STEP_BY_STEP = 7
@@ -52,9 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.runlocal:
         config.puzzles.per_family = min(40, config.puzzles.per_family)
         if not args.init:
-            config.student = dict(
-                vocab_size=512, hidden_size=32, intermediate_size=64, num_layers=2, head_dim=8
-            )
+            config.student = TINY
         config.curriculum[0].update(steps=3, warmup_steps=1)
         config.evaluation.update(per_family=3, max_tokens=16)
     return complete(config)

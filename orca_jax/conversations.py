@@ -127,11 +127,7 @@ def read(row: Mapping[str, Any], *, join_turns: bool = False) -> Conversation:
 
 
 def checked(messages: Iterable[Message], *, join_turns: bool = False) -> tuple[Message, ...]:
-    """The messages, joined if `join_turns`.
-
-    Raises:
-      RecordError: roles do not alternate, a question is empty, or a text is no text; names the turn.
-    """
+    """The messages, joined if `join_turns`; raises RecordError as `read`, and names the turn."""
     turns = tuple(messages)
     if join_turns:
         alike = itertools.groupby(turns, key=lambda turn: (turn.role, turn.weight))
@@ -297,10 +293,9 @@ def _number(values: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _of_teacher(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A row with one teacher's answer, and the `target` and `task` beside it where they are named.
+    """A row with one teacher's answer, and the `target` and `task` beside it; other columns are not kept.
 
-    The id is a hash of the question, so that every teacher's traces have the same. White space at the ends of
-    question and answer goes. A system message is read as in any row; other columns are not kept.
+    The id is a hash of the question, so that every teacher's traces have the same.
     """
     for name in filter(None, columns.values()):
         if name not in row:

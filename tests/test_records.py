@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.records import (
@@ -47,7 +47,6 @@ TRACE = Trace(
 
 
 @given(record=QUERIES | REPLIES | ITEMS)
-@settings(max_examples=60)
 def test_a_record_is_read_back_from_its_json(record):
     assert from_json(type(record), json.loads(json.dumps(to_json(record)))) == record
 

@@ -109,25 +109,20 @@ def round_trip(traces, schema, suffix):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 class TestRoundTrips:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12)
     @given(traces=st.lists(NATIVE, max_size=3))
     def test_native(self, suffix, traces):
         assert round_trip(traces, "native", suffix) == traces
 
-    @settings(max_examples=25, deadline=None)
-    @given(traces=st.lists(foreign(), max_size=3))
-    def test_messages(self, suffix, traces):
-        assert round_trip(traces, "messages", suffix) == traces
-
-    @settings(max_examples=25, deadline=None)
-    @given(traces=st.lists(foreign(), max_size=3))
-    def test_sharegpt(self, suffix, traces):
-        assert round_trip(traces, "sharegpt", suffix) == traces
-
-    @settings(max_examples=25, deadline=None)
-    @given(traces=st.lists(foreign(turns=1, weighted=False), max_size=3))
-    def test_openorca(self, suffix, traces):
-        assert round_trip(traces, "openorca", suffix) == traces
+    @settings(max_examples=12)
+    @given(
+        traces=st.lists(foreign(), max_size=3),
+        one_turn=st.lists(foreign(turns=1, weighted=False), max_size=3),
+    )
+    def test_foreign_schemas(self, suffix, traces, one_turn):
+        for schema in ("messages", "sharegpt"):
+            assert round_trip(traces, schema, suffix) == traces
+        assert round_trip(one_turn, "openorca", suffix) == one_turn
 
     @pytest.mark.parametrize("schema", ["openorca", "messages", "sharegpt"])
     def test_a_missing_answer(self, suffix, schema):
@@ -135,12 +130,12 @@ class TestRoundTrips:
         assert round_trip([trace], schema, suffix) == [trace]
 
     def test_many_rows_keep_their_order(self, suffix):
-        traces = [a_trace(id=str(number)) for number in range(2500)]
+        traces = [a_trace(id=str(number)) for number in range(1100)]
         assert round_trip(traces, "messages", suffix) == traces
 
 
 class TestJsonLines:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(extra=EXTRA, correct=st.booleans(), answer=st.none() | st.text(max_size=9))
     def test_records_come_back(self, extra, correct, answer):
         items = [Item("bbh", "task", "1", 0, "zs", Outcome.OK, correct, answer, extra=extra)]
@@ -207,8 +202,8 @@ class TestJsonLines:
         path.write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n")
         assert [query.text for query in read_jsonl(path, Query)] == ["a\u2028b"]
 
-    def test_a_line_of_50_mb(self, tmp_path):
-        trace = a_trace(messages=(Message("user", "é" * 25_000_000), Message("assistant", "So.")))
+    def test_a_line_of_10_mb(self, tmp_path):
+        trace = a_trace(messages=(Message("user", "é" * 5_000_000), Message("assistant", "So.")))
         write_traces(tmp_path / "t.jsonl", [trace])
         assert list(read_traces(tmp_path / "t.jsonl")) == [trace]
 
@@ -237,12 +232,10 @@ COLUMNS += ["query_id", "sample", "teacher", "usage", "sampling"]
 
 
 class TestFuzz:
-    @settings(max_examples=200, deadline=None)
     @given(content=st.binary(max_size=200))
     def test_any_bytes(self, content):
         read_or_named(content, ".jsonl")
 
-    @settings(max_examples=200, deadline=None)
     @given(
         row=st.dictionaries(
             st.sampled_from(COLUMNS),
@@ -269,7 +262,7 @@ class TestAppender:
                 appender.append(Query(id, "", "", ""))
         assert [query.id for query in read_jsonl(path, Query)] == ["a", "b"]
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(cut=st.integers(1, 10_000), text=TEXT)
     def test_a_torn_last_line_is_dropped(self, cut, text):
         first, second = Query("1", text, "", ""), Query("2", "x" * 70_000, "", "")
@@ -364,12 +357,7 @@ class TestForeignRows:
             ({"id": "1", "question": "Q"}, "column 'response' is missing; accepted: native"),
             ({"text": "Q"}, "column 'messages' is missing, among text; accepted: native"),
             ({"messages": "Q"}, "column 'messages' must be a list of turns, not 'Q'"),
-            ({"messages": []}, "column 'messages' must be a list of turns"),
             ({"messages": [{"role": "user"}]}, r"messages\[0\]: 'content' is missing"),
-            (
-                {"messages": [{"role": "tool", "content": ""}]},
-                r"messages\[0\]: unknown role 'tool'; known: system",
-            ),
             ({"conversations": [{"from": ["x"], "value": ""}]}, r"conversations\[0\]: unknown role \['x'\]"),
             ({"conversations": [{"from": "gpt", "value": 3}]}, "'content' must be text, not 3"),
             ({"id": "1", "system_prompt": "", "question": None, "response": "A"}, "'question' is empty"),
@@ -390,14 +378,8 @@ class TestForeignRows:
 
 class TestParquet:
     def test_unknown_columns_are_kept(self, tmp_path):
-        row = {
-            "id": "a",
-            "system_prompt": None,
-            "question": "Q",
-            "response": "A",
-            "score": 0.5,
-            "extra": "plain",
-        }
+        row = {"id": "a", "system_prompt": None, "question": "Q", "response": "A"}
+        row |= {"score": 0.5, "extra": "plain"}
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "t.parquet")
         (trace,) = read_traces(tmp_path / "t.parquet")
         assert trace.extra == {"score": 0.5, "extra": "plain"}
@@ -418,7 +400,6 @@ class TestParquet:
         with pytest.raises(RecordError, match=f"{path}: damaged"):
             list(read_traces(path))
 
-    @settings(max_examples=60, deadline=None)
     @given(data=st.data())
     def test_any_damage_is_an_error_of_ours_or_harmless(self, parquet_bytes, data):
         """Cut anywhere and with bytes changed anywhere: never an error that does not name the file."""

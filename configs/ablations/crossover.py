@@ -12,6 +12,7 @@ answers and explanations alone, whether the difference is one between tasks that
     python -m experiments.ablate --config=configs/ablations/crossover.py --workdir=runs/crossover --jobs=2
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
@@ -167,6 +168,7 @@ def steps_at(k: int) -> int:
     return 900 if k <= 5 else 1400 if k <= 8 else 2000
 
 
+@functools.cache
 def packed(family: str, k: int, *, explained: bool) -> tuple[int, int, float]:
     """Positions of a row, rows of a step, and examples of a step."""
     puzzles = [FAMILIES[family].generate(Random(seed), k) for seed in range(SAMPLE)]

@@ -64,17 +64,10 @@ def get_config(arg: str = "") -> ConfigDict:
             at_least=PREDICTED[noise][0],
             at_most=PREDICTED[noise][1],
         )
-        for family, k, noise in CONDITIONS[args.variant]
-        for name in [condition_name(family, k, noise)]
+        for name, (_, _, noise) in zip([one["name"] for one in config.conditions], CONDITIONS[args.variant])
         for arm in ("on_policy", "both")
-        if name in [condition["name"] for condition in config.conditions]
     ]
     return complete_set(config)
-
-
-def condition_name(family: str, k: int, noise: int) -> str:
-    """With k at its end, so that charts are over k."""
-    return f"{family}-noise{noise}-{k}"
 
 
 def teacher(noise: int) -> dict[str, Any]:
@@ -100,4 +93,5 @@ def _condition(family: str, k: int, noise: int, small: bool) -> dict[str, Any]:
         train=dict(batch_rows=rows),
         evaluation=dict(difficulties=(k,)),
     )
-    return dict(name=condition_name(family, k, noise), changes=changes, arms=arms)
+    # With k at its end, so that charts are over k.
+    return dict(name=f"{family}-noise{noise}-{k}", changes=changes, arms=arms)

@@ -133,22 +133,13 @@ def plain(messages: Sequence[Message]) -> list[Piece]:
     return pieces
 
 
-LAYOUTS: Mapping[str, Layout] = ChainMap(
-    plugins.LAYOUTS.entries,
-    {"orca": orca, "chatml": chatml, "llama2": llama2, "vicuna": vicuna, "plain": plain},
-)
+OWN: dict[str, Layout] = {one.__name__: one for one in (orca, chatml, llama2, vicuna, plain)}
+LAYOUTS: Mapping[str, Layout] = ChainMap(plugins.LAYOUTS.entries, OWN)
 TEMPLATE = "template"  # a Hugging Face tokenizer's own
 PAPER = "orca"
 CONTROL_TOKENS: Mapping[str, tuple[str, ...]] = ChainMap(
     plugins.CONTROL_TOKENS.entries,
-    {
-        "orca": (PAD,),
-        "chatml": (PAD, IM_START, IM_END),
-        "llama2": (PAD,),
-        "vicuna": (PAD,),
-        "plain": (PAD,),
-        TEMPLATE: (PAD,),
-    },
+    dict.fromkeys((*OWN, TEMPLATE), (PAD,)) | {"chatml": (PAD, IM_START, IM_END)},
 )
 ROLE_NAMES = ("system", "user", "assistant")
 
@@ -255,14 +246,9 @@ def encode_all(
     if supervise == "last":
         conversations = [_last_alone(messages) for messages in conversations]
     every = [pieces(messages, layout, tokenizer) for messages in conversations]
-    # All texts that lead are tokenised in one call, and all others in another.
-    ids = {
-        leads: iter(
-            tokenizer.encode_all(
-                [one.text for part in every for one in part if not one.control and one.leads == leads],
-                first=leads,
-            )
-        )
+    texts = [one for part in every for one in part if not one.control]
+    ids = {  # all texts that lead are tokenised in one call, and all others in another
+        leads: iter(tokenizer.encode_all([one.text for one in texts if one.leads == leads], first=leads))
         for leads in (True, False)
     }
     found = []

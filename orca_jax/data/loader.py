@@ -50,8 +50,6 @@ class RowBuilder:
 
     def _plan(self, dataset: str, epoch: int) -> PackingPlan:
         """The packing plan of a data set's epoch."""
-        if dataset not in self.stores:
-            raise ValueError(f"the curriculum names data set {dataset!r}; known: {', '.join(self.stores)}")
         return make_plan(
             self.lengths[dataset],
             row_length=self.row_length,
@@ -90,10 +88,8 @@ def batches(
     rows: int,
     builder: RowBuilder,
     placement: NamedSharding,
-    threads: int = 2,
-    ahead: int = 8,
 ) -> Iterator[Batch]:
-    """Batches of steps `start` to `stop`, in order, built `ahead` of their use.
+    """Batches of steps `start` to `stop`, in order, built ahead of their use.
 
     Args:
       refs: of a step, what `builder.row` takes for each row of the global batch.
@@ -108,7 +104,7 @@ def batches(
         places = refs(step)
         return Batch(step, held, stack([builder.row(*places[index]) for index in held]))
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.range(start, stop).map(batch).to_iter_dataset(options))
 
 

@@ -185,7 +185,7 @@ def make_tokenizer(
         artifact.begin()
         made.save(directory)
         artifact.finish({"vocab_size": made.vocab_size}, hub.revisions(source))
-    return tokenizers.load(directory)
+    return made
 
 
 def _texts(config: ExperimentConfig, workdir: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from orca_jax import artifacts, hub, storage
 from orca_jax.data import tokenizer_files, tokenizer_gguf
-from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError
+from orca_jax.data.tokenizer_files import PAD, TOKENIZER_FILE, TokenizerError, steps
 
 WORDS = "words"  # in the place of a tokenizer's path: one of the traces' whole words
 BOS = "<s>"
@@ -98,17 +98,18 @@ class Tokenizer:
         aliases = {BOS: "bos_token", EOS: "eos_token"}
         self._own = {alias: ids[names[key]] for alias, key in aliases.items() if key in names}
         self.control_ids = self._own | ids
+        self._controls = frozenset(self.control_ids.values())
         self.bos_id, self.pad_id = self._own.get(BOS), ids[names["pad_token"]]
         ends = json.loads(files.get(tokenizer_files.GENERATION_FILE, "{}")).get("eos_token_id", [])
         self.eos_ids = tuple(dict.fromkeys([*(self._own[end] for end in (EOS,) if end in self._own), *ends]))
         # Ids that no text may have: the unknown token alone is the model's own to give.
         unknown = data["model"].get("unk_id", ids.get(data["model"].get("unk_token") or ""))
         self._unspellable = set(ids.values()) - {unknown}
-        steps = [*_steps(data, "normalizer"), *_steps(data, "pre_tokenizer")]
-        schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in steps]
-        leading = "Prepend" in [step["type"] for step in steps]
+        before = [*steps(data.get("normalizer")), *steps(data.get("pre_tokenizer"))]
+        schemes = [step.get("prepend_scheme", step.get("add_prefix_space")) for step in before]
+        leading = "Prepend" in [step["type"] for step in before]
         self.leads_sections = leading or "always" in schemes or True in schemes
-        self._decoders = {step["type"] for step in _steps(data, "decoder")}
+        self._decoders = {step["type"] for step in steps(data.get("decoder"))}
         # Where no piece of a SentencePiece model reaches from one word into the next, words' ids are kept.
         self._words_are_apart = bool(self.model) and not any(re.search("[^▁]▁", piece) for piece in vocab)
         self._known: dict[str, list[int]] = {}
@@ -184,8 +185,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that continue a sequence; control tokens are left out."""
-        special = set(self.control_ids.values())
-        kept = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) not in special]
+        kept = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) not in self._controls]
         text = str(self._continuing.decode(kept, skip_special_tokens=False))
         if TORN not in text or "ByteFallback" not in self._decoders:
             return text
@@ -204,7 +204,7 @@ class Tokenizer:
         if piece is None:
             return f"<unused {token_id}>"
         # Pieces spelled in stand-ins for bytes are for no person to read.
-        if "ByteLevel" not in self._decoders or token_id in self.control_ids.values():
+        if "ByteLevel" not in self._decoders or token_id in self._controls:
             return str(piece)
         text = self.decode([token_id])
         return str(piece) if TORN in text else text.replace(" ", "▁").replace("\n", "<0x0A>")
@@ -221,16 +221,8 @@ class Tokenizer:
         return bytes(map(STAND_INS.__getitem__, piece)) if known else piece.encode()
 
     @functools.cached_property
-    def _controls(self) -> frozenset[int]:
-        return frozenset(self.control_ids.values())
-
-    @functools.cached_property
     def chat_template(self) -> str | None:
-        """The folder's chat template, the one named `default` where there are several.
-
-        Raises:
-          TokenizerError: there are several, and none is named so.
-        """
+        """As `tokenizer_files.chat_template` has it."""
         return tokenizer_files.chat_template(dict(self.files))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -240,16 +232,6 @@ class Tokenizer:
         for name, content in files.items():
             with artifacts.atomic_write(Path(directory) / name, "wb") as file:
                 file.write(content if isinstance(content, bytes) else content.encode())
-
-
-def _steps(data: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    """The steps of a part of tokenizer.json (normalizer, pre_tokenizer, decoder), nested ones unfolded."""
-    step = data.get(part)
-    if not step:
-        return []
-    if step["type"] != "Sequence":
-        return [step]
-    return [found for one in step[STEPS_OF[part]] for found in _steps({part: one}, part)]
 
 
 def _without_prefix(step: dict[str, Any]) -> dict[str, Any] | None:
@@ -267,8 +249,8 @@ def _build(data: Mapping[str, Any], *, prefix: bool) -> tokenizers.Tokenizer:
     """The library's tokenizer, which takes no text for a special token and adds none."""
     changed = {**data, "post_processor": None, "truncation": None, "padding": None}
     for part in () if prefix else STEPS_OF:
-        steps = [step for each in _steps(data, part) if (step := _without_prefix(each)) is not None]
-        changed[part] = {"type": "Sequence", STEPS_OF[part]: steps} if steps else None
+        kept = [step for each in steps(data.get(part)) if (step := _without_prefix(each)) is not None]
+        changed[part] = {"type": "Sequence", STEPS_OF[part]: kept} if kept else None
     # In a Unigram model special tokens are pieces: with scores that no text chooses.
     if data["model"]["type"] == "Unigram":
         special = {token["content"] for token in data["added_tokens"] if token["special"]}

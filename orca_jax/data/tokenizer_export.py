@@ -71,11 +71,7 @@ def write(
 
 
 def _template_of(layout: str, tokenizer: Tokenizer) -> str:
-    """A chat template with which transformers gives the layout's ids for all `PROBES`.
-
-    Raises:
-      LayoutError: no known template does.
-    """
+    """A chat template with which transformers gives the layout's ids for all `PROBES`."""
     own = template(layout)
     for found in filter(None, (tokenizer.chat_template, own, own.replace(SPACE, ""))):
         if all(

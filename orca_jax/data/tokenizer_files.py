@@ -47,9 +47,14 @@ def to_text(value: Any) -> str:
 
 def read_folder(path: Path) -> dict[str, str]:
     """A folder's files by name; ends of sequence are those of its generation config, else of the model's."""
-    files = texts(path, (TOKENIZER_FILE, CONFIG_FILE, TOKENS_FILE, TEMPLATE_FILE))
+
+    def text(name: str) -> str:
+        return (path / name).read_text(encoding="utf-8") if (path / name).is_file() else ""
+
+    own = (TOKENIZER_FILE, CONFIG_FILE, TOKENS_FILE, TEMPLATE_FILE)
+    files = {name: found for name in own if (found := text(name))}
     for name in (GENERATION_FILE, MODEL_CONFIG_FILE):
-        eos = json.loads(texts(path, [name]).get(name, "{}")).get("eos_token_id")
+        eos = json.loads(text(name) or "{}").get("eos_token_id")
         if eos is not None:
             eos = eos if isinstance(eos, list) else [eos]
             files[GENERATION_FILE] = json.dumps({"eos_token_id": [int(i) for i in eos]})
@@ -71,11 +76,6 @@ def completed(files: dict[str, str], control_tokens: Sequence[str]) -> dict[str,
     special = [token["content"] if isinstance(token, dict) else token for token in listed]
     files[TOKENIZER_FILE] = _with_special(files[TOKENIZER_FILE], special)
     return files
-
-
-def texts(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files of a folder, of these names and as far as they are there."""
-    return {name: (path / name).read_text(encoding="utf-8") for name in names if (path / name).is_file()}
 
 
 def named_tokens(files: Mapping[str, str]) -> dict[str, str]:
@@ -103,6 +103,16 @@ def chat_template(files: Mapping[str, str]) -> str | None:
             raise TokenizerError(f"chat templates {', '.join(named)}, but none named default")
         found = named["default"]
     return found or None
+
+
+def steps(step: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json (normalizer, pre_tokenizer, decoder), nested ones unfolded."""
+    if not step:
+        return []
+    if step["type"] != "Sequence":
+        return [dict(step)]
+    parts = next(step[name] for name in ("normalizers", "pretokenizers", "decoders") if name in step)
+    return [found for part in parts for found in steps(part)]
 
 
 def _with_special(text: str, names: Sequence[str]) -> str:
@@ -133,8 +143,7 @@ def from_sentencepiece(model: bytes, control_tokens: Sequence[str]) -> dict[str,
     """
     if PAD not in control_tokens:
         raise TokenizerError(f"the control tokens {', '.join(control_tokens)} lack the pad token {PAD}")
-    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    proto = messages.ModelProto.FromString(model)
+    proto = importlib.import_module("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(model)
     spec = proto.trainer_spec
     names = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "pad_token": PAD}
     made = from_pieces(proto, control_tokens, names, lead="first")
@@ -170,10 +179,23 @@ def from_pieces(proto: Any, control_tokens: Sequence[str], names: dict[str, str]
             )
     names["unk_token"] = next(p.piece for p in proto.pieces if p.type == UNKNOWN)
     merges = merges_by_score({one.piece: one.score for one in proto.pieces if one.type == NORMAL})
-    made = _library(names, vocab, merges, lead)
-    made.add_special_tokens(
-        [tokenizers.AddedToken(name, normalized=False) for name in (*special, *control_tokens)]
+    model = models.BPE(vocab, merges, unk_token=names["unk_token"], fuse_unk=True, byte_fallback=True)
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = normalizers.Replace(" ", SPACE)
+    # The normalizer leaves no plain space, and a prefix is withheld from what already begins with it; so the
+    # plain space as prefix is put before every first text, one that begins with a space included.
+    prefix = pre_tokenizers.Metaspace(" ", prepend_scheme=lead, split=False)
+    plain = pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([prefix, plain])
+    strip = [] if lead == "never" else [decoders.Strip(" ", left=1, right=0)]
+    join = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*join, *strip])
+    bos = names["bos_token"]  # which `add_special_tokens=True` adds
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
     )
+    every = (*special, *control_tokens)
+    made.add_special_tokens([tokenizers.AddedToken(name, normalized=False) for name in every])
     return made
 
 
@@ -221,36 +243,3 @@ def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
         if (left := piece[:cut]) in scores and (right := piece[cut:]) in scores
     ]
     return [(left, right) for *_, left, right in sorted(ranked)]
-
-
-def _library(
-    names: Mapping[str, str], vocab: dict[str, int], merges: list[tuple[str, str]], lead: str
-) -> Any:
-    """The library's tokenizer, without the special tokens."""
-    made = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocab, merges=merges, unk_token=names["unk_token"], fuse_unk=True, byte_fallback=True
-        )
-    )
-    made.normalizer = normalizers.Replace(" ", SPACE)
-    # The normalizer leaves no plain space, and a prefix is withheld from what already begins with it; so the
-    # plain space as prefix is put before every first text, one that begins with a space included.
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(" ", prepend_scheme=lead, split=False),
-            pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=False),
-        ]
-    )
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace(SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            *([] if lead == "never" else [decoders.Strip(" ", left=1, right=0)]),
-        ]
-    )
-    bos = names["bos_token"]  # which `add_special_tokens=True` adds
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
-    )
-    return made

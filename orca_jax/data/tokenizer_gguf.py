@@ -36,6 +36,7 @@ from orca_jax.data.tokenizer_files import (
     chat_template,
     from_pieces,
     merges_by_score,
+    steps,
     to_text,
 )
 
@@ -108,11 +109,7 @@ class Header(NamedTuple):
 
 
 def library() -> Any:
-    """The package `gguf`.
-
-    Raises:
-      GgufError: it is not installed; names the extra.
-    """
+    """The package `gguf`; raises GgufError where it is not installed."""
     try:
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
@@ -152,7 +149,9 @@ def _read(path: Path, *_: int) -> Header:
     gguf = library()
     try:
         reader = gguf.GGUFReader(path)
-        values = {name: _value(field.contents()) for name, field in reader.fields.items()}
+        values = {name: field.contents() for name, field in reader.fields.items()}
+        # Of float32 the shortest decimal, so that 1e-5 is what a config.json has.
+        values |= {name: float(str(np.float32(v))) for name, v in values.items() if isinstance(v, float)}
         tensors = {
             one.name: Tensor(one.tensor_type.name, tuple(map(int, one.shape[::-1])), one.data_offset)
             for one in reader.tensors
@@ -162,11 +161,6 @@ def _read(path: Path, *_: int) -> Header:
     if values.get("split.count", 1) > 1:
         raise GgufError(f"{path} is one part of several; make them one with llama.cpp's llama-gguf-split")
     return Header(values, tensors)
-
-
-def _value(value: Any) -> Any:
-    """A value of a header; of float32 the shortest decimal, so that 1e-5 is what a config.json has."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 # In
@@ -219,31 +213,24 @@ def _byte_level(own: Mapping[str, Any]) -> tokenizers.Tokenizer:
     made = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges))
     if pre.normalizer:
         made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.Sequence([*map(_step, pre.steps), *_bytes(pre.steps)])
+    named = {DIGITS: pre_tokenizers.Digits(individual_digits=True), GPT2: _byte_letters(words=True)}
+    splits = [
+        named.get(step) or pre_tokenizers.Split(tokenizers.Regex(step), "isolated") for step in pre.steps
+    ]
+    letters = [] if GPT2 in pre.steps else [_byte_letters(words=False)]
+    made.pre_tokenizer = pre_tokenizers.Sequence([*splits, *letters])
     made.decoder = decoders.ByteLevel()
-    _add(made, tokens, kinds)
-    return made
-
-
-def _step(step: str) -> Any:
-    if step == DIGITS:
-        return pre_tokenizers.Digits(individual_digits=True)
-    if step == GPT2:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Split(tokenizers.Regex(step), "isolated")
-
-
-def _bytes(steps: Sequence[str]) -> list[Any]:
-    return [] if GPT2 in steps else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-
-
-def _add(made: tokenizers.Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
-    """Makes special what no text may spell; user-defined tokens are found in texts before they are split."""
+    # Special is what no text may spell; user-defined tokens are found in texts before they are split.
     for token, kind in zip(tokens, kinds, strict=True):
         if kind in (CONTROL, UNKNOWN):
             made.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
         elif kind == USER_DEFINED:
             made.add_tokens([tokenizers.AddedToken(token, normalized=False)])
+    return made
+
+
+def _byte_letters(*, words: bool) -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
 
 
 def _sentencepiece(own: Mapping[str, Any], names: dict[str, str]) -> tokenizers.Tokenizer:
@@ -281,10 +268,11 @@ def metadata(made: Mapping[str, str], rows: int) -> dict[str, Any]:
     for token, i in ids.items():
         if i < rows:
             tokens[i], kinds[i] = token, added.get(i, NORMAL)
-    merges = [
-        (pair.split(" ") if isinstance(pair, str) else pair) for pair in data["model"].get("merges", ())
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in data["model"].get("merges", ())]
+    bytewise = data["model"]["type"] == "BPE" and "ByteLevel" in [
+        one["type"] for one in steps(data["decoder"])
     ]
-    kind = _gpt2(data, merges) if _has_bytes(data) else _llama(data, merges, tokens, kinds)
+    kind = _gpt2(data, merges) if bytewise else _llama(data, merges, tokens, kinds)
     own = {**kind, "tokens": tokens, "token_type": kinds}
     own |= {key: ids[names[name]] for name, key in NAMED.items() if name in names and ids[names[name]] < rows}
     begin = names.get("bos_token")
@@ -294,31 +282,20 @@ def metadata(made: Mapping[str, str], rows: int) -> dict[str, Any]:
     return {**found, **({TEMPLATE: template} if template else {}), WHOLE: made[TOKENIZER_FILE]}
 
 
-def _steps(step: Mapping[str, Any] | None) -> list[Any]:
-    if not step:
-        return []
-    parts = step.get("pretokenizers") or step.get("normalizers") or step.get("decoders")
-    return [one for part in parts for one in _steps(part)] if parts else [step]
-
-
-def _has_bytes(data: Mapping[str, Any]) -> bool:
-    return data["model"]["type"] == "BPE" and any(s["type"] == "ByteLevel" for s in _steps(data["decoder"]))
-
-
 def _gpt2(data: Mapping[str, Any], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
-    steps = []
-    for step in _steps(data["pre_tokenizer"]):
+    splits = list[str]()
+    for step in steps(data["pre_tokenizer"]):
         if step["type"] == "ByteLevel":
-            steps += [GPT2] if step.get("use_regex", True) else []
+            splits += [GPT2] if step.get("use_regex", True) else []
         elif step["type"] == "Digits" and step["individual_digits"]:
-            steps.append(DIGITS)
+            splits.append(DIGITS)
         else:
-            steps.append(step.get("pattern", {}).get("Regex", f"a step {step['type']}"))
-    normalizer = "".join(step["type"] for step in _steps(data["normalizer"]))
-    wanted = Pre(tuple(steps), bool(data["model"].get("ignore_merges")), normalizer)
-    if wanted not in PRE.values():
+            splits.append(step.get("pattern", {}).get("Regex", f"a step {step['type']}"))
+    normalizer = "".join(step["type"] for step in steps(data["normalizer"]))
+    wanted = Pre(tuple(splits), bool(data["model"].get("ignore_merges")), normalizer)
+    name = next((name for name, pre in PRE.items() if pre == wanted), None)
+    if name is None:
         raise TokenizerError(f"llama.cpp has no name for how this tokenizer splits texts: {wanted}")
-    name = next(name for name, pre in PRE.items() if pre == wanted)
     return {"model": "gpt2", "pre": name, "merges": [" ".join(pair) for pair in merges]}
 
 
@@ -341,16 +318,14 @@ def _llama(
         end = max(end, last["".join(pair)])
         scores["".join(pair)] = score
     normal = {token: scores.get(token, score - 1) for token, kind in zip(tokens, kinds) if kind == NORMAL}
-    by_score = [
-        [
-            sorted(map(tuple, group))
-            for _, group in itertools.groupby(pairs, lambda pair: normal["".join(pair)])
-        ]
-        for pairs in (merges, merges_by_score(normal))
-    ]
-    if by_score[0] != by_score[1]:
+
+    def by_score(pairs: Sequence[Sequence[str]]) -> list[list[Any]]:
+        groups = itertools.groupby(pairs, lambda pair: normal["".join(pair)])
+        return [sorted(map(tuple, group)) for _, group in groups]
+
+    if by_score(merges) != by_score(merges_by_score(normal)):
         raise TokenizerError("llama.cpp merges by scores, and no scores give this tokenizer's merges")
-    steps = [*_steps(data["normalizer"]), *_steps(data["pre_tokenizer"])]
-    always = any(step["type"] == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
+    before = [*steps(data["normalizer"]), *steps(data["pre_tokenizer"])]
+    always = any(step["type"] == "Prepend" or step.get("prepend_scheme") == "always" for step in before)
     scored = [normal.get(token, 0.0) for token in tokens]
     return {"model": "llama", "pre": "default", "scores": scored, "add_space_prefix": always}

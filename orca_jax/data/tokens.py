@@ -52,11 +52,7 @@ COLUMNS = {
 
 
 def features(teacher_ids: Any = None) -> Any:
-    """The TFDS features of one example; tokens and weights as raw little-endian bytes.
-
-    Args:
-      teacher_ids: the type of the teacher's alternatives; None: the store has none.
-    """
+    """The TFDS features of one example; tokens, weights and, of type `teacher_ids`, alternatives as bytes."""
     import tensorflow_datasets as tfds
 
     def vector(dtype: Any) -> Any:
@@ -289,11 +285,7 @@ def in_processes(workers: int, work: Callable[[Job], int], jobs: Sequence[Job]) 
 def _finish(
     directory: Path, shards: int, malformed: float, source: alternatives.Source | None
 ) -> dict[str, Any]:
-    """Joins the sidecars and writes TFDS's metadata.
-
-    Raises:
-      RecordError: too many traces do not fit the layout.
-    """
+    """Joins the sidecars and writes TFDS's metadata; raises RecordError where too many traces do not fit."""
     import tensorflow_datasets as tfds
 
     parts = [dict(np.load(_sidecar(directory, index))) for index in range(shards)]

@@ -84,11 +84,7 @@ def _counted(place: str, listed: object) -> set[str]:
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
-    """The answer that more than half of a query's samples give, two at least; None: there is none.
-
-    Args:
-      answers: of all samples, None for those without one.
-    """
+    """The answer that more than half of a query's samples give, two at least; None stands for none."""
     given = collections.Counter(answer for answer in answers if answer is not None)
     most, votes = max(given.items(), key=lambda entry: entry[1], default=(None, 0))
     return most if votes > max(1, len(answers) / 2) else None

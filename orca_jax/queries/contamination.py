@@ -213,11 +213,7 @@ def _hashes(ids: Ids, length: int) -> Ids:
 
 
 def _runs(ids: Sequence[Ids], wordy: NDArray[np.bool_], length: int, max_documents: int) -> _Runs:
-    """The runs of all texts, without those in more than `max_documents` of them and those of few words.
-
-    Args:
-      wordy: bool [vocabulary + 1], which of its entries are words.
-    """
+    """The runs of all texts that are no phrasing; `wordy`, bool [vocabulary + 1]: which entries are words."""
     parts = [_hashes(text, length) for text in ids]
     hashes = np.concatenate(parts)
     text = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])

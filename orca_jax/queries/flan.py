@@ -131,10 +131,7 @@ def _cot(path: Path) -> Reader:
 
 
 def _niv2(path: Path) -> Reader:
-    """Definition, blank line, input. The first output is the target; several are all in `extra`.
-
-    One file is held in memory at a time.
-    """
+    """Definition, blank line, input. The first output is the target; several are all in `extra`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         definition, instances = _texts(content["Definition"], "Definition")[0], list(content["Instances"])
@@ -194,8 +191,10 @@ def read(kind: str, path: str | Path, tally: Tally | None = None) -> Iterator[Qu
     """The queries of a file of a kind (a key of `READERS`).
 
     Raises:
-      RecordError: too many rows are malformed, or the file is of another kind; names file and rows.
+      RecordError: the kind is unknown, too many rows are malformed, or the file is of another kind; names it.
     """
+    if kind not in READERS:
+        raise RecordError(f"unknown kind of FLAN file {kind!r}; known: {', '.join(READERS)}")
     rows, render = READERS[kind](Path(path))
 
     def rendered(row: Row) -> list[Query]:
@@ -208,16 +207,7 @@ def read(kind: str, path: str | Path, tally: Tally | None = None) -> Iterator[Qu
 
 
 def read_all(sources: Mapping[str, Iterable[str | Path]], tally: Tally | None = None) -> Iterator[Query]:
-    """The queries of many files, the kinds of file in order of `sources`, files by name.
-
-    Args:
-      sources: kind (a key of `READERS`) to files.
-
-    Raises:
-      RecordError: a kind is unknown, or too many rows of a file are malformed.
-    """
-    if unknown := [kind for kind in sources if kind not in READERS]:
-        raise RecordError(f"unknown kind of FLAN file {unknown[0]!r}; known: {', '.join(READERS)}")
+    """The queries of many files by kind, in the order of the kinds and files by name; raises as `read`."""
     shared = tally if tally is not None else Tally(MALFORMED, SETTING)
     for kind, paths in sources.items():
         for path in sorted(map(str, paths)):

@@ -33,7 +33,6 @@ from orca_jax.records import Query
 log = logging.getLogger(__name__)
 QUERIES = "queries.jsonl"
 HITS = "contamination.jsonl"
-BUCKETS = "drawn"
 REPORTED = 1000  # queries between two reports of progress
 Document = tuple[str, str, str]  # benchmark, id and text: `evaluation.benchmarks.base.Document`
 
@@ -71,9 +70,10 @@ def training_puzzles(
     config: PuzzlesConfig, seed: int, evaluated: Iterable[str] = ()
 ) -> tuple[list[Puzzle], int]:
     """The training puzzles, without those of a benchmark file, and how many were left out for that."""
-    made = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
-    kept, dropped = puzzles.drop_known(itertools.chain.from_iterable(made), evaluated)
-    return kept, len(dropped)
+    every = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
+    made = list(itertools.chain.from_iterable(every))
+    kept = puzzles.unknown(made, evaluated)
+    return kept, len(made) - len(kept)
 
 
 def benchmark_digests(documents: Iterable[Document], there: Mapping[str, Any]) -> dict[str, str]:
@@ -200,14 +200,14 @@ def draw_queries(
     plan = sampling.plan(indexed, config, expert, seed)
     counts.rows = Tally(config.malformed, flan.SETTING)
     counts.drawn, counts.not_drawn_from = plan.summary(), indexed.left_out
-    shutil.rmtree(folder / BUCKETS, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     rows = flan.read_all(sources, counts.rows)
-    sampling.scatter(_watched(rows, "drawing queries"), plan, folder / BUCKETS)
+    sampling.scatter(_watched(rows, "drawing queries"), plan, folder)
 
     near = Near(config.near_duplicates) if config.near_duplicates else None
 
     def distinct() -> Iterator[Query]:
-        for query in sampling.gathered(folder / BUCKETS, seed):
+        for query in sampling.gathered(folder, seed):
             if known.seen(query.text):
                 counts.duplicates += 1
             elif near and near.seen(query.text):
@@ -232,7 +232,7 @@ def draw_queries(
     if config.messages:
         messages = system_messages.read_set(storage.local(config.messages))
     else:
-        measured = system_messages.measured_shares(sampling.gathered(folder / BUCKETS, seed))
+        measured = system_messages.measured_shares(sampling.gathered(folder, seed))
         messages = system_messages.MessageSet(system_messages.all_messages(), measured)
     for query in _watched(messages.assign(kept, seed), "checking queries"):
         counts.queries += 1
@@ -249,15 +249,9 @@ def _watched(stream: Iterable[Query], title: str) -> Iterator[Query]:
 
 
 def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Document]) -> dict[str, Any]:
-    """Writes queries/queries.jsonl: puzzles and draws of FLAN-v2, with their system messages.
+    """Writes queries/queries.jsonl, puzzles and draws of FLAN-v2 with system messages; returns its manifest.
 
-    Every text of a benchmark that a query of FLAN meets is listed in queries/contamination.jsonl.
-
-    Args:
-      documents: the texts of the benchmarks, none of which becomes a query.
-
-    Returns:
-      The manifest of queries/.
+    Every text of a benchmark (`documents`) that a query of FLAN meets is in queries/contamination.jsonl.
     """
     directory, inputs, documents = workdir / "queries", flan_inputs(config.flan), list(documents)
     expert = min(config.asked_shares, default=1.0)
@@ -283,11 +277,9 @@ def make_queries(config: ExperimentConfig, workdir: Path, documents: Iterable[Do
         (directory / HITS).unlink(missing_ok=True)
         with files.JsonlAppender(directory / HITS) as hits:
             for number, (flan_config, counts) in enumerate(zip(config.flan, draws)):
-                folder = directory / f"draw-{number}"
-                folder.mkdir(exist_ok=True)
                 yield from draw_queries(
                     flan_config,
-                    folder,
+                    directory / f"draw-{number}",
                     counts,
                     seed=config.seed,
                     expert=expert,

@@ -67,12 +67,7 @@ class _Mark(NamedTuple):
 
 
 def is_multiple_choice(text: str, target: str | None = None) -> bool:
-    """Whether a query sets out options to choose from.
-
-    Args:
-      text: the query.
-      target: its gold answer, if known: one that is no option shows that nothing is to be chosen.
-    """
+    """Whether a query sets out options to choose from: one with a target that is no option does not."""
     found = options(text)
     if len(found) < 2 or _ANSWERED.search(text.rstrip()):
         return False

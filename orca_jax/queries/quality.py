@@ -93,9 +93,7 @@ class Near:
     """MinHash with locality-sensitive hashing (Broder, 1997) over runs of five words, as datasketch has it.
 
     Case and punctuation do not count. Every text that is no near duplicate is kept in memory as a sketch.
-
-    Args:
-      similarity: the estimated Jaccard similarity from which two texts are near duplicates.
+    `similarity` is the estimated Jaccard similarity from which two texts are near duplicates.
 
     Raises:
       ValueError: datasketch is not installed.
@@ -125,21 +123,13 @@ class Near:
         return False
 
 
-def is_refusal(answer: str) -> bool:
-    return _REFUSAL.search(answer[:400]) is not None
-
-
-def identifies_itself(answer: str) -> bool:
-    return _SELF.search(answer) is not None
-
-
-def is_truncated(answer: str) -> bool:
+def _truncated(answer: str) -> bool:
     """Whether its last line is long and has no end."""
     last = answer.rstrip().rpartition("\n")[2]
     return len(last.split()) >= LONG_LINE and _ENDS.search(last) is None
 
 
-def is_repetitive(answer: str) -> bool:
+def _repetitive(answer: str) -> bool:
     words = answer.split()
     runs = [tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)]
     return len(runs) >= LEAST_RUNS and len(set(runs)) * 2 <= len(runs)
@@ -149,14 +139,15 @@ def _question(trace: Trace) -> str:
     return "\n".join(message.content for message in trace.messages if message.role == "user")
 
 
-_JUDGES: Mapping[str, Callable[[str], bool]] = {
-    "refusal": is_refusal,
-    "self_identification": identifies_itself,
-    "truncated": is_truncated,
-    "repetitive": is_repetitive,
+# Flags that the answer alone decides.
+JUDGES: Mapping[str, Callable[[str], bool]] = {
+    "refusal": lambda answer: _REFUSAL.search(answer[:400]) is not None,
+    "self_identification": lambda answer: _SELF.search(answer) is not None,
+    "truncated": _truncated,
+    "repetitive": _repetitive,
 }
 ALWAYS = ("duplicate",)
-FLAGS = (*ALWAYS, "near_duplicate", "contaminated", *_JUDGES, "disagrees", "unchecked", "missteps", *COMPARED)
+FLAGS = (*ALWAYS, "near_duplicate", "contaminated", *JUDGES, "disagrees", "unchecked", "missteps", *COMPARED)
 WITH_PUZZLES = frozenset(("missteps", *VOTED))  # filters that look at the puzzle of a trace
 
 
@@ -180,8 +171,6 @@ class TraceChecker:
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.filters) - set(FLAGS)):
-            raise ValueError(f"unknown filter {unknown[0]!r}; known: {', '.join(FLAGS)}")
         self._asked, self._answered = Exact(), Exact()
         self._near = Near(NEAR_SIMILARITY) if "near_duplicate" in self.filters else None
         self._nearly = ("", False)  # the last query that was looked up, and what was found
@@ -218,11 +207,6 @@ class TraceChecker:
         closes = puzzle is not None and last in map(puzzle.instance.closing, puzzle.choices)
         return final_answer(trace.answer, _question(trace)) or (last if closes else None)
 
-    def _misses(self, trace: Trace) -> bool:
-        puzzle = self.puzzles.get(_question(trace))
-        steps = check_steps(puzzle, trace.answer) if puzzle else None
-        return steps is None or not steps.stated or steps.wrong > 0
-
     def check(self, trace: Trace, known: Collection[str] = ()) -> list[str]:
         """The flags of a trace, in the order of `FLAGS`; none for one without an answer.
 
@@ -251,12 +235,15 @@ class TraceChecker:
                 self._nearly = trace.query_id, self._near.seen(_question(trace))
             if self._nearly[1]:
                 yield "near_duplicate"
-        yield from (flag for flag, judge in _JUDGES.items() if judge(trace.answer))
+        yield from (flag for flag, judge in JUDGES.items() if judge(trace.answer))
         agreed = agrees(trace.answer, trace.target, _question(trace)) if trace.target else None
         if not agreed:
             yield "unchecked" if agreed is None else "disagrees"
-        if "missteps" in self.filters and self._misses(trace):
-            yield "missteps"
+        if "missteps" in self.filters:
+            puzzle = self.puzzles.get(_question(trace))
+            steps = check_steps(puzzle, trace.answer) if puzzle else None
+            if steps is None or not steps.stated or steps.wrong > 0:
+                yield "missteps"
 
     def summary(self) -> dict[str, object]:
         """The counts, every flag among them, for a manifest."""

@@ -2,7 +2,7 @@
 
 Purposes and allocation are those of Orca (arXiv 2306.02707, section 3.1.1, Table 2 and Figure 6); the
 wording is ours. `system_messages.csv` holds them, with the sha256 of each published text (`;`-separated,
-after `normalise`) and its share in each sub-collection, read off Figure 6.
+see `message_hash`) and its share in each sub-collection, read off Figure 6.
 
 A query's message is drawn by hash of a seed and the query's id, so that every teacher and every rerun sees
 the same. Messages for multiple choice go to such queries only, the more often the rarer those are, so that
@@ -59,15 +59,14 @@ class SystemMessage:
     published: tuple[str, ...]
 
 
-def normalise(text: str | None) -> str:
-    """A message's letters and digits in lower case (NFKC, quotes made ASCII); no message is the empty one."""
-    plain = unicodedata.normalize("NFKC", text or "").translate(_QUOTES).lower()
-    return "".join(c for c in plain if unicodedata.category(c)[0] == "L" or unicodedata.category(c) == "Nd")
-
-
 def message_hash(text: str | None) -> str:
-    """The sha256, in hex, by which a message is recognised."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()
+    """The sha256, in hex, by which a message is recognised; no message is the empty one.
+
+    It is that of the letters and digits in lower case (NFKC, quotes made ASCII).
+    """
+    plain = unicodedata.normalize("NFKC", text or "").translate(_QUOTES).lower()
+    kept = (c for c in plain if unicodedata.category(c)[0] == "L" or unicodedata.category(c) == "Nd")
+    return hashlib.sha256("".join(kept).encode()).hexdigest()
 
 
 def recognise(text: str | None) -> int | None:

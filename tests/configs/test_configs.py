@@ -1,6 +1,7 @@
 """Every config, in every variant, resolves; what it resolves to is kept in tests/golden/configs."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -26,8 +27,10 @@ def module(name):
     return importlib.import_module(f"orca_jax.configs.{name}")
 
 
-def load(config):
+@functools.cache
+def resolved(name, argument):
     """An experiment, or a set of arms."""
+    config = module(name).get_config(argument)
     return load_set(config) if "arms" in config else load_one(config)
 
 
@@ -62,7 +65,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_resolves_to_its_golden_file(name, argument, regenerate_golden):
-    text, path = shown(load(module(name).get_config(argument))), golden_path(name, argument)
+    text, path = shown(resolved(name, argument)), golden_path(name, argument)
     if regenerate_golden:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -84,8 +87,7 @@ def test_no_golden_file_is_left_over(regenerate_golden):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_first_variant_is_the_default(name):
-    default, first = (load(module(name).get_config(a)) for a in ("", f"variant={variants(name)[0]}"))
-    assert default == first
+    assert resolved(name, "") == resolved(name, f"variant={variants(name)[0]}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +97,7 @@ def test_has_a_document(name):
 
 @pytest.mark.parametrize(("name", "argument"), [pair for pair in ARGUMENTS if "runlocal" in pair[1]])
 def test_runlocal_shrinks_to_seconds(name, argument):
-    config = load(module(name).get_config(argument))
+    config = resolved(name, argument)
     config = config.config(config.arms[0], 0) if hasattr(config, "arms") else config
     assert shape(config.student, config.student.vocab_size).parameter_count < 200_000
     assert all(0 < stage.steps <= 10 for stage in config.curriculum)

@@ -36,14 +36,11 @@ EVERY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @st.composite
-def conversations(draw):
+def conversations(draw, text=TEXT):
     """One to three exchanges, with a system message or none."""
-    system = [Message("system", draw(TEXT))] if draw(st.booleans()) else []
-    turns = [
-        (Message("user", draw(TEXT)), Message("assistant", draw(TEXT)))
-        for _ in range(draw(st.integers(1, 3)))
-    ]
-    return [*system, *itertools.chain(*turns)]
+    system = [Message("system", draw(text))] if draw(st.booleans()) else []
+    turns = ("user", "assistant") * draw(st.integers(1, 3))
+    return [*system, *(Message(role, draw(text)) for role in turns)]
 
 
 def exchange(answer="blue", system="Be brief."):
@@ -63,30 +60,20 @@ def prompts(messages):
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=60)
-def test_a_prompts_ids_are_the_start_of_the_ids_trained_on(layout, tokenizer, messages):
-    trained = encode(messages, layout, tokenizer).tokens
-    for prompt in prompts(messages):
-        met = encode(prompt, layout, tokenizer).tokens
-        np.testing.assert_array_equal(met, trained[: len(met)])
-
-
-@EVERY_LAYOUT
-@given(messages=conversations())
-@settings(max_examples=60)
-def test_after_each_prompt_comes_the_answer_and_then_the_stop_token(layout, tokenizer, messages):
+def test_a_prompts_ids_are_the_start_and_then_come_answer_and_stop_token(layout, tokenizer, messages):
     trained = encode(messages, layout, tokenizer)
     stop = tokenizer.control_id(STOP_TOKENS[layout])
     for prompt in prompts(messages):
         answer = answer_ids(tokenizer, layout, messages[len(prompt)].content)
-        after = slice(len(encode(prompt, layout, tokenizer).tokens), None)
+        met = encode(prompt, layout, tokenizer).tokens
+        np.testing.assert_array_equal(met, trained.tokens[: len(met)])
+        after = slice(len(met), None)
         assert trained.tokens[after][: len(answer) + 1].tolist() == [*answer, stop]
         assert trained.weights[after][: len(answer) + 1].all()
 
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=60)
 def test_only_answers_and_their_ends_are_supervised(layout, tokenizer, messages):
     encoded = encode(messages, layout, tokenizer)
     answers = [m.content for m in messages if m.role == "assistant"]
@@ -98,7 +85,6 @@ def test_only_answers_and_their_ends_are_supervised(layout, tokenizer, messages)
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=60)
 def test_control_tokens_cannot_be_injected(layout, tokenizer, messages):
     """As many control tokens, in the same order, as when nobody says anything."""
     silent = [Message(message.role, "") for message in messages]
@@ -112,7 +98,6 @@ def test_control_tokens_cannot_be_injected(layout, tokenizer, messages):
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=40)
 def test_every_word_that_was_said_is_in_the_ids(layout, tokenizer, messages):
     text = tokenizer.decode(encode(messages, layout, tokenizer).tokens.tolist())
     for message in messages:
@@ -122,7 +107,6 @@ def test_every_word_that_was_said_is_in_the_ids(layout, tokenizer, messages):
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=40)
 def test_joined_text_is_tokenised_once(layout, tokenizer, messages):
     pieces = LAYOUTS[layout](messages)
     runs = list(joined(pieces))
@@ -136,20 +120,6 @@ def test_joined_text_is_tokenised_once(layout, tokenizer, messages):
             [tokenizer.control_id(run.text)] if run.control else tokenizer.encode(run.text, first=i == first)
         )
     assert encode(messages, layout, tokenizer).tokens.tolist() == ids
-
-
-@EVERY_LAYOUT
-def test_end_of_sequence_is_supervised(layout, tokenizer):
-    encoded = encode(exchange(), layout, tokenizer)
-    assert encoded.tokens[-1] == tokenizer.control_id(STOP_TOKENS[layout])
-    assert encoded.weights[-1] == 1
-
-
-@EVERY_LAYOUT
-def test_an_empty_answer_still_ends(layout, tokenizer):
-    encoded = encode(exchange(answer=""), layout, tokenizer)
-    carried = len(answer_ids(tokenizer, layout, "")) + 1
-    assert encoded.weights.tolist() == [0.0] * (len(encoded.tokens) - carried) + [1.0] * carried
 
 
 @EVERY_LAYOUT
@@ -212,7 +182,6 @@ def test_llama2_writes_every_exchange_as_a_sequence():
 
 
 @given(messages=conversations())
-@settings(max_examples=40)
 def test_llama2s_exchanges_are_tokenised_as_texts_of_their_own(tokenizer, messages):
     """As the reference does: beginning, the text with SentencePiece's leading space, end."""
     system = messages[0].content if messages[0].role == "system" else ""
@@ -242,23 +211,15 @@ def test_plain_writes_the_turns_alone():
 
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=40)
-def test_loss_on_the_last_answer_only(layout, tokenizer, messages):
-    every, last = (encode(messages, layout, tokenizer, supervise) for supervise in ("all", "last"))
+def test_loss_on_the_last_answer_only_or_on_everything(layout, tokenizer, messages):
+    every, last, all_of_it = (encode(messages, layout, tokenizer, one) for one in get_args(Supervise))
     np.testing.assert_array_equal(last.tokens, every.tokens)
+    np.testing.assert_array_equal(all_of_it.tokens, every.tokens)
+    assert all_of_it.weights.all()
     np.testing.assert_array_equal(last.roles, every.roles)
     prompt = len(encode(messages[:-1], layout, tokenizer).tokens)
     np.testing.assert_array_equal(last.weights, every.weights * (np.arange(len(every.tokens)) >= prompt))
     assert last.weights[prompt:].all()
-
-
-@EVERY_LAYOUT
-@given(messages=conversations())
-@settings(max_examples=10)
-def test_loss_on_everything(layout, tokenizer, messages):
-    every, all_of_it = (encode(messages, layout, tokenizer, supervise) for supervise in ("all", "everything"))
-    np.testing.assert_array_equal(all_of_it.tokens, every.tokens)
-    assert all_of_it.weights.all()
 
 
 @EVERY_LAYOUT
@@ -310,10 +271,9 @@ def test_joined_keeps_supervised_text_apart():
     [[], ["system"], ["assistant"], ["user", "user"], ["user", "system"], ["system", "system", "user"]],
     ids=lambda roles: "-".join(roles) or "nothing",
 )
-@EVERY_LAYOUT
-def test_turns_out_of_order_are_refused(layout, tokenizer, roles):
+def test_turns_out_of_order_are_refused(tokenizer, roles):
     with pytest.raises(LayoutError, match=", ".join(roles) or "nothing"):
-        encode([Message(role, "x") for role in roles], layout, tokenizer)
+        encode([Message(role, "x") for role in roles], "orca", tokenizer)
 
 
 def test_an_unknown_layout_is_named_with_the_known_ones(tokenizer):

@@ -64,11 +64,6 @@ def test_resumed_stream_is_the_end_of_the_unbroken_one(builder, curriculum, star
     assert_equal(read(builder, curriculum, start), read(builder, curriculum)[start:])
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (4, 16)])
-def test_threads_change_no_batch(builder, curriculum, threads, ahead):
-    assert_equal(read(builder, curriculum, threads=threads, ahead=ahead), read(builder, curriculum))
-
-
 def test_nothing_left_to_do(builder, curriculum):
     assert read(builder, curriculum, start=14) == []
 
@@ -158,8 +153,3 @@ def test_rows_past_the_plan_have_no_weight(builder):
     assert not row.loss_weights.any()
     assert not row.segment_ids.any()
     assert (row.tokens == builder.pad_id).all()
-
-
-def test_unknown_data_set_is_named(builder):
-    with pytest.raises(ValueError, match="names data set 'c'; known: a, b, validation"):
-        builder.plan_of("c", 0)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.data.packing import make_plan
@@ -37,7 +37,6 @@ def realistic_lengths(count):
 
 
 @given(lengths=LENGTHS, packing=PACKINGS)
-@settings(max_examples=100)
 def test_every_kept_example_is_in_one_row_exactly_once(lengths, packing):
     plan = make_plan(lengths, **packing)
     fits = [i for i, length in enumerate(lengths) if 0 < length <= ROW]
@@ -46,7 +45,6 @@ def test_every_kept_example_is_in_one_row_exactly_once(lengths, packing):
 
 
 @given(lengths=LENGTHS, packing=PACKINGS)
-@settings(max_examples=100)
 def test_no_row_is_overfull_empty_or_of_too_many_segments(lengths, packing):
     for row in rows(make_plan(lengths, **packing)):
         assert 1 <= len(row) <= packing["max_segments"]
@@ -54,7 +52,6 @@ def test_no_row_is_overfull_empty_or_of_too_many_segments(lengths, packing):
 
 
 @given(lengths=LENGTHS, packing=PACKINGS)
-@settings(max_examples=100)
 def test_a_plan_counts_what_it_holds(lengths, packing):
     plan = make_plan(lengths, **packing)
     assert plan.filled == sum(lengths[row].sum() for row in rows(plan))
@@ -63,7 +60,6 @@ def test_a_plan_counts_what_it_holds(lengths, packing):
 
 
 @given(lengths=LENGTHS, packing=PACKINGS)
-@settings(max_examples=50)
 def test_equal_inputs_give_equal_plans(lengths, packing):
     one, two = (make_plan(lengths.copy(), **packing) for _ in range(2))
     np.testing.assert_array_equal(one.examples, two.examples)
@@ -71,7 +67,6 @@ def test_equal_inputs_give_equal_plans(lengths, packing):
 
 
 @given(lengths=LENGTHS, max_segments=st.integers(1, 5))
-@settings(max_examples=50)
 def test_within_a_window_no_two_rows_could_have_been_one(lengths, max_segments):
     """Best fit opens a row only when nothing open has space, so at most one row is half empty."""
     plan = make_plan(lengths, row_length=ROW, max_segments=max_segments, seed=0, epoch=0)

@@ -30,7 +30,6 @@ def packed(draw):
 
 
 @given(case=packed())
-@settings(max_examples=100)
 def test_a_rows_segments_reproduce_their_examples(case):
     examples, row_length = case
     row = build_row(examples, row_length, PAD)
@@ -44,7 +43,6 @@ def test_a_rows_segments_reproduce_their_examples(case):
 
 
 @given(case=packed())
-@settings(max_examples=100)
 def test_what_is_no_segment_is_padding_at_the_end(case):
     examples, row_length = case
     row = build_row(examples, row_length, PAD)
@@ -67,7 +65,6 @@ def test_rows_have_one_shape_and_type(case):
 
 
 @given(size=st.integers(2, 40), row_length=st.integers(1, 20))
-@settings(max_examples=50)
 def test_an_example_longer_than_the_row_is_cut_at_its_end(size, row_length):
     tokens = np.arange(size, dtype=np.int32)
     row = build_row([{"tokens": tokens, "weights": np.ones(size, np.float32)}], row_length, PAD)
@@ -78,7 +75,6 @@ def test_an_example_longer_than_the_row_is_cut_at_its_end(size, row_length):
 
 
 @given(case=packed())
-@settings(max_examples=50)
 def test_a_leaking_row_is_one_example_of_the_same_tokens(case):
     row = build_row(*case, PAD)
     one, filled = as_leaking(row), int((row.segment_ids > 0).sum())

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.data import tokenizer as tokenizers
@@ -75,19 +75,16 @@ def changed(tokenizer, change):
 
 
 @given(text=PLAIN)
-@settings(max_examples=200)
 def test_a_continuing_text_is_decoded_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, first=False)) == text
 
 
 @given(text=PLAIN.filter(bool))
-@settings(max_examples=50)
 def test_only_the_first_text_gets_a_leading_space(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, first=True)) == f" {text}"
 
 
 @given(parts=st.lists(st.sampled_from(SPELLINGS) | PLAIN, max_size=5), first=st.booleans())
-@settings(max_examples=200)
 def test_no_text_spells_a_control_token(tokenizer, parts, first):
     ids = tokenizer.encode("".join(parts), first=first)
     assert not set(ids) & set(tokenizer.control_ids.values())
@@ -132,13 +129,6 @@ def test_a_bare_model_gets_the_given_control_tokens(tokenizer, tmp_path):
     path.write_bytes(tokenizer.model)
     assert load(path).control_tokens == (PAD,)
     assert load(path, [PAD, "<|x|>"]).control_id("<|x|>") == load(path).vocab_size
-
-
-def test_a_tokenizer_can_be_sent_to_another_process(tokenizer):
-    tokenizer.encode("warm", first=False)
-    assert pickle.loads(pickle.dumps(tokenizer)).encode("a cat", first=True) == tokenizer.encode(
-        "a cat", first=True
-    )
 
 
 def test_fingerprint_depends_on_the_control_tokens(tokenizer):
@@ -207,7 +197,6 @@ def reference(tokenizer):
 
 
 @given(text=SPELLED)
-@settings(max_examples=300)
 def test_any_text_has_sentencepieces_ids(tokenizer, reference, text):
     assert reference.agrees(tokenizer, text)
 
@@ -236,7 +225,6 @@ def test_tricky_texts_have_sentencepieces_ids(tokenizer, reference):
 
 
 @given(ids=st.lists(st.integers(3, 396), max_size=12))
-@settings(max_examples=200)
 def test_any_ids_have_sentencepieces_text(tokenizer, reference, ids):
     """But for bytes that are no whole character, which are shown as one replacement character or more."""
     texts = [tokenizer.decode(ids), reference.continuing.decode(ids)]
@@ -268,7 +256,6 @@ def vocabularies(draw):
 
 
 @given(case=vocabularies())
-@settings(max_examples=150)
 def test_any_vocabulary_merges_as_in_sentencepiece(tokenizer, case):
     scores, texts = case
     made = with_pieces(tokenizer, scores)
@@ -372,29 +359,15 @@ def test_one_pad_token_makes_32001_ids(mistral):
 
 @pytest.mark.realdata
 def test_real_texts_have_sentencepieces_ids(mistral, shared_data):
-    """1,800 texts of OpenOrca, and as many beginnings of them between other languages, emoji and spaces."""
+    """600 texts of OpenOrca, and as many beginnings of them between other languages, emoji and spaces."""
     reference = Reference(mistral.model)
-    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()[::3]
     texts = [json.loads(line)[key] for line in lines for key in ("system_prompt", "question", "response")]
     odd = [
         f"{TRICKY[n % len(TRICKY)]}{text[:40]}{TRICKY[-1 - n % len(TRICKY)]}" for n, text in enumerate(texts)
     ]
     assert [text for text in (*texts, *odd, *TRICKY) if not reference.agrees(mistral, text)] == []
-
-
-@pytest.mark.realdata
-def test_real_conversations_are_decoded_as_they_were(mistral, shared_data):
-    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)[key] for line in lines for key in ("system_prompt", "question", "response")]
-    assert len(texts) == 1800
     assert [text for text in texts if mistral.decode(mistral.encode(text, first=False)) != text] == []
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_real_model_spells_no_control_token_either(mistral, spelling):
-    ids = mistral.encode(f"a {spelling} b", first=False)
-    assert not set(ids) & set(mistral.control_ids.values())
 
 
 WORDY = ("ant bee ? ant\nant bee : 1\n\nbee", "owl - bee")

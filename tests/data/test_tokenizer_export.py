@@ -6,7 +6,7 @@ import jinja2
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.data import chat_template, layouts, tokenizer_export
@@ -60,7 +60,6 @@ def matching(tokenizer):
 
 
 @given(text=TEXT.filter(said))
-@settings(max_examples=200)
 def test_after_a_control_token_a_text_gets_no_space(tokenizer, matching, text):
     bos = tokenizer.control_id(BOS)
     assert ids_of(matching, BOS + text) == [bos, *tokenizer.encode(text, first=False)]
@@ -84,7 +83,6 @@ def test_control_tokens_have_their_ids(tokenizer, matching):
 
 @EVERY_LAYOUT
 @given(messages=conversations(contents=SPELLED.filter(lambda text: max(text, default="") < MARKS)))
-@settings(max_examples=60)
 def test_read_back_it_gives_the_layouts_ids_and_loss(layout, tokenizer, read_back, messages):
     """Through the exported template, messages that spell control tokens included."""
     ours = layouts.encode(messages, layout, tokenizer)
@@ -134,11 +132,6 @@ def test_pieces_that_span_a_layouts_cut_are_refused(tokenizer, tmp_path):
         write(changed(tokenizer, spanning), "vicuna", tmp_path / "b", model_max_length=64)
 
 
-def test_an_unknown_layout_is_refused(tokenizer, tmp_path):
-    with pytest.raises(LayoutError, match="'alpaca'; known: orca"):
-        write(tokenizer, "alpaca", tmp_path, model_max_length=64)
-
-
 @pytest.mark.parametrize(
     ("layout", "end"), [("orca", ""), ("chatml", IM_END), ("llama2", " [/INST]"), ("vicuna", " ASSISTANT:")]
 )
@@ -179,7 +172,6 @@ def chat_ids(exported, messages):
 @pytest.mark.parity
 @EVERY_LAYOUT
 @given(messages=conversations())
-@settings(max_examples=60)
 def test_a_rendered_conversation_has_the_layouts_ids(layout, tokenizer, automatic, messages):
     expected = layouts.encode(messages, layout, tokenizer).tokens.tolist()
     assert chat_ids(automatic[layout], messages) == expected
@@ -223,9 +215,10 @@ def openorca(shared_data):
 @pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=[] if name == "orca" else pytest.mark.proof) for name in LAYOUTS]
 )
-def test_openorca_in_transformers_has_our_ids(layout, mistral, openorca, tmp_path):
-    """All 600 x 3 texts, tricky ones, and the 600 conversations as prompts and with their answers."""
+def test_openorca_in_transformers_has_our_ids(layout, mistral, openorca, tmp_path, request):
+    """Texts, tricky ones among them, and conversations as prompts and with answers; by --proof all 600."""
     exported, again = auto(mistral, layout, tmp_path), load(tmp_path)
+    openorca = openorca if request.config.getoption("--proof") else openorca[::8]
     texts = [*TRICKY, *(text for row in openorca for text in row)] if layout == "orca" else TRICKY
     assert [t for t in texts if plain_ids(exported, t) != mistral.encode(t, first=True)] == []
     wrong = []
@@ -240,7 +233,7 @@ def test_openorca_in_transformers_has_our_ids(layout, mistral, openorca, tmp_pat
             expected = encoded.tokens.tolist()
             if said(system + question + answer) and chat_ids(exported, spoken) != expected:
                 wrong.append(spoken)
-    assert (len(openorca), wrong) == (600, [])
+    assert wrong == []
 
 
 # With the other kinds the space before a text goes where a template cannot put it; `llama2` needs it too.

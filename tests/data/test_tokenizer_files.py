@@ -5,7 +5,7 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.data import layouts, tokenizer_export, tokenizer_files
@@ -50,7 +50,6 @@ def loaded(folders):
 
 @EVERY_KIND
 @given(text=SPELLED, first=st.booleans())
-@settings(max_examples=100)
 def test_no_text_spells_a_special_token(kind, loaded, text, first):
     tokenizer = loaded[kind]
     special = {i for name, i in tokenizer.control_ids.items() if name != "<unk>"}
@@ -59,7 +58,6 @@ def test_no_text_spells_a_special_token(kind, loaded, text, first):
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 @given(text=SPELLED.map(lambda text: text.replace("▁", "")))
-@settings(max_examples=100)
 def test_a_continuing_text_is_decoded_as_it_was(kind, loaded, text):
     tokenizer = loaded[kind]
     assert tokenizer.decode(tokenizer.encode(text, first=False)) == text
@@ -200,31 +198,6 @@ def test_a_broken_file_is_named(tmp_path, text):
         tokenizers.load(tmp_path)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@given(text=SPELLED, first=st.booleans())
-@settings(max_examples=50)
-def test_our_exported_tokenizer_is_read_back_with_the_same_ids(tokenizer, exported, layout, text, first):
-    ids = exported[layout].encode(text, first=first)
-    assert ids == tokenizer.encode(text, first=first)
-    assert exported[layout].decode(ids) == tokenizer.decode(ids)
-
-
-@pytest.fixture(scope="module")
-def exported(tokenizer, tmp_path_factory):
-    found = {}
-    for layout in LAYOUTS:
-        folder = tmp_path_factory.mktemp(layout)
-        tokenizer_export.write(tokenizer, layout, folder, model_max_length=64)
-        found[layout] = tokenizers.load(folder)
-    return found
-
-
-def test_an_exported_tokenizer_has_the_same_control_tokens(tokenizer, exported):
-    for found in exported.values():
-        assert tokenizer.control_ids.items() <= found.control_ids.items()
-        assert (found.vocab_size, found.pad_id) == (tokenizer.vocab_size, tokenizer.pad_id)
-
-
 def test_its_own_files_are_exported(loaded, tmp_path):
     tokenizer = loaded["prepend"]
     tokenizer_export.write(tokenizer, "template", tmp_path, model_max_length=64)
@@ -280,10 +253,9 @@ def test_exported_files_say_the_same_to_transformers(kind, corpus, tmp_path):
 @pytest.mark.realdata
 @pytest.mark.parametrize("kind", ["byte_level", "prepend", "metaspace_first"])
 def test_openorca_has_the_ids_of_transformers(kind, loaded, automatic, shared_data):
-    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (shared_data / "openorca/gpt4_600.jsonl").read_text(encoding="utf-8").splitlines()[::6]
     texts = [json.loads(line)[key] for line in lines for key in ("system_prompt", "question", "response")]
-    wrong = [t for t in texts if loaded[kind].encode(t, first=True) != plain_ids(automatic[kind], t)]
-    assert (len(texts), wrong) == (1800, [])
+    assert [t for t in texts if loaded[kind].encode(t, first=True) != plain_ids(automatic[kind], t)] == []
 
 
 @EVERY_KIND

@@ -91,8 +91,7 @@ def test_prepared_again_the_bytes_are_the_same(copied, finished, mini):
     assert store_bytes(workdir) == store_bytes(finished)
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, mini, monkeypatch, workers):
+def test_stopped_between_shards_and_with_two_workers_the_bytes_are_the_same(copied, mini, monkeypatch):
     """With shards of 32 traces: the first run dies at its third shard, the second goes on with it."""
     monkeypatch.setattr(tokens, "SHARD_SIZE", 32)
     workdir = copied("tokens")
@@ -112,7 +111,7 @@ def test_stopped_between_shards_and_with_workers_the_bytes_are_the_same(copied, 
     with pytest.raises(OSError, match="no space left"):
         prepare.run(mini(), workdir)
     monkeypatch.setattr(tokens, "write_shard", write)
-    prepare.run(mini(), workdir, workers=workers)
+    prepare.run(mini(), workdir, workers=2)
     assert store_bytes(workdir) == expected
 
 
@@ -143,7 +142,6 @@ def untrained(copied):
         ({"data.supervise": "last"}, {"tokens"}),
         ({"data.validation_fraction": 0.1}, {"tokenizer", "tokens"}),  # which is trained on the training part
         ({"data.layout": "chatml"}, {"tokenizer", "tokens"}),
-        ({"student.vocab_size": 448}, {"tokenizer", "tokens"}),
     ],
 )
 def test_until_a_student_is_trained_what_other_settings_prepared_is_made_again(
@@ -166,26 +164,16 @@ def test_what_a_student_was_trained_on_is_refused(copied, mini):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_a_tokenizer_that_does_not_fit_leaves_nothing_in_the_way(copied, finished, mini):
+def test_a_tokenizer_that_does_not_fit_leaves_nothing_in_the_way_of_one_that_is_used_as_it_is(
+    copied, finished, mini
+):
     workdir = copied("training", "evaluation", "tokens", "tokenizer", "cards")
-    given = {"data.tokenizer": str(finished / "tokenizer/tokenizer.model")}
+    model = finished / "tokenizer" / tokenizers.MODEL_FILE
+    given = {"data.tokenizer": str(model)}
     with pytest.raises(TokenizerError, match=r"set student\.vocab_size=512"):
         prepare.run(mini(**given, **{"student.vocab_size": 640}), workdir)
     prepare.run(mini(**given), workdir)
     assert read_manifest(workdir / "tokenizer")["provenance"]["vocab_size"] == 512
-
-
-def test_a_tokenizer_file_of_another_size_names_the_size_to_set(copied, finished, mini):
-    workdir = copied("tokenizer", "tokens")
-    model = str(finished / "tokenizer" / tokenizers.MODEL_FILE)
-    with pytest.raises(TokenizerError, match=r"set student\.vocab_size=512"):
-        prepare.run(mini(**{"data.tokenizer": model, "student.vocab_size": 640}), workdir)
-
-
-def test_a_tokenizer_file_is_used_as_it_is(copied, finished, mini):
-    workdir = copied("tokenizer", "tokens")
-    model = finished / "tokenizer" / tokenizers.MODEL_FILE
-    prepare.run(mini(**{"data.tokenizer": str(model)}), workdir)
     assert (workdir / "tokenizer" / tokenizers.MODEL_FILE).read_bytes() == model.read_bytes()
     first, second = (TokenStore(w / "tokens/expert") for w in (workdir, finished))
     np.testing.assert_array_equal(first[0]["tokens"], second[0]["tokens"])

@@ -108,20 +108,6 @@ def test_the_majority_is_more_than_half_and_two_at_least(answers):
     assert majority(answers) == (most[0] if most else None)
 
 
-@given(votes, st.randoms())
-def test_the_order_of_the_samples_does_not_count(answers, random):
-    shuffled = random.sample(answers, len(answers))
-    assert majority(shuffled) == majority(answers)
-
-
-@given(votes)
-def test_another_vote_for_the_majority_keeps_it_and_none_helps_nobody(answers):
-    elected = majority(answers)
-    if elected:
-        assert majority([*answers, elected]) == elected
-    assert majority([*answers, None]) in (elected, None)
-
-
 # --- As filters
 
 AGREED = ("outvoted", "spare")

@@ -229,7 +229,7 @@ def real(shared_data):
 @pytest.mark.realdata
 def test_planted_copies_of_real_questions_are_found(real):
     documents, index = real
-    planted = [query(WRAPPERS[n % 4].format(d.text), f"{n}") for n, d in enumerate(documents)]
+    planted = [query(WRAPPERS[n % 4].format(d.text), f"{n}") for n, d in enumerate(documents[::5])]
     found = {hit.query_id for hit in all_hits(index, planted)}
     assert len(found) >= 0.99 * len(planted)
 

@@ -44,7 +44,6 @@ def drawn(files, folder, *, seed=0, documents=(), known=None, **settings):
     """The queries, their counts and the hits."""
     counts, hits = make.Counts(), []
     config = FlanConfig(sources=files, flan2021=30, t0=20, malformed=0.1, **settings)
-    folder.mkdir(exist_ok=True)
     queries = make.draw_queries(
         config,
         folder,
@@ -123,7 +122,7 @@ def test_what_is_asked_already_is_not_asked_again(files, tmp_path):
 def test_the_same_seed_draws_the_same_and_an_interrupted_draw_goes_on(files, tmp_path):
     first, counts, _ = drawn(files, tmp_path / "a")
     other, _, _ = drawn(files, tmp_path / "c", seed=1)
-    torn = tmp_path / "a" / make.BUCKETS / "99999.jsonl"  # left by a draw that was killed
+    torn = tmp_path / "a" / "99999.jsonl"  # left by a draw that was killed
     torn.write_text('{"id": "torn')
     again, counted, _ = drawn(files, tmp_path / "a")
     assert again == first

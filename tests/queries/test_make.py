@@ -64,7 +64,6 @@ def test_no_message_for_a_query_without_options():
         make.assign_message("q", False, {"8": 1.0}, 0)
 
 
-@settings(max_examples=40)
 @given(st.lists(st.one_of(st.text(), st.integers()), min_size=1, max_size=3))
 def test_unit_hash_is_a_share(parts):
     assert 0 <= make.unit_hash(*parts) < 1
@@ -316,5 +315,6 @@ def test_flan_in_miniature_on_the_real_files(shared_data, tmp_path):
         row["stage"] for row in metrics.read(tmp_path / "training" / metrics.FILE) if row["kind"] == "train"
     ]
     assert set(stages) == {"labels", "rationales"}
+    assert all(query.multiple_choice for query in made if query.system_message_id in (8, 10))
     card = (tmp_path / "cards/rationales/README.md").read_text()
     assert "superni/task" in card

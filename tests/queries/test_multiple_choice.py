@@ -45,13 +45,13 @@ STYLES = {
 }
 
 
-@pytest.mark.parametrize("heading", HEADINGS)
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(("separator", "end"), [("\n", ""), ("; ", ""), ("\n", "."), (" ", ";")])
-def test_flans_headings_marks_and_separators(heading, style, separator, end):
-    text = f"The sky - at night.\nWhat colour is it?\n{heading}\n{numbered(STYLES[style], separator, end)}"
-    assert options(text) == COLOURS
-    assert is_multiple_choice(text)
+def test_flans_headings_marks_and_separators(style, separator, end):
+    for heading in HEADINGS:
+        text = f"The sky - at night.\nWhat is it?\n{heading}\n{numbered(STYLES[style], separator, end)}"
+        assert options(text) == COLOURS, heading
+        assert is_multiple_choice(text), heading
 
 
 @pytest.mark.parametrize("style", ["capital", "no space", "small", "roman", "point", "dash"])

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.queries import quality
 from orca_jax.queries.agreement import agrees, final_answer
 from orca_jax.queries.contamination import Index
-from orca_jax.queries.quality import TraceChecker
+from orca_jax.queries.quality import JUDGES, TraceChecker
 from orca_jax.records import Message, Outcome, Sampling, Trace
 
 
@@ -37,12 +36,12 @@ ANSWERS = [
 
 @pytest.mark.parametrize("answer", REFUSALS)
 def test_refusals(answer):
-    assert quality.is_refusal(answer)
+    assert JUDGES["refusal"](answer)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_answers_are_no_refusals(answer):
-    assert not quality.is_refusal(answer)
+    assert not JUDGES["refusal"](answer)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_answers_are_no_refusals(answer):
     ],
 )
 def test_self_identification(answer, itself):
-    assert quality.identifies_itself(answer) == itself
+    assert JUDGES["self_identification"](answer) == itself
 
 
 LONG = "The man walked into the house and then he looked for the red"
@@ -78,21 +77,20 @@ LONG = "The man walked into the house and then he looked for the red"
     ],
 )
 def test_truncated(answer, broken):
-    assert quality.is_truncated(answer) == broken
+    assert JUDGES["truncated"](answer) == broken
 
 
 def test_repetitive():
-    assert quality.is_repetitive("it goes on and on and never comes to an end. " * 8)
-    assert not quality.is_repetitive("it goes on and on and never comes to an end. " * 2)
-    assert not quality.is_repetitive(" ".join(str(i) for i in range(200)))
+    assert JUDGES["repetitive"]("it goes on and on and never comes to an end. " * 8)
+    assert not JUDGES["repetitive"]("it goes on and on and never comes to an end. " * 2)
+    assert not JUDGES["repetitive"](" ".join(str(i) for i in range(200)))
 
 
 @given(st.text(), st.text(), st.text())
 def test_any_text_can_be_checked(answer, target, question):
     assert agrees(answer, target, question) in (True, False, None)
     assert isinstance(final_answer(answer, question), str | None)
-    for judge in (quality.is_refusal, quality.identifies_itself, quality.is_truncated, quality.is_repetitive):
-        assert judge(answer) in (True, False)
+    assert {judge(answer) for judge in JUDGES.values()} <= {True, False}
 
 
 def test_every_flag_is_counted_and_only_filters_leave_out():
@@ -156,10 +154,3 @@ def test_slimorcas_rule_keeps_what_agrees():
     kept = [each for each in traces if checker.reason(checker.check(each)) is None]
     assert kept == traces[:1]
     assert checker.left_out == {"disagrees": 1, "unchecked": 1}
-
-
-def test_an_unknown_filter_is_named():
-    with pytest.raises(
-        ValueError, match="unknown filter 'refusals'; known: duplicate, near_duplicate, contaminated"
-    ):
-        TraceChecker(("refusal", "refusals"))

@@ -21,8 +21,7 @@ def test_agreement_on_chains_of_thought_is_the_stored_accuracy(shared_data):
     """code-davinci-002 on 14 BBH tasks: "the answer is" and the target, as their authors scored it."""
     wrong = checked = unlike = 0
     for path in sorted((shared_data / "bbh_codex/cot").glob("*.jsonl")):
-        replies = rows(path)
-        for row in replies:
+        for row in rows(path)[::2]:
             said = re.search(r"the answer is (.*)", row["prediction"])
             right = said is not None and said[1].strip().removesuffix(".") == row["target"]
             found = agrees(row["prediction"], row["target"], row["question_tail"])
@@ -31,9 +30,9 @@ def test_agreement_on_chains_of_thought_is_the_stored_accuracy(shared_data):
                 wrong += found != right
                 final, target = (final_answer(row[n], row["question_tail"]) for n in ("prediction", "target"))
                 unlike += (final == target) != right
-    assert checked > 3000
-    assert wrong <= 3
-    assert unlike <= 3
+    assert checked > 1500
+    assert wrong <= 2
+    assert unlike <= 2
 
 
 MODELS = ("gpt-3.5-turbo-0301", "gpt-3.5-turbo-0613", "gpt-4-0314", "gpt-4-0613")

@@ -5,8 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 
 from orca_jax.queries.system_messages import (
@@ -19,7 +17,6 @@ from orca_jax.queries.system_messages import (
     get,
     measured_shares,
     message_hash,
-    normalise,
     read_set,
     recognise,
 )
@@ -31,11 +28,10 @@ PREFIX = {"cot": "cot", "niv": "niv2", "t0": "t0", "flan": "flan2021"}  # OpenOr
 
 
 @pytest.mark.parametrize(
-    ("texts", "normalised", "digest"),
+    ("texts", "digest"),
     [
         (
             ["Don\u2019t guess; think step-bystep.", "Don't guess; think step-by-\nstep."],
-            "dontguessthinkstepbystep",
             "bcc234bdcf77b5dbeb214d711ed03bb58657e3a3e8f57a5f4646c5551a9f595f",
         ),
         (
@@ -43,22 +39,19 @@ PREFIX = {"cot": "cot", "niv": "niv2", "t0": "t0", "flan": "flan2021"}  # OpenOr
                 "Row  # :  a \ufb01eld,\nUse: it\u00a0twice (\uff12\u00d7).",
                 "Row #: a field, use: it twice (2\u00d7).",
             ],
-            "rowafielduseittwice2",
             "d4713a47c74da50101ff95c8bda6c5db7b4046bc57396c9c7170ea861a9e94c7",
         ),
-        (["", " \n\t#:"], "", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        (["", " \n\t#:"], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
     ],
 )
-def test_worked_examples(texts, normalised, digest):
-    for text in texts:
-        assert normalise(text) == normalised
-        assert message_hash(text) == digest
+def test_worked_examples(texts, digest):
+    assert {message_hash(text) for text in texts} == {digest}
 
 
 def test_there_are_sixteen_distinct_messages():
     messages = all_messages()
     assert list(messages) == list(range(1, 17))
-    assert len({normalise(message.text) for message in messages.values()}) == 16
+    assert len({message_hash(message.text) for message in messages.values()}) == 16
     assert len({digest for message in messages.values() for digest in message.published}) == 16
     assert get(1).text == ""
 
@@ -97,12 +90,6 @@ def test_unknown_id_is_named():
         get(17)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.text())
-def test_normalising_twice_changes_nothing(text):
-    assert normalise(normalise(text)) == normalise(text)
-
-
 @pytest.mark.realdata
 @pytest.mark.skipif(not DATA.exists(), reason="real data absent")
 def test_real_rows_are_recognised_and_allowed_in_their_collection():
@@ -124,17 +111,14 @@ def asked(collection, count, multiple_choice_share=0.0):
 
 @pytest.mark.parametrize("collection", COLLECTIONS)
 def test_the_allocation_reproduces_figure_6(collection):
-    """Chi-square over 50,000 queries: they are too few to tell our shares from the figure's."""
+    """Chi-square over 20,000 queries: they are too few to tell our shares from the figure's."""
     multiple_choice = MULTIPLE_CHOICE_SHARES.get(collection, 0.3)
-    given = PAPER.assign(asked(collection, 50_000, multiple_choice), seed=0)
+    given = PAPER.assign(asked(collection, 20_000, multiple_choice), seed=0)
     counts = Counter(query.system_message_id for query in given)
     shares = {m.id: m.shares[collection] for m in all_messages().values() if m.shares[collection]}
     assert counts.keys() == shares.keys()
-    expected = [50_000 * share / sum(shares.values()) for share in shares.values()]
+    expected = [20_000 * share / sum(shares.values()) for share in shares.values()]
     found = stats.chisquare([counts[id] for id in shares], expected)
-    print(
-        f"{collection}: chi-square {found.statistic:.1f} on {len(shares) - 1} degrees, p {found.pvalue:.3f}"
-    )
     assert found.pvalue > 0.001
     uniform_over_all = stats.chisquare([counts.get(id, 0) for id in all_messages()])
     assert uniform_over_all.pvalue < 1e-9

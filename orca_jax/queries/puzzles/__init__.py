@@ -91,21 +91,17 @@ def to_query(puzzle: Puzzle, system_message_id: int | None) -> records.Query:
     )
 
 
-def drop_known(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> tuple[list[Puzzle], list[Puzzle]]:
-    """Parts puzzles into those to keep and those whose question is among the texts.
+def unknown(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> list[Puzzle]:
+    """The puzzles whose question is none of the texts: so a benchmark's own are kept out of training.
 
-    Neither case, white space nor the order of lettered options counts. This keeps a benchmark's own
-    questions out of training.
+    Neither case, white space nor the order of lettered options counts.
     """
-    known = {question_key(text) for text in texts}
-    parts: tuple[list[Puzzle], list[Puzzle]] = [], []
-    for puzzle in puzzles:
-        parts[question_key(puzzle.question) in known].append(puzzle)
-    return parts
+    known = set(map(question_key, texts))
+    return [puzzle for puzzle in puzzles if question_key(puzzle.question) not in known]
 
 
 def question_key(question: str) -> str:
-    """What two spellings of one question share: `drop_known` compares by it."""
+    """What two spellings of one question share: `unknown` compares by it."""
     stem, _, options = question.lower().partition("options:")
     texts = sorted(text.strip() for text in _LABEL.split(options))
     return content_hash("\n".join([stem, *texts]))

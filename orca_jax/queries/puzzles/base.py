@@ -17,7 +17,6 @@ T = TypeVar("T")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text."""
     return tuple(text.split())
 
 
@@ -98,9 +97,12 @@ class Family(ABC):
     def pose(self) -> Pose:
         """The question that it asks."""
 
-    @abstractmethod
     def solve(self, slip: Slip) -> Solution:
-        """Its steps in the usual style and its answer, erring where the slip says."""
+        """Its steps in the usual style and its answer, erring where the slip says.
+
+        A family defines this, or `trace` if its steps differ by style.
+        """
+        return self.trace(self.styles[0], slip)
 
     def trace(self, style: str, slip: Slip) -> Solution:
         """`solve` in a style of `styles`.
@@ -127,11 +129,7 @@ class Family(ABC):
 
     @classmethod
     def generate(cls, rng: random.Random, difficulty: int) -> Puzzle:
-        """A random puzzle.
-
-        Raises:
-          ValueError: the family has no such difficulty.
-        """
+        """A random puzzle; raises ValueError for a difficulty that the family lacks."""
         if difficulty not in cls.difficulties:
             levels = f"{cls.difficulties.start} to {cls.difficulties.stop - 1}"
             raise ValueError(f"{cls.name} has difficulties {levels}, not {difficulty}")

@@ -61,17 +61,10 @@ class ObjectCounting(Family):
         "objects": "bed, car, chair, couch, fridge, lamp, microwave, oven, stove, table, toaster",
     }
     PLURALS: ClassVar = {  # of those that take more than an s
-        "cherry": "cherries",
-        "mango": "mangoes",
-        "peach": "peaches",
-        "strawberry": "strawberries",
-        "head of broccoli": "heads of broccoli",
-        "potato": "potatoes",
-        "radish": "radishes",
-        "stalk of celery": "stalks of celery",
-        "mouse": "mice",
-        "couch": "couches",
-    }
+        "cherry": "cherries", "mango": "mangoes", "peach": "peaches", "strawberry": "strawberries",
+        "head of broccoli": "heads of broccoli", "potato": "potatoes", "radish": "radishes",
+        "stalk of celery": "stalks of celery", "mouse": "mice", "couch": "couches",
+    }  # fmt: skip
 
     kind: str
     entries: tuple[Entry, ...]

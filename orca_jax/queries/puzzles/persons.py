@@ -294,9 +294,6 @@ class TrackingShuffledObjects(Family):
         options = [story.thing.format(option) for option in self.options]
         return lettered(f"{self.name}_{NUMBER_WORDS[count]}_objects", stem, options)
 
-    def solve(self, slip: Slip) -> Solution:
-        return self.trace("restate", slip)
-
     def trace(self, style: str, slip: Slip) -> Solution:
         steps, found = tracked(style, self.PERSONS, self.held, self.swaps, self.asked, slip)
         label = letter_of(found, self.options)
@@ -331,15 +328,11 @@ def tracked(
         pairs = [(first, second), (first, first)]
         others = [other for other in range(len(held)) if other not in (first, second)]
         pairs += [(one, other) for one in (first, second) for other in others]
-        before, held = held, _swapped(held, *slip(*pairs))
+        one, other = slip(*pairs)
+        before, turned = held, {one: held[other], other: held[one]}
+        held = tuple(turned.get(place, thing) for place, thing in enumerate(held))
         if style == "restate":
             steps.append(f"{persons[first]} and {persons[second]} swap: {said(held)}.")
         else:
             steps.append(f"{said(before, first, second)}: {said(held, first, second)}.")
     return steps, held[asked]
-
-
-def _swapped(held: tuple[str, ...], first: int, second: int) -> tuple[str, ...]:
-    after = list(held)
-    after[first], after[second] = held[second], held[first]
-    return tuple(after)

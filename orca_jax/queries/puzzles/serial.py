@@ -42,9 +42,6 @@ class Tracking(Family):
         question = f"{start}\n{swaps} ? {self.PERSONS[self.asked]}"
         return Pose(self.name, question, question, self.held)
 
-    def solve(self, slip: Slip) -> Solution:
-        return self.trace("changes", slip)
-
     def trace(self, style: str, slip: Slip) -> Solution:
         steps, found = tracked(style, self.PERSONS, self.held, self.swaps, self.asked, slip)
         bare = (step.replace(",", "").replace(".", "").replace(":", " :") for step in steps)
@@ -83,9 +80,6 @@ class PointerChasing(Family):
         listed = " ".join(f"{one} {other}" for one, other in self.pointers)
         question = f"{listed} ? {self.start} {NUMBER_WORDS[self.hops]}"
         return Pose(self.name, question, question, tuple(sorted(dict(self.pointers))))
-
-    def solve(self, slip: Slip) -> Solution:
-        return self.trace("changes", slip)
 
     def trace(self, style: str, slip: Slip) -> Solution:
         to, way, steps = dict(self.pointers), [self.start], list[str]()
@@ -137,9 +131,6 @@ class NestedBooleans(Family):
         for operator, name in zip(self.operators[done:], self.variables[done + 1 :]):
             text = f"( {text} {operator} {name} )"
         return text
-
-    def solve(self, slip: Slip) -> Solution:
-        return self.trace("changes", slip)
 
     def trace(self, style: str, slip: Slip) -> Solution:
         values = dict(self.values)

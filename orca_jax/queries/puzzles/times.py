@@ -57,17 +57,11 @@ class TemporalSequences(Family):
         "museum", "coffee shop", "beach", "bakery", "swimming pool", "art show", "market", "bookstore"
     )  # fmt: skip
     ACTIVITIES = (
-        "reading at the library",
-        "working at the office",
-        "watching a movie at the theater",
-        "buying clothes at the mall",
-        "waiting at the airport",
-        "playing tennis at the court",
-        "walking in the garden",
-        "fixing a computer at the shop",
-        "sitting on a rooftop",
+        "reading at the library", "working at the office", "watching a movie at the theater",
+        "buying clothes at the mall", "waiting at the airport", "playing tennis at the court",
+        "walking in the garden", "fixing a computer at the shop", "sitting on a rooftop",
         "attending class at the school",
-    )
+    )  # fmt: skip
 
     person: str
     place: str

@@ -9,7 +9,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orca_jax.queries.puzzles import FAMILIES
@@ -239,7 +239,6 @@ def test_every_family_is_solved_here():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), pick=st.integers(0, 1000))
 def test_targets_agree_with_an_independent_solution(name, seed, pick):
     family = FAMILIES[name]
@@ -250,6 +249,5 @@ def test_targets_agree_with_an_independent_solution(name, seed, pick):
 
 
 def test_seven_objects_have_one_order():
-    for seed in range(3):
-        puzzle = FAMILIES["logical_deduction"].generate(random.Random(seed), 6)
-        assert puzzle.target == logical_deduction(puzzle.question)
+    puzzle = FAMILIES["logical_deduction"].generate(random.Random(0), 6)
+    assert puzzle.target == logical_deduction(puzzle.question)

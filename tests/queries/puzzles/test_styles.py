@@ -35,7 +35,7 @@ def drawn(name, seed, pick):
 
 
 @EVERY_STYLE
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, pick=st.integers(0, 1000))
 def test_the_checker_accepts_an_oracles_steps_and_refuses_every_planned_slip(name, style, seed, pick):
     puzzle, slip = drawn(name, seed, pick), Slip()
