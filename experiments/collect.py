@@ -74,7 +74,8 @@ from rich.console import Console
 
 from orca_jax import artifacts, files, hub, plugins, storage
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import prepared
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.files import Tally

@@ -130,3 +130,8 @@ def check_url(url: str, with_key: bool) -> None:
             f"base_url of host {host} is not https, and a key would go over the network "
             "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
         )
+
+
+def check_known(what: str, given: Iterable[object], known: Iterable[object]) -> None:
+    if unknown := sorted(set(map(str, given)) - set(map(str, known))):
+        raise ValueError(f"{what} {unknown[0]!r}; known: {', '.join(map(str, known))}")

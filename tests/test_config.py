@@ -9,23 +9,10 @@ from typing import get_args
 import pytest
 
 from orca_jax import plugins
-from orca_jax.config import (
-    BENCHMARK_MODES,
-    Attention,
-    DataConfig,
-    ExperimentConfig,
-    Filter,
-    FlanConfig,
-    FlanKind,
-    Limits,
-    Message,
-    Preset,
-    Price,
-    PuzzlesConfig,
-    load,
-    plain,
-)
+from orca_jax.artifacts import plain
+from orca_jax.config import BENCHMARK_MODES, Attention, DataConfig, ExperimentConfig, Preset, load
 from orca_jax.config_check import ConfigError, build
+from orca_jax.config_teachers import Filter, FlanConfig, FlanKind, Limits, Message, Price, PuzzlesConfig
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
 from orca_jax.evaluation import scoring

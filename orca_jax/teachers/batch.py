@@ -24,7 +24,7 @@ import openai
 
 from orca_jax import config_check
 from orca_jax.artifacts import atomic_write
-from orca_jax.config import ApiConfig
+from orca_jax.config_teachers import ApiConfig
 from orca_jax.records import Outcome, Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, pool

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from orca_jax import artifacts, config_check, files, hub, plugins, storage
 from orca_jax.artifacts import atomic_write
-from orca_jax.config import ApiConfig, ExperimentConfig, Limits, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import ApiConfig, Limits, TeacherConfig
 from orca_jax.progress import progress
 from orca_jax.queries import system_messages
 from orca_jax.queries.make import QUERIES, is_asked, training_puzzles

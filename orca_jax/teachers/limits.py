@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Mapping
 
-from orca_jax.config import Price
+from orca_jax.config_teachers import Price
 from orca_jax.records import Usage
 from orca_jax.teachers.endpoint import CollectionStopped
 

@@ -8,8 +8,9 @@ import pytest
 
 from orca_jax import cli, conversations, files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import StageConfig, TeacherConfig
+from orca_jax.config import StageConfig
 from orca_jax.config_check import build
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import prepared
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.experiments import collect

@@ -16,8 +16,9 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import artifacts, cli, conversations, files
-from orca_jax.config import Price, load
+from orca_jax.config import load
 from orca_jax.config_check import ConfigError
+from orca_jax.config_teachers import Price
 from orca_jax.configs import api as api_file
 from orca_jax.data import prepared
 from orca_jax.experiments import collect

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import cli
-from orca_jax.config import Price
+from orca_jax.config_teachers import Price
 from orca_jax.experiments import collect
 from orca_jax.teachers.ledger import Ledger
 from tests.experiments.test_collect_api import make, stand

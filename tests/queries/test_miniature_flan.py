@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.queries import contamination, flan, sampling, system_messages
 

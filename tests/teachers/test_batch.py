@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.config import ApiConfig, OpenAIConfig, Price
+from orca_jax.config_teachers import ApiConfig, OpenAIConfig, Price
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.teachers import batch, collection
 from orca_jax.teachers.batch import STATE, BatchError, Batches, read_state

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orca_jax.config import Limits
+from orca_jax.config_teachers import Limits
 from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import collect as collect_module
 from orca_jax.teachers.collect import LOOK_AHEAD, collect, collect_all, collect_each

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.config import Limits, Price
+from orca_jax.config_teachers import Limits, Price
 from orca_jax.records import Usage
 from orca_jax.teachers import completions, limits
 from orca_jax.teachers.limits import (

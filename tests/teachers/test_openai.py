@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.config import ApiConfig, Limits, OpenAIConfig
 from orca_jax.config_check import ConfigError, build
+from orca_jax.config_teachers import ApiConfig, Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.scrubbing import EndpointError
 from orca_jax.teachers.collect import collect, collect_all
