@@ -414,9 +414,7 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
             _end(f"stopped: {error}", status)
         place = extract_tb(error.__traceback__)[-1].filename
         if isinstance(error, AssertionError) and place.endswith("xla_bridge.py") and not traceback:
-            wanted = os.environ.get(
-                "JAX_PLATFORMS"
-            )  # of which jax found none; it says so with a bare assertion
+            wanted = os.environ.get("JAX_PLATFORMS")  # of which jax found none
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
         known = {} if hasattr(error, "explained") else ADVICE | (XLA_ADVICE if of_xla else {})

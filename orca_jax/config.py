@@ -174,9 +174,8 @@ class StageConfig:
 
     name: str  # of the stage
     kind: CurriculumKind = ""  # a plugin's, which decides shares or learning rate; empty: the keys here do
-    datasets: Annotated[
-        Mapping[str, float], MinLen(1)
-    ]  # data set to its weight: rows are drawn in these shares
+    # Data set to its weight: rows are drawn in these shares.
+    datasets: Annotated[Mapping[str, float], MinLen(1)]
     epochs: Count = 1  # passes over all rows of the data sets; not used where `steps` is given
     steps: Count = 0  # optimizer steps; 0: `epochs`
     learning_rate: float = 1e-3  # the peak, after the warm-up
@@ -215,9 +214,8 @@ class StageConfig:
             raise ValueError(f"{where}: the share of {', '.join(low)} is below 1/{BLOCK}; leave it out")
 
     def _check_on_policy(self, where: str, own: OnPolicyConfig) -> None:
-        others = [
-            name for name in ("anneal_to", "until_plateau", "kind", "distill_weight") if getattr(self, name)
-        ]
+        refused = ("anneal_to", "until_plateau", "kind", "distill_weight")
+        others = [name for name in refused if getattr(self, name)]
         if len(self.names) > 1 or others:
             wrong = ", ".join(others) or "several data sets"
             raise ValueError(f"{where}: on_policy takes one data set, and not {wrong}")

@@ -77,7 +77,6 @@ class Price:
     completion: Amount = 0.0  # of a completion
 
     def cost(self, usage: Usage) -> float:
-        """US dollars."""
         return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1000
 
     def times(self, factor: float) -> Price:
@@ -232,9 +231,8 @@ class TeacherConfig:
     steps: Literal["own", "placebo", "filler"] = "own"
     malformed: Share = files.MALFORMED  # share of rows, and of traces in the layout, that may be; left out
     join_turns: bool = False  # of a file: consecutive turns of one role become one
-    columns: ColumnsConfig | None = (
-        None  # of a file with several teachers' answers; None: one teacher's traces
-    )
+    # Of a file with several teachers' answers; None: one teacher's traces.
+    columns: ColumnsConfig | None = None
 
     NO_NUMBER: ClassVar = ("malformed",)  # too many are an error, and all are left out
     LATER: ClassVar = ("filters", "shots", "scorer")  # count in what is made of the traces

@@ -21,7 +21,6 @@ from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
 from orca_jax.student import attention, presets
 from orca_jax.student.presets import RopeScaling
-from orca_jax.teachers.collection import RecordedTeacher
 
 
 def changed(path, value):
@@ -149,7 +148,6 @@ def test_names_are_those_of_the_packages_that_know_them():
     assert get_args(Preset) == ("", *presets.PRESETS)
     assert plugins.LAYOUTS.own == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
     assert tuple(open_ended.SOURCES) == evaluate.OPEN
-    assert set(RecordedTeacher.KINDS) < set(plugins.TEACHERS.own)
     assert FlanConfig.malformed == flan.MALFORMED
 
 

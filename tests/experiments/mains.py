@@ -8,8 +8,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FORKING = """
-import errno, json, os, runpy, signal, sys
-import orca_jax.experiments.run
+import errno, importlib.util, json, os, runpy, signal, sys
+OWN = ("experiments.run", "experiments.convert", "experiments.ablate", "teachers.batch")
+OTHERS = ("fastapi", "uvicorn", "huggingface_hub.hf_api", "fsspec.implementations.memory", "orbax.checkpoint")
+found = [name for name in OTHERS if importlib.util.find_spec(name.partition(".")[0])]
+for name in [*(f"orca_jax.{name}" for name in OWN), *found]:
+    importlib.import_module(name)
 
 cases, folder = json.load(sys.stdin), sys.argv[1]
 running = {}

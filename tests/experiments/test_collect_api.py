@@ -374,25 +374,6 @@ def export(workdir, schema, form):
     collect.export(cli.Options(**options))
 
 
-@pytest.mark.parametrize("form", ["parquet", "jsonl"])
-@pytest.mark.parametrize("schema", sorted(conversations.SCHEMAS))
-def test_export(tmp_path, schema, form):
-    config = make(teachers=1)
-    filtered, *_ = questions(config, tmp_path)
-    silent = completion(None, finish_reason="content_filter")
-    with Server(lambda call: silent if call.question == filtered else right(call)) as server:
-        collect.run(make(server.url, teachers=1), tmp_path)
-    (tmp_path / "cards/chatgpt").mkdir(parents=True)
-    (tmp_path / "cards/chatgpt/README.md").write_text("the card")
-    export(tmp_path, schema, form)
-    assert (tmp_path / "out/chatgpt-card/README.md").read_text() == "the card"
-    found = list(conversations.read_traces(tmp_path / f"out/chatgpt.{form}", teacher="chatgpt"))
-    expected = [t for t in traces(tmp_path) if schema == "native" or t.outcome is Outcome.OK]
-    assert len(expected) == QUERIES - (schema != "native")
-    assert [trace.answer for trace in found] == [trace.answer for trace in expected]
-    assert [trace.id for trace in found] == [trace.id for trace in expected]
-
-
 # --- Batch API
 
 

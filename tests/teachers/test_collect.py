@@ -195,11 +195,6 @@ class TestFailures:
         with pytest.raises(KeyError, match="no such row"):
             collect_all(Instant(), broken(), ledger)
 
-    @pytest.mark.parametrize("bounds", [{"concurrency": 0}, {"retries": -1}, {"backoff": -1.0}])
-    def test_senseless_bounds(self, ledger, bounds):
-        with pytest.raises(ValueError, match="at least 1"):
-            collect_all(Echo(), requests(1), ledger, **bounds)
-
 
 class TestBounds:
     @pytest.mark.parametrize("concurrency", [1, 7, 2 * LOOK_AHEAD])
@@ -362,7 +357,6 @@ import asyncio, json, os, sys
 from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.config import Limits
 from orca_jax.records import Message, Outcome, Reply
 
 path, count, concurrency = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
