@@ -18,7 +18,7 @@ from annotated_types import Gt, Interval, MinLen, MultipleOf
 
 from orca_jax import plugins, storage
 from orca_jax.artifacts import plain
-from orca_jax.config_check import build, check_known
+from orca_jax.config_check import build, check_distinct, check_known
 from orca_jax.config_teachers import (
     Amount,
     Count,
@@ -404,8 +404,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", tuple(map(plugins.resolved, self.plugins)))
         own: dict[str, tuple[str, ...]] = {one.name: one.modes for one in self.choices}
-        if len(own) < len(self.choices):
-            raise ValueError(f"sets of choices need distinct names; got {', '.join(own)}")
+        check_distinct("sets of choices", [one.name for one in self.choices])
         check_known("unknown benchmark", self.benchmarks, BENCHMARK_MODES)
         check_known("unknown benchmark", self.evaluation.modes, (*BENCHMARK_MODES, *own))
         for name, modes in own.items():
@@ -417,8 +416,7 @@ class ExperimentConfig:
         every = dict.fromkeys(OWN_BENCHMARKS, "") | dict(self.benchmarks)
         object.__setattr__(self, "benchmarks", every)
         names = [teacher.name for teacher in self.teachers]
-        if len(set(names)) < len(names) or "validation" in names:
-            raise ValueError(f"teachers need distinct names other than 'validation'; got {', '.join(names)}")
+        check_distinct("teachers", names, "validation" not in names, " other than 'validation'")
         if self.flan and len(self.asked_shares) > 1:
             raise ValueError(
                 "of FLAN's draw one part is marked (the paper's FLAN-1M), so teachers asked less than "

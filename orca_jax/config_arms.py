@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orca_jax.artifacts import plain
 from orca_jax.config import ExperimentConfig, complete, load
-from orca_jax.config_check import ConfigError, build, check_known
+from orca_jax.config_check import ConfigError, build, check_distinct, check_known
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -100,11 +100,9 @@ class ArmSetConfig:
 
     def __post_init__(self) -> None:
         conditions = [condition.name for condition in self.conditions]
-        if len(set(conditions)) < len(conditions):
-            raise ValueError(f"conditions need distinct names; got {', '.join(conditions)}")
+        check_distinct("conditions", conditions)
         names = [arm.name for arm in self.arms]
-        if len(set(names)) < len(names) or self.baseline not in names:
-            raise ValueError(f"arms need distinct names, the baseline's among them; got {', '.join(names)}")
+        check_distinct("arms", names, self.baseline in names, ", the baseline's among them")
         titles = [result.title for result in self.results]
         for arm in self.arms:
             check_known(f"arm {arm.name!r} names the result", arm.evaluations, titles)
@@ -116,8 +114,7 @@ class ArmSetConfig:
 
     def _check_hypotheses(self, arms: Sequence[str], titles: Sequence[str]) -> None:
         names, conditions = [one.name for one in self.hypotheses], [one.name for one in self.conditions]
-        if len(set(names)) < len(names):
-            raise ValueError(f"hypotheses need distinct names; got {', '.join(names)}")
+        check_distinct("hypotheses", names)
         for one in self.hypotheses:
             where = f"hypothesis {one.name!r} names"
             check_known(f"{where} the arm", [one.arm], arms)

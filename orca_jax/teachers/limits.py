@@ -177,10 +177,6 @@ class Budget:
     """
 
     def __init__(self, money: float | None = None, tokens: int | None = None):
-        if (money is not None and not money >= 0) or (tokens is not None and tokens < 0):
-            raise ValueError(
-                f"a budget of {money} USD and {tokens} tokens; give 0 or more, or None for no cap"
-            )
         self.money, self.tokens = money, tokens
         self.money_spent, self.tokens_spent = 0.0, 0
         self._money_reserved, self._tokens_reserved, self._reservations = 0.0, 0, 0

@@ -122,12 +122,12 @@ def learnt(workdir, id):
 
 LEARNT = [
     ({"messages": turns("q one", "wrong", "q two", "right", weight=0)}, "right"),
-    ({"messages": turns("q one", "wrong", "q two", "right", train=False)}, "right"),
-    ({"messages": turns("q one", " ", "q two", "right")}, "right"),
+    ({"messages": turns("q three", "wrong", "q four", "right", train=False)}, "right"),
+    ({"messages": turns("q five", " ", "q six", "right")}, "right"),
     ({"system": "Be a pirate.", "messages": turns("q one", "arr")}, "arr"),
     ({"question": "not read", "response": "nor this", "conversations": turns("q", "said")}, "said"),
-    ({"instruction": "q one", "input": "1", "output": "right"}, "right"),
-    ({"prompt": turns("q one", "earlier")[:1], "completion": turns("", "right")[1:]}, "right"),
+    ({"instruction": "q seven", "input": "1", "output": "right"}, "right"),
+    ({"prompt": turns("q eight", "earlier")[:1], "completion": turns("", "right")[1:]}, "right"),
 ]
 
 

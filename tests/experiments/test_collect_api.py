@@ -212,7 +212,7 @@ def test_reasoning_is_kept_with_the_trace(tmp_path):
     assert {trace.answer for trace in traces(tmp_path)} == {"So."}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_whole_road(tmp_path):
     with Server(right) as server:
         table = road.run(make(server.url), tmp_path)

@@ -65,7 +65,7 @@ class TestRecords:
         }  # fmt: skip
         assert len(ledger.answered()) == 2
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(replies=st.lists(REPLIES, min_size=1, max_size=4), sampling=st.builds(Sampling, st.floats(0, 2)))
     def test_everything_comes_back(self, replies, sampling):
         asked = request("Was heißt\ud83d das?", sampling=sampling, sample=2)
@@ -314,6 +314,6 @@ def test_a_new_ledger_may_be_opened_by_several_at_once(tmp_path):
 
     barrier = threading.Barrier(6)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        for number in range(30):
+        for number in range(10):
             opened = [pool.submit(open_and_close, tmp_path / f"{number}.sqlite", barrier) for _ in range(6)]
             assert [one.result() for one in opened] == [{}] * 6
