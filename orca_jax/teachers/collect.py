@@ -265,7 +265,7 @@ def collect_all(
     requests: Iterable[Request],
     ledger: Ledger,
     *,
-    on_reply: Callable[[Collected], None] = lambda _: None,
+    on_reply: Callable[[Collected], None] | None = None,
     **options: Any,
 ) -> list[Reply]:
     """Like `collect_each`; returns the replies in the order of the requests."""
@@ -273,7 +273,8 @@ def collect_all(
 
     def keep(collected: Collected) -> None:
         replies[collected.index] = collected.reply
-        on_reply(collected)
+        if on_reply is not None:
+            on_reply(collected)
 
     collect_each(endpoint, requests, ledger, keep, **options)
     return [replies[index] for index in range(len(replies))]

@@ -134,7 +134,7 @@ LEARNT = [
 @pytest.mark.parametrize("layout", ["orca", "chatml"])
 def test_the_loss_is_where_the_file_says(config, tmp_path, layout):
     odd = [{**row, "id": f"w{number}"} for number, (row, _) in enumerate(LEARNT)]
-    given = config([*rows(40), *odd], **SMALL, **{"data.layout": layout})
+    given = config([*rows(40), *odd], **SMALL | {"student.vocab_size": 320, "data.layout": layout})
     collect.run(given, tmp_path / "w")
     prepare.run(given, tmp_path / "w")
     assert [learnt(tmp_path / "w", row["id"]) for row in odd] == [answer for _, answer in LEARNT]
