@@ -47,9 +47,7 @@ PLAN = cli.Command(
     JOBS,
     then="ablate run {same} --workdir=WORKDIR",
 )
-PROGRAM = cli.Program(
-    __doc__, commands={"run": RUN, "plan": PLAN}, default="run", load=load_set, parts=None
-)
+PROGRAM = cli.Program(__doc__, commands={"run": RUN, "plan": PLAN}, default="run", load=load_set, parts=None)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 

@@ -144,7 +144,8 @@ def endpoint(job: Job) -> Iterator[Endpoint]:
         yield collection.endpoint(job)
         return
     source = students.open_source(job.teacher.path)
-    with StudentEndpoint(load_student(source, **students.run_settings(job.config, source))) as answering:
+    student = load_student(source, **students.run_settings(job.config, source))
+    with contextlib.closing(StudentEndpoint(student)) as answering:
         yield answering
 
 

@@ -488,7 +488,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
         assert "Traceback" not in words
         _, words = unknown.communicate()
         assert unknown.returncode == 1
-        assert "unknown word 'colect'; known before the flags: run, plan, estimate, retry, status" in words
+        assert "unknown command 'colect'; did you mean" in words
 
 
 # --- Config
@@ -498,11 +498,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
     ("changes", "message"),
     [
         ({"endpoints": ()}, r"'teachers\[0\].api.endpoints' must be not empty, got an empty list"),
-        ({"samples": 0}, "'teachers\\[0\\].api.samples' must be at least 1, got 0"),
-        ({"top_p": 0.0}, "api.top_p' must be above 0, got 0.0"),
         ({"top_logprobs": 21}, "api.top_logprobs' must be at most 20, got 21"),
-        ({"budget_money": -1.0}, "api.budget_money' must be at least 0, got -1.0"),
-        ({"lengths": "gpt4"}, "api.lengths' must be 'chatgpt' or 'gpt-4', got 'gpt4'"),
         ({"batch": True, "endpoints": ({"model": "a"}, {"model": "b"})}, "leave one in endpoints"),
         ({"endpoints": ({"model": "a", "key_variable": KEY},)}, "is no variable's name"),
         ({"endpoints": ({"model": "a", "base_url": "http://far/v1"},)}, "is not https"),
