@@ -488,7 +488,7 @@ def test_the_programs_status_and_words(repo, tmp_path):
         assert "Traceback" not in words
         _, words = unknown.communicate()
         assert unknown.returncode == 1
-        assert "unknown command 'colect'; did you mean" in words
+        assert "unknown command 'colect'; known: run, plan, estimate, retry, status" in words
 
 
 # --- Config
