@@ -19,7 +19,8 @@ HEAD = """# Config keys
 
 All keys of a config file. `--config.KEY=VALUE` overrides one: `--config.curriculum[0].steps=20`.
 A key without a default must be given; a section is a mapping with the keys of its own table.
-This page is written by `python docs/config_page.py` from the comments of `orca_jax/config.py`, `config_teachers.py` and `config_arms.py`.
+This page is written by `python docs/config_page.py` from the comments of `orca_jax/config.py`,
+`config_teachers.py` and `config_arms.py`.
 """
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|"
 BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "min_length": "not empty"}
