@@ -1,4 +1,4 @@
-"""Writes docs/config.md from orca_jax/config.py and its comments: `python docs/config_page.py`."""
+"""Writes docs/config.md from the comments of orca_jax/config*.py: `python docs/config_page.py`."""
 
 import ast
 import dataclasses
@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orca_jax import config, plugins
+from orca_jax import plugins
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_arms import ArmSetConfig
 
 PAGE = Path(__file__).with_name("config.md")
 HEAD = """# Config keys
 
 All keys of a config file. `--config.KEY=VALUE` overrides one: `--config.curriculum[0].steps=20`.
 A key without a default must be given; a section is a mapping with the keys of its own table.
-This page is written by `python docs/config_page.py` from `orca_jax/config.py`.
+This page is written by `python docs/config_page.py` from the comments of `orca_jax/config.py`,
+`config_teachers.py` and `config_arms.py`.
 """
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|"
 BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "min_length": "not empty"}
@@ -26,8 +29,8 @@ BOUNDS |= {"multiple_of": "a multiple of {}"}
 
 def page() -> str:
     """The page: one table a section."""
-    experiment = _sections("An experiment", config.ExperimentConfig)
-    return "\n".join([HEAD, *experiment, *_sections("A set of arms", config.ArmSetConfig)])
+    experiment = _sections("An experiment", ExperimentConfig)
+    return "\n".join([HEAD, *experiment, *_sections("A set of arms", ArmSetConfig)])
 
 
 def _sections(title: str, kind: Any, prefix: str = "") -> Iterator[str]:

@@ -13,6 +13,7 @@ WORKDIR/table.md: the arms beside one another, tested against the baseline.
 from __future__ import annotations
 
 from orca_jax import cli
+from orca_jax.config_arms import load_set
 
 JOBS = cli.Option("jobs", 1, "Arms that run at once, each on its part of the cores.", lower_bound=1)
 RUN = cli.Command(
@@ -46,9 +47,7 @@ PLAN = cli.Command(
     JOBS,
     then="ablate run {same} --workdir=WORKDIR",
 )
-PROGRAM = cli.Program(
-    __doc__, commands={"run": RUN, "plan": PLAN}, default="run", load="load_set", parts=None
-)
+PROGRAM = cli.Program(__doc__, commands={"run": RUN, "plan": PLAN}, default="run", load=load_set, parts=None)
 if __name__ == "__main__":
     PROGRAM.start()  # before the imports below, which take seconds
 
@@ -62,7 +61,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_arms import ArmConfig, ArmSetConfig
 from orca_jax.data import tokens
 from orca_jax.evaluation import arm_files
 from orca_jax.experiments import collect, prepare, run, tables

@@ -74,7 +74,8 @@ from rich.console import Console
 
 from orca_jax import artifacts, files, hub, plugins, storage
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import prepared
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.files import Tally
@@ -143,7 +144,8 @@ def endpoint(job: Job) -> Iterator[Endpoint]:
         yield collection.endpoint(job)
         return
     source = students.open_source(job.teacher.path)
-    with StudentEndpoint(load_student(source, **students.run_settings(job.config, source))) as answering:
+    student = load_student(source, **students.run_settings(job.config, source))
+    with contextlib.closing(StudentEndpoint(student)) as answering:
         yield answering
 
 

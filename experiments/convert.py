@@ -76,8 +76,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, config_check, files, hub, plugins
-from orca_jax.artifacts import Artifact, read_manifest
-from orca_jax.config import MeshConfig, plain
+from orca_jax.artifacts import Artifact, plain, read_manifest
+from orca_jax.config import MeshConfig
 from orca_jax.data import layouts, tokenizer_export
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.tokenizer import Tokenizer

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, storage
-from orca_jax.config import ExperimentConfig, load, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import ExperimentConfig, load
 from orca_jax.experiments import collect, evaluate, prepare, tables, train
 from orca_jax.reporting.report_sources import CONFIG
 

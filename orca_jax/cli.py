@@ -48,7 +48,8 @@ from typing import Any, NoReturn, get_args
 from absl import flags
 
 from orca_jax import config, plugins, storage
-from orca_jax.config import ConfigError, DType
+from orca_jax.config import DType
+from orca_jax.config_check import ConfigError
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class Program:
       doc: the program's docstring, which begins its help.
       options: of a program without commands.
       commands: the commands by name, `default` the one that may be left out.
-      load: the function of orca_jax.config that turns the config into dataclasses.
+      load: turns the config into dataclasses.
       parts: top-level names of a bucket's workdir that are copied; empty: all; None: no bucket is taken.
       made, then: of a program without commands, see `Command`.
     """
@@ -201,7 +202,7 @@ class Program:
         *options: Option,
         commands: Mapping[str, Command] | None = None,
         default: str = "",
-        load: str = "load",
+        load: Callable[[Mapping[str, Any]], Any] = config.load,
         parts: Collection[str] | None = (),
         made: Sequence[str] = (),
         then: str = "",
@@ -256,14 +257,13 @@ class Program:
             _refuse(f"give {', '.join(f'--{name}' for name in missing)}; --help says what they are")
         same = [f"--{name}={given[name]}" for name in ("config", "workdir") if given.get(name)]
         self.same = shlex.join(same + [f"--config.{key}={value}" for key, value in keys])
-        load, file = getattr(config, self.load), given.get("config")
         checked(lambda: plugins.load(given.get("plugins", ())), traceback=given["traceback"])
         for option in command.options:
             if isinstance(option.choices, plugins.Table) and given[option.name] not in option.known:
                 wrong = f"--{option.name}={given[option.name]}: unknown {option.choices.kind}"
                 _refuse(f"{wrong}; known: {', '.join(filter(None, option.known))}")
-        if file:
-            given["config"] = checked(lambda: load(_config(file, keys)), traceback=given["traceback"])
+        if file := given.get("config"):
+            given["config"] = checked(lambda: self.load(_config(file, keys)), traceback=given["traceback"])
         self.given = Options(**given)
 
     def main(self, work: Work | None = None, **works: Work) -> None:
@@ -414,9 +414,7 @@ def checked(work: Callable[[], Any], *, traceback: bool = False) -> Any:
             _end(f"stopped: {error}", status)
         place = extract_tb(error.__traceback__)[-1].filename
         if isinstance(error, AssertionError) and place.endswith("xla_bridge.py") and not traceback:
-            wanted = os.environ.get(
-                "JAX_PLATFORMS"
-            )  # of which jax found none; it says so with a bare assertion
+            wanted = os.environ.get("JAX_PLATFORMS")  # of which jax found none
             error = ValueError(f"Unable to initialize backend: jax has no devices of {wanted!r}")
         of_xla = type(error).__name__ == "JaxRuntimeError"
         known = {} if hasattr(error, "explained") else ADVICE | (XLA_ADVICE if of_xla else {})

@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -130,3 +130,14 @@ def check_url(url: str, with_key: bool) -> None:
             f"base_url of host {host} is not https, and a key would go over the network "
             "readable; use https, a tunnel to localhost, or key_variable '' if the server needs no key"
         )
+
+
+def check_known(what: str, given: Iterable[object], known: Iterable[object]) -> None:
+    if unknown := sorted(set(map(str, given)) - set(map(str, known))):
+        raise ValueError(f"{what} {unknown[0]!r}; known: {', '.join(map(str, known))}")
+
+
+def check_distinct(what: str, names: Sequence[str], more: bool = True, advice: str = "") -> None:
+    """Raises ValueError where two of the names are the same, or `more` does not hold; `advice` says what."""
+    if len(set(names)) < len(names) or not more:
+        raise ValueError(f"{what} need distinct names{advice}; got {', '.join(names)}")

@@ -330,11 +330,13 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder_or_where_jax_is_to
     assert printed(**quick).stdout.splitlines() == [f"{folder} {cli.COMPILED_BYTES}", "50.0"]
     kept = {path.name for path in folder.glob("*-cache")}
     assert kept
-    again = printed(**quick)
-    assert {path.name for path in folder.glob("*-cache")} == kept
-    assert (again.stdout.splitlines()[1], again.stderr) == ("50.0", "")
-    elsewhere = printed(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "x"), **quick)
-    assert elsewhere.stdout.startswith(f"{tmp_path}/x ")
-    shutil.rmtree(folder)
-    printed(JAX_COMPILATION_CACHE_DIR="", **quick)
-    assert not folder.exists()
+    if imported == "first":
+        again = printed(**quick)
+        assert {path.name for path in folder.glob("*-cache")} == kept
+        assert (again.stdout.splitlines()[1], again.stderr) == ("50.0", "")
+    if imported == "later":
+        elsewhere = printed(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "x"), **quick)
+        assert elsewhere.stdout.startswith(f"{tmp_path}/x ")
+        shutil.rmtree(folder)
+        printed(JAX_COMPILATION_CACHE_DIR="", **quick)
+        assert not folder.exists()

@@ -9,23 +9,10 @@ from typing import get_args
 import pytest
 
 from orca_jax import plugins
-from orca_jax.config import (
-    BENCHMARK_MODES,
-    Attention,
-    DataConfig,
-    ExperimentConfig,
-    Filter,
-    FlanConfig,
-    FlanKind,
-    Limits,
-    Message,
-    Preset,
-    Price,
-    PuzzlesConfig,
-    load,
-    plain,
-)
+from orca_jax.artifacts import plain
+from orca_jax.config import BENCHMARK_MODES, Attention, DataConfig, ExperimentConfig, Preset, load
 from orca_jax.config_check import ConfigError, build
+from orca_jax.config_teachers import Filter, FlanConfig, FlanKind, Limits, Message, Price, PuzzlesConfig
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import layouts
 from orca_jax.evaluation import scoring
@@ -34,7 +21,6 @@ from orca_jax.experiments import evaluate
 from orca_jax.queries import flan, quality, system_messages
 from orca_jax.student import attention, presets
 from orca_jax.student.presets import RopeScaling
-from orca_jax.teachers.collection import RecordedTeacher
 
 
 def changed(path, value):
@@ -162,7 +148,6 @@ def test_names_are_those_of_the_packages_that_know_them():
     assert get_args(Preset) == ("", *presets.PRESETS)
     assert plugins.LAYOUTS.own == ("", *layouts.LAYOUTS, layouts.TEMPLATE)
     assert tuple(open_ended.SOURCES) == evaluate.OPEN
-    assert set(RecordedTeacher.KINDS) < set(plugins.TEACHERS.own)
     assert FlanConfig.malformed == flan.MALFORMED
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from orca_jax import artifacts, compiler_options
 from orca_jax import config as config_module
-from orca_jax.config import ExperimentConfig, TrainConfig, load, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import ExperimentConfig, TrainConfig, load
 from orca_jax.config_check import ConfigError
 from orca_jax.configs import api as api_file
 from orca_jax.configs import mini as mini_file

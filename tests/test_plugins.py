@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts, cli, plugins
-from orca_jax.config import TeacherConfig, load
+from orca_jax.config import load
 from orca_jax.config_check import ConfigError
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.configs import mini
 from orca_jax.data import layouts, tokens
 from orca_jax.data.packing import make_plan

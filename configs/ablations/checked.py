@@ -11,7 +11,7 @@ none of the question. Students, family (`tracking`, four swaps) and wording are 
 
 from ml_collections import ConfigDict
 
-from orca_jax.config import complete_set, merged
+from orca_jax.config_arms import complete_set, merged
 from orca_jax.configs.ablations import crossover
 from orca_jax.configs.arguments import parse
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from orca_jax.config import complete_set
+from orca_jax.config_arms import complete_set
 from orca_jax.configs.arguments import parse
 from orca_jax.queries.puzzles import FAMILIES, SERIAL_FAMILIES
 from orca_jax.queries.puzzles.base import Puzzle

@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from orca_jax.config import complete_set
+from orca_jax.config_arms import complete_set
 from orca_jax.configs import orca_13b
 from orca_jax.configs.ablations import miniature
 from orca_jax.configs.arguments import parse

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from orca_jax import plugins
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.records import Message, Outcome, Query, Reply, Sampling, Usage
 
 

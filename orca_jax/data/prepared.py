@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import artifacts, files, hub, plugins
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import layouts, tokens, traces
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.alternatives import Collected, Source

@@ -11,7 +11,7 @@ import itertools
 import logging
 from pathlib import Path
 
-from orca_jax.config import ArmConfig, ArmSetConfig, ResultConfig
+from orca_jax.config_arms import ArmConfig, ArmSetConfig, ResultConfig
 from orca_jax.evaluation.benchmarks import registry
 from orca_jax.evaluation.benchmarks.base import Question
 from orca_jax.evaluation.run import Evaluator, Options, system_message

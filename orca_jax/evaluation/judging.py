@@ -20,7 +20,7 @@ import numpy as np
 from scipy import optimize, special
 
 from orca_jax import files
-from orca_jax.config import OpenAIConfig
+from orca_jax.config_teachers import OpenAIConfig
 from orca_jax.evaluation import model, parts, scoring, statistics
 from orca_jax.evaluation.benchmarks import base
 from orca_jax.evaluation.benchmarks.base import BenchmarkError, Question

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orca_jax import artifacts, config_check
-from orca_jax.config import ExperimentConfig, OpenAIConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import OpenAIConfig
 from orca_jax.evaluation import parts
 from orca_jax.evaluation.benchmarks.base import Conversation, EvaluationError
 from orca_jax.evaluation.parts import Part

@@ -26,7 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from orca_jax.config import CHANCE, ArmSetConfig, ExperimentConfig, HypothesisConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_arms import CHANCE, ArmSetConfig, HypothesisConfig
 from orca_jax.evaluation.statistics import satterthwaite
 from orca_jax.reporting import arm_runs, arms
 from orca_jax.reporting.tables import Table

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, files, hub, plugins, storage
-from orca_jax.config import ExperimentConfig, FlanConfig, Message, PuzzlesConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import FlanConfig, Message, PuzzlesConfig
 from orca_jax.files import Tally
 from orca_jax.progress import progress
 from orca_jax.queries import flan, puzzles, sampling, system_messages

@@ -36,7 +36,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from orca_jax.config import COMPARED, VOTED
+from orca_jax.config_teachers import COMPARED, VOTED
 from orca_jax.queries.agreement import agrees, final_answer, majority
 from orca_jax.queries.contamination import Hit, Index, tokens
 from orca_jax.queries.puzzles.base import Puzzle

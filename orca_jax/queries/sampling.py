@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import files
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 from orca_jax.queries.flan import is_zero_shot
 from orca_jax.records import Query, to_json
 

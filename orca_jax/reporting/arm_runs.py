@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import artifacts, files
-from orca_jax.config import ArmConfig, ArmSetConfig, ExperimentConfig, HypothesisConfig, load, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import ExperimentConfig, load
+from orca_jax.config_arms import ArmConfig, ArmSetConfig, HypothesisConfig
 from orca_jax.config_check import build
 from orca_jax.evaluation.cells import Cell
 from orca_jax.evaluation.run import REPLIES, RecordedReply

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from orca_jax import artifacts
-from orca_jax.config import CHANCE, ArmSetConfig
+from orca_jax.config_arms import CHANCE, ArmSetConfig
 from orca_jax.evaluation import cells, statistics
 from orca_jax.evaluation.cells import ABSENT, CAPTION
 from orca_jax.reporting import arm_runs, arms, charts, hypotheses

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orca_jax import artifacts
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import packing
 from orca_jax.data.tokens import TokenStore, warning
 from orca_jax.data.traces import PlacedTraces

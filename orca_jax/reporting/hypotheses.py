@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from orca_jax.config import CHANCE, ArmSetConfig, HypothesisConfig, plain
+from orca_jax.artifacts import plain
+from orca_jax.config_arms import CHANCE, ArmSetConfig, HypothesisConfig
 from orca_jax.evaluation import statistics
 from orca_jax.evaluation.cells import ABSENT
 from orca_jax.evaluation.statistics import Crossed

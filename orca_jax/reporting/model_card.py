@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax import __version__, artifacts, hub, plugins
-from orca_jax.config import ExperimentConfig, TeacherConfig, load
+from orca_jax.config import ExperimentConfig, load
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import chat_template
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.queries import flan

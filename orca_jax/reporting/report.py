@@ -27,7 +27,8 @@ from markdown_it.tree import SyntaxTreeNode
 from markupsafe import Markup
 
 from orca_jax import artifacts
-from orca_jax.config import load, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import load
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.reporting import charts, data_card, report_results, report_sources, tables
 from orca_jax.reporting.charts import Chart

@@ -143,8 +143,9 @@ class LocalStudent:
         Conversation `i` draws by (the seed, numbers[i]), or by (the seed, i).
         """
         prompts = [self.prompt(conversation) for conversation in conversations]
-        fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
-        yield from ((i, self.too_long()) for i in sorted({*range(len(prompts))} - {*fits}))
+        refused = {i: reply for i, prompt in enumerate(prompts) if (reply := self.too_long(prompt))}
+        yield from refused.items()
+        fits = [i for i in range(len(prompts)) if i not in refused]
         detokenizer = Detokenizer(self.tokenizer, self.layout, sampling.stop)
         generated = self.generator.as_finished(
             [prompts[i] for i in fits],
@@ -163,8 +164,8 @@ class LocalStudent:
         One at a time, and while nothing else is being answered.
         """
         prompt = self.prompt(messages)
-        if not self.fits(prompt):
-            yield Delta("", self.too_long())
+        if refused := self.too_long(prompt):
+            yield Delta("", refused)
             return
         detokenizer, engine = Detokenizer(self.tokenizer, self.layout, sampling.stop), self.generator.engine
         settings = engine_settings(sampling, detokenizer, top_k)
@@ -216,12 +217,11 @@ class LocalStudent:
         """
         return layouts.encode(messages, self.layout, self.tokenizer).tokens
 
-    def fits(self, prompt: np.ndarray) -> bool:
-        return len(prompt) < self.generator.max_length
-
-    def too_long(self) -> Reply:
-        error = f"prompt exceeds {self.generator.max_length} tokens"
-        return Reply(Outcome.ERROR, "", raw={"error": error})
+    def too_long(self, prompt: np.ndarray) -> Reply | None:
+        """The error reply to a prompt that leaves no space; None: it leaves some."""
+        most = self.generator.max_length
+        error = {"error": f"prompt exceeds {most} tokens"}
+        return Reply(Outcome.ERROR, "", raw=error) if len(prompt) >= most else None
 
     def reply(self, prompt: np.ndarray, generated: Generated, detokenizer: Detokenizer) -> Reply:
         """The engine's output as a reply."""
@@ -282,20 +282,15 @@ class InTraining:
 
 
 class StudentEndpoint:
-    """A local student as an endpoint for `teachers`; a context manager. A thread of its own runs the engine.
+    """A local student as an endpoint for `teachers`, to be closed. A thread of its own runs the engine.
 
     Requests that wait together share the engine's rows, and a reply depends on its own conversation and
     sampling alone. Without a seed, each sampled reply differs.
     """
 
     def __init__(self, student: LocalStudent):
-        self._student = student
+        self._student, self.identity = student, student.identity
         self._worker = Worker(student.generator)
-
-    @property
-    def identity(self) -> str:
-        """A hash of checkpoint, tokenizer and layout."""
-        return self._student.identity
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """Answers a conversation; errors become an error reply with their message."""
@@ -305,8 +300,8 @@ class StudentEndpoint:
             sampling = dataclasses.replace(sampling, seed=secrets.randbits(32))
         try:
             prompt = student.prompt(messages)
-            if not student.fits(prompt):
-                return student.too_long()
+            if refused := student.too_long(prompt):
+                return refused
             settings = engine_settings(sampling, detokenizer)
             request = Request(prompt=prompt, number=prompt_number(prompt), **settings)
             (generated,) = await self._worker.results([request])
@@ -317,12 +312,6 @@ class StudentEndpoint:
     def close(self) -> None:
         """Ends the thread; requests that still run get an error reply."""
         self._worker.close()
-
-    def __enter__(self) -> StudentEndpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def device_groups(tensor: int, copies: int) -> list[list[jax.Device]]:

@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from orca_jax import artifacts, files
-from orca_jax.config import ExperimentConfig, TeacherConfig
+from orca_jax.config import ExperimentConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data import tokens
 from orca_jax.data.tokens import TokenStore

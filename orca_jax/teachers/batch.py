@@ -24,7 +24,7 @@ import openai
 
 from orca_jax import config_check
 from orca_jax.artifacts import atomic_write
-from orca_jax.config import ApiConfig
+from orca_jax.config_teachers import ApiConfig
 from orca_jax.records import Outcome, Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, pool
@@ -119,6 +119,7 @@ class Batches:
         self._endpoint = OpenAIEndpoint(dataclasses.replace(self.config, largest=LARGEST, timeout=TIMEOUT))
         self._ledger, self._budget = ledger, budget
         self._price = api.price.times(BATCH_PRICE)
+        self._address: Any = "/chat/completions" if self.config.api_version else "/v1/chat/completions"
         self._hopeless: set[bytes] = set()
         self._stopped: CollectionStopped | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,13 +214,12 @@ class Batches:
         if found is None:
             batch.status = SUBMITTING
             self._write_state()
-            file = batch.file
-            client = self._client()
+            file, client = batch.file, self._endpoint.client()
             with open(self.folder / file.name, "rb") as content:
                 uploaded = await client.files.create(file=(file.name, content), purpose="batch")
             found = await client.batches.create(
                 input_file_id=uploaded.id,
-                endpoint=self._address(),  # type: ignore[arg-type]  # Azure has its own
+                endpoint=self._address,
                 completion_window="24h",
                 metadata={MARK: file.digest},
             )
@@ -229,14 +229,14 @@ class Batches:
     async def _find(self, batch: Batch) -> Any:
         """The server's batch of this file, if there is one that is not known here."""
         known = {other.batch_id for other in self.batches}
-        async for found in self._client().batches.list(limit=100):
+        async for found in self._endpoint.client().batches.list(limit=100):
             if (found.metadata or {}).get(MARK) == batch.file.digest and found.id not in known:
                 return found
         return None
 
     async def _look(self, batch: Batch) -> None:
         """Asks what became of a batch, and records its results if it has ended."""
-        found = await self._client().batches.retrieve(batch.batch_id)
+        found = await self._endpoint.client().batches.retrieve(batch.batch_id)
         self._update(batch, found)
         if batch.status not in ENDED:
             return
@@ -262,7 +262,7 @@ class Batches:
             if not file_id:
                 continue
             path = (self.folder / batch.file.name).with_suffix(f".{kind}.jsonl")
-            async with self._client().files.with_streaming_response.content(file_id) as response:
+            async with self._endpoint.client().files.with_streaming_response.content(file_id) as response:
                 with atomic_write(path, "wb") as file:
                     async for chunk in response.iter_bytes():
                         file.write(chunk)
@@ -325,7 +325,7 @@ class Batches:
             known |= new.keys()
             for key, request in new.items():
                 body = completions.body(self.config, request.messages, request.drawn)
-                line = {"custom_id": key.hex(), "method": "POST", "url": self._address(), "body": body}
+                line = {"custom_id": key.hex(), "method": "POST", "url": self._address, "body": body}
                 yield json.dumps(line).encode() + b"\n", request
 
     def _keys(self, file: InputFile) -> Iterator[list[bytes]]:
@@ -344,13 +344,6 @@ class Batches:
     def _write_state(self) -> None:
         with atomic_write(self.folder / STATE) as file:
             json.dump([dataclasses.asdict(batch) for batch in self.batches], file, indent=1)
-
-    def _address(self) -> str:
-        """The path that a batch's requests go to."""
-        return "/chat/completions" if self.config.api_version else "/v1/chat/completions"
-
-    def _client(self) -> openai.AsyncOpenAI:
-        return self._endpoint.client()
 
 
 def _result(line: bytes) -> tuple[bytes, Response] | None:

@@ -67,12 +67,7 @@ async def collect(
       CollectionStopped: no further request may be sent. Those in flight are waited for, committed and
         yielded before.
       LedgerError: the ledger cannot be written to, or another process collects from this endpoint with it.
-      ValueError: `concurrency` is below 1, or `retries` or `backoff` below 0.
     """
-    if concurrency < 1 or retries < 0 or not backoff >= 0:
-        raise ValueError(
-            f"concurrency {concurrency} must be at least 1, retries {retries} and backoff {backoff} 0 or more"
-        )
     with ledger.claim(endpoint.identity):
         slots = _Slots(endpoint, requests, ledger, retries, backoff)
         work = asyncio.create_task(slots.run(concurrency))
@@ -237,15 +232,13 @@ def collect_each(
     ledger: Ledger,
     on_reply: Callable[[Collected], None],
     *,
-    concurrency: int = 32,
-    retries: int = 2,
-    backoff: float = 1.0,
     on_tick: Callable[[], None] | None = None,
+    **options: Any,
 ) -> None:
     """Like `collect`, but waits for all; `on_reply` is called with each as it comes, and nothing is kept.
 
     `on_tick` is called every half second, also while nothing comes, in a thread of its own: what it does
-    holds up no request. May be called from a notebook.
+    holds up no request. `options` are those of `collect`. May be called from a notebook.
     """
 
     async def tick(ended: asyncio.Event) -> None:
@@ -255,12 +248,9 @@ def collect_each(
                 await asyncio.wait_for(ended.wait(), TICK)
 
     async def run() -> None:
-        collection = collect(
-            endpoint, requests, ledger, concurrency=concurrency, retries=retries, backoff=backoff
-        )
         ticking = asyncio.create_task(tick(ended := asyncio.Event()))
         try:
-            async with contextlib.aclosing(collection):
+            async with contextlib.aclosing(collect(endpoint, requests, ledger, **options)) as collection:
                 async for collected in collection:
                     on_reply(collected)
         finally:
@@ -275,10 +265,8 @@ def collect_all(
     requests: Iterable[Request],
     ledger: Ledger,
     *,
-    concurrency: int = 32,
-    retries: int = 2,
-    backoff: float = 1.0,
     on_reply: Callable[[Collected], None] | None = None,
+    **options: Any,
 ) -> list[Reply]:
     """Like `collect_each`; returns the replies in the order of the requests."""
     replies: dict[int, Reply] = {}
@@ -288,7 +276,7 @@ def collect_all(
         if on_reply is not None:
             on_reply(collected)
 
-    collect_each(endpoint, requests, ledger, keep, concurrency=concurrency, retries=retries, backoff=backoff)
+    collect_each(endpoint, requests, ledger, keep, **options)
     return [replies[index] for index in range(len(replies))]
 
 

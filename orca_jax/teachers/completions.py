@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orca_jax.config import OpenAIConfig
+from orca_jax.config_teachers import OpenAIConfig
 from orca_jax.records import Message, Outcome, Reply, Sampling, Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import limits

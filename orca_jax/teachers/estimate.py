@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from typing import NamedTuple
 
-from orca_jax.config import ApiConfig
+from orca_jax.config_teachers import ApiConfig
 from orca_jax.records import Outcome, Trace, Usage
 from orca_jax.teachers import pool
 from orca_jax.teachers.collection import Job, batches_folder, collected, count_spent

@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Mapping
 
-from orca_jax.config import Price
+from orca_jax.config_teachers import Price
 from orca_jax.records import Usage
 from orca_jax.teachers.endpoint import CollectionStopped
 
@@ -26,7 +26,6 @@ BATCH_PRICE = 0.5  # of the usual price (OpenAI's and Azure's batch pricing)
 WINDOW = 60.9
 CATCH_UP = 0.5
 LONGEST_WAIT = 3_600.0  # seconds; a server that asks for more gets the next request after an hour
-ERA = 10 * 365 * 86_400.0  # a number of seconds this near to now's since 1970 is a moment
 _SCALE = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _AMOUNT = r"\d+(?:\.\d+)?"
 _UNIT = r"milliseconds?|msecs?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d"
@@ -67,24 +66,18 @@ def quota(headers: Mapping[str, str], of: str) -> Quota:
 def retry_after(headers: Mapping[str, str], message: str = "", now: float | None = None) -> float | None:
     """How many seconds the server asks to wait, or None.
 
-    Read from `retry-after-ms`, `retry-after` (seconds, or a moment: a date, or seconds or milliseconds since
-    1970; it counts from the server's own `date`), or the error's words ("Please try again in 1m26.4s",
-    "retry after 7 seconds"). At least 0 and at most `LONGEST_WAIT`.
+    Read from `retry-after-ms`, `retry-after` (seconds, or a date, which counts from the server's own `date`),
+    or the error's words ("Please try again in 1m26.4s", "retry after 7 seconds"). At least 0 and at most
+    `LONGEST_WAIT`.
     """
-    server = _moment(headers.get("date", ""))
-    since = server if server is not None else time.time() if now is None else now
-    milliseconds = _number(headers.get("retry-after-ms"))
-    value = headers.get("retry-after", "")
+    milliseconds, value = _number(headers.get("retry-after-ms")), headers.get("retry-after", "")
     wait = milliseconds / 1000 if milliseconds is not None else seconds(value)
     if wait is None and (date := _moment(value)) is not None:
-        wait = date - since
+        since = _moment(headers.get("date", ""))
+        wait = date - (since or now or time.time())
     if wait is None and (words := _WORDS.search(message)):
         wait = seconds(words[1])
-    if wait is None:
-        return None
-    moments = (moment for moment in (wait, wait / 1000) if abs(moment - since) < ERA)
-    wait = next((moment - since for moment in moments), wait)
-    return min(max(wait, 0.0), LONGEST_WAIT)
+    return None if wait is None else min(max(wait, 0.0), LONGEST_WAIT)
 
 
 def seconds(text: str) -> float | None:
@@ -177,10 +170,6 @@ class Budget:
     """
 
     def __init__(self, money: float | None = None, tokens: int | None = None):
-        if (money is not None and not money >= 0) or (tokens is not None and tokens < 0):
-            raise ValueError(
-                f"a budget of {money} USD and {tokens} tokens; give 0 or more, or None for no cap"
-            )
         self.money, self.tokens = money, tokens
         self.money_spent, self.tokens_spent = 0.0, 0
         self._money_reserved, self._tokens_reserved, self._reservations = 0.0, 0, 0

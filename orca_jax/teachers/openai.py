@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import openai
 
-from orca_jax.config import OpenAIConfig
+from orca_jax.config_teachers import OpenAIConfig
 from orca_jax.records import Message, Sampling
 from orca_jax.scrubbing import EndpointError, guard, read_key, scrub
 from orca_jax.teachers import completions

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
-from orca_jax.config import Limits, Price
+from orca_jax.config_teachers import Limits, Price
 from orca_jax.records import Message, Reply, Sampling, Usage
 from orca_jax.scrubbing import scrub
 from orca_jax.teachers import completions, limits

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from orca_jax import artifacts, hub
-from orca_jax.config import EvaluationConfig, ExperimentConfig, MeshConfig, TeacherConfig
+from orca_jax.config import EvaluationConfig, ExperimentConfig, MeshConfig
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.data.alternatives import Alternatives, Source
 from orca_jax.data.layouts import Encoded

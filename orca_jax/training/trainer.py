@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orca_jax import artifacts
-from orca_jax.config import OptimizerConfig, TrainConfig, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import OptimizerConfig, TrainConfig
 from orca_jax.data import loader
 from orca_jax.data.tokens import TokenStore
 from orca_jax.progress import progress

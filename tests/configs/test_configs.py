@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orca_jax.config import load as load_one
-from orca_jax.config import load_set
+from orca_jax.config_arms import load_set
 from orca_jax.student.presets import shape
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import pytest
 
 from orca_jax import config_check
-from orca_jax.config import OpenAIConfig, TeacherConfig, load
+from orca_jax.config import load
+from orca_jax.config_teachers import OpenAIConfig, TeacherConfig
 from orca_jax.configs import mini
 from tests.docs import given, pages
 from tests.teachers.server import Server, completion

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from orca_jax import artifacts
-from orca_jax.config import load_set, merged, plain
+from orca_jax.artifacts import plain
+from orca_jax.config_arms import load_set, merged
 from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import crossover, main, onpolicy, segments, stages
 from orca_jax.evaluation import arm_files

@@ -120,24 +120,24 @@ def learnt(workdir, id):
     return tokenizer.decode(example["tokens"][example["weights"] > 0].tolist())
 
 
-@pytest.mark.parametrize(
-    ("row", "answers"),
-    [
-        ({"messages": turns("q one", "wrong", "q two", "right", weight=0)}, "right"),
-        ({"messages": turns("q one", "wrong", "q two", "right", train=False)}, "right"),
-        ({"messages": turns("q one", " ", "q two", "right")}, "right"),
-        ({"system": "Be a pirate.", "messages": turns("q one", "arr")}, "arr"),
-        ({"question": "not read", "response": "nor this", "conversations": turns("q", "said")}, "said"),
-        ({"instruction": "q one", "input": "1", "output": "right"}, "right"),
-        ({"prompt": turns("q one", "earlier")[:1], "completion": turns("", "right")[1:]}, "right"),
-    ],
-)
+LEARNT = [
+    ({"messages": turns("q one", "wrong", "q two", "right", weight=0)}, "right"),
+    ({"messages": turns("q three", "wrong", "q four", "right", train=False)}, "right"),
+    ({"messages": turns("q five", " ", "q six", "right")}, "right"),
+    ({"system": "Be a pirate.", "messages": turns("q one", "arr")}, "arr"),
+    ({"question": "not read", "response": "nor this", "conversations": turns("q", "said")}, "said"),
+    ({"instruction": "q seven", "input": "1", "output": "right"}, "right"),
+    ({"prompt": turns("q eight", "earlier")[:1], "completion": turns("", "right")[1:]}, "right"),
+]
+
+
 @pytest.mark.parametrize("layout", ["orca", "chatml"])
-def test_the_loss_is_where_the_file_says(config, tmp_path, row, answers, layout):
-    given = config([*rows(40), {**row, "id": "w"}], **SMALL, **{"data.layout": layout})
+def test_the_loss_is_where_the_file_says(config, tmp_path, layout):
+    odd = [{**row, "id": f"w{number}"} for number, (row, _) in enumerate(LEARNT)]
+    given = config([*rows(40), *odd], **SMALL | {"student.vocab_size": 320, "data.layout": layout})
     collect.run(given, tmp_path / "w")
     prepare.run(given, tmp_path / "w")
-    assert learnt(tmp_path / "w", "w") == answers
+    assert [learnt(tmp_path / "w", row["id"]) for row in odd] == [answer for _, answer in LEARNT]
 
 
 BAD_ROWS = [
@@ -154,25 +154,23 @@ BAD_ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD_ROWS)
-def test_a_bad_row_is_counted_named_and_left_out(config, tmp_path, caplog, capsys, bad, reason):
-    lines = [json.dumps(row).encode() for row in rows(40)]
-    lines.insert(7, bad if isinstance(bad, bytes) else json.dumps(bad).encode())
-    given = config(b"\n".join(lines), **SMALL)
+def test_bad_rows_are_counted_named_and_left_out(config, tmp_path, caplog, capsys):
+    bad = [row if isinstance(row, bytes) else json.dumps(row).encode() for row, _ in BAD_ROWS]
+    lines = b"\n".join([*bad, *(json.dumps(row).encode() for row in rows(40))])
+    given = config(lines, teacher={"malformed": 0.2}, **SMALL)
     collect.run(given, tmp_path / "w")
     counts = artifacts.read_manifest(tmp_path / "w/traces/gpt4")["counts"]
-    assert (counts["traces"], counts["read"], counts["malformed"]) == (40, 40, 1)
-    assert "gpt4.jsonl:8: " in counts["malformed_places"][0]
-    assert reason in counts["malformed_places"][0]
-    assert "left out 1 malformed rows of 41 (2.4 %)" in caplog.text
+    assert (counts["traces"], counts["read"], counts["malformed"]) == (40, 40, len(bad))
+    for number, (place, (_, reason)) in enumerate(zip(counts["malformed_places"], BAD_ROWS, strict=True), 1):
+        assert f"gpt4.jsonl:{number}: " in place
+        assert reason in place
+    assert "left out 7 malformed rows of 47 (15 %)" in caplog.text
     prepare.run(given, tmp_path / "w")
-    assert "gpt4: 40 of 41 train; 1 (2.4 %) left out: malformed" in caplog.text
-    strict = config(b"\n".join(lines), teacher={"malformed": 0.02}, **SMALL)
+    assert "gpt4: 40 of 47 train; 7 (14.9 %) left out: malformed" in caplog.text
+    strict = config(lines, teacher={"malformed": 0.1}, **SMALL)
     said = failure(lambda: collect.run(strict, tmp_path / "strict"), capsys)
-    assert (
-        "1 rows are malformed of 41 read, more than the share 0.02 that teachers[].malformed allows" in said
-    )
-    assert "gpt4.jsonl:8: " in said
+    assert "7 rows are malformed of 47 read, more than the share 0.1 that teachers[].malformed allows" in said
+    assert "gpt4.jsonl:1: " in said
 
 
 def test_an_answer_without_loss_is_no_example_for_others(config, tmp_path):

@@ -8,14 +8,15 @@ import pytest
 
 from orca_jax import cli, conversations, files
 from orca_jax.artifacts import ArtifactError
-from orca_jax.config import StageConfig, TeacherConfig
+from orca_jax.config import StageConfig
 from orca_jax.config_check import build
+from orca_jax.config_teachers import TeacherConfig
 from orca_jax.data import prepared
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.experiments import collect
 from orca_jax.queries import system_messages
-from orca_jax.queries.make import QUERIES, training_puzzles
-from orca_jax.queries.puzzles.oracles import Knobs, OracleTeacher
+from orca_jax.queries.make import QUERIES
+from orca_jax.queries.puzzles.oracles import OracleTeacher
 from orca_jax.records import Outcome, Query, RecordError, Trace
 from orca_jax.serving.local import StudentEndpoint, load_student
 from orca_jax.teachers import collection
@@ -134,27 +135,10 @@ def paid(workdir):
 
 def test_collecting_again_asks_for_nothing(copied, finished, mini, monkeypatch):
     workdir = copied("traces")
-    monkeypatch.setattr(collection, "oracle", Silent)
+    monkeypatch.setattr(OracleTeacher, "reply", None)
     collect.run(mini(), workdir)
     assert paid(workdir) == paid(finished)
     assert traces(workdir, "expert") == traces(finished, "expert")
-
-
-class Silent:
-    """A teacher of a real one's identity that must not be asked."""
-
-    def __init__(self, config, teacher):
-        made, _ = training_puzzles(config.puzzles, config.seed)
-        knobs = Knobs(
-            brevity=teacher.brevity,
-            reach=teacher.reach,
-            error_rate=teacher.error_rate,
-            bare_reply=teacher.bare_reply,
-        )
-        self.identity = OracleTeacher(teacher.name, made, knobs, config.seed).identity
-
-    async def reply(self, messages, sampling):
-        raise AssertionError("this answer is in the ledger")
 
 
 def test_collected_again_the_traces_are_byte_for_byte_the_same(copied, finished, mini):

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("openai")
 
 from orca_jax import cli
-from orca_jax.config import Price
+from orca_jax.config_teachers import Price
 from orca_jax.experiments import collect
 from orca_jax.teachers.ledger import Ledger
 from tests.experiments.test_collect_api import make, stand
@@ -114,7 +114,7 @@ def test_what_was_not_sent_costs_nothing_and_shows_no_secret(name, tmp_path, mon
 @pytest.mark.parametrize("answer", [Answer(delay=None), Answer(cut=0), Answer(200, completion(), cut=200)])
 def test_what_may_have_been_received_is_charged(answer, tmp_path, capfd):
     with Server(lambda call: answer) as server:
-        ends(asked(server.url, timeout=3.0), tmp_path)
+        ends(asked(server.url, timeout=1.0), tmp_path)
         sent = len(server.calls)
     one = stand(tmp_path)
     assert one.status.usage.completion_tokens >= 64 * sent > 0

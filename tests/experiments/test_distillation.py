@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.artifacts import read_manifest
-from orca_jax.config import load, plain
+from orca_jax.artifacts import plain, read_manifest
+from orca_jax.config import load
 from orca_jax.config_check import ConfigError
 from orca_jax.configs import api as api_file
 from orca_jax.data import tokenizer as tokenizers

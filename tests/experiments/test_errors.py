@@ -14,8 +14,8 @@ import pytest
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import convert
 from orca_jax.training import students
+from tests import forks
 from tests.data import hf_folders
-from tests.experiments import mains
 from tests.hub import running
 
 pytestmark = pytest.mark.slow
@@ -363,7 +363,7 @@ def said(repo, inputs, tmp_path_factory):
                     given[copied] = shutil.copytree(inputs[copied], folder / f"{number}" / copied)
             arguments = [argument.format_map({**inputs, **given}) for argument in case.arguments.split()]
             cases[name] = (case.program, arguments, case.before)
-        ended = mains.run(cases, folder)
+        ended = forks.mains(cases, folder)
     logs = [folder / f"{number}/tokens/logs/host0.log" for number in range(len(CASES))]
     return {
         name: Said(*ended[name], log.read_text() if log.exists() else "") for name, log in zip(CASES, logs)

@@ -9,7 +9,7 @@ from orca_jax import artifacts
 from orca_jax.config import load
 from orca_jax.experiments import convert
 from orca_jax.reporting import model_card
-from tests.experiments import mains
+from tests import forks
 from tests.hub import TOKEN, digest, running
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def place(repo, overrides, files, finished, tmp_path_factory):
                 given += [f"--config={repo}/configs/mini.py:runlocal", f"--workdir={workdir}", *overrides]
                 given += [*TEACHER, *[one for one in STUDENT if one.partition("=")[0] not in " ".join(given)]]
             case = program, given, f"os.environ |= {environment}"
-            (ended,) = mains.run({"it": case}, folder).values()
+            (ended,) = forks.mains({"it": case}, folder).values()
             assert TOKEN not in ended[1]
             return ended
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.experiments import mains
+from tests import forks
 
 MINI = "{repo}/configs/mini.py:runlocal"
 WORKDIR = "--workdir={tmp}/w"
@@ -114,7 +114,7 @@ def said(repo, tmp_path_factory):
     for name, (arguments, _) in CASES.items():
         config, *rest = (argument.format(tmp=folder, repo=repo) for argument in arguments)
         cases[name] = ("run", [f"--config={config}", *rest], "")
-    return mains.run(cases, folder)
+    return forks.mains(cases, folder)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.config import plain
+from orca_jax.artifacts import plain
 from orca_jax.experiments import report
 from orca_jax.reporting import report as page
 from orca_jax.reporting.report_sources import CONFIG, Run

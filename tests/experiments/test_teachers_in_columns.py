@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from orca_jax import artifacts, conversations, files
-from orca_jax.config import load, load_set
+from orca_jax.config import load
+from orca_jax.config_arms import load_set
 from orca_jax.configs import granularity, gym
 from orca_jax.data import prepared
 from orca_jax.evaluation import extraction

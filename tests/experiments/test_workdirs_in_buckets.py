@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts, storage
-from orca_jax.config import FlanConfig, TeacherConfig
+from orca_jax.config_teachers import FlanConfig, TeacherConfig
 from orca_jax.data import tokenizer as tokenizers
 from orca_jax.experiments import collect, prepare, train
 from orca_jax.experiments import run as road

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orca_jax.config import load_set
+from orca_jax.config_arms import load_set
 from orca_jax.configs.ablations import crossover, main
 from orca_jax.evaluation.statistics import crossed_mean
 from orca_jax.planning import ablation

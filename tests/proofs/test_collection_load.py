@@ -28,8 +28,7 @@ import json, resource, sys, time
 from orca_jax.teachers.collect import collect_each
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.config import Limits
-from orca_jax.config import OpenAIConfig
+from orca_jax.config_teachers import Limits, OpenAIConfig
 from orca_jax.teachers.openai import OpenAIEndpoint
 from orca_jax.teachers.pool import Pool
 from orca_jax.records import Message, Sampling

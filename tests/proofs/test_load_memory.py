@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from orca_jax.artifacts import Artifact
-from orca_jax.config import MeshConfig, OptimizerConfig, plain
+from orca_jax.artifacts import Artifact, plain
+from orca_jax.config import MeshConfig, OptimizerConfig
 from orca_jax.student import huggingface, llama, presets
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training.checkpoints import Checkpoints

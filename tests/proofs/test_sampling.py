@@ -11,7 +11,7 @@ PROGRAM = """
 import json, resource, sys, time
 import numpy as np
 from orca_jax.queries import sampling
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 
 count = int(sys.argv[1])
 random = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_indexing_and_selecting_stream(capsys):
     program = """
 import json, resource, time
 from orca_jax.queries import sampling
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 from orca_jax.records import Query
 
 def stream(count):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 from orca_jax.queries import make, system_messages
 from orca_jax.queries.quality import Exact
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from orca_jax import files
 from orca_jax.artifacts import ArtifactError, read_manifest
-from orca_jax.config import FlanConfig, PuzzlesConfig, load
+from orca_jax.config import load
 from orca_jax.config_check import ConfigError, build
+from orca_jax.config_teachers import FlanConfig, PuzzlesConfig
 from orca_jax.configs import flan as flan_file
 from orca_jax.configs import mini as mini_file
 from orca_jax.data import prepared

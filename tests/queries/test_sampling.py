@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from orca_jax.config import FlanConfig
+from orca_jax.config_teachers import FlanConfig
 from orca_jax.queries import sampling
 from orca_jax.records import Query
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from orca_jax.config import load_set
+from orca_jax.config_arms import load_set
 from orca_jax.configs.ablations import crossover
 from orca_jax.evaluation import scoring
 from orca_jax.records import Item, Outcome

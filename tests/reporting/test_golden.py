@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts
-from orca_jax.config import load, load_set
+from orca_jax.config import load
+from orca_jax.config_arms import load_set
 from orca_jax.configs import mini
 from orca_jax.configs.ablations import main
 from orca_jax.evaluation import scoring

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orca_jax import artifacts
-from orca_jax.config import load_set
+from orca_jax.config_arms import load_set
 from orca_jax.config_check import ConfigError
 from orca_jax.configs.ablations import main
 from orca_jax.records import Item, Outcome

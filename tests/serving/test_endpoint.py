@@ -1,6 +1,7 @@
 """The student as an endpoint: many requests at once, what goes wrong is a reply, and collection asks it."""
 
 import asyncio
+import contextlib
 import dataclasses
 
 import pytest
@@ -27,7 +28,7 @@ def student(tokenizer):
 
 @pytest.fixture(scope="module")
 def endpoint(student):
-    with StudentEndpoint(student) as endpoint:
+    with contextlib.closing(StudentEndpoint(student)) as endpoint:
         yield endpoint
 
 
@@ -105,7 +106,7 @@ def test_a_failing_engine_fails_its_requests_and_is_replaced(student, monkeypatc
         return engine
 
     monkeypatch.setattr(student.generator, "new_engine", breaking)
-    with StudentEndpoint(student) as endpoint:
+    with contextlib.closing(StudentEndpoint(student)) as endpoint:
         (failed,) = ask(endpoint, QUESTIONS[:1], SAMPLING)
         (answered,) = ask(endpoint, QUESTIONS[:1], SAMPLING)
     assert "ZeroDivisionError" in failed.raw["error"]

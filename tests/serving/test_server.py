@@ -1,6 +1,7 @@
 """The server's answers: those of the student in this process, in OpenAI's shapes, whatever is sent."""
 
 import asyncio
+import contextlib
 import zlib
 
 import httpx2
@@ -40,7 +41,7 @@ def test_a_chat_is_answered_as_by_the_student_in_this_process(client, student, c
     body = WARM | change
     answer = chat(client, **body)
     sampling = Sampling(body["temperature"], body.get("top_p", 1), 24, tuple(body.get("stop", ())), seed=7)
-    with StudentEndpoint(student) as endpoint:
+    with contextlib.closing(StudentEndpoint(student)) as endpoint:
         reply = asyncio.run(endpoint.reply(MESSAGES, sampling))
     (choice,) = answer["choices"]
     assert choice["message"] == {"role": "assistant", "content": reply.text}

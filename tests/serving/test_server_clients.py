@@ -13,7 +13,7 @@ from openai import types
 
 pytest.importorskip("fastapi")
 
-from orca_jax.config import Limits, OpenAIConfig
+from orca_jax.config_teachers import Limits, OpenAIConfig
 from orca_jax.data import tokenizer_export
 from orca_jax.evaluation import run as evaluation_run
 from orca_jax.evaluation.benchmarks.base import Question

@@ -95,7 +95,6 @@ def test_what_is_no_json_is_an_error(client, path, content):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("half", ["\ud800", "\udfffa", "a\ud800b"])
 @pytest.mark.parametrize(
     "change",
     [
@@ -111,8 +110,8 @@ def test_what_is_no_json_is_an_error(client, path, content):
         lambda half: {half: None},
     ],
 )
-def test_half_a_surrogate_pair_is_refused(client, half, change):
-    body = {"model": NAME, "messages": QUESTION, "max_tokens": 2} | change(half)
+def test_half_a_surrogate_pair_is_refused(client, change):
+    body = {"model": NAME, "messages": QUESTION, "max_tokens": 2} | change("a\ud800b")
     answer = client.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
     assert answer.status_code == 400
     assert "the body is not JSON in UTF-8" in answer.json()["error"]["message"]
@@ -150,7 +149,7 @@ def bodies(draw):
 
 
 @given(sent=bodies())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_body_makes_the_server_fail(served, caplog, sent):
     path, content = sent
     caplog.clear()

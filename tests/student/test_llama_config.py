@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orca_jax.config import LoraConfig, plain
+from orca_jax.artifacts import plain
+from orca_jax.config import LoraConfig
 from orca_jax.config_check import build
 from orca_jax.student import llama
 from orca_jax.student.presets import LlamaConfig, RopeScaling

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from orca_jax.config import Limits
+from orca_jax.config_teachers import Limits
 from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import collect as collect_module
 from orca_jax.teachers.collect import LOOK_AHEAD, collect, collect_all, collect_each
@@ -183,9 +183,9 @@ class TestFailures:
                 return await super().reply(messages, sampling)
 
         times = []
-        collect_all(Timed(failures=3), requests(1), ledger, retries=3, backoff=0.4)
+        collect_all(Timed(failures=3), requests(1), ledger, retries=3, backoff=0.1)
         assert len(times) == 4
-        assert times[-1] - times[0] <= 0.4 + 0.8 + 1.6 + 0.5
+        assert times[-1] - times[0] <= 0.1 + 0.2 + 0.4 + 0.5
 
     def test_of_the_source_end_it(self, ledger):
         def broken():
@@ -194,11 +194,6 @@ class TestFailures:
 
         with pytest.raises(KeyError, match="no such row"):
             collect_all(Instant(), broken(), ledger)
-
-    @pytest.mark.parametrize("bounds", [{"concurrency": 0}, {"retries": -1}, {"backoff": -1.0}])
-    def test_senseless_bounds(self, ledger, bounds):
-        with pytest.raises(ValueError, match="at least 1"):
-            collect_all(Echo(), requests(1), ledger, **bounds)
 
 
 class TestBounds:
@@ -224,12 +219,12 @@ class TestBounds:
         assert 1000 <= read <= 1000 + 3 * LOOK_AHEAD
 
     def test_new_requests_are_asked_while_stored_ones_stream(self, ledger):
-        collect_all(Instant(), requests(5000), ledger, concurrency=500)
+        collect_all(Instant(), requests(2000), ledger, concurrency=500)
         endpoint = Instant()
         order = []
         collect_all(
             endpoint,
-            requests(1, start=9999) + requests(5000),
+            requests(1, start=9999) + requests(2000),
             ledger,
             on_reply=lambda a: order.append(a.index),
         )
@@ -238,11 +233,11 @@ class TestBounds:
 
     def test_an_instant_endpoint_is_asked_thousands_of_times_a_second(self, tmp_path):
         rates = []
-        for number in range(3):  # the best: what else the machine does takes time off each
+        for number in range(2):  # the best: what else the machine does takes time off each
             with Ledger(tmp_path / f"{number}.sqlite") as ledger:
                 started = time.process_time()
-                collect_all(Instant(), requests(3000), ledger, concurrency=128)
-                rates.append(3000 / (time.process_time() - started))
+                collect_all(Instant(), requests(1500), ledger, concurrency=128)
+                rates.append(1500 / (time.process_time() - started))
         assert max(rates) > 1000  # 7,000 were seen on one idle core
 
 
@@ -362,7 +357,6 @@ import asyncio, json, os, sys
 from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import Request
 from orca_jax.teachers.ledger import Ledger
-from orca_jax.config import Limits
 from orca_jax.records import Message, Outcome, Reply
 
 path, count, concurrency = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -431,7 +425,7 @@ class Collection:
 def test_kill_and_resume(tmp_path):
     """Killed at several moments: no stored reply is lost, and none is paid for again."""
     collection = Collection(tmp_path)
-    kills = [0, 1, 37, 90, 5, 60]
+    kills = [0, 1, 37, 90]
     for after in kills:
         calls_before, stored_before = collection.calls(), collection.stored()
         collection.stop(signal.SIGKILL, after=after)

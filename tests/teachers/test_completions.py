@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.config import OpenAIConfig
+from orca_jax.config_teachers import OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling, Usage
 from orca_jax.teachers import completions
 from orca_jax.teachers.endpoint import Fault

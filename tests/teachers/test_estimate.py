@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orca_jax.config import ApiConfig, Limits, OpenAIConfig, Price
+from orca_jax.config_teachers import ApiConfig, Limits, OpenAIConfig, Price
 from orca_jax.records import Message, Outcome, Query, Sampling, Trace, Usage
 from orca_jax.teachers import estimate
 from orca_jax.teachers.endpoint import Request

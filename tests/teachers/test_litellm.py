@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from orca_jax.config import Limits, OpenAIConfig
+from orca_jax.config_teachers import Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Sampling
 from orca_jax.teachers.collect import collect_all
 from orca_jax.teachers.endpoint import EndpointRefused, Request

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orca_jax.config import Limits, Price
+from orca_jax.config_teachers import Limits, Price
 from orca_jax.records import ROLES, Message, Outcome, Sampling, Usage
 from orca_jax.teachers import collect as collect_module
 from orca_jax.teachers import completions, limits

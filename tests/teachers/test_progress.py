@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from orca_jax.config import ApiConfig, Limits, OpenAIConfig
+from orca_jax.config_teachers import ApiConfig, Limits, OpenAIConfig
 from orca_jax.records import Message, Outcome, Reply, Usage
 from orca_jax.teachers import collection
 from orca_jax.teachers.endpoint import Request

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orca_jax.artifacts import Artifact
-from orca_jax.config import LoraConfig, MeshConfig, plain
+from orca_jax.artifacts import Artifact, plain
+from orca_jax.config import LoraConfig, MeshConfig
 from orca_jax.student import lora, parameters, sharding
 from orca_jax.student.sharding import make_mesh
 from orca_jax.training import checkpoints, students
