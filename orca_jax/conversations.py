@@ -74,7 +74,8 @@ EMPTY = ("", "[]", "{}", "null", "none")
 ACCEPTED = (
     "accepted: native (id, query_id, sample, messages, ...); messages; conversations; "
     "system_prompt, question, response; instruction, input, output; prompt, completion; prompt, response; "
-    "or name two columns: --config.teachers[0].columns.question=COLUMN --config.teachers[0].columns.answer=COLUMN"
+    "or name two columns: --config.teachers[0].columns.question=COLUMN "
+    "--config.teachers[0].columns.answer=COLUMN"
 )
 ROW_GROUP = 1000  # rows; what is held in memory while Parquet is written
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}

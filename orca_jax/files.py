@@ -106,7 +106,8 @@ def check_rate(path: StrPath, own: Tally, of: int, seen: int) -> None:
     if own.malformed > own.max_rate * of:
         first, *others = own.places[:5]
         _, semicolon, advice = first.partition("; ")
-        places = "\n  ".join([first, *(one.removesuffix(semicolon + advice) for one in others)])  # advice once
+        # What is the same advice is said once.
+        places = "\n  ".join([first, *(one.removesuffix(semicolon + advice) for one in others)])
         raise RecordError(
             f"{path}: {own.malformed} rows are malformed of {seen} read, more than the share {own.max_rate} "
             f"that {own.setting} allows; mend the file or allow more. {_listed(own)}. The first:\n  {places}"

@@ -361,7 +361,10 @@ class TestForeignRows:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"id": "1", "question": "Q"}, "column 'response' is missing, among id, question; accepted: native"),
+            (
+                {"id": "1", "question": "Q"},
+                "column 'response' is missing, among id, question; accepted: native",
+            ),
             ({"text": "Q"}, "column 'messages' is missing, among text; accepted: native"),
             ({"messages": "Q"}, "column 'messages' must be a list of turns, not 'Q'"),
             ({"messages": []}, "column 'messages' must be a list of turns"),
