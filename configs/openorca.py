@@ -53,7 +53,7 @@ def start_from(config: ConfigDict, init: str) -> None:
     """A released student with adapters, its own tokenizer and layout, evaluated on puzzles."""
     config.student = dict(init=init, vocab_size=0, lora=dict(rank=16, alpha=32.0))
     config.data.update(tokenizer="", row_length=1024, overlong="drop")
-    config.train.batch_rows = 8
+    config.train.update(batch_rows=8, accumulation=8)  # a row at a time: a laptop's memory
     for stage in config.curriculum:
         stage.update(epochs=2, learning_rate=5e-4)
     config.puzzles = dict(

@@ -41,12 +41,14 @@ def _sections(title: str, kind: Any, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(kind):
         hint, made, meaning = hints[field.name], field.default_factory, meanings[field.name]
         default = field.default if made is dataclasses.MISSING else made()
+        kind_of = shown(hint)
         if part := _part(hint):
             path = f"{prefix}{field.name}{'[]' if shown(hint).startswith('list') else ''}"
             inner.append(_sections(f"`{path}`", part, f"{path}."))
-            meaning = meaning or inspect.cleandoc(part.__doc__)
+            meaning = meaning or " ".join(inspect.cleandoc(part.__doc__).partition("\n\n")[0].split())
+            kind_of = shown(hint).replace("section", f"[section](#{re.sub(r'[^a-z_]', '', path)})")
         plain = default is not dataclasses.MISSING and not dataclasses.is_dataclass(default)
-        cells = (f"`{field.name}`", shown(hint), f"`{default!r}`" if plain else "", meaning)
+        cells = (f"`{field.name}`", kind_of, f"`{default!r}`" if plain else "", meaning)
         yield "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
     yield ""
     for lines in inner:

@@ -23,7 +23,11 @@ OUT = cli.OUT
 RUN = cli.Command(
     "Evaluates a model: replies, items and scores.",
     *cli.EXPERIMENT,
-    cli.Option("model", "", "Another model: a student's folder, or a JSON file with an endpoint's settings."),
+    cli.Option(
+        "model",
+        "",
+        "Another model: a student, as `serve` takes one, or a JSON file of an endpoint.",
+    ),
     cli.Option("system", "", "The system message, by id or in words."),
     cli.Option("samples", 1, "Replies to each question.", lower_bound=1),
     LIMIT,

@@ -290,17 +290,16 @@ class Program:
         command, given = self.commands[self.name], vars(self.given)
         made = list(filter(None, (one.format(**given) for one in command.made)))
         then = command.then(self.given) if callable(command.then) else command.then
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
-        package = spec.name.rpartition(".")[0] if spec else "orca_jax.experiments"
         quoted = {name: shlex.quote(str(value)) for name, value in given.items()} | {"same": self.same}
         parts = [f"done: {', '.join(made)}"] if made else []
-        parts += [f"next: python -m {package}.{then.format(**quoted)}"] if then else []
+        parts += [f"next: python -m {_package()}.{then.format(**quoted)}"] if then else []
         return "; ".join(parts)
 
     def help(self, word: str = "") -> str:
         """The help of the program, or of one of its commands."""
         command = self.commands.get(word or self.default, Command(""))
-        paragraphs = (command.help if word else self.doc).strip().split("\n\n")
+        text = (command.help if word else self.doc).replace("-m experiments.", f"-m {_package()}.")
+        paragraphs = text.strip().split("\n\n")
         parts = [
             text if text.startswith((" ", "python")) else textwrap.fill(text, _width()) for text in paragraphs
         ]
@@ -331,6 +330,12 @@ class Program:
         hosts = bool(getattr(given, "hosts", ""))
         with storage.workdir(given.workdir, parts=self.parts or (), hosts=hosts) as folder:
             yield Options(**vars(given) | {"workdir": folder})
+
+
+def _package() -> str:
+    """Where the programs are as they were started: `experiments` is in a clone alone."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.rpartition(".")[0] if spec else "orca_jax.experiments"
 
 
 def _refuse(text: str) -> NoReturn:
@@ -373,7 +378,9 @@ def _set(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
         raise ConfigError(
             f"config key '{place}' has {len(part)} entries, counted from 0; there is no [{key}]"
         )
-    now = part.setdefault(at, {} if rest else None) if isinstance(part, dict) else part[at]
+    if rest and isinstance(part, dict) and part.get(at) is None:
+        part[at] = {}  # a section that is left out by default
+    now = part.setdefault(at, None) if isinstance(part, dict) else part[at]
     if rest:
         _set(now, rest, text, f"{place}[{key}]" if isinstance(part, list) else f"{place}.{key}".lstrip("."))
     else:

@@ -3,7 +3,8 @@
   messages, conversations   a list of turns: role (or from) and content (or value)
   question, response        texts, with system_prompt or system (OpenOrca)
   instruction, output       texts, with input below the instruction (Alpaca)
-  prompt, completion        texts, or lists of turns, of which the prompt's carry no loss (TRL)
+  prompt, completion        texts, or lists of turns, of which the prompt's carry no loss (TRL); also
+                            prompt, response, where the row has no other pair
 
 Beside all of them `system` or `system_prompt` is the system message and `weight` scales the loss; beside
 texts `history` is a list of earlier (question, answer) pairs. A turn's `weight`, `train`, `training`, `loss`
@@ -60,7 +61,7 @@ ALIASES = {
 }
 TURNS = ("messages", "conversations", "conversation")  # columns of turns
 TEXTS = {"openorca": ("question", "response"), "alpaca": ("instruction", "output")}
-TEXTS |= {"completion": ("prompt", "completion")}
+TEXTS |= {"completion": ("prompt", "completion"), "response": ("prompt", "response")}
 SYSTEM = ("system", "system_prompt", "system_message")
 USED = {*SYSTEM, "weight", "id"}  # beside a conversation's own columns
 WEIGHTS = ("weight", "train", "training", "loss", "loss_scale")
@@ -72,7 +73,9 @@ REFUSED |= {"train_detail", "training_detail"}
 EMPTY = ("", "[]", "{}", "null", "none")
 ACCEPTED = (
     "accepted: native (id, query_id, sample, messages, ...); messages; conversations; "
-    "system_prompt, question, response; instruction, input, output; prompt, completion"
+    "system_prompt, question, response; instruction, input, output; prompt, completion; prompt, response; "
+    "or name two columns: --config.teachers[0].columns.question=COLUMN "
+    "--config.teachers[0].columns.answer=COLUMN"
 )
 ROW_GROUP = 1000  # rows; what is held in memory while Parquet is written
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -167,20 +170,23 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
 def _texts(row: Mapping[str, Any], of_turns: dict[str, Any]) -> tuple[Sequence[str], list[Message]]:
     """The columns read, and their messages."""
     whole = [schema for schema, columns in TEXTS.items() if row.keys() >= {*columns}]
+    if len(whole) > 1 and whole[-1] == "response":
+        whole.pop()  # the other pair may stand beside a prompt
     if len(whole) > 1:
         raise RecordError(f"the row has the columns of {' and '.join(whole)}; keep one pair of them")
     for name in () if whole else TURNS:
         if row.get(name) is not None:
             raise RecordError(f"column {name!r} must be a list of turns, not {row[name]!r:.60}; {ACCEPTED}")
+    among = f"among {', '.join(row) or 'none'}; {ACCEPTED}"
     for asked, answered in () if whole else TEXTS.values():
         if asked in row or answered in row:
-            raise RecordError(f"column {answered if asked in row else asked!r} is missing; {ACCEPTED}")
+            raise RecordError(f"column {answered if asked in row else asked!r} is missing, {among}")
     if not whole:
-        raise RecordError(f"column 'messages' is missing, among {', '.join(row) or 'none'}; {ACCEPTED}")
+        raise RecordError(f"column 'messages' is missing, {among}")
     if whole == ["openorca"] and row.keys().isdisjoint(SYSTEM):
-        raise RecordError(f"column 'system_prompt' is missing; {ACCEPTED}")
+        raise RecordError(f"column 'system_prompt' is missing (it may be empty), {among}")
     asked, answered = TEXTS[whole[0]]
-    if whole == ["completion"]:
+    if whole[0] in ("completion", "response"):
         prompt, completion = (
             _turns(row, name, of_turns) if isinstance(row[name], list) else [Message(role, _text(row, name))]
             for name, role in ((asked, "user"), (answered, "assistant"))

@@ -104,7 +104,10 @@ def counted(path: StrPath, rows: Iterable[Row], read: Callable[[Row], Read], tal
 def check_rate(path: StrPath, own: Tally, of: int, seen: int) -> None:
     """Raises RecordError where more of `of` rows are malformed than may be; `seen` were read."""
     if own.malformed > own.max_rate * of:
-        places = "\n  ".join(own.places[:5])
+        first, *others = own.places[:5]
+        _, semicolon, advice = first.partition("; ")
+        # What is the same advice is said once.
+        places = "\n  ".join([first, *(one.removesuffix(semicolon + advice) for one in others)])
         raise RecordError(
             f"{path}: {own.malformed} rows are malformed of {seen} read, more than the share {own.max_rate} "
             f"that {own.setting} allows; mend the file or allow more. {_listed(own)}. The first:\n  {places}"

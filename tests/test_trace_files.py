@@ -354,7 +354,10 @@ class TestForeignRows:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ({"id": "1", "question": "Q"}, "column 'response' is missing; accepted: native"),
+            (
+                {"id": "1", "question": "Q"},
+                "column 'response' is missing, among id, question; accepted: native",
+            ),
             ({"text": "Q"}, "column 'messages' is missing, among text; accepted: native"),
             ({"messages": "Q"}, "column 'messages' must be a list of turns, not 'Q'"),
             ({"messages": [{"role": "user"}]}, r"messages\[0\]: 'content' is missing"),

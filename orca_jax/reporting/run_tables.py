@@ -28,8 +28,8 @@ def scores(workdir: Path, name: str) -> dict[str, Any]:
         there = sorted(path.parent.name for path in directory.parent.glob(f"*/{artifacts.MANIFEST}"))
         raise artifacts.ArtifactError(
             f"{directory} has no {artifacts.MANIFEST}: nothing is finished there (finished beside it: "
-            f"{', '.join(there) or 'nothing'}); run `python -m experiments.evaluate run` with this config "
-            "and workdir first"
+            f"{', '.join(there) or 'nothing'}); run "
+            "`python -m orca_jax.experiments.evaluate run` with this config and workdir first"
         )
     return json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 

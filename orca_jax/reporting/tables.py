@@ -303,12 +303,18 @@ def loss_table(validations: Sequence[Mapping[str, Any]], most: int = 6) -> str:
 
 
 SHOWN = ("accuracy", "unparsed", "chance", "majority")
+# What an aggregate is of its tasks, by kind.
+AGGREGATES = {"macro": "mean of", "micro": "all questions of", "harmonic": "harmonic mean of"}
+COLUMNS = (
+    "Unparsed: per cent of the replies without a well-formed answer. Chance: a guess among the options. "
+    "Majority: always the commonest right answer."
+)
 
 
 def score_table(scores: Scores) -> str:
     """Per cent with errors by task, then by aggregate; the mode's further numbers behind, a caption below.
 
-    An aggregate names the number of its missing tasks.
+    An aggregate names the number of its missing tasks; those of a single task would repeat it.
     """
     tasks, column = scores["tasks"], measured_column(scores)
     names = {name for row in tasks.values() for name in row}
@@ -329,14 +335,17 @@ def score_table(scores: Scores) -> str:
     members = {group.name: group.tasks for group in benchmark.groups} if benchmark else {}
     for name, row in scores["groups"].items():
         of = f", {len(row['missing'])} missing" if row["missing"] else ""
+        kind = f"{AGGREGATES[row['kind']]} {counted(row['tasks'], 'task')}{of}"
+        if name == row["kind"] and len(tasks) == 1:
+            continue
         found = [column[task] for task in members.get(name, column) if task in column]
         weights = [cell.n or 0 for cell in found] if row["kind"] == "micro" else None
         whole = cells.mean(found, weights)
         if row["kind"] == "harmonic":
             whole = Cell(row["accuracy"], row["n"], row["stderr"])
-        rows.append(line(f"{name} ({row['kind']} of {row['tasks']}{of})", whole, row))
+        rows.append(line(kind if name == row["kind"] else f"{name}: {kind}", whole, row))
     header = [f"{scores['benchmark']}, mode {scores['mode']}", "n", *SHOWN, *more]
-    return f"{markdown(header, rows)}\n{cells.CAPTION}\n"
+    return f"{markdown(header, rows)}\n{cells.CAPTION} {COLUMNS}\n"
 
 
 def unscored_sentence(found: Scores, name: str = "") -> str:

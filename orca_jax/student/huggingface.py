@@ -269,6 +269,7 @@ def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
+        os.chmod(temporary, 0o644)  # safetensors lets nobody else read it
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: {error}") from error

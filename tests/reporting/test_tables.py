@@ -175,11 +175,9 @@ def test_every_task_and_aggregate_stands_in_the_table_with_the_mode():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["b, mode robust", "n", "accuracy", "unparsed", "chance", "majority", "acc_norm"]
     assert rows[2] == ["t", "4", "25.0 [4.6, 69.9]", "25.0", "–", "50.0", "50.0 [15.0, 85.0]"]
-    assert [row[0] for row in rows[3:6]] == [
-        "macro (macro of 1)",
-        "micro (micro of 1)",
-        "paper (macro of 1, 1 missing)",
-    ]
+    # The mean of one task, and all of its questions, are that task's.
+    assert rows[3][0] == "paper: mean of 1 task, 1 missing"
+    assert "Majority: always" in table
 
 
 def test_a_part_and_its_aggregates_say_of_how_many():
@@ -196,8 +194,8 @@ def test_a_part_and_its_aggregates_say_of_how_many():
     lines = (" ".join(line.split()) for line in table.splitlines() if "|" in line)
     rows = {line.split("|")[1].strip(): line for line in lines}
     assert "| 2 of 178 | 100.0 [34.2, 100.0] |" in rows["snarks"]
-    assert "| 252 of 428 | 100.0 [67.1, 100.0] |" in rows["paper23 (macro of 2, 21 missing)"]
-    assert "| 100.0 [98.4, 100.0] |" in rows["micro (micro of 2, 21 missing)"]
+    assert "| 252 of 428 | 100.0 [67.1, 100.0] |" in rows["paper23: mean of 2 tasks, 21 missing"]
+    assert "| 100.0 [98.4, 100.0] |" in rows["all questions of 2 tasks, 21 missing"]
     assert "[the 95 % interval]" in table
     assert "n of N: a part" in table
 

@@ -80,6 +80,7 @@ def test_the_files_are_those_of_a_model_folder(folders):
     assert "lm_head.weight" not in index["weight_map"]  # tied: written once
     assert Folder(folder).shape("model.embed_tokens.weight") == (97, 32)  # the padding is cut off
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert {path.stat().st_mode & 0o777 for path in folder.glob("*.safetensors")} == {0o644}
     running = {name: getattr(TIED, name) for name in ("scan_layers", "vocab_multiple")}
     assert dataclasses.replace(read_config(folder), **running) == TIED
 
