@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from orca_jax import cli
 
-TOPOLOGY = cli.Option("topology", "", "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.", required=True)
-ANALYTIC = cli.Option("analytic", False, "Estimate only; compile nothing.")
-JSON = cli.Option("json", False, "One JSON line a plan.")
-PRICES = cli.Option("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in.")
+COMMON = (
+    cli.CONFIG,
+    cli.Option("topology", "", "A slice: v5p:2x4x4, v5p-64, v5e-256, h100-8.", required=True),
+    cli.Option("analytic", False, "Estimate only; compile nothing."),
+    cli.Option("json", False, "One JSON line a plan."),
+    cli.Option("prices", "", "A file like orca_jax/planning/prices.csv, with prices filled in."),
+)
 TRAIN = (
     cli.Option("batch_rows", 0, "Rows a step, in place of train.batch_rows.", lower_bound=0),
     cli.Option("search", False, "Compile the best alternatives, and print the fastest first."),
@@ -31,16 +34,8 @@ EVALUATE = (
 PROGRAM = cli.Program(
     __doc__,
     commands={
-        "train": cli.Command("A step of training.", cli.CONFIG, TOPOLOGY, ANALYTIC, JSON, PRICES, *TRAIN),
-        "evaluate": cli.Command(
-            "An evaluation on the paper's benchmarks.",
-            cli.CONFIG,
-            TOPOLOGY,
-            ANALYTIC,
-            JSON,
-            PRICES,
-            *EVALUATE,
-        ),
+        "train": cli.Command("A step of training.", *COMMON, *TRAIN),
+        "evaluate": cli.Command("An evaluation on the paper's benchmarks.", *COMMON, *EVALUATE),
     },
     default="train",
 )

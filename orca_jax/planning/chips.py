@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GIB = 2**30
+NO_PRICE = "no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices"
 # Slices that are not as near to a cube as their number of chips allows.
 ODD_SHAPES = {(3, 4): (2, 2, 1), (3, 6144): (16, 16, 24)}
 SLICES = {2: (1, 4, 8, 16, 32, 64, 128, 256), 3: (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 6144)}

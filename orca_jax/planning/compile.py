@@ -49,7 +49,7 @@ GPUS: dict[str, dict[str, Any]] = {
     "h100": _HOPPER | {"bandwidth": 3352320000000, "l2": 52428800, "memory": 84942979072},
     "h200": _HOPPER | {"bandwidth": 4800000000000, "l2": 52428800, "memory": 151397597184},
 }
-COMPILERS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda13_plugin", "gpu-plan")}  # package, extra
+COMPILERS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda13_plugin", "gpu-plan")}  # module, extra
 CUDNN = 91500  # 9.15, the version that the description gives
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -73,9 +73,7 @@ class Compiled(NamedTuple):
 
 def can_compile(topology: Topology) -> bool:
     """Whether the compiler for these chips is installed."""
-    return (
-        importlib.util.find_spec("libtpu" if topology.chip.kind == "tpu" else "jax_cuda13_plugin") is not None
-    )
+    return importlib.util.find_spec(COMPILERS[topology.chip.kind][0]) is not None
 
 
 def devices(topology: Topology) -> list[jax.Device]:
@@ -85,11 +83,10 @@ def devices(topology: Topology) -> list[jax.Device]:
       PlanError: the compiler is missing, or it does not know the slice.
     """
     if not can_compile(topology):
-        package, extra = (
-            ("libtpu", "tpu") if topology.chip.kind == "tpu" else ("jax-cuda13-plugin", "gpu-plan")
-        )
+        package, extra = COMPILERS[topology.chip.kind]
         raise PlanError(
-            f"{package} is missing: pip install -e '.[{extra}]', or add --analytic for an estimate without it"
+            f"{package.replace('_', '-')} is missing: pip install -e '.[{extra}]', or add --analytic for an "
+            "estimate without it"
         )
     os.environ.update(ENVIRONMENT)
     if topology.chip.kind == "gpu":
@@ -199,11 +196,7 @@ def compile_step(
 
 
 def _written(folder: str, stage: str) -> str:
-    """The text that libtpu wrote of the largest program.
-
-    Raises:
-      PlanError: it wrote none.
-    """
+    """The text that libtpu wrote of the largest program; raises PlanError if it wrote none."""
     paths = Path(folder).glob(f"*.{stage}.txt")
     largest = max(paths, key=lambda path: path.stat().st_size, default=None)
     if largest is None:

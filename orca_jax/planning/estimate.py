@@ -48,9 +48,6 @@ FORMULA = (
     "6 x N x tokens + 6 x layers x heads x head_dim x row_length x tokens; N: parameters of matrix products "
     "(all but the input embedding and norms); the second term is causal attention over whole rows"
 )
-LORA_FORMULA = (
-    f"{FORMULA.replace('6 x N', '4 x N', 1)}; frozen weights need no gradients; adapters not counted"
-)
 
 
 class MeshShape(NamedTuple):
@@ -133,7 +130,9 @@ def model_flops(workload: Workload) -> Flops:
 
 def formula(workload: Workload) -> str:
     """The formula in words, for full weights or adapters."""
-    return LORA_FORMULA if workload.student.lora.rank else FORMULA
+    if not workload.student.lora.rank:
+        return FORMULA
+    return f"{FORMULA.replace('6 x N', '4 x N', 1)}; frozen weights need no gradients; adapters not counted"
 
 
 class Bytes(NamedTuple):

@@ -27,7 +27,7 @@ from orca_jax.config import EvaluationConfig, LoraConfig
 from orca_jax.evaluation.benchmarks import agieval, bbh, open_ended, truthfulqa
 from orca_jax.evaluation.model import ROUND
 from orca_jax.planning import estimate
-from orca_jax.planning.chips import GIB, Topology
+from orca_jax.planning.chips import GIB, NO_PRICE, Topology
 from orca_jax.planning.compile import Compiled, bytes_of, devices, too_large
 from orca_jax.planning.estimate import MeshShape
 from orca_jax.student import decoding, llama, sharding
@@ -73,9 +73,8 @@ class Program(NamedTuple):
     sizes: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.kind} {' x '.join(map(str, self.sizes[:2]))}" + (
-            f" after {self.sizes[2]}" if self.kind == "prefill" and self.sizes[2] else ""
-        )
+        after = f" after {self.sizes[2]}" if self.kind == "prefill" and self.sizes[2] else ""
+        return f"{self.kind} {self.sizes[0]} x {self.sizes[1]}{after}"
 
 
 class Counted:
@@ -139,14 +138,8 @@ def runs(
       message: tokens of a system message before each question.
     """
     counted, random = Counted(), np.random.default_rng(own.seed)
-    generator = Generator(
-        {},
-        student,
-        stop_ids=(),
-        batch_size=own.batch_size,
-        max_length=own.max_length,
-        programs=counted.programs,
-    )
+    sizes: Any = dict(batch_size=own.batch_size, max_length=own.max_length)
+    generator = Generator({}, student, stop_ids=(), **sizes, programs=counted.programs)
     round_size = ROUND * own.batch_size * (1 if own.temperature else copies)
     for one in asked.values():
         prompts, limits = (
@@ -348,7 +341,5 @@ def report(name: str, values: Mapping[str, Any], price: float | None) -> str:
         "layer's cache",
         f"{values['hours']:.2f} hours, {values['chip_hours']:.2f} chip-hours by roofline, compiling apart",
     ]  # fmt: skip
-    no_price = "no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices"
-    return "\n".join(
-        [*lines, no_price if price is None else f"{values['chip_hours'] * price:,.2f} US dollars"]
-    )
+    cost = NO_PRICE if price is None else f"{values['chip_hours'] * price:,.2f} US dollars"
+    return "\n".join([*lines, cost])

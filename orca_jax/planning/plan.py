@@ -20,7 +20,7 @@ from orca_jax import hub
 from orca_jax.compiler_options import FASTEST
 from orca_jax.config import ExperimentConfig, OptimizerKind, Remat, StageConfig
 from orca_jax.planning import estimate
-from orca_jax.planning.chips import GIB, LAUNCHED, MEMORY, Topology, larger, memory_fraction
+from orca_jax.planning.chips import GIB, LAUNCHED, MEMORY, NO_PRICE, Topology, larger, memory_fraction
 from orca_jax.planning.compile import ENVIRONMENT, Compiled, PlanError, can_compile, compile_step
 from orca_jax.planning.estimate import MeshShape, Workload
 from orca_jax.planning.program import Work
@@ -382,9 +382,8 @@ def report(values: Mapping[str, Any], workload: Workload) -> str:
     ]  # fmt: skip
     if values["chip_hours"] is not None:
         lines.append(f"{values['chip_hours']:,.0f} chip-hours")
-    no_price = "no price: fill in orca_jax/planning/prices.csv, or a copy given with --prices"
     cost = values["cost_usd"]
-    return "\n".join([*lines, no_price if cost is None else f"{cost:,.0f} US dollars"])
+    return "\n".join([*lines, NO_PRICE if cost is None else f"{cost:,.0f} US dollars"])
 
 
 def _by_the_compiler(values: Mapping[str, Any]) -> list[str]:

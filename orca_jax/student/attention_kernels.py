@@ -52,36 +52,23 @@ def in_whole_blocks(
     segment_ids: jax.Array,
     multiple: int,
 ) -> jax.Array:
-    """Runs a kernel on rows padded to a multiple of its block; the result is zero at padding.
+    """Runs a kernel on each device's rows and heads of the current mesh, in rows padded to whole blocks.
 
-    The kernels let padding attend to padding, so what they return there is finite but not zero.
-    """
-    length = query.shape[1]
-    padded = [pad_length(x, multiple) for x in (query, key, value, segment_ids)]
-    out = kernel(*padded)[:, :length]
-    return jnp.where((segment_ids > 0)[:, :, None, None], out, 0)
-
-
-def on_each_device(
-    kernel: Kernel, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
-    """Runs a kernel on each device's rows and heads of the current mesh; without a mesh, on all of them.
-
-    XLA cannot partition a kernel itself: every device would gather and compute everything. Rows or
-    heads that the mesh does not divide are computed by all devices of that axis.
+    The result is zero at padding: the kernels let padding attend to padding. XLA cannot partition a kernel
+    itself: every device would gather and compute everything. Rows or heads that the mesh does not divide are
+    computed by all devices of that axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel(query, key, value, segment_ids)
-    rows = BATCH if query.shape[0] % batch_shards(mesh) == 0 else None
-    # Query heads divide where key-value heads do.
-    heads = "tensor" if key.shape[2] % mesh.shape["tensor"] == 0 else None
-    whole = PartitionSpec(rows, None, heads, None)
-    # The kernels' results do not say over which axes they vary, so that cannot be checked.
-    split = jax.shard_map(
-        kernel, in_specs=(whole, whole, whole, PartitionSpec(rows)), out_specs=whole, check_vma=False
-    )
-    return split(query, key, value, segment_ids)
+    if not mesh.empty:
+        rows = BATCH if query.shape[0] % batch_shards(mesh) == 0 else None
+        # Query heads divide where key-value heads do.
+        heads = "tensor" if key.shape[2] % mesh.shape["tensor"] == 0 else None
+        whole = PartitionSpec(rows, None, heads, None)
+        specs: Any = dict(in_specs=(whole, whole, whole, PartitionSpec(rows)), out_specs=whole)
+        # The kernels' results do not say over which axes they vary, so that cannot be checked.
+        kernel = jax.shard_map(kernel, **specs, check_vma=False)
+    out = kernel(*(pad_length(x, multiple) for x in (query, key, value, segment_ids)))
+    return jnp.where((segment_ids > 0)[:, :, None, None], out[:, : query.shape[1]], 0)
 
 
 # TPUs
@@ -155,7 +142,7 @@ def splash(
     # The kernel does not scale scores; the product is taken in float32, the result in the query's type.
     scaled = (query.astype(jnp.float32) / math.sqrt(head_dim)).astype(query.dtype)
     kernel = functools.partial(_run_splash, window, platform() != "tpu")
-    return in_whole_blocks(functools.partial(on_each_device, kernel), scaled, key, value, segment_ids, LANES)
+    return in_whole_blocks(kernel, scaled, key, value, segment_ids, LANES)
 
 
 # GPUs
@@ -213,6 +200,4 @@ def cudnn(
         say(f"attention: blockwise in place of cudnn: {why}")
         return blockwise(query, key, value, segment_ids, window)
     kernel = functools.partial(_run_cudnn, window, "cudnn" if on_gpu else "xla")
-    return in_whole_blocks(
-        functools.partial(on_each_device, kernel), query, key, value, segment_ids, CUDNN_BLOCK
-    )
+    return in_whole_blocks(kernel, query, key, value, segment_ids, CUDNN_BLOCK)

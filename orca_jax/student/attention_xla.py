@@ -144,11 +144,6 @@ def causal_blocks(
 # Blockwise
 
 
-class _Options(NamedTuple):
-    window: int
-    scale: float
-
-
 class _Blocks(NamedTuple):
     """Rows cut into blocks, with the axis of blocks first, which the scan indexes."""
 
@@ -175,19 +170,22 @@ def _mask(blocks: _Blocks, i: jax.Array, j: jax.Array, window: int) -> jax.Array
     return (seen & (mine == theirs) & (mine > 0))[:, None, None]
 
 
-def _scores(blocks: _Blocks, i: jax.Array, j: jax.Array, scale: float) -> jax.Array:
+def _scores(blocks: _Blocks, i: jax.Array, j: jax.Array) -> jax.Array:
     """Float32 [b, k, g, u, v]."""
-    return scale * jnp.einsum(
-        "bkguh,bkvh->bkguv", blocks.query[i], blocks.key[j], preferred_element_type=jnp.float32
-    )
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    return _scale(blocks) * product("bkguh,bkvh->bkguv", blocks.query[i], blocks.key[j])
 
 
-def _forward_step(blocks, options, carry, pair):  # type: ignore[no-untyped-def]
+def _scale(blocks: _Blocks) -> float:
+    return 1.0 / math.sqrt(blocks.query.shape[-1])
+
+
+def _forward_step(blocks, window, carry, pair):  # type: ignore[no-untyped-def]
     """Adds one block of keys to a block of queries' (largest score, sum of weights, weighted values)."""
     largest, total, out = carry
     i, j = pair
-    mask = _mask(blocks, i, j, options.window)
-    scores = jnp.where(mask, _scores(blocks, i, j, options.scale), MASKED)
+    mask = _mask(blocks, i, j, window)
+    scores = jnp.where(mask, _scores(blocks, i, j), MASKED)
     new = jnp.maximum(largest[i], scores.max(axis=-1))
     weights = jnp.where(mask, jnp.exp(scores - new[..., None]), 0.0)
     value = blocks.value[j]
@@ -201,34 +199,34 @@ def _forward_step(blocks, options, carry, pair):  # type: ignore[no-untyped-def]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options: _Options, blocks: _Blocks) -> jax.Array:
-    return _forward(options, blocks)[0]
+def _attend(window: int, blocks: _Blocks) -> jax.Array:
+    return _forward(window, blocks)[0]
 
 
-def _forward(options, blocks):  # type: ignore[no-untyped-def]
+def _forward(window, blocks):  # type: ignore[no-untyped-def]
     shape = blocks.query.shape
     start = (
         jnp.full(shape[:-1], MASKED, jnp.float32),
         jnp.zeros(shape[:-1], jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
-    pairs = _pairs(shape[0], shape[-2], options.window)
-    (largest, total, out), _ = jax.lax.scan(functools.partial(_forward_step, blocks, options), start, pairs)
+    pairs = _pairs(shape[0], shape[-2], window)
+    (largest, total, out), _ = jax.lax.scan(functools.partial(_forward_step, blocks, window), start, pairs)
     total = jnp.where(total > 0, total, 1.0)  # padding attends to nothing and stays zero
     out = checkpoint_name((out / total[..., None]).astype(blocks.query.dtype), RESIDUALS)
     return out, (blocks, out, checkpoint_name(largest + jnp.log(total), RESIDUALS))
 
 
-def _backward_step(blocks, options, gradient, inner, logsumexp, carry, pair):  # type: ignore[no-untyped-def]
+def _backward_step(blocks, window, gradient, inner, logsumexp, carry, pair):  # type: ignore[no-untyped-def]
     """Adds the contribution of one pair of blocks to the gradients of query, key and value."""
     d_query, d_key, d_value = carry
     i, j = pair
-    mask = _mask(blocks, i, j, options.window)
-    scores = _scores(blocks, i, j, options.scale)
+    mask = _mask(blocks, i, j, window)
+    scores = _scores(blocks, i, j)
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - logsumexp[i][..., None], 0.0)), 0.0)
     mine, query = gradient[i], blocks.query[i]
     d_weights = jnp.einsum("bkguh,bkvh->bkguv", mine, blocks.value[j], preferred_element_type=jnp.float32)
-    d_scores = (options.scale * weights * (d_weights - inner[i][..., None])).astype(query.dtype)
+    d_scores = (_scale(blocks) * weights * (d_weights - inner[i][..., None])).astype(query.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_query = d_query.at[i].add(product("bkguv,bkvh->bkguh", d_scores, blocks.key[j]))
     d_key = d_key.at[j].add(product("bkguv,bkguh->bkvh", d_scores, query))
@@ -236,12 +234,12 @@ def _backward_step(blocks, options, gradient, inner, logsumexp, carry, pair):  #
     return (d_query, d_key, d_value), None
 
 
-def _backward(options, saved, gradient):  # type: ignore[no-untyped-def]
+def _backward(window, saved, gradient):  # type: ignore[no-untyped-def]
     blocks, out, logsumexp = saved
     inner = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    step = functools.partial(_backward_step, blocks, options, gradient, inner, logsumexp)
+    step = functools.partial(_backward_step, blocks, window, gradient, inner, logsumexp)
     inputs = (blocks.query, blocks.key, blocks.value)
-    pairs = _pairs(blocks.query.shape[0], blocks.query.shape[-2], options.window)
+    pairs = _pairs(blocks.query.shape[0], blocks.query.shape[-2], window)
     gradients, _ = jax.lax.scan(step, tuple(jnp.zeros(x.shape, jnp.float32) for x in inputs), pairs)
     d_query, d_key, d_value = (d.astype(x.dtype) for d, x in zip(gradients, inputs, strict=True))
     return (_Blocks(d_query, d_key, d_value, None),)  # type: ignore[arg-type]
@@ -279,5 +277,5 @@ def blockwise(
         cut(value).transpose(0, 1, 3, 2, 4),
         cut(segment_ids),
     )
-    out = _attend(_Options(window, 1.0 / math.sqrt(h)), blocks)  # [q, b, k, g, u, h]
+    out = _attend(window, blocks)  # [q, b, k, g, u, h]
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(b, -1, n, h)[:, :length]

@@ -351,12 +351,12 @@ class Generator:
         copies: Sequence[Mesh] = (),
         **options: Any,
     ):
-        self.max_length = max_length
-        self._options = options
-        self._sizes: dict[str, Any] = dict(stop_ids=stop_ids, slots=batch_size, max_length=max_length)
-        self.engine = Engine(params, config, **self._sizes, **options)
-        on_copies = [{**self._sizes, **options, "mesh": mesh} for mesh in copies]
-        self._engines = [self.engine, *(Engine(params, config, **settings) for settings in on_copies)]
+        self.max_length, self._options = max_length, options
+        sizes = dict(stop_ids=stop_ids, slots=batch_size, max_length=max_length)
+        self._settings: dict[str, Any] = {**sizes, **options}
+        self.engine = Engine(params, config, **self._settings)
+        on_copies = (Engine(params, config, **{**self._settings, "mesh": mesh}) for mesh in copies)
+        self._engines = [self.engine, *on_copies]
 
     @functools.cached_property
     def scorer(self) -> Scorer:
@@ -365,7 +365,7 @@ class Generator:
 
     def new_engine(self) -> Engine:
         """Another engine over the same parameters, with a cache of its own."""
-        return Engine(self.engine.params, self.engine.config, **self._sizes, **self._options)
+        return Engine(self.engine.params, self.engine.config, **self._settings)
 
     def generate(self, prompts: Sequence[np.ndarray], **arguments: Any) -> list[Generated]:
         """Replies to prompts (int32 [n] each), in their order; see `as_finished` for arguments and errors."""
@@ -396,18 +396,12 @@ class Generator:
                 raise ValueError(f"prompt {index} has {len(prompt)} tokens; 1 to {self.max_length - 1} fit")
         limits = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
         numbers = range(len(prompts)) if numbers is None else numbers
-        shared = common_prefix(prompts)
+        settings["shared"] = common_prefix(prompts)
         # The longest first, so that rows that run together have caches of similar length.
         waiting = collections.deque(
             (
                 index,
-                Request(
-                    prompt=prompts[index],
-                    max_tokens=limits[index],
-                    number=numbers[index],
-                    shared=shared,
-                    **settings,
-                ),
+                Request(prompt=prompts[index], max_tokens=limits[index], number=numbers[index], **settings),
             )
             for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         )

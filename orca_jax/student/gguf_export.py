@@ -92,11 +92,7 @@ def _tensors(params: llama.Params, config: LlamaConfig, architecture: str, kind:
 
 
 def _check(config: LlamaConfig, header: Header) -> None:
-    """Whether what is written stands for this student.
-
-    Raises:
-      UnsupportedModelError: it stands for another.
-    """
+    """Raises UnsupportedModelError if what is written stands for another student."""
     factors = gguf.stretch(config) if gguf.FREQUENCIES in header.tensors else None
     default = LlamaConfig(vocab_size=1)
     wanted = dataclasses.replace(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
@@ -42,11 +42,7 @@ from orca_jax.student.parameters import VOCABULARY, dtype_of, per_layer
 from orca_jax.student.presets import LlamaConfig
 
 SHARD_BYTES = 2 << 30  # of an exported model's files, and the memory that an export needs
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
+DTYPES = {name: jnp.dtype(name) for name in ("float32", "bfloat16", "float16")}
 LAYER = re.compile(r"^layers/|^layer_(\d+)/")
 TENSORS = {
     "embed/embedding": EMBEDDING,
@@ -291,13 +287,8 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 # Adapters
 
 
-def export_adapters(
-    params: llama.Params, config: LlamaConfig, directory: str | os.PathLike[str], *, base: str = ""
-) -> int:
+def export_adapters(params: llama.Params, config: LlamaConfig, directory: str | os.PathLike[str]) -> int:
     """Writes the adapters of `params` in PEFT's format; returns how many parameters they have.
-
-    Args:
-      base: the model that they adapt, for PEFT to load.
 
     Raises:
       ValueError: there are none.
@@ -317,7 +308,7 @@ def export_adapters(
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base or None,
+        "base_model_name_or_path": None,
         "r": config.lora.rank,
         "lora_alpha": config.lora.alpha,
         "target_modules": sorted(modules),

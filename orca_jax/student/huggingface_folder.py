@@ -21,14 +21,7 @@ import numpy as np
 import safetensors
 
 from orca_jax.config_check import build
-from orca_jax.student.presets import (
-    GEMMA3,
-    OLMO2,
-    RUN,
-    LayerType,
-    LlamaConfig,
-    layer_pattern,
-)
+from orca_jax.student.presets import GEMMA3, OLMO2, RUN, LayerType, LlamaConfig, layer_pattern
 
 log = logging.getLogger(__name__)
 SINGLE = "model.safetensors"
@@ -59,6 +52,9 @@ _GEMMA3 = {
     "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True,
     "sliding_window": 4096, "query_pre_attn_scalar": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
 }  # fmt: skip
+_SMOLLM3 = {
+    "num_key_value_heads": 4, "tie_word_embeddings": True, "rope_theta": 2e6, "no_rope_layer_interval": 4,
+}  # fmt: skip
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", {}),
     "mistral": Family("MistralForCausalLM", {"num_key_value_heads": 8, "sliding_window": 4096}),
@@ -68,15 +64,7 @@ FAMILIES = {
         {"num_key_value_heads": 32, "head_dim": 128, **_WINDOW},
         {"query_key_norm": "head"},
     ),
-    "smollm3": Family(
-        "SmolLM3ForCausalLM",
-        {
-            "num_key_value_heads": 4,
-            "tie_word_embeddings": True,
-            "rope_theta": 2e6,
-            "no_rope_layer_interval": 4,
-        },
-    ),
+    "smollm3": Family("SmolLM3ForCausalLM", _SMOLLM3),
     "olmo2": Family("Olmo2ForCausalLM", {"rms_norm_eps": 1e-5}, OLMO2),
     "gemma3_text": Family("Gemma3ForCausalLM", _GEMMA3, GEMMA3),
 }
@@ -132,7 +120,15 @@ class Folder:
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = Path(directory)
         self._index: Mapping[str, str] = {}
-        self.files = self._by_tensor(self._shards())
+        self.files: dict[str, Path] = {}
+        for shard in self._shards():
+            with self._open(shard) as file:
+                for name in file.keys():  # noqa: SIM118  (no mapping, and cannot be iterated)
+                    if name in self.files:
+                        raise UnsupportedModelError(
+                            f"{self.files[name]} and {shard.name} both hold {name!r}; fetch the folder again"
+                        )
+                    self.files[name] = shard
 
     @property
     def config(self) -> LlamaConfig:
@@ -161,18 +157,6 @@ class Folder:
         pickled = sorted(path.name for path in self.directory.glob("*.bin"))
         advice = f"; {pickled[0]} is a pickle, never read here: see docs/students.md" if pickled else ""
         raise UnsupportedModelError(f"{self.directory} has neither {SINGLE} nor {INDEX}{advice}")
-
-    def _by_tensor(self, shards: Iterable[Path]) -> dict[str, Path]:
-        files: dict[str, Path] = {}
-        for shard in shards:
-            with self._open(shard) as file:
-                for name in file.keys():  # noqa: SIM118  (no mapping, and cannot be iterated)
-                    if name in files:
-                        raise UnsupportedModelError(
-                            f"{files[name]} and {shard.name} both hold {name!r}; fetch the folder again"
-                        )
-                    files[name] = shard
-        return files
 
     def _open(self, path: Path) -> Any:
         try:
@@ -263,9 +247,8 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
     name = values.get("model_type")
     if name not in FAMILIES:
         raise UnsupportedModelError(f"model_type {name!r} is not supported; known: {', '.join(FAMILIES)}")
-    _check_fields(values)
-    _check_activation(values)
     family = FAMILIES[name]
+    _check_fields(values, family)
     values = {**family.defaults, **values}
     heads, hidden = values["num_attention_heads"], values["hidden_size"]
     biased = bool(values.get("attention_bias"))
@@ -289,7 +272,7 @@ def parse(values: Mapping[str, Any]) -> LlamaConfig:
     return build(LlamaConfig, {**found, **family.traits})
 
 
-def _check_fields(values: Mapping[str, Any]) -> None:
+def _check_fields(values: Mapping[str, Any], family: Family) -> None:
     """Refuses a field that could change the way from tokens to logits and that nothing here reads."""
     missing = sorted(SHAPE - set(values))
     if missing:
@@ -311,10 +294,7 @@ def _check_fields(values: Mapping[str, Any]) -> None:
             raise UnsupportedModelError(
                 f"field {name!r} ({value!r:.60}) is not supported, and could change what the model computes"
             )
-
-
-def _check_activation(values: Mapping[str, Any]) -> None:
-    own = FAMILIES[values["model_type"]].traits.get("activation", "silu")
+    own = family.traits.get("activation", "silu")
     for name in ("hidden_act", "hidden_activation"):
         if (value := values.get(name)) is not None and ACTIVATIONS.get(value) != own:
             known = " or ".join(repr(known) for known, ours in ACTIVATIONS.items() if ours == own)
@@ -377,21 +357,16 @@ def _layer_types(values: Mapping[str, Any]) -> dict[str, Any]:
     if not window:
         types = tuple("full" for _ in types)
     if family == "smollm3":
-        types = _no_rope(values, types)
+        if "window" in types:
+            raise UnsupportedModelError("use_sliding_window=True is not supported for smollm3")
+        turned = values.get("no_rope_layers")  # 0 for a layer without rotary positions
+        types = tuple("full" if one else "no_rope" for one in (turned or ())[:count])
+        if turned is None:
+            types = layer_pattern(count, values["no_rope_layer_interval"], "full", "no_rope")
     if "window" not in types:
         window = 0
     plain = set(types) in ({"full"}, {"window"})
     return {"sliding_window": window, "layer_types": () if plain and len(types) == count else types}
-
-
-def _no_rope(values: Mapping[str, Any], types: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
-    """`types` with the layers that have no rotary positions, of which `no_rope_layers` has a 0."""
-    if "window" in types:
-        raise UnsupportedModelError("use_sliding_window=True is not supported for smollm3")
-    turned = values.get("no_rope_layers")
-    if turned is None:
-        return layer_pattern(len(types), values["no_rope_layer_interval"], "full", "no_rope")
-    return tuple("full" if one else "no_rope" for one in turned[: len(types)])
 
 
 def _family(config: LlamaConfig) -> str:

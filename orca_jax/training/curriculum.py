@@ -203,17 +203,15 @@ class _Annealed:
     def drawn(self, blocks: int) -> list[int]:
         with self._lock:
             while len(self._counts) <= blocks:
-                self._expected = self._expect(len(self._counts) * self.size)
+                rows = len(self._counts) * self.size
+                if _of_plugin(self._stage).weights:
+                    middle = min(1.0, (rows - self.size / 2) / self._total)
+                    self._expected = self._expected + self.size * shares(self._stage, middle)
+                else:
+                    self._expected = expected(self._stage, rows, self._total)
                 wanted = self._expected - self._counts[-1]
                 self._counts.append(self._counts[-1] + _whole(wanted, self.size))
             return [int(count) for count in self._counts[blocks]]
-
-    def _expect(self, rows: int) -> np.ndarray:
-        """Expected rows of each data set among the first `rows`, which end with the block after the last."""
-        if _of_plugin(self._stage).weights:
-            middle = min(1.0, (rows - self.size / 2) / self._total)
-            return self._expected + self.size * shares(self._stage, middle)
-        return expected(self._stage, rows, self._total)
 
 
 def _whole(wanted: np.ndarray, total: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,6 @@ CHECKPOINTS = f"checkpoints/*/{storage.COMMITTED}"
 PROBE = "Step 1: 17 + 25 = 42. So the answer is (B), élan."
 
 
-class Load(Protocol):
-    def __call__(self, config: LlamaConfig, mesh: Mesh, dtype: Any = ...) -> llama.Params: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class SavedStudent:
     """A student on disk.
@@ -45,16 +41,16 @@ class SavedStudent:
       tokenizer: the path of its tokenizer, for data.tokenizer.load.
       layout: the prompt layout that it was trained in; empty if that is not recorded, see `own_layout`.
       identify: gives the fingerprint of its weights, for which a model's files are read whole.
-      load: loads its parameters to a mesh, for a config of the same shape with at least as many ids, which
-        also says whether layers are stacked. Matrices get the given type, norms float32; nothing is loaded
-        whole in another type first.
+      load: takes a config of the same shape with at least as many ids, which also says whether layers are
+        stacked, a mesh, and the type of matrices (float32 if none is given; norms are float32), and loads
+        the parameters; nothing is loaded whole in another type first.
     """
 
     config: LlamaConfig
     tokenizer: Path
     layout: str
     identify: Callable[[], str]
-    load: Load
+    load: Callable[..., llama.Params]
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -36,10 +36,18 @@ given = ablate.PROGRAM.options  # `given(arms=..., bbh=...)`: the options of a c
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def one_alone(tmp_path_factory):
+    """The folder of a set of which one arm and seed ran first, what was in it then, and its table."""
     directory = tmp_path_factory.mktemp("ablation")
-    ablate.ablate(small(), directory)
-    return directory
+    text = ablate.ablate(small(), directory, given(arms=["answers"], seeds=["1"]))
+    return directory, {str(path.relative_to(directory)) for path in directory.glob("*/*")}, text
+
+
+@pytest.fixture(scope="module")
+def workdir(one_alone):
+    """The folder of the whole set."""
+    ablate.ablate(small(), one_alone[0])
+    return one_alone[0]
 
 
 def stamps(directory):
@@ -133,13 +141,12 @@ def test_arms_trained_on_as_many_positions_and_told_of_what(workdir):
     assert facts["answers"]["supervised"] < facts["progressive"]["supervised"]
 
 
-def test_one_arm_alone_leaves_the_others_out_of_the_table(tmp_path):
-    text = ablate.ablate(small(), tmp_path, given(arms=["answers"], seeds=["1"]))
+def test_one_arm_alone_leaves_the_others_out_of_the_table(one_alone):
+    _, there, text = one_alone
     assert "Nothing is finished under all seeds" in text
     assert "- progressive: seed 0, 1\n- answers: seed 0\n" in text
     assert "without `--arms` and `--seeds`" in text
-    assert not (tmp_path / "progressive").exists()
-    assert not (tmp_path / "answers/seed-0").exists()
+    assert {name for name in there if "seed" in name} == {"answers/seed-1"}
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -191,7 +198,7 @@ def test_students_sit_the_real_files_of_their_families(tmp_path):
     }
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 3, 5])
+@pytest.mark.parametrize("jobs", [1, 3, 5])
 def test_jobs_share_the_cores(jobs, monkeypatch):
     monkeypatch.setattr(ablate.os, "sched_getaffinity", lambda _: {0, 1, 4, 5})
     shares = ablate.shares_of_cores(jobs)

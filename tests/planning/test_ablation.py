@@ -36,7 +36,7 @@ def test_the_smallest_difference_is_found_four_times_of_five(seeds, items):
     difference = smallest(variances, seeds, items)
 
     def share(mean):
-        tests = (crossed_mean(drawn(rng, variances, seeds, items, mean)) for _ in range(1000))
+        tests = (crossed_mean(drawn(rng, variances, seeds, items, mean)) for _ in range(500))
         return np.mean([test.p_value(0) < 0.05 for test in tests])
 
     assert share(difference) == pytest.approx(0.8, abs=0.05)

@@ -35,8 +35,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(window):
     assert one < plain_one / 100
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 150, 1000])
-@pytest.mark.parametrize("window", [0, 1, 40])
+@pytest.mark.parametrize(("block", "window"), [(1, 0), (7, 40), (64, 0), (64, 1), (1000, 40)])
 def test_blocks_of_any_size_give_the_same(block, window):
     random = np.random.default_rng(0)
     inputs = [jnp.asarray(random.standard_normal((1, 150, n, 8)), jnp.float32) for n in (4, 2, 2)]
@@ -48,7 +47,7 @@ def test_blocks_of_any_size_give_the_same(block, window):
 
 
 @given(count=st.integers(1, 9), block=st.integers(1, 9), window=st.integers(0, 50))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_pairs_are_the_blocks_that_the_mask_leaves(count, block, window):
     queries, keys = np.indices((count * block, count * block))
     seen = (queries >= keys) & ((queries - keys < window) if window else True)

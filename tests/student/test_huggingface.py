@@ -58,8 +58,9 @@ def assert_trees_equal(mine, expected, vocab_size):
 
 
 @pytest.mark.parametrize("config", [SMALL, TIED], ids=["untied", "tied, biases"])
-@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2), (1, 1, 8), (8, 1, 1)], ids=str)
-@pytest.mark.parametrize("scan", [False, True], ids=["per layer", "stacked"])
+@pytest.mark.parametrize(
+    ("axes", "scan"), [((1, 8, 1), False), ((2, 2, 2), True), ((1, 1, 8), True)], ids=str
+)
 def test_what_is_exported_is_loaded_bit_for_bit_on_any_mesh(folders, config, axes, scan):
     wanted = dataclasses.replace(config, scan_layers=scan)
     loaded = huggingface.load(folders(config), wanted, mesh(*axes))
@@ -159,11 +160,10 @@ EMBEDDING, QUERY = "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj
         (lambda t: t[EMBEDDING].__setitem__((96, 31), np.inf), f"{EMBEDDING} holds NaN or infinity"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("ids", [97, 120])
-def test_tensors_that_do_not_fit_are_named(folder, change, message, ids):
+def test_tensors_that_do_not_fit_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UnsupportedModelError, match=message):
-        huggingface.load(folder, dataclasses.replace(SMALL, vocab_size=ids), mesh(1, 8, 1))
+        huggingface.load(folder, dataclasses.replace(SMALL, vocab_size=120), mesh(1, 8, 1))
 
 
 def test_computed_buffers_of_old_files_are_passed_over(folder):

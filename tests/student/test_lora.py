@@ -152,7 +152,7 @@ def test_peft_computes_the_same_from_the_saved_adapter(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     params, tokens = with_adapters(config), make_tokens(60)
     huggingface.export(make_params(SMALL), SMALL, tmp_path / "base")
-    count = huggingface.export_adapters(params, config, tmp_path / "adapter", base=str(tmp_path / "base"))
+    count = huggingface.export_adapters(params, config, tmp_path / "adapter")
     assert count == sum(leaf.size for leaf in jax.tree.leaves(lora.split(params, config.lora).trained))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     ids = torch.tensor(tokens[None].astype(np.int64))

@@ -52,8 +52,7 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
 
 
-@pytest.mark.parametrize("vocab_size", [29, PADDED])
-@pytest.mark.parametrize("scale", [0.1, 5.0])
+@pytest.mark.parametrize(("vocab_size", "scale"), [(29, 5.0), (PADDED, 0.1)])
 def test_value_and_gradients_equal_autodiff_of_the_plain_form(vocab_size, scale):
     arguments = inputs(0, vocab_size, scale)
     found, gradients = jax.value_and_grad(total_loss, (0, 1))(*arguments, vocab_size, LENGTH)
@@ -63,8 +62,7 @@ def test_value_and_gradients_equal_autodiff_of_the_plain_form(vocab_size, scale)
         assert relative(mine, theirs) < 1e-6, name
 
 
-@pytest.mark.parametrize("chunk", [3, LENGTH])
-def test_a_further_term_is_differentiated_without_more_code(monkeypatch, chunk):
+def test_a_further_term_is_differentiated_without_more_code(monkeypatch):
     """Here a z-loss: it may use every logit, and need not repeat how the loss is cut and weighted."""
     hidden, head, batch = inputs(8)
     cross_entropy = loss.token_loss
@@ -77,7 +75,7 @@ def test_a_further_term_is_differentiated_without_more_code(monkeypatch, chunk):
         return plain(hidden, head, batch, 29) + 0.1 * jnp.sum(squares * batch.loss_weights)
 
     monkeypatch.setattr(loss, "token_loss", with_term)
-    found, gradients = jax.value_and_grad(total_loss, (0, 1))(hidden, head, batch, 29, chunk)
+    found, gradients = jax.value_and_grad(total_loss, (0, 1))(hidden, head, batch, 29, 3)
     expected, expected_gradients = jax.value_and_grad(plain_with_term, (0, 1))(hidden, head)
     assert relative(found, expected) < 1e-6
     for mine, theirs in zip(gradients, expected_gradients):
@@ -91,7 +89,7 @@ def test_picked_entries_have_the_gradient_of_indexing():
     np.testing.assert_array_equal(gradient, [[0, 0, 0, 1], [2, 0, 0, 0], [0, 0, 3, 0]])
 
 
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000), factor=st.floats(-3, 3, allow_subnormal=False))
 def test_gradient_scales_with_the_cotangent(seed, factor):
     hidden, head, batch = inputs(seed)
@@ -109,13 +107,6 @@ def test_padded_ids_have_no_probability_and_no_gradient():
     d_head = jax.grad(total_loss, 1)(hidden, head, batch, 29, LENGTH)
     assert (d_head[:, 29:] == 0).all()
     assert (d_head[:, :29] != 0).any()
-
-
-def test_values_in_the_padding_do_not_matter():
-    hidden, head, batch = inputs(2)
-    other = head.at[:, 29:].set(1e4)
-    found, expected = (total_loss(hidden, matrix, batch, 29, LENGTH) for matrix in (other, head))
-    assert found == expected
 
 
 def test_unsupervised_positions_have_no_gradient():
@@ -144,7 +135,7 @@ def test_mean_divides_once_and_is_zero_without_weight():
     assert Loss(jnp.float32(0), jnp.float32(0)).mean == 0
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 6, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
 def test_chunks_change_neither_value_nor_gradients(chunk):
     """Sizes that do not divide the length, too; the last chunk is then filled up."""
     hidden, head, batch = inputs(5)
@@ -302,13 +293,12 @@ def test_where_nothing_is_known_of_the_teacher_there_is_no_second_term():
     np.testing.assert_allclose(mixed[:, unknown], alone[:, unknown], atol=1e-7)
 
 
-@pytest.mark.parametrize("chunk", [2, LENGTH])
-def test_the_second_term_is_measured_apart(chunk):
+def test_the_second_term_is_measured_apart():
     hidden, head, batch, _ = soft_inputs(5, 4)
-    total, added = loss.total_losses(hidden, head, batch, 29, chunk)
+    total, added = loss.total_losses(hidden, head, batch, 29, 2)
     expected = jnp.sum(second(hidden @ head[:, :29], batch.soft_targets) * batch.loss_weights)
     assert relative(added, expected) < 1e-6
-    alone = total_loss(hidden, head, batch._replace(soft_targets=None), 29, chunk)
+    alone = total_loss(hidden, head, batch._replace(soft_targets=None), 29, 2)
     assert relative(total - added, alone) < 1e-6
     metrics = Loss(total, batch.loss_weights.sum(), added).metrics()
     assert metrics["loss"] == pytest.approx(float(alone / batch.loss_weights.sum()), rel=1e-6)

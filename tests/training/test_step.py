@@ -26,7 +26,7 @@ from orca_jax.training.step import (
 )
 from tests.training import synthetic
 
-STUDENT, STEPS = synthetic.STUDENT, 20
+STUDENT, STEPS = synthetic.STUDENT, 6
 
 
 @functools.cache
@@ -50,11 +50,10 @@ def distance(found, expected):
     return float(optax.tree.norm(difference) / optax.tree.norm(expected))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_accumulation_equals_one_step_under_uneven_weights(parts):
+def test_accumulation_equals_one_step_under_uneven_weights():
     batch = uneven(synthetic.batch())
     loss, gradient = take(params(), batch, STUDENT, jnp.float32, 1)
-    accumulated_loss, accumulated = take(params(), batch, STUDENT, jnp.float32, parts)
+    accumulated_loss, accumulated = take(params(), batch, STUDENT, jnp.float32, 4)
     assert distance(accumulated, gradient) < 1e-6
     np.testing.assert_allclose(accumulated_loss[:2], loss[:2], rtol=1e-6)
 
@@ -66,17 +65,6 @@ def test_a_mean_of_the_parts_means_is_far_from_the_gradient():
     halves = [jax.tree.map(lambda array, i=i: array[i::2], batch) for i in range(2)]
     each = [take(params(), half, STUDENT, jnp.float32, 1)[1] for half in halves]
     assert distance(jax.tree.map(lambda a, b: (a + b) / 2, *each), gradient) > 1e-3
-
-
-def test_loss_pairs_of_parts_add_up():
-    batch = synthetic.batch()
-    whole = loss_of(params(), batch, STUDENT, jnp.float32)
-    parts = [
-        loss_of(params(), jax.tree.map(lambda a, i=i: a[i : i + 2], batch), STUDENT, jnp.float32)
-        for i in range(0, 8, 2)
-    ]
-    assert sum(float(part.weight) for part in parts) == float(whole.weight) == batch.loss_weights.sum()
-    np.testing.assert_allclose(sum(float(part.total) for part in parts), whole.total, rtol=1e-6)
 
 
 def test_token_losses_add_up_to_the_batch_loss():
@@ -166,8 +154,8 @@ def test_the_papers_vocabulary_works_on_a_tensor_axis_of_eight():
 
 @pytest.mark.proof
 def test_accumulated_steps_on_eight_devices_equal_plain_ones_on_one():
-    losses = Run(synthetic.mesh(2, 2, 2), accumulation=2).losses(8)
-    np.testing.assert_allclose(losses, single_device_losses()[:8], rtol=0, atol=1e-5)
+    losses = Run(synthetic.mesh(2, 2, 2), accumulation=2).losses()
+    np.testing.assert_allclose(losses, single_device_losses(), rtol=0, atol=1e-5)
 
 
 def test_parameters_are_sharded_as_the_rules_say():
@@ -271,8 +259,8 @@ def test_bfloat16_follows_float32_and_keeps_float32_masters():
 @pytest.mark.parametrize("remat", ["full", "products"])
 def test_remat_changes_no_loss(remat):
     student = dataclasses.replace(STUDENT, remat=remat)
-    losses = Run(synthetic.mesh(), student=student).losses(5)
-    np.testing.assert_allclose(losses, single_device_losses()[:5], rtol=0, atol=1e-5)
+    losses = Run(synthetic.mesh(), student=student).losses(3)
+    np.testing.assert_allclose(losses, single_device_losses()[:3], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)], ids=str)
@@ -281,7 +269,7 @@ def test_a_loss_in_chunks_changes_no_loss(monkeypatch, axes):
     with jax.set_mesh(synthetic.mesh(*axes)):
         assert loss_module.chunk_size(STUDENT, 8, 48) < 48
     np.testing.assert_allclose(
-        Run(synthetic.mesh(*axes)).losses(5), single_device_losses()[:5], rtol=0, atol=1e-5
+        Run(synthetic.mesh(*axes)).losses(3), single_device_losses()[:3], rtol=0, atol=1e-5
     )
 
 
@@ -357,8 +345,7 @@ def assert_same(state, before):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(("bad", "axes"), [(np.inf, (1, 1, 1)), (np.nan, (2, 2, 2))], ids=str)
 def test_a_step_that_is_not_finite_changes_nothing(bad, axes):
     run, batch = Run(synthetic.mesh(*axes)), synthetic.batch()
     run.step(batch)

@@ -20,7 +20,7 @@ from orca_jax.config_check import build
 from orca_jax.data.loader import RowBuilder
 from orca_jax.student import llama
 from orca_jax.training import metrics, trainer
-from orca_jax.training.checkpoints import CheckpointError, load_params
+from orca_jax.training.checkpoints import load_params
 from orca_jax.training.curriculum import Curriculum
 from orca_jax.training.metrics import TIMED
 from orca_jax.training.step import make_steps
@@ -172,9 +172,8 @@ def test_last_metrics_are_returned_and_a_finished_run_does_nothing(unbroken, tmp
     assert_same_end(directory, unbroken)
 
 
-@pytest.mark.parametrize("at", [4, 8])
-def test_a_stage_that_distils_goes_on_to_the_same_end(at, tmp_path):
-    """The second stage distils: its steps have the second term, wherever the run stops."""
+def test_a_stage_that_distils_goes_on_to_the_same_end(tmp_path):
+    """The second stage distils: its steps have the second term, and the run stops among them."""
     first, second = synthetic.STAGES
     stages = first, dataclasses.replace(second, distill_weight=0.5, distill_temperature=2.0)
 
@@ -187,7 +186,7 @@ def test_a_stage_that_distils_goes_on_to_the_same_end(at, tmp_path):
 
     make(tmp_path / "whole").run()
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "other", at=at, act=functools.partial(signal.raise_signal, signal.SIGINT)).run()
+        make(tmp_path / "other", at=8, act=functools.partial(signal.raise_signal, signal.SIGINT)).run()
     make(tmp_path / "other").run()
     assert_same_end(tmp_path / "other", tmp_path / "whole")
     assert_same_records(tmp_path / "other", tmp_path / "whole")
@@ -203,28 +202,12 @@ def test_log_and_validation_intervals(tmp_path):
     assert last["loss"] == records(tmp_path)[-1]["loss"]
 
 
-def test_bfloat16_computes_near_float32(unbroken, tmp_path):
-    synthetic.trainer(tmp_path, train={"compute_dtype": "bfloat16"}, validation=None).run()
-    losses, expected = ([row["loss"] for row in records(d)] for d in (tmp_path, unbroken))
-    np.testing.assert_allclose(losses, expected, rtol=0.02)
-    assert losses != expected
-    assert records(tmp_path, "validation") == []
-    assert {leaf.dtype for leaf in jax.tree.leaves(load_params(tmp_path / "checkpoints")[1])} == {
-        np.dtype("float32")
-    }
-
-
 def test_reset_optimizer_changes_the_second_stage_only(unbroken, tmp_path):
     stages = [dataclasses.replace(stage, reset_optimizer=False) for stage in synthetic.STAGES]
     synthetic.trainer(tmp_path, stages=stages).run()
     kept, reset = ([row["loss"] for row in records(d)] for d in (tmp_path, unbroken))
     assert kept[:7] == reset[:7]  # the seventh is measured before its update
     assert kept[7:] != reset[7:]
-
-
-def test_another_seed_gives_another_student(unbroken, tmp_path):
-    synthetic.trainer(tmp_path, seed=1, validation=None).run()
-    assert records(tmp_path)[0]["loss"] != records(unbroken)[0]["loss"]
 
 
 # --- Stopped runs
@@ -269,13 +252,6 @@ def test_a_damaged_checkpoint_costs_only_its_steps(unbroken, tmp_path):
     assert_same_records(directory, unbroken)
 
 
-def test_another_runs_directory_is_refused_and_left_alone(stopped_at_six, tmp_path):
-    directory = shutil.copytree(stopped_at_six, tmp_path / "copy")
-    with pytest.raises(ArtifactError, match="checkpoints of another run"):
-        synthetic.trainer(directory, fingerprint="that run").run()
-    assert load_params(directory / "checkpoints")[0] == 6
-
-
 def test_another_students_directory_is_refused_and_left_alone(stopped_at_six, tmp_path):
     """Its checkpoints are whole, and must not be set aside as damaged."""
     directory = shutil.copytree(stopped_at_six, tmp_path / "copy")
@@ -285,21 +261,12 @@ def test_another_students_directory_is_refused_and_left_alone(stopped_at_six, tm
     assert load_params(directory / "checkpoints")[0] == 6
 
 
-def test_no_whole_checkpoint_ends_the_run(stopped_at_six, tmp_path):
-    directory = shutil.copytree(stopped_at_six, tmp_path / "copy")
-    for path in (directory / "checkpoints").rglob("d/*"):
-        path.unlink()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        synthetic.trainer(directory).run()
-
-
 # --- Errors
 
 
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, log_every):
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
     stages = [StageConfig(name="hot", datasets={"a": 1.0}, steps=8, learning_rate=1e30)]
-    settings = {"checkpoint_every": 1, "log_every": log_every}
+    settings = {"checkpoint_every": 1, "log_every": 100}
     with pytest.raises(FloatingPointError, match=r"nan.* at step [67]; lower the learning rate"):
         synthetic.trainer(tmp_path, stages=stages, train=settings, validation=None).run()
     _, params = load_params(tmp_path / "checkpoints")
@@ -316,18 +283,6 @@ def test_a_bad_step_is_skipped_and_counted_and_the_run_goes_on(tmp_path, caplog)
     assert [row["skipped"] for row in rows] == [0, 0] + [1] * (TOTAL - 2)
     assert "step 3 is skipped: the loss is nan" in caplog.text
     assert all(np.isfinite(row["loss"]) for row in rows[3:])
-
-
-def test_a_run_with_skipped_steps_resumes_to_the_same_end(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    synthetic.trainer(whole, rows=SpoiledRows({3, 9}), validation=None).run()
-    interrupt = functools.partial(signal.raise_signal, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        stopping(stopped, at=5, act=interrupt, rows=SpoiledRows({3, 9}), validation=None).run()
-    synthetic.trainer(stopped, rows=SpoiledRows({3, 9}), validation=None).run()
-    assert_same_end(stopped, whole)
-    assert [row["skipped"] for row in records(stopped)] == [row["skipped"] for row in records(whole)]
-    assert records(stopped)[-1]["skipped"] == 2
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path):
@@ -350,19 +305,19 @@ def spiky(directory, stop=0):
     return synthetic.trainer(directory, train={"checkpoint_every": 100}, **settings)
 
 
-@pytest.mark.parametrize("stop", [24, 26])
-def test_a_spike_is_skipped_whatever_interrupts(tmp_path, stop, caplog):
+def test_a_spike_is_skipped_whatever_interrupts(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="orca_jax"):
         spiky(tmp_path / "whole").run()
     assert "step 25 is skipped: the loss is" in caplog.text
     assert "(over " in caplog.text
     assert records(tmp_path / "whole")[-1]["skipped"] == 1
-    with pytest.raises(KeyboardInterrupt):
-        spiky(tmp_path / "stopped", stop=stop).run()
-    spiky(tmp_path / "stopped").run()
-    mine, theirs = (load_params(tmp_path / name / "checkpoints")[1] for name in ("stopped", "whole"))
-    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+    for stop in (24, 26):
+        with pytest.raises(KeyboardInterrupt):
+            spiky(tmp_path / f"{stop}", stop=stop).run()
+        spiky(tmp_path / f"{stop}").run()
+        mine, theirs = (load_params(tmp_path / name / "checkpoints")[1] for name in (f"{stop}", "whole"))
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+        assert records(tmp_path / f"{stop}") == records(tmp_path / "whole")
 
 
 # --- Stages that end at a plateau
@@ -405,7 +360,7 @@ def test_a_stage_ends_at_its_plateau(flattened):
 
 
 # The others are the same moments of other steps.
-MOMENTS = [5, 7, *(pytest.param(at, marks=pytest.mark.proof) for at in (2, 4, 6, 9))]
+MOMENTS = [7, *(pytest.param(at, marks=pytest.mark.proof) for at in (2, 4, 5, 6, 9))]
 
 
 @pytest.mark.parametrize("at", MOMENTS)
@@ -430,11 +385,10 @@ def test_a_stage_that_still_learns_ends_where_planned(tmp_path):
     assert [row["step"] for row in records(tmp_path)] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("at", [6])
-def test_evaluations_change_nothing_and_a_killed_run_has_each_once(unbroken, tmp_path, at):
+def test_evaluations_change_nothing_and_a_killed_run_has_each_once(unbroken, tmp_path):
     settings = {"train": {"evaluate_every": 4}, "evaluate": accuracy}
     with pytest.raises(OSError, match="disk"):
-        stopping(tmp_path, at=at, act=fail, **settings).run()
+        stopping(tmp_path, at=6, act=fail, **settings).run()
     synthetic.trainer(tmp_path, **settings).run()
     assert_same_end(tmp_path, unbroken)
     assert records(tmp_path) == records(unbroken)
@@ -472,7 +426,8 @@ def test_a_plateau_needs_validation(tmp_path, changes):
 
 
 def test_what_a_record_measures(tmp_path):
-    last = synthetic.trainer(tmp_path, peak_flops=1e12, validation=None).run()
+    last = synthetic.trainer(tmp_path, peak_flops=1e12, profile=(3, 4), validation=None).run()
+    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
     assert 0 < last["supervised_tokens_per_second"] < last["tokens_per_second"]
     assert last["step_seconds"] > 0
     assert 0 <= last["data_wait"] + last["save_wait"] <= 1
@@ -489,11 +444,6 @@ def test_time_is_taken_where_steps_complete(tmp_path):
     assert min(seconds) > np.median(seconds) / 20
     for line in lines:
         assert line["tokens_per_second"] * line["step_seconds"] <= rows * synthetic.ROW_LENGTH
-
-
-def test_chosen_steps_are_profiled(tmp_path):
-    synthetic.trainer(tmp_path, profile=(3, 4), validation=None).run()
-    assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
 @pytest.mark.parametrize("steps", [(0, 3), (5, 4)])
@@ -587,9 +537,6 @@ def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
     [
         ({"compute_dtype": "float8"}, "'train.compute_dtype' must be 'float32' or 'bfloat16', got 'float8'"),
         ({"batch_rows": 0}, "'train.batch_rows' must be at least 1, got 0"),
-        ({"keep": 0}, "'train.keep' must be at least 1"),
-        ({"log_every": 0}, "'train.log_every' must be at least 1"),
-        ({"checkpoint_every": 0}, "'train.checkpoint_every' must be at least 1"),
         ({"batch_rows": 6, "accumulation": 4}, "train.accumulation=4 must divide batch_rows=6"),
     ],
 )
@@ -601,6 +548,8 @@ def test_settings_that_cannot_be(settings, message):
 def test_a_new_student_is_drawn_where_it_lies(tmp_path):
     trainer = synthetic.trainer(tmp_path, mesh=synthetic.mesh(1, 8, 1))
     drawn, plain = trainer.draw_params(), llama.init(synthetic.STUDENT, 0)
+    trainer.seed = 1
+    assert np.any(trainer.draw_params()["unembed"] != plain["unembed"])
     jax.tree.map(lambda leaf, want: np.testing.assert_allclose(leaf, want, atol=1e-6), drawn, plain)
     for leaf, abstract in zip(*map(jax.tree.leaves, (drawn, trainer.steps.abstract.params)), strict=True):
         assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
