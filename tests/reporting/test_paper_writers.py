@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from orca_jax.reporting import charts, paper, paper_tables, paper_writers
+from orca_jax.reporting import charts, paper, paper_writers
 from orca_jax.reporting.paper_tables import Page
 from orca_jax.reporting.paper_writers import Drawing
 from orca_jax.reporting.tables import Table, escaped
@@ -21,7 +21,9 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("paper")
     chart = charts.lines({"a title": [(0, 1.0), (1, 2.0)]}, caption="", y="a title")
     drawing = Drawing("figure_0", "Figure 0: none", chart, ("A note.",))
-    paper_writers.write(out, [paper_tables.page(table) for table in paper.TABLES], [drawing], [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_writers, "drawings", lambda _: [drawing])
+        paper_writers.write_paper([], out)
     return out
 
 

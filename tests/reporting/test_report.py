@@ -388,14 +388,6 @@ def test_what_is_not_there_is_named(tmp_path):
     assert "oracles" not in page.text
 
 
-def test_a_set_that_an_earlier_version_wrote_is_the_same(arm_set):
-    now, path = report_sources.open_workdir(arm_set), arm_set / report_sources.SET
-    former = path.read_text().replace('"results"', '"examined"').replace('"evaluations"', '"examined"')
-    path.write_text(former.replace('"evaluation"', '"examination"'))
-    then = report_sources.open_workdir(arm_set)
-    assert (then.runs, then.columns) == (now.runs, now.columns)
-
-
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no workdir of a run or of an arm set"):
         report_sources.open_workdir(tmp_path)
