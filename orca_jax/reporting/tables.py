@@ -191,7 +191,7 @@ def published_column(system: str, *, table: str, benchmark: str) -> dict[str, Ce
     }
 
 
-def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
+def mean_cell(column: Mapping[str, Cell | None], tasks: Iterable[str]) -> Cell | None:
     """The unweighted mean over `tasks`, of one its cell; None where the column lacks one of them."""
     found = [column.get(task) for task in tasks]
     present = [cell for cell in found if cell is not None]

@@ -185,7 +185,7 @@ def page_of(workdir):
     path = workdir / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load", lambda kept: Config(kept["name"], kept["seed"]))
-        patch.setattr(report.evaluation_run, "all_questions", asked)
+        patch.setattr(report.evaluation_run, "evaluations", lambda config: {"": asked(config)})
         assert report.write(workdir) == path
     return read(workdir)
 
