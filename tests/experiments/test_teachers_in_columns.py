@@ -175,9 +175,10 @@ def test_the_real_files(shared_data, tmp_path):
     assert 300 < asked < 500
     traces = list(files.read_jsonl(tmp_path / "traces/stronger" / collect.TRACES, Trace))
     as_scored = 0
-    for trace in traces:
+    some = traces[::8]
+    for trace in some:
         answer = extraction.robust(trace.answer, form=extraction.form(trace.target))
         right = answer is not None and extraction.same_answer(answer, trace.target)
         as_scored += right == (trace.extra["score"] == 1)
     # Of the others most have several right answers.
-    assert 0.85 < as_scored / len(traces) < 0.95
+    assert 0.85 < as_scored / len(some) < 0.95

@@ -335,8 +335,9 @@ def test_two_standard_errors_decide_or_the_interval_and_of_a_part_nothing():
     assert paper_tables.reproduced(None) == "not measured"
 
 
-@pytest.mark.parametrize("right", [0, 1, 2])
-@pytest.mark.parametrize("benchmark", ["bbh", "agieval", "truthfulqa_mc"])
+@pytest.mark.parametrize(
+    ("benchmark", "right"), [("bbh", 0), ("bbh", 1), ("agieval", 2), ("truthfulqa_mc", 1)]
+)
 def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
     groups = registry.BENCHMARKS[benchmark].groups
     tasks = groups[0].tasks if groups else (benchmark,)

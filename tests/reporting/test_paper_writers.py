@@ -52,12 +52,8 @@ def test_csv_and_parquet_hold_the_same_typed_records(written):
     for row, typed in zip(rows, table):
         assert {name: "" if value is None else str(value) for name, value in typed.items()} == row
     gpt = next(row for row in table if row["system"] == "gpt-4" and row["task"] == "snarks")
-    assert (gpt["n"], gpt["printed"], gpt["unit"], gpt["source"]) == (
-        178,
-        87.6,
-        "percent",
-        "table 11, printed",
-    )
+    shown = (gpt["n"], gpt["printed"], gpt["unit"], gpt["source"])
+    assert shown == (178, 87.6, "percent", "table 11, printed")
 
 
 def environments(text):
@@ -103,10 +99,3 @@ def test_no_cell_breaks_a_latex_row(cells):
     environments(text)
     (row,) = re.findall(r"\\midrule\n(.*) \\\\\n\\bottomrule", text)
     assert len(re.findall(r"(?<!\\)&", row)) == 1
-
-
-def test_markdown_has_the_pages_tables_and_notes():
-    pages = (Table(["x", "n"], [["a", 1]], "One", ["First."]), Table(["x"], [["b"]], "Two"))
-    text = paper_writers.markdown(Page(paper.TABLE_7, pages, (), ("Not paired.",)))
-    assert text.startswith("# One\n\n| x   |   n |\n| --- | --: |\n| a   |   1 |\n\nFirst.\n\n## Two\n\n")
-    assert text.endswith("\n\nNot paired.\n")
