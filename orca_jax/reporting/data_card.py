@@ -166,19 +166,14 @@ def render(
     """The card's Markdown.
 
     Args:
-      about: lines on the origin of the set: config, teacher, seeds.
       columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
         the 16) and `supervised`, the tokens of the answers with their end.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
-      left_out: reason to traces that are not trained on.
+      left_out, flags: reason, or flag of queries.quality, to its number of traces.
       held_out: traces of validation, which only this count and the flags describe.
-      flags: flag of queries.quality to traces that have it.
-      packing: rows, examples a row, share of positions filled, and the positions of a row.
-      ngrams: see `distinct`, of questions and of answers: {"questions": {1: 0.1, ...}, ...}.
-      sample: of how many traces.
+      ngrams: see `distinct`, of questions and of answers, in `sample` traces.
       queries: the counts of the queries' manifest; None where the traces came in a file.
       sources: (name, sha256, licence) of each file that the set was made of.
-      untrained: a warning about traces that do not train; empty where all train.
     """
     sizes = sorted(next(iter(ngrams.values()), {}))
     variety = [[what, *(f"{shares[size]:.3f}" for size in sizes)] for what, shares in ngrams.items()]

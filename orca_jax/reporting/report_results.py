@@ -119,19 +119,14 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
 
     evaluated = next((run.evaluations for run in histories if run.evaluations), [])
     errors = [error for run in histories for _, error in percents(run.evaluations, "stderr")]
+    rights["chance"] = percents(evaluated, "chance")
+    marked: Any = {"marks": True, "starts": starts}
     asked = f"{evaluated[-1]['n']} questions, standard error at most {max(errors):.1f}" if errors else ""
     found = [
         charts.timeline(spans, caption=captions[0]),
         charts.lines(of("loss"), caption=captions[1], y=NATS, log="y", starts=starts),
-        charts.lines(losses, caption=captions[2], y=NATS, log="y", marks=True, starts=starts),
-        charts.lines(
-            {**rights, "chance": percents(evaluated, "chance")},
-            caption=captions[3].format(asked),
-            y="per cent",
-            marks=True,
-            dashed=("chance",),
-            starts=starts,
-        ),
+        charts.lines(losses, caption=captions[2], y=NATS, log="y", **marked),
+        charts.lines(rights, caption=captions[3].format(asked), y="per cent", dashed=("chance",), **marked),
         charts.lines(of("learning_rate"), caption="Learning rate.", y="learning rate", starts=starts),
         charts.lines(
             of("tokens_per_second"), caption="Throughput, padding not counted.", y="tokens a second"

@@ -20,7 +20,7 @@ from typing import Any
 
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Group, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "agieval"
 # Task to its number of questions and its options' letters.
@@ -102,14 +102,13 @@ def _question(task: str, id: str, row: Mapping[str, Any], *, mode: str, where: s
     letters, label = TASKS[task][1], row.get("label")
     if label not in options:
         raise BenchmarkError(f"{where}: label {label!r} is not an option; fetch the file again")
-    cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {letters[-1]}, the answer is"
     extra: dict[str, Any] = {"cluster": passage} if passage else {}
     extra |= {"letters": extraction.PAPER_LETTERS, "options": [options[letter].strip() for letter in letters]}
     return Question(
         benchmark=BENCHMARK,
         task=task,
         id=id,
-        text=f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}",
+        text=f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {base.choice_cue(mode, letters)}",
         target=label,
         choices=tuple(letters),
         chance=1 / len(options),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 log = logging.getLogger(__name__)
 BENCHMARK = "truthfulqa_mc"
@@ -37,9 +37,7 @@ def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Q
     Args:
       size: rows that the file must have; by default those of a whole version.
     """
-    labels, cue = "0123", "Among 0 through 3, the answer is"
-    if mode == "orca_cot":
-        labels, cue = "ABCD", STEP_BY_STEP
+    labels = "ABCD" if mode == "orca_cot" else "0123"
     made = []
     for number, (where, row) in enumerate(base.rows(path, SIZES if size is None else [size])):
         question, (true, *false) = _parsed(row, f"{where}, row {number}")
@@ -53,7 +51,7 @@ def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Q
                 benchmark=BENCHMARK,
                 task=BENCHMARK,
                 id=f"{BENCHMARK}-{number}",
-                text=f"Q: {question} Answer Choices: {choices}\nA: {cue}",
+                text=f"Q: {question} Answer Choices: {choices}\nA: {base.choice_cue(mode, labels)}",
                 target=labels[options.index(true)],
                 choices=tuple(labels),
                 chance=1 / OPTIONS,
