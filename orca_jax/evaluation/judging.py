@@ -181,7 +181,7 @@ def read_reviews(path: str | Path) -> list[Review]:
     for where, row in base.rows(path):
         name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
         scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
-        if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
+        if type(name) not in (str, int) or order not in ORDERS:
             known = ", ".join(ORDERS)
             raise BenchmarkError(f"{where}: needs 'question_id', and 'order', if given, one of {known}")
         is_pair = isinstance(scores, list) and [type(one) in (int, float) for one in scores] == [True, True]

@@ -42,9 +42,8 @@ _BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """The questions of every AGIEval file (<task>.jsonl) in `directory`, in the order of `TASKS`."""
     rows = _rows(directory)
-    return base.with_majority(
-        [_question(task, id, row, mode=mode, where=where) for task, id, where, row in rows]
-    )
+    made = [_question(task, id, row, mode=mode, where=where) for task, id, where, row in rows]
+    return base.with_majority(made)
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -104,14 +103,7 @@ def _question(task: str, id: str, row: Mapping[str, Any], *, mode: str, where: s
         raise BenchmarkError(f"{where}: label {label!r} is not an option; fetch the file again")
     extra: dict[str, Any] = {"cluster": passage} if passage else {}
     extra |= {"letters": extraction.PAPER_LETTERS, "options": [options[letter].strip() for letter in letters]}
-    return Question(
-        benchmark=BENCHMARK,
-        task=task,
-        id=id,
-        text=f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {base.choice_cue(mode, letters)}",
-        target=label,
-        choices=tuple(letters),
-        chance=1 / len(options),
-        mode=mode,
-        extra=extra,
-    )
+    cue = base.choice_cue(mode, letters)
+    text = f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}"
+    of, chance = (BENCHMARK, task, id, text, label, tuple(letters)), 1 / len(options)
+    return Question(*of, chance=chance, mode=mode, extra=extra)

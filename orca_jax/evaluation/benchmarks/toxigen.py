@@ -37,19 +37,15 @@ BATCH = 32
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """The prompts of the paper's groups; a question's task is its group."""
     kind = mode.removeprefix(f"{MODE}_")
-    return [
-        Question(
-            benchmark=BENCHMARK,
-            task=name.removeprefix(f"{kind}_").removesuffix("_1k"),
-            id=f"{name}-{row}",
-            text=line.replace("\\n", "\n"),
-            target="",
-            mode=MODE,
-            extra={"kind": kind},
-        )
-        for name, lines in _files(directory, [kind], PAPER_GROUPS)
-        for row, line in enumerate(lines)
-    ]
+    made = []
+    for name, lines in _files(directory, [kind], PAPER_GROUPS):
+        group = name.removeprefix(f"{kind}_").removesuffix("_1k")
+        for row, line in enumerate(lines):
+            text = line.replace("\\n", "\n")
+            made.append(
+                Question(BENCHMARK, group, f"{name}-{row}", text, "", mode=MODE, extra={"kind": kind})
+            )
+    return made
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
