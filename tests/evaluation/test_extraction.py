@@ -207,16 +207,7 @@ WRAPPED = [
     ("] ] >", {"form": "brackets"}, "] ] >"),
     ("apple fig pear", {}, "apple fig pear"),
 ]
-WRAPPERS = [
-    "{}.",
-    "**{}**",
-    "`{}`",
-    '"{}"',
-    "${}$",
-    r"\({}\)",
-    r"\text{{{}}}",
-    r"\mathbf{{{}}}",
-]
+WRAPPERS = ["{}.", "**{}**", "`{}`", '"{}"', "${}$", r"\({}\)", r"\text{{{}}}", r"\mathbf{{{}}}"]
 FRAMES = [
     " {}\n",
     "So the answer is {}<|im_end|>",
