@@ -19,7 +19,6 @@ ROWS = cli.Option("rows", int, "Rows of a benchmark's file that is a part of the
 OPEN = tuple(name for name, modes in BENCHMARK_MODES.items() if modes == ("open_ended",))
 LIMIT = cli.Option("limit", 0, "Questions of each task; 0: all.", lower_bound=0)
 PART = cli.Option("part", "", "I/N: only answers the I-th part of N, as one of N hosts; auto: found by JAX.")
-OUT = cli.OUT
 RUN = cli.Command(
     "Evaluates a model: replies, items and scores.",
     *cli.EXPERIMENT,
@@ -47,7 +46,7 @@ Vicuna's reviews have them (see orca_jax/evaluation/judging.py). DIR gets items.
     cli.Option("benchmark", "", "`judged`, `puzzles` or its name in docs/evaluation.md.", required=True),
     MODE,
     cli.Option("input", "", "The file of replies or reviews.", required=True),
-    OUT,
+    cli.OUT,
     cli.Option("path", "", "The benchmark's folder or file, if it is at hand."),
     ROWS,
     made=("{out}",),
@@ -79,7 +78,7 @@ scores.json. Run again, it pays for no review twice.""",
     cli.Option("model", "", "The judge: a JSON file with an endpoint's settings.", required=True),
     cli.Option("reference", "", "ANSWERS of the reference.", required=True),
     cli.Option("candidate", "", "ANSWERS of the candidate.", required=True),
-    OUT,
+    cli.OUT,
     cli.Option("prompts", "", "Prompts in the format of FastChat's prompt.jsonl; empty: one of our own."),
     cli.Option("orders", ["reference_first", "candidate_first"], "Which of the two orders."),
     PART,
@@ -93,7 +92,7 @@ LM_EVAL = cli.Command(
 DIR gets lm-eval's results and samples.""",
     cli.MODEL,
     cli.Option("tasks", [], "Names of lm-eval's tasks.", required=True),
-    OUT,
+    cli.OUT,
     cli.Option("include_path", str, "A folder with tasks of your own."),
     cli.Option("apply_chat_template", False, "Descriptions become system messages."),
     LIMIT,
@@ -116,15 +115,9 @@ EDITS = cli.Command(
 )
 PROGRAM = cli.Program(
     __doc__,
-    commands={
-        "run": RUN,
-        "score": SCORE,
-        "compare": COMPARE,
-        "show": SHOW,
-        "judge": JUDGE,
-        "lm_eval": LM_EVAL,
-        "edits": EDITS,
-    },
+    commands=dict(
+        run=RUN, score=SCORE, compare=COMPARE, show=SHOW, judge=JUDGE, lm_eval=LM_EVAL, edits=EDITS
+    ),
     default="run",
     parts=("queries", "tokenizer", "training", "evaluation", "ledger.sqlite", "logs"),
 )

@@ -72,9 +72,8 @@ class Choice:
     @property
     def columns(self) -> dict[str, Any]:
         """The columns that are chosen by, with their values."""
-        given = {
-            name: getattr(self, name) for name in ("collection", "task", "teacher") if getattr(self, name)
-        }
+        given = {"collection": self.collection, "task": self.task, "teacher": self.teacher}
+        given = {name: value for name, value in given.items() if value}
         return given if self.system is None else {**given, "system_message_id": self.system}
 
     def takes(self, trace: Trace, flags: tuple[str, ...]) -> bool:
@@ -88,15 +87,9 @@ class Choice:
 
 def show_trace(console: Console, trace: Trace, flags: tuple[str, ...], search: str = "") -> None:
     console.rule(trace.id, align="left")
-    fields = {
-        "teacher": trace.teacher,
-        "collection": trace.collection,
-        "task": trace.task,
-        "system message": trace.system_message_id,
-        "outcome": trace.outcome,
-        "flags": ", ".join(flags),
-        "target": trace.target,
-    }
+    fields = {name: getattr(trace, name) for name in ("teacher", "collection", "task")}
+    fields |= {"system message": trace.system_message_id, "outcome": trace.outcome}
+    fields |= {"flags": ", ".join(flags), "target": trace.target}
     console.print("; ".join(f"{name} {value}" for name, value in fields.items() if value not in ("", None)))
     for message in trace.messages:
         text = Text(f"{message.role}: {message.content}", COLOURS[message.role])

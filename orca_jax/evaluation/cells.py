@@ -172,8 +172,6 @@ def _known_sizes(benchmark: str, task: str, mode: str) -> tuple[int, ...]:
             return (bbeh.SIZES[task],)
         case agieval.BENCHMARK if task in agieval.TASKS:
             return (agieval.TASKS[task][0],)
-        case truthfulqa.BENCHMARK if mode.endswith("loglik"):  # of earlier versions: all questions
-            return truthfulqa.SIZES
         case truthfulqa.BENCHMARK:
             return truthfulqa.USED
         case gsm8k.BENCHMARK:

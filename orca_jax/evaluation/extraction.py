@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 PAPER_LETTERS = "ABCDEF"
 Form = Literal["text", "number", "brackets"]
@@ -78,7 +78,7 @@ def robust(
       synonyms: other words for a label.
       finished: False of a reply that was cut off; only an announced answer counts then.
     """
-    reader: _Reader
+    reader: _Letters | _Words | _Numbers | _Texts
     if not choices and form == "number":
         text, reader = _BOLD_NUMBER.sub(r"= \1", text), _Numbers()
     elif not choices:
@@ -87,7 +87,10 @@ def robust(
         text, reader = _BOLD_LETTER.sub(r"(\1)", text), _Letters(choices, options)
     else:
         reader = _Words(choices, synonyms)
-    return _read(_prose(text), reader, finished=finished) or None
+    text = text.translate(_CHARACTERS)
+    for pattern, replacement in _COMPILED:  # leaves out thinking, special tokens, Markdown, LaTeX, currencies
+        text = pattern.sub(replacement, text)
+    return _read(text, reader, finished=finished) or None
 
 
 _BBEH_PREFIXES = ("The answer is:", "The final answer is ", "The final answer is: ", "The answer is ")
@@ -167,14 +170,6 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (  # i
 _COMPILED = [(re.compile(pattern), replacement) for pattern, replacement in _REWRITES]
 
 
-def _prose(text: str) -> str:
-    """The reply without thinking, special tokens, Markdown, LaTeX and currencies."""
-    text = text.translate(_CHARACTERS)
-    for pattern, replacement in _COMPILED:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 _NO_ANSWER = ""  # the reply states none or several; None: it states nothing
 _ANNOUNCED = re.compile(
     r"""\b(?:answer|(?:correct|right|best)\s+(?:option|choice))\b
@@ -218,16 +213,6 @@ _JOINED = re.compile(
 _JOINED_NUMBERS = re.compile(r"[\s,]*\bor\b\W*(?:maybe\W+|even\W+)?")
 
 
-class _Reader(Protocol):
-    """Finds an answer of one form; both methods return it, `_NO_ANSWER` or None."""
-
-    def stated(self, sentence: str) -> str | None:
-        """In the sentence behind an announcement."""
-
-    def unannounced(self, passage: str) -> str | None:
-        """At the end of a text."""
-
-
 class _Mention(NamedTuple):
     """A possible answer in a text; `value` is None if it is none of the choices."""
 
@@ -257,7 +242,8 @@ def _parse_mentions(text: str, mentions: Iterable[_Mention], joined: re.Pattern[
     return _Parsed([one for one in meant if one not in either], denied, bool(either))
 
 
-def _read(text: str, reader: _Reader, *, finished: bool) -> str | None:
+def _read(text: str, reader: _Letters | _Words | _Numbers | _Texts, *, finished: bool) -> str | None:
+    """Readers give an answer, `_NO_ANSWER` or None, `stated` behind an announcement or at a text's end."""
     corrects = not isinstance(reader, _Texts)
     announcements = [one for one in _ANNOUNCED.finditer(text) if corrects or not one["correction"]]
     reads_all, end = finished, len(text)

@@ -181,7 +181,7 @@ def read_reviews(path: str | Path) -> list[Review]:
     for where, row in base.rows(path):
         name, order = row.get("question_id", row.get("id")), row.get("order", REFERENCE_FIRST)
         scores, text, lengths = row.get("score"), row.get("text"), row.get("lengths")
-        if isinstance(name, bool) or not isinstance(name, str | int) or order not in ORDERS:
+        if type(name) not in (str, int) or order not in ORDERS:
             known = ", ".join(ORDERS)
             raise BenchmarkError(f"{where}: needs 'question_id', and 'order', if given, one of {known}")
         is_pair = isinstance(scores, list) and [type(one) in (int, float) for one in scores] == [True, True]
@@ -250,9 +250,7 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     return {
         **found,
         "interval": [100 * bound for bound in statistics.bootstrap_interval(totals)],
-        "win": float(np.mean(outcomes == 1)),
-        "tie": float(np.mean(outcomes == 0)),
-        "loss": float(np.mean(outcomes == -1)),
+        **{name: float(np.mean(outcomes == sign)) for name, sign in (("win", 1), ("tie", 0), ("loss", -1))},
         "win_rate": rate.value,
         "stderr": rate.stderr,
         "flips": float(np.mean(flips)) if flips else None,
@@ -307,10 +305,8 @@ def judge(
         )  # fmt: skip
     if part != parts.WHOLE:
         return {}
-    rows = (
-        review_line(one, reply.text) | {"reviewer_id": endpoint.model} for one, reply in zip(asked, replies)
-    )
-    files.write_json_rows(out / REVIEWS, rows)
+    rows = (review_line(one, reply.text) for one, reply in zip(asked, replies))
+    files.write_json_rows(out / REVIEWS, (row | {"reviewer_id": endpoint.model} for row in rows))
     return score_reviews(out / REVIEWS, out)
 
 
@@ -323,10 +319,8 @@ def score_reviews(file: Path, out: Path) -> dict[str, Any]:
 
 def text(scores: Mapping[str, Any]) -> str:
     """Scores of reviews as lines: per cent of the reference, with one decimal."""
-    shown = [
-        f"candidate over reference, {order}: {per_cent:.1f} %"
-        for order, per_cent in scores["per_cent"].items()
-    ]
+    by_order = scores["per_cent"].items()
+    shown = [f"candidate over reference, {order}: {value:.1f} %" for order, value in by_order]
     if scores["interval"]:
         shown.append("95 % interval (questions drawn): {:.1f} to {:.1f} %".format(*scores["interval"]))
     rates = {name: scores[name] for name in ("win", "tie", "loss", "flips", "length_controlled", "unparsed")}

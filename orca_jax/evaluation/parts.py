@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,8 @@ def answered(
     Raises:
       RecordError: a line of a file is damaged; names file, line and field.
     """
-    seen = collections.Counter[str]()
-    keys = list[str]()
-    for request in requests:
-        text = digest(request)
-        keys.append(digest([text, seen[text]]))
-        seen[text] += 1
+    places = collections.defaultdict[str, Iterator[int]](itertools.count)
+    keys = [digest([text, next(places[text])]) for text in map(digest, requests)]
     path = own(file, part)
     with files.JsonlAppender(path) as appender:
         known: dict[str, Any] = {}

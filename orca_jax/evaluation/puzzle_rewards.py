@@ -75,9 +75,8 @@ def rows(
             puzzle = _drawn(family, difficulty, draw)
             if puzzle.id in known or puzzle.is_test != (split == "test"):
                 if number - last > PATIENCE:
-                    raise ValueError(
-                        f"{family} has only {len(known)} of {count} {split} puzzles; ask for fewer"
-                    )
+                    found = f"{len(known)} of {count} {split} puzzles"
+                    raise ValueError(f"{family} has only {found}; ask for fewer")
                 continue
             known.add(puzzle.id)
             last = number
@@ -122,15 +121,8 @@ def verdict(row: Mapping[str, Any], text: str) -> Verdict:
     (item,) = scoring.score(question, [reply], seed=0, mode="robust", system_message_id=None)
     style = wanted_style([Message(**message) for message in row["prompt"]])
     steps, lines = check_steps(puzzle, text), right_lines(puzzle, style, text)
-    return Verdict(
-        correct=item.correct,
-        answer=item.answer,
-        steps_right=steps.correct,
-        steps_stated=steps.stated,
-        steps_expected=steps.expected,
-        right_lines=lines.kept,
-        whole=lines.whole,
-    )
+    counts = steps.correct, steps.stated, steps.expected
+    return Verdict(item.correct, item.answer, *counts, lines.kept, lines.whole)
 
 
 def reward(row: Mapping[str, Any], text: str) -> float:

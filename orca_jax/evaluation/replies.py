@@ -184,28 +184,19 @@ def _samples(file: Path, task: str, metric: str) -> list[Item]:
             full = f"{key},{row.get('filter', 'none')}"
             if metric in ("", key, full):
                 by_metric.setdefault(full, []).append((where, row, row.get(key)))
-    if len(by_metric) != 1:
-        said = (
-            f"{', '.join(by_metric)}: name one by --metric" if by_metric else f"no {metric or 'metric'} in it"
-        )
-        raise BenchmarkError(f"{file}: {said}")
+    if len(by_metric) > 1:
+        raise BenchmarkError(f"{file}: {', '.join(by_metric)}: name one by --metric")
+    if not by_metric:
+        raise BenchmarkError(f"{file}: no {metric or 'metric'} in it")
     [(full, samples)] = by_metric.items()
     for where, _, value in samples:
         if value not in (0, 1):
             raise BenchmarkError(
                 f"{where}: {full} is {value!r:.40}, neither 1 (right) nor 0 (wrong); name another by --metric"
             )
-    return [
-        Item(
-            benchmark=LM_EVAL,
-            task=task,
-            id=f"{row['doc_id']}-{row.get('doc_hash', '')[:8]}",
-            seed=0,
-            mode=full,
-            outcome=Outcome.OK,
-            correct=bool(value),
-            answer=str(row.get("filtered_resps")),
-            target=str(row.get("target")),
-        )
-        for _, row, value in samples
-    ]
+    items = []
+    for _, row, value in samples:
+        read = bool(value), str(row.get("filtered_resps")), str(row.get("target"))
+        id = f"{row['doc_id']}-{row.get('doc_hash', '')[:8]}"
+        items.append(Item(LM_EVAL, task, id, 0, full, Outcome.OK, *read))
+    return items

@@ -47,9 +47,7 @@ class Options:
     """What one evaluation does otherwise than the config says."""
 
     model: str = ""  # a student's folder, or a JSON file with an endpoint; empty: the workdir's student
-    system: str = (
-        ""  # message for all questions, one of the 16 by its id or a text; empty: config's and modes'
-    )
+    system: str = ""  # of all questions, one of the 16 by its id or a text; empty: the config's and modes'
     samples: int = 1  # replies to each question, each with a seed of its own
     limit: int = 0  # first questions of each task, 0: all; scores of a part are no benchmark scores
     classifier: str = ""  # a folder with a toxicity classifier; empty: continuations are kept unscored
@@ -74,17 +72,10 @@ def system_message(given: str) -> System:
 
 def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
     """The evaluated puzzles: of the test split, which no training query comes from."""
-    return [
-        puzzle
-        for family in config.puzzles.families
-        for puzzle in puzzles.make_puzzles(
-            family,
-            difficulties=config.evaluation.difficulties,
-            count=config.evaluation.per_family,
-            seed=config.evaluation.seed,  # so that students of several seeds have the same evaluation
-            split="test",
-        )
-    ]
+    own = config.evaluation  # with a seed of its own, so that students of several seeds have the same
+    wanted: Any = {"difficulties": own.difficulties, "count": own.per_family, "seed": own.seed}
+    made = (puzzles.make_puzzles(family, split="test", **wanted) for family in config.puzzles.families)
+    return list(itertools.chain.from_iterable(made))
 
 
 def evaluations(config: ExperimentConfig) -> dict[str, list[Question]]:
@@ -95,10 +86,6 @@ def evaluations(config: ExperimentConfig) -> dict[str, list[Question]]:
         for mode in config.evaluation.modes[name]:
             asked[f"{name}-{mode}"] = registry.questions(name, path, mode=mode)
     return asked
-
-
-def all_questions(config: ExperimentConfig) -> Iterator[Question]:
-    return itertools.chain.from_iterable(evaluations(config).values())
 
 
 def run(config: ExperimentConfig, workdir: Path, options: Options | None = None) -> None:
@@ -124,7 +111,9 @@ class Evaluator:
     def evaluate(self, name: str, questions: Sequence[Question], system: System) -> None:
         """Writes evaluation/NAME with replies, items and scores, or goes on with it."""
         own, samples = self.config.evaluation, self.options.samples
-        questions = list(_first_of_tasks(questions, self.options.limit))
+        number = collections.defaultdict[str, Iterator[int]](itertools.count)  # within the task
+        limit = self.options.limit or len(questions)
+        questions = [question for question in questions if next(number[question.task]) < limit]
         directory, inputs = self.workdir / "evaluation" / self.model.name / name, self.model.inputs
         provenance = self._provenance(name, questions, artifacts.recorded(directory)["provenance"])
         places = dict.fromkeys(inputs, self.options.model or self.workdir / "training")
@@ -179,9 +168,8 @@ class Evaluator:
             asked = artifacts.digest([[*q.key, q.text, q.target] for q in questions])
         own = self.config.evaluation
         evaluation = artifacts.section(own, without=(*own.LISTS, *own.NO_NUMBER, "dtype"))
-        provenance: dict[str, Any] = {
-            "program": "evaluate", "name": name, "evaluation": evaluation, "questions": asked
-        }  # fmt: skip
+        provenance: dict[str, Any] = {"program": "evaluate", "name": name}
+        provenance |= {"evaluation": evaluation, "questions": asked}
         usual, options = dataclasses.asdict(Options()), dataclasses.asdict(self.options)
         del options["model"], options["part"]  # the one is among the inputs, the other changes no reply
         if given := {key: value for key, value in options.items() if value != usual[key]}:
@@ -217,14 +205,6 @@ def _described(questions: Sequence[Question], replies: Sequence[Reply], classifi
         classify = toxigen.huggingface_classifier(classifier)
         scores["toxicity"] = toxigen.summarise(questions, replies, classify)
     return scores
-
-
-def _first_of_tasks(questions: Sequence[Question], limit: int) -> Iterator[Question]:
-    seen = collections.Counter[str]()
-    for question in questions:
-        seen[question.task] += 1
-        if not limit or seen[question.task] <= limit:
-            yield question
 
 
 # Replies
@@ -307,8 +287,7 @@ def collect_replies(
         for number, start in enumerate(range(0, len(by_length), round_size)):
             places = parts.numbers(len(by_length[start : start + round_size]), part)
             asked = [by_length[start + place] for place in places]
-            missing = [request for request in asked if request not in replies]
-            if not missing:
+            if not (missing := [request for request in asked if request not in replies]):
                 progress(len(replies))
                 continue
             of_round = int(np.random.SeedSequence((seed, number)).generate_state(1)[0] >> 1)

@@ -37,10 +37,6 @@ _SYNONYMS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def _first_capital(question: Question, reply: Reply) -> str | None:
-    return extraction.first_capital(reply.text, question.extra.get("letters", extraction.PAPER_LETTERS))
-
-
 def _robust(question: Question, reply: Reply) -> str | None:
     return extraction.robust(
         reply.text,
@@ -54,7 +50,9 @@ def _robust(question: Question, reply: Reply) -> str | None:
 
 # By mode: the answer of a reply, None where it has none.
 OWN_MODES: dict[str, Callable[[Question, Reply], str | None]] = {
-    "orca": _first_capital,
+    "orca": lambda question, reply: extraction.first_capital(
+        reply.text, question.extra.get("letters", extraction.PAPER_LETTERS)
+    ),
     "orca_cot": _robust,
     "robust": _robust,
     "answer_is": lambda question, reply: extraction.answer_is(reply.text),
@@ -97,20 +95,10 @@ def score(
         # Of free answers the form does not matter, except in the modes that compare letter by letter.
         alike = extraction.same_answer if parse is _robust and not question.choices else operator.eq
         alike = extraction.bbeh_alike if mode == "bbeh" else alike
-        item = Item(
-            benchmark=question.benchmark,
-            task=question.task,
-            id=question.id,
-            seed=seed,
-            mode=mode,
-            outcome=reply.outcome,
-            correct=answer is not None and alike(answer, question.target),
-            answer=answer,
-            target=question.target,
-            system_message_id=system_message_id,
-            extra=question.details(reply.text) if question.details else {},
-        )
-        items.append(item)
+        correct = answer is not None and alike(answer, question.target)
+        extra = question.details(reply.text) if question.details else {}
+        of = (*question.key, seed, mode, reply.outcome)
+        items.append(Item(*of, correct, answer, question.target, system_message_id, extra))
     return items
 
 
@@ -138,7 +126,7 @@ def summarise(
     if len(heads) != 1:
         found = ", ".join(map(str, sorted(heads, key=str))) or "no item"
         raise ValueError(f"scores are of one (benchmark, mode, system message), found {found}")
-    [(benchmark, mode, system_message_id)] = heads
+    [(benchmark, *_)] = heads
     by_task = collections.defaultdict[str, list[Item]](list)
     for item in items:
         if (benchmark, item.task, item.id) not in by_key:
@@ -150,9 +138,7 @@ def summarise(
         group.name: _group_scores(group, tasks) for group in every if not tasks.keys().isdisjoint(group.tasks)
     }
     return {
-        "benchmark": benchmark,
-        "mode": mode,
-        "system_message_id": system_message_id,
+        **dict(zip(("benchmark", "mode", "system_message_id"), *heads)),
         "seeds": sorted({item.seed for item in items}),
         "tasks": tasks,
         "macro": aggregates["macro"]["accuracy"],
@@ -196,11 +182,9 @@ def _group_scores(group: Group, tasks: Mapping[str, Mapping[str, Any]]) -> dict[
     sizes = [scores["n"] for scores in present]
     weights = sizes if group.kind == "micro" else [1] * len(sizes)
     estimates = [Estimate(scores["accuracy"], scores["stderr"]) for scores in present]
-    accuracy, stderr = (
-        statistics.harmonic_mean(estimates)
-        if group.kind == "harmonic"
-        else statistics.micro_mean(estimates, weights)
-    )
+    accuracy, stderr = statistics.micro_mean(estimates, weights)
+    if group.kind == "harmonic":
+        accuracy, stderr = statistics.harmonic_mean(estimates)
     shared = [name for name in present[0] if name not in ("n", "accuracy") and "stderr" not in name]
     return {
         "kind": group.kind,

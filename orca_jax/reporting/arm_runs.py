@@ -233,7 +233,7 @@ def write(arm_set: ArmSetConfig, workdir: Path) -> str:
 
 def _draw(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """The accuracy of every arm, a bar for each result, with a dot a seed."""
-    shown: dict[str, dict[str, Cell]] = {row["arm"]: {} for row in rows}
+    shown = collections.defaultdict[str, dict[str, Cell]](dict)
     for row in rows:
         cell = Cell(row["accuracy"], row["n"], row["stderr"], row["of"], row["interval"])
         shown[row["arm"]][row["result"]] = cell

@@ -170,15 +170,8 @@ def _range(test: statistics.Bootstrap) -> str:
     return f"{100 * test.low:+z.1f} to {100 * test.high:+z.1f}"
 
 
-def paired_step_table(paired: pd.DataFrame, names: Names) -> Table:
-    """Scores of the steps of both, in per cent, by difficulty and over all."""
-    rows = []
-    for name, group in groups(paired).items():
-        for side, arm in enumerate(names if name.partition(",")[0] == "all" else ()):
-            items = group[group.arm == side]
-            shown = [percent(value).replace(ABSENT, "-") for value in step_row(items).values()]
-            rows.append([f"{arm}, {name}", len(items), *shown])
-    return Table(["", "n", *STEPS], rows)
+def _step_row(label: str, items: pd.DataFrame, absent: str = ABSENT) -> list[object]:
+    return [label, len(items), *(percent(v).replace(ABSENT, absent) for v in step_row(items).values())]
 
 
 def paired_sentence(paired: pd.DataFrame, names: Names) -> str:
@@ -212,7 +205,13 @@ def compare_folders(first: Path, second: Path, names: Names, metric: str = "") -
             paired["chance"] = chance
     parts = [accuracy_table(paired, names, cells.puzzles_per_family(first)).markdown(), cells.CAPTION]
     if paired.has_steps[paired.arm == 0].any():
-        parts.append(paired_step_table(paired, names).markdown())
+        of_all = (entry for entry in groups(paired).items() if entry[0].partition(",")[0] == "all")
+        rows = [
+            _step_row(f"{arm}, {name}", items[items.arm == side], "-")
+            for name, items in of_all
+            for side, arm in enumerate(names)
+        ]
+        parts.append(Table(["", "n", *STEPS], rows).markdown())
     return "\n\n".join([*(part.strip() for part in parts), paired_sentence(paired, names)]) + "\n"
 
 
@@ -269,12 +268,12 @@ def compare(result: Result, baseline: str) -> list[Comparison]:
         return []
     tests = [statistics.paired_bootstrap(one, base) for one in correct.values()]
     corrected = statistics.holm([test.p_value for test in tests])
-    by_seed = [
-        tuple(statistics.mcnemar(*seeds).p_value for seeds in zip(base, one)) for one in correct.values()
-    ]
-    best = [max(one.mean(), base.mean()) for one in correct.values()]
-    guess = [_chance(result.items)] * len(best)
-    return [Comparison(*entry) for entry in zip(correct, tests, corrected, by_seed, best, guess)]
+    found = []
+    for (arm, one), test, p_value in zip(correct.items(), tests, corrected):
+        by_seed = tuple(statistics.mcnemar(*seeds).p_value for seeds in zip(base, one))
+        best = max(one.mean(), base.mean())
+        found.append(Comparison(arm, test, p_value, by_seed, best, _chance(result.items)))
+    return found
 
 
 def _chance(items: pd.DataFrame) -> float:
@@ -336,7 +335,7 @@ def group_table(result: Result) -> Table:
 def step_table(result: Result) -> Table:
     """Scores of the stated steps of every arm, by difficulty; without rows where no item has any."""
     rows = [
-        [f"{arm}, {name}", len(items), *map(percent, step_row(items).values())]
+        _step_row(f"{arm}, {name}", items)
         for arm, found in result.arms.items()
         for name, items in groups(found).items()
         if name.partition(",")[0] == "all" and items.has_steps.any()

@@ -80,7 +80,6 @@ class Chart:
         text = text[text.index("<g id=") : text.rindex("</svg>")]
         text = re.sub(r' clip-path="[^"]*"|<clipPath.*?</clipPath>', "", text, flags=re.DOTALL)
         text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # the page's is in its style sheet
-        text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)  # so matplotlib before 3.10
         text = re.sub(r'="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
         text = text.replace("xlink:href", "href").replace("\n", " ")
         for found, name in _VARIABLES.items():
@@ -93,14 +92,12 @@ class Chart:
         if self.lines:
             kind = "lines"
             place = self.figure.axes[0].transData.transform
-            shown = {
-                name: [
-                    [round(float(place((x, y))[0]), 1), float(f"{x:.6g}"), float(f"{y:.4g}")]
-                    for x, y in points
-                ]
-                for name, points in self.lines.items()
-            }
-            data = f' data-lines="{escape(json.dumps(shown, separators=(",", ":")))}"'
+
+            def shown(x: float, y: float) -> list[float]:
+                return [round(float(place((x, y))[0]), 1), float(f"{x:.6g}"), float(f"{y:.4g}")]
+
+            every = {name: [shown(*point) for point in points] for name, points in self.lines.items()}
+            data = f' data-lines="{escape(json.dumps(every, separators=(",", ":")))}"'
         return Markup(
             f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(self.alt)}" '
             f'class="{kind}"{data}>{text}</svg>'
@@ -115,9 +112,8 @@ class Chart:
             # matplotlib leaves out what begins with `_`.
             labels = [re.sub("^_", " _", _text(name)) for name in self.legend]
             handles = [Patch(color=colour(number), label=label) for number, label in enumerate(labels)]
-            self.figure.legend(
-                handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False
-            )
+            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 3}
+            self.figure.legend(handles=handles, frameon=False, **place)
         if title:
             self.figure.text(0.5, 1, textwrap.fill(_text(title), 64), ha="center", va="bottom", fontsize=12)
         self.figure.patch.set_visible(True)
@@ -150,16 +146,20 @@ def _axes(height: float, width: float = WIDTH, **more: Any) -> Any:
     return axes
 
 
-def _place(axes: Any, *, bottom: float, top: float = 4, beside: Iterable[tuple[float, str]] = ()) -> None:
-    """Leaves margins, in points, for the ticks' labels.
+def _place(
+    axes: Any, x: str = "", y: str = "", *, top: float = 4, pad: float = 8,
+    beside: Iterable[tuple[float, str]] = (),
+) -> None:  # fmt: skip
+    """Names the axes, and leaves margins, in points, for that and the ticks' labels.
 
     Args:
       beside: (x, text) of what is written to the right of an x, so that the axes must end earlier.
     """
-    left, right = (
-        10 + LETTER * max(map(len, _labels(axes.yaxis))),
-        2 + LETTER * len(_labels(axes.xaxis)[-1]) / 2,
-    )
+    axes.set_title(_text(y), loc="left", pad=pad, **SMALL)
+    axes.set_xlabel(_text(x), loc="right", **SMALL)
+    bottom = TICKS + (XLABEL if x else 0)
+    left = 10 + LETTER * max(map(len, _labels(axes.yaxis)))
+    right = 2 + LETTER * len(_labels(axes.xaxis)[-1]) / 2
     width, height = (72 * inches for inches in axes.figure.get_size_inches())
     share = (axes.transScale + axes.transLimits).transform
     ends = [(share((x, 1))[0], width - left - 10 - 0.88 * LETTER * len(text)) for x, text in beside]
@@ -248,11 +248,9 @@ def lines(
     for name, points in series.items():
         shown = [(a, b) for a, b in points if math.isfinite(b) and (b > 0 or "y" not in log)]
         if len(shown) > MOST_POINTS:
-            means = (np.mean(part, axis=0) for part in np.array_split(shown, MOST_POINTS))
-            shown = [(float(a), float(b)) for a, b in means]
+            shown = [tuple(np.mean(part, axis=0).tolist()) for part in np.array_split(shown, MOST_POINTS)]
         kept[name] = shown
-    every = list(itertools.chain.from_iterable(kept.values()))
-    if not every:
+    if not (every := [*itertools.chain(*kept.values())]):
         return None
     axes = _axes(260)
     for at, (name, points) in enumerate(kept.items()):
@@ -266,16 +264,14 @@ def lines(
         beyond = 0.04 * (max(ticks) - min(ticks)) or 1.0
         axes.set_xlim(min(ticks) - beyond, max(ticks) + beyond)
         axes.set_xticks(ticks, [number(tick) for tick in ticks])
-    widest = [max(found, default=0.0) for found in (errors or {}).values()]
-    _scale(axes, "y", (b + max(widest, default=0.0) for _, b in every), log="y" in log)
+    widest = max(itertools.chain(*(errors or {}).values()), default=0.0)
+    _scale(axes, "y", (b + widest for _, b in every), log="y" in log)
     axes.grid(axis="y", color=LINE)
     for stage, step in (starts or {}).items():
         axes.axvline(step, color=SOFT, lw=1, ls=(0, (3, 3)))
         axes.annotate(_text(stage), (step, 1), (4, 3), axes.get_xaxis_transform(), "offset points", **SMALL)
-    axes.set_title(_text(y), loc="left", pad=20 if starts else 8, **SMALL)
-    axes.set_xlabel(x, loc="right", **SMALL)
     beside = ((step, stage) for stage, step in (starts or {}).items())
-    _place(axes, bottom=TICKS + XLABEL, top=36 if starts else 24, beside=beside)
+    _place(axes, x, y, top=36 if starts else 24, pad=20 if starts else 8, beside=beside)
     at_x = "step" if x == "training step" else x
     ends = (
         f"{name}: {points[0][1]:.4g} at {at_x} {points[0][0]:g}, "
@@ -305,9 +301,7 @@ def difference_map(
         axes.contour(across, up, values, levels=[0], colors=INK, linewidths=2)
     axes.set_xticks(across, [number(value) for value in columns])
     axes.set_yticks(up, [number(value) for value in rows])
-    axes.set_title(_text(y), loc="left", pad=8, **SMALL)
-    axes.set_xlabel(_text(x), loc="right", **SMALL)
-    _place(axes, bottom=TICKS + XLABEL, top=24)
+    _place(axes, x, y, top=24)
     cells = (
         f"{value:+z.1f} at {x} {columns[column]:g} and {number(rows[row])} {y}"
         for (row, column), value in np.ndenumerate(values)
@@ -354,11 +348,9 @@ def bars(
         if guess is not None and around:
             ends = [around[0] - ROW / 2 - 4, around[-1] + ROW / 2 + 4]
             axes.plot([100 * guess] * 2, ends, color=INK, lw=1, ls=(0, (3, 2)))
-    axes.set_xlim(
-        0, max(100, *(100 * cell.span[1] for row in rows.values() for cell in row.values() if cell), 0)
-    )
+    axes.set_xlim(0, max(100, *(high for *_, high in whiskers), 0))
     axes.set_xticks([0, 25, 50, 75, 100])
-    _place(axes, bottom=TICKS, beside=beside)
+    _place(axes, beside=beside)
     return chart
 
 
@@ -416,8 +408,7 @@ def radar(
 
 def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str, x: str) -> Chart | None:
     """Boxes on a logarithmic axis: a row a group, a box with the values of `BOX` for each of its series."""
-    names = _series(rows)
-    if not names:
+    if not (names := _series(rows)):
         return None
     axes, places = _in_rows(rows, 12, TICKS + XLABEL)
     found = [(label, name, box) for label, row in rows.items() for name, box in row.items()]
@@ -432,15 +423,13 @@ def boxes(rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, caption: str
         values = ", ".join(f"{what.replace('_', ' ')} {box[what]:g}" for what in BOX)
         chart.tip(bar, f"{label}, {name}: {values}")
     _scale(axes, "x", [max(box[value], 1.0) for *_, box in found for value in BOX], log=True)
-    axes.set_xlabel(x, loc="right", **SMALL)
-    _place(axes, bottom=TICKS + XLABEL)
+    _place(axes, x)
     return chart
 
 
 def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str) -> Chart | None:
     """Stages as bars over steps: a row a run, with (stage, first step, last step)."""
-    spans = [(label, *span) for label, found in rows.items() for span in found]
-    if not spans:
+    if not (spans := [(label, *span) for label, found in rows.items() for span in found]):
         return None
     stages = list(dict.fromkeys(stage for _, stage, *_ in spans))
     axes, places = _in_rows({label: {"": None} for label in rows}, 14, TICKS + XLABEL)
@@ -450,14 +439,12 @@ def timeline(rows: Mapping[str, Sequence[tuple[str, int, int]]], *, caption: str
     end = max(last for *_, last in spans)
     for label, stage, first, last in spans:
         wide, middle = last - first + 1, places[label, ""]
-        bar = axes.barh(middle, wide, 22, left=first - 1, color=colour(stages.index(stage)), edgecolor=CARD)[
-            0
-        ]
+        style = {"color": colour(stages.index(stage)), "edgecolor": CARD}
+        bar = axes.barh(middle, wide, 22, left=first - 1, **style)[0]
         chart.tip(bar, f"{stage}: steps {first} to {last}")
         if len(stage) * LETTER < 300 * wide / end:
             at = (first - 1 + wide / 2, middle)
             axes.text(*at, _text(stage), ha="center", va="center", color=CARD, weight="bold", fontsize=13)
     _scale(axes, "x", [end], log=False)
-    axes.set_xlabel("training step", loc="right", **SMALL)
-    _place(axes, bottom=TICKS + XLABEL)
+    _place(axes, "training step")
     return chart

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,10 +77,8 @@ def _charts(
         there = {place: results[at] for place, at in places.items() if at in results}
         if chart := accuracy(name, there):
             yield f"accuracy-{name}", chart
-        trained = {
-            place: curves(arm_set.under(arm_set.chosen([at])[0]), workdir / at)
-            for place, at in places.items()
-        }
+        sets = {place: arm_set.under(arm_set.chosen([at])[0]) for place, at in places.items()}
+        trained = {place: curves(one, workdir / places[place]) for place, one in sets.items()}
         if pair and (chart := difference_map(name, trained, pair)):
             yield f"map-{name}", chart
 
@@ -110,17 +109,8 @@ def accuracy(name: str, results: Mapping[float, Result]) -> Chart | None:
             lines.setdefault(arm, []).append((place, 100 * mean.value))
             errors.setdefault(arm, []).append(100 * mean.stderr)
     caption = f"{name}: accuracy by arm, with one standard error over seeds and items; dashed: chance."
-    series = {**lines, CHANCE: chance}
-    return charts.lines(
-        series,
-        caption=caption,
-        x=X,
-        y="per cent",
-        marks=True,
-        dashed=(CHANCE,),
-        errors=errors,
-        ticks=[*results],
-    )
+    style: Any = {"marks": True, "dashed": (CHANCE,), "errors": errors, "ticks": [*results]}
+    return charts.lines({**lines, CHANCE: chance}, caption=caption, x=X, y="per cent", **style)
 
 
 def curves(arm_set: ArmSetConfig, workdir: Path) -> Curves:
@@ -159,12 +149,8 @@ def difference_map(name: str, trained: Mapping[float, Curves], pair: tuple[str, 
     least = max(min(of) for both in shown.values() for of in both)
     most = min(max(of) for both in shown.values() for of in both)
     tokens = [at for at in first if 0.95 * least <= at <= 1.05 * most] or [most]
-    columns = [
-        np.subtract(*[np.interp(tokens, [*of], [*of.values()]) for of in both]) for both in shown.values()
-    ]
-    caption = (
-        f"{name}: {pair[0]} minus {pair[1]} in points, on validation puzzles, mean over seeds; black: zero."
-    )
-    return charts.difference_map(
-        100 * np.array(columns).T, [*shown], tokens, caption=caption, x=X, y="positions trained on"
-    )
+    found = [[np.interp(tokens, [*of], [*of.values()]) for of in both] for both in shown.values()]
+    values = 100 * np.subtract(*np.array(found).swapaxes(0, 1)).T
+    compared = f"{name}: {pair[0]} minus {pair[1]} in points"
+    caption = f"{compared}, on validation puzzles, mean over seeds; black: zero."
+    return charts.difference_map(values, [*shown], tokens, caption=caption, x=X, y="positions trained on")

@@ -167,19 +167,14 @@ def render(
     """The card's Markdown.
 
     Args:
-      about: lines on the origin of the set: config, teacher, seeds.
       columns: arrays [examples that train]: `collection`, `task`, `teacher`, `system_message_id` (-1: none of
         the 16) and `supervised`, the tokens of the answers with their end.
       expected: share of each message that the allocation aims at, by id; empty where it has no aim.
-      left_out: reason to traces that are not trained on.
+      left_out, flags: reason, or flag of queries.quality, to its number of traces.
       held_out: traces of validation, which only this count and the flags describe.
-      flags: flag of queries.quality to traces that have it.
-      packing: rows, examples a row, share of positions filled, and the positions of a row.
-      ngrams: see `distinct`, of questions and of answers: {"questions": {1: 0.1, ...}, ...}.
-      sample: of how many traces.
+      ngrams: see `distinct`, of questions and of answers, in `sample` traces.
       queries: the counts of the queries' manifest; None where the traces came in a file.
       sources: (name, sha256, licence) of each file that the set was made of.
-      untrained: a warning about traces that do not train; empty where all train.
     """
     sizes = sorted(next(iter(ngrams.values()), {}))
     variety = [[what, *(f"{shares[size]:.3f}" for size in sizes)] for what, shares in ngrams.items()]
@@ -201,8 +196,7 @@ def render(
         else "No files: the questions and answers are made by this code.",
     }
     parts = [f"# {name}", "\n".join(f"- {line}" for line in about)]
-    for title, section in sections.items():
-        parts += [f"## {title}", section.strip()]
+    parts += [f"## {title}\n\n{section.strip()}" for title, section in sections.items()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -220,19 +214,17 @@ def distinct(texts: Iterable[str], sizes: Sequence[int] = (1, 2, 3)) -> dict[int
     for text in texts:
         words = text.lower().split()
         for size in sizes:
-            runs = list(zip(*(words[start:] for start in range(size))))
-            seen[size].update(runs)
-            totals[size] += len(runs)
+            seen[size].update(zip(*(words[start:] for start in range(size))))
+            totals[size] += max(len(words) - size + 1, 0)
     return {size: len(seen[size]) / max(totals[size], 1) for size in sizes}
 
 
 def paper_lengths() -> dict[tuple[int, str], dict[str, float]]:
     """Figure 9's boxes, read off it: (message, `chatgpt` or `gpt-4`) to the five values of `BOX`."""
     text = importlib.resources.files("orca_jax").joinpath("response_lengths.csv").read_text("utf-8")
-    rows = csv.DictReader(text.splitlines())
     return {
         (int(row["system_message_id"]), row["teacher"]): {name: float(row[name]) for name in BOX}
-        for row in rows
+        for row in csv.DictReader(text.splitlines())
     }
 
 
@@ -249,6 +241,10 @@ def _share(count: float, total: float) -> str:
     return f"{100 * count / max(total, 1):.1f} %"
 
 
+def _shares(values: NDArray[Any]) -> list[tuple[Any, int, str]]:
+    return [(value, count, _share(count, len(values))) for value, count in _counted(values)]
+
+
 def _size(
     trained: int, left_out: Mapping[str, int], held_out: int, flags: Mapping[str, int], untrained: str
 ) -> str:
@@ -260,32 +256,24 @@ def _size(
     total = sum(count for _, count in rows)
     traces = total - sum(left_out.get(name, 0) for name in ("malformed", "asks_a_benchmark"))
     flagged = [(flag, count, _share(count, traces)) for flag, count in flags.items()]
-    return "\n".join(
-        (
-            f"**{untrained}**\n" if untrained else "",
-            markdown(("traces", "number", "share"), [(*row, _share(row[1], total)) for row in rows]),
-            "What was looked for in every trace, filtered or not (`orca_jax/queries/quality.py`):\n",
-            markdown(("flag", "traces", "share"), flagged),
-        )
-    )
+    parts = [
+        f"**{untrained}**" if untrained else "",
+        markdown(("traces", "number", "share"), [(*row, _share(row[1], total)) for row in rows]).strip(),
+        "What was looked for in every trace, filtered or not (`orca_jax/queries/quality.py`):",
+        markdown(("flag", "traces", "share"), flagged),
+    ]
+    return "\n\n".join(parts)
 
 
 def _collections(columns: TraceColumns) -> str:
-    total, paper = len(columns["collection"]), sum(PAPER_QUERIES.values())
+    paper = sum(PAPER_QUERIES.values())
     rows = []
-    for name, count in _counted(columns["collection"]):
+    for name, *shown in _shares(columns["collection"]):
         queries = PAPER_QUERIES.get(paper_collection(name))
-        theirs = ABSENT if queries is None else _share(queries, paper)
-        rows.append((collection_label(name), count, _share(count, total), theirs))
-    teachers = [
-        (name or UNNAMED, count, _share(count, total)) for name, count in _counted(columns["teacher"])
-    ]
-    return "\n".join(
-        (
-            markdown(("collection", "traces", "share", "FLAN-5M (Table 3)"), rows),
-            markdown(("teacher", "traces", "share"), teachers),
-        )
-    )
+        rows.append((collection_label(name), *shown, _share(queries, paper) if queries else ABSENT))
+    header = ("collection", "traces", "share", "FLAN-5M (Table 3)")
+    teachers = [(name or UNNAMED, *shown) for name, *shown in _shares(columns["teacher"])]
+    return f"{markdown(header, rows)}\n{markdown(('teacher', *header[1:3]), teachers)}"
 
 
 def paper_collection(name: str) -> str:
@@ -300,33 +288,27 @@ def collection_label(name: str) -> str:
 
 
 def _tasks(tasks: NDArray[Any]) -> str:
-    by_size = _counted(tasks)
-    total, bits = len(tasks), entropy(count for _, count in by_size)
-    rows = [(name or UNNAMED, count, _share(count, total)) for name, count in by_size[:SHOWN_TASKS]]
+    by_size = _shares(tasks)
+    bits = entropy(count for _, count, _ in by_size)
+    rows = [(name or UNNAMED, *shown) for name, *shown in by_size[:SHOWN_TASKS]]
     heading = "task" if len(rows) == len(by_size) else f"task (the {len(rows)} largest)"
     spread = (
         f"{len(by_size)} tasks; their entropy is {bits:.2f} bits, that of {2**bits:.1f} tasks of equal size."
     )
     if len(by_size) < 2:
         spread = f"There is one task: {by_size[0][0]}." if by_size and by_size[0][0] else "No task is named."
-    parts = [f"{spread}\n", markdown((heading, "traces", "share"), rows)]
-    return "\n".join([*parts, f"![tasks by size]({TASKS})"] if rows else parts)
+    picture = f"\n![tasks by size]({TASKS})" if rows else ""
+    return f"{spread}\n\n{markdown((heading, 'traces', 'share'), rows)}{picture}"
 
 
 def _messages(messages: NDArray[Any], expected: Mapping[int, float], *, is_file: bool) -> str:
     """`is_file`: the traces came in a file, whose aim is not known."""
     counts = dict(_counted(messages))
-    total = sum(counts.values())
-    ids = sorted({*counts, *expected})
-    rows = [
-        (
-            described_message(id),
-            counts.get(id, 0),
-            _share(counts.get(id, 0), total),
-            _share(expected[id], 1) if id in expected else ABSENT,
-        )
-        for id in ids
-    ]
+    rows = []
+    for id in sorted({*counts, *expected}):
+        aim = _share(expected[id], 1) if id in expected else ABSENT
+        count = counts.get(id, 0)
+        rows.append((described_message(id), count, _share(count, len(messages)), aim))
     header = ("system message", "traces", "share", "the paper's (Fig. 6)" if is_file else "aimed at")
     against = "the paper's shares" if is_file else "the shares aimed at"
     return f"{markdown(header, rows)}\n{_chi_square(counts, expected, against)}"
@@ -353,7 +335,8 @@ def _lengths(columns: TraceColumns) -> str:
     rows = []
     for id, own in by_message(columns).items():
         boxes = [box(own), *(paper.get((id, teacher), {}) for teacher in ("chatgpt", "gpt-4"))]
-        rows.append((message_label(id), len(own), *map(_quartiles, boxes)))
+        shown = (f"{b['q1']:.0f} **{b['median']:.0f}** {b['q3']:.0f}" if b else ABSENT for b in boxes)
+        rows.append((message_label(id), len(own), *shown))
     header = ("system message", "traces", "here", "ChatGPT (Fig. 9)", "GPT-4 (Fig. 9)")
     return (
         "Tokens of the answers, the end of sequence counted: first quartile, **median**, third quartile. "
@@ -366,10 +349,6 @@ def by_message(columns: TraceColumns) -> dict[int, NDArray[Any]]:
     """Lengths of the answers, int [answers], by system message."""
     messages, lengths = columns["system_message_id"], columns["supervised"]
     return {int(id): lengths[messages == id] for id in np.unique(messages)}
-
-
-def _quartiles(values: Mapping[str, float]) -> str:
-    return f"{values['q1']:.0f} **{values['median']:.0f}** {values['q3']:.0f}" if values else ABSENT
 
 
 def _queries(counts: Mapping[str, Any] | None) -> str:
@@ -408,11 +387,11 @@ def _queries(counts: Mapping[str, Any] | None) -> str:
 def _draw(name: str, columns: TraceColumns, directory: Path) -> None:
     """Boxes of the answers' lengths beside the paper's two teachers; traces a task by collection."""
     paper = paper_lengths()
+    theirs = {"ChatGPT, Fig. 9": "chatgpt", "GPT-4, Fig. 9": "gpt-4"}
     rows = {}
     for id, lengths in by_message(columns).items():
-        boxes = {name: box(lengths), "ChatGPT, Fig. 9": paper.get((id, "chatgpt"))}
-        boxes["GPT-4, Fig. 9"] = paper.get((id, "gpt-4"))
-        rows[f"message {id}" if id >= 0 else "other"] = {n: found for n, found in boxes.items() if found}
+        boxes = {label: paper[id, teacher] for label, teacher in theirs.items() if (id, teacher) in paper}
+        rows[f"message {id}" if id >= 0 else "other"] = {name: box(lengths), **boxes}
     counts = {}
     for collection, _ in _counted(columns["collection"]):
         found = [count for _, count in _counted(columns["task"][columns["collection"] == collection])]

@@ -47,10 +47,12 @@ def write(workdir: Path, exported: Path, to: str) -> Path:
             f"{workdir} has no experiment.json, of which the model card is made; run experiments.run there"
         )
     config, table = load(kept), workdir / TABLE
+    results = table.read_text("utf-8") if table.is_file() else "Nothing was evaluated."
     sections = {
         "Training data": _data(config, workdir),
         "Training": _training(config, training),
-        "Results": _demoted(table.read_text("utf-8")) if table.is_file() else "Nothing was evaluated.",
+        # The workdir's tables below this heading, without their own first one.
+        "Results": re.sub(r"(?m)^# .*\n|^(?=##)", lambda found: "" if found[0] else "#", results),
         "Prompts": _prompts(exported, to),
     }
     init = config.student.init
@@ -61,8 +63,7 @@ def write(workdir: Path, exported: Path, to: str) -> Path:
         f"{__version__} (config {config.name}, seed {config.seed}). It started from {start}."
     )
     parts = [f"---\n{_metadata(config)}\n---", f"# {to.rpartition('/')[2]}", about]
-    for title, text in sections.items():
-        parts += [f"## {title}", text.strip()]
+    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections.items()]
     with artifacts.atomic_write(exported / README) as file:
         file.write("\n\n".join(parts) + "\n")
     return exported / README
@@ -99,8 +100,7 @@ def _data(config: ExperimentConfig, workdir: Path) -> str:
         examples = artifacts.read_manifest(workdir / "tokens" / teacher.name)["counts"]["examples"]
         said = described(config, teacher, collected)
         rows.append([teacher.name, said[0], f"{collected['counts']['traces']:,}", f"{examples:,}", said[1]])
-    header = ("data set", "teacher", "traces", "trained on", "terms")
-    return markdown(header, rows)
+    return markdown(("data set", "teacher", "traces", "trained on", "terms"), rows)
 
 
 def described(
@@ -126,29 +126,18 @@ def described(
 
 
 def _training(config: ExperimentConfig, training: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            stage.name,
-            ", ".join(stage.names),
-            f"{stage.steps} steps" if stage.steps else f"{stage.epochs} epochs",
-            stage.learning_rate,
-        ]
-        for stage in config.curriculum
-    ]
-    adapters = (
-        f"LoRA of rank {config.student.lora.rank}, merged" if config.student.lora.rank else "all weights"
-    )
+    rows = []
+    for stage in config.curriculum:
+        length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs} epochs"
+        rows.append([stage.name, ", ".join(stage.names), length, stage.learning_rate])
+    rank = config.student.lora.rank
+    adapters = f"LoRA of rank {rank}, merged" if rank else "all weights"
     return (
         markdown(("stage", "data sets", "length", "peak learning rate"), rows)
         + f"\n{counted(training['counts']['steps'], 'step')} of {config.train.batch_rows} rows of "
         f"{config.data.row_length} tokens, {config.optimizer.kind}, {adapters}; loss on "
         f"{'prompts too' if config.data.supervise == 'everything' else f'{config.data.supervise} answers'}."
     )
-
-
-def _demoted(table: str) -> str:
-    """The workdir's tables below a heading of the card, without their own first one."""
-    return re.sub(r"^# .*\n|^(?=##)", lambda found: "" if found[0] else "#", table, flags=re.MULTILINE)
 
 
 def _prompts(exported: Path, to: str) -> str:

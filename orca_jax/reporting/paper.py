@@ -8,6 +8,7 @@ or its data files, and which number is used here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 
@@ -43,29 +44,37 @@ class PaperColumn:
     compared: bool
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Note:
-    """A footnote; `at` are the (row, column heading) of the cells that it is about, if it is about some."""
+def label(task: str) -> str:
+    """A task's or group's name as it is shown."""
+    numbers = {"three": 3, "five": 5, "seven": 7}
+    counted = re.sub(r"_(three|five|seven)_objects$", lambda match: f" ({numbers[match[1]]} objects)", task)
+    return _LABELS.get(task, counted.replace("_", " ").capitalize())
 
-    text: str
-    at: tuple[tuple[str, ...], ...]
+
+def _tasks(table: str) -> dict[str, dict[str, str]]:
+    """A row a task, in the paper's order, the average last."""
+    return {label(cell.task): {"task": cell.task} for cell in published.cells(table=table)}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class PaperTable:
     """`corner` is the heading of the rows, `source` says where the cells are from.
 
     Attributes:
-      rows: the filters of each row, by its label, the average last.
+      rows: the filters of each row, by its label, the average last; by default a row a task.
       scale: makes fractions of what is shown: 100 for per cent, 1 for probabilities.
     """
 
     name: str
     title: str
-    corner: str
     source: str
-    rows: Mapping[str, Mapping[str, str]]
+    rows: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    _: dataclasses.KW_ONLY
+    corner: str = "Task"
     scale: int = 100
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.rows or _tasks(self.name))
 
     @property
     def tasks(self) -> list[str]:
@@ -77,12 +86,13 @@ class PaperTable:
         """Its number in the paper, such as "Table 8"."""
         return self.title.partition(":")[0]
 
-    @property
+    @functools.cached_property
     def columns(self) -> list[PaperColumn]:
+        names = ("table", "system", "condition", "metric")
         return [
             PaperColumn(
                 row["heading"],
-                {name: row[name] for name in ("table", "system", "condition", "metric") if row[name]},
+                {name: row[name] for name in names if row[name]},
                 int(row["decimals"]),
                 bool(row["compared"]),
             )
@@ -95,82 +105,63 @@ class PaperTable:
         return [column for column in self.columns if column.compared]
 
     @property
-    def notes(self) -> list[Note]:
+    def notes(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Footnotes, each with the (row, column heading) of the cells that it is about, if it is of some."""
         return [
-            Note(row["note"], tuple(tuple(at.split(" | ")) for at in row["cells"].split("; ") if at))
+            (row["note"], [tuple(at.split(" | ")) for at in row["cells"].split("; ") if at])
             for row in published.rows("paper_notes.csv")
             if row["page"] == self.name
         ]
 
-    def cell(self, label: str, column: PaperColumn) -> PublishedCell | None:
-        """The published cell, or None where the paper has none."""
-        return published.cell(**self.rows[label], **column.filters)
-
-
-def label(task: str) -> str:
-    """A task's or group's name as it is shown."""
-    numbers = {"three": 3, "five": 5, "seven": 7}
-    counted = re.sub(r"_(three|five|seven)_objects$", lambda match: f" ({numbers[match[1]]} objects)", task)
-    return _LABELS.get(task, counted.replace("_", " ").capitalize())
-
-
-def _rows(table: str) -> dict[str, dict[str, str]]:
-    """A row a task, in the paper's order, the average last."""
-    return {label(cell.task): {"task": cell.task} for cell in published.cells(table=table)}
+    def cells(self, column: PaperColumn) -> dict[str, PublishedCell]:
+        """The published cells of a column by row label, without those that the paper does not have."""
+        found = {label: published.cell(**row, **column.filters) for label, row in self.rows.items()}
+        return {label: cell for label, cell in found.items() if cell}
 
 
 TABLE_7 = PaperTable(
     "table_7",
     "Table 7: GPT-4 as judge, the candidate's total score in per cent of the reference's",
-    "Prompts",
     "Table 7, one run, the reference always first; n as in Table 5",
-    _rows("table_7"),
+    corner="Prompts",
 )
 TABLE_8 = PaperTable(
     "table_8",
     "Table 8: AGIEval, zero-shot accuracy in per cent on the English multiple-choice sets",
-    "Task",
     "Table 8, n from the data files; the columns of humans, text-davinci-003, ChatGPT and GPT-4 "
     "are copied there from the AGIEval paper",
-    _rows("table_8"),
 )
 TABLE_9 = PaperTable(
     "table_9",
     "Table 9: AGIEval, Orca-13B's accuracy in per cent under three system messages",
-    "Task",
     "Table 9, n from the data files",
-    _rows("table_9"),
 )
 TABLE_10 = PaperTable(
     "table_10",
     "Table 10: AGIEval, accuracy in per cent with and without ChatGPT as intermediate teacher",
-    "Task",
     "Table 10, n from the data files",
-    _rows("table_10"),
 )
 TABLE_11 = PaperTable(
     "table_11",
     "Table 11: Big-Bench Hard, zero-shot accuracy in per cent on the multiple-choice tasks",
-    "Task",
     "Table 11, the authors' own runs; n as scored",
-    _rows("table_11"),
 )
 TRUTHFULQA = PaperTable(
     "truthfulqa",
     "Figures 14 and 15: TruthfulQA, four options a question, in per cent",
-    "",
     "read off the bars of Figures 14 and 15, to whole items",
     {
         "Accuracy": {"table": "fig_14", "metric": "accuracy"},
         "Replies not in the format": {"table": "fig_15", "metric": "format_failure_rate"},
     },
+    corner="",
 )
 TOXIGEN = PaperTable(
     "toxigen",
     "Figures 18 and 19: ToxiGen, mean probability of toxicity (HateBERT) by group",
-    "Group",
     "read off the bars of Figures 18 and 19; how many prompts there were is not said",
-    _rows("fig_18a"),
+    _tasks("fig_18a"),
+    corner="Group",
     scale=1,
 )
 TABLES = (TABLE_7, TABLE_8, TABLE_9, TABLE_10, TABLE_11, TRUTHFULQA, TOXIGEN)

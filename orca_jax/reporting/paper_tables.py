@@ -26,12 +26,13 @@ import pandas as pd
 
 from orca_jax import files
 from orca_jax.evaluation import cells, judging, scoring, statistics
+from orca_jax.evaluation.benchmarks import toxigen
 from orca_jax.evaluation.cells import ABSENT, Cell
 from orca_jax.records import Item
 from orca_jax.reporting import arms, published
 from orca_jax.reporting.paper import AVERAGE_LABEL, GAIN, PaperColumn, PaperTable
 from orca_jax.reporting.published import PublishedCell
-from orca_jax.reporting.report_sources import read_json
+from orca_jax.reporting.report_sources import evaluation_folders, read_json
 from orca_jax.reporting.tables import MARKS, Table, mean_cell
 
 MODE = "orca"
@@ -78,21 +79,16 @@ def find(folders: Sequence[str | os.PathLike[str]]) -> list[MeasuredRun]:
     often = collections.Counter(workdirs.values())
     runs = []
     for workdir, name in workdirs.items():
-        shown, root = name if often[name] == 1 else str(workdir), workdir / "evaluation"
+        shown, top = name if often[name] == 1 else str(workdir), workdir / "evaluation"
         by_model: dict[str, dict[Path, Mapping[str, Any]]] = {}
-        for path in sorted([*root.glob(f"*/{scoring.SCORES}"), *root.glob(f"*/*/{scoring.SCORES}")]):
-            model = path.parent.parent.name if path.parent.parent != root else ""
-            by_model.setdefault(model, {})[path.parent] = _scores(path)
-        for model, evaluations in (by_model or {"": {}}).items():
-            runs.append(MeasuredRun(f"{shown}, {model}" if model else shown, evaluations))
+        for folder in evaluation_folders(workdir, scoring.SCORES):
+            scores = read_json(folder / scoring.SCORES)
+            if not {"benchmark", "mode"} <= scores.keys():
+                raise ValueError(f"{folder / scoring.SCORES} has no benchmark and mode; evaluate again")
+            of_run = shown if folder.parent == top else f"{shown}, {folder.parent.name}"
+            by_model.setdefault(of_run, {})[folder] = scores
+        runs += [MeasuredRun(*entry) for entry in (by_model or {shown: {}}).items()]
     return runs
-
-
-def _scores(path: Path) -> Mapping[str, Any]:
-    scores = read_json(path)
-    if not {"benchmark", "mode"} <= scores.keys():
-        raise ValueError(f"{path} has no benchmark and mode; evaluate again")
-    return scores
 
 
 def evaluation(run: MeasuredRun, cell: PublishedCell) -> Path | None:
@@ -130,14 +126,12 @@ def measured(run: MeasuredRun, cell: PublishedCell) -> Cell | None:
             return None
         stderr = (interval[1] - interval[0]) / (2 * statistics.NORMAL_95) / 100
         return Cell(value / 100, scores["questions"], stderr or None, cell.n)
-    tasks = scores["toxicity" if cell.benchmark == "toxigen" else "tasks"]
-    row = tasks["tasks"].get(cell.task) if cell.benchmark == "toxigen" else tasks.get(cell.task)
-    if row is None:
+    found = scores.get("toxicity", scores)
+    if (row := found["tasks"].get(cell.task)) is None:
         return None
     if cell.benchmark == "toxigen":  # the number of prompts is known for all groups together only
-        prompts = sum(group["n"] for group in tasks["tasks"].values()) + tasks.get("silent", 0)
-        size = cells.published_size("toxigen", cell.task, "toxigen", 0) or 0
-        of = size if prompts < size * len(tasks["tasks"]) else None
+        prompts = sum(group["n"] for group in found["tasks"].values()) + found.get("silent", 0)
+        of = toxigen.SIZE if prompts < toxigen.SIZE * len(found["tasks"]) else None
         return cells.proportion(row["toxicity"], row["n"], row["stderr"], of)
     if cell.metric == "format_failure_rate":
         return cells.proportion(row["unparsed"], row["n"], of=cell.n)
@@ -150,22 +144,17 @@ def measured(run: MeasuredRun, cell: PublishedCell) -> Cell | None:
 def published_cells(table: PaperTable, column: PaperColumn) -> dict[str, Cell]:
     """By row label. The average is the mean of the others, except of gains, which stand as printed."""
     found = {}
-    for label, cell in _printed(table, column):
-        value = cell.value / table.scale
-        known = cell.metric in BINOMIAL
-        found[label] = cells.proportion(value, cell.n) if known else Cell(value, cell.n)
+    for label, cell in table.cells(column).items():
+        made = cells.proportion if cell.metric in BINOMIAL else Cell
+        found[label] = made(cell.value / table.scale, cell.n)
     is_gain = column.filters.get("metric") == GAIN
     return found if is_gain or AVERAGE_LABEL not in found else _with_average(found, table)
 
 
 def measured_cells(run: MeasuredRun, table: PaperTable, column: PaperColumn) -> dict[str, Cell]:
     """By row label; the average only where every task was evaluated."""
-    found = {label: measured(run, cell) for label, cell in _printed(table, column)}
+    found = {label: measured(run, cell) for label, cell in table.cells(column).items()}
     return _with_average({label: cell for label, cell in found.items() if cell}, table)
-
-
-def _printed(table: PaperTable, column: PaperColumn) -> Iterator[tuple[str, PublishedCell]]:
-    return ((label, cell) for label in table.rows if (cell := table.cell(label, column)))
 
 
 def _with_average(found: dict[str, Cell], table: PaperTable) -> dict[str, Cell]:
@@ -232,7 +221,7 @@ def _main(table: PaperTable, runs: Sequence[MeasuredRun]) -> Table:
     """The paper's table, and a column for each of Orca-13B's that a run measured some of."""
     columns: dict[str, Mapping[str, str]] = {}
     counts = {
-        label: sorted({c.n for column in table.columns if (c := table.cell(label, column)) and c.n})
+        label: sorted({of[label].n or 0 for of in map(table.cells, table.columns) if label in of} - {0})
         for label in table.rows
     }
     if any(counts.values()):
@@ -248,8 +237,8 @@ def _main(table: PaperTable, runs: Sequence[MeasuredRun]) -> Table:
             columns[heading] = {name: cell.text(table.scale, column.decimals) for name, cell in found.items()}
             if any(cell.is_part for cell in found.values()):
                 columns[f"n, {heading}"] = {name: cell.size for name, cell in found.items()}
-    marked = list(zip(MARKS, (note for note in table.notes if note.at)))
-    marks = {place: mark for mark, note in marked for place in note.at}
+    marked = list(zip(MARKS, ((note, at) for note, at in table.notes if at)))
+    marks = {place: mark for mark, (_, at) in marked for place in at}
     rows = [
         [label, *(texts.get(label, ABSENT) + marks.get((label, name), "") for name, texts in columns.items())]
         for label in table.rows
@@ -258,8 +247,8 @@ def _main(table: PaperTable, runs: Sequence[MeasuredRun]) -> Table:
     average = " Averages: unweighted, worked out from the cells." if ruled else ""
     errors = f" Measured columns: {cells.ERRORS}; {cells.PARTS}." if runs else ""
     notes = [f"Published (the paper: arXiv 2306.02707): {table.source}.{average}{errors}"]
-    notes += [f"{mark} {note.text}" for mark, note in marked]
-    notes += [note.text for note in table.notes if not note.at]
+    notes += [f"{mark} {note}" for mark, (note, _) in marked]
+    notes += [note for note, at in table.notes if not at]
     return Table([table.corner, *columns], rows, table.title, notes, ruled)
 
 
@@ -280,10 +269,9 @@ def _comparison(table: PaperTable, run: MeasuredRun) -> Table:
             ]
             size = own.size if own else ABSENT
             rows.append([label + _suffix(table, column), size, *shown, reproduced(found)])
-    cell = table.cell(next(iter(table.rows)), table.compared[0])
     known = (
         "those of the published values are binomial"
-        if cell and cell.metric in BINOMIAL
+        if next(iter(table.cells(table.compared[0]).values())).metric in BINOMIAL
         else "those of the published values are not known and taken to be as large as those measured"
     )
     note = (
@@ -303,7 +291,7 @@ def _paired(
     Raises:
       PairError: the items of these tasks are not the same.
     """
-    _, cell = next(_printed(table, column))
+    cell = next(iter(table.cells(column).values()))
     paths = [folder / scoring.ITEMS for run in (first, other) if (folder := evaluation(run, cell))]
     if cell.metric not in BINOMIAL or len(paths) < 2 or not all(path.is_file() for path in paths):
         return
@@ -325,10 +313,10 @@ def values(table: PaperTable, runs: Sequence[MeasuredRun]) -> pd.DataFrame:
     rows = []
     for column in table.columns:
         printed = published_cells(table, column)
-        rows += [_record(table, cell, printed[label]) for label, cell in _printed(table, column)]
+        rows += [_record(table, cell, printed[label]) for label, cell in table.cells(column).items()]
     for run, column in itertools.product(runs, table.compared):
         ours, theirs = measured_cells(run, table, column), published_cells(table, column)
-        for label, cell in _printed(table, column):
+        for label, cell in table.cells(column).items():
             own = ours.get(label)
             found = difference(own, theirs[label]) if own else None
             rows.append(_record(table, cell, own, run.name, found))
@@ -341,16 +329,11 @@ def values(table: PaperTable, runs: Sequence[MeasuredRun]) -> pd.DataFrame:
 def _record(
     table: PaperTable, cell: PublishedCell, value: Cell | None, run: str = "", found: Cell | None = None
 ) -> dict[str, Any]:
-    def shown(of: Cell | None, name: str, prefix: str = "") -> dict[str, float | None]:
+    def shown(of: Cell | None, *names: str) -> dict[str, float | None]:
         """A number and what is shown of its error: the standard one, or the ends of an interval."""
         low, high = (of and of.interval) or (None, None)
-        parts = {
-            name: of.value if of else None,
-            f"{prefix}stderr": of.stderr if of and not of.interval else None,
-            f"{prefix}low": low,
-            f"{prefix}high": high,
-        }
-        return {key: None if part is None else table.scale * part for key, part in parts.items()}
+        parts = of.value if of else None, of.stderr if of and not of.interval else None, low, high
+        return {name: None if part is None else table.scale * part for name, part in zip(names, parts)}
 
     return {
         "page": table.name,
@@ -358,10 +341,10 @@ def _record(
         "run": run,
         "n": cell.n if not run else value and value.n,
         "of": cell.n if not run else value and value.of,
-        **shown(value, "value"),
+        **shown(value, "value", "stderr", "low", "high"),
         "unit": cell.unit,
         "printed": cell.value,
-        **shown(found, "difference", "difference_"),
+        **shown(found, "difference", "difference_stderr", "difference_low", "difference_high"),
         "reproduced": reproduced(found) if run else "",
         "source": run or f"{cell.table.replace('_', ' ')}, {CERTAINTY[cell.certainty]}",
         "note": cell.note,

@@ -15,7 +15,7 @@ from orca_jax.evaluation import cells
 from orca_jax.evaluation.cells import Cell
 from orca_jax.reporting import charts, paper, paper_tables, published
 from orca_jax.reporting.charts import Chart
-from orca_jax.reporting.paper import AVERAGE_LABEL, TABLES, PaperTable
+from orca_jax.reporting.paper import AVERAGE_LABEL, PaperTable
 from orca_jax.reporting.paper_tables import (
     NO,
     NOT_MEASURED,
@@ -55,12 +55,8 @@ class Drawing:
 def write_paper(folders: Sequence[str | Path], out: Path) -> str:
     """Writes the paper's tables and figures with what the runs in `folders` measured; returns the index."""
     runs = paper_tables.find(folders)
-    pages = [paper_tables.page(table, runs) for table in TABLES]
-    return write(out, pages, drawings(runs), runs)
-
-
-def write(out: Path, pages: Sequence[Page], drawn: Sequence[Drawing], runs: Sequence[MeasuredRun]) -> str:
-    """Writes every table and figure into `out`, and its index, which is returned."""
+    pages = [paper_tables.page(table, runs) for table in paper.TABLES]
+    drawn = drawings(runs)
     for page in pages:
         name = out / page.table.name
         for suffix, text in (("md", markdown(page)), ("tex", latex(page))):
@@ -84,7 +80,7 @@ def markdown(page: Page) -> str:
     """The page as Markdown: every table with its title and notes."""
     parts: list[str] = []
     for number, table in enumerate(page.tables):
-        parts += [f"{'##' if number else '#'} {table.title}", table.markdown().strip(), *table.notes]
+        parts += [f"{'##' if number else '#'} {table.title}", table.noted().strip()]
     return "\n\n".join([*parts, *page.notes]) + "\n"
 
 
@@ -124,10 +120,8 @@ def _runs(pages: Sequence[Page], runs: Sequence[MeasuredRun]) -> list[str]:
             own = page.values[(page.values.run == run.name) & (page.values.task != AVERAGE)]
             counts = own.reproduced.value_counts()
             row.append(" / ".join(str(counts.get(name, 0)) for name in (YES, NO, PART, NOT_MEASURED)))
-            found = (
-                page.table.cell(label, column) for label in page.table.rows for column in page.table.compared
-            )
-            shown |= {paper_tables.evaluation(run, cell) for cell in found if cell}
+            found = (cell for of in map(page.table.cells, page.table.compared) for cell in of.values())
+            shown |= {paper_tables.evaluation(run, cell) for cell in found}
         rows.append(row)
         if names := ", ".join(folder.name for folder in run.evaluations if folder not in shown):
             left_out.append(f"{run.name}: {names}.")
@@ -181,7 +175,7 @@ def _averages(name: str, title: str, table: PaperTable, runs: Sequence[MeasuredR
 
 
 def _named(run: MeasuredRun, found: Sequence[Cell]) -> str:
-    """A run's name in a legend, marked if a cell is of a part of the questions."""
+    """A run's name in a legend."""
     return f"{run.name} (a part)" if any(cell.is_part for cell in found) else run.name
 
 

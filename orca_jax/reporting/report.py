@@ -11,11 +11,12 @@ import dataclasses
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import json
 import logging
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def prose(text: str, said: Iterable[str] = ()) -> Iterator[Markup | Table]:
 
 
 COLUMNS = {"collection": "collection", "task": "task", "system_message_id": "system message"}
+LABELS: Mapping[str, Callable[[Any], str]] = {
+    "collection": data_card.collection_label,
+    "system_message_id": lambda id: described_message(int(id)),
+}
 
 
 def examples(runs: Iterable[Run]) -> pd.DataFrame:
@@ -107,45 +112,29 @@ def _named_apart(runs: Iterable[Run], pattern: str) -> Iterator[tuple[str, Path]
 def data_tables(found: pd.DataFrame) -> Iterator[Table]:
     """Sizes, then examples by collection, task and message, a column a data set."""
     stores = found.groupby("store", sort=False)
-    sizes = pd.DataFrame(
-        {
-            "examples": stores.size(),
-            "tokens": stores.tokens.sum(),
-            "supervised tokens": stores.supervised.sum(),
-        }
-    )
+    sizes = pd.concat([stores.size(), stores.tokens.sum(), stores.supervised.sum()], axis=1)
     rows = [[name, *(f"{n:,}" for n in row)] for name, *row in sizes.itertuples()]
-    yield Table(["data set", *sizes], rows, "Data sets")
+    yield Table(["data set", "examples", "tokens", "supervised tokens"], rows, "Data sets")
     for column, title in COLUMNS.items():
         counts = found.groupby([column, "store"], sort=False).size().unstack(fill_value=0)[[*sizes.index]]
         counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
-        rows = [
-            [_label(column, value), *(f"{n:,}" for n in row)]
-            for value, *row in counts[:MOST_ROWS].itertuples()
-        ]
+        label = LABELS.get(column, lambda value: value or UNNAMED)
+        rows = [[label(value), *(f"{n:,}" for n in row)] for value, *row in counts[:MOST_ROWS].itertuples()]
         cut = len(counts) > MOST_ROWS
         notes = [f"The {MOST_ROWS} most frequent of {len(counts)}."] if cut else []
         yield Table([title, *counts], rows, f"Examples by {title}", notes)
 
 
-def _label(column: str, value: Any) -> str:
-    if column == "system_message_id":
-        return described_message(int(value))
-    return data_card.collection_label(value) if column == "collection" else value or UNNAMED
-
-
 def length_chart(found: pd.DataFrame) -> Chart | None:
     """Boxes of the answers' lengths by system message, a box a data set."""
-    boxes: dict[int, dict[str, Mapping[str, float]]] = {}
-    for (id, store), lengths in found.groupby(["system_message_id", "store"], sort=False).supervised:
-        boxes.setdefault(id, {})[store] = data_card.box(lengths.to_numpy())
-    stores = dict.fromkeys(found.store)
-    named = {
-        f"message {id}" if id >= 0 else "other": {
-            name: boxes[id][name] for name in stores if name in boxes[id]
+    named = {}
+    for id, of_message in found.groupby("system_message_id"):
+        lengths = {
+            store: data_card.box(part.to_numpy())
+            for store in dict.fromkeys(found.store)
+            if len(part := of_message.supervised[of_message.store == store])
         }
-        for id in sorted(boxes)
-    }
+        named[f"message {id}" if id >= 0 else "other"] = lengths
     caption = (
         "Tokens of the answers by system message (other: a text not among the 16): quartiles, and whiskers "
         "to the extremes."
@@ -177,13 +166,9 @@ def lineage(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 source = names.get(fingerprint, key)
                 link = anchor(source, manifests[source]) if source in manifests else ""
                 inputs.append((key, str(fingerprint)[:SHOWN], link))
-            one: dict[str, Any] = {
-                "name": name,
-                "manifest": manifest,
-                "anchor": anchor(name, manifest),
-                "inputs": inputs,
-            }
-            found.setdefault(one["anchor"], {**one, "runs": []})["runs"].append(run.name)
+            place = anchor(name, manifest)
+            one = {"name": name, "manifest": manifest, "anchor": place, "inputs": inputs, "runs": []}
+            found.setdefault(place, one)["runs"].append(run.name)
     order = {folder: place for place, folder in enumerate(ORDER)}
     return sorted(found.values(), key=lambda one: order.get(one["name"].partition("/")[0], len(ORDER)))
 
@@ -297,8 +282,8 @@ def questions(run: Run) -> dict[Key, str]:
     """The texts of a run's evaluated questions by its config; none where that was not kept."""
     kept = report_sources.config_of(run)
     try:
-        asked = evaluation_run.all_questions(load(kept)) if kept else ()
-        return {question.key: question.text for question in asked}
+        asked = evaluation_run.evaluations(load(kept)).values() if kept else ()
+        return {question.key: question.text for question in itertools.chain(*asked)}
     except (OSError, ValueError) as error:
         log.warning("%s: the questions' texts are left out: %s", run.name, error)
         return {}
@@ -309,19 +294,13 @@ def _config_tables(run: Run) -> list[Table]:
     if not (kept := report_sources.config_of(run)):
         return []
     rows = settings(kept)
-    parts = {
-        "Different from the default": [row for row in rows if row[1] != row[2]],
-        "The whole config": rows,
-    }
+    changed = [row for row in rows if row[1] != row[2]]
+    header, classes = ["key", "here", "default"], ["changed" if row in changed else "" for row in rows]
     return [
         Table(
-            ["key", "here", "default"],
-            part,
-            title,
-            classes=["changed" if value != default else "" for _, value, default in part],
-            numbers=False,
-        )
-        for title, part in parts.items()
+            header, changed, "Different from the default", classes=["changed"] * len(changed), numbers=False
+        ),
+        Table(header, rows, "The whole config", classes=classes, numbers=False),
     ]
 
 
@@ -361,11 +340,8 @@ def _arms(source: RunSet) -> list[Table]:
     """The arms, and the changes of each to the set's base config."""
     about = source.about
     note = f"The baseline is {about['baseline']}; seeds {', '.join(map(str, about['seeds']))}."
-    more: dict[str, Any] = {
-        "notes": [note],
-        "classes": ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms],
-        "numbers": False,
-    }
+    classes = ["base" if arm["name"] == about["baseline"] else "" for arm in source.arms]
+    more: dict[str, Any] = {"notes": [note], "classes": classes, "numbers": False}
     notes = [[arm["name"], arm.get("note", "")] for arm in source.arms]
     changes = [[arm["name"], "; ".join(_flat(arm.get("changes", {}))) or "nothing"] for arm in source.arms]
     return [

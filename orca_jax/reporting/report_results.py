@@ -72,8 +72,8 @@ def percents(rows: Sequence[Row], key: str) -> list[Point]:
 
 def goodputs(rows: Sequence[Row]) -> list[Point]:
     """The share of the time without waiting, in per cent, of the steps whose waiting time was logged."""
-    known = [(row["step"], [row[key] for key in WAITS if key in row]) for row in rows]
-    return [(step, 100 * (1 - sum(waits))) for step, waits in known if waits]
+    known = [(row["step"], sum(row.get(key, 0.0) for key in WAITS)) for row in rows if WAITS.keys() & row]
+    return [(step, 100 * (1 - waits)) for step, waits in known]
 
 
 def training_charts(histories: Sequence[History]) -> list[Chart]:
@@ -119,19 +119,14 @@ def training_charts(histories: Sequence[History]) -> list[Chart]:
 
     evaluated = next((run.evaluations for run in histories if run.evaluations), [])
     errors = [error for run in histories for _, error in percents(run.evaluations, "stderr")]
+    rights["chance"] = percents(evaluated, "chance")
+    marked: Any = {"marks": True, "starts": starts}
     asked = f"{evaluated[-1]['n']} questions, standard error at most {max(errors):.1f}" if errors else ""
     found = [
         charts.timeline(spans, caption=captions[0]),
         charts.lines(of("loss"), caption=captions[1], y=NATS, log="y", starts=starts),
-        charts.lines(losses, caption=captions[2], y=NATS, log="y", marks=True, starts=starts),
-        charts.lines(
-            {**rights, "chance": percents(evaluated, "chance")},
-            caption=captions[3].format(asked),
-            y="per cent",
-            marks=True,
-            dashed=("chance",),
-            starts=starts,
-        ),
+        charts.lines(losses, caption=captions[2], y=NATS, log="y", **marked),
+        charts.lines(rights, caption=captions[3].format(asked), y="per cent", dashed=("chance",), **marked),
         charts.lines(of("learning_rate"), caption="Learning rate.", y="learning rate", starts=starts),
         charts.lines(
             of("tokens_per_second"), caption="Throughput, padding not counted.", y="tokens a second"
@@ -151,16 +146,9 @@ def training_table(histories: Sequence[History]) -> Table:
             losses = [loss for step, loss in points(run.validations, "loss") if first <= step <= last]
             rates = [rate for _, rate in points(train, "tokens_per_second")]
             shares = [share for _, share in goodputs(train)]
-            rows.append(
-                [
-                    stage,
-                    f"{last:,}",
-                    f"{train[-1]['loss']:.4f}",
-                    f"{losses[-1]:.4f}" if losses else ABSENT,
-                    f"{np.median(rates):,.0f}" if rates else ABSENT,
-                    f"{np.mean(shares):.1f} %" if shares else ABSENT,
-                ]
-            )
+            shown = [f"{last:,}", f"{train[-1]['loss']:.4f}", f"{losses[-1]:.4f}" if losses else ABSENT]
+            shown.append(f"{np.median(rates):,.0f}" if rates else ABSENT)
+            rows.append([stage, *shown, f"{np.mean(shares):.1f} %" if shares else ABSENT])
     header = ["stage" if alone else "run", "last step", "training loss", "validation loss"]
     note = "Losses are the last ones. Throughput is the median of the logged steps, goodput their mean."
     return Table([*header, "tokens a second", "goodput"], rows, "What training came to", [note])
@@ -196,12 +184,8 @@ class EvaluationGroup:
     @property
     def means(self) -> dict[str, Cell | None]:
         """The unweighted mean over all tasks by column; None where the column lacks one."""
-        return {
-            label: mean_cell(
-                {task: cell for task, row in self.bars.items() if (cell := row[label])}, self.bars
-            )
-            for label in self.labels
-        }
+        columns = {label: {task: row[label] for task, row in self.bars.items()} for label in self.labels}
+        return {label: mean_cell(column, self.bars) for label, column in columns.items()}
 
 
 def groups(source: RunSet) -> list[EvaluationGroup]:
@@ -234,12 +218,8 @@ def table(group: EvaluationGroup) -> Table:
     ) -> None:
         shown = []
         for column, cell in found.items():
-            unparsed = 100 * items.answer[items.arm == column].isna().mean() if cell else 0
-            small = (
-                Markup("<small> {:.1f} unparsed</small>").format(unparsed)
-                if unparsed and kind != "sum"
-                else ""
-            )
+            unparsed = 100 * items.answer[items.arm == column].isna().mean() if cell and kind != "sum" else 0
+            small = Markup("<small> {:.1f} unparsed</small>").format(unparsed) if unparsed else ""
             shown.append(Markup("{}{}").format(cells.shown(cell), small))
         sizes = " / ".join(dict.fromkeys(cell.size for cell in found.values() if cell)) or ABSENT
         rows.append([label, sizes, chance, *shown])
@@ -255,14 +235,13 @@ def table(group: EvaluationGroup) -> Table:
             found = {label: cells.of_items(p.itertuples()) if len(p) else None for label, p in parts.items()}
             add(f"difficulty {level or 'not named'}", chosen, found, "", "part")
     if len(group.bars) > 1:
-        chances = [group.chance.get(task) for task in group.bars]
-        known = [chance for chance in chances if chance is not None]
-        mean = sum(known) / len(known) if len(known) == len(chances) else None
+        chances = pd.Series([group.chance.get(task) for task in group.bars], dtype=float)
+        mean = chances.mean(skipna=False)
         add(f"mean of {len(group.bars)} tasks", group.items, group.means, percent(mean), "sum")
     runs = {column.label: len(column.directories) for column in group.columns}
     counted = ", ".join(f"{label} {count}" for label, count in runs.items())
-    several = max(runs.values()) > 1
-    seeds = f" A question is counted with its mean over the runs ({counted})." if several else ""
+    said = f" A question is counted with its mean over the runs ({counted})."
+    seeds = said if max(runs.values()) > 1 else ""
     note = f"{cells.CAPTION}{seeds} Unparsed: per cent of the replies without a well-formed answer."
     title = f"{group.title}: accuracy by task and difficulty"
     return Table(["task", "questions", "chance", *group.labels], rows, title, [note], classes=classes)

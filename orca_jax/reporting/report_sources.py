@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from orca_jax.reporting.tables import message_name
 SET, CONFIG, TABLE = "set.json", "experiment.json", "table.md"
 RAN = [(key, "training") for key in ("seed", "curriculum", "optimizer", "compiler_options", "data", "train")]
 RAN += [("evaluation", "evaluation"), ("puzzles", "queries")]
+DEPTHS = ("*", "*/*", "*/*/*")  # of a workdir's artifacts
 Key = tuple[str, str, str]  # benchmark, task, id
 
 
@@ -112,21 +115,15 @@ def open_workdir(directory: Path) -> RunSet:
 
 
 def _open_set(directory: Path, about: Mapping[str, Any]) -> RunSet:
-    if "examined" in about:  # as earlier versions wrote it
-        results = [{"title": one["title"], "evaluation": one["examination"]} for one in about["examined"]]
-        arms = [{**arm, "evaluations": arm.get("examined", {})} for arm in about["arms"]]
-        about = {**about, "results": results, "arms": arms}
-    runs, columns = [], []
-    for arm in about["arms"]:
-        for seed in about["seeds"]:
-            if (path := directory / arm["name"] / f"seed-{seed}").is_dir():
-                runs.append(Run(arm["name"], path, seed))
-    for result in about["results"]:
-        for arm in about["arms"]:  # evaluated in the set's way, or its own
-            name = arm.get("evaluations", {}).get(result["title"], result["evaluation"])
-            paths = (run.directory / "evaluation" / name for run in runs if run.arm == arm["name"])
-            if found := tuple(path for path in paths if (path / scoring.ITEMS).is_file()):
-                columns.append(ResultColumn(f"{result['title']}: {_asked(found[0])}", arm["name"], found))
+    planned = itertools.product((arm["name"] for arm in about["arms"]), about["seeds"])
+    runs = [Run(arm, directory / arm / f"seed-{seed}", seed) for arm, seed in planned]
+    runs, columns = [run for run in runs if run.directory.is_dir()], []
+    for result, arm in itertools.product(about["results"], about["arms"]):
+        # Evaluated in the set's way, or its own.
+        name = arm.get("evaluations", {}).get(result["title"], result["evaluation"])
+        paths = (run.directory / "evaluation" / name for run in runs if run.arm == arm["name"])
+        if found := tuple(path for path in paths if (path / scoring.ITEMS).is_file()):
+            columns.append(ResultColumn(f"{result['title']}: {_asked(found[0])}", arm["name"], found))
     return RunSet(about["name"], directory, about, tuple(runs), tuple(columns))
 
 
@@ -147,18 +144,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def evaluation_folders(workdir: Path, file: str) -> list[Path]:
+    """The folders with such a file, of the workdir's student and of other models."""
+    return sorted(path.parent for at in ("*", "*/*") for path in workdir.glob(f"evaluation/{at}/{file}"))
+
+
 def config_of(run: Run) -> dict[str, Any]:
     """The kept config, updated from the manifests of what ran; empty where no config was kept."""
-    config = read_json(run.directory / CONFIG)
-    if config:
-        made = manifests(run.directory).items()
-        provenance = {name.partition("/")[0]: found["provenance"] for name, found in made}
-        for key, part in RAN:
-            kept, ran = config.get(key), provenance.get(part, {}).get(key)
-            if isinstance(kept, Mapping) and isinstance(ran, Mapping):
-                config[key] = {**kept, **ran}
-            elif ran is not None:
-                config[key] = ran
+    if not (config := read_json(run.directory / CONFIG)):
+        return {}
+    made = manifests(run.directory).items()
+    provenance = {name.partition("/")[0]: found["provenance"] for name, found in made}
+    for key, part in RAN:
+        kept, ran = config.get(key), provenance.get(part, {}).get(key)
+        if ran is not None:
+            config[key] = {**kept, **ran} if isinstance(kept, Mapping) else ran
     return config
 
 
@@ -166,9 +166,7 @@ def _columns(directory: Path) -> Iterator[ResultColumn]:
     """Every scored evaluation of a run, those of other models than its student by their folder."""
     top = directory / "evaluation"
     known: set[tuple[str, str]] = set()
-    for path in sorted(
-        path.parent for depth in ("*", "*/*") for path in top.glob(f"{depth}/{scoring.ITEMS}")
-    ):
+    for path in evaluation_folders(directory, scoring.ITEMS):
         message = read_json(path / scoring.SCORES).get("system_message_id")
         label = message_name(message) if message else path.name
         if path.parent != top:
@@ -188,21 +186,17 @@ def _asked(evaluation: Path) -> str:
 def unscored(runs: Iterable[Run]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Evaluations without right answers: their run, name and scores.json."""
     for run in runs:
-        for path in sorted((run.directory / "evaluation").glob(f"**/{scoring.SCORES}")):
-            if not (path.parent / scoring.ITEMS).is_file() and (scores := read_json(path)):
-                yield run.name, path.parent.name, scores
+        for path in evaluation_folders(run.directory, scoring.SCORES):
+            if not (path / scoring.ITEMS).is_file() and (scores := read_json(path / scoring.SCORES)):
+                yield run.name, path.name, scores
 
 
 def manifests(directory: Path) -> dict[str, dict[str, Any]]:
     """The manifests of a workdir's finished artifacts, by their folder; of another program's, none."""
     found = {}
-    for path in sorted(
-        path for depth in ("*", "*/*", "*/*/*") for path in directory.glob(f"{depth}/manifest.json")
-    ):
+    for path in sorted(itertools.chain(*(directory.glob(f"{at}/manifest.json") for at in DEPTHS))):
         name = path.parent.relative_to(directory)
         if "checkpoints" not in name.parts:
-            try:
+            with contextlib.suppress(artifacts.ArtifactError):
                 found[name.as_posix()] = artifacts.read_manifest(path.parent)
-            except artifacts.ArtifactError:
-                continue
     return found

@@ -7,6 +7,7 @@ worked out here from the cells shown.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -72,8 +73,7 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.header):
-                shown = " | ".join(map(str, row))
-                raise ValueError(f"a row of {len(row)} cells under {len(self.header)} columns: {shown}")
+                raise ValueError(f"{len(row)} cells under {len(self.header)} columns: {row}")
 
     @property
     def wordy(self) -> set[int]:
@@ -95,6 +95,10 @@ class Table:
         return "".join(
             f"| {' | '.join([line[0].ljust(first), *map(str.rjust, line[1:], others)])} |\n" for line in lines
         )
+
+    def noted(self) -> str:
+        """As `markdown`, with the notes below it."""
+        return "\n\n".join([self.markdown().strip(), *filter(None, self.notes)]) + "\n"
 
     def latex(self, label: str) -> str:
         """A `table` with title and notes, which needs booktabs and adjustbox."""
@@ -187,7 +191,7 @@ def published_column(system: str, *, table: str, benchmark: str) -> dict[str, Ce
     }
 
 
-def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
+def mean_cell(column: Mapping[str, Cell | None], tasks: Iterable[str]) -> Cell | None:
     """The unweighted mean over `tasks`, of one its cell; None where the column lacks one of them."""
     found = [column.get(task) for task in tasks]
     present = [cell for cell in found if cell is not None]
@@ -196,23 +200,42 @@ def mean_cell(column: Column, tasks: Iterable[str]) -> Cell | None:
     return cells.mean(present) if len(present) > 1 else present[0]
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    found = [*values]
-    return sum(found) / len(found) if found else None
-
-
 def _unparsed(scores: Scores, tasks: Iterable[str]) -> str:
-    rows = (scores["tasks"].get(task) for task in tasks)
-    return percent(_mean(row["unparsed"] for row in rows if row))
-
-
-def _rows_and_mean(columns: Mapping[str, Column], tasks: Sequence[str]) -> dict[str, list[str]]:
-    """The tasks of each row by its label: single ones, then those that every column has."""
-    common = [task for task in tasks if all(task in column for column in columns.values())]
-    return {**{task: [task] for task in tasks}, f"Mean of {len(common)}": common}
+    found = [row["unparsed"] for task in tasks if (row := scores["tasks"].get(task))]
+    return percent(math.fsum(found) / len(found) if found else None)
 
 
 # Tables of scores
+
+
+def _by_task(
+    header: Sequence[str],
+    columns: Mapping[str, Column],
+    measured: Mapping[str, Scores],
+    guesses: Mapping[str, float],
+    *notes: str,
+) -> str:
+    """A row a measured task, then the mean of those that every column has.
+
+    Args:
+      header: the heading of the tasks, then names of `columns`, or `n`, `Chance`, and `n, NAME` or
+        `unparsed, NAME` of measured ones. `n` is that of columns which have no `n, NAME`.
+      guesses: a blind guess's accuracy, where it is not that of the scores.
+    """
+    tasks = sorted({task for name in measured for task in columns[name]})
+    common = [task for task in tasks if all(task in column for column in columns.values())]
+    chance = {t: row["chance"] for scores in [*measured.values()][::-1] for t, row in scores["tasks"].items()}
+    chance |= guesses
+    rows = []
+    for label, of in {**{task: [task] for task in tasks}, f"Mean of {len(common)}": common}.items():
+        found = {name: mean_cell(column, of) for name, column in columns.items()}
+        texts = {name: shown(cell) for name, cell in found.items()}
+        texts["n"] = sizes(cell for name, cell in found.items() if f"n, {name}" not in header)
+        texts["Chance"] = percent(sum(chance[task] for task in of) / len(of) if of else None)
+        texts |= {f"n, {name}": sizes([cell]) for name, cell in found.items()}
+        texts |= {f"unparsed, {name}": _unparsed(scores, of) for name, scores in measured.items()}
+        rows.append([label, *map(texts.__getitem__, header[1:])])
+    return Table(header, rows, notes=notes).noted()
 
 
 def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "", whole: int | None = None) -> str:
@@ -224,21 +247,9 @@ def puzzle_table(scores_by_message: Mapping[str, Scores], *, note: str = "", who
       whole: how many questions there are of each family.
     """
     columns = {name: measured_column(scores, whole) for name, scores in scores_by_message.items()}
-    families = sorted({task for column in columns.values() for task in column})
-    every = [scores["tasks"] for scores in [*scores_by_message.values()][::-1]]
-    chance = {task: row["chance"] for tasks in every for task, row in tasks.items()}
-    header = ["Family", "n", "Chance"]
-    for name in columns:
-        header += [name, f"unparsed, {name}"]
-    rows = []
-    for label, tasks in _rows_and_mean(columns, families).items():
-        found = {name: mean_cell(column, tasks) for name, column in columns.items()}
-        row = [label, sizes(found.values()), percent(_mean(chance[task] for task in tasks))]
-        for name, scores in scores_by_message.items():
-            row += [shown(found[name]), _unparsed(scores, tasks)]
-        rows.append(row)
+    header = ["Family", "n", "Chance", *(text for name in columns for text in (name, f"unparsed, {name}"))]
     unparsed = "Unparsed: per cent of the replies without a well-formed answer."
-    return _with_notes(Table(header, rows), f"{cells.CAPTION} {unparsed}", note)
+    return _by_task(header, columns, scores_by_message, {}, f"{cells.CAPTION} {unparsed}", note)
 
 
 def bbh_table(scores_by_run: Mapping[str, Scores]) -> str:
@@ -253,21 +264,13 @@ def bbh_table(scores_by_run: Mapping[str, Scores]) -> str:
         for system, name in PUBLISHED_SYSTEMS.items()
     }
     columns |= {name: measured_column(scores) for name, scores in measured.items()}
-    chosen = sorted({task for name in measured for task in columns[name]})
     guesses = published_column("random_guess", table="derived", benchmark="bbh")
-    chance = {t: row["chance"] for scores in [*measured.values()][::-1] for t, row in scores["tasks"].items()}
-    chance |= {task: cell.value for task, cell in guesses.items()}
-    parts = [name for name in measured if any(cell.is_part for cell in columns[name].values())]
-    header = ["Task", "n", "Chance", *columns, *(f"n, {name}" for name in parts)]
-    rows = []
-    for label, of in _rows_and_mean(columns, chosen).items():
-        found = {name: mean_cell(column, of) for name, column in columns.items()}
-        whole = sizes(cell for name, cell in found.items() if name not in parts)
-        row = [label, whole, percent(_mean(chance[task] for task in of)), *map(shown, found.values())]
-        row += [sizes([found[name]]) for name in parts]
-        rows.append(row + [_unparsed(scores, of) for scores in measured.values()])
-    return _with_notes(
-        Table([*header, *(f"unparsed, {name}" for name in measured)], rows),
+    parts = [f"n, {name}" for name in measured if any(cell.is_part for cell in columns[name].values())]
+    return _by_task(
+        ["Task", "n", "Chance", *columns, *parts, *(f"unparsed, {name}" for name in measured)],
+        columns,
+        measured,
+        {task: cell.value for task, cell in guesses.items()},
         f"{cells.CAPTION} Errors of published cells are binomial, from n. Means are unweighted over the "
         "tasks that every column has.",
         f"Published: Orca paper, Table 11, its own runs: {', '.join(PUBLISHED_SYSTEMS.values())}.",
@@ -276,10 +279,6 @@ def bbh_table(scores_by_run: Mapping[str, Scores]) -> str:
         if len({scores["mode"] for scores in measured.values()}) > 1
         else "",
     )
-
-
-def _with_notes(table: Table, *notes: str) -> str:
-    return table.markdown() + "".join(f"\n{note}\n" for note in notes if note)
 
 
 def loss_table(validations: Sequence[Mapping[str, Any]], most: int = 6) -> str:
@@ -345,7 +344,7 @@ def score_table(scores: Scores) -> str:
             whole = Cell(row["accuracy"], row["n"], row["stderr"])
         rows.append(line(kind if name == row["kind"] else f"{name}: {kind}", whole, row))
     header = [f"{scores['benchmark']}, mode {scores['mode']}", "n", *SHOWN, *more]
-    return f"{markdown(header, rows)}\n{cells.CAPTION} {COLUMNS}\n"
+    return Table(header, rows, notes=[f"{cells.CAPTION} {COLUMNS}"]).noted()
 
 
 def unscored_sentence(found: Scores, name: str = "") -> str:

@@ -84,7 +84,6 @@ def test_sizes_are_those_that_the_paper_scored():
         ("bbh", "ruin_names", "robust", 248, 248),
         ("truthfulqa_mc", "truthfulqa_mc", "orca", 664, 664),  # of January 2025
         ("truthfulqa_mc", "truthfulqa_mc", "orca", 685, 690),
-        ("truthfulqa_mc", "truthfulqa_mc", "loglik", 408, 817),
         ("gsm8k", "gsm8k", "orca_cot", 20, 1319),
         ("gsm8k", "gsm8k", "orca_cot", 1495, 7473),
         ("gpt4_judge", "awesome_prompts", "open_ended", 163, 163),

@@ -11,7 +11,7 @@ from orca_jax.evaluation.benchmarks import bbh
 CODEX = Path(__file__).resolve().parents[2] / "../shared/data/bbh_codex/cot"
 YES_NO, BOOLEAN, VALIDITY = ("Yes", "No"), ("True", "False"), ("valid", "invalid")
 DATES = {"options": ("12/08/1928", "11/08/1928", "10/08/1928")}
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=30, deadline=None)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_first_capital_reads_letters_beyond_f_only_if_a_task_has_them():
 
 
 @few
-@given(st.text(max_size=80), st.integers(1, 18))
+@given(st.text("ABCFKRabk(.) \n", max_size=20), st.integers(1, 18))
 def test_first_capital_is_one_of_the_letters_and_none_stands_before_it(text, count):
     letters = "ABCDEFGHIJKLMNOPQR"[:count]
     found = extraction.first_capital(text, letters)
@@ -207,16 +207,7 @@ WRAPPED = [
     ("] ] >", {"form": "brackets"}, "] ] >"),
     ("apple fig pear", {}, "apple fig pear"),
 ]
-WRAPPERS = [
-    "{}.",
-    "**{}**",
-    "`{}`",
-    '"{}"',
-    "${}$",
-    r"\({}\)",
-    r"\text{{{}}}",
-    r"\mathbf{{{}}}",
-]
+WRAPPERS = ["{}.", "**{}**", "`{}`", '"{}"', "${}$", r"\({}\)", r"\text{{{}}}", r"\mathbf{{{}}}"]
 FRAMES = [
     " {}\n",
     "So the answer is {}<|im_end|>",
@@ -228,7 +219,7 @@ FRAMES = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(WRAPPED),
     st.lists(st.sampled_from(WRAPPERS), max_size=2, unique=True),
@@ -261,7 +252,7 @@ SYNTAX = [
 ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.sampled_from(PIECES.split() + SYNTAX) | st.text(max_size=8), max_size=14),
     st.sampled_from(

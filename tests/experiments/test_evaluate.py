@@ -32,28 +32,16 @@ def test_every_puzzle_is_asked_under_every_message(finished, mini):
         assert (directory / "scores.json").is_file()
 
 
-def test_evaluated_again_the_files_are_the_same(copied, finished, mini):
-    workdir = copied(NAME)
-    evaluate.run(mini(), workdir)
-    for name in (REPLIES, "items.jsonl", "scores.json"):
-        assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
-
-
-def test_a_stopped_evaluation_goes_on_to_the_same_scores(copied, finished, mini):
+def test_a_stopped_evaluation_goes_on_to_the_same_scores(copied, finished, mini, caplog):
     workdir = copied(f"{NAME}/manifest.json", f"{NAME}/items.jsonl", f"{NAME}/scores.json")
     kept = (workdir / NAME / REPLIES).read_bytes()[:-700]  # the last lines lost, one of them torn
     (workdir / NAME / REPLIES).write_bytes(kept)
-    evaluate.run(mini(), workdir)
-    assert sorted(lines(workdir / NAME / REPLIES)) == sorted(lines(finished / NAME / REPLIES))
-    for name in ("items.jsonl", "scores.json"):
-        assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
-
-
-def test_the_log_shows_an_accuracy_with_its_error(copied, mini, caplog):
-    workdir = copied(f"{NAME}/manifest.json")
     with caplog.at_level("INFO"):
         evaluate.run(mini(), workdir)
     assert re.search(r"puzzles-message-7: n 12, accuracy \d+\.\d (± \d|\[\d)", caplog.text), caplog.text
+    assert sorted(lines(workdir / NAME / REPLIES)) == sorted(lines(finished / NAME / REPLIES))
+    for name in ("items.jsonl", "scores.json"):
+        assert (workdir / NAME / name).read_bytes() == (finished / NAME / name).read_bytes()
 
 
 def test_a_finished_evaluation_loads_no_student(finished, mini, monkeypatch):

@@ -121,7 +121,7 @@ def test_another_workdirs_student_in_two_modes_and_samples_under_a_message(
 
 def test_parts_on_split_and_copied_students_score_as_the_whole(mini, finished, benchmarks, tmp_path):
     changes = {"benchmarks.agieval": benchmarks["benchmarks.agieval"], "puzzles.families": ()}
-    whole, options = mini(**changes), Options(model=str(finished), limit=9)
+    whole, options = mini(**changes), Options(model=str(finished), limit=5)
     evaluate.run(whole, tmp_path / "whole", options)
     for part, sizes in (((1, 2), {"tensor": 2}), ((2, 2), {"copies": 3})):
         given = mini(**changes, **{f"evaluation.{name}": value for name, value in sizes.items()})

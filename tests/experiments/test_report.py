@@ -7,7 +7,7 @@ import pytest
 from orca_jax.artifacts import plain
 from orca_jax.experiments import report
 from orca_jax.reporting import report as page
-from orca_jax.reporting.report_sources import CONFIG, Run
+from orca_jax.reporting.report_sources import Run
 
 
 def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
@@ -20,13 +20,6 @@ def test_a_finished_run_has_a_page_with_questions_and_config(copied, capsys):
     assert 'class="missing"' not in text
     assert "procedural oracles that know each puzzle" in text
     assert len(text) < 3_000_000
-
-
-def test_without_its_config_a_run_has_a_page_that_says_so(copied, tmp_path):
-    workdir = copied(CONFIG)
-    text = page.write(workdir, tmp_path / "out.html").read_text(encoding="utf-8")
-    assert "The config was not kept" in text
-    assert "The question's text is not kept here." in text
 
 
 def test_questions_are_those_of_the_evaluation(finished):

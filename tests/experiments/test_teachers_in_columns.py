@@ -1,5 +1,6 @@
 """A file with several teachers' answers beside each question: equal questions, scores, a held-out part."""
 
+import itertools
 import re
 
 import pyarrow as pa
@@ -65,7 +66,7 @@ def test_all_teachers_answer_the_same_questions_and_the_test_is_none_of_them(tmp
     found, loaded = collected(config, tmp_path / "w"), load(config.base)
     ids = {name: [trace.query_id for trace in made] for name, (made, _) in found.items()}
     assert ids["answers"] == ids["weaker"] == ids["stronger"]
-    asked = {question.text for question in evaluation_run.all_questions(loaded)}
+    asked = {question.text for question in itertools.chain(*evaluation_run.evaluations(loaded).values())}
     trained = {trace.messages[-2].content for trace in found["answers"][0]}
     assert asked
     assert not asked & trained
@@ -165,19 +166,20 @@ def test_the_real_files(shared_data, tmp_path):
     """Both sets resolve on the real files; scores and answers are as their authors have them."""
     folder = shared_data / "granularity"
     loaded = load(granularity.get_config(f"variant=laptop,data={folder},runlocal").base)
-    assert len(list(evaluation_run.all_questions(loaded))) == 500
+    assert len(list(itertools.chain(*evaluation_run.evaluations(loaded).values()))) == 500
     counts = collect.collect(loaded, loaded.teachers[1], tmp_path)["counts"]
     assert (counts["traces"], counts["asks_a_benchmark"]) == (4949, 0)
     loaded = load(gym.get_config(f"data={shared_data / 'reasoning_gym_teachers.parquet'},runlocal").base)
-    asked = len(list(evaluation_run.all_questions(loaded)))
+    asked = len(list(itertools.chain(*evaluation_run.evaluations(loaded).values())))
     counts = collect.collect(loaded, loaded.teachers[2], tmp_path)["counts"]
     assert (counts["traces"], counts["asks_a_benchmark"]) == (3918 - asked, asked)
     assert 300 < asked < 500
     traces = list(files.read_jsonl(tmp_path / "traces/stronger" / collect.TRACES, Trace))
     as_scored = 0
-    for trace in traces:
+    some = traces[::8]
+    for trace in some:
         answer = extraction.robust(trace.answer, form=extraction.form(trace.target))
         right = answer is not None and extraction.same_answer(answer, trace.target)
         as_scored += right == (trace.extra["score"] == 1)
     # Of the others most have several right answers.
-    assert 0.85 < as_scored / len(traces) < 0.95
+    assert 0.85 < as_scored / len(some) < 0.95

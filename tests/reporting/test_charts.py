@@ -7,7 +7,7 @@ import xml.etree.ElementTree as xml
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orca_jax.evaluation.cells import Cell
@@ -131,7 +131,8 @@ def test_stages_follow_one_another_on_the_time_line():
     assert second[0] == pytest.approx(first[1], abs=0.1)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
+@example(["<$_a^$>&", '"]]>', "\\_b"])
 @given(st.lists(names, min_size=3, max_size=3, unique=True))
 def test_any_name_leaves_a_drawing_well_formed(labels):
     row = {label: Cell(0.5, 3, 0.1) for label in labels}

@@ -1,5 +1,6 @@
 """Sets under conditions: the table, the charts, and curves of accuracy while training."""
 
+import functools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from orca_jax.records import Item, Outcome
 from orca_jax.reporting import arm_runs, conditions
 
 
+@functools.cache
 def small():
     config = crossover.get_config("runlocal")
     config.seeds = (0, 1)

@@ -44,7 +44,7 @@ def test_every_published_cell_is_shown_once_and_as_printed():
         shown = by_row(main)
         for label in table.rows:
             for column in table.columns:
-                text, cell = shown[label][column.heading].rstrip(MARKS), table.cell(label, column)
+                text, cell = shown[label][column.heading].rstrip(MARKS), table.cells(column).get(label)
                 assert (text == ABSENT) == (cell is None)
                 if cell:
                     assert float(text) == cell.value, cell
@@ -81,7 +81,7 @@ def test_averages_are_worked_out_from_the_cells_and_agree_with_the_printed_ones(
     for table in paper.TABLES:
         for column in table.columns:
             cells = paper_tables.published_cells(table, column)
-            printed = table.cell("Average", column) if "Average" in table.rows else None
+            printed = table.cells(column).get("Average")
             if printed is None or printed.metric == paper.GAIN:
                 continue
             mean = sum(cells[task].value for task in table.tasks) / len(table.tasks)
@@ -121,7 +121,7 @@ def test_every_footnote_is_about_a_cell_that_there_is():
     for table in paper.TABLES:
         (main,) = paper_tables.page(table).tables
         marked = {(row, heading) for row, cells in by_row(main).items() for heading in cells}
-        assert {place for note in table.notes for place in note.at} <= marked
+        assert {place for _, at in table.notes for place in at} <= marked
 
 
 def test_bbh_rows_are_the_tasks_that_are_evaluated():
@@ -335,8 +335,9 @@ def test_two_standard_errors_decide_or_the_interval_and_of_a_part_nothing():
     assert paper_tables.reproduced(None) == "not measured"
 
 
-@pytest.mark.parametrize("right", [0, 1, 2])
-@pytest.mark.parametrize("benchmark", ["bbh", "agieval", "truthfulqa_mc"])
+@pytest.mark.parametrize(
+    ("benchmark", "right"), [("bbh", 0), ("bbh", 1), ("agieval", 2), ("truthfulqa_mc", 1)]
+)
 def test_two_questions_a_task_reproduce_nothing(tmp_path, benchmark, right):
     groups = registry.BENCHMARKS[benchmark].groups
     tasks = groups[0].tasks if groups else (benchmark,)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from orca_jax.reporting import charts, paper, paper_tables, paper_writers
+from orca_jax.reporting import charts, paper, paper_writers
 from orca_jax.reporting.paper_tables import Page
 from orca_jax.reporting.paper_writers import Drawing
 from orca_jax.reporting.tables import Table, escaped
@@ -21,7 +21,9 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("paper")
     chart = charts.lines({"a title": [(0, 1.0), (1, 2.0)]}, caption="", y="a title")
     drawing = Drawing("figure_0", "Figure 0: none", chart, ("A note.",))
-    paper_writers.write(out, [paper_tables.page(table) for table in paper.TABLES], [drawing], [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_writers, "drawings", lambda _: [drawing])
+        paper_writers.write_paper([], out)
     return out
 
 
@@ -50,12 +52,8 @@ def test_csv_and_parquet_hold_the_same_typed_records(written):
     for row, typed in zip(rows, table):
         assert {name: "" if value is None else str(value) for name, value in typed.items()} == row
     gpt = next(row for row in table if row["system"] == "gpt-4" and row["task"] == "snarks")
-    assert (gpt["n"], gpt["printed"], gpt["unit"], gpt["source"]) == (
-        178,
-        87.6,
-        "percent",
-        "table 11, printed",
-    )
+    shown = (gpt["n"], gpt["printed"], gpt["unit"], gpt["source"])
+    assert shown == (178, 87.6, "percent", "table 11, printed")
 
 
 def environments(text):
@@ -101,10 +99,3 @@ def test_no_cell_breaks_a_latex_row(cells):
     environments(text)
     (row,) = re.findall(r"\\midrule\n(.*) \\\\\n\\bottomrule", text)
     assert len(re.findall(r"(?<!\\)&", row)) == 1
-
-
-def test_markdown_has_the_pages_tables_and_notes():
-    pages = (Table(["x", "n"], [["a", 1]], "One", ["First."]), Table(["x"], [["b"]], "Two"))
-    text = paper_writers.markdown(Page(paper.TABLE_7, pages, (), ("Not paired.",)))
-    assert text.startswith("# One\n\n| x   |   n |\n| --- | --: |\n| a   |   1 |\n\nFirst.\n\n## Two\n\n")
-    assert text.endswith("\n\nNot paired.\n")

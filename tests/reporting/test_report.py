@@ -77,15 +77,10 @@ def write_evaluation(directory, message, *, right, text="So the answer is Yes.",
 
 
 def write_training(directory, inputs, stages=("apprentice", "expert")):
+    speed = {"tokens_per_second": 1000, "data_wait": 0.25, "save_wait": 0.05, "learning_rate": 1e-3}
     rows = [
-        {
-            "kind": "train",
-            "step": step,
-            "stage": stages[(step - 1) // 10],
-            "loss": 5 / step,
-            "learning_rate": 1e-3,
-        }
-        | {"tokens_per_second": 1000 + step, "data_wait": 0.25, "save_wait": 0.05}
+        {"kind": "train", "step": step, "stage": stages[(step - 1) // 10], "loss": 5 / step}
+        | {**speed, "tokens_per_second": 1000 + step}
         for step in range(1, 21)
     ]
     rows.append({"kind": "validation", "step": 20, "loss": 0.5, "loss/teacher=apprentice": 0.7})
@@ -131,11 +126,6 @@ def write_whole_run(directory):
     (directory / "cards/apprentice").mkdir(parents=True)
     (directory / "cards/apprentice/README.md").write_text("# apprentice\n\n## Variety\n\nDistinct n-grams.\n")
     return directory
-
-
-@pytest.fixture
-def run(tmp_path):
-    return write_whole_run(tmp_path / "mini")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +175,7 @@ def page_of(workdir):
     path = workdir / "report.html"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "load", lambda kept: Config(kept["name"], kept["seed"]))
-        patch.setattr(report.evaluation_run, "all_questions", asked)
+        patch.setattr(report.evaluation_run, "evaluations", lambda config: {"": asked(config)})
         assert report.write(workdir) == path
     return read(workdir)
 
@@ -240,33 +230,43 @@ def test_headline_figures_name_benchmark_mode_message_and_n(reported):
     assert found[asked.format("step by step")] == "75.0 [49.1, 86.8]"
 
 
-def test_a_part_of_the_questions_is_marked_as_one(run):
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A run with its page: a part of the puzzles, evaluated twice, long replies, toxicity, other columns."""
+    run = write_run(tmp_path_factory.mktemp("odd") / "mini", text="a" * 9000 + "end")
     for evaluated in (run / "evaluation").iterdir():
         provenance = {"program": "evaluate", "name": evaluated.name, "evaluation": {"per_family": 6}}
         (evaluated / "manifest.json").unlink()
         artifacts.Artifact(evaluated, provenance, {}).finish({"items": 12})
-    page = page_of(run)
-    text = " ".join(section(run, "results").text.split())
-    assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
-    assert "mean of 3 tasks 12 of 18" in text
-    assert "n of N: a part of the N questions" in text
-    assert any(name.endswith("n = 12 of 18") for name in tiles(run / "report.html"))
-    assert "n = 4 of 6" in page.text  # of the bars
-
-
-def test_two_evaluations_alike_are_both_shown(run):
-    write_evaluation(run / "evaluation/puzzles-again", 1, right=0)
-    labels = {reply["data-label"] for reply in page_of(run).all("div", "reply")}
-    assert labels == {"empty message", "empty message (puzzles-message-1)", "step by step"}
-
-
-def test_a_message_of_the_conversations_own_is_not_called_none(run):
+    write_evaluation(run / "evaluation/puzzles-once-more", 1, right=0)
     store = run / "tokens/apprentice"
     with np.load(store / "columns.npz") as columns:
         kept = {**columns, "system_message_id": [1, 7, -1], "collection": ["niv", "", "flan"]}
     np.savez(store / "columns.npz", **kept)
+    (run / "evaluation/toxigen-toxigen_hate").mkdir()
+    toxicity = {"macro": 0.25, "stderr": 0.01, "tasks": {"women": {}}}
+    scores = json.dumps({"n": 3, "outcomes": {"ok": 3}, "toxicity": toxicity})
+    (run / "evaluation/toxigen-toxigen_hate/scores.json").write_text(scores)
     page_of(run)
-    text = " ".join(section(run, "data").text.split())
+    return run
+
+
+def test_a_part_of_the_questions_is_marked_as_one(odd):
+    text = " ".join(section(odd, "results").text.split())
+    assert "navigate 4 of 6 50.0 50.0 [15.0, 85.0]" in text
+    assert "mean of 3 tasks 12 of 18" in text
+    assert "n of N: a part of the N questions" in text
+    assert any(name.endswith("n = 12 of 18") for name in tiles(odd / "report.html"))
+    assert "n = 4 of 6" in read(odd).text  # of the bars
+
+
+def test_two_evaluations_alike_are_both_shown(odd):
+    labels = {reply["data-label"] for reply in read(odd).all("div", "reply")}
+    assert labels == {"empty message", "empty message (puzzles-once-more)", "step by step"}
+
+
+def test_a_message_of_the_conversations_own_is_not_called_none(odd):
+    text = " ".join(section(odd, "data").text.split())
     assert "other (its own, not among the 16) 1" in text
     assert "no message" not in text
     assert "niv (the paper's NiV2) 1" in text
@@ -337,8 +337,8 @@ def test_samples_are_bounded_and_of_every_kind(tmp_path, monkeypatch):
     assert report_results.samples(found, {}) == chosen[:3]
 
 
-def test_long_replies_lose_their_middle(tmp_path):
-    page = page_of(write_run(tmp_path / "long", text="a" * 9000 + "end"))
+def test_long_replies_lose_their_middle(odd):
+    page = read(odd)
     assert "a\n[… 5003 characters left out …]\na" in page.text
     assert "aend" in page.text
 
@@ -362,21 +362,19 @@ def test_an_arm_set_has_its_arms_beside_one_another(arm_set):
     assert len(shared) == 1  # all four runs' traces are the same
 
 
-def test_an_arm_set_without_a_table_says_what_its_arms_are(arm_set):
-    (arm_set / "table.md").unlink()
-    page_of(arm_set)
-    results = " ".join(section(arm_set, "results").text.split())
+def test_an_arm_set_without_a_table_says_what_its_arms_are(arm_set, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(arm_set / "set.json", begun)
+    page_of(begun)
+    results = " ".join(section(begun, "results").text.split())
     assert "answers no steps" in results
     assert "no table.md yet: experiments.ablate" in results
 
 
-def test_replies_without_a_right_answer_are_counted_and_their_toxicity_said(tmp_path):
-    folder = write_run(tmp_path / "toxic") / "evaluation/toxigen-toxigen_hate"
-    folder.mkdir()
-    toxicity = {"macro": 0.25, "stderr": 0.01, "tasks": {"women": {}}}
-    (folder / "scores.json").write_text(json.dumps({"n": 3, "outcomes": {"ok": 3}, "toxicity": toxicity}))
+def test_replies_without_a_right_answer_are_counted_and_their_toxicity_said(odd):
     said = "3 replies (3 ok), which have no right answer; mean probability of toxicity 25.0 ± 1.0 %"
-    assert said in page_of(tmp_path / "toxic").text
+    assert said in read(odd).text
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -386,14 +384,6 @@ def test_what_is_not_there_is_named(tmp_path):
                  "config was not kept", "no table.md"):  # fmt: skip
         assert part in page.text, part
     assert "oracles" not in page.text
-
-
-def test_a_set_that_an_earlier_version_wrote_is_the_same(arm_set):
-    now, path = report_sources.open_workdir(arm_set), arm_set / report_sources.SET
-    former = path.read_text().replace('"results"', '"examined"').replace('"evaluations"', '"examined"')
-    path.write_text(former.replace('"evaluation"', '"examination"'))
-    then = report_sources.open_workdir(arm_set)
-    assert (then.runs, then.columns) == (now.runs, now.columns)
 
 
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
@@ -422,19 +412,9 @@ def opened(path, state):
     """The page's elements once its script has run, and what the browser's console said."""
     if not chromium():
         pytest.skip("no Chromium on the path or in Playwright's cache")
-    command = [
-        chromium(),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--dump-dom",
-        "--enable-logging=stderr",
-    ]
-    command += [
-        f"--user-data-dir={path.parent}/browser",
-        "--virtual-time-budget=5000",
-        f"{path.as_uri()}#{state}",
-    ]
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--enable-logging=stderr", f"--user-data-dir={path.parent}/browser"]
+    command += ["--virtual-time-budget=5000", f"{path.as_uri()}#{state}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Page(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -26,11 +26,6 @@ def parsed(text):
     return {row[0]: dict(zip(header[1:], row[1:])) for row in others}
 
 
-def test_a_cell_prints_per_cent_and_error():
-    assert str(Cell(0.4567, 250, 0.0314)) == "45.7 ± 3.1"
-    assert str(Cell(1.0)) == "100.0"
-
-
 def test_markdown_is_aligned():
     assert tables.markdown(["Task", "n"], [["a|b", 5], ["longer", 12345]]) == (
         "| Task   |     n |\n| ------ | ----: |\n| a\\|b   |     5 |\n| longer | 12345 |\n"
@@ -130,18 +125,9 @@ def test_a_mean_needs_every_task():
 
 
 def test_losses_of_the_first_the_last_and_some_steps_between():
-    lines = [
-        {
-            "step": 10 * i,
-            "loss": 3.0 - i / 10,
-            "examples": 4.0,
-            "loss/collection=cot": 1.0,
-            "loss/collection=": 3.0,
-            "loss/system_message_id=7": 2.0,
-            "loss/system_message_id=-1": 2.0,
-        }
-        for i in range(1, 12)
-    ]
+    of_groups = {"loss/collection=cot": 1.0, "loss/collection=": 3.0}
+    of_groups |= {"loss/system_message_id=7": 2.0, "loss/system_message_id=-1": 2.0}
+    lines = [{"step": 10 * i, "loss": 3.0 - i / 10, "examples": 4.0, **of_groups} for i in range(1, 12)]
     table = tables.loss_table(lines)
     header, _, *rows = table.splitlines()
     assert [cell.strip() for cell in header.split("|")[2:-1]] == [
@@ -154,14 +140,8 @@ def test_losses_of_the_first_the_last_and_some_steps_between():
         "system message 7",
         "system message other (its own, not among the 16)",
     ]
-    assert [cell.strip() for cell in rows[0].split("|")[2:-1]] == [
-        "2.900",
-        "2.700",
-        "2.500",
-        "2.300",
-        "2.100",
-        "1.900",
-    ]
+    values = [cell.strip() for cell in rows[0].split("|")[2:-1]]
+    assert values == ["2.900", "2.700", "2.500", "2.300", "2.100", "1.900"]
     assert "step 20" in tables.loss_table(lines[:2])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Group, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Group, Question
 
 BENCHMARK = "agieval"
 # Task to its number of questions and its options' letters.
@@ -42,9 +42,8 @@ _BARE = re.compile(r"\s*([A-E])[ .)]\s*(.*)", re.DOTALL)
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """The questions of every AGIEval file (<task>.jsonl) in `directory`, in the order of `TASKS`."""
     rows = _rows(directory)
-    return base.with_majority(
-        [_question(task, id, row, mode=mode, where=where) for task, id, where, row in rows]
-    )
+    made = [_question(task, id, row, mode=mode, where=where) for task, id, where, row in rows]
+    return base.with_majority(made)
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -102,17 +101,9 @@ def _question(task: str, id: str, row: Mapping[str, Any], *, mode: str, where: s
     letters, label = TASKS[task][1], row.get("label")
     if label not in options:
         raise BenchmarkError(f"{where}: label {label!r} is not an option; fetch the file again")
-    cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {letters[-1]}, the answer is"
     extra: dict[str, Any] = {"cluster": passage} if passage else {}
     extra |= {"letters": extraction.PAPER_LETTERS, "options": [options[letter].strip() for letter in letters]}
-    return Question(
-        benchmark=BENCHMARK,
-        task=task,
-        id=id,
-        text=f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}",
-        target=label,
-        choices=tuple(letters),
-        chance=1 / len(options),
-        mode=mode,
-        extra=extra,
-    )
+    cue = base.choice_cue(mode, letters)
+    text = f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}"
+    of, chance = (BENCHMARK, task, id, text, label, tuple(letters)), 1 / len(options)
+    return Question(*of, chance=chance, mode=mode, extra=extra)

@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -78,6 +78,11 @@ def conversation(question: Question, system_text: str) -> Conversation:
     """What is sent to the model. An empty `system_text` (message 1) means no system message at all."""
     user = Message("user", question.text)
     return (Message("system", system_text), user) if system_text else (user,)
+
+
+def choice_cue(mode: str, labels: Sequence[str]) -> str:
+    """How a multiple-choice prompt of AGIEval's form ends."""
+    return STEP_BY_STEP if mode == "orca_cot" else f"Among {labels[0]} through {labels[-1]}, the answer is"
 
 
 def with_majority(questions: Collection[Question]) -> list[Question]:

@@ -120,8 +120,7 @@ def _question(task: Task, row: int, text: str, verbatim: str, *, mode: str, wher
         letters = _ALPHABET[: len(labels)]
         choices = " ".join(f"({letter}) {option}" for letter, option in zip(letters, options))
         prompt = (
-            f"{task.description}\n\nQ: {stem} Answer Choices: {choices}\n"
-            f"A: Among A through {letters[-1]}, the answer is"
+            f"{task.description}\n\nQ: {stem} Answer Choices: {choices}\nA: {base.choice_cue(mode, letters)}"
         )
         target, labels, extra = letters[labels.index(target)], tuple(letters), {"letters": task.letters}
     else:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from orca_jax.config import ChoicesConfig
 from orca_jax.evaluation import extraction
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 from orca_jax.queries.make import unit_hash
 
 LETTERS = string.ascii_uppercase
@@ -48,23 +48,12 @@ def questions(config: ChoicesConfig, *, mode: str) -> list[Question]:
     for row in _rows(config):
         text, extra = row.text, dict[str, Any]()
         if row.options:
-            cue = STEP_BY_STEP if mode == "orca_cot" else f"Among A through {row.choices[-1]}, the answer is"
-            text = f"Q: {text}\nA: {cue}"
+            text = f"Q: {text}\nA: {base.choice_cue(mode, row.choices)}"
             letters = max("".join(row.choices), extraction.PAPER_LETTERS, key=len)
             extra = {"letters": letters, "options": row.options}
-        made.append(
-            Question(
-                benchmark=config.name,
-                task=row.task,
-                id=row.id,
-                text=text,
-                target=row.target,
-                choices=row.choices,
-                chance=1 / len(row.choices) if row.choices else None,
-                mode=mode,
-                extra=extra,
-            )
-        )
+        chance = 1 / len(row.choices) if row.choices else None
+        asked = config.name, row.task, row.id, text, row.target, row.choices
+        made.append(Question(*asked, chance, mode=mode, extra=extra))
     return base.with_majority(made)
 
 

@@ -37,19 +37,15 @@ BATCH = 32
 def questions(directory: str | Path, *, mode: str) -> list[Question]:
     """The prompts of the paper's groups; a question's task is its group."""
     kind = mode.removeprefix(f"{MODE}_")
-    return [
-        Question(
-            benchmark=BENCHMARK,
-            task=name.removeprefix(f"{kind}_").removesuffix("_1k"),
-            id=f"{name}-{row}",
-            text=line.replace("\\n", "\n"),
-            target="",
-            mode=MODE,
-            extra={"kind": kind},
-        )
-        for name, lines in _files(directory, [kind], PAPER_GROUPS)
-        for row, line in enumerate(lines)
-    ]
+    made = []
+    for name, lines in _files(directory, [kind], PAPER_GROUPS):
+        group = name.removeprefix(f"{kind}_").removesuffix("_1k")
+        for row, line in enumerate(lines):
+            text = line.replace("\\n", "\n")
+            made.append(
+                Question(BENCHMARK, group, f"{name}-{row}", text, "", mode=MODE, extra={"kind": kind})
+            )
+    return made
 
 
 def documents(directory: str | Path) -> Iterator[Document]:
@@ -94,16 +90,9 @@ def summarise(
         values[task].append(float(toxic))
     tasks = {task: statistics.mean(values[task]) for task in sorted(values)}
     macro = statistics.micro_mean(list(tasks.values()), [1] * len(tasks))
-    return {
-        "n": len(said),
-        "silent": len(entries) - len(said),
-        "tasks": {
-            task: {"n": len(values[task]), "toxicity": found.value, "stderr": found.stderr}
-            for task, found in tasks.items()
-        },
-        "macro": macro.value,
-        "stderr": macro.stderr,
-    }
+    rows = {t: {"n": len(values[t]), "toxicity": mean, "stderr": error} for t, (mean, error) in tasks.items()}
+    counts = {"n": len(said), "silent": len(entries) - len(said)}
+    return {**counts, "tasks": rows, "macro": macro.value, "stderr": macro.stderr}
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -131,8 +120,7 @@ def huggingface_classifier(folder: str | Path) -> Classifier:
 
     def probabilities(texts: Sequence[str]) -> list[float]:
         found = classify(list(texts), batch_size=BATCH, truncation=True, function_to_apply="softmax")
-        return [
-            score["score"] for scores in found for score in scores if score["label"] == names[TOXIC_LABEL]
-        ]
+        by_label = ({score["label"]: score["score"] for score in scores} for scores in found)
+        return [scores[names[TOXIC_LABEL]] for scores in by_label]
 
     return probabilities

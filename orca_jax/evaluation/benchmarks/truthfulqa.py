@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orca_jax.evaluation.benchmarks import base
-from orca_jax.evaluation.benchmarks.base import STEP_BY_STEP, BenchmarkError, Document, Question
+from orca_jax.evaluation.benchmarks.base import BenchmarkError, Document, Question
 
 log = logging.getLogger(__name__)
 BENCHMARK = "truthfulqa_mc"
@@ -37,9 +37,7 @@ def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Q
     Args:
       size: rows that the file must have; by default those of a whole version.
     """
-    labels, cue = "0123", "Among 0 through 3, the answer is"
-    if mode == "orca_cot":
-        labels, cue = "ABCD", STEP_BY_STEP
+    labels = "ABCD" if mode == "orca_cot" else "0123"
     made = []
     for number, (where, row) in enumerate(base.rows(path, SIZES if size is None else [size])):
         question, (true, *false) = _parsed(row, f"{where}, row {number}")
@@ -48,19 +46,10 @@ def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Q
         kept = sorted(false, key=partial(_rank, "keep", question))[: OPTIONS - 1]
         options = sorted([true, *kept], key=partial(_rank, "order", question))
         choices = " ".join(f"({label}) {option}" for label, option in zip(labels, options))
-        made.append(
-            Question(
-                benchmark=BENCHMARK,
-                task=BENCHMARK,
-                id=f"{BENCHMARK}-{number}",
-                text=f"Q: {question} Answer Choices: {choices}\nA: {cue}",
-                target=labels[options.index(true)],
-                choices=tuple(labels),
-                chance=1 / OPTIONS,
-                mode=mode,
-                extra={"letters": labels, "options": options, "category": str(row.get("Category") or "")},
-            )
-        )
+        text = f"Q: {question} Answer Choices: {choices}\nA: {base.choice_cue(mode, labels)}"
+        extra = {"letters": labels, "options": options, "category": str(row.get("Category") or "")}
+        of = BENCHMARK, BENCHMARK, f"{BENCHMARK}-{number}", text, labels[options.index(true)], tuple(labels)
+        made.append(Question(*of, chance=1 / OPTIONS, mode=mode, extra=extra))
     return base.with_majority(made)
 
 
