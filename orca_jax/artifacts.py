@@ -321,7 +321,7 @@ def differences(there: Any, now: Any, where: str = "") -> Iterator[str]:
         for index, (before, after) in enumerate(itertools.zip_longest(there, now, fillvalue=ABSENT)):
             yield from differences(before, after, f"{where}[{index}]")
     elif there != now and all(isinstance(one, str) and SHA256.fullmatch(one) for one in (there, now)):
-        yield f"{where}: other contents"
+        yield f"{where}: contents {there[:8]} there, {now[:8]} now"
     elif there != now:
         before, after = (
             "absent" if one is ABSENT else repr(json.loads(json.dumps(one, default=str)))

@@ -301,7 +301,10 @@ class Program:
         text = (command.help if word else self.doc).replace("-m experiments.", f"-m {_package()}.")
         paragraphs = text.strip().split("\n\n")
         parts = [
-            text if text.startswith((" ", "python")) else textwrap.fill(text, _width()) for text in paragraphs
+            "\n".join(map(_command, text.splitlines()))
+            if text.startswith((" ", "python"))
+            else textwrap.fill(text, _width())
+            for text in paragraphs
         ]
         if not word and "" not in self.commands:
             lines = [_row(name, each.help.splitlines()[0]) for name, each in self.commands.items()]
@@ -336,6 +339,12 @@ def _package() -> str:
     """Where the programs are as they were started: `experiments` is in a clone alone."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name.rpartition(".")[0] if spec else "orca_jax.experiments"
+
+
+def _command(line: str) -> str:
+    """A command of the help, on several lines where it is wider than the terminal."""
+    words = textwrap.wrap(line, _width() - 2, break_long_words=False, break_on_hyphens=False)
+    return line if len(line) <= _width() else " \\\n        ".join(words)
 
 
 def _refuse(text: str) -> NoReturn:

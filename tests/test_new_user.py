@@ -55,9 +55,12 @@ def test_a_released_student_is_tuned_in_a_laptops_memory():
     assert train.batch_rows == train.accumulation
 
 
-def test_changed_contents_are_named_without_their_digests():
+def test_changed_contents_are_named_by_the_beginning_of_their_digests():
     there, now = {"limit": 2, "questions": "0" * 64}, {"limit": 3, "questions": "1" * 64}
-    assert list(differences(there, now)) == ["limit: 2 there, 3 now", "questions: other contents"]
+    assert list(differences(there, now)) == [
+        "limit: 2 there, 3 now",
+        "questions: contents 00000000 there, 11111111 now",
+    ]
 
 
 def test_help_names_programs_as_an_installed_package_has_them(monkeypatch, capsys):
@@ -65,6 +68,10 @@ def test_help_names_programs_as_an_installed_package_has_them(monkeypatch, capsy
     with pytest.raises(SystemExit):
         cli.Program("Runs.\n\npython -m experiments.run --workdir=W", cli.OUT).start(["--help"])
     assert "python -m orca_jax.experiments.run --workdir=W" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        cli.Program("Runs.\n\npython -m experiments.run --workdir=WORKDIR --seeds=0").start(["--help"])
+    assert "--workdir=WORKDIR \\\n        --seeds=0\n" in capsys.readouterr().out
 
 
 def test_the_programs_are_listed(repo):
