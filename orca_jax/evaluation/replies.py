@@ -194,9 +194,17 @@ def _samples(file: Path, task: str, metric: str) -> list[Item]:
             raise BenchmarkError(
                 f"{where}: {full} is {value!r:.40}, neither 1 (right) nor 0 (wrong); name another by --metric"
             )
-    items = []
-    for _, row, value in samples:
-        read = bool(value), str(row.get("filtered_resps")), str(row.get("target"))
-        id = f"{row['doc_id']}-{row.get('doc_hash', '')[:8]}"
-        items.append(Item(LM_EVAL, task, id, 0, full, Outcome.OK, *read))
-    return items
+    return [
+        Item(
+            benchmark=LM_EVAL,
+            task=task,
+            id=f"{row['doc_id']}-{row.get('doc_hash', '')[:8]}",
+            seed=0,
+            mode=full,
+            outcome=Outcome.OK,
+            correct=bool(value),
+            answer=str(row.get("filtered_resps")),
+            target=str(row.get("target")),
+        )
+        for _, row, value in samples
+    ]

@@ -95,10 +95,20 @@ def score(
         # Of free answers the form does not matter, except in the modes that compare letter by letter.
         alike = extraction.same_answer if parse is _robust and not question.choices else operator.eq
         alike = extraction.bbeh_alike if mode == "bbeh" else alike
-        correct = answer is not None and alike(answer, question.target)
-        extra = question.details(reply.text) if question.details else {}
-        of = (*question.key, seed, mode, reply.outcome)
-        items.append(Item(*of, correct, answer, question.target, system_message_id, extra))
+        item = Item(
+            benchmark=question.benchmark,
+            task=question.task,
+            id=question.id,
+            seed=seed,
+            mode=mode,
+            outcome=reply.outcome,
+            correct=answer is not None and alike(answer, question.target),
+            answer=answer,
+            target=question.target,
+            system_message_id=system_message_id,
+            extra=question.details(reply.text) if question.details else {},
+        )
+        items.append(item)
     return items
 
 
@@ -126,7 +136,7 @@ def summarise(
     if len(heads) != 1:
         found = ", ".join(map(str, sorted(heads, key=str))) or "no item"
         raise ValueError(f"scores are of one (benchmark, mode, system message), found {found}")
-    [(benchmark, *_)] = heads
+    [(benchmark, mode, system_message_id)] = heads
     by_task = collections.defaultdict[str, list[Item]](list)
     for item in items:
         if (benchmark, item.task, item.id) not in by_key:
@@ -138,7 +148,9 @@ def summarise(
         group.name: _group_scores(group, tasks) for group in every if not tasks.keys().isdisjoint(group.tasks)
     }
     return {
-        **dict(zip(("benchmark", "mode", "system_message_id"), *heads)),
+        "benchmark": benchmark,
+        "mode": mode,
+        "system_message_id": system_message_id,
         "seeds": sorted({item.seed for item in items}),
         "tasks": tasks,
         "macro": aggregates["macro"]["accuracy"],

@@ -78,7 +78,7 @@ def test_items_are_those_of_the_families_and_difficulties():
 
 
 def test_an_interaction_needs_twice_as_much():
-    one = dict(arm="explanations", minus="answers", at_least=0, conditions=("object_counting-4",))
+    one = dict(arm="explanations", minus="answers", at_least=0, conditions=("nested_booleans-8",))
     config = crossover.get_config("variant=families")
     config.hypotheses = [
         dict(one, name="alone"),

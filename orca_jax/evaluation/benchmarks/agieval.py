@@ -104,6 +104,14 @@ def _question(task: str, id: str, row: Mapping[str, Any], *, mode: str, where: s
     extra: dict[str, Any] = {"cluster": passage} if passage else {}
     extra |= {"letters": extraction.PAPER_LETTERS, "options": [options[letter].strip() for letter in letters]}
     cue = base.choice_cue(mode, letters)
-    text = f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}"
-    of, chance = (BENCHMARK, task, id, text, label, tuple(letters)), 1 / len(options)
-    return Question(*of, chance=chance, mode=mode, extra=extra)
+    return Question(
+        benchmark=BENCHMARK,
+        task=task,
+        id=id,
+        text=f"{passage}Q: {question} Answer Choices: {_shown(options)}\nA: {cue}",
+        target=label,
+        choices=tuple(letters),
+        chance=1 / len(options),
+        mode=mode,
+        extra=extra,
+    )

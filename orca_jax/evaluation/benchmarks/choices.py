@@ -51,9 +51,19 @@ def questions(config: ChoicesConfig, *, mode: str) -> list[Question]:
             text = f"Q: {text}\nA: {base.choice_cue(mode, row.choices)}"
             letters = max("".join(row.choices), extraction.PAPER_LETTERS, key=len)
             extra = {"letters": letters, "options": row.options}
-        chance = 1 / len(row.choices) if row.choices else None
-        asked = config.name, row.task, row.id, text, row.target, row.choices
-        made.append(Question(*asked, chance, mode=mode, extra=extra))
+        made.append(
+            Question(
+                benchmark=config.name,
+                task=row.task,
+                id=row.id,
+                text=text,
+                target=row.target,
+                choices=row.choices,
+                chance=1 / len(row.choices) if row.choices else None,
+                mode=mode,
+                extra=extra,
+            )
+        )
     return base.with_majority(made)
 
 

@@ -21,12 +21,20 @@ def questions(puzzles: Sequence[Puzzle], *, mode: str = "robust") -> list[Questi
     def label(choice: str) -> str:
         return choice.removeprefix("(").removesuffix(")")
 
-    made = []
-    for puzzle in puzzles:
-        target, choices = puzzle.target, tuple(map(label, puzzle.choices))
-        asked = BENCHMARK, puzzle.family, puzzle.id, puzzle.question, label(target) if choices else target
-        details = partial(_details, puzzle)
-        made.append(Question(*asked, choices, puzzle.chance, mode=mode, details=details))
+    made = [
+        Question(
+            benchmark=BENCHMARK,
+            task=puzzle.family,
+            id=puzzle.id,
+            text=puzzle.question,
+            target=label(puzzle.target) if puzzle.choices else puzzle.target,
+            choices=tuple(map(label, puzzle.choices)),
+            chance=puzzle.chance,
+            mode=mode,
+            details=partial(_details, puzzle),
+        )
+        for puzzle in puzzles
+    ]
     return base.with_majority(made)
 
 

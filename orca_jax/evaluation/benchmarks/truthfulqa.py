@@ -46,10 +46,19 @@ def questions(path: str | Path, *, mode: str, size: int | None = None) -> list[Q
         kept = sorted(false, key=partial(_rank, "keep", question))[: OPTIONS - 1]
         options = sorted([true, *kept], key=partial(_rank, "order", question))
         choices = " ".join(f"({label}) {option}" for label, option in zip(labels, options))
-        text = f"Q: {question} Answer Choices: {choices}\nA: {base.choice_cue(mode, labels)}"
-        extra = {"letters": labels, "options": options, "category": str(row.get("Category") or "")}
-        of = BENCHMARK, BENCHMARK, f"{BENCHMARK}-{number}", text, labels[options.index(true)], tuple(labels)
-        made.append(Question(*of, chance=1 / OPTIONS, mode=mode, extra=extra))
+        made.append(
+            Question(
+                benchmark=BENCHMARK,
+                task=BENCHMARK,
+                id=f"{BENCHMARK}-{number}",
+                text=f"Q: {question} Answer Choices: {choices}\nA: {base.choice_cue(mode, labels)}",
+                target=labels[options.index(true)],
+                choices=tuple(labels),
+                chance=1 / OPTIONS,
+                mode=mode,
+                extra={"letters": labels, "options": options, "category": str(row.get("Category") or "")},
+            )
+        )
     return base.with_majority(made)
 
 
