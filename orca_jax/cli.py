@@ -63,6 +63,7 @@ COMPILED_BYTES = 2 << 30  # of compiled programs that are kept
 ADVICE = {
     os.strerror(errno.ENOSPC): "The disk is full: free some space and run the same command again to go on",
     os.strerror(errno.ENOENT): "Correct the path; a relative one starts at the folder of the command",
+    os.strerror(errno.EISDIR): "That is a folder: name the file in it",
     os.strerror(errno.EADDRINUSE): "Another program listens there: give another port (0: any that is free)",
     "Unable to initialize backend": "Unset JAX_PLATFORMS, or install the extra for these devices: tpu, cuda",
 }

@@ -85,6 +85,7 @@ CASES = {
     "wrong path of a trace file": Case(
         "run", TRACES + "gpt5.jsonl", ("No such file", "gpt5.jsonl", "Correct the path")
     ),
+    "a folder as a trace file": Case("run", TRACES + "{finished}", ("Is a directory", "name the file in it")),
     "bad line in a trace file": Case(
         "run", TRACES + "{bad}", ("bad.jsonl:2: not a JSON object on one line", "column")
     ),
