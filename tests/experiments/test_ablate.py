@@ -40,7 +40,7 @@ def one_alone(tmp_path_factory):
     """The folder of a set of which one arm and seed ran first, what was in it then, and its table."""
     directory = tmp_path_factory.mktemp("ablation")
     text = ablate.ablate(small(), directory, given(arms=["answers"], seeds=["1"]))
-    return directory, {str(path.relative_to(directory)) for path in directory.glob("*/*")}, text
+    return directory, {str(path.relative_to(directory)) for path in directory.glob("*/*/")}, text
 
 
 @pytest.fixture(scope="module")

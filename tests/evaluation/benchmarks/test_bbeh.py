@@ -48,7 +48,7 @@ def test_tasks_are_averaged_by_the_papers_harmonic_mean(folder):
     assert len(group["missing"]) == 21
     assert found["micro"] == 60 / 320
     shown = " ".join(tables.score_table(found).split())
-    assert "all23 (harmonic of 2, 21 missing) | 320 | 2.0 ± " in shown
+    assert "all23: harmonic mean of 2 tasks, 21 missing | 320 | 2.0 ± " in shown
 
 
 def test_its_error_is_that_of_small_changes():
