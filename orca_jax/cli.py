@@ -24,7 +24,6 @@ can import one another. One thing has one name in all programs: take CONFIG, MOD
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import difflib
@@ -49,7 +48,7 @@ from absl import flags
 
 from orca_jax import config, plugins, storage
 from orca_jax.config import DType
-from orca_jax.config_check import ConfigError
+from orca_jax.config_check import ConfigError, set_key
 from orca_jax.scrubbing import scrub
 
 log = logging.getLogger(__name__)
@@ -374,40 +373,8 @@ def _config(given: str, changes: Sequence[Sequence[str]]) -> dict[str, Any]:
         raise ConfigError(f"{file}: {error.args[0] if error.args else error}") from error
     values: dict[str, Any] = json.loads(made.to_json_best_effort())
     for path, text in changes:
-        _set(values, re.findall(r"[^.\[\]]+", path), text)
+        set_key(values, re.findall(r"[^.\[\]]+", path), text)
     return values
-
-
-def _set(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
-    """Sets the config key at the path `keys`; whether there is such a key, loading the config will say."""
-    key, *rest = keys
-    at: Any = int(key) if isinstance(part, list) and key.isdecimal() else key
-    if not isinstance(part, list | dict):
-        raise ConfigError(f"config key '{place}' is {part!r:.60}, and has no '{key}'")
-    if isinstance(part, list) and at not in range(len(part)):
-        raise ConfigError(
-            f"config key '{place}' has {len(part)} entries, counted from 0; there is no [{key}]"
-        )
-    if rest and isinstance(part, dict) and part.get(at) is None:
-        part[at] = {}  # a section that is left out by default
-    now = part.setdefault(at, None) if isinstance(part, dict) else part[at]
-    if rest:
-        _set(now, rest, text, f"{place}[{key}]" if isinstance(part, list) else f"{place}.{key}".lstrip("."))
-    else:
-        part[at] = _value(text, now)
-
-
-def _value(text: str, now: Any) -> Any:
-    """What a text means: itself where a text stands now, else the Python value that it spells, if it does."""
-    value: Any = text
-    if isinstance(now, bool) and text in ("0", "1"):
-        return text == "1"
-    if not isinstance(now, str) or re.match(r"\{\s*('|\"|\})", text):  # a mapping may take a word's place
-        with contextlib.suppress(SyntaxError, ValueError):
-            value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
-    if isinstance(now, list) and not isinstance(value, list | tuple):
-        return text.split(",") if value is text else [value]
-    return value
 
 
 # Errors and the log

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -141,3 +143,40 @@ def check_distinct(what: str, names: Sequence[str], more: bool = True, advice: s
     """Raises ValueError where two of the names are the same, or `more` does not hold; `advice` says what."""
     if len(set(names)) < len(names) or not more:
         raise ValueError(f"{what} need distinct names{advice}; got {', '.join(names)}")
+
+
+# Keys on the command line
+
+
+def set_key(part: Any, keys: Sequence[str], text: str, place: str = "") -> None:
+    """Sets the config key at the path `keys`; whether there is such a key, loading the config will say."""
+    key, *rest = keys
+    at: Any = int(key) if isinstance(part, list) and key.isdecimal() else key
+    if not isinstance(part, list | dict):
+        raise ConfigError(f"config key '{place}' is {part!r:.60}, and has no '{key}'")
+    if isinstance(part, list) and at not in range(len(part)):
+        raise ConfigError(
+            f"config key '{place}' has {len(part)} entries, counted from 0; there is no [{key}]"
+        )
+    if rest and isinstance(part, dict) and part.get(at) is None:
+        part[at] = {}  # a section that is left out by default
+    now = part.setdefault(at, None) if isinstance(part, dict) else part[at]
+    if rest:
+        set_key(
+            now, rest, text, f"{place}[{key}]" if isinstance(part, list) else f"{place}.{key}".lstrip(".")
+        )
+    else:
+        part[at] = _value(text, now)
+
+
+def _value(text: str, now: Any) -> Any:
+    """What a text means: itself where a text stands now, else the Python value that it spells, if it does."""
+    value: Any = text
+    if isinstance(now, bool) and text in ("0", "1"):
+        return text == "1"
+    if not isinstance(now, str) or re.match(r"\{\s*('|\"|\})", text):  # a mapping may take a word's place
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
+    if isinstance(now, list) and not isinstance(value, list | tuple):
+        return text.split(",") if value is text else [value]
+    return value

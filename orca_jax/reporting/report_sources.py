@@ -115,6 +115,10 @@ def open_workdir(directory: Path) -> RunSet:
 
 
 def _open_set(directory: Path, about: Mapping[str, Any]) -> RunSet:
+    if "examined" in about:  # as version 0.1.0 wrote it
+        results = [{"title": one["title"], "evaluation": one["examination"]} for one in about["examined"]]
+        arms = [{**arm, "evaluations": arm.get("examined", {})} for arm in about["arms"]]
+        about = {**about, "results": results, "arms": arms}
     planned = itertools.product((arm["name"] for arm in about["arms"]), about["seeds"])
     runs = [Run(arm, directory / arm / f"seed-{seed}", seed) for arm, seed in planned]
     runs, columns = [run for run in runs if run.directory.is_dir()], []

@@ -58,6 +58,23 @@ SCHEMA = (
     """CREATE INDEX attempts_by_outcome ON attempts
   (endpoint, outcome, answer, prompt_tokens, completion_tokens, finished)""",
 )
+# Version 2 had tables of settings, requests, attempts, what is sent, and which attempt answers which request.
+FROM_VERSION_2 = (
+    "DROP TRIGGER count_request",
+    "DROP TRIGGER count_answer",
+    "DROP TRIGGER count_attempt",
+    "ALTER TABLE attempts RENAME TO old_attempts",
+    *SCHEMA,
+    """INSERT INTO attempts SELECT a.id, endpoint, key, outcome, a.id IS answer, prompt_tokens,
+  completion_tokens, latency, finished, NULL, sampling, sample, messages, text, raw
+  FROM lookup JOIN requests r ON r.id = lookup.request JOIN settings s ON s.id = r.setting
+  JOIN old_attempts a ON a.request = r.id""",
+    f"""INSERT INTO attempts SELECT NULL, endpoint, key, '{IN_FLIGHT}', 0, prompt_tokens,
+  completion_tokens, 0, started, ticket, sampling, sample, messages, x'', NULL
+  FROM sent JOIN lookup USING (request) JOIN requests r ON r.id = request
+  JOIN settings s ON s.id = r.setting""",
+    *(f"DROP TABLE {name}" for name in ("lookup", "sent", "counts", "old_attempts", "requests", "settings")),
+)
 _ADVICE = {
     "SQLITE_NOTADB": "it is no ledger: use another path",
     "SQLITE_BUSY": f"another process held it for {BUSY_SECONDS:.0f} s: stop that one, or run again later",
@@ -339,14 +356,14 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
             raise LedgerError(f"{self.path}: {error}" + (f"; {advice}" if advice else "")) from error
 
     def _prepare(self) -> None:
-        """Makes the table in a blank file, and refuses any file but a ledger."""
-        if self._is_blank():
-            with self._transaction():
-                if self._is_blank():  # the first of several processes makes it
-                    for statement in SCHEMA:
-                        self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        """Makes the table in a blank file, brings an older ledger up to date, and refuses any other file."""
+        if self._version() in (0, 2):
+            with self._transaction():  # the first of several processes does it
+                version = self._version()
+                for statement in {0: SCHEMA, 2: FROM_VERSION_2}.get(version, ()):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         deadline = time.monotonic() + BUSY_SECONDS
         while True:  # SQLite itself does not wait where two processes change to WAL at once
             try:
@@ -358,20 +375,21 @@ class Ledger(contextlib.AbstractContextManager["Ledger"]):
                 time.sleep(0.01)
         self._connection.execute("PRAGMA synchronous = NORMAL")
 
-    def _is_blank(self) -> bool:
-        tables = self._rows("SELECT 1 FROM sqlite_master")  # first: others may make them meanwhile
-        pragmas = ("application_id", "user_version")
-        application, version = (self._rows(f"PRAGMA {name}")[0][0] for name in pragmas)
+    def _version(self) -> int:
+        """The schema's version; 0 for a blank file."""
+        ((tables,),) = self._rows("SELECT count(*) FROM sqlite_master")
+        ((application,),) = self._rows("PRAGMA application_id")
+        ((version,),) = self._rows("PRAGMA user_version")
         if not tables and not application:
-            return True
+            return 0
         if application != APPLICATION_ID:
             raise LedgerError(f"{self.path} is an SQLite file but not a ledger; use another path")
-        if version != SCHEMA_VERSION:
+        if version not in (2, SCHEMA_VERSION):
             raise LedgerError(
                 f"{self.path} is a ledger of version {version}, and this program knows version "
                 f"{SCHEMA_VERSION}; use the release that made it, or another path"
             )
-        return False
+        return int(version)
 
 
 def id_array(ids: Iterable[bytes]) -> np.ndarray:

@@ -161,9 +161,8 @@ class Trainer:
         with jax.set_mesh(self.mesh), hosts.DeferredSignals() as self.signals:
             self.signals.at_once = True
             done, state, owed = self._start()
-            self.metrics = (
-                Metrics(self.directory, done, self.train.wandb) if jax.process_index() == 0 else None
-            )
+            first = jax.process_index() == 0
+            self.metrics = Metrics(self.directory, done, self.train.wandb) if first else None
             try:
                 if owed:
                     self._assess(state, done)

@@ -386,6 +386,17 @@ def test_what_is_not_there_is_named(tmp_path):
     assert "oracles" not in page.text
 
 
+def test_a_set_of_version_0_1_0_is_the_same(arm_set, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(arm_set, old, symlinks=True)
+    path = old / report_sources.SET
+    former = path.read_text().replace('"results"', '"examined"').replace('"evaluations"', '"examined"')
+    path.write_text(former.replace('"evaluation"', '"examination"'))
+    now, then = report_sources.open_workdir(arm_set), report_sources.open_workdir(old)
+    assert [(run.arm, run.seed) for run in then.runs] == [(run.arm, run.seed) for run in now.runs]
+    assert [column[:2] for column in then.columns] == [column[:2] for column in now.columns] != []
+
+
 def test_a_folder_that_is_no_workdir_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no workdir of a run or of an arm set"):
         report_sources.open_workdir(tmp_path)
