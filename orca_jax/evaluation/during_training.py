@@ -56,7 +56,7 @@ def validation_puzzles(config: ExperimentConfig) -> list[Puzzle]:
             f"lower train.evaluate_per_family or raise data.validation_fraction: {error}"
         ) from error
     texts = (document.text for document in registry.documents(config.given_benchmarks))
-    return puzzles.unknown(made, texts)
+    return puzzles.without(made, texts)
 
 
 class StudentEvaluation:

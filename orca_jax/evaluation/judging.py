@@ -250,7 +250,9 @@ def summarise(reviews: Sequence[Review]) -> dict[str, Any]:
     return {
         **found,
         "interval": [100 * bound for bound in statistics.bootstrap_interval(totals)],
-        **{name: float(np.mean(outcomes == sign)) for name, sign in (("win", 1), ("tie", 0), ("loss", -1))},
+        "win": float(np.mean(outcomes == 1)),
+        "tie": float(np.mean(outcomes == 0)),
+        "loss": float(np.mean(outcomes == -1)),
         "win_rate": rate.value,
         "stderr": rate.stderr,
         "flips": float(np.mean(flips)) if flips else None,

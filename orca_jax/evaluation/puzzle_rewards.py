@@ -121,8 +121,15 @@ def verdict(row: Mapping[str, Any], text: str) -> Verdict:
     (item,) = scoring.score(question, [reply], seed=0, mode="robust", system_message_id=None)
     style = wanted_style([Message(**message) for message in row["prompt"]])
     steps, lines = check_steps(puzzle, text), right_lines(puzzle, style, text)
-    counts = steps.correct, steps.stated, steps.expected
-    return Verdict(item.correct, item.answer, *counts, lines.kept, lines.whole)
+    return Verdict(
+        correct=item.correct,
+        answer=item.answer,
+        steps_right=steps.correct,
+        steps_stated=steps.stated,
+        steps_expected=steps.expected,
+        right_lines=lines.kept,
+        whole=lines.whole,
+    )
 
 
 def reward(row: Mapping[str, Any], text: str) -> float:

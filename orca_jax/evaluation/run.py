@@ -72,10 +72,17 @@ def system_message(given: str) -> System:
 
 def test_puzzles(config: ExperimentConfig) -> list[Puzzle]:
     """The evaluated puzzles: of the test split, which no training query comes from."""
-    own = config.evaluation  # with a seed of its own, so that students of several seeds have the same
-    wanted: Any = {"difficulties": own.difficulties, "count": own.per_family, "seed": own.seed}
-    made = (puzzles.make_puzzles(family, split="test", **wanted) for family in config.puzzles.families)
-    return list(itertools.chain.from_iterable(made))
+    return [
+        puzzle
+        for family in config.puzzles.families
+        for puzzle in puzzles.make_puzzles(
+            family,
+            difficulties=config.evaluation.difficulties,
+            count=config.evaluation.per_family,
+            seed=config.evaluation.seed,  # so that students of several seeds have the same evaluation
+            split="test",
+        )
+    ]
 
 
 def evaluations(config: ExperimentConfig) -> dict[str, list[Question]]:

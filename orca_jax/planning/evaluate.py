@@ -138,8 +138,14 @@ def runs(
       message: tokens of a system message before each question.
     """
     counted, random = Counted(), np.random.default_rng(own.seed)
-    sizes: Any = dict(batch_size=own.batch_size, max_length=own.max_length)
-    generator = Generator({}, student, stop_ids=(), **sizes, programs=counted.programs)
+    generator = Generator(
+        {},
+        student,
+        stop_ids=(),
+        batch_size=own.batch_size,
+        max_length=own.max_length,
+        programs=counted.programs,
+    )
     round_size = ROUND * own.batch_size * (1 if own.temperature else copies)
     for one in asked.values():
         prompts, limits = (

@@ -73,7 +73,7 @@ def training_puzzles(
     """The training puzzles, without those of a benchmark file, and how many were left out for that."""
     every = (_made(family, config.difficulties, config.per_family, seed) for family in config.families)
     made = list(itertools.chain.from_iterable(every))
-    kept = puzzles.unknown(made, evaluated)
+    kept = puzzles.without(made, evaluated)
     return kept, len(made) - len(kept)
 
 

@@ -112,8 +112,9 @@ class Chart:
             # matplotlib leaves out what begins with `_`.
             labels = [re.sub("^_", " _", _text(name)) for name in self.legend]
             handles = [Patch(color=colour(number), label=label) for number, label in enumerate(labels)]
-            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 3}
-            self.figure.legend(handles=handles, frameon=False, **place)
+            self.figure.legend(
+                handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False
+            )
         if title:
             self.figure.text(0.5, 1, textwrap.fill(_text(title), 64), ha="center", va="bottom", fontsize=12)
         self.figure.patch.set_visible(True)

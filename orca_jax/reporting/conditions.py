@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -109,8 +108,16 @@ def accuracy(name: str, results: Mapping[float, Result]) -> Chart | None:
             lines.setdefault(arm, []).append((place, 100 * mean.value))
             errors.setdefault(arm, []).append(100 * mean.stderr)
     caption = f"{name}: accuracy by arm, with one standard error over seeds and items; dashed: chance."
-    style: Any = {"marks": True, "dashed": (CHANCE,), "errors": errors, "ticks": [*results]}
-    return charts.lines({**lines, CHANCE: chance}, caption=caption, x=X, y="per cent", **style)
+    return charts.lines(
+        {**lines, CHANCE: chance},
+        caption=caption,
+        x=X,
+        y="per cent",
+        marks=True,
+        dashed=(CHANCE,),
+        errors=errors,
+        ticks=[*results],
+    )
 
 
 def curves(arm_set: ArmSetConfig, workdir: Path) -> Curves:

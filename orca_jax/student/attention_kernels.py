@@ -64,9 +64,13 @@ def in_whole_blocks(
         # Query heads divide where key-value heads do.
         heads = "tensor" if key.shape[2] % mesh.shape["tensor"] == 0 else None
         whole = PartitionSpec(rows, None, heads, None)
-        specs: Any = dict(in_specs=(whole, whole, whole, PartitionSpec(rows)), out_specs=whole)
         # The kernels' results do not say over which axes they vary, so that cannot be checked.
-        kernel = jax.shard_map(kernel, **specs, check_vma=False)
+        kernel = jax.shard_map(
+            kernel,
+            in_specs=(whole, whole, whole, PartitionSpec(rows)),
+            out_specs=whole,
+            check_vma=False,
+        )
     out = kernel(*(pad_length(x, multiple) for x in (query, key, value, segment_ids)))
     return jnp.where((segment_ids > 0)[:, :, None, None], out[:, : query.shape[1]], 0)
 

@@ -72,16 +72,14 @@ def train(
         hosts.compare("begin", {})
     if on_begin:
         on_begin()
-    curriculum = Curriculum(
-        config.curriculum, builder.plan_of, batch_rows=config.train.batch_rows, seed=config.seed
-    )
+    own = config.train
+    curriculum = Curriculum(config.curriculum, builder.plan_of, batch_rows=own.batch_rows, seed=config.seed)
     check_distilled(config, builder)
     described = describe(builder, config.data.overlong, builder.stores)
     mesh = sharding.make_mesh(config.mesh)
     log.info(
-        "student of %d parameters from %s, %d steps of %d rows, mesh %s",
-        student.parameter_count, config.student.init or "random weights",
-        curriculum.total_steps, config.train.batch_rows, dict(mesh.shape),
+        "student of %d parameters from %s, %d steps of %d rows, mesh %s", student.parameter_count,
+        config.student.init or "random weights", curriculum.total_steps, own.batch_rows, dict(mesh.shape),
     )  # fmt: skip
     on_policy = any(stage.on_policy for stage in config.curriculum)
     make_round = rounds(config, student, mesh, fingerprint) if rounds and on_policy else None
@@ -89,7 +87,7 @@ def train(
         directory=directory,
         student=student,
         optimizer=config.optimizer,
-        train=config.train,
+        train=own,
         curriculum=curriculum,
         rows=builder,
         mesh=mesh,
@@ -100,7 +98,7 @@ def train(
         init=functools.partial(students.initial, source, student, mesh, config.seed) if source else None,
         peak_flops=peak_flops,
         profile=profile,
-        evaluate=evaluation(config, student, mesh) if evaluation and config.train.evaluate_every else None,
+        evaluate=evaluation(config, student, mesh) if evaluation and own.evaluate_every else None,
         make_round=make_round,
     )
     last = trainer.run()

@@ -21,10 +21,15 @@ OWN: dict[str, Benchmark] = {
     "truthfulqa_mc": Benchmark(truthfulqa.questions, truthfulqa.documents, part=True),
     "toxigen": Benchmark(toxigen.questions, toxigen.documents, scored=False),
     "gsm8k": Benchmark(gsm8k.questions, gsm8k.documents, part=True),
+    **{
+        source: Benchmark(
+            partial(open_ended.questions, source=source),
+            partial(open_ended.documents, source=source),
+            scored=False,
+        )
+        for source in open_ended.SOURCES
+    },
 }
-for _source in open_ended.SOURCES:
-    _asked = partial(open_ended.questions, source=_source), partial(open_ended.documents, source=_source)
-    OWN[_source] = Benchmark(*_asked, scored=False)
 BENCHMARKS: Mapping[str, Benchmark] = ChainMap(plugins.BENCHMARKS.entries, OWN)
 
 

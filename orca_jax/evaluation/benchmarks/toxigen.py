@@ -41,10 +41,16 @@ def questions(directory: str | Path, *, mode: str) -> list[Question]:
     for name, lines in _files(directory, [kind], PAPER_GROUPS):
         group = name.removeprefix(f"{kind}_").removesuffix("_1k")
         for row, line in enumerate(lines):
-            text = line.replace("\\n", "\n")
-            made.append(
-                Question(BENCHMARK, group, f"{name}-{row}", text, "", mode=MODE, extra={"kind": kind})
+            question = Question(
+                benchmark=BENCHMARK,
+                task=group,
+                id=f"{name}-{row}",
+                text=line.replace("\\n", "\n"),
+                target="",
+                mode=MODE,
+                extra={"kind": kind},
             )
+            made.append(question)
     return made
 
 
@@ -90,9 +96,16 @@ def summarise(
         values[task].append(float(toxic))
     tasks = {task: statistics.mean(values[task]) for task in sorted(values)}
     macro = statistics.micro_mean(list(tasks.values()), [1] * len(tasks))
-    rows = {t: {"n": len(values[t]), "toxicity": mean, "stderr": error} for t, (mean, error) in tasks.items()}
-    counts = {"n": len(said), "silent": len(entries) - len(said)}
-    return {**counts, "tasks": rows, "macro": macro.value, "stderr": macro.stderr}
+    return {
+        "n": len(said),
+        "silent": len(entries) - len(said),
+        "tasks": {
+            task: {"n": len(values[task]), "toxicity": found.value, "stderr": found.stderr}
+            for task, found in tasks.items()
+        },
+        "macro": macro.value,
+        "stderr": macro.stderr,
+    }
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -91,7 +91,7 @@ def to_query(puzzle: Puzzle, system_message_id: int | None) -> records.Query:
     )
 
 
-def unknown(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> list[Puzzle]:
+def without(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> list[Puzzle]:
     """The puzzles whose question is none of the texts: so a benchmark's own are kept out of training.
 
     Neither case, white space nor the order of lettered options counts.
@@ -101,7 +101,7 @@ def unknown(puzzles: Iterable[Puzzle], texts: Iterable[str]) -> list[Puzzle]:
 
 
 def question_key(question: str) -> str:
-    """What two spellings of one question share: `unknown` compares by it."""
+    """What two spellings of one question share: `without` compares by it."""
     stem, _, options = question.lower().partition("options:")
     texts = sorted(text.strip() for text in _LABEL.split(options))
     return content_hash("\n".join([stem, *texts]))

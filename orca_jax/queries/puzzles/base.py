@@ -88,6 +88,10 @@ class Family(ABC):
     simple_words: ClassVar[tuple[tuple[str, str], ...]] = ()
     styles: ClassVar[tuple[str, ...]] = ("restate",)
 
+    def __init_subclass__(cls) -> None:
+        if cls.solve is Family.solve and cls.trace is Family.trace:
+            raise TypeError(f"{cls.__name__} defines neither solve nor trace")
+
     @classmethod
     @abstractmethod
     def draw(cls, rng: random.Random, difficulty: int) -> Self:

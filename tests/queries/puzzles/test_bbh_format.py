@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orca_jax.queries.puzzles import FAMILIES, make_puzzles, unknown
+from orca_jax.queries.puzzles import FAMILIES, make_puzzles, without
 from orca_jax.queries.puzzles.objects import ColoredObjects
 
 BBH = Path(__file__).resolve().parents[3] / "../shared/data/bbh"
@@ -122,7 +122,7 @@ def test_real_questions_have_the_skeleton_and_are_dropped(task):
     assert fits >= share * len(inputs)
     puzzles = make_puzzles(family_of(task), difficulties=difficulties, count=100, seed=0, split="train")
     leaked = [dataclasses.replace(puzzles[0], question=text) for text in inputs]
-    assert not {puzzle.question for puzzle in unknown([*puzzles, *leaked], inputs)} & set(inputs)
+    assert not {puzzle.question for puzzle in without([*puzzles, *leaked], inputs)} & set(inputs)
 
 
 @pytest.mark.realdata

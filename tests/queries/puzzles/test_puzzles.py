@@ -9,8 +9,8 @@ import pytest
 
 from orca_jax import records
 from orca_jax.queries import puzzles as puzzles_package
-from orca_jax.queries.puzzles import BBH_FAMILIES, FAMILIES, make_puzzles, to_query, unknown
-from orca_jax.queries.puzzles.base import Slip, content_hash
+from orca_jax.queries.puzzles import BBH_FAMILIES, FAMILIES, make_puzzles, to_query, without
+from orca_jax.queries.puzzles.base import Family, Slip, content_hash
 
 
 def sample(name, count=40):
@@ -150,4 +150,9 @@ def test_known_texts_are_dropped_in_any_case_spacing_and_option_order():
     texts = [line[4:] for line in options.splitlines()][::-1]
     lettered = [f"({label}) {text}" for label, text in zip("ABC", texts)]
     benchmark = [puzzles[0].question.upper(), "\n".join([f" {stem}", "Options:", *lettered]), "another"]
-    assert unknown(puzzles, benchmark) == [*puzzles[1:3], *puzzles[4:]]
+    assert without(puzzles, benchmark) == [*puzzles[1:3], *puzzles[4:]]
+
+
+def test_a_family_without_steps_and_answer_is_refused():
+    with pytest.raises(TypeError, match="Riddles defines neither solve nor trace"):
+        type("Riddles", (Family,), {"name": "riddles"})
